@@ -1,0 +1,52 @@
+//! What the kernel program tells the controller through the ring buffer: only ends and failures, never a packet.
+
+/// A connection that had been established ended; `reason` says how.
+pub const ENDED: u8 = 1;
+/// A try to connect to `backend` failed; `reason` says how. The connection goes on to the next backend or is refused.
+pub const TRY_FAILED: u8 = 2;
+/// A new connection was turned away, or none of its tries succeeded: the client got a RST.
+pub const TURNED_AWAY: u8 = 3;
+/// A trial connection to a backend that was out succeeded: it is up again.
+pub const RECOVERED: u8 = 4;
+
+/// One event. Numbers are the host's, addresses and ports as in the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// When it happened, CLOCK_MONOTONIC in nanoseconds (coarse).
+    pub at: u64,
+    /// When the client's first SYN came, likewise (exact); 0 if there was no flow.
+    pub started: u64,
+    /// Payload bytes from the client.
+    pub bytes_in: u64,
+    /// Payload bytes to the client.
+    pub bytes_out: u64,
+    /// The client's address (v4-mapped).
+    pub client: [u8; 16],
+    /// The client's port.
+    pub client_port: [u8; 2],
+    /// The listener, its place in LISTENERS.
+    pub listener: u16,
+    /// The service, its place in SERVICES.
+    pub service: u16,
+    /// The backend, its place in BACKENDS; `u16::MAX` if none was chosen.
+    pub backend: u16,
+    /// The pool; `u16::MAX` if no slot was claimed.
+    pub pool: u16,
+    /// The slot in its pool.
+    pub slot: u16,
+    /// The slot's generation.
+    pub generation: u32,
+    /// How long the backend took to answer, in microseconds; 0 if it did not.
+    pub connect_us: u32,
+    /// `ENDED`, `TRY_FAILED`, `TURNED_AWAY` or `RECOVERED`.
+    pub kind: u8,
+    /// The number of a [`Reason`](crate::verdict::Reason).
+    pub reason: u8,
+    /// Backends tried so far.
+    pub tries: u8,
+    /// 4 or 6.
+    pub family: u8,
+}
+
+const _: () = assert!(size_of::<Event>() == 72);

@@ -1,0 +1,175 @@
+//! Hashing of flow keys, and the entries of the flow index.
+//!
+//! An entry is a hint: 64 bits that name a slot. It is valid if the slot's generation, state and client agree. So there
+//! are no tombstones and no chains: to delete is to swap in 0, and a stale entry does no harm.
+//!
+//! ```text
+//! 63            41 40      39          38   26 25   16 15        0
+//! |  generation   | used | provisional |  tag  | pool  |   slot   |
+//! ```
+
+/// Entries in one bucket of the index: one cache line.
+pub const BUCKET: u32 = 8;
+/// A primary bucket with fewer entries than this takes a new one without a look at the second bucket's load.
+pub const PRIMARY_FILL: u32 = 5;
+
+const USED: u64 = 1 << 40;
+const PROVISIONAL: u64 = 1 << 39;
+const TAG_SHIFT: u32 = 26;
+const TAG_MASK: u64 = 0x1fff;
+const GENERATION_SHIFT: u32 = 41;
+
+/// Mixes a key of 64 bits with a secret seed: two rounds of multiply and fold (the constants are those of xxHash64).
+/// The seed is drawn at random when the tables are made, since attackers choose addresses and ports.
+#[inline(always)]
+pub const fn mix(seed: u64, key: u64) -> u64 {
+    let mut hash = (key ^ seed).wrapping_mul(0x9E37_79B1_85EB_CA87);
+    hash ^= hash >> 32;
+    hash = (hash ^ seed.rotate_left(29)).wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
+    hash ^ hash >> 29
+}
+
+/// `hash` scaled to `0..buckets` without a division.
+#[inline(always)]
+pub const fn scale(hash: u32, buckets: u32) -> u32 {
+    ((hash as u64 * buckets as u64) >> 32) as u32
+}
+
+/// The two buckets where a key with this hash may stand.
+#[inline(always)]
+pub const fn buckets(hash: u64, count: u32) -> (u32, u32) {
+    (scale((hash >> 32) as u32, count), scale(hash as u32, count))
+}
+
+/// The part of the hash that an entry carries, taken from bits that choose neither bucket.
+#[inline(always)]
+pub const fn tag(hash: u64) -> u64 {
+    ((hash & 0x3f) | (hash >> 32 & 0x7f) << 6) & TAG_MASK
+}
+
+/// One entry of the flow index; 0 is an empty place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Entry(pub u64);
+
+impl Entry {
+    /// The entry for `slot` of `pool` in `generation`; `provisional` until it has won against a twin.
+    #[inline(always)]
+    pub const fn new(tag: u64, pool: u16, slot: u16, generation: u32) -> Entry {
+        Entry(
+            USED | (tag & TAG_MASK) << TAG_SHIFT
+                | ((pool as u64) & 0x3ff) << 16
+                | slot as u64
+                | (generation as u64) << GENERATION_SHIFT,
+        )
+    }
+
+    /// The same entry, not yet sure to stand.
+    #[inline(always)]
+    pub const fn provisional(self) -> Entry {
+        Entry(self.0 | PROVISIONAL)
+    }
+
+    /// The same entry, for good.
+    #[inline(always)]
+    pub const fn committed(self) -> Entry {
+        Entry(self.0 & !PROVISIONAL)
+    }
+
+    /// Whether it may still lose against a twin.
+    #[inline(always)]
+    pub const fn is_provisional(self) -> bool {
+        self.0 & PROVISIONAL != 0
+    }
+
+    /// Whether it is in use and carries `tag`: only then is a look at the slot worth while.
+    #[inline(always)]
+    pub const fn may_be(self, tag: u64) -> bool {
+        self.0 & (USED | TAG_MASK << TAG_SHIFT) == USED | tag << TAG_SHIFT
+    }
+
+    /// The pool of the slot.
+    #[inline(always)]
+    pub const fn pool(self) -> u32 {
+        (self.0 >> 16) as u32 & 0x3ff
+    }
+
+    /// The slot's number in its pool.
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        self.0 as u32 & 0xffff
+    }
+
+    /// Whether the entry was made for this generation of the slot (its low 23 bits).
+    #[inline(always)]
+    pub const fn is_of(self, generation: u32) -> bool {
+        (self.0 >> GENERATION_SHIFT) as u32 == generation & 0x7f_ffff
+    }
+}
+
+/// Probes of the open-addressed tables of listeners and pools: the controller refuses to place a record further away.
+pub const PROBES: u32 = 4;
+
+/// Where the search for a listener (`port`, IPv4 address) begins in a table of `1 << bits` places.
+#[inline(always)]
+pub const fn listener_place(address: u32, port: u16, bits: u32) -> u32 {
+    ((address ^ (port as u32) << 11).wrapping_mul(0x9E37_79B1)) >> (32 - bits)
+}
+
+/// Where the search for a pool (backend's IPv4 address and port, SNAT address) begins in a table of `1 << bits` places.
+#[inline(always)]
+pub const fn pool_place(backend: u32, port: u16, snat: u32, bits: u32) -> u32 {
+    ((backend ^ (port as u32) << 13 ^ snat.rotate_left(7)).wrapping_mul(0x85EB_CA77)) >> (32 - bits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_gives_back_what_was_put_in() {
+        let entry = Entry::new(0x1abc, 1023, 65535, 0xffff_ffff);
+        assert_eq!((entry.pool(), entry.slot()), (1023, 65535));
+        assert!(entry.may_be(0x1abc) && !entry.may_be(0x1abd));
+        assert!(entry.is_of(0xffff_ffff) && entry.is_of(0x007f_ffff) && !entry.is_of(1));
+        assert!(!entry.is_provisional() && entry.provisional().is_provisional());
+        assert_eq!(entry.provisional().committed(), entry);
+        assert!(!Entry(0).may_be(0), "the empty place matches no tag");
+        assert_ne!(Entry::new(0, 0, 0, 0).0, 0, "no entry looks like an empty place");
+    }
+
+    #[test]
+    fn two_buckets_of_eight_take_half_the_places_without_overflow() {
+        let count = 16_384_u32;
+        let mut load = vec![0_u32; count as usize];
+        for key in 0..u64::from(count * BUCKET / 2) {
+            let (primary, secondary) = buckets(mix(0x5eed, key << 16), count);
+            let place = if load[primary as usize] < PRIMARY_FILL || load[primary as usize] <= load[secondary as usize] {
+                primary
+            } else {
+                secondary
+            };
+            load[place as usize] += 1;
+        }
+        assert!(load.iter().all(|entries| *entries <= BUCKET));
+    }
+
+    #[test]
+    fn ports_of_one_client_spread_evenly() {
+        let count = 1024_u32;
+        let mut load = vec![0_u32; count as usize];
+        for port in 0..65_536_u64 {
+            load[buckets(mix(1, port << 32 | 0x0a00_0001), count).0 as usize] += 1;
+        }
+        assert!(load.iter().all(|entries| (24..=110).contains(entries)), "{:?}", load.iter().minmax());
+    }
+
+    trait MinMax {
+        fn minmax(self) -> (u32, u32);
+    }
+    impl<'a, I: Iterator<Item = &'a u32> + Clone> MinMax for I {
+        fn minmax(self) -> (u32, u32) {
+            (*self.clone().min().unwrap_or(&0), *self.max().unwrap_or(&0))
+        }
+    }
+}

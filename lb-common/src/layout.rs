@@ -1,0 +1,406 @@
+//! The records that stand in the BPF maps, byte for byte.
+//!
+//! No record has padding, a bool, an enum or a usize in it; addresses and ports of packets are bytes in network order,
+//! all other numbers are the host's. IPv4 addresses stand v4-mapped (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2), so
+//! that IPv6 needs no other layout. Whoever changes a record changes [`HASH`], and a controller refuses tables of
+//! another layout.
+
+/// Most listeners (`VIP:port`), as bits: the table has `1 << LISTENER_BITS` places and is kept at most half full.
+pub const LISTENER_BITS: u32 = 9;
+/// Most pools (backend address, SNAT address), as bits: the table has `1 << POOL_BITS` places, at most half full.
+pub const POOL_BITS: u32 = 10;
+/// Most services.
+pub const MAX_SERVICES: u32 = 256;
+/// Most backends of one service.
+pub const MAX_SERVICE_BACKENDS: u32 = 64;
+/// Most backends of all services, tombstones included.
+pub const MAX_BACKENDS: u32 = 1024;
+/// Most SNAT addresses of one service.
+pub const MAX_SNAT: u32 = 8;
+/// Most interfaces the program is attached to or sends through.
+pub const MAX_INTERFACES: u32 = 64;
+/// Bytes of the ring buffer of events.
+pub const EVENTS_BYTES: u32 = 512 * 1024;
+/// Bytes of TCP options a SYN can carry.
+pub const SYN_OPTIONS: usize = 40;
+/// Buckets of the histogram of connect times; see [`connect_time_bucket`].
+pub const CONNECT_TIME_BUCKETS: usize = 64;
+
+/// A number for all layouts of this file: raised by hand with every change of a record or of its meaning.
+pub const HASH: u64 = 0x4556_4b4c_0000_0001;
+
+/// Nanoseconds to ticks, the unit of `last_seen`: 2^20 ns, about 1.05 ms. Wraps after 52 days.
+#[inline(always)]
+pub const fn ticks(nanoseconds: u64) -> u32 {
+    (nanoseconds >> 20) as u32
+}
+
+/// META: one record, written once when the tables are made. Compared before a program is loaded onto them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Meta {
+    /// [`HASH`] of the program that made the tables.
+    pub layout: u64,
+    /// Seed of the flow index's hash, secret and random.
+    pub seed: u64,
+    /// Buckets of the flow index.
+    pub buckets: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// A record of an open-addressed table that was never used: the search ends here.
+pub const EMPTY: u8 = 0;
+/// A record in use.
+pub const ACTIVE: u8 = 1;
+/// A record whose owner has gone: passed over in a search, free for another.
+pub const DELETED: u8 = 2;
+/// A listener that takes no new connections but still translates those it has.
+pub const CLOSING: u8 = 3;
+
+/// LISTENERS: `VIP:port`. Its place in the table is its number. Written by the controller, read for every packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Listener {
+    /// The address clients connect to.
+    pub address: [u8; 16],
+    /// The port clients connect to.
+    pub port: [u8; 2],
+    /// The service, its place in SERVICES.
+    pub service: u16,
+    /// 4 or 6.
+    pub family: u8,
+    /// `EMPTY`, `ACTIVE`, `CLOSING` or `DELETED`.
+    pub state: u8,
+    /// Zero.
+    pub reserved: [u8; 10],
+}
+
+/// Where a frame goes: MAC address of the next hop, our interface, and whether both are known. One 64-bit word, so that
+/// it is read and written whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Hop(pub u64);
+
+impl Hop {
+    /// A known next hop.
+    #[inline(always)]
+    pub const fn new(mac: [u8; 6], interface: u8) -> Hop {
+        Hop(u64::from_le_bytes([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], interface, 1]))
+    }
+
+    /// Whether the next hop is known.
+    #[inline(always)]
+    pub const fn is_known(self) -> bool {
+        self.0 >> 56 != 0
+    }
+
+    /// Its MAC address.
+    #[inline(always)]
+    pub const fn mac(self) -> [u8; 6] {
+        let bytes = self.0.to_le_bytes();
+        [bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]]
+    }
+
+    /// The interface, its place in INTERFACES.
+    #[inline(always)]
+    pub const fn interface(self) -> u8 {
+        (self.0 >> 48) as u8
+    }
+}
+
+/// INTERFACES: what is needed to send through one of our interfaces. Written by the controller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Interface {
+    /// The kernel's number for it; 0: the place is not used.
+    pub ifindex: u32,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 6],
+}
+
+/// POOLS: the slots of one (backend address:port, SNAT address), one for each SNAT port. Its place in the table is its
+/// number, in SLOTS, FREE and RINGS too. Written by the controller, read for every packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Pool {
+    /// The backend's address.
+    pub backend: [u8; 16],
+    /// The source address that the backend sees.
+    pub snat: [u8; 16],
+    /// The backend's port.
+    pub port: [u8; 2],
+    /// The SNAT port of slot 0.
+    pub first_port: u16,
+    /// How many slots there are; `u16::MAX` at most.
+    pub ports: u16,
+    /// 4 or 6.
+    pub family: u8,
+    /// `EMPTY`, `ACTIVE` or `DELETED`.
+    pub state: u8,
+    /// Next hop towards the backend.
+    pub hop: Hop,
+    /// Zero.
+    pub reserved: [u64; 2],
+}
+
+/// RINGS: the two ends of a pool's ring of free slots (the cells are in FREE), and the cursor of the emergency search.
+/// Written by whoever opens and closes flows, the kernel program and the controller alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Ring {
+    /// Position of the next pop.
+    pub head: u32,
+    /// Position of the next push.
+    pub tail: u32,
+    /// Where the search for expired slots goes on when the ring is empty.
+    pub reclaim: u32,
+    /// The ring has `1 << bits` cells.
+    pub bits: u32,
+    /// Zero.
+    pub reserved: [u32; 12],
+}
+
+/// FREE[pool]: a line of the ring's cells. Position `p` stands in line `p & mask >> 4`, place `p & 15` (an ARRAY rounds
+/// every value up to 8 bytes, so single cells would take twice the room).
+pub type FreeLine = [u32; 16];
+/// The smallest [`Ring::bits`]: one line.
+pub const MIN_RING_BITS: u32 = 4;
+
+/// MAGLEV[service]: four places of the table of `balance = "hash"`: positions in [`Service::backends`].
+pub type MaglevLine = [u16; 4];
+/// Lines of a Maglev table.
+pub const MAGLEV_LINES: u32 = crate::schedule::MAGLEV_PLACES.div_ceil(4);
+
+/// CONNECT_TIMES\[backend\]: how many connects took how long; see [`connect_time_bucket`].
+pub type ConnectTimes = [u32; CONNECT_TIME_BUCKETS];
+
+/// SLOTS[pool]: everything about one flow. The slot's number plus the pool's `first_port` is the SNAT port.
+/// Written by the kernel program; the controller writes `ctl` only, by compare-and-swap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Slot {
+    /// State and generation: [`Ctl`](crate::slot::Ctl).
+    pub ctl: u64,
+    /// The key in the flow index: client's IPv4 address (of IPv6, a fold), port, and listener. See [`flow_key`].
+    pub key: u64,
+    /// Highest sequence end from the client, wraps counted in the upper half.
+    pub end_client: u64,
+    /// Highest sequence end from the backend, likewise.
+    pub end_backend: u64,
+    /// Last acknowledgement number from the client. While half-open, the lower half of the mask of backends tried.
+    pub ack_client: u32,
+    /// Last acknowledgement number from the backend. While half-open, the upper half of that mask.
+    pub ack_backend: u32,
+    /// Next hop towards the client, learnt from its own packets.
+    pub hop: Hop,
+    /// When the last packet was seen, in [`ticks`] of CLOCK_MONOTONIC_COARSE.
+    pub last_seen: u32,
+    /// The backend, its place in BACKENDS.
+    pub backend: u16,
+    /// Backends tried for this connection so far.
+    pub tries: u8,
+    /// How often this try met an older connection on its port.
+    pub heals: u8,
+    /// When the client's first SYN came, CLOCK_MONOTONIC in nanoseconds.
+    pub started: u64,
+
+    /// The client's IPv6 address; all zero for IPv4.
+    pub client6: [u8; 16],
+    /// While half-open the options of the client's SYN. Once connected: see the constants `OPENING_*`.
+    pub opening: [u32; SYN_OPTIONS / 4],
+    /// The window field of the client's SYN.
+    pub window: [u8; 2],
+    /// The type of service of the client's SYN.
+    pub tos: u8,
+    /// Bytes of options in `opening`.
+    pub options_len: u8,
+    /// While half-open, when this try's SYN was sent; afterwards how long the backend took. Microseconds.
+    pub connect_us: u32,
+}
+
+/// In [`Slot::opening`] of a connected flow: the client's initial sequence number.
+pub const OPENING_ISN_CLIENT: usize = 0;
+/// In [`Slot::opening`] of a connected flow: the backend's initial sequence number.
+pub const OPENING_ISN_BACKEND: usize = 1;
+
+/// The index key of an IPv4 client: address and port as they stand in the packet, and the listener's number.
+#[inline(always)]
+pub const fn flow_key(address: u32, port: u16, listener: u16) -> u64 {
+    address as u64 | (port as u64) << 32 | (listener as u64) << 48
+}
+
+/// BACKENDS: one backend of one service. First line: what the scheduler needs; second: totals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Backend {
+    /// Flows open to it, half-open ones included. Changed once on open and once on close.
+    pub active: u32,
+    /// Smooth weighted round-robin's current weight (an i32).
+    pub current: u32,
+    /// Share of new connections; at least 1.
+    pub weight: u32,
+    /// Most active connections; 0: no limit.
+    pub max_conns: u32,
+    /// `NONE`, `OUT` or `UP`: what it may be given. Written by the controller; the kernel program swaps `OUT` for `UP` when a
+    /// trial connection succeeds.
+    pub admission: u32,
+    /// `BACKUP`.
+    pub flags: u32,
+    /// While `OUT`: from when on one connection may try it (CLOCK_MONOTONIC, ns). Moved forward by compare-and-swap.
+    pub retry_at: u64,
+    /// How long a failed trial keeps it out: fail_timeout in nanoseconds.
+    pub retry_after: u64,
+    /// The service, its place in SERVICES.
+    pub service: u16,
+    /// How many of `pools` are used.
+    pub pool_count: u16,
+    /// Its pools, one for each SNAT address of the service.
+    pub pools: [u16; MAX_SNAT as usize],
+    /// Zero.
+    pub reserved: u32,
+
+    /// Connections given to it.
+    pub opened: u64,
+    /// Connections that it answered.
+    pub connected: u64,
+    /// Tries that failed: refused or timed out.
+    pub connect_failures: u64,
+    /// Connections that ended by a RST of either side or of ours.
+    pub resets: u64,
+    /// Payload bytes from clients, of connections that have ended.
+    pub bytes_in: u64,
+    /// Payload bytes to clients, of connections that have ended.
+    pub bytes_out: u64,
+    /// Zero.
+    pub reserved2: [u64; 2],
+}
+
+/// Gets no connections: `down`, `maint`, draining, or a tombstone.
+pub const NONE: u32 = 0;
+/// Out by health: a trial connection at `retry_at`, or when nothing else is left.
+pub const OUT: u32 = 1;
+/// Gets its share.
+pub const UP: u32 = 2;
+/// In [`Backend::flags`]: used only when no other backend is up.
+pub const BACKUP: u32 = 1;
+/// A `retry_at` that never comes.
+pub const NEVER: u64 = u64::MAX;
+
+/// SERVICES: first line written by the controller, second by the kernel program, then the list of backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Service {
+    /// How long a backend has for its SYN-ACK, in nanoseconds.
+    pub connect_timeout: u64,
+    /// One of `schedule::{LEAST_CONN, ROUND_ROBIN, RANDOM_TWO, HASH}`.
+    pub balance: u32,
+    /// How many of `backends` are used.
+    pub backend_count: u32,
+    /// Most backends one connection tries; at least 1.
+    pub tries: u32,
+    /// Cells of its ring of half-open flows; 0: the service takes no connections.
+    pub half_open_cells: u32,
+    /// `LOG`.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: [u32; 9],
+
+    /// Taken while a backend is chosen, so that two CPUs do not give the same share twice.
+    pub lock: u32,
+    /// Next cell of the ring of half-open flows.
+    pub half_open: u32,
+    /// Zero.
+    pub reserved2: [u32; 14],
+
+    /// Its backends, places in BACKENDS.
+    pub backends: [u16; MAX_SERVICE_BACKENDS as usize],
+}
+
+/// In [`Service::flags`]: an event is wanted for every connection that ends, not only for those that fail.
+pub const LOG: u32 = 1;
+
+/// A cell of a service's ring of half-open flows: which slot, in which generation.
+#[inline(always)]
+pub const fn half_open_cell(pool: u32, slot: u32, generation: u32) -> u64 {
+    1 << 63 | (pool as u64 & 0x3ff) << 16 | slot as u64 & 0xffff | (generation as u64 & 0x7fff_ffff) << 32
+}
+
+/// Pool, slot and generation (31 bits) of a cell; nothing for one that was never used.
+#[inline(always)]
+pub const fn half_open_flow(cell: u64) -> Option<(u32, u32, u32)> {
+    if cell == 0 {
+        return None;
+    }
+    Some(((cell >> 16) as u32 & 0x3ff, cell as u32 & 0xffff, (cell >> 32) as u32 & 0x7fff_ffff))
+}
+
+/// The bucket for a connect time: four to an octave, from 64 µs (all below) to 4 s and more.
+#[inline(always)]
+pub const fn connect_time_bucket(microseconds: u32) -> u32 {
+    if microseconds < 64 {
+        return 0;
+    }
+    let octave = 31 - microseconds.leading_zeros();
+    let quarter = microseconds >> (octave - 2) & 3;
+    let bucket = (octave - 6) * 4 + quarter + 1;
+    if bucket < CONNECT_TIME_BUCKETS as u32 { bucket } else { CONNECT_TIME_BUCKETS as u32 - 1 }
+}
+
+/// The upper bound of a bucket, in microseconds; the last one has none.
+pub const fn connect_time_bound(bucket: u32) -> Option<u32> {
+    if bucket + 1 >= CONNECT_TIME_BUCKETS as u32 {
+        return None;
+    }
+    let octave = bucket / 4 + 6;
+    Some((4 + bucket % 4) << (octave - 2))
+}
+
+const _: () = {
+    assert!(size_of::<Meta>() == 24);
+    assert!(size_of::<Listener>() == 32);
+    assert!(size_of::<Interface>() == 16);
+    assert!(size_of::<Pool>() == 64);
+    assert!(size_of::<Ring>() == 64);
+    assert!(size_of::<Slot>() == 128);
+    assert!(core::mem::offset_of!(Slot, client6) == 64);
+    assert!(size_of::<Backend>() == 128);
+    assert!(core::mem::offset_of!(Backend, opened) == 64);
+    assert!(size_of::<Service>() == 256);
+    assert!(core::mem::offset_of!(Service, lock) == 64);
+    assert!(core::mem::offset_of!(Service, backends) == 128);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hop_gives_back_what_was_put_in() {
+        let hop = Hop::new([2, 3, 4, 5, 6, 0xff], 63);
+        assert!(hop.is_known() && !Hop::default().is_known());
+        assert_eq!((hop.mac(), hop.interface()), ([2, 3, 4, 5, 6, 0xff], 63));
+    }
+
+    #[test]
+    fn a_half_open_cell_gives_back_what_was_put_in() {
+        assert_eq!(half_open_flow(0), None);
+        assert_eq!(half_open_flow(half_open_cell(1023, 65535, 0x7fff_ffff)), Some((1023, 65535, 0x7fff_ffff)));
+        assert_eq!(half_open_flow(half_open_cell(0, 0, 0)), Some((0, 0, 0)));
+    }
+
+    #[test]
+    fn every_connect_time_lies_below_the_bound_of_its_bucket_and_above_the_one_before() {
+        for exponent in 0..32 {
+            for step in 0..64_u64 {
+                let time = ((1_u64 << exponent) + (step << exponent) / 64).min(u64::from(u32::MAX)) as u32;
+                let bucket = connect_time_bucket(time);
+                assert!(connect_time_bound(bucket).is_none_or(|bound| time < bound), "{time} in {bucket}");
+                let above = bucket.checked_sub(1).and_then(connect_time_bound);
+                assert!(above.is_none_or(|bound| time >= bound), "{time} in {bucket}");
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Choosing a backend: comparisons and the smooth weighted round-robin of nginx, as plain arithmetic.
+
+/// `balance = "least_conn"`: active connections by weight, ties in smooth weighted round-robin.
+pub const LEAST_CONN: u32 = 0;
+/// `balance = "round_robin"`: smooth weighted round-robin.
+pub const ROUND_ROBIN: u32 = 1;
+/// `balance = "random_two"`: of two drawn at random by weight, the one with fewer active connections by weight.
+pub const RANDOM_TWO: u32 = 2;
+/// `balance = "hash"`: the client's address chooses a place in a Maglev table.
+pub const HASH: u32 = 3;
+
+/// Places of a Maglev table: a prime well above 64 backends (Eisenbud et al., NSDI 2016, section 3.4).
+pub const MAGLEV_PLACES: u32 = 16_381;
+
+/// How the load of one backend compares: `active / weight`, without a division.
+#[inline(always)]
+pub const fn less_loaded(active: u32, weight: u32, than_active: u32, than_weight: u32) -> bool {
+    (active as u64) * (than_weight as u64) < (than_active as u64) * (weight as u64)
+}
+
+/// Whether two backends carry the same load.
+#[inline(always)]
+pub const fn equally_loaded(active: u32, weight: u32, other_active: u32, other_weight: u32) -> bool {
+    (active as u64) * (other_weight as u64) == (other_active as u64) * (weight as u64)
+}
+
+/// The Maglev table of backends with these `(hash of the name, weight)`: place → position in the list.
+///
+/// Every backend walks the places in an order of its own and takes the next free one in its turn; a weight above one
+/// takes as many per turn. Removing a backend moves few places of the others.
+pub fn maglev(backends: &[(u64, u32)], table: &mut [u16; MAGLEV_PLACES as usize]) {
+    const NONE: u16 = u16::MAX;
+    table.fill(NONE);
+    if backends.is_empty() {
+        return;
+    }
+    let places = u64::from(MAGLEV_PLACES);
+    let mut next = [0_u64; 64];
+    let mut filled = 0;
+    while filled < MAGLEV_PLACES {
+        for (position, (name, weight)) in backends.iter().enumerate().take(64) {
+            let offset = crate::hash::mix(1, *name) % places;
+            let skip = crate::hash::mix(2, *name) % (places - 1) + 1;
+            for _ in 0..*weight {
+                if filled == MAGLEV_PLACES {
+                    return;
+                }
+                loop {
+                    let place = ((offset + next[position] * skip) % places) as usize;
+                    next[position] += 1;
+                    if table[place] == NONE {
+                        table[place] = position as u16;
+                        break;
+                    }
+                }
+                filled += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn load_is_compared_by_weight() {
+        assert!(less_loaded(2, 3, 1, 1));
+        assert!(!less_loaded(3, 3, 1, 1) && equally_loaded(3, 3, 1, 1));
+        assert!(less_loaded(u32::MAX - 1, u32::MAX, u32::MAX, u32::MAX));
+    }
+
+    fn shares(backends: &[(u64, u32)]) -> Vec<usize> {
+        let mut table = [0; MAGLEV_PLACES as usize];
+        maglev(backends, &mut table);
+        (0..backends.len()).map(|b| table.iter().filter(|place| usize::from(**place) == b).count()).collect()
+    }
+
+    #[test]
+    fn maglev_gives_every_backend_its_share() {
+        for count in shares(&[(11, 1), (22, 1), (33, 1)]) {
+            assert!((5459..=5462).contains(&count));
+        }
+        let weighted = shares(&[(11, 3), (22, 1), (33, 1)]);
+        assert!((9826..=9832).contains(&weighted[0]), "{weighted:?}");
+        assert_eq!(shares(&[(5, 1)]), [MAGLEV_PLACES as usize]);
+    }
+
+    #[test]
+    fn removing_a_backend_moves_few_places_of_the_others() {
+        let mut before = [0; MAGLEV_PLACES as usize];
+        let mut after = before;
+        maglev(&[(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)], &mut before);
+        maglev(&[(1, 1), (2, 1), (3, 1), (4, 1)], &mut after);
+        let moved = before.iter().zip(&after).filter(|(old, new)| **old != 4 && old != new).count();
+        assert!(moved < MAGLEV_PLACES as usize / 12, "{moved} places moved without need");
+    }
+}

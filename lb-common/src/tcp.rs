@@ -1,0 +1,177 @@
+//! The TCP life of a flow as seen from the middle: a pure function of state, side and flags.
+//!
+//! It is no TCP implementation: it decides when a connection was made, when it is over, and which segments need a
+//! closer look. Sequence numbers are checked by the caller, where a step says so.
+
+use crate::slot::State;
+
+/// Who sent the segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The client of the VIP.
+    Client,
+    /// The backend.
+    Backend,
+}
+
+/// TCP flags as they stand in the header's 14th byte (RFC 9293 section 3.1).
+pub const FIN: u8 = 0x01;
+/// Synchronise sequence numbers.
+pub const SYN: u8 = 0x02;
+/// Reset the connection.
+pub const RST: u8 = 0x04;
+/// Push.
+pub const PSH: u8 = 0x08;
+/// The acknowledgement field is valid.
+pub const ACK: u8 = 0x10;
+/// Those that make a segment more than data and acknowledgements.
+pub const CONTROL: u8 = FIN | SYN | RST;
+
+/// What a segment means for its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Forward it; the state stays.
+    Forward,
+    /// Forward it; one side has closed.
+    Closing(State),
+    /// Forward it; both sides have closed.
+    Close,
+    /// Forward it; over, if its sequence number is in the window.
+    Reset,
+    /// The client's SYN: the same one again, or a new connection from the same port?
+    Syn,
+    /// SYN-ACK in `HalfOpen`: connected, if it acknowledges our SYN.
+    Connected,
+    /// RST in `HalfOpen`: refused, if it acknowledges our SYN.
+    Refused,
+    /// No SYN and no RST from the backend in `HalfOpen`: it still holds an older connection on this port.
+    Stale,
+    /// From a backend that was given up: reset what asks for it, drop the rest.
+    GivenUp,
+    /// The slot holds no flow.
+    Unknown,
+}
+
+/// The step a segment with `flags` from `side` makes for a flow in `state`. `Suspect` is cleared by the caller first.
+#[inline(always)]
+pub const fn step(state: State, side: Side, flags: u8) -> Step {
+    match (state, side) {
+        (State::Free | State::Claiming | State::Suspect, _) => Step::Unknown,
+        (State::Abandoned, _) => Step::GivenUp,
+        (State::HalfOpen, Side::Backend) => half_open_answer(flags),
+        (_, Side::Client) if flags & (SYN | RST) == SYN => Step::Syn,
+        (State::Closed, _) => Step::Forward,
+        _ if flags & RST != 0 => Step::Reset,
+        (State::HalfOpen, Side::Client) => Step::Forward,
+        _ if flags & FIN != 0 && flags & SYN == 0 => fin(state, side),
+        _ => Step::Forward,
+    }
+}
+
+const fn half_open_answer(flags: u8) -> Step {
+    match (flags & RST != 0, flags & SYN != 0, flags & ACK != 0) {
+        (true, _, _) => Step::Refused,
+        (false, true, true) => Step::Connected,
+        // A simultaneous open (RFC 9293 section 3.5) makes no sense through a balancer: treated like a stale segment.
+        (false, _, _) => Step::Stale,
+    }
+}
+
+const fn fin(state: State, side: Side) -> Step {
+    match (state, side) {
+        (State::ClosingBackend, Side::Client) | (State::ClosingClient, Side::Backend) => Step::Close,
+        (State::ClosingClient, Side::Client) | (State::ClosingBackend, Side::Backend) => Step::Forward,
+        (_, Side::Client) => Step::Closing(State::ClosingClient),
+        (_, Side::Backend) => Step::Closing(State::ClosingBackend),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn every(mut law: impl FnMut(State, Side, u8, Step)) {
+        for state in State::ALL {
+            for side in [Side::Client, Side::Backend] {
+                for flags in 0..64 {
+                    law(state, side, flags, step(state, side, flags));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_flow_that_is_open_can_be_closed() {
+        every(|state, _, _, step| {
+            if matches!(step, Step::Closing(_) | Step::Close) {
+                assert!(matches!(state, State::Established | State::ClosingClient | State::ClosingBackend));
+            }
+        });
+    }
+
+    #[test]
+    fn a_flow_is_over_after_a_fin_from_both_sides_in_either_order() {
+        for (first, second) in [(Side::Client, Side::Backend), (Side::Backend, Side::Client)] {
+            for more in [0, ACK, ACK | PSH] {
+                let Step::Closing(half) = step(State::Established, first, FIN | more) else { panic!("no half-close") };
+                assert_eq!(step(half, first, FIN | more), Step::Forward, "a FIN sent again changes nothing");
+                assert_eq!(step(half, second, ACK | PSH), Step::Forward, "data goes on after a half-close");
+                assert_eq!(step(half, second, FIN | more), Step::Close);
+            }
+        }
+    }
+
+    #[test]
+    fn a_rst_on_an_open_flow_is_always_checked_against_the_window() {
+        every(|state, side, flags, step| {
+            let open = matches!(state, State::Established | State::ClosingClient | State::ClosingBackend);
+            if open && flags & RST != 0 {
+                assert_eq!(step, Step::Reset, "{state:?} {side:?} {flags:#x}");
+            }
+            if step == Step::Reset {
+                assert!(flags & RST != 0);
+            }
+        });
+    }
+
+    #[test]
+    fn only_the_backend_connects_or_refuses_and_only_half_open_flows() {
+        every(|state, side, flags, step| {
+            if matches!(step, Step::Connected | Step::Refused | Step::Stale) {
+                assert_eq!((state, side), (State::HalfOpen, Side::Backend));
+            }
+            if step == Step::Connected {
+                assert_eq!(flags & (SYN | ACK | RST), SYN | ACK);
+            }
+            if step == Step::Refused {
+                assert!(flags & RST != 0);
+            }
+        });
+    }
+
+    #[test]
+    fn a_syn_of_the_client_is_looked_at_in_every_state_that_has_a_client() {
+        every(|state, side, flags, step| {
+            let has_client = !matches!(state, State::Free | State::Claiming | State::Suspect | State::Abandoned);
+            let opens = side == Side::Client && flags & (SYN | RST) == SYN;
+            assert_eq!(step == Step::Syn, has_client && opens, "{state:?} {side:?} {flags:#x}");
+        });
+    }
+
+    #[test]
+    fn an_empty_slot_forwards_nothing() {
+        every(|state, _, _, step| {
+            let empty = matches!(state, State::Free | State::Claiming | State::Suspect);
+            assert_eq!(step == Step::Unknown, empty);
+            assert_eq!(step == Step::GivenUp, state == State::Abandoned);
+        });
+    }
+
+    #[test]
+    fn a_closed_flow_still_translates_late_segments() {
+        for flags in 0..64_u8 {
+            assert_eq!(step(State::Closed, Side::Backend, flags), Step::Forward);
+        }
+        assert_eq!(step(State::Closed, Side::Client, ACK | FIN), Step::Forward);
+    }
+}

@@ -1,0 +1,101 @@
+//! The one list of reasons: the program's verdict, the counter, the metric's label, the word in the CLI and in the log
+//! are all one of these. It only grows; a number once given keeps its meaning, for counters outlive the program.
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $number:literal, $name:literal, $meaning:literal;)*) => {
+        /// Why a packet or a connection was not simply forwarded, or why a connection ended.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Reason {
+            $($(#[$doc])* #[doc = $meaning] $variant = $number,)*
+        }
+
+        impl Reason {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: &[Reason] = &[$(Reason::$variant,)*];
+
+            /// The word for it everywhere: counters, metrics, CLI, log.
+            pub const fn name(self) -> &'static str {
+                match self { $(Reason::$variant => $name,)* }
+            }
+
+            /// One line for an operator.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Reason::$variant => $meaning,)* }
+            }
+
+            /// The reason with this number, if there is one.
+            pub const fn from_number(number: u8) -> Option<Reason> {
+                match number { $($number => Some(Reason::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+reasons! {
+    // Passed on to the host, untouched.
+    NotOurs = 0, "not_ours", "a packet that belongs to no service and no flow: passed to the host";
+    Fragment = 1, "fragment", "an IP fragment for a service: passed to the host, which cannot place it";
+    IpOptions = 2, "ip_options", "a packet with IP options for a service: passed to the host";
+    Vlan = 3, "vlan", "a packet with a VLAN tag seen on the untagged device: passed to the host";
+    Malformed = 4, "malformed", "headers that are cut short or contradict themselves: passed to the host";
+    OtherHost = 5, "other_host", "a flooded frame whose MAC address is not ours, for no known flow: passed on";
+
+    // A new connection was turned away: it got a RST.
+    NoBackend = 10, "no_backend", "new connection refused: no backend may take it";
+    NoSlot = 11, "no_slot", "new connection refused: no SNAT port is free towards the backends";
+    IndexFull = 12, "index_full", "new connection refused: the flow index has no room (raise max_connections)";
+    Denied = 13, "denied", "new connection refused: the client is denied by rules";
+    ClientLimit = 14, "client_limit", "new connection refused: over per_client_connections";
+
+    // A packet of ours that could not be forwarded.
+    UnknownFlow = 20, "unknown_flow", "a segment of no known connection: answered with a RST";
+    LateSynAck = 21, "late_syn_ack", "a SYN-ACK of a backend that was given up already: reset, the client never sees it";
+    RstOutOfWindow = 22, "rst_out_of_window", "a RST outside the window: forwarded, the connection is kept";
+    TtlExpired = 23, "ttl_expired", "a packet whose time to live ran out: dropped";
+    NoNextHop = 24, "no_next_hop", "the MAC address of the next hop is not known yet: dropped, TCP sends again";
+    RstRateLimited = 25, "rst_rate_limited", "a RST was due but the limit of RSTs a second was reached: dropped";
+    AfterClose = 26, "after_close", "a segment of a connection that evenkeel has closed: answered with a RST";
+    RewriteFailed = 27, "rewrite_failed", "the kernel refused to resize or rewrite the packet: dropped";
+    HalfOpenJunk = 28, "half_open_junk", "a segment that fits no connection attempt: dropped";
+
+    // A try to connect to a backend failed; the next one is tried.
+    Refused = 40, "refused", "the backend answered the SYN with a RST";
+    ConnectTimeout = 41, "connect_timeout", "the backend did not answer the SYN within connect_timeout";
+    TimeWait = 42, "time_wait", "the backend still held an older connection on this port: sent again from another one";
+
+    // How a connection ended.
+    Closed = 60, "closed", "both sides closed the connection (FIN)";
+    ClientReset = 61, "client_reset", "the client reset the connection";
+    BackendReset = 62, "backend_reset", "the backend reset the connection";
+    IdleTimeout = 63, "idle_timeout", "no packet for idle_timeout: reset on both sides";
+    HalfOpenEvicted = 64, "half_open_evicted", "over max_half_open: the oldest half-open connection gave way";
+    Replaced = 65, "replaced", "the client began a new connection from the same port while its backend was out";
+    ClientAborted = 66, "client_aborted", "the client gave up before the backend had answered";
+    Removed = 67, "removed", "the service or backend was removed";
+    Killed = 68, "killed", "reset by an operator";
+
+    // Losses of our own book-keeping.
+    EventLost = 80, "event_lost", "the ring buffer was full: an event was lost, the tables are read instead";
+    FailOpen = 81, "fail_open", "all backends were out: one that is out was given a connection all the same";
+}
+
+/// Size of the counter map: numbers of reasons stay below it.
+pub const REASON_LIMIT: u32 = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_numbers_are_unique_and_fit_the_counter_map() {
+        let names: std::collections::HashSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
+        for reason in Reason::ALL {
+            assert!((*reason as u32) < REASON_LIMIT);
+            assert_eq!(Reason::from_number(*reason as u8), Some(*reason));
+            assert!(!reason.meaning().is_empty());
+        }
+        assert_eq!(Reason::from_number(127), None);
+    }
+}
