@@ -1,0 +1,92 @@
+//! The tables. Who writes what, and what each record means: `lb_common::layout`.
+//!
+//! All of them are fixed arrays taken when they are made, so nothing is allocated for a packet and nothing can be full
+//! by surprise; the sizes given here as 1 are set by the controller when it loads the program.
+
+use aya_ebpf::{
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
+    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use lb_common::{
+    event::Event,
+    layout::{
+        Backend, ConnectTimes, EVENTS_BYTES, FreeLine, Interface, LISTENER_BITS, Listener, MAGLEV_LINES, MAX_BACKENDS,
+        MAX_INTERFACES, MAX_SERVICES, MaglevLine, Meta, POOL_BITS, Pool, Ring, Service, Slot,
+    },
+    verdict::REASON_LIMIT,
+};
+
+const MAPPED: usize = BPF_F_MMAPABLE as usize;
+/// Inner maps differ in size from each other, which the kernel permits only with this flag (5.10).
+const INNER: usize = (BPF_F_MMAPABLE | BPF_F_INNER_MAP) as usize;
+const POOLS_LEN: usize = 1 << POOL_BITS;
+
+/// Entries of one bucket of the flow index: one cache line.
+pub type Bucket = [u64; lb_common::hash::BUCKET as usize];
+
+/// Tokens of the limit on generated RSTs, one record a CPU.
+#[repr(C)]
+pub struct RstTokens {
+    /// RSTs that may still be sent.
+    pub tokens: u64,
+    /// When the tokens were last refilled, in `layout::ticks`.
+    pub refilled: u64,
+}
+
+#[btf_map]
+pub static META: Array<Meta, 1, MAPPED> = Array::new();
+#[btf_map]
+pub static LISTENERS: Array<Listener, { 1 << LISTENER_BITS }, MAPPED> = Array::new();
+#[btf_map]
+pub static INTERFACES: Array<Interface, { MAX_INTERFACES as usize }, MAPPED> = Array::new();
+#[btf_map]
+pub static POOLS: Array<Pool, POOLS_LEN, MAPPED> = Array::new();
+#[btf_map]
+pub static RINGS: Array<Ring, POOLS_LEN, MAPPED> = Array::new();
+#[btf_map]
+pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MAPPED> = Array::new();
+#[btf_map]
+pub static SERVICES: Array<Service, { MAX_SERVICES as usize }, MAPPED> = Array::new();
+#[btf_map]
+pub static CONNECT_TIMES: Array<ConnectTimes, { MAX_BACKENDS as usize }, MAPPED> = Array::new();
+#[btf_map]
+pub static INDEX: Array<Bucket, 1, MAPPED> = Array::new();
+#[btf_map]
+pub static SLOTS: ArrayOfMaps<Array<Slot, 1, INNER>, POOLS_LEN> = ArrayOfMaps::new();
+#[btf_map]
+pub static FREE: ArrayOfMaps<Array<FreeLine, 1, INNER>, POOLS_LEN> = ArrayOfMaps::new();
+#[btf_map]
+pub static HALF_OPEN: ArrayOfMaps<Array<u64, 1, INNER>, { MAX_SERVICES as usize }> = ArrayOfMaps::new();
+#[btf_map]
+pub static MAGLEV: ArrayOfMaps<Array<MaglevLine, { MAGLEV_LINES as usize }, INNER>, { MAX_SERVICES as usize }> =
+    ArrayOfMaps::new();
+#[btf_map]
+pub static LINKS: HashMap<u32, u32, { MAX_INTERFACES as usize }> = HashMap::new();
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { REASON_LIMIT as usize }> = PerCpuArray::new();
+#[btf_map]
+pub static RST_TOKENS: PerCpuArray<RstTokens, 1> = PerCpuArray::new();
+#[btf_map]
+pub static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+
+/// Seed of the flow index's hash, set at load from META.
+#[unsafe(no_mangle)]
+static SEED: u64 = 0;
+/// Buckets of the flow index, set at load from META.
+#[unsafe(no_mangle)]
+static BUCKETS: u32 = 1;
+
+/// The seed; a read that the compiler cannot fold, for the loader changes the value.
+#[inline(always)]
+pub fn seed() -> u64 {
+    // SAFETY: a static of this program.
+    unsafe { core::ptr::read_volatile(&raw const SEED) }
+}
+
+/// The number of buckets.
+#[inline(always)]
+pub fn buckets() -> u32 {
+    // SAFETY: a static of this program.
+    unsafe { core::ptr::read_volatile(&raw const BUCKETS) }
+}
