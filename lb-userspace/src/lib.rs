@@ -1,1 +1,4 @@
+//! Everything of evenkeel that runs in user space: configuration, control socket, controller, command line.
 
+pub mod access_log;
+pub mod config;

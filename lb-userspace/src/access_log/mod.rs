@@ -1,0 +1,10 @@
+//! The access log: one line a connection, in the words of nginx's `log_format`.
+
+mod format;
+mod limit;
+mod record;
+mod writer;
+
+pub use format::{Format, Wrong};
+pub use record::{Record, Status, Try};
+pub use writer::Writer;

@@ -1,0 +1,485 @@
+//! The configuration once it is understood: wrong values cannot be written down any more. The serialised form of these
+//! types is the file's own TOML, with every default filled in (`evenkeel dump`).
+
+use super::units;
+use crate::access_log;
+use ipnet::IpNet;
+use lb_common::layout;
+use serde::{Serialize, Serializer};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::num::{NonZeroU8, NonZeroU32};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// All files together.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Config {
+    pub daemon: Daemon,
+    /// Absent: no TCP listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api: Option<Api>,
+    #[serde(rename = "service", skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<Service>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub vrrp: Vec<Vrrp>,
+    /// Absent: flows are not sent to another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sync: Option<Sync>,
+}
+
+/// `[daemon]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Daemon {
+    /// The control socket and what survives a restart of the daemon.
+    pub state_dir: PathBuf,
+    /// Where programs, links and maps are pinned.
+    pub bpffs: PathBuf,
+    pub on_exit: OnExit,
+    /// May use the control socket, if there is such a group.
+    pub socket_group: String,
+    #[serde(serialize_with = "level")]
+    pub log_level: log::LevelFilter,
+    /// Upper limit of flows: 1,024 to 16,777,216. Sizes the flow index.
+    pub max_connections: u32,
+}
+
+impl Daemon {
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.state_dir.join("control.sock")
+    }
+}
+
+/// What happens to the datapath when the daemon is ended by SIGTERM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnExit {
+    Keep,
+    Detach,
+}
+
+/// `[api]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Api {
+    pub listen: SocketAddr,
+}
+
+/// `[[service]]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Service {
+    pub name: Arc<str>,
+    /// What clients connect to; at least one.
+    pub listen: Vec<SocketAddr>,
+    /// Empty: found from the routes.
+    #[serde(rename = "interface", skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<String>,
+    pub datapath: Datapath,
+    pub balance: Balance,
+    /// 10 ms to 60 s.
+    #[serde(serialize_with = "duration")]
+    pub connect_timeout: Duration,
+    /// 1 s to 7 days.
+    #[serde(serialize_with = "duration")]
+    pub idle_timeout: Duration,
+    pub next_upstream: bool,
+    /// 0: as many as there are backends that are not `down`. See [`Service::tries`].
+    pub next_upstream_tries: u32,
+    /// What backends see as the source; one to eight, each once.
+    pub snat: Vec<IpAddr>,
+    pub snat_ports: PortRange,
+    /// The first that matches decides; none: everybody.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+    /// Connections a second.
+    pub reset_rate: NonZeroU32,
+    /// At most 65,536.
+    pub max_half_open: NonZeroU32,
+    /// 0: no limit.
+    pub per_client_connections: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<AccessLog>,
+    /// Absent: passive health only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+    /// 1 to 64, names unique, addresses unique.
+    #[serde(rename = "backend")]
+    pub backends: Vec<Backend>,
+}
+
+impl Service {
+    /// How many backends one connection may try, at least 1.
+    pub fn tries(&self) -> u32 {
+        let usable = self.backends.iter().filter(|backend| !backend.down).count().max(1) as u32;
+        match (self.next_upstream, self.next_upstream_tries) {
+            (false, _) => 1,
+            (true, 0) => usable,
+            (true, tries) => tries.min(usable),
+        }
+    }
+
+    /// Every (backend address, SNAT address) between which connections can run: of one family.
+    pub fn pools(&self) -> impl Iterator<Item = (SocketAddr, IpAddr)> {
+        let snat = &self.snat;
+        self.backends.iter().flat_map(move |backend| {
+            let same_family = |snat: &&IpAddr| snat.is_ipv4() == backend.address.is_ipv4();
+            snat.iter().filter(same_family).map(|snat| (backend.address, *snat))
+        })
+    }
+
+    /// Most connections there can be at once: backends × SNAT addresses × ports. `max_connections` bounds it as well.
+    pub fn capacity(&self) -> u64 {
+        self.pools().count() as u64 * u64::from(self.snat_ports.count())
+    }
+}
+
+/// Which hook the program is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Datapath {
+    Auto,
+    Xdp,
+    XdpGeneric,
+    Tc,
+}
+
+/// How a backend is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    LeastConn,
+    RoundRobin,
+    RandomTwo,
+    Hash,
+}
+
+impl Balance {
+    /// The word in the file.
+    pub const NAMES: &[(&str, Balance)] = &[
+        ("least_conn", Balance::LeastConn),
+        ("round_robin", Balance::RoundRobin),
+        ("random_two", Balance::RandomTwo),
+        ("hash", Balance::Hash),
+    ];
+
+    /// The word in the file.
+    pub fn name(self) -> &'static str {
+        Balance::NAMES.iter().find(|(_, balance)| *balance == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// Ports from `first` to `last`, both included; from 1024 on and never empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+impl PortRange {
+    /// Lower ports belong to the host's own services.
+    pub const LOWEST: u16 = 1024;
+
+    /// Nothing if it would be empty or reach below [`PortRange::LOWEST`].
+    pub const fn new(first: u16, last: u16) -> Option<PortRange> {
+        if first < Self::LOWEST || first > last { None } else { Some(PortRange { first, last }) }
+    }
+
+    pub fn first(self) -> u16 {
+        self.first
+    }
+
+    pub fn last(self) -> u16 {
+        self.last
+    }
+
+    /// How many ports: 1 to 64,512.
+    pub fn count(self) -> u16 {
+        self.last - self.first + 1
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl Serialize for PortRange {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// One of `rules`: `allow 10.0.0.0/8`, `deny all`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub allow: bool,
+    /// Nothing: all.
+    pub clients: Option<IpNet>,
+}
+
+impl Serialize for Rule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let verb = if self.allow { "allow" } else { "deny" };
+        match self.clients {
+            Some(clients) => serializer.collect_str(&format_args!("{verb} {clients}")),
+            None => serializer.collect_str(&format_args!("{verb} all")),
+        }
+    }
+}
+
+/// `[[service.backend]]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Backend {
+    pub name: Arc<str>,
+    pub address: SocketAddr,
+    pub weight: Weight,
+    /// Connect failures within `fail_timeout` that take it out; 0: never out.
+    pub max_fails: u32,
+    /// 100 ms to 1 h.
+    #[serde(serialize_with = "duration")]
+    pub fail_timeout: Duration,
+    /// 0: no limit.
+    pub max_conns: u32,
+    pub backup: bool,
+    pub down: bool,
+    /// Up to 1 h; 0: its whole share at once.
+    #[serde(serialize_with = "duration")]
+    pub slow_start: Duration,
+}
+
+/// A backend's share: 1 to 65,535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Weight(u32);
+
+impl Weight {
+    pub const MAX: u32 = 65_535;
+
+    pub const fn new(weight: u32) -> Option<Weight> {
+        if weight >= 1 && weight <= Self::MAX { Some(Weight(weight)) } else { None }
+    }
+
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// `[service.access_log]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AccessLog {
+    #[serde(rename = "path")]
+    pub target: LogTarget,
+    /// 0: a line when the connection ends, no other; else 1 s to 1 day.
+    #[serde(serialize_with = "duration")]
+    pub interval: Duration,
+    pub format: access_log::Format,
+}
+
+/// Where the lines go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    File(PathBuf),
+    Stdout,
+    Journald,
+}
+
+impl Serialize for LogTarget {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            LogTarget::File(path) => path.serialize(serializer),
+            LogTarget::Stdout => serializer.serialize_str("stdout"),
+            LogTarget::Journald => serializer.serialize_str("journald"),
+        }
+    }
+}
+
+/// `[service.health]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Health {
+    pub probe: Probe,
+    /// Begins with `/`.
+    pub path: String,
+    /// 100 ms to 1 h.
+    #[serde(serialize_with = "duration")]
+    pub interval: Duration,
+    /// 10 ms up to `interval`.
+    #[serde(serialize_with = "duration")]
+    pub timeout: Duration,
+    pub rise: NonZeroU32,
+    pub fall: NonZeroU32,
+    /// Nothing: the certificate is not verified.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// Statuses that mean "ready"; at least one, each 100 to 599.
+    pub expect: Vec<u16>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Probe {
+    Tcp,
+    Https,
+}
+
+/// `[[vrrp]]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Vrrp {
+    pub name: Arc<str>,
+    pub interface: String,
+    /// Once on each interface.
+    pub virtual_router_id: NonZeroU8,
+    /// 255: the owner of the addresses.
+    pub priority: NonZeroU8,
+    pub version: VrrpVersion,
+    /// Version 2: whole seconds to 255 s; version 3: 10 ms to 40.95 s in steps of 10 ms.
+    #[serde(serialize_with = "duration")]
+    pub advert_interval: Duration,
+    pub preempt: bool,
+    /// Up to 1,000 s.
+    #[serde(serialize_with = "duration")]
+    pub preempt_delay: Duration,
+    /// Version 2 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth_pass: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unicast_source: Option<IpAddr>,
+    /// Empty: multicast.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unicast_peers: Vec<IpAddr>,
+    /// At least one, all of one family.
+    pub addresses: Vec<IpNet>,
+    pub garp_repeat: u32,
+    #[serde(serialize_with = "duration")]
+    pub garp_delay: Duration,
+    /// 0: never again.
+    #[serde(serialize_with = "duration")]
+    pub garp_refresh: Duration,
+    pub checksum: VrrpChecksum,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// -253 to 253; 0: does not matter.
+    pub track_backends: i16,
+    pub track_datapath: TrackDatapath,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub track_interface: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notify: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub track_script: Vec<TrackScript>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VrrpVersion {
+    V2,
+    V3,
+}
+
+impl Serialize for VrrpVersion {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u8(if *self == VrrpVersion::V2 { 2 } else { 3 })
+    }
+}
+
+/// How version 3 sums up IPv4 advertisements; both are accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum VrrpChecksum {
+    /// As keepalived sends.
+    #[serde(rename = "pseudo-header")]
+    PseudoHeader,
+    #[serde(rename = "rfc9568")]
+    Rfc9568,
+}
+
+/// What a detached or failing datapath does to an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrackDatapath {
+    Fault,
+    /// Added to the priority, -253 to 253.
+    Weight(i16),
+}
+
+impl Serialize for TrackDatapath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            TrackDatapath::Fault => serializer.serialize_str("fault"),
+            TrackDatapath::Weight(weight) => serializer.serialize_i16(*weight),
+        }
+    }
+}
+
+/// One of `track_script`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TrackScript {
+    pub command: PathBuf,
+    #[serde(serialize_with = "duration")]
+    pub interval: Duration,
+    /// Up to `interval`.
+    #[serde(serialize_with = "duration")]
+    pub timeout: Duration,
+    /// -253 to 253; 0: FAULT when it fails, as in keepalived.
+    pub weight: i16,
+    pub rise: NonZeroU32,
+    pub fall: NonZeroU32,
+}
+
+/// `[sync]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Sync {
+    /// 1 ms to 1 s.
+    #[serde(serialize_with = "duration")]
+    pub batch: Duration,
+    pub listen: SocketAddr,
+    /// At least one.
+    pub peers: Vec<SocketAddr>,
+    pub key_file: PathBuf,
+}
+
+/// What `check` and `status` say about room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Slots of all pools, those that services share counted once.
+    pub slots: u64,
+    /// Most connections at once: `slots`, bounded by `max_connections`.
+    pub connections: u64,
+    /// Memory of the slots and the flow index.
+    pub memory_bytes: u64,
+}
+
+/// Bytes of a slot and its cell in the ring of free ones.
+const SLOT_BYTES: u64 = size_of::<layout::Slot>() as u64 + size_of::<u32>() as u64;
+/// Bytes of the flow index for each of `max_connections`: two entries, for it is kept half full.
+const INDEX_BYTES: u64 = 2 * size_of::<u64>() as u64;
+
+impl Config {
+    /// Room for connections and the memory it takes.
+    pub fn capacity(&self) -> Capacity {
+        let pools: BTreeSet<_> = self
+            .services
+            .iter()
+            .flat_map(|service| service.pools().map(|pool| (pool, service.snat_ports.count())))
+            .collect();
+        let slots = pools.iter().map(|(_, ports)| u64::from(*ports)).sum();
+        let max_connections = u64::from(self.daemon.max_connections);
+        Capacity {
+            slots,
+            connections: slots.min(max_connections),
+            memory_bytes: slots * SLOT_BYTES + max_connections * INDEX_BYTES,
+        }
+    }
+
+    /// The whole configuration as TOML, defaults filled in: it loads again to the same.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("every value of the model has a form in TOML")
+    }
+}
+
+fn duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&units::write_duration(*duration))
+}
+
+fn level<S: Serializer>(level: &log::LevelFilter, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&level.as_str().to_ascii_lowercase())
+}

@@ -1,0 +1,156 @@
+//! The file as it stands: tables of keys and values, each with its place. A [`Table`] is asked for every key it may
+//! have; what nobody asked for is unknown. Nothing stops at the first mistake: a wrong value is noted and left out.
+//!
+//! Serde is not used for reading because it ends at the first error and forgets places; the model is what is typed.
+
+use super::problem::{Findings, Place, Source};
+use super::units::did_you_mean;
+use toml::de::{DeTable, DeValue};
+
+/// A value and where it stands.
+#[derive(Clone, Copy)]
+pub struct At<'a, T> {
+    pub value: T,
+    pub place: Place<'a>,
+}
+
+/// A value that was not yet understood.
+#[derive(Clone, Copy)]
+pub struct Value<'a> {
+    pub place: Place<'a>,
+    pub toml: &'a DeValue<'a>,
+}
+
+/// One table of a file.
+pub struct Table<'a> {
+    /// Where it begins.
+    pub place: Place<'a>,
+    /// Its name for messages, as it stands in the file: `[[service]]`.
+    title: String,
+    entries: &'a DeTable<'a>,
+    known: Vec<&'static str>,
+    pub findings: &'a Findings,
+}
+
+impl<'a> Table<'a> {
+    /// The whole file.
+    pub fn root(source: &'a Source, entries: &'a DeTable<'a>, findings: &'a Findings) -> Table<'a> {
+        Table { place: source.at(0), title: "the top of the file".into(), entries, known: Vec::new(), findings }
+    }
+
+    fn value(&mut self, key: &'static str) -> Option<Value<'a>> {
+        self.known.push(key);
+        let value = self.entries.get(key)?;
+        Some(Value { place: self.place.source.at(value.span().start), toml: value.get_ref() })
+    }
+
+    fn understood<T>(&self, key: &str, value: Value<'a>, result: Result<T, String>) -> Option<At<'a, T>> {
+        match result {
+            Ok(understood) => Some(At { value: understood, place: value.place }),
+            Err(what) => {
+                self.findings.error(value.place.problem(format!("{key}: {what}")));
+                None
+            }
+        }
+    }
+
+    /// A key that may be left out; nothing also when its value is wrong.
+    pub fn optional<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(Value<'a>) -> Result<T, String>,
+    ) -> Option<At<'a, T>> {
+        let value = self.value(key)?;
+        self.understood(key, value, read(value))
+    }
+
+    /// A key with a default; the default also when its value is wrong.
+    pub fn or<T>(&mut self, key: &'static str, default: T, read: impl Fn(Value<'a>) -> Result<T, String>) -> T {
+        self.optional(key, read).map_or(default, |at| at.value)
+    }
+
+    /// A key that must be there.
+    pub fn required<T>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        read: impl Fn(Value<'a>) -> Result<T, String>,
+    ) -> Option<At<'a, T>> {
+        if !self.entries.contains_key(key) {
+            self.known.push(key);
+            self.findings.error(self.place.problem(format!("{} lacks `{key}`: {key} = {example}", self.title)));
+            return None;
+        }
+        self.optional(key, read)
+    }
+
+    /// A key with one value or a list of them; nothing when it is left out.
+    pub fn list<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(Value<'a>) -> Result<T, String>,
+    ) -> Option<Vec<At<'a, T>>> {
+        let value = self.value(key)?;
+        let DeValue::Array(items) = value.toml else {
+            return Some(self.understood(key, value, read(value)).into_iter().collect());
+        };
+        let source = self.place.source;
+        let values = items.iter().map(|item| Value { place: source.at(item.span().start), toml: item.get_ref() });
+        Some(values.filter_map(|item| self.understood(key, item, read(item))).collect())
+    }
+
+    /// The table `[key]`, if there is one.
+    pub fn table(&mut self, key: &'static str, title: &str) -> Option<Table<'a>> {
+        let value = self.value(key)?;
+        self.as_table(key, title, value)
+    }
+
+    /// The tables `[[key]]`.
+    pub fn tables(&mut self, key: &'static str, title: &str) -> Vec<Table<'a>> {
+        let Some(value) = self.value(key) else { return Vec::new() };
+        let DeValue::Array(items) = value.toml else {
+            self.findings.error(value.place.problem(format!("{key}: write {title}, there may be several")));
+            return Vec::new();
+        };
+        let source = self.place.source;
+        let values = items.iter().map(|item| Value { place: source.at(item.span().start), toml: item.get_ref() });
+        values.filter_map(|item| self.as_table(key, title, item)).collect()
+    }
+
+    fn as_table(&self, key: &str, title: &str, value: Value<'a>) -> Option<Table<'a>> {
+        let DeValue::Table(entries) = value.toml else {
+            let what = format!("{key}: {} where a table {title} belongs", describe(value.toml));
+            self.findings.error(value.place.problem(what));
+            return None;
+        };
+        Some(Table { place: value.place, title: title.into(), entries, known: Vec::new(), findings: self.findings })
+    }
+
+    /// Notes every key that nobody asked for.
+    pub fn finish(self) {
+        for key in self.entries.keys() {
+            let name: &str = key.get_ref();
+            if !self.known.contains(&name) {
+                let place = self.place.source.at(key.span().start);
+                let what = match did_you_mean(name, self.known.iter().copied()) {
+                    Some(near) => format!("unknown key `{name}` in {}: did you mean `{near}`?", self.title),
+                    None => format!("unknown key `{name}` in {}: it knows {}", self.title, self.known.join(", ")),
+                };
+                self.findings.error(place.problem(what));
+            }
+        }
+    }
+}
+
+/// A value in words, for "... where a string belongs".
+pub fn describe(value: &DeValue) -> String {
+    match value {
+        DeValue::String(text) => format!("the string \"{text}\""),
+        DeValue::Integer(number) => format!("the number {}", number.as_str()),
+        DeValue::Float(number) => format!("the number {}", number.as_str()),
+        DeValue::Boolean(value) => format!("the boolean {value}"),
+        DeValue::Datetime(_) => "a date".into(),
+        DeValue::Array(_) => "a list".into(),
+        DeValue::Table(_) => "a table".into(),
+    }
+}

@@ -1,0 +1,49 @@
+//! `[service.access_log]`
+
+use super::{DAY, seconds};
+use crate::access_log::Format;
+use crate::config::model::{AccessLog, LogTarget};
+use crate::config::raw::{At, Table, Value};
+use crate::config::units;
+use std::time::Duration;
+
+/// Reads `[service.access_log]`.
+pub fn access_log(mut table: Table) -> Option<AccessLog> {
+    let findings = table.findings;
+    let target = table.required("path", "\"/var/log/evenkeel/access.log\"", target);
+    let interval = table.or("interval", Duration::ZERO, interval);
+    let format = match table.optional("format", units::text) {
+        None => Some(Format::default()),
+        Some(at) => format(at).map_err(|problem| findings.error(problem)).ok(),
+    };
+    table.finish();
+    Some(AccessLog { target: target?.value, interval, format: format? })
+}
+
+fn target(value: Value) -> Result<LogTarget, String> {
+    match units::text(value)? {
+        "stdout" => Ok(LogTarget::Stdout),
+        "journald" => Ok(LogTarget::Journald),
+        text if text.starts_with('/') => Ok(LogTarget::File(text.into())),
+        text => Err(format!("\"{text}\" is neither an absolute path nor \"stdout\" nor \"journald\"")),
+    }
+}
+
+fn interval(value: Value) -> Result<Duration, String> {
+    let interval = units::duration(Duration::ZERO..=DAY)(value)?;
+    if interval > Duration::ZERO && interval < seconds(1) {
+        return Err("less than a second would only fill the disk: \"0s\" for never, or \"1s\" and more".into());
+    }
+    Ok(interval)
+}
+
+/// Points at the variable itself when the string stands in the file as it is read (no escapes).
+fn format(at: At<&str>) -> Result<Format, crate::config::problem::Problem> {
+    Format::parse(at.value).map_err(|wrong| {
+        let literal = &at.place.source.text[at.place.offset..];
+        let quotes = literal.len() - literal.trim_start_matches(['\'', '"']).len();
+        let as_written = literal[quotes..].starts_with(at.value);
+        let offset = if as_written { quotes + wrong.offset } else { 0 };
+        at.place.source.at(at.place.offset + offset).problem(format!("format: {}", wrong.what))
+    })
+}

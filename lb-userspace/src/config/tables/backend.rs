@@ -1,0 +1,71 @@
+//! `[[service.backend]]`
+
+use super::{HOUR, millis, seconds};
+use crate::config::cross::Once;
+use crate::config::model::{Backend, Weight};
+use crate::config::raw::{At, Table, Value};
+use crate::config::units;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Names and addresses of one service's backends.
+pub struct Seen<'a> {
+    pub names: Once<'a, String>,
+    pub addresses: Once<'a, SocketAddr>,
+}
+
+/// A backend and the places that later checks point at.
+pub struct Read<'a> {
+    pub backend: Backend,
+    pub address: At<'a, SocketAddr>,
+    /// Where `backup = true` stands.
+    pub backup: Option<At<'a, bool>>,
+}
+
+/// Reads `[[service.backend]]`.
+pub fn backend<'a>(mut table: Table<'a>, seen: &mut Seen<'a>) -> Option<Read<'a>> {
+    let findings = table.findings;
+    let name = table.required("name", "\"cp01\"", units::name);
+    let address = table.required("address", "\"10.0.1.10:6443\"", units::socket_address);
+    if let Some(name) = &name {
+        seen.names.enter(name.value.to_owned(), name.place, findings);
+    }
+    if let Some(address) = &address {
+        seen.addresses.enter(address.value, address.place, findings);
+    }
+    let weight = table.or("weight", Weight::new(1)?, weight);
+    let max_fails = table.or("max_fails", 3, units::number(0..=1000));
+    let fail_timeout = table.or("fail_timeout", seconds(10), units::duration(millis(100)..=HOUR));
+    let max_conns = table.or("max_conns", 0, units::number(0..=u32::MAX));
+    let backup = table.optional("backup", units::boolean);
+    let down = table.or("down", false, units::boolean);
+    let slow_start = table.optional("slow_start", units::duration(Duration::ZERO..=HOUR));
+    if let Some(slow_start) = slow_start.filter(|at| at.value > Duration::ZERO) {
+        findings.warning(
+            slow_start.place.problem("slow_start is not acted upon yet: the backend gets its whole share at once"),
+        );
+    }
+    table.finish();
+
+    let address = address?;
+    let backup = backup.filter(|at| at.value);
+    let backend = Backend {
+        name: name?.value.into(),
+        address: address.value,
+        weight,
+        max_fails,
+        fail_timeout,
+        max_conns,
+        backup: backup.is_some(),
+        down,
+        slow_start: slow_start.map_or(Duration::ZERO, |at| at.value),
+    };
+    Some(Read { backend, address, backup })
+}
+
+fn weight(value: Value) -> Result<Weight, String> {
+    let weight = units::number(0..=Weight::MAX)(value)?;
+    Weight::new(weight).ok_or_else(|| {
+        format!("0 is no share: 1 to {}; for a backend that shall get no connections write down = true", Weight::MAX)
+    })
+}

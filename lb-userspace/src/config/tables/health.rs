@@ -1,0 +1,62 @@
+//! `[service.health]`
+
+use super::{HOUR, millis, seconds};
+use crate::config::model::{Health, Probe};
+use crate::config::raw::{Table, Value};
+use crate::config::units;
+use std::num::NonZeroU32;
+
+/// Statuses that mean "ready" unless the file says otherwise: 401 and 403 are alive, anonymous access is off.
+const EXPECT: [u16; 3] = [200, 401, 403];
+
+/// Reads `[service.health]`.
+pub fn health(mut table: Table) -> Option<Health> {
+    let findings = table.findings;
+    let probe = table.or("probe", Probe::Https, units::choice(&[("tcp", Probe::Tcp), ("https", Probe::Https)]));
+    let path = table.or("path", "/readyz".into(), request_path);
+    let interval = table.or("interval", seconds(2), units::duration(millis(100)..=HOUR));
+    let timeout = table.optional("timeout", units::duration(millis(10)..=HOUR));
+    if let Some(timeout) = timeout.filter(|timeout| timeout.value > interval) {
+        let (timeout_text, interval_text) = (units::write_duration(timeout.value), units::write_duration(interval));
+        findings.error(timeout.place.problem(format!(
+            "timeout: \"{timeout_text}\" is above the interval of \"{interval_text}\": a probe has to end before the next begins"
+        )));
+    }
+    let rise = table.or("rise", 2, units::number(1..=1000));
+    let fall = table.or("fall", 3, units::number(1..=1000));
+    let ca = table.optional("ca", units::absolute_path);
+    if let Some(ca) = &ca
+        && let Err(error) = std::fs::File::open(&ca.value)
+    {
+        findings.warning(ca.place.problem(format!("ca: {} cannot be read: {error}", ca.value.display())));
+    }
+    let expect = match table.list("expect", units::number(100..=599)) {
+        None => EXPECT.to_vec(),
+        Some(list) => list.into_iter().map(|at| at.value).collect(),
+    };
+    if expect.is_empty() {
+        findings.error(
+            table.place.problem("[service.health]: `expect` names no status, no backend could ever be up: [200]"),
+        );
+    }
+    findings.warning(table.place.problem("[service.health] is not acted upon yet: health is passive (max_fails)"));
+    table.finish();
+    Some(Health {
+        probe,
+        path,
+        interval,
+        timeout: timeout.map_or(seconds(1).min(interval), |at| at.value),
+        rise: NonZeroU32::new(rise)?,
+        fall: NonZeroU32::new(fall)?,
+        ca: ca.map(|at| at.value),
+        expect,
+    })
+}
+
+fn request_path(value: Value) -> Result<String, String> {
+    let text = units::text(value)?;
+    if !text.starts_with('/') || !text.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(format!("\"{text}\" is no path of a request: it has to begin with `/`, as \"/readyz\""));
+    }
+    Ok(text.into())
+}

@@ -1,0 +1,21 @@
+//! One file for each table of the configuration: which keys it has, their defaults, and what must hold within it.
+
+pub mod access_log;
+pub mod backend;
+pub mod daemon;
+pub mod health;
+pub mod service;
+pub mod vrrp;
+
+use std::time::Duration;
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const HOUR: Duration = seconds(3600);
+const DAY: Duration = seconds(86_400);

@@ -1,0 +1,217 @@
+//! `[[service]]`
+
+use super::{DAY, access_log, backend, health, millis, seconds};
+use crate::config::cross::{Cross, Once};
+use crate::config::model::{Backend, Balance, Datapath, PortRange, Rule, Service};
+use crate::config::problem::Findings;
+use crate::config::raw::{At, Table, Value};
+use crate::config::units;
+use ipnet::IpNet;
+use lb_common::layout;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+
+/// Below Linux's ephemeral ports (32768-60999), so that a SNAT address that is the host's own stays safe.
+const DEFAULT_SNAT_PORTS: PortRange = PortRange::new(10_240, 32_767).unwrap();
+
+const DATAPATHS: &[(&str, Datapath)] =
+    &[("auto", Datapath::Auto), ("xdp", Datapath::Xdp), ("xdp-generic", Datapath::XdpGeneric), ("tc", Datapath::Tc)];
+
+/// Reads `[[service]]`.
+pub fn service<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Service> {
+    let findings = table.findings;
+    let name = table.required("name", "\"kube-apiserver\"", units::name);
+    if let Some(name) = &name {
+        cross.services.enter(name.value.to_owned(), name.place, findings);
+    }
+    let listen = listen(&mut table);
+    let interfaces = table.list("interface", units::interface).unwrap_or_default();
+    let datapath = table.or("datapath", Datapath::Auto, units::choice(DATAPATHS));
+    let balance = table.or("balance", Balance::LeastConn, units::choice(Balance::NAMES));
+    let connect_timeout = table.or("connect_timeout", seconds(2), units::duration(millis(10)..=seconds(60)));
+    let idle_timeout = table.or("idle_timeout", seconds(600), units::duration(seconds(1)..=7 * DAY));
+    let next_upstream = table.or("next_upstream", true, units::boolean);
+    let next_upstream_tries = table.or("next_upstream_tries", 0, units::number(0..=layout::MAX_SERVICE_BACKENDS));
+    let snat = snat(&mut table, &listen);
+    let snat_ports =
+        table.optional("snat_ports", ports).unwrap_or(At { value: DEFAULT_SNAT_PORTS, place: table.place });
+    let rules = rules(&mut table);
+    let reset_rate = table.or("reset_rate", 5000, units::number(1..=1_000_000));
+    let max_half_open = table.or("max_half_open", 8192, units::number(1..=65_536));
+    let per_client = table.optional("per_client_connections", units::number(0..=u32::MAX));
+    if let Some(limit) = per_client.filter(|limit| limit.value > 0) {
+        findings.warning(limit.place.problem("per_client_connections is not acted upon yet: there is no limit"));
+    }
+    let access_log = table.table("access_log", "[service.access_log]").map(access_log::access_log);
+    let health = table.table("health", "[service.health]").map(health::health);
+    let backends = backends(&mut table, balance);
+    table.finish();
+
+    let addresses: Vec<_> = backends.iter().map(|read| read.address).collect();
+    check_families(&listen, &snat, &addresses, findings);
+    warn_of_ephemeral_ports(&listen, &snat, snat_ports, findings);
+    cross.service(&listen, &addresses, &snat, snat_ports, findings);
+    Some(Service {
+        name: name?.value.into(),
+        listen: values(listen),
+        interfaces: values(interfaces),
+        datapath,
+        balance,
+        connect_timeout,
+        idle_timeout,
+        next_upstream,
+        next_upstream_tries,
+        snat: values(snat),
+        snat_ports: snat_ports.value,
+        rules,
+        reset_rate: NonZeroU32::new(reset_rate)?,
+        max_half_open: NonZeroU32::new(max_half_open)?,
+        per_client_connections: per_client.map_or(0, |at| at.value),
+        access_log: access_log.flatten(),
+        health: health.flatten(),
+        backends: backends.into_iter().map(|read| read.backend).collect::<Vec<Backend>>(),
+    })
+}
+
+fn values<T>(list: Vec<At<T>>) -> Vec<T> {
+    list.into_iter().map(|at| at.value).collect()
+}
+
+fn listen<'a>(table: &mut Table<'a>) -> Vec<At<'a, SocketAddr>> {
+    let listen = table.list("listen", units::socket_address);
+    if listen.is_none() {
+        table.findings.error(table.place.problem("[[service]] lacks `listen`: listen = [\"10.0.1.100:6443\"]"));
+    }
+    listen.unwrap_or_default()
+}
+
+/// The SNAT addresses; left out: those of `listen`.
+fn snat<'a>(table: &mut Table<'a>, listen: &[At<'a, SocketAddr>]) -> Vec<At<'a, IpAddr>> {
+    let listed = table.list("snat", units::address).filter(|list| !list.is_empty());
+    let candidates =
+        listed.unwrap_or_else(|| listen.iter().map(|at| At { value: at.value.ip(), place: at.place }).collect());
+    let mut snat: Vec<At<IpAddr>> = Vec::new();
+    for at in candidates {
+        if !snat.iter().any(|other| other.value == at.value) {
+            snat.push(at);
+        }
+    }
+    if let Some(over) = snat.get(layout::MAX_SNAT as usize) {
+        let what = format!("snat: {} addresses, the most is {}", snat.len(), layout::MAX_SNAT);
+        table.findings.error(over.place.problem(what));
+    }
+    snat
+}
+
+fn ports(value: Value) -> Result<PortRange, String> {
+    let text = units::text(value)?;
+    let right = "write \"first-last\" within \"1024-65535\", as \"10240-32767\"";
+    let (first, last) = text.split_once('-').ok_or_else(|| format!("\"{text}\" is no range of ports: {right}"))?;
+    match (first.trim().parse(), last.trim().parse()) {
+        (Ok(first), Ok(last)) => PortRange::new(first, last),
+        _ => None,
+    }
+    .ok_or_else(|| format!("\"{text}\" is no range of ports: {right}"))
+}
+
+fn rules(table: &mut Table) -> Vec<Rule> {
+    let rules = table.list("rules", rule).unwrap_or_default();
+    if let Some(first) = rules.first() {
+        table.findings.warning(first.place.problem("rules are not acted upon yet: everybody is let in"));
+    }
+    values(rules)
+}
+
+fn rule(value: Value) -> Result<Rule, String> {
+    let text = units::text(value)?;
+    let wrong = || {
+        format!(
+            "\"{text}\" is no rule: write \"allow NETWORK\", \"deny NETWORK\" or \"deny all\", as \"allow 10.0.0.0/8\""
+        )
+    };
+    let (verb, clients) = text.trim().split_once(char::is_whitespace).ok_or_else(wrong)?;
+    let allow = match verb {
+        "allow" => true,
+        "deny" => false,
+        _ => return Err(wrong()),
+    };
+    let clients = match clients.trim() {
+        "all" => None,
+        clients => {
+            let host = clients.parse::<IpAddr>().map(IpNet::from);
+            let network = clients.parse::<IpNet>().or(host).map_err(|_| wrong())?;
+            if network.trunc() != network {
+                let right = network.trunc();
+                return Err(format!("\"{text}\": {network} is a host within its network: \"{verb} {right}\""));
+            }
+            Some(network)
+        }
+    };
+    Ok(Rule { allow, clients })
+}
+
+fn backends<'a>(table: &mut Table<'a>, balance: Balance) -> Vec<backend::Read<'a>> {
+    let findings = table.findings;
+    let tables = table.tables("backend", "[[service.backend]]");
+    if tables.is_empty() {
+        findings
+            .error(table.place.problem("[[service]] has no backend: add [[service.backend]] with name and address"));
+    }
+    if let Some(over) = tables.get(layout::MAX_SERVICE_BACKENDS as usize) {
+        let what = format!("{} backends in one service, the most is {}", tables.len(), layout::MAX_SERVICE_BACKENDS);
+        findings.error(over.place.problem(what));
+    }
+    let mut seen = backend::Seen { names: Once::new("backend"), addresses: Once::new("backend address") };
+    let backends: Vec<_> = tables.into_iter().filter_map(|table| backend::backend(table, &mut seen)).collect();
+    if balance == Balance::Hash {
+        for backup in backends.iter().filter_map(|read| read.backup) {
+            let what = "backup: balance = \"hash\" knows no backup, it spreads clients over all backends: \
+                        remove `backup` or take another balance";
+            findings.error(backup.place.problem(what));
+        }
+    }
+    backends
+}
+
+/// Nothing is translated between IPv4 and IPv6: clients, SNAT addresses and backends have to meet within a family.
+fn check_families(listen: &[At<SocketAddr>], snat: &[At<IpAddr>], backends: &[At<SocketAddr>], findings: &Findings) {
+    let family = |ipv4: bool| if ipv4 { "IPv4" } else { "IPv6" };
+    if backends.is_empty() || listen.is_empty() {
+        return; // said already
+    }
+    let of_no_backend = |address: IpAddr| !backends.iter().any(|backend| backend.value.is_ipv4() == address.is_ipv4());
+    let useless: Vec<_> = snat.iter().filter(|at| of_no_backend(at.value)).collect();
+    for at in &useless {
+        let is = family(at.value.is_ipv4());
+        findings.error(at.place.problem(format!("snat: {} is {is}, but no backend of this service is", at.value)));
+    }
+    let unreachable = |at: &&At<SocketAddr>| !snat.iter().any(|snat| snat.value.is_ipv4() == at.value.is_ipv4());
+    for at in backends.iter().filter(unreachable).filter(|_| useless.is_empty()) {
+        let is = family(at.value.is_ipv4());
+        let what = format!("address: {} is {is}, but no SNAT address of this service is: add one to `snat`", at.value);
+        findings.error(at.place.problem(what));
+    }
+    for at in listen.iter().filter(|at| of_no_backend(at.value.ip())) {
+        let is = family(at.value.is_ipv4());
+        findings.error(at.place.problem(format!("listen: {} is {is}, but no backend of this service is", at.value)));
+    }
+    for at in listen.iter().chain(backends).filter(|at| at.value.is_ipv6()) {
+        findings
+            .error(at.place.problem(format!("{} is IPv6, which is not balanced yet: give an IPv4 address", at.value)));
+    }
+}
+
+/// A SNAT address that is no VIP is probably the host's own, which uses the ephemeral ports itself.
+fn warn_of_ephemeral_ports(listen: &[At<SocketAddr>], snat: &[At<IpAddr>], ports: At<PortRange>, findings: &Findings) {
+    let own = snat.iter().find(|snat| !listen.iter().any(|listen| listen.value.ip() == snat.value));
+    if let Some(own) = own
+        && ports.value.last() >= 32_768
+        && ports.value.first() <= 60_999
+    {
+        findings.warning(ports.place.problem(format!(
+            "snat_ports: {} meets Linux's ephemeral ports (32768-60999) and {} is no listen address: if it is this host's own, \
+             connections of the host towards a backend may collide",
+            ports.value, own.value
+        )));
+    }
+}

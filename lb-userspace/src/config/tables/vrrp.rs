@@ -1,0 +1,190 @@
+//! `[[vrrp]]`
+
+use super::{DAY, HOUR, millis, seconds};
+use crate::config::cross::Cross;
+use crate::config::model::{TrackDatapath, TrackScript, Vrrp, VrrpChecksum, VrrpVersion};
+use crate::config::problem::Findings;
+use crate::config::raw::{At, Table, Value};
+use crate::config::units;
+use ipnet::IpNet;
+use std::net::IpAddr;
+use std::num::{NonZeroU8, NonZeroU32};
+use std::path::PathBuf;
+use std::time::Duration;
+use toml::de::DeValue;
+
+/// Bytes of a version-2 password that count (RFC 2338 section 5.3.10).
+const AUTH_BYTES: usize = 8;
+
+/// Reads `[[vrrp]]`.
+pub fn vrrp<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Vrrp> {
+    let findings = table.findings;
+    let name = table.required("name", "\"VI_1\"", units::name);
+    let interface = table.required("interface", "\"eth0\"", units::interface);
+    let router = table.required("virtual_router_id", "251", units::number(1..=255_u8));
+    if let Some(name) = &name {
+        cross.instances.enter(name.value.to_owned(), name.place, findings);
+    }
+    if let (Some(interface), Some(router)) = (&interface, &router) {
+        cross.routers.enter(format!("{} on interface {}", router.value, interface.value), router.place, findings);
+    }
+    let priority = table.or("priority", 100, units::number(1..=255_u8));
+    let version = table.or("version", VrrpVersion::V3, version);
+    let advert_interval = advert_interval(&mut table, version);
+    let preempt = table.or("preempt", true, units::boolean);
+    let preempt_delay = table.or("preempt_delay", Duration::ZERO, units::duration(Duration::ZERO..=seconds(1000)));
+    let auth_pass = auth_pass(&mut table, version);
+    let unicast_source = table.optional("unicast_source", units::address);
+    let unicast_peers = table.list("unicast_peers", units::address).unwrap_or_default();
+    let addresses = addresses(&mut table, version);
+    check_families(&addresses, unicast_source.iter().chain(&unicast_peers), findings);
+    let garp_repeat = table.or("garp_repeat", 5, units::number(1..=100));
+    let garp_delay = table.or("garp_delay", seconds(5), units::duration(Duration::ZERO..=HOUR));
+    let garp_refresh = table.or("garp_refresh", seconds(60), units::duration(Duration::ZERO..=DAY));
+    let checksum = table.or("checksum", VrrpChecksum::PseudoHeader, units::choice(CHECKSUMS));
+    let group = table.optional("group", units::name);
+    let track_backends = table.or("track_backends", -60, units::number(WEIGHTS));
+    let track_datapath = table.or("track_datapath", TrackDatapath::Fault, track_datapath);
+    let track_interface = table.list("track_interface", units::interface).unwrap_or_default();
+    let scripts = table.tables("track_script", "[[vrrp.track_script]]");
+    let track_script = scripts.into_iter().filter_map(track_script).collect();
+    let notify = table.optional("notify", units::absolute_path);
+    findings.warning(table.place.problem("[[vrrp]] is not acted upon yet: the addresses are the operator's own"));
+    table.finish();
+    Some(Vrrp {
+        name: name?.value.into(),
+        interface: interface?.value,
+        virtual_router_id: NonZeroU8::new(router?.value)?,
+        priority: NonZeroU8::new(priority)?,
+        version,
+        advert_interval,
+        preempt,
+        preempt_delay,
+        auth_pass,
+        unicast_source: unicast_source.map(|at| at.value),
+        unicast_peers: unicast_peers.into_iter().map(|at| at.value).collect(),
+        addresses: addresses.into_iter().map(|at| at.value).collect(),
+        garp_repeat,
+        garp_delay,
+        garp_refresh,
+        checksum,
+        group: group.map(|at| at.value.to_owned()),
+        track_backends,
+        track_datapath,
+        track_interface: track_interface.into_iter().map(|at| at.value).collect(),
+        notify: notify.map(|at| at.value),
+        track_script,
+    })
+}
+
+/// What may be added to a priority, as in keepalived.
+const WEIGHTS: std::ops::RangeInclusive<i16> = -253..=253;
+
+const CHECKSUMS: &[(&str, VrrpChecksum)] =
+    &[("pseudo-header", VrrpChecksum::PseudoHeader), ("rfc9568", VrrpChecksum::Rfc9568)];
+
+fn version(value: Value) -> Result<VrrpVersion, String> {
+    match units::number(2..=3)(value)? {
+        2 => Ok(VrrpVersion::V2),
+        _ => Ok(VrrpVersion::V3),
+    }
+}
+
+/// Version 2 counts whole seconds in a byte, version 3 hundredths of a second in 12 bits.
+fn advert_interval(table: &mut Table, version: VrrpVersion) -> Duration {
+    table.or("advert_interval", seconds(1), |value| {
+        let interval = units::duration(millis(10)..=seconds(255))(value)?;
+        let text = units::write_duration(interval);
+        match version {
+            VrrpVersion::V2 if interval.subsec_millis() != 0 => {
+                Err(format!("\"{text}\" cannot be said in version 2: whole seconds, \"1s\" to \"255s\""))
+            }
+            VrrpVersion::V3 if interval > millis(40_950) || !interval.as_millis().is_multiple_of(10) => {
+                Err(format!("\"{text}\" cannot be said in version 3: \"10ms\" to \"40s950ms\" in steps of 10ms"))
+            }
+            _ => Ok(interval),
+        }
+    })
+}
+
+fn auth_pass(table: &mut Table, version: VrrpVersion) -> Option<String> {
+    let pass = table.optional("auth_pass", units::text)?;
+    if version == VrrpVersion::V3 {
+        let what = "auth_pass: version 3 has no authentication (RFC 9568), it is not sent: remove it, or version = 2";
+        table.findings.warning(pass.place.problem(what));
+    }
+    if pass.value.is_empty() {
+        table.findings.error(pass.place.problem("auth_pass: an empty password is none: remove it or write one"));
+    }
+    if pass.value.len() > AUTH_BYTES {
+        let what = format!("auth_pass: only its first {AUTH_BYTES} bytes count, the rest is not sent");
+        table.findings.warning(pass.place.problem(what));
+    }
+    Some(pass.value.to_owned())
+}
+
+fn addresses<'a>(table: &mut Table<'a>, version: VrrpVersion) -> Vec<At<'a, IpNet>> {
+    let addresses = table.list("addresses", address_with_prefix).unwrap_or_default();
+    if addresses.is_empty() {
+        table.findings.error(table.place.problem("[[vrrp]] lacks `addresses`: addresses = [\"10.0.1.100/24\"]"));
+    }
+    let ipv6 = addresses.iter().find(|at| at.value.addr().is_ipv6());
+    if let (VrrpVersion::V2, Some(at)) = (version, ipv6) {
+        table.findings.error(at.place.problem("addresses: version 2 carries IPv4 only: version = 3"));
+    }
+    addresses
+}
+
+fn address_with_prefix(value: Value) -> Result<IpNet, String> {
+    let text = units::text(value)?;
+    text.parse().map_err(|_| format!("\"{text}\" is no address with a prefix: write it as \"10.0.1.100/24\""))
+}
+
+/// An instance speaks one family: its addresses, its peers and its own source.
+fn check_families<'a>(
+    addresses: &[At<'a, IpNet>],
+    unicast: impl Iterator<Item = &'a At<'a, IpAddr>>,
+    findings: &Findings,
+) {
+    let Some(first) = addresses.first() else { return };
+    let ipv4 = first.value.addr().is_ipv4();
+    let family = if ipv4 { "IPv4" } else { "IPv6" };
+    for at in addresses.iter().filter(|at| at.value.addr().is_ipv4() != ipv4) {
+        let what = format!("addresses: {} is not {family} as the first is: give it an instance of its own", at.value);
+        findings.error(at.place.problem(what));
+    }
+    for at in unicast.filter(|at| at.value.is_ipv4() != ipv4) {
+        findings.error(at.place.problem(format!("{} is not {family}, as `addresses` are", at.value)));
+    }
+}
+
+fn track_datapath(value: Value) -> Result<TrackDatapath, String> {
+    match value.toml {
+        DeValue::Integer(_) => units::number(WEIGHTS)(value).map(TrackDatapath::Weight),
+        _ => units::choice(&[("fault", TrackDatapath::Fault)])(value)
+            .map_err(|_| "write \"fault\", or a weight from -253 to 253".into()),
+    }
+}
+
+fn track_script(mut table: Table) -> Option<TrackScript> {
+    let command: Option<At<PathBuf>> = table.required("command", "\"/usr/local/bin/check\"", units::absolute_path);
+    let interval = table.or("interval", seconds(2), units::duration(millis(100)..=HOUR));
+    let timeout = table.optional("timeout", units::duration(millis(10)..=HOUR));
+    if let Some(timeout) = timeout.filter(|timeout| timeout.value > interval) {
+        let (timeout_text, interval_text) = (units::write_duration(timeout.value), units::write_duration(interval));
+        let what = format!("timeout: \"{timeout_text}\" is above the interval of \"{interval_text}\"");
+        table.findings.error(timeout.place.problem(what));
+    }
+    let weight = table.or("weight", 0, units::number(WEIGHTS));
+    let rise = table.or("rise", 1, units::number(1..=1000));
+    let fall = table.or("fall", 1, units::number(1..=1000));
+    table.finish();
+    Some(TrackScript {
+        command: command?.value,
+        interval,
+        timeout: timeout.map_or(seconds(1).min(interval), |at| at.value),
+        weight,
+        rise: NonZeroU32::new(rise)?,
+        fall: NonZeroU32::new(fall)?,
+    })
+}

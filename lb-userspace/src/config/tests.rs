@@ -1,0 +1,332 @@
+use super::model::{Balance, Datapath, LogTarget, OnExit};
+use super::*;
+use std::fs;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// A service that is right; tests add what they are about.
+const SERVICE: &str = r#"
+[[service]]
+name = "api"
+listen = "10.0.1.100:6443"
+"#;
+
+const BACKEND: &str = r#"
+[[service.backend]]
+name = "cp01"
+address = "10.0.1.10:6443"
+"#;
+
+/// Files in a folder of their own; the first is the main one.
+fn load_files(files: &[(&str, &str)]) -> (TempDir, Result<Loaded, Problems>) {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let loaded = load(&folder.path().join(files[0].0));
+    (folder, loaded)
+}
+
+fn load_text(text: &str) -> Result<Loaded, Problems> {
+    load_files(&[("e.toml", text)]).1
+}
+
+/// The errors as they are shown, without the folder.
+fn errors_of(files: &[(&str, &str)]) -> Vec<String> {
+    let (folder, loaded) = load_files(files);
+    let prefix = format!("{}/", folder.path().display());
+    let shown = loaded.expect_err("the configuration is wrong").to_string().replace(&prefix, "");
+    shown.lines().map(str::to_owned).collect()
+}
+
+fn errors(text: &str) -> Vec<String> {
+    errors_of(&[("e.toml", text)])
+}
+
+#[test]
+fn what_is_left_out_has_the_defaults_of_the_contract() {
+    let loaded = load_text(&[SERVICE, BACKEND].concat()).unwrap();
+    assert_eq!(loaded.warnings, []);
+    let Config { daemon, api, services, vrrp, sync } = loaded.config;
+    assert_eq!(daemon.socket(), Path::new("/run/evenkeel/control.sock"));
+    assert_eq!(daemon.bpffs, Path::new("/sys/fs/bpf/evenkeel"));
+    assert_eq!((daemon.on_exit, daemon.max_connections), (OnExit::Keep, 262_144));
+    assert_eq!((daemon.socket_group.as_str(), daemon.log_level), ("evenkeel", log::LevelFilter::Info));
+    assert!(api.is_none() && vrrp.is_empty() && sync.is_none());
+    let service = &services[0];
+    assert_eq!((service.balance, service.datapath), (Balance::LeastConn, Datapath::Auto));
+    assert_eq!((service.connect_timeout, service.idle_timeout), (Duration::from_secs(2), Duration::from_secs(600)));
+    assert_eq!(
+        (service.snat[0].to_string(), service.snat_ports.to_string()),
+        ("10.0.1.100".into(), "10240-32767".into())
+    );
+    assert_eq!((service.reset_rate.get(), service.max_half_open.get(), service.tries()), (5000, 8192, 1));
+    assert_eq!(service.capacity(), 22_528);
+    let backend = &service.backends[0];
+    assert_eq!((backend.weight.get(), backend.max_fails, backend.max_conns), (1, 3, 0));
+    assert_eq!(backend.fail_timeout, Duration::from_secs(10));
+}
+
+/// The page of the contract, word for word.
+const CONTRACT: &str = include_str!("contract.toml");
+
+#[test]
+fn the_contract_s_own_example_is_right() {
+    let loaded = load_text(CONTRACT).unwrap();
+    let service = &loaded.config.services[0];
+    assert_eq!(service.rules.len(), 2);
+    assert_eq!(service.health.as_ref().unwrap().expect, [200, 401, 403]);
+    let log = service.access_log.as_ref().unwrap();
+    assert_eq!(log.target, LogTarget::File("/var/log/evenkeel/access.log".into()));
+    assert_eq!(log.format, crate::access_log::Format::default());
+    assert_eq!(loaded.config.vrrp[0].track_script[0].weight, -20);
+    assert_eq!(loaded.config.sync.unwrap().batch, Duration::from_millis(20));
+}
+
+#[test]
+fn a_dump_loads_again_to_the_same_and_dumps_to_the_same() {
+    for text in [CONTRACT.to_owned(), [SERVICE, BACKEND].concat(), String::new()] {
+        let config = load_text(&text).unwrap().config;
+        let dump = config.to_toml();
+        let again = load_text(&dump).unwrap_or_else(|problems| panic!("{problems}\n{dump}")).config;
+        assert_eq!(config, again);
+        assert_eq!(dump, again.to_toml());
+    }
+}
+
+/// What is wrong in one service or backend → the one error it gives.
+#[test]
+fn every_mistake_is_told_with_its_place_and_what_would_be_right() {
+    // (keys of the service, from line 5; keys of the backend, from line 9; the error)
+    let cases = [
+        ("balence = \"hash\"", "", "5:1: unknown key `balence` in [[service]]: did you mean `balance`?"),
+        ("zzz = 1", "", "5:1: unknown key `zzz` in [[service]]: it knows name, listen,"),
+        ("balance = \"leastconn\"", "", "5:11: balance: unknown word \"leastconn\": did you mean \"least_conn\"?"),
+        ("balance = 1", "", "5:11: balance: the number 1 where one of these belongs: least_conn, round_robin,"),
+        (
+            "connect_timeout = 2",
+            "",
+            "5:19: connect_timeout: the number 2 where a time with its unit belongs, as \"2s\"",
+        ),
+        (
+            "connect_timeout = \"2\"",
+            "",
+            "5:19: connect_timeout: \"2\" is no time: write a whole number and ms, s, m, h or d",
+        ),
+        ("connect_timeout = \"2h\"", "", "5:19: connect_timeout: \"2h\" is out of range: \"10ms\" to \"1m\""),
+        ("idle_timeout = \"0s\"", "", "5:16: idle_timeout: \"0s\" is out of range: \"1s\" to \"7d\""),
+        ("snat = \"fd00::1\"", "", "5:8: snat: fd00::1 is IPv6, but no backend of this service is"),
+        ("snat = \"10.0.1.10\"", "", "5:8: snat: 10.0.1.10 is a backend's own address"),
+        (
+            "snat_ports = \"80-90\"",
+            "",
+            "5:14: snat_ports: \"80-90\" is no range of ports: write \"first-last\" within \"1024-65535\"",
+        ),
+        ("snat_ports = \"3000-2000\"", "", "5:14: snat_ports: \"3000-2000\" is no range of ports"),
+        ("rules = [\"allow 10.0.0.0/8\", \"permit all\"]", "", "5:30: rules: \"permit all\" is no rule: write"),
+        (
+            "rules = \"deny 10.0.1.1/8\"",
+            "",
+            "5:9: rules: \"deny 10.0.1.1/8\": 10.0.1.1/8 is a host within its network: \"deny 10.0.0.0/8\"",
+        ),
+        (
+            "interface = \"much-too-long-a-name\"",
+            "",
+            "5:13: interface: \"much-too-long-a-name\" cannot be an interface",
+        ),
+        ("reset_rate = 0", "", "5:14: reset_rate: 0 is out of range: 1 to 1000000"),
+        ("access_log = { path = \"log\" }", "", "5:23: path: \"log\" is neither an absolute path nor \"stdout\""),
+        (
+            "access_log = { path = \"/l\", format = 'a $bites_sent' }",
+            "",
+            "5:41: format: unknown variable `$bites_sent`: did you mean `$bytes_sent`?",
+        ),
+        (
+            "health = { interval = \"1s\", timeout = \"2s\" }",
+            "",
+            "5:40: timeout: \"2s\" is above the interval of \"1s\"",
+        ),
+        ("health = { expect = [200, 99] }", "", "5:26: expect: 99 is out of range: 100 to 599"),
+        (
+            "",
+            "weight = 0",
+            "9:10: weight: 0 is no share: 1 to 65535; for a backend that shall get no connections write down = true",
+        ),
+        ("", "weight = 70000", "9:10: weight: 70000 is out of range: 0 to 65535"),
+        ("", "weigth = 1", "9:1: unknown key `weigth` in [[service.backend]]: did you mean `weight`?"),
+        ("balance = \"hash\"", "backup = true", "9:10: backup: balance = \"hash\" knows no backup"),
+        ("", "down = \"yes\"", "9:8: down: the string \"yes\" where true or false belongs"),
+        ("", "max_fails = -1", "9:13: max_fails: -1 is out of range: 0 to 1000"),
+    ];
+    for (service, backend, wanted) in cases {
+        let text = format!(
+            "{SERVICE}{service}\n[[service.backend]]\nname = \"cp01\"\naddress = \"10.0.1.10:6443\"\n{backend}\n"
+        );
+        let shown = errors(&text);
+        assert_eq!(shown.len(), 1, "{service}{backend}: {shown:#?}");
+        assert!(shown[0].starts_with(&format!("e.toml:{wanted}")), "{}\nis not {wanted}", shown[0]);
+    }
+}
+
+#[test]
+fn addresses_have_to_be_complete_and_reachable() {
+    let cases = [
+        ("10.0.1.10", "\"10.0.1.10\" lacks the port: \"10.0.1.10:6443\""),
+        ("fd00::10", "\"fd00::10\" lacks the port: \"[fd00::10]:6443\""),
+        ("cp01:6443", "\"cp01:6443\" is no address (names are not resolved"),
+        ("10.0.1.10:0", "\"10.0.1.10:0\": port 0 is none"),
+        ("0.0.0.0:6443", "0.0.0.0 is not the address of one host"),
+        ("10.0.1.100:6443", "10.0.1.100:6443 is a listen address: a connection would go round in circles"),
+    ];
+    for (address, wanted) in cases {
+        let text = format!("{SERVICE}[[service.backend]]\nname = \"cp01\"\naddress = \"{address}\"\n");
+        let shown = errors(&text);
+        assert!(shown[0].starts_with(&format!("e.toml:7:11: address: {wanted}")), "{shown:#?}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_shown_in_the_order_of_the_lines() {
+    let text = "[daemon]\non_exit = \"stay\"\nmax_conections = 1\n[[service]]\nname = \"a b\"\nlisten = [\"10.0.0.1\"]\n\
+                [[service.backend]]\nname = \"x\"\nweight = 0\n[[servise]]\n";
+    let shown = errors(text);
+    let places: Vec<_> = shown.iter().map(|line| line.split(": ").next().unwrap()).collect();
+    let wanted = ["e.toml:2:11", "e.toml:3:1", "e.toml:5:8", "e.toml:6:11", "e.toml:7:1", "e.toml:9:10", "e.toml:10:3"];
+    assert_eq!(places, wanted, "{shown:#?}");
+    assert!(shown[4].ends_with("[[service.backend]] lacks `address`: address = \"10.0.1.10:6443\""), "{}", shown[4]);
+}
+
+#[test]
+fn mistakes_of_the_syntax_do_not_hide_the_others() {
+    let shown = errors(&format!("{SERVICE}connect_timeout = \nidle_timeout = \"1x\"\n{BACKEND}"));
+    assert!(shown.iter().any(|line| line.starts_with("e.toml:5:19: ")), "{shown:#?}");
+    assert!(shown.iter().any(|line| line.starts_with("e.toml:6:16: idle_timeout")), "{shown:#?}");
+}
+
+#[test]
+fn what_stands_twice_points_at_where_it_stood_first() {
+    let shown = errors(&format!("{SERVICE}{BACKEND}{BACKEND}"));
+    assert_eq!(shown.len(), 2, "{shown:#?}");
+    assert!(shown[0].starts_with("e.toml:11:8: backend cp01 stands twice: it is at "), "{shown:#?}");
+    assert!(shown[0].ends_with("e.toml:7:8 already"), "{shown:#?}");
+    assert!(shown[1].starts_with("e.toml:12:11: backend address 10.0.1.10:6443 stands twice"), "{shown:#?}");
+
+    let instance = |id: u8| {
+        format!(
+            "[[vrrp]]\nname = \"V{id}\"\ninterface = \"eth0\"\nvirtual_router_id = 7\naddresses = \"10.0.1.9/24\"\n"
+        )
+    };
+    let shown = errors(&format!("{}{}", instance(1), instance(2)));
+    assert!(shown[0].starts_with("e.toml:9:21: virtual_router_id 7 on interface eth0 stands twice"), "{shown:#?}");
+}
+
+#[test]
+fn drop_ins_are_one_list_with_the_main_file() {
+    let second = SERVICE.replace("\"api\"", "\"two\"").replace(":6443", ":7443") + BACKEND;
+    let third = SERVICE.replace("\"api\"", "\"three\"").replace(":6443", ":8443") + BACKEND;
+    let main = format!("include = [\"conf.d/*.toml\"]\n{SERVICE}{BACKEND}");
+    let (_folder, loaded) = load_files(&[("e.toml", &main), ("conf.d/b.toml", &third), ("conf.d/a.toml", &second)]);
+    let loaded = loaded.unwrap();
+    let names: Vec<_> = loaded.config.services.iter().map(|service| &*service.name).collect();
+    assert_eq!(names, ["api", "two", "three"]);
+    assert_eq!(loaded.files.len(), 3);
+    // Three services share one backend and one SNAT address, so they share its slots.
+    assert_eq!(loaded.config.capacity().slots, 22_528);
+}
+
+#[test]
+fn mistakes_between_files_are_told() {
+    let main = format!("include = [\"conf.d/*.toml\", \"gone.toml\"]\n[daemon]\n{SERVICE}{BACKEND}");
+    let drop_in = format!("include = \"x\"\n[daemon]\n{SERVICE}snat_ports = \"2000-3000\"\n{BACKEND}");
+    let shown = errors_of(&[("e.toml", &main), ("conf.d/a.toml", &drop_in)]);
+    let wanted = [
+        "conf.d/a.toml:1:11: include: only the main file may include others",
+        "conf.d/a.toml:2:1: [daemon] stands in two files: it is at ",
+        "conf.d/a.toml:5:8: service api stands twice: it is at ",
+        "conf.d/a.toml:6:10: listen address 10.0.1.100:6443 stands twice",
+        "conf.d/a.toml:7:14: snat_ports: 2000-3000 differs from 10240-32767",
+        "e.toml:1:29: include: there is no file ",
+    ];
+    assert_eq!(shown.len(), wanted.len(), "{shown:#?}");
+    for (line, start) in shown.iter().zip(wanted) {
+        assert!(line.starts_with(start), "{line}\nis not {start}");
+    }
+}
+
+#[test]
+fn no_more_than_64_backends_fit_in_a_service() {
+    let backend =
+        |number: u32| format!("[[service.backend]]\nname = \"b{number}\"\naddress = \"10.0.2.{number}:6443\"\n");
+    let with = |count: u32| SERVICE.to_owned() + &(1..=count).map(backend).collect::<String>();
+    assert_eq!(load_text(&with(64)).unwrap().config.services[0].backends.len(), 64);
+    let shown = errors(&with(65));
+    assert_eq!(shown, ["e.toml:197:1: 65 backends in one service, the most is 64"]);
+}
+
+#[test]
+fn a_folder_of_pins_is_named_after_another_state_dir() {
+    for (state_dir, bpffs) in [
+        ("/run/evenkeel", "/sys/fs/bpf/evenkeel"),
+        ("/run/evenkeel-b", "/sys/fs/bpf/evenkeel-b"),
+        ("/srv/lab.a/state/", "/sys/fs/bpf/srv-lab_a-state"),
+    ] {
+        let config = load_text(&format!("[daemon]\nstate_dir = \"{state_dir}\"\n")).unwrap().config;
+        assert_eq!(config.daemon.bpffs, Path::new(bpffs));
+    }
+}
+
+#[test]
+fn a_key_of_sync_that_others_may_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    let text =
+        format!("[sync]\nlisten = \"10.0.1.1:9644\"\npeers = [\"10.0.1.2:9644\"]\nkey_file = \"{}\"\n", key.display());
+    fs::write(&key, "00112233445566778899aabbccddeeff\n").unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(
+        errors(&text)[0].contains("e.toml:4:12: key_file: ")
+            && errors(&text)[0].contains("mode 0644, others may use it")
+    );
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    load_text(&text).unwrap();
+    fs::write(&key, "0011\n").unwrap();
+    assert!(errors(&text)[0].contains("at least 32 hexadecimal digits"));
+}
+
+#[test]
+fn a_file_that_is_not_there_is_told_without_a_line() {
+    let problems = load(Path::new("/nonexistent/e.toml")).unwrap_err();
+    assert_eq!(problems.to_string(), "/nonexistent/e.toml: cannot be read: No such file or directory (os error 2)");
+}
+
+#[test]
+fn durations_are_read_as_they_are_written() {
+    for (text, millis) in
+        [("0s", 0), ("1ms", 1), ("2s", 2000), ("1m30s", 90_000), ("1d2h", 93_600_000), ("40s950ms", 40_950)]
+    {
+        assert_eq!(units::parse_duration(text), Ok(Duration::from_millis(millis)));
+        assert_eq!(units::write_duration(Duration::from_millis(millis)), text);
+    }
+    for wrong in
+        ["", "s", "2", "2 s", "-2s", "2x", "1.5s", "99999999999999999999s", "9999999999999999999d", "2s ", "2ß"]
+    {
+        assert!(units::parse_duration(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn tries_are_bounded_by_the_backends_that_are_not_down() {
+    let backend = |number: u32, more: &str| {
+        format!("[[service.backend]]\nname = \"b{number}\"\naddress = \"10.0.2.{number}:6443\"\n{more}\n")
+    };
+    let backends = backend(1, "") + &backend(2, "backup = true") + &backend(3, "down = true");
+    for (keys, tries) in
+        [("", 2), ("next_upstream = false", 1), ("next_upstream_tries = 1", 1), ("next_upstream_tries = 9", 2)]
+    {
+        let config = load_text(&format!("{SERVICE}{keys}\n{backends}")).unwrap().config;
+        assert_eq!(config.services[0].tries(), tries, "{keys}");
+    }
+}

@@ -1,0 +1,187 @@
+//! From a value of the file to a value of the model: durations, numbers, names, addresses. Every reader says in its
+//! error what would be right.
+
+use super::raw::{Value, describe};
+use std::fmt::Display;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+use toml::de::DeValue;
+
+/// A string.
+pub fn text<'a>(value: Value<'a>) -> Result<&'a str, String> {
+    match value.toml {
+        DeValue::String(text) => Ok(text),
+        other => Err(format!("{} where a string belongs", describe(other))),
+    }
+}
+
+/// `true` or `false`.
+pub fn boolean(value: Value) -> Result<bool, String> {
+    match value.toml {
+        DeValue::Boolean(value) => Ok(*value),
+        other => Err(format!("{} where true or false belongs", describe(other))),
+    }
+}
+
+/// A whole number within `range`.
+pub fn number<T>(range: RangeInclusive<T>) -> impl Fn(Value) -> Result<T, String>
+where
+    T: TryFrom<i64> + PartialOrd + Display,
+{
+    move |value| {
+        let (low, high) = (range.start(), range.end());
+        let DeValue::Integer(number) = value.toml else {
+            return Err(format!("{} where a whole number from {low} to {high} belongs", describe(value.toml)));
+        };
+        i64::from_str_radix(number.as_str(), number.radix())
+            .ok()
+            .and_then(|number| T::try_from(number).ok())
+            .filter(|number| range.contains(number))
+            .ok_or_else(|| format!("{} is out of range: {low} to {high}", number.as_str()))
+    }
+}
+
+/// A length of time within `range`, written as `"2s"`.
+pub fn duration(range: RangeInclusive<Duration>) -> impl Fn(Value) -> Result<Duration, String> {
+    move |value| {
+        let DeValue::String(text) = value.toml else {
+            return Err(format!("{} where a time with its unit belongs, as \"2s\"", describe(value.toml)));
+        };
+        let duration = parse_duration(text)?;
+        if !range.contains(&duration) {
+            let (low, high) = (write_duration(*range.start()), write_duration(*range.end()));
+            return Err(format!("\"{text}\" is out of range: \"{low}\" to \"{high}\""));
+        }
+        Ok(duration)
+    }
+}
+
+/// Units of time, largest first, in milliseconds.
+const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+
+/// `"500ms"`, `"2s"`, `"1m30s"`: whole numbers with units, largest first or not, added up.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("\"{text}\" is no time: write a whole number and ms, s, m, h or d, as \"2s\" or \"1m30s\"");
+    let mut rest = text;
+    let mut total = 0_u64;
+    loop {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let after = &rest[digits..];
+        let letters = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+        let (_, unit) = UNITS.iter().find(|(name, _)| *name == &after[..letters]).ok_or_else(wrong)?;
+        let amount =
+            rest[..digits].parse::<u64>().ok().and_then(|amount| amount.checked_mul(*unit)).ok_or_else(wrong)?;
+        total = total.checked_add(amount).ok_or_else(wrong)?;
+        rest = &after[letters..];
+        if rest.is_empty() {
+            return Ok(Duration::from_millis(total));
+        }
+    }
+}
+
+/// The shortest text that [`parse_duration`] reads as this duration (whole milliseconds).
+pub fn write_duration(duration: Duration) -> String {
+    let mut rest = duration.as_millis() as u64;
+    if rest == 0 {
+        return "0s".into();
+    }
+    let mut text = String::new();
+    for (name, unit) in UNITS {
+        if rest >= unit {
+            text += &format!("{}{name}", rest / unit);
+            rest %= unit;
+        }
+    }
+    text
+}
+
+/// One of a few words.
+pub fn choice<T: Copy>(words: &[(&'static str, T)]) -> impl Fn(Value) -> Result<T, String> {
+    move |value| {
+        let all = || words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
+        let DeValue::String(text) = value.toml else {
+            return Err(format!("{} where one of these belongs: {}", describe(value.toml), all()));
+        };
+        if let Some((_, found)) = words.iter().find(|(word, _)| word == text) {
+            return Ok(*found);
+        }
+        match did_you_mean(text, words.iter().map(|(word, _)| *word)) {
+            Some(near) => Err(format!("unknown word \"{text}\": did you mean \"{near}\"? There are {}", all())),
+            None => Err(format!("unknown word \"{text}\": there are {}", all())),
+        }
+    }
+}
+
+/// The word that was probably meant.
+pub fn did_you_mean<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (likeness, near) =
+        known.map(|near| (strsim::jaro_winkler(word, near), near)).max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (likeness > 0.8).then_some(near)
+}
+
+/// `address:port`, IPv6 as `[address]:port`.
+pub fn socket_address(value: Value) -> Result<SocketAddr, String> {
+    let text = text(value)?;
+    let address: SocketAddr = text.parse().map_err(|_| {
+        let right = "write address:port, as \"10.0.1.10:6443\" or \"[fd00::10]:6443\"";
+        match text.parse::<IpAddr>() {
+            Ok(IpAddr::V4(_)) => format!("\"{text}\" lacks the port: \"{text}:6443\""),
+            Ok(IpAddr::V6(_)) => format!("\"{text}\" lacks the port: \"[{text}]:6443\""),
+            Err(_) if text.contains(|c: char| c.is_ascii_alphabetic()) => {
+                format!("\"{text}\" is no address (names are not resolved: an address that changes must not move connections): {right}")
+            }
+            Err(_) => format!("\"{text}\" is no address with a port: {right}"),
+        }
+    })?;
+    if address.port() == 0 {
+        return Err(format!("\"{text}\": port 0 is none"));
+    }
+    usable(address.ip()).map(|()| address)
+}
+
+/// An address of one host.
+pub fn address(value: Value) -> Result<IpAddr, String> {
+    let text = text(value)?;
+    let address = text.parse().map_err(|_| format!("\"{text}\" is no IP address: write it as \"10.0.1.100\""))?;
+    usable(address).map(|()| address)
+}
+
+fn usable(address: IpAddr) -> Result<(), String> {
+    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    if address.is_unspecified() || address.is_multicast() || broadcast {
+        return Err(format!("{address} is not the address of one host"));
+    }
+    Ok(())
+}
+
+/// A name of a service, backend or instance: it stands in commands, logs and labels.
+pub fn name<'a>(value: Value<'a>) -> Result<&'a str, String> {
+    let text = text(value)?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if text.is_empty() || text.len() > 63 || !text.chars().all(allowed) {
+        return Err(format!("\"{text}\" is no name: 1 to 63 letters, digits, `.`, `_` and `-`"));
+    }
+    Ok(text)
+}
+
+/// The name of a network interface.
+pub fn interface(value: Value) -> Result<String, String> {
+    let text = text(value)?;
+    // The kernel's dev_valid_name().
+    let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace();
+    if text.is_empty() || text.len() > 15 || text == "." || text == ".." || text.contains(forbidden) {
+        return Err(format!("\"{text}\" cannot be an interface: 1 to 15 characters, as \"eth0\""));
+    }
+    Ok(text.into())
+}
+
+/// A path from the root.
+pub fn absolute_path(value: Value) -> Result<PathBuf, String> {
+    let text = text(value)?;
+    if !text.starts_with('/') || text.contains('\0') {
+        return Err(format!("\"{text}\" is no absolute path: it has to begin with `/`"));
+    }
+    Ok(text.into())
+}
