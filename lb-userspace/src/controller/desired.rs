@@ -1,0 +1,137 @@
+//! What the configuration asks of the maps: names resolved to addresses, times to nanoseconds, words to numbers.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    sync::Arc,
+    time::Duration,
+};
+
+use lb_common::schedule;
+
+use crate::config::model;
+
+/// Every service of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// In the order of the file.
+    pub services: Vec<DesiredService>,
+}
+
+/// One service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredService {
+    /// Its name, unique.
+    pub name: Arc<str>,
+    /// Where clients connect to.
+    pub listen: Vec<SocketAddrV4>,
+    /// One of `schedule::{LEAST_CONN, ROUND_ROBIN, RANDOM_TWO, HASH}`.
+    pub balance: u32,
+    /// How long a backend has for its SYN-ACK, in nanoseconds.
+    pub connect_timeout: u64,
+    /// After how long without a packet a connection is reset, in nanoseconds.
+    pub idle_timeout: u64,
+    /// Most backends one connection tries; at least 1.
+    pub tries: u32,
+    /// Cells of the ring of half-open flows.
+    pub max_half_open: u32,
+    /// The addresses that backends see.
+    pub snat: Vec<Ipv4Addr>,
+    /// The first SNAT port.
+    pub first_port: u16,
+    /// How many SNAT ports there are.
+    pub ports: u16,
+    /// Connections a second, when many must be closed.
+    pub reset_rate: u32,
+    /// An event is wanted for every connection that ends.
+    pub log: bool,
+    /// In the order of the file.
+    pub backends: Vec<DesiredBackend>,
+}
+
+/// One backend of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredBackend {
+    /// Its name, unique in the service.
+    pub name: Arc<str>,
+    /// Where it listens.
+    pub address: SocketAddrV4,
+    /// Share of new connections; at least 1.
+    pub weight: u32,
+    /// Most active connections; 0: no limit.
+    pub max_conns: u32,
+    /// Failed tries within `fail_timeout` that take it out; 0: nothing does.
+    pub max_fails: u32,
+    /// In nanoseconds.
+    pub fail_timeout: u64,
+    /// Used only when no other backend is up.
+    pub backup: bool,
+    /// Gets no connections.
+    pub down: bool,
+}
+
+impl Desired {
+    /// Translates a validated configuration. It refuses IPv6, so every address is IPv4; one that is not would be
+    /// named here all the same.
+    pub fn new(config: &model::Config) -> Result<Desired, Vec<String>> {
+        let mut errors = Vec::new();
+        let services = config.services.iter().filter_map(|service| translate(service, &mut errors)).collect();
+        if errors.is_empty() { Ok(Desired { services }) } else { Err(errors) }
+    }
+}
+
+fn translate(service: &model::Service, errors: &mut Vec<String>) -> Option<DesiredService> {
+    let mut v4 = |address: SocketAddr| match address {
+        SocketAddr::V4(address) => Some(address),
+        SocketAddr::V6(address) => {
+            errors.push(format!("service {}: {address}: IPv6 is not supported yet", service.name));
+            None
+        }
+    };
+    let listen: Option<Vec<_>> = service.listen.iter().map(|address| v4(*address)).collect();
+    let snat: Option<Vec<_>> =
+        service.snat.iter().map(|address| v4(SocketAddr::new(*address, 0)).map(|address| *address.ip())).collect();
+    let backends: Option<Vec<_>> = service
+        .backends
+        .iter()
+        .map(|backend| {
+            Some(DesiredBackend {
+                name: backend.name.clone(),
+                address: v4(backend.address)?,
+                weight: backend.weight.get(),
+                max_conns: backend.max_conns,
+                max_fails: backend.max_fails,
+                fail_timeout: nanoseconds(backend.fail_timeout),
+                backup: backend.backup,
+                down: backend.down,
+            })
+        })
+        .collect();
+    Some(DesiredService {
+        name: service.name.clone(),
+        listen: listen?,
+        balance: balance(service.balance),
+        connect_timeout: nanoseconds(service.connect_timeout),
+        idle_timeout: nanoseconds(service.idle_timeout),
+        tries: service.tries().max(1),
+        max_half_open: service.max_half_open.get(),
+        snat: snat?,
+        first_port: service.snat_ports.first(),
+        ports: service.snat_ports.count(),
+        reset_rate: service.reset_rate.get(),
+        log: service.access_log.is_some(),
+        backends: backends?,
+    })
+}
+
+fn balance(balance: model::Balance) -> u32 {
+    match balance {
+        model::Balance::LeastConn => schedule::LEAST_CONN,
+        model::Balance::RoundRobin => schedule::ROUND_ROBIN,
+        model::Balance::RandomTwo => schedule::RANDOM_TWO,
+        model::Balance::Hash => schedule::HASH,
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

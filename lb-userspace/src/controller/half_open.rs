@@ -1,0 +1,102 @@
+//! `connect_timeout` without waiting for the client to send its SYN again: which half-open flows are due, and when to
+//! look next.
+//!
+//! A SYN costs user space nothing, so nobody tells of new half-open flows: their ring is looked at every
+//! [`period`], which is well below connect_timeout, and while there are any, when the oldest of them is due. What is
+//! due goes through the kernel program once more, which moves it to another backend or refuses it: one engine.
+
+use std::collections::BTreeMap;
+
+use lb_common::slot::{Ctl, State};
+
+use super::view::{FlowAt, View};
+
+/// Most flows handed on in one look; the rest are due at the next one, [`AT_LEAST`] later.
+const MOST: usize = 256;
+/// The shortest time between two looks, in nanoseconds: bounds the load that a flood of half-open flows can make.
+const AT_LEAST: u64 = 10_000_000;
+/// The longest time between two looks, in nanoseconds.
+const AT_MOST: u64 = 1_000_000_000;
+
+/// What a look found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Flows whose backend has not answered in time.
+    pub due: Vec<FlowAt>,
+    /// When to look again, CLOCK_MONOTONIC in nanoseconds.
+    pub next: u64,
+}
+
+/// What the last look at a service's ring saw.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    head: u32,
+    open: u32,
+}
+
+/// The machine; one for all services.
+#[derive(Debug, Default)]
+pub struct HalfOpen {
+    seen: BTreeMap<u16, Seen>,
+}
+
+impl HalfOpen {
+    /// How many flows of a service were half-open at the last look.
+    pub fn open(&self, service: u16) -> u32 {
+        self.seen.get(&service).map_or(0, |seen| seen.open)
+    }
+
+    /// Looks at the rings of `services`, each with its connect_timeout in nanoseconds.
+    pub fn look(&mut self, services: &[(u16, u64)], view: &impl View, now: u64) -> Look {
+        let mut look = Look { due: Vec::new(), next: now + period(services) };
+        self.seen.retain(|service, _| services.iter().any(|(number, _)| number == service));
+        for (service, connect_timeout) in services {
+            let head = view.half_open_head(*service);
+            let seen = self.seen.entry(*service).or_insert(Seen { head: head.wrapping_sub(1), open: 0 });
+            if seen.head == head && seen.open == 0 {
+                continue;
+            }
+            let mut open = 0;
+            view.half_open(*service, &mut |place, generation| {
+                let Some((ctl, slot)) = view.slot(place) else { return };
+                if ctl.state() != State::HalfOpen || !is_generation(ctl, generation) {
+                    return;
+                }
+                open += 1;
+                let due = now.max(due_at(slot.connect_us, *connect_timeout, now));
+                if due > now {
+                    look.next = look.next.min(due);
+                } else if look.due.len() < MOST {
+                    look.due.push(FlowAt { place, ctl });
+                }
+            });
+            *seen = Seen { head, open };
+        }
+        if !look.due.is_empty() {
+            look.next = now;
+        }
+        look.next = look.next.max(now + AT_LEAST);
+        look
+    }
+}
+
+/// How long the rings may go unseen: a flow that opens right after a look is seen before it is due.
+fn period(services: &[(u16, u64)]) -> u64 {
+    let shortest = services.iter().map(|(_, connect_timeout)| *connect_timeout).min().unwrap_or(AT_MOST);
+    (shortest / 2).clamp(AT_LEAST, AT_MOST)
+}
+
+fn is_generation(ctl: Ctl, low: u32) -> bool {
+    ctl.generation() & 0x7fff_ffff == low
+}
+
+/// When a try whose SYN was sent at `stamp` (microseconds, 32 bits of them) is over. A stamp that lies ahead is one that
+/// was written after `now` was read.
+fn due_at(stamp: u32, connect_timeout: u64, now: u64) -> u64 {
+    let age = (now / 1000) as u32;
+    let age = (age.wrapping_sub(stamp) as i32).max(0) as u64 * 1000;
+    (now + connect_timeout).saturating_sub(age)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,453 @@
+//! The controller's decisions, without I/O and without a clock: what is to be written to the maps, which backend is out,
+//! which flow is to be closed. The shell (`daemon`) reads events, clocks, sockets and files, hands them in, and does
+//! what comes back.
+//!
+//! The contract of driving a [`Controller`]:
+//! - a configuration: [`plan`](Controller::plan), do its writes in order, [`commit`](Controller::commit). When a write
+//!   fails: [`reread`](Controller::reread), and the old configuration stays.
+//! - events of the ring buffer: [`event`](Controller::event), each in its turn.
+//! - time: [`turn`](Controller::turn) when [`deadline`](Controller::deadline) has come. With no connection that is once
+//!   a second.
+//!
+//! Times are CLOCK_MONOTONIC in nanoseconds. Everything survives the end of the process in the maps, except why and
+//! since when a backend is out.
+
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, SocketAddrV4},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use lb_common::{
+    event::{Event, RECOVERED, TRY_FAILED},
+    layout::{NEVER, OUT, UP},
+    verdict::Reason,
+};
+use log::Level;
+
+pub mod desired;
+pub mod half_open;
+pub mod health;
+pub mod installed;
+mod place;
+pub mod plan;
+pub mod reach;
+pub mod reconcile;
+pub mod record;
+pub mod retire;
+pub mod sweep;
+pub mod view;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
+use desired::Desired;
+use health::{Change, Health};
+use installed::{Installed, listener_address};
+use plan::{Plan, Write};
+use record::{Names, Recorder};
+use view::{FlowAt, View};
+
+use crate::access_log::Record;
+
+/// What the shell is to do.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Write to the maps.
+    Write(Write),
+    /// Let a backend take part, or not: `layout::{OUT, UP}`.
+    Admit {
+        /// The backend.
+        backend: u16,
+        /// For its record.
+        admission: u32,
+        /// For its record, CLOCK_MONOTONIC in nanoseconds.
+        retry_at: u64,
+    },
+    /// Change one flow.
+    Step(sweep::Step),
+    /// A half-open flow's backend was silent for connect_timeout: run the client's SYN through the program once more.
+    Retry(FlowAt),
+    /// Take a drift out of a backend's `active`.
+    Correct(reconcile::Drift),
+    /// Write a line of the service's access log.
+    Record {
+        /// The service's number.
+        service: u16,
+        /// The line.
+        record: Box<Record>,
+    },
+    /// Tell the operator.
+    Note(Level, String),
+}
+
+/// One moment on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// CLOCK_MONOTONIC in nanoseconds.
+    pub monotonic: u64,
+    /// The wall clock.
+    pub wall: Timestamp,
+}
+
+/// What is known about a service by number; of a removed one until it is empty.
+#[derive(Clone, Debug)]
+pub struct ServiceFacts {
+    /// Its name in the file.
+    pub name: Arc<str>,
+    /// For the sweep.
+    pub limits: sweep::Limits,
+}
+
+/// What is known about a backend by number, tombstones included.
+#[derive(Clone, Debug)]
+pub struct BackendFacts {
+    /// The name of its service.
+    pub service: Arc<str>,
+    /// Its name in the file.
+    pub name: Arc<str>,
+    /// Where it listens.
+    pub address: SocketAddrV4,
+    /// For its health.
+    pub settings: health::Settings,
+}
+
+/// The core. See the module's contract.
+#[derive(Debug, Default)]
+pub struct Controller {
+    installed: Installed,
+    desired: Desired,
+    services: BTreeMap<u16, ServiceFacts>,
+    backends: BTreeMap<u16, BackendFacts>,
+    /// Of every backend that is neither `down` nor a tombstone.
+    health: BTreeMap<u16, Health>,
+    /// Failures known of by events: compared with the map's count when events were lost.
+    failures_seen: BTreeMap<u16, u64>,
+    lost_before: u64,
+    names: Names,
+    reach: reach::Reach,
+    half_open: half_open::HalfOpen,
+    sweep: sweep::Sweep,
+    retire: retire::Retire,
+    reconcile: reconcile::Reconcile,
+    recorder: Recorder,
+    /// When the next look at half-open flows, turn of the sweep, and turn of everything else are due.
+    due: (u64, u64, u64),
+}
+
+/// An idle timeout for flows whose service is not known any more: nginx's default.
+const IDLE_TIMEOUT: u64 = 600_000_000_000;
+/// Connections closed in a second, for the same.
+const RESET_RATE: u32 = 5000;
+const SECOND: u64 = 1_000_000_000;
+
+impl Controller {
+    /// A controller for tables that hold `installed`.
+    pub fn new(installed: Installed) -> Controller {
+        Controller { installed, ..Controller::default() }
+    }
+
+    /// The writes that lead from what is installed to `desired`; every error, when there is no way.
+    pub fn plan(&self, desired: &Desired) -> Result<Plan, Vec<String>> {
+        let known = self.services.iter().map(|(number, facts)| (facts.name.clone(), *number)).collect();
+        plan::plan(&self.installed, desired, &known)
+    }
+
+    /// A plan's writes were done: `desired` is the configuration from now on.
+    pub fn commit(&mut self, desired: Desired, plan: Plan, view: &impl View, now: u64) -> Vec<Action> {
+        self.installed = plan.after;
+        for (service, (number, backends)) in desired.services.iter().zip(&plan.places) {
+            let limits = sweep::Limits {
+                service: *number,
+                idle_timeout: service.idle_timeout,
+                connecting: 2 * service.connect_timeout * u64::from(service.tries),
+                reset_rate: service.reset_rate,
+            };
+            self.services.insert(*number, ServiceFacts { name: service.name.clone(), limits });
+            for (backend, number) in service.backends.iter().zip(backends) {
+                let settings = health::Settings {
+                    max_fails: backend.max_fails,
+                    fail_timeout: backend.fail_timeout,
+                    connect_timeout: service.connect_timeout,
+                };
+                let (service, name, address) = (service.name.clone(), backend.name.clone(), backend.address);
+                self.backends.insert(*number, BackendFacts { service, name, address, settings });
+            }
+        }
+        self.desired = desired;
+        self.forget_removed();
+        self.keep_health(view, now)
+    }
+
+    /// What the maps hold after a write has failed.
+    pub fn reread(&mut self, installed: Installed) {
+        self.installed = installed;
+        self.forget_removed();
+    }
+
+    /// Drops what is known of numbers that are not in use, and names those that were found.
+    fn forget_removed(&mut self) {
+        let installed = &self.installed;
+        self.services.retain(|number, _| installed.services.contains_key(number));
+        self.backends.retain(|number, _| installed.backends.contains_key(number));
+        self.failures_seen.retain(|number, _| installed.backends.contains_key(number));
+        for (number, row) in &installed.backends {
+            let Some(address) = installed.backend_address(row) else { continue };
+            // A tombstone found at the start: the file does not know its name any more.
+            self.backends.entry(*number).or_insert_with(|| BackendFacts {
+                service: self.services.get(&row.service).map_or_else(|| Arc::from("-"), |facts| facts.name.clone()),
+                name: Arc::from(address.to_string()),
+                address,
+                settings: health::Settings { max_fails: 0, fail_timeout: 0, connect_timeout: 0 },
+            });
+        }
+        self.names = Names {
+            services: self.services.iter().map(|(number, facts)| (*number, facts.name.clone())).collect(),
+            backends: self
+                .backends
+                .iter()
+                .map(|(number, facts)| (*number, (facts.name.clone(), SocketAddr::V4(facts.address))))
+                .collect(),
+            listeners: installed
+                .listeners
+                .iter()
+                .map(|(number, listener)| (*number, SocketAddr::V4(listener_address(listener))))
+                .collect(),
+            pools: installed.pools.clone(),
+        };
+        self.reach.retain(|pool| installed.pools.contains_key(&pool));
+    }
+
+    /// Health goes on for backends that stay; that of a new one, or of one found at the start, is what the map says.
+    fn keep_health(&mut self, view: &impl View, now: u64) -> Vec<Action> {
+        let Controller { installed, health, .. } = self;
+        health.retain(|number, _| installed.backends.get(number).is_some_and(|row| !row.closed));
+        let open: Vec<_> =
+            installed.backends.iter().filter(|(_, row)| !row.closed).map(|(number, _)| *number).collect();
+        let mut actions = Vec::new();
+        for number in open {
+            let record = view.backend(number);
+            self.failures_seen.entry(number).or_insert(record.connect_failures);
+            let health =
+                self.health.entry(number).or_insert_with(|| Health::adopted(record.admission, record.retry_at, now));
+            let change = health.configured(&self.backends[&number].settings, now);
+            actions.extend(self.health_changed(number, change, now));
+        }
+        actions
+    }
+
+    /// One event of the ring buffer.
+    pub fn event(&mut self, event: &Event, now: Now) -> Vec<Action> {
+        let mut actions = match event.kind {
+            TRY_FAILED => self.try_failed(event),
+            RECOVERED => self.with_health(event.backend, event.at, |health, _| health.recovered(event.at)),
+            _ => Vec::new(),
+        };
+        if let Some(record) = self.recorder.event(event, &self.names, (now.monotonic, now.wall)) {
+            actions.push(Action::Record { service: event.service, record: Box::new(record) });
+        }
+        actions
+    }
+
+    fn try_failed(&mut self, event: &Event) -> Vec<Action> {
+        let reason = match Reason::from_number(event.reason) {
+            Some(reason @ (Reason::Refused | Reason::ConnectTimeout)) => reason,
+            // An older connection on the port (TIME_WAIT) is no failure of the backend.
+            _ => return Vec::new(),
+        };
+        *self.failures_seen.entry(event.backend).or_default() += 1;
+        self.with_health(event.backend, event.at, |health, settings| health.failed(settings, reason, event.at))
+    }
+
+    fn with_health(
+        &mut self,
+        backend: u16,
+        now: u64,
+        input: impl Fn(&mut Health, &health::Settings) -> Change,
+    ) -> Vec<Action> {
+        let (Some(health), Some(facts)) = (self.health.get_mut(&backend), self.backends.get(&backend)) else {
+            return Vec::new();
+        };
+        let change = input(health, &facts.settings);
+        self.health_changed(backend, change, now)
+    }
+
+    fn health_changed(&self, backend: u16, change: Change, now: u64) -> Vec<Action> {
+        let Some(facts) = self.backends.get(&backend) else { return Vec::new() };
+        let who = format!("backend {} ({}) of service {}", facts.name, facts.address, facts.service);
+        match change {
+            Change::Nothing => Vec::new(),
+            Change::TakenOut { retry_at } => {
+                let reason = self.health.get(&backend).and_then(out_reason).map_or("unknown", Reason::name);
+                let seconds = retry_at.saturating_sub(now) as f64 / SECOND as f64;
+                let note = format!("{who} is out for {seconds:.1} s: {reason} ({} failures)", facts.settings.max_fails);
+                vec![Action::Admit { backend, admission: OUT, retry_at }, Action::Note(Level::Warn, note)]
+            }
+            Change::StaysOut { retry_at } => vec![Action::Admit { backend, admission: OUT, retry_at }],
+            Change::Recovered => {
+                let note = Action::Note(Level::Info, format!("{who} is up"));
+                vec![Action::Admit { backend, admission: UP, retry_at: NEVER }, note]
+            }
+        }
+    }
+
+    /// The next hop of a pool became known, or is not known any more: the kernel program passes a backend over that it
+    /// cannot reach.
+    pub fn next_hop(&mut self, pool: u16, known: bool, now: u64) -> Vec<Action> {
+        let returned = self.reach.heard(pool, known, now);
+        if !returned {
+            return Vec::new();
+        }
+        let of_pool: Vec<_> = self.backends_of(pool);
+        let mut actions = Vec::new();
+        for backend in of_pool {
+            let facts = &self.backends[&backend];
+            let text =
+                format!("backend {} ({}) of service {} answers ARP again", facts.name, facts.address, facts.service);
+            actions.push(Action::Note(Level::Info, text));
+            actions.extend(self.with_health(backend, now, |health, _| health.reachable(now)));
+        }
+        actions
+    }
+
+    fn backends_of(&self, pool: u16) -> Vec<u16> {
+        let named = self.installed.backends.iter().filter(|(_, row)| row.pools.contains(&pool));
+        named.map(|(number, _)| *number).filter(|number| self.backends.contains_key(number)).collect()
+    }
+
+    /// When [`turn`](Self::turn) is due.
+    pub fn deadline(&self) -> u64 {
+        self.due.0.min(self.due.1).min(self.due.2)
+    }
+
+    /// Whatever is due at `now`. `lost` is how many events were lost so far.
+    pub fn turn(&mut self, view: &impl View, lost: u64, now: u64) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if now >= self.due.0 {
+            let services: Vec<_> =
+                self.installed.services.iter().map(|(number, row)| (*number, row.connect_timeout)).collect();
+            let look = self.half_open.look(&services, view, now);
+            actions.extend(look.due.into_iter().map(Action::Retry));
+            self.due.0 = look.next;
+        }
+        if now >= self.due.1 {
+            actions.extend(self.sweep_turn(view, now).into_iter().map(Action::Step));
+            self.due.1 = self.sweep.deadline(now);
+        }
+        if now >= self.due.2 {
+            actions.extend(self.heal(view, lost, now));
+            actions.extend(self.reconcile(view));
+            actions.extend(self.retire.turn(&mut self.installed, view, now).into_iter().map(Action::Write));
+            actions.extend(self.silent_hosts(now));
+            self.forget_removed();
+            self.due.2 = now + SECOND;
+        }
+        actions
+    }
+
+    fn sweep_turn(&mut self, view: &impl View, now: u64) -> Vec<sweep::Step> {
+        let Controller { installed, services, sweep, .. } = self;
+        let pools: Vec<_> = installed.pools.keys().copied().collect();
+        let shortest = services.values().map(|facts| facts.limits.idle_timeout).min().unwrap_or(IDLE_TIMEOUT);
+        let limits = |backend: u16| {
+            let service = installed.backends.get(&backend).map_or(u16::MAX, |row| row.service);
+            services.get(&service).map_or(
+                sweep::Limits { service, idle_timeout: IDLE_TIMEOUT, connecting: SECOND, reset_rate: RESET_RATE },
+                |facts| facts.limits,
+            )
+        };
+        sweep.turn(&pools, &limits, shortest, view, now)
+    }
+
+    /// What events may not have told: recoveries, always; failures, when events were lost.
+    fn heal(&mut self, view: &impl View, lost: u64, now: u64) -> Vec<Action> {
+        let numbers: Vec<_> = self.health.keys().copied().collect();
+        let events_lost = std::mem::replace(&mut self.lost_before, lost) != lost;
+        let mut actions = Vec::new();
+        for number in numbers {
+            let record = view.backend(number);
+            actions.extend(self.with_health(number, now, |health, _| health.compared(record.admission, now)));
+            let seen = self.failures_seen.entry(number).or_insert(record.connect_failures);
+            let missed = record.connect_failures.saturating_sub(*seen);
+            if !events_lost || missed == 0 {
+                continue;
+            }
+            *seen = record.connect_failures;
+            for _ in 0..missed.min(u64::from(self.backends[&number].settings.max_fails)) {
+                // A flood of events, which is what fills the ring, is one of refusals: silence is slow.
+                let fail = |health: &mut Health, settings: &_| health.failed(settings, Reason::Refused, now);
+                actions.extend(self.with_health(number, now, fail));
+            }
+        }
+        actions
+    }
+
+    fn reconcile(&mut self, view: &impl View) -> Vec<Action> {
+        let rows = self.installed.backends.iter().map(|(number, row)| (*number, row));
+        let Some(drift) = self.reconcile.turn(rows, view) else { return Vec::new() };
+        let name = self.backends.get(&drift.backend).map_or("-", |facts| &*facts.name);
+        let text = format!("backend {name}: the count of active connections was off by {}, corrected", drift.by);
+        vec![Action::Correct(drift), Action::Note(Level::Warn, text)]
+    }
+
+    fn silent_hosts(&mut self, now: u64) -> Vec<Action> {
+        let silent = self.reach.silent(now);
+        let of_pools = silent.into_iter().flat_map(|pool| self.backends_of(pool));
+        let note = |number: u16| {
+            let facts = &self.backends[&number];
+            let text = format!(
+                "backend {} ({}) of service {}: its next hop does not answer ARP; it gets no connections",
+                facts.name, facts.address, facts.service
+            );
+            Action::Note(Level::Warn, text)
+        };
+        of_pools.map(note).collect()
+    }
+
+    /// What stands in the maps.
+    pub fn installed(&self) -> &Installed {
+        &self.installed
+    }
+
+    /// The configuration in force.
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// Services by number.
+    pub fn services(&self) -> &BTreeMap<u16, ServiceFacts> {
+        &self.services
+    }
+
+    /// Backends by number, tombstones included.
+    pub fn backends(&self) -> &BTreeMap<u16, BackendFacts> {
+        &self.backends
+    }
+
+    /// The health of a backend; nothing for one that is `down` or a tombstone.
+    pub fn health(&self, backend: u16) -> Option<&Health> {
+        self.health.get(&backend)
+    }
+
+    /// Whether the kernel program knows the way to a backend by any of its pools.
+    pub fn is_reachable(&self, backend: u16) -> bool {
+        let row = self.installed.backends.get(&backend);
+        row.is_some_and(|row| row.pools.iter().any(|pool| self.reach.is_known(*pool)))
+    }
+
+    /// Corrections of least_conn's counters so far, in connections.
+    pub fn drift(&self) -> u64 {
+        self.reconcile.corrected()
+    }
+}
+
+/// Why a backend is out, if it is and that is known.
+pub fn out_reason(health: &Health) -> Option<Reason> {
+    match health.state() {
+        health::State::Out { reason, .. } => reason,
+        health::State::Up => None,
+    }
+}

@@ -1,0 +1,419 @@
+//! From what stands in the maps to what the configuration asks for: the ordered list of writes between the two.
+//!
+//! The order is what keeps every packet in between right: a pool is there before a backend names it, a backend before a
+//! service lists it, a service before a listener leads to it; and the other way round when something goes. What goes is
+//! only closed here (a listener turns `CLOSING`, a backend becomes a tombstone that gets no connections); it is removed
+//! by [`retire`](super::retire) when its last flow has ended. A backend or a listener that comes back before that takes
+//! its old place again, with its flows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::Arc,
+};
+
+use lb_common::{
+    hash,
+    layout::{ACTIVE, CLOSING, LOG, Listener, MAX_BACKENDS, MAX_SERVICES, Pool},
+    schedule,
+};
+
+use super::{
+    desired::{Desired, DesiredBackend, DesiredService},
+    installed::{BackendRow, Installed, ServiceRow, listener_address, mapped, pool_snat},
+    place,
+};
+
+/// One write to the maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Makes the slots and the ring of free ones, then the record. The ports in `withheld` never get into the ring.
+    NewPool {
+        /// Its place in POOLS.
+        number: u16,
+        /// The record, without a next hop.
+        pool: Pool,
+        /// SNAT ports that are somebody's listen port on the same address.
+        withheld: Vec<u16>,
+    },
+    /// Takes a port out of use that has become a listen port of the same address.
+    WithholdPort {
+        /// The pool.
+        pool: u16,
+        /// The SNAT port.
+        port: u16,
+    },
+    /// Clears totals and connect times, then writes the record: `UP`, or `NONE` if closed.
+    NewBackend {
+        /// Its place in BACKENDS.
+        number: u16,
+        /// The controller's part.
+        row: BackendRow,
+    },
+    /// Writes the controller's part in place. Admission: `NONE` if closed; from `NONE` to `UP` if not; else health's.
+    SetBackend {
+        /// Its place in BACKENDS.
+        number: u16,
+        /// The controller's part.
+        row: BackendRow,
+    },
+    /// Writes the controller's part of a service, and makes its ring of half-open flows or one of another size.
+    SetService {
+        /// Its place in SERVICES.
+        number: u16,
+        /// The controller's part.
+        row: ServiceRow,
+    },
+    /// Fills the table of `balance = "hash"`: (hash of the address, weight) in the order of the service's list.
+    Maglev {
+        /// The service.
+        service: u16,
+        /// Its backends.
+        backends: Vec<(u64, u32)>,
+    },
+    /// Writes a listener: `ACTIVE`, or `CLOSING`.
+    SetListener {
+        /// Its place in LISTENERS.
+        number: u16,
+        /// The record.
+        listener: Listener,
+    },
+    /// Marks a listener `DELETED`.
+    RemoveListener {
+        /// Its place in LISTENERS.
+        number: u16,
+    },
+    /// Clears the record of a tombstone.
+    RemoveBackend {
+        /// Its place in BACKENDS.
+        number: u16,
+    },
+    /// Clears the record of a service and gives its ring and table back.
+    RemoveService {
+        /// Its place in SERVICES.
+        number: u16,
+    },
+    /// Marks the record `DELETED`, then gives the slots back.
+    RemovePool {
+        /// Its place in POOLS.
+        number: u16,
+    },
+}
+
+/// What a plan does and where everything stands afterwards.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// In this order.
+    pub writes: Vec<Write>,
+    /// The maps after the last write.
+    pub after: Installed,
+    /// For each desired service its place in SERVICES and those of its backends, in the order of the file.
+    pub places: Vec<(u16, Vec<u16>)>,
+    /// What the file asks for and cannot be done to tables in use.
+    pub warnings: Vec<String>,
+}
+
+/// The way from `installed` to `desired`; every error when there is none, and then nothing is to be written.
+///
+/// `known` are the places of services by name, as far as this process has seen them: a service whose listen address
+/// changes keeps its place.
+pub fn plan(installed: &Installed, desired: &Desired, known: &BTreeMap<Arc<str>, u16>) -> Result<Plan, Vec<String>> {
+    let mut planner = Planner { plan: Plan { after: installed.clone(), ..Plan::default() }, errors: Vec::new() };
+    planner.close_listeners(desired);
+    for (service, number) in desired.services.iter().zip(service_places(installed, desired, known)) {
+        match number {
+            Some(number) => planner.service(service, number, desired),
+            None => planner.errors.push(format!("service {}: more than {MAX_SERVICES} services", service.name)),
+        }
+    }
+    planner.empty_other_services();
+    for (service, (number, _)) in desired.services.iter().zip(planner.plan.places.clone()) {
+        planner.listeners(service, number);
+    }
+    planner.bury_backends();
+    if planner.errors.is_empty() { Ok(planner.plan) } else { Err(planner.errors) }
+}
+
+/// The place of every desired service: that of the first of its listeners that is installed, else that of its name,
+/// else a free one.
+fn service_places(installed: &Installed, desired: &Desired, known: &BTreeMap<Arc<str>, u16>) -> Vec<Option<u16>> {
+    let mut taken = BTreeSet::new();
+    let mut places: Vec<Option<u16>> = Vec::new();
+    for service in &desired.services {
+        let by_listener = service.listen.iter().filter_map(|address| Some(installed.listener(*address)?.1.service));
+        let by_name = known.get(&service.name).copied();
+        let place = by_listener.chain(by_name).find(|number| !taken.contains(number));
+        taken.extend(place);
+        places.push(place);
+    }
+    for place in places.iter_mut().filter(|place| place.is_none()) {
+        *place =
+            (0..MAX_SERVICES as u16).find(|number| !taken.contains(number) && !installed.services.contains_key(number));
+        taken.extend(*place);
+    }
+    places
+}
+
+struct Planner {
+    plan: Plan,
+    errors: Vec<String>,
+}
+
+impl Planner {
+    fn after(&mut self) -> &mut Installed {
+        &mut self.plan.after
+    }
+
+    fn close_listeners(&mut self, desired: &Desired) {
+        let wanted: BTreeSet<_> = desired.services.iter().flat_map(|service| service.listen.iter().copied()).collect();
+        let gone = self
+            .plan
+            .after
+            .listeners
+            .iter()
+            .filter(|(_, listener)| listener.state == ACTIVE && !wanted.contains(&listener_address(listener)));
+        let gone: Vec<_> = gone.map(|(number, listener)| (*number, Listener { state: CLOSING, ..*listener })).collect();
+        for (number, listener) in gone {
+            self.write_listener(number, listener);
+        }
+    }
+
+    fn service(&mut self, service: &DesiredService, number: u16, desired: &Desired) {
+        let mut backends = Vec::new();
+        for backend in &service.backends {
+            let pools = service.snat.iter().map(|snat| self.pool(service, backend, *snat, desired)).collect();
+            match pools {
+                Some(pools) => backends.extend(self.backend(service, number, backend, pools)),
+                None => self.errors.push(format!(
+                    "service {}, backend {}: no place for its slots within {} probes; another SNAT address finds one",
+                    service.name,
+                    backend.name,
+                    hash::PROBES
+                )),
+            }
+        }
+        let row = ServiceRow {
+            connect_timeout: service.connect_timeout,
+            balance: service.balance,
+            tries: service.tries,
+            half_open_cells: service.max_half_open,
+            flags: if service.log { LOG } else { 0 },
+            backends: backends.clone(),
+        };
+        self.write_service(number, row);
+        self.maglev(service, number);
+        self.plan.places.push((number, backends));
+    }
+
+    /// The pool for one backend and SNAT address, made if it is not there; `None` when it cannot be placed.
+    fn pool(
+        &mut self,
+        service: &DesiredService,
+        backend: &DesiredBackend,
+        snat: Ipv4Addr,
+        desired: &Desired,
+    ) -> Option<u16> {
+        if let Some((number, pool)) = self.plan.after.pool(backend.address, snat) {
+            if (pool.first_port, pool.ports) != (service.first_port, service.ports) {
+                self.plan.warnings.push(format!(
+                    "service {}: snat_ports of backend {} stay {}-{}, for its slots exist; they change when it is removed or the datapath is detached",
+                    service.name, backend.name, pool.first_port, pool.first_port + (pool.ports - 1)
+                ));
+            }
+            return Some(number);
+        }
+        let number = place::of_pool(&self.plan.after, backend.address, snat)?;
+        let pool = Pool {
+            backend: mapped(*backend.address.ip()),
+            snat: mapped(snat),
+            port: backend.address.port().to_be_bytes(),
+            first_port: service.first_port,
+            ports: service.ports,
+            family: 4,
+            state: ACTIVE,
+            ..Pool::default()
+        };
+        self.after().pools.insert(number, pool);
+        let withheld = withheld_ports(&self.plan.after, desired, &pool);
+        self.plan.writes.push(Write::NewPool { number, pool, withheld });
+        Some(number)
+    }
+
+    fn backend(&mut self, service: &DesiredService, of: u16, backend: &DesiredBackend, pools: Vec<u16>) -> Option<u16> {
+        let row = BackendRow {
+            service: of,
+            pools,
+            weight: backend.weight,
+            max_conns: backend.max_conns,
+            backup: backend.backup,
+            retry_after: backend.fail_timeout,
+            closed: backend.down,
+        };
+        if let Some(number) = self.plan.after.backend(of, backend.address) {
+            self.write_backend(number, row);
+            return Some(number);
+        }
+        let free = (0..MAX_BACKENDS as u16).find(|number| !self.plan.after.backends.contains_key(number));
+        let Some(number) = free else {
+            self.errors.push(format!(
+                "service {}, backend {}: more than {MAX_BACKENDS} backends, removed ones with connections included",
+                service.name, backend.name
+            ));
+            return None;
+        };
+        self.after().backends.insert(number, row.clone());
+        self.plan.writes.push(Write::NewBackend { number, row });
+        Some(number)
+    }
+
+    /// Fills the hash table of a service. Always: what the table holds cannot be told from the records.
+    fn maglev(&mut self, service: &DesiredService, number: u16) {
+        if service.balance == schedule::HASH {
+            self.plan.writes.push(Write::Maglev { service: number, backends: maglev_entries(&service.backends) });
+        }
+    }
+
+    /// Services that the file does not have any more list nobody; their listeners are closing already.
+    fn empty_other_services(&mut self) {
+        let kept: BTreeSet<_> = self.plan.places.iter().map(|(number, _)| *number).collect();
+        let others: Vec<_> = self.plan.after.services.keys().filter(|number| !kept.contains(number)).copied().collect();
+        for number in others {
+            let row = ServiceRow { backends: Vec::new(), ..self.plan.after.services[&number].clone() };
+            self.write_service(number, row);
+        }
+    }
+
+    fn listeners(&mut self, service: &DesiredService, number: u16) {
+        for address in &service.listen {
+            let installed = self.plan.after.listener(*address).map(|(place, _)| place);
+            let Some(place) = installed.or_else(|| place::of_listener(&self.plan.after, *address)) else {
+                self.errors.push(format!(
+                    "service {}: no place for listener {address} within {} probes; use another port",
+                    service.name,
+                    hash::PROBES
+                ));
+                continue;
+            };
+            if installed.is_none() {
+                self.withhold(*address);
+            }
+            let listener = Listener {
+                address: mapped(*address.ip()),
+                port: address.port().to_be_bytes(),
+                service: number,
+                family: 4,
+                state: ACTIVE,
+                reserved: [0; 10],
+            };
+            self.write_listener(place, listener);
+        }
+    }
+
+    /// A SNAT port must never equal a listen port of the same address: a backend's answer would look like a client's.
+    fn withhold(&mut self, address: SocketAddrV4) {
+        let new: BTreeSet<_> = self
+            .plan
+            .writes
+            .iter()
+            .filter_map(|write| if let Write::NewPool { number, .. } = write { Some(*number) } else { None })
+            .collect();
+        let pools = self.plan.after.pools.iter().filter(|(number, pool)| {
+            !new.contains(number) && pool_snat(pool) == *address.ip() && covers(pool, address.port())
+        });
+        let writes: Vec<_> = pools.map(|(pool, _)| Write::WithholdPort { pool: *pool, port: address.port() }).collect();
+        self.plan.writes.extend(writes);
+    }
+
+    /// Backends that no service lists any more get no connections.
+    fn bury_backends(&mut self) {
+        let numbers: Vec<_> = self.plan.after.backends.keys().copied().collect();
+        for number in numbers.into_iter().filter(|number| self.plan.after.is_tombstone(*number)).collect::<Vec<_>>() {
+            let row = BackendRow { closed: true, ..self.plan.after.backends[&number].clone() };
+            self.write_backend(number, row);
+        }
+    }
+
+    fn write_listener(&mut self, number: u16, listener: Listener) {
+        if self.after().listeners.insert(number, listener) != Some(listener) {
+            self.plan.writes.push(Write::SetListener { number, listener });
+        }
+    }
+
+    fn write_backend(&mut self, number: u16, row: BackendRow) {
+        if self.after().backends.insert(number, row.clone()).as_ref() != Some(&row) {
+            self.plan.writes.push(Write::SetBackend { number, row });
+        }
+    }
+
+    fn write_service(&mut self, number: u16, row: ServiceRow) {
+        if self.after().services.insert(number, row.clone()).as_ref() != Some(&row) {
+            self.plan.writes.push(Write::SetService { number, row });
+        }
+    }
+}
+
+/// What the hash table is filled from. Backends that are down get no places, unless all are. Weights are brought to a
+/// size at which each still gets many turns: the table has 16,381 places.
+fn maglev_entries(backends: &[DesiredBackend]) -> Vec<(u64, u32)> {
+    const MOST: u64 = schedule::MAGLEV_PLACES as u64 / 10;
+    let all_down = backends.iter().all(|backend| backend.down);
+    let sum: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();
+    let entry = |backend: &DesiredBackend| {
+        let address = u32::from_be_bytes(backend.address.ip().octets());
+        let name = u64::from(address) << 16 | u64::from(backend.address.port());
+        let weight = u64::from(backend.weight);
+        let scaled = if sum > MOST { (weight * MOST / sum).max(1) } else { weight };
+        (name, if backend.down && !all_down { 0 } else { scaled as u32 })
+    };
+    backends.iter().map(entry).collect()
+}
+
+/// The ports of a pool that somebody listens on, now or after this plan.
+fn withheld_ports(installed: &Installed, desired: &Desired, pool: &Pool) -> Vec<u16> {
+    let desired = desired.services.iter().flat_map(|service| service.listen.iter().copied());
+    let installed = installed.listeners.values().map(listener_address);
+    let all: BTreeSet<_> = desired.chain(installed).collect();
+    let same = all.into_iter().filter(|address| *address.ip() == pool_snat(pool) && covers(pool, address.port()));
+    same.map(|address| address.port()).collect()
+}
+
+fn covers(pool: &Pool, port: u16) -> bool {
+    port.checked_sub(pool.first_port).is_some_and(|slot| slot < pool.ports)
+}
+
+/// What a reload changes, a line each, for the operator.
+pub fn changes(old: &Desired, new: &Desired) -> Vec<String> {
+    let mut lines = Vec::new();
+    for service in &new.services {
+        match old.services.iter().find(|before| before.name == service.name) {
+            Some(before) => service_changes(before, service, &mut lines),
+            None => lines.push(format!("service {} added", service.name)),
+        }
+    }
+    let gone = old.services.iter().filter(|before| !new.services.iter().any(|service| service.name == before.name));
+    lines.extend(gone.map(|service| format!("service {} removed", service.name)));
+    lines
+}
+
+fn service_changes(old: &DesiredService, new: &DesiredService, lines: &mut Vec<String>) {
+    for backend in &new.backends {
+        match old.backends.iter().find(|before| before.address == backend.address) {
+            None => lines.push(format!("service {}: backend {} ({}) added", new.name, backend.name, backend.address)),
+            Some(before) if before != backend => {
+                lines.push(format!("service {}: backend {} changed", new.name, backend.name));
+            }
+            Some(_) => {}
+        }
+    }
+    let gone = old.backends.iter().filter(|before| !new.backends.iter().any(|now| now.address == before.address));
+    lines.extend(
+        gone.map(|backend| format!("service {}: backend {} ({}) removed", new.name, backend.name, backend.address)),
+    );
+    let settings = |service: &DesiredService| DesiredService { backends: Vec::new(), ..service.clone() };
+    if settings(old) != settings(new) {
+        lines.push(format!("service {}: settings changed", new.name));
+    }
+}
+
+#[cfg(test)]
+mod tests;

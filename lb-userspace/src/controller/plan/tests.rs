@@ -1,0 +1,285 @@
+use super::*;
+use crate::controller::fake::Fake;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn v4(text: &str) -> SocketAddrV4 {
+    text.parse().expect("an address")
+}
+
+pub fn backend(host: u8) -> DesiredBackend {
+    DesiredBackend {
+        name: Arc::from(format!("cp{host:02}")),
+        address: SocketAddrV4::new(Ipv4Addr::new(10, 0, 1, host), 6443),
+        weight: 1,
+        max_conns: 0,
+        max_fails: 3,
+        fail_timeout: 10 * SECOND,
+        backup: false,
+        down: false,
+    }
+}
+
+pub fn service(name: &str, listen: &str, hosts: &[u8]) -> DesiredService {
+    let listen = v4(listen);
+    DesiredService {
+        name: Arc::from(name),
+        listen: vec![listen],
+        balance: schedule::LEAST_CONN,
+        connect_timeout: 2 * SECOND,
+        idle_timeout: 600 * SECOND,
+        tries: hosts.len() as u32,
+        max_half_open: 64,
+        snat: vec![*listen.ip()],
+        first_port: 10_240,
+        ports: 22_528,
+        reset_rate: 5000,
+        log: true,
+        backends: hosts.iter().map(|host| backend(*host)).collect(),
+    }
+}
+
+fn one(hosts: &[u8]) -> Desired {
+    Desired { services: vec![service("api", "10.0.1.100:6443", hosts)] }
+}
+
+fn apply(tables: &mut Fake, desired: &Desired) -> Plan {
+    let plan = plan(&tables.installed(), desired, &BTreeMap::new()).expect("a plan");
+    for write in &plan.writes {
+        tables.write(write);
+    }
+    assert_eq!(tables.installed(), plan.after, "the plan knows what it writes");
+    plan
+}
+
+fn kinds(plan: &Plan) -> Vec<&'static str> {
+    let kind = |write: &Write| match write {
+        Write::NewPool { .. } => "new pool",
+        Write::WithholdPort { .. } => "withhold port",
+        Write::NewBackend { .. } => "new backend",
+        Write::SetBackend { row, .. } if row.closed => "close backend",
+        Write::SetBackend { .. } => "set backend",
+        Write::SetService { .. } => "set service",
+        Write::Maglev { .. } => "maglev",
+        Write::SetListener { listener, .. } if listener.state == CLOSING => "close listener",
+        Write::SetListener { .. } => "set listener",
+        Write::RemoveListener { .. }
+        | Write::RemoveBackend { .. }
+        | Write::RemoveService { .. }
+        | Write::RemovePool { .. } => "remove",
+    };
+    plan.writes.iter().map(kind).collect()
+}
+
+#[test]
+fn a_fresh_install_writes_pools_then_backends_then_the_service_then_the_listener() {
+    let plan = apply(&mut Fake::default(), &one(&[10, 11]));
+    let order = ["new pool", "new backend", "new pool", "new backend", "set service", "set listener"];
+    assert_eq!(kinds(&plan), order);
+    assert_eq!(plan.places, [(0, vec![0, 1])]);
+}
+
+#[test]
+fn the_same_configuration_again_writes_nothing_also_for_a_controller_that_starts_anew() {
+    let mut tables = Fake::default();
+    apply(&mut tables, &one(&[10, 11, 12]));
+    assert_eq!(apply(&mut tables, &one(&[10, 11, 12])).writes, []);
+}
+
+#[test]
+fn an_added_backend_is_there_before_its_service_lists_it() {
+    let mut tables = Fake::default();
+    apply(&mut tables, &one(&[10]));
+    assert_eq!(kinds(&apply(&mut tables, &one(&[10, 11]))), ["new pool", "new backend", "set service"]);
+}
+
+#[test]
+fn a_removed_backend_leaves_the_list_and_becomes_a_tombstone() {
+    let mut tables = Fake::default();
+    apply(&mut tables, &one(&[10, 11]));
+    let plan = apply(&mut tables, &one(&[11]));
+    assert_eq!(kinds(&plan), ["set service", "close backend"]);
+    assert_eq!(tables.services[&0].backends, [1]);
+    assert!(tables.installed().is_tombstone(0) && !tables.installed().is_tombstone(1));
+    assert_eq!(tables.admission(0), lb_common::layout::NONE);
+}
+
+#[test]
+fn a_backend_that_comes_back_takes_over_its_tombstone() {
+    let mut tables = Fake::default();
+    apply(&mut tables, &one(&[10, 11]));
+    tables.records.get_mut(&0).expect("a record").opened = 77;
+    apply(&mut tables, &one(&[11]));
+    let plan = apply(&mut tables, &one(&[10, 11]));
+    assert_eq!(kinds(&plan), ["set backend", "set service"]);
+    assert_eq!((tables.records[&0].opened, tables.admission(0)), (77, lb_common::layout::UP));
+    assert_eq!(plan.places, [(0, vec![0, 1])]);
+}
+
+#[test]
+fn weights_and_limits_change_in_place() {
+    let mut tables = Fake::default();
+    apply(&mut tables, &one(&[10, 11]));
+    let mut heavier = one(&[10, 11]);
+    heavier.services[0].backends[1].weight = 5;
+    heavier.services[0].backends[1].max_conns = 100;
+    assert_eq!(kinds(&apply(&mut tables, &heavier)), ["set backend"]);
+    heavier.services[0].connect_timeout = SECOND;
+    assert_eq!(kinds(&apply(&mut tables, &heavier)), ["set service"]);
+}
+
+#[test]
+fn a_listener_that_goes_is_closed_before_anything_else_and_opens_again_in_its_place() {
+    let mut tables = Fake::default();
+    let mut two = one(&[10]);
+    two.services[0].listen.push(v4("10.0.1.101:6443"));
+    apply(&mut tables, &two);
+    assert_eq!(kinds(&apply(&mut tables, &one(&[10]))), ["close listener"]);
+    assert_eq!(tables.listeners.len(), 2, "it translates what it has");
+    assert_eq!(kinds(&apply(&mut tables, &two)), ["set listener"]);
+    assert_eq!(tables.listeners.len(), 2);
+}
+
+#[test]
+fn a_service_that_goes_lists_nobody_and_keeps_translating() {
+    let mut tables = Fake::default();
+    let mut both = one(&[10]);
+    both.services.push(service("other", "10.0.1.100:7443", &[20]));
+    apply(&mut tables, &both);
+    assert_eq!(kinds(&apply(&mut tables, &one(&[10]))), ["close listener", "set service", "close backend"]);
+    assert!(tables.services[&1].backends.is_empty());
+}
+
+#[test]
+fn a_service_is_known_again_by_its_listener_whatever_its_name() {
+    let mut tables = Fake::default();
+    apply(&mut tables, &one(&[10]));
+    let renamed = Desired { services: vec![service("kube-apiserver", "10.0.1.100:6443", &[10])] };
+    assert_eq!(apply(&mut tables, &renamed).writes, []);
+}
+
+#[test]
+fn a_service_whose_address_changes_keeps_its_place_by_its_name() {
+    let mut tables = Fake::default();
+    apply(&mut tables, &one(&[10]));
+    let mut moved = one(&[10]);
+    moved.services[0].listen = vec![v4("10.0.1.99:6443")];
+    let known = BTreeMap::from([(Arc::from("api"), 0)]);
+    let plan = plan(&tables.installed(), &moved, &known).expect("a plan");
+    assert_eq!(kinds(&plan), ["close listener", "set listener"]);
+}
+
+#[test]
+fn two_services_share_the_slots_of_one_backend_and_snat_address() {
+    let mut tables = Fake::default();
+    let mut both = one(&[10]);
+    both.services.push(service("other", "10.0.1.100:7443", &[10]));
+    apply(&mut tables, &both);
+    assert_eq!((tables.pools.len(), tables.rows.len()), (1, 2));
+}
+
+#[test]
+fn a_listen_port_within_the_snat_ports_of_its_address_is_withheld() {
+    let mut tables = Fake::default();
+    let inside = Desired { services: vec![service("api", "10.0.1.100:16443", &[10])] };
+    apply(&mut tables, &inside);
+    let withheld = |tables: &Fake| tables.pools.values().next().expect("a pool").1.clone();
+    assert_eq!(withheld(&tables), BTreeSet::from([16_443]));
+    let mut more = inside.clone();
+    more.services[0].listen.push(v4("10.0.1.100:16444"));
+    more.services[0].listen.push(v4("10.0.1.101:16445"));
+    assert_eq!(kinds(&apply(&mut tables, &more)), ["withhold port", "set listener", "set listener"]);
+    assert_eq!(withheld(&tables), BTreeSet::from([16_443, 16_444]));
+}
+
+#[test]
+fn other_snat_ports_for_slots_in_use_are_a_warning_and_change_nothing() {
+    let mut tables = Fake::default();
+    apply(&mut tables, &one(&[10]));
+    let mut wider = one(&[10]);
+    (wider.services[0].first_port, wider.services[0].ports) = (1024, 64_512);
+    let plan = apply(&mut tables, &wider);
+    assert_eq!((plan.writes.len(), plan.warnings.len()), (0, 1));
+    assert!(plan.warnings[0].contains("10240-32767"), "{}", plan.warnings[0]);
+}
+
+#[test]
+fn hash_fills_its_table_by_weight_and_leaves_out_who_is_down() {
+    let mut desired = one(&[10, 11, 12]);
+    desired.services[0].balance = schedule::HASH;
+    desired.services[0].backends[1].down = true;
+    desired.services[0].backends[2].weight = 65_535;
+    let plan = apply(&mut Fake::default(), &desired);
+    let table = plan.writes.iter().find_map(|write| match write {
+        Write::Maglev { backends, .. } => Some(backends.iter().map(|(_, weight)| *weight).collect::<Vec<_>>()),
+        _ => None,
+    });
+    assert_eq!(table, Some(vec![1, 0, 1637]));
+}
+
+#[test]
+fn more_backends_than_there_are_places_is_an_error_and_no_plan() {
+    let services = (0..17).map(|turn| {
+        let mut service = service(&format!("s{turn}"), &format!("10.0.1.100:{}", 1000 + turn), &[]);
+        service.backends = (0..64)
+            .map(|host| DesiredBackend {
+                address: SocketAddrV4::new(Ipv4Addr::new(10, 1, 0, host), 6443 + turn),
+                ..backend(host)
+            })
+            .collect();
+        service
+    });
+    let errors = plan(&Installed::default(), &Desired { services: services.collect() }, &BTreeMap::new());
+    assert!(errors.expect_err("too many").iter().any(|error| error.contains("service s16")));
+}
+
+#[test]
+fn every_way_to_a_configuration_ends_where_a_fresh_install_does() {
+    // A small generator, so that a failure can be repeated.
+    let mut state = 0x5eed_u64;
+    let mut draw = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for _ in 0..200 {
+        let mut tables = Fake::default();
+        let mut last = Desired::default();
+        for _ in 0..12 {
+            last = Desired::default();
+            for number in 0..=draw(3) {
+                let hosts: Vec<u8> = (10..18).filter(|_| draw(2) == 0).collect();
+                if hosts.is_empty() {
+                    continue;
+                }
+                let mut service = service(&format!("s{number}"), &format!("10.0.1.100:{}", 7000 + number), &hosts);
+                if draw(3) == 0 {
+                    service.listen.push(v4(&format!("10.0.1.101:{}", 7000 + number)));
+                }
+                for backend in &mut service.backends {
+                    backend.weight = 1 + draw(3) as u32;
+                    backend.down = draw(6) == 0;
+                }
+                last.services.push(service);
+            }
+            apply(&mut tables, &last);
+        }
+        let mut fresh = Fake::default();
+        apply(&mut fresh, &last);
+        assert_eq!(meaning(&tables.installed()), meaning(&fresh.installed()), "{last:#?}");
+    }
+}
+
+/// What a client and a backend see of the tables, without numbers and without what is only there for old flows.
+fn meaning(installed: &Installed) -> BTreeMap<SocketAddrV4, Vec<String>> {
+    let backend = |number: &u16| {
+        let row = &installed.backends[number];
+        let address = installed.backend_address(row).expect("an address");
+        format!("{address} weight {} closed {} pools {}", row.weight, row.closed, row.pools.len())
+    };
+    let active = installed.listeners.values().filter(|listener| listener.state == ACTIVE);
+    let lists = active.map(|listener| {
+        let service = &installed.services[&listener.service];
+        (listener_address(listener), service.backends.iter().map(backend).collect())
+    });
+    lists.collect()
+}

@@ -1,0 +1,56 @@
+//! Which pools have a known next hop. A host that answers no ARP gets no connections (the kernel program passes it
+//! over, which costs no client a connect_timeout), counts as down for the operator, and is tried at once when it answers.
+
+use std::collections::BTreeMap;
+
+/// How long the first answer may take before the operator hears of it, in nanoseconds: three ARP requests a second apart
+/// (the kernel's mcast_solicit and retrans_time).
+const PATIENCE: u64 = 3_500_000_000;
+
+#[derive(Clone, Copy, Debug)]
+struct Hop {
+    known: bool,
+    since: u64,
+    told: bool,
+}
+
+/// The machine.
+#[derive(Debug, Default)]
+pub struct Reach {
+    pools: BTreeMap<u16, Hop>,
+}
+
+impl Reach {
+    /// A pool's next hop is known, or not. Says whether this ends a silence that [`silent`](Self::silent) has told of.
+    pub fn heard(&mut self, pool: u16, known: bool, now: u64) -> bool {
+        let hop = self.pools.entry(pool).or_insert(Hop { known: !known, since: now, told: false });
+        if hop.known == known {
+            return false;
+        }
+        let returned = known && hop.told;
+        *hop = Hop { known, since: now, told: false };
+        returned
+    }
+
+    /// Pools that have been without a next hop for a while; each is told once.
+    pub fn silent(&mut self, now: u64) -> Vec<u16> {
+        let late = |hop: &Hop| !hop.known && !hop.told && now.saturating_sub(hop.since) >= PATIENCE;
+        let silent = self.pools.iter_mut().filter(|(_, hop)| late(hop));
+        silent
+            .map(|(pool, hop)| {
+                hop.told = true;
+                *pool
+            })
+            .collect()
+    }
+
+    /// Whether the next hop is known, as far as anything was heard.
+    pub fn is_known(&self, pool: u16) -> bool {
+        self.pools.get(&pool).is_none_or(|hop| hop.known)
+    }
+
+    /// Forgets pools that are gone.
+    pub fn retain(&mut self, keep: impl Fn(u16) -> bool) {
+        self.pools.retain(|pool, _| keep(*pool));
+    }
+}

@@ -1,0 +1,83 @@
+//! least_conn's counters against the slots: a backend's `active` must equal the number of its open flows.
+//!
+//! Slots are read one after the other while connections come and go, so a difference only means something beyond what
+//! can have changed meanwhile; and a claim is counted an instant before its slot says so. Hence a drift is believed, and
+//! corrected, when two counts in a row find the same.
+
+use lb_common::layout::Backend;
+
+use super::{installed::BackendRow, view::View};
+
+/// A drift that was believed: `active` is this much too high (too low if negative).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drift {
+    /// The backend.
+    pub backend: u16,
+    /// How far off.
+    pub by: i32,
+}
+
+/// The machine.
+#[derive(Debug, Default)]
+pub struct Reconcile {
+    next: u16,
+    suspected: Option<Drift>,
+    /// Corrections so far, in connections: the metric, which must stay 0.
+    corrected: u64,
+}
+
+impl Reconcile {
+    /// The sum of all corrections since the start.
+    pub fn corrected(&self) -> u64 {
+        self.corrected
+    }
+
+    /// One turn, meant for once a second: counts one backend.
+    pub fn turn<'a>(
+        &mut self,
+        backends: impl Iterator<Item = (u16, &'a BackendRow)> + Clone,
+        view: &impl View,
+    ) -> Option<Drift> {
+        let again = self.suspected.map(|drift| drift.backend);
+        let chosen = match again {
+            Some(number) => backends.clone().find(|(other, _)| *other == number),
+            None => backends.clone().find(|(number, _)| *number >= self.next).or_else(|| backends.clone().next()),
+        };
+        let before = self.suspected.take();
+        let (number, row) = chosen?;
+        self.next = number + 1;
+        let found = count(number, row, view);
+        if found.is_none() || found != before {
+            self.suspected = found;
+            return None;
+        }
+        self.corrected += u64::from(found?.by.unsigned_abs());
+        found
+    }
+}
+
+fn count(number: u16, row: &BackendRow, view: &impl View) -> Option<Drift> {
+    let before = view.backend(number);
+    let mut open = 0_i64;
+    for pool in &row.pools {
+        view.heads(*pool, 0, view.slots(*pool), &mut |head| {
+            open += i64::from(head.backend == number && head.flow.ctl.state().is_active());
+        });
+    }
+    let after = view.backend(number);
+    let off = i64::from(after.active) - open;
+    if off.abs() <= moved(&before, &after) {
+        return None;
+    }
+    Some(Drift { backend: number, by: i32::try_from(off).ok()? })
+}
+
+/// How many connections opened and closed between two looks.
+fn moved(before: &Backend, after: &Backend) -> i64 {
+    let opened = after.opened.wrapping_sub(before.opened) as i64;
+    let closed = opened - (i64::from(after.active) - i64::from(before.active));
+    opened + closed.abs()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! From events to lines of the access log: the tries of one connection are put together, words become a status.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use lb_common::{
+    event::{ENDED, Event, TRY_FAILED, TURNED_AWAY},
+    layout::Pool,
+    verdict::Reason,
+};
+
+use super::installed::{pool_snat, socket_address};
+use crate::access_log::{Record, Status, Try};
+
+/// Most connections whose failed tries are remembered until they end. A connection that is forgotten is logged with its
+/// last try only. About 100 bytes each.
+const REMEMBERED: usize = 16_384;
+
+/// What the controller knows about the numbers in events.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// Services by number.
+    pub services: BTreeMap<u16, Arc<str>>,
+    /// Name and address of backends by number.
+    pub backends: BTreeMap<u16, (Arc<str>, SocketAddr)>,
+    /// Addresses of listeners by number.
+    pub listeners: BTreeMap<u16, SocketAddr>,
+    /// The pools by number.
+    pub pools: BTreeMap<u16, Pool>,
+}
+
+/// One connection: its first SYN tells it from another of the same client port.
+type Connection = (SocketAddr, u16, u64);
+
+/// The machine.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    failed: HashMap<Connection, Vec<Try>>,
+    /// The same connections, oldest first.
+    order: VecDeque<Connection>,
+    connections: u64,
+}
+
+impl Recorder {
+    /// Takes an event; gives a record for one that ends a connection. `now` is CLOCK_MONOTONIC in nanoseconds and the
+    /// wall clock at the same moment.
+    pub fn event(&mut self, event: &Event, names: &Names, now: (u64, Timestamp)) -> Option<Record> {
+        let client = socket_address(event.client, event.client_port);
+        let connection = (client, event.listener, event.started);
+        let backend = names.backends.get(&event.backend);
+        match event.kind {
+            TRY_FAILED => {
+                if let Some((_, address)) = backend {
+                    self.remember(connection, Try { address: *address, connected_in: None });
+                }
+                None
+            }
+            ENDED | TURNED_AWAY => {
+                let mut tries = self.failed.remove(&connection).unwrap_or_default();
+                let connected = event.connect_us > 0 || event.kind == ENDED;
+                if let Some((_, address)) = backend.filter(|_| connected) {
+                    let connect = Duration::from_micros(u64::from(event.connect_us));
+                    tries.push(Try { address: *address, connected_in: Some(connect) });
+                }
+                self.connections += 1;
+                Some(Record {
+                    client,
+                    server: names.listeners.get(&event.listener).copied().unwrap_or(UNKNOWN),
+                    ended: wall_clock(event.at, now),
+                    session: session(event),
+                    bytes_received: event.bytes_in,
+                    bytes_sent: event.bytes_out,
+                    status: status(event),
+                    tries,
+                    service: names.services.get(&event.service).cloned().unwrap_or_else(|| Arc::from("-")),
+                    backend: backend.filter(|_| connected).map(|(name, _)| name.clone()),
+                    reason: Reason::from_number(event.reason),
+                    snat: names
+                        .pools
+                        .get(&event.pool)
+                        .map(|pool| SocketAddr::new(pool_snat(pool).into(), pool.first_port.wrapping_add(event.slot))),
+                    connection: self.connections,
+                })
+            }
+            _ => None,
+        }
+    }
+
+    fn remember(&mut self, connection: Connection, failed: Try) {
+        let tries = self.failed.entry(connection).or_default();
+        tries.push(failed);
+        if tries.len() == 1 {
+            self.order.push_back(connection);
+        }
+        // `order` also holds connections that have ended, so it is what is bounded.
+        while self.order.len() > REMEMBERED {
+            if let Some(oldest) = self.order.pop_front() {
+                self.failed.remove(&oldest);
+            }
+        }
+    }
+}
+
+/// For an event of a listener that is gone from our books.
+const UNKNOWN: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 0));
+
+/// nginx's words: 200 served, 403 denied, 502 no backend could be connected, 503 over a limit of ours.
+fn status(event: &Event) -> Status {
+    if event.kind == ENDED {
+        return Status::Served;
+    }
+    match Reason::from_number(event.reason) {
+        Some(Reason::Denied) => Status::Denied,
+        Some(Reason::NoSlot | Reason::IndexFull | Reason::ClientLimit | Reason::HalfOpenEvicted) => Status::OverLimit,
+        _ => Status::NoBackend,
+    }
+}
+
+fn session(event: &Event) -> Duration {
+    // `at` is read from the coarse clock, which may lie behind the exact one of `started`.
+    let began = if event.started == 0 { event.at } else { event.started };
+    Duration::from_nanos(event.at.saturating_sub(began))
+}
+
+fn wall_clock(at: u64, (now, wall): (u64, Timestamp)) -> Timestamp {
+    let ago = jiff::SignedDuration::from_nanos(i64::try_from(now.saturating_sub(at)).unwrap_or(i64::MAX));
+    wall.checked_sub(ago).unwrap_or(wall)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! What was closed by a plan is removed when its last flow has ended: tombstones, closing listeners, services and pools
+//! that nothing names any more.
+
+use std::collections::BTreeMap;
+
+use lb_common::layout::CLOSING;
+
+use super::{installed::Installed, plan::Write, view::View};
+
+/// How long something must have been without flows before it goes, in nanoseconds. Well above the time in which a
+/// packet under way in the kernel program can still open one, and the time in which a last FIN may be sent again.
+const QUIET: u64 = 10_000_000_000;
+
+/// Something that goes when it is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Leaving {
+    Listener(u16),
+    Backend(u16),
+    Service(u16),
+    Pool(u16),
+}
+
+/// The machine: since when what leaves has been seen empty.
+#[derive(Debug, Default)]
+pub struct Retire {
+    empty_since: BTreeMap<Leaving, u64>,
+}
+
+impl Retire {
+    /// Writes that remove what has been empty long enough; `installed` is kept in step.
+    pub fn turn(&mut self, installed: &mut Installed, view: &impl View, now: u64) -> Vec<Write> {
+        let leaving = leaving(installed);
+        self.empty_since.retain(|what, _| leaving.contains(what));
+        let mut writes = Vec::new();
+        for what in leaving {
+            if !is_empty(what, installed, view) {
+                self.empty_since.remove(&what);
+            } else if now.saturating_sub(*self.empty_since.entry(what).or_insert(now)) >= QUIET {
+                self.empty_since.remove(&what);
+                writes.push(remove(what, installed));
+            }
+        }
+        writes
+    }
+}
+
+fn leaving(installed: &Installed) -> Vec<Leaving> {
+    let listeners = installed.listeners.iter().filter(|(_, listener)| listener.state == CLOSING);
+    let backends = installed.backends.keys().filter(|number| installed.is_tombstone(**number));
+    let services = installed.services.keys().filter(|number| {
+        !installed.listeners.values().any(|listener| listener.service == **number)
+            && !installed.backends.values().any(|row| row.service == **number)
+    });
+    let pools = installed.pools.keys().filter(|pool| !installed.backends.values().any(|row| row.pools.contains(pool)));
+    let listeners = listeners.map(|(number, _)| Leaving::Listener(*number));
+    let backends = backends.map(|number| Leaving::Backend(*number));
+    let services = services.map(|number| Leaving::Service(*number));
+    listeners.chain(backends).chain(services).chain(pools.map(|pool| Leaving::Pool(*pool))).collect()
+}
+
+fn is_empty(what: Leaving, installed: &Installed, view: &impl View) -> bool {
+    match what {
+        Leaving::Backend(number) => view.backend(number).active == 0,
+        Leaving::Service(_) => true,
+        Leaving::Pool(pool) => flows(pool, view, &mut |_| true) == 0,
+        Leaving::Listener(number) => installed.pools.keys().all(|pool| {
+            // The listener's number stands in the upper 16 bits of the flow's key.
+            flows(*pool, view, &mut |key| (key >> 48) as u16 == number) == 0
+        }),
+    }
+}
+
+fn flows(pool: u16, view: &impl View, counts: &mut dyn FnMut(u64) -> bool) -> u32 {
+    let mut open = 0;
+    view.heads(pool, 0, view.slots(pool), &mut |head| {
+        if head.flow.ctl.state().is_active() && view.slot(head.flow.place).is_some_and(|(_, slot)| counts(slot.key)) {
+            open += 1;
+        }
+    });
+    open
+}
+
+fn remove(what: Leaving, installed: &mut Installed) -> Write {
+    match what {
+        Leaving::Listener(number) => {
+            installed.listeners.remove(&number);
+            Write::RemoveListener { number }
+        }
+        Leaving::Backend(number) => {
+            installed.backends.remove(&number);
+            Write::RemoveBackend { number }
+        }
+        Leaving::Service(number) => {
+            installed.services.remove(&number);
+            Write::RemoveService { number }
+        }
+        Leaving::Pool(number) => {
+            installed.pools.remove(&number);
+            Write::RemovePool { number }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

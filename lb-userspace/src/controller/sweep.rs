@@ -1,0 +1,168 @@
+//! The walk over the slots, a share each second: idle flows are suspected and then closed, slots held back are released,
+//! and nothing stays half-open for ever.
+//!
+//! An idle flow is put under suspicion first, by compare-and-swap; any packet clears it. One that is still suspect a
+//! second later is closed, and both sides get a RST: paced, for thousands of watches may go idle at once.
+
+use std::collections::BTreeMap;
+
+use lb_common::{layout::ticks, slot::State, verdict::Reason};
+
+use super::view::{FlowAt, Head, Place, View};
+
+const SECOND: u64 = 1_000_000_000;
+/// How long a slot whose try failed is held back, in nanoseconds: as long as Linux keeps TIME_WAIT.
+const HELD_BACK: u64 = 60 * SECOND;
+/// How long a suspect has to show a sign of life, in nanoseconds.
+const SUSPICION: u64 = SECOND;
+/// A walk takes half the shortest idle_timeout, within these bounds, in nanoseconds.
+const WALK: (u64, u64) = (SECOND, 30 * SECOND);
+
+/// What the sweep needs to know about the service of a flow. Times in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The service's number.
+    pub service: u16,
+    /// How long a flow may be without a packet.
+    pub idle_timeout: u64,
+    /// How long a connection attempt can last, all tries together.
+    pub connecting: u64,
+    /// Connections closed in a second.
+    pub reset_rate: u32,
+}
+
+/// What is to be done to one flow, by compare-and-swap of its word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Put it under suspicion.
+    Suspect(FlowAt),
+    /// Close it and reset both sides.
+    Close(FlowAt, Reason),
+    /// Held back long enough: its port is free again.
+    Release(FlowAt),
+}
+
+/// A suspect and since when.
+#[derive(Clone, Copy, Debug)]
+struct Suspect {
+    /// With the word it has while suspect.
+    flow: FlowAt,
+    since: u64,
+}
+
+/// The machine.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    /// Where the walk goes on: pool and slot.
+    next: (u16, u32),
+    suspects: BTreeMap<Place, Suspect>,
+    turned_at: Option<u64>,
+}
+
+impl Sweep {
+    /// When the next turn is due: soon while suspects wait for their end, else in a second.
+    pub fn deadline(&self, now: u64) -> u64 {
+        now + if self.suspects.is_empty() { SECOND } else { SECOND / 10 }
+    }
+
+    /// One turn: closes suspects of the turns before, and walks on by as many slots as the time since the last turn is
+    /// worth. `limits` gives those of a backend's service; `shortest_idle_timeout` is that of all services.
+    pub fn turn(
+        &mut self,
+        pools: &[u16],
+        limits: &dyn Fn(u16) -> Limits,
+        shortest_idle_timeout: u64,
+        view: &impl View,
+        now: u64,
+    ) -> Vec<Step> {
+        let elapsed = now.saturating_sub(self.turned_at.replace(now).unwrap_or(now)).min(SECOND);
+        let mut steps = self.close_suspects(limits, view, elapsed, now);
+        let walk = (shortest_idle_timeout / 2).clamp(WALK.0, WALK.1);
+        let all: u64 = pools.iter().map(|pool| u64::from(view.slots(*pool))).sum();
+        self.walk(pools, (all * elapsed).div_ceil(walk), view, &mut |sweep, head| {
+            sweep.judge(&head, &limits(head.backend), view, now, &mut steps);
+        });
+        steps
+    }
+
+    /// Visits the next `share` slots, pool by pool, beginning anew after the last one.
+    fn walk(&mut self, pools: &[u16], mut share: u64, view: &impl View, visit: &mut dyn FnMut(&mut Sweep, Head)) {
+        while share > 0 && !pools.is_empty() {
+            let Some(pool) = pools.iter().copied().find(|pool| *pool >= self.next.0) else {
+                self.next = (0, 0);
+                continue;
+            };
+            let from = if pool == self.next.0 { self.next.1 } else { 0 };
+            let slots = view.slots(pool);
+            let to = u64::from(slots).min(u64::from(from) + share) as u32;
+            view.heads(pool, from, to, &mut |head| visit(self, head));
+            // An empty pool costs one, so that the loop ends.
+            share -= u64::from(to.saturating_sub(from)).clamp(1, share);
+            self.next = if to >= slots { (pool + 1, 0) } else { (pool, to) };
+        }
+    }
+
+    fn judge(&mut self, head: &Head, limits: &Limits, view: &impl View, now: u64, steps: &mut Vec<Step>) {
+        let idle = idle(head.last_seen, now);
+        match head.flow.ctl.state() {
+            State::Established | State::ClosingClient | State::ClosingBackend if idle >= limits.idle_timeout => {
+                // No more suspects than can be closed in a few seconds; the next walk finds the others.
+                if self.suspects.len() < 4 * limits.reset_rate as usize {
+                    self.suspect(FlowAt { ctl: head.flow.ctl.suspected(), ..head.flow }, now);
+                    steps.push(Step::Suspect(head.flow));
+                }
+            }
+            // Suspected by a controller that was killed since.
+            State::Suspect if !self.suspects.contains_key(&head.flow.place) => self.suspect(head.flow, now),
+            State::Abandoned if idle >= HELD_BACK => steps.push(Step::Release(head.flow)),
+            State::HalfOpen => {
+                let began = view.slot(head.flow.place).filter(|(ctl, _)| *ctl == head.flow.ctl);
+                if began.is_some_and(|(_, slot)| now.saturating_sub(slot.started) > limits.connecting + HELD_BACK) {
+                    steps.push(Step::Close(head.flow, Reason::ConnectTimeout));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn suspect(&mut self, flow: FlowAt, since: u64) {
+        self.suspects.insert(flow.place, Suspect { flow, since });
+    }
+
+    /// Those whose second is over, as many as the rate of each service allows. Whoever gave a sign of life since has
+    /// another word, and the swap will fail.
+    fn close_suspects(
+        &mut self,
+        limits: &dyn Fn(u16) -> Limits,
+        view: &impl View,
+        elapsed: u64,
+        now: u64,
+    ) -> Vec<Step> {
+        let mut closed = BTreeMap::new();
+        let mut steps = Vec::new();
+        self.suspects.retain(|place, suspect| {
+            if now.saturating_sub(suspect.since) < SUSPICION {
+                return true;
+            }
+            let Some((ctl, slot)) = view.slot(*place).filter(|(ctl, _)| *ctl == suspect.flow.ctl) else { return false };
+            let limits = limits(slot.backend);
+            let count = closed.entry(limits.service).or_insert(0_u64);
+            let allowed = (u64::from(limits.reset_rate) * elapsed / SECOND).max(1);
+            if *count >= allowed {
+                return true;
+            }
+            *count += 1;
+            steps.push(Step::Close(FlowAt { place: *place, ctl }, Reason::IdleTimeout));
+            false
+        });
+        steps
+    }
+}
+
+/// How long ago `last_seen` was, in nanoseconds. One that lies ahead is a packet that came after `now` was read.
+fn idle(last_seen: u32, now: u64) -> u64 {
+    ((ticks(now).wrapping_sub(last_seen) as i32).max(0) as u64) << 20
+}
+
+#[cfg(test)]
+mod tests;

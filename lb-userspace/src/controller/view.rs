@@ -1,0 +1,52 @@
+//! What the core reads of the maps while it works: memory, shared with the kernel program. The seam between the core and
+//! the mapped tables, so that tests can be their own tables.
+
+use lb_common::{
+    layout::{Backend, Slot},
+    slot::Ctl,
+};
+
+/// A slot as a half-open ring names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The pool.
+    pub pool: u16,
+    /// The slot in it.
+    pub slot: u16,
+}
+
+/// A flow at one moment: whoever acts on it swaps `ctl` first, and does nothing if that fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowAt {
+    /// Where it is.
+    pub place: Place,
+    /// Its word as it was read.
+    pub ctl: Ctl,
+}
+
+/// The hot line of a slot, as far as a sweep needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Where and what it is.
+    pub flow: FlowAt,
+    /// When the last packet was seen, in `layout::ticks`.
+    pub last_seen: u32,
+    /// Its backend.
+    pub backend: u16,
+}
+
+/// The mapped tables.
+pub trait View {
+    /// A record of BACKENDS.
+    fn backend(&self, number: u16) -> Backend;
+    /// How many half-open flows a service has had so far, modulo 2^32.
+    fn half_open_head(&self, service: u16) -> u32;
+    /// The cells of a service's ring of half-open flows: place and the low 31 bits of the generation. Most are stale.
+    fn half_open(&self, service: u16, each: &mut dyn FnMut(Place, u32));
+    /// How many slots a pool has; 0 if there is no such pool.
+    fn slots(&self, pool: u16) -> u32;
+    /// Those of the slots `from..to` of a pool that hold a flow or are held back.
+    fn heads(&self, pool: u16, from: u32, to: u32, each: &mut dyn FnMut(Head));
+    /// A whole slot; nothing while it changes hands.
+    fn slot(&self, place: Place) -> Option<(Ctl, Slot)>;
+}
