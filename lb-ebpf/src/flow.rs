@@ -1,0 +1,650 @@
+//! The life of a flow: opened by a SYN, moved to the next backend, connected, closed. Everything here is off the fast path
+//! and works on slots alone; what becomes of the frame is the [`Outcome`].
+//!
+//! Every change of state is one compare-and-swap of the slot's word. Who wins does the consequences, once.
+
+use lb_common::{
+    event::{ENDED, RECOVERED, TRY_FAILED, TURNED_AWAY},
+    hash::{Entry, mix, tag},
+    layout::{
+        ACTIVE, Backend, LOG, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, OUT, Slot, UP, connect_time_bucket,
+        ticks,
+    },
+    seq::within,
+    slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT, KILLED, State},
+    tcp::{ACK, SYN, Side, Step, step},
+    verdict::Reason,
+};
+
+use crate::{
+    atomic, clock,
+    index::{self, Inserted},
+    maps, report,
+    select::{self, Turned},
+    slots,
+};
+
+/// How often the older connection that a backend still holds on a port may be dodged by a fresh port.
+const HEALS: u8 = 3;
+/// Compare-and-swaps that may fail before the segment is forwarded as it is.
+const SWAPS: u32 = 3;
+
+/// What becomes of the frame: `kind << 32 | place`, a number so that global functions can return it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Outcome(pub u64);
+
+impl Outcome {
+    /// Translate it by the flow at the place.
+    pub const FORWARD: u64 = 1;
+    /// The same, for a SYN that opened the flow: its options are saved first.
+    pub const OPENED: u64 = 2;
+    /// Replace it by the saved SYN of the flow, to that flow's backend.
+    pub const SEND_SYN: u64 = 3;
+    /// Replace it by a RST that refuses the client of the flow.
+    pub const REFUSE: u64 = 4;
+    /// Answer its sender with a RST.
+    pub const RESET: u64 = 5;
+    /// End it.
+    pub const DROP: u64 = 6;
+    /// Its flow was taken out of `HalfOpen`: a try has failed, for the reason in bits 40 to 47. [`move_on`] says what next.
+    pub const MOVE_ON: u64 = 7;
+    /// A SYN that begins a new connection: [`open`].
+    pub const OPEN: u64 = 8;
+
+    #[inline(always)]
+    const fn at(kind: u64, place: u32) -> u64 {
+        kind << 32 | place as u64
+    }
+
+    #[inline(always)]
+    const fn move_on(reason: Reason, place: u32) -> u64 {
+        Self::at(Self::MOVE_ON | (reason as u64) << 8, place)
+    }
+
+    #[inline(always)]
+    pub const fn kind(self) -> u64 {
+        self.0 >> 32 & 0xff
+    }
+
+    /// Why a try failed.
+    #[inline(always)]
+    pub const fn reason(self) -> u32 {
+        (self.0 >> 40) as u32 & 0xff
+    }
+
+    #[inline(always)]
+    pub const fn place(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+/// The record at a place, `pool << 16 | slot`.
+#[inline(always)]
+pub fn at(place: u32) -> Option<*mut Slot> {
+    slots::get(place >> 16, place & 0xffff)
+}
+
+#[inline(always)]
+unsafe fn word(record: *const Slot) -> Ctl {
+    // SAFETY: the caller's pointer is from a map lookup.
+    Ctl(unsafe { atomic::load(&raw const (*record).ctl) })
+}
+
+#[inline(always)]
+unsafe fn change(record: *mut Slot, old: Ctl, new: Ctl) -> bool {
+    // SAFETY: the caller's pointer is from a map lookup.
+    unsafe { atomic::compare_swap(&raw mut (*record).ctl, old.0, new.0) == old.0 }
+}
+
+#[inline(always)]
+fn backend_of(number: u16) -> Option<*mut Backend> {
+    maps::BACKENDS.get_ptr_mut(number as u32)
+}
+
+/// Which client it is, for `balance = "hash"`: without the seed, so that both hosts of a pair choose alike.
+#[inline(always)]
+fn client_hash(key: u64) -> u32 {
+    (mix(0, key & 0xffff_ffff) >> 32) as u32
+}
+
+/// A SYN of a client that has no flow.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn open(key: u64, initial: u32) -> u64 {
+    let Some(listener) = maps::LISTENERS.get_ptr_mut((key >> 48) as u32) else { return Outcome::at(Outcome::DROP, 0) };
+    // SAFETY: from a map lookup.
+    let (service, state) = unsafe { ((*listener).service, atomic::load(&raw const (*listener).state)) };
+    let choice = if state == ACTIVE {
+        select::backend(service as u32, 0, client_hash(key))
+    } else {
+        Err(Turned::NoBackend)
+    };
+    match choice {
+        Ok(choice) => fill(key, initial, choice.place, 1 << choice.position, service as u32),
+        Err(turned) => {
+            let reason = if turned == Turned::NoSlot { Reason::NoSlot } else { Reason::NoBackend };
+            report::turned_away(key, service, reason);
+            Outcome::at(Outcome::RESET, 0)
+        }
+    }
+}
+
+/// Fills a claimed slot and enters it in the index and in the ring of half-open flows.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn fill(key: u64, initial: u32, place: u32, tried: u64, service: u32) -> u64 {
+    let Some(record) = at(place) else { return Outcome::at(Outcome::DROP, 0) };
+    let position = tried.trailing_zeros();
+    let now = clock::exact();
+    // SAFETY: from a map lookup, and ours alone while its word says Claiming.
+    let generation = unsafe {
+        (*record).key = key;
+        (*record).end_client = initial.wrapping_add(1) as u64;
+        (*record).end_backend = 0;
+        (*record).ack_client = tried as u32;
+        (*record).ack_backend = (tried >> 32) as u32;
+        (*record).last_seen = ticks(now);
+        (*record).backend = select::backend_at(service, position) as u16;
+        (*record).tries = 1;
+        (*record).heals = 0;
+        (*record).started = now;
+        (*record).client6 = [0; 16];
+        (*record).options_len = 0;
+        (*record).connect_us = (now / 1000) as u32;
+        publish(record)
+    };
+    let hash = mix(maps::seed(), key);
+    let entry = Entry::new(tag(hash), (place >> 16) as u16, place as u16, generation);
+    match index::insert(key, hash, entry) {
+        Inserted::Won => {
+            slots::enter_half_open(service, place, generation);
+            Outcome::at(Outcome::OPENED, place)
+        }
+        Inserted::Lost => {
+            unfill(place);
+            again(key, hash)
+        }
+        Inserted::Full => {
+            unfill(place);
+            report::turned_away(key, service as u16, Reason::IndexFull);
+            Outcome::at(Outcome::RESET, 0)
+        }
+    }
+}
+
+/// Makes a filled slot a half-open flow: nothing before this can be seen after it. Returns the generation.
+#[inline(always)]
+unsafe fn publish(record: *mut Slot) -> u32 {
+    // SAFETY: the caller owns the slot.
+    unsafe {
+        let generation = word(record).generation();
+        atomic::swap(&raw mut (*record).ctl, Ctl::new(generation, State::HalfOpen).0);
+        generation
+    }
+}
+
+/// Gives back a slot that never became a flow.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn unfill(place: u32) -> u32 {
+    let Some(record) = at(place) else { return 0 };
+    // SAFETY: from a map lookup; the slot is still ours.
+    unsafe {
+        if let Some(backend) = backend_of((*record).backend) {
+            atomic::add(&raw mut (*backend).active, u32::MAX);
+            atomic::add(&raw mut (*backend).opened, u64::MAX);
+        }
+        let ctl = word(record);
+        atomic::swap(&raw mut (*record).ctl, Ctl::new(ctl.generation(), State::Free).0);
+    }
+    slots::release(place >> 16, place & 0xffff);
+    0
+}
+
+/// Another CPU was first with the same SYN: this one is a repetition of it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn again(key: u64, hash: u64) -> u64 {
+    match index::find(key, hash) {
+        Some(found) => Outcome::at(Outcome::FORWARD, found.pool << 16 | found.slot),
+        None => Outcome::at(Outcome::DROP, 0),
+    }
+}
+
+/// A segment of a client with a flow, off the fast path.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn from_client(place: u32, flags: u32, sequence: u32) -> u64 {
+    let Some(record) = at(place) else { return Outcome::at(Outcome::DROP, 0) };
+    for _ in 0..SWAPS {
+        // SAFETY: from a map lookup.
+        unsafe {
+            let ctl = word(record);
+            if ctl.state() == State::Suspect {
+                change(record, ctl, ctl.cleared());
+                continue;
+            }
+            match step(ctl.state(), Side::Client, flags as u8) {
+                Step::Syn => return from_client_syn(place, ctl.0, sequence),
+                Step::Forward if ctl.state() == State::Closed && ctl.flags() & KILLED != 0 => {
+                    report::count(Reason::AfterClose);
+                    return Outcome::at(Outcome::RESET, place);
+                }
+                Step::Closing(state) => {
+                    if !change(record, ctl, ctl.with_state(state).with_flags(FIN_CLIENT)) {
+                        continue;
+                    }
+                }
+                Step::Close => {
+                    if close(place, ctl.with_flags(FIN_CLIENT).0, Reason::Closed as u32) == 0 {
+                        continue;
+                    }
+                }
+                Step::Reset => client_reset(place, ctl.0, sequence),
+                Step::GivenUp => return Outcome::at(Outcome::DROP, 0),
+                Step::Unknown => {
+                    report::count(Reason::UnknownFlow);
+                    return Outcome::at(Outcome::RESET, 0);
+                }
+                _ => {}
+            }
+        }
+        break;
+    }
+    Outcome::at(Outcome::FORWARD, place)
+}
+
+/// A RST of the client ends the flow if the backend can be expecting its sequence number (RFC 5961 section 3).
+#[inline(always)]
+unsafe fn client_reset(place: u32, ctl: u64, sequence: u32) {
+    let Some(record) = at(place) else { return };
+    // SAFETY: from a map lookup.
+    let (expected, end) = unsafe { ((*record).ack_backend, (*record).end_client as u32) };
+    if Ctl(ctl).state() == State::HalfOpen {
+        if sequence == end {
+            close(place, ctl, Reason::ClientAborted as u32);
+        }
+    } else if within(expected, sequence, end) {
+        close(place, ctl, Reason::ClientReset as u32);
+    } else {
+        report::count(Reason::RstOutOfWindow);
+    }
+}
+
+/// A SYN of a client that has a flow: sent again, or the first of a new connection from the same port.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn from_client_syn(place: u32, ctl: u64, sequence: u32) -> u64 {
+    let Some(record) = at(place) else { return Outcome::at(Outcome::DROP, 0) };
+    let ctl = Ctl(ctl);
+    // SAFETY: from a map lookup.
+    let (key, end, backend, initial) = unsafe {
+        ((*record).key, (*record).end_client as u32, (*record).backend, (*record).opening[OPENING_ISN_CLIENT])
+    };
+    match ctl.state() {
+        State::HalfOpen if sequence.wrapping_add(1) == end => return retransmitted(place, ctl.0),
+        State::HalfOpen => {
+            close(place, ctl.0, Reason::ClientAborted as u32);
+        }
+        _ if ctl.flags() & CONNECTED != 0 && sequence == initial && ctl.flags() & KILLED == 0 => {
+            return Outcome::at(Outcome::FORWARD, place);
+        }
+        State::Closed => {}
+        // Its backend answers with a challenge ACK (RFC 5961 section 4) and the client, if it has forgotten the
+        // connection, with a RST. Only from a backend that is out no answer can be expected.
+        _ if is_up(backend as u32) != 0 => return Outcome::at(Outcome::FORWARD, place),
+        _ => {
+            close(place, ctl.0, Reason::Replaced as u32);
+        }
+    }
+    let hash = mix(maps::seed(), key);
+    index::replace(hash, Entry::new(tag(hash), (place >> 16) as u16, place as u16, ctl.generation()), Entry(0));
+    Outcome::at(Outcome::OPEN, 0)
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn is_up(backend: u32) -> u32 {
+    match backend_of(backend as u16) {
+        // SAFETY: from a map lookup.
+        Some(record) => unsafe { (atomic::load(&raw const (*record).admission) == UP) as u32 },
+        None => 0,
+    }
+}
+
+/// The client's SYN again: to the same backend, until connect_timeout is over; then to the next one.
+#[inline(always)]
+fn retransmitted(place: u32, ctl: u64) -> u64 {
+    let Some(record) = at(place) else { return Outcome::at(Outcome::DROP, 0) };
+    let ctl = Ctl(ctl);
+    // SAFETY: from map lookups.
+    unsafe {
+        let Some(backend) = backend_of((*record).backend) else { return Outcome::at(Outcome::DROP, 0) };
+        let Some(service) = maps::SERVICES.get_ptr_mut((*backend).service as u32) else {
+            return Outcome::at(Outcome::DROP, 0);
+        };
+        let waited = clock::microseconds().wrapping_sub((*record).connect_us) as u64 * 1000;
+        if waited < (*service).connect_timeout {
+            return Outcome::at(Outcome::FORWARD, place);
+        }
+        let given_up = ctl.with_state(State::Abandoned);
+        if !change(record, ctl, given_up) {
+            return Outcome::at(Outcome::DROP, 0);
+        }
+        Outcome::move_on(Reason::ConnectTimeout, place)
+    }
+}
+
+/// A segment from a backend to a port of ours, off the fast path.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn from_backend(place: u32, flags: u32, sequence: u32, acknowledgement: u32) -> u64 {
+    let Some(record) = at(place) else { return Outcome::at(Outcome::DROP, 0) };
+    for _ in 0..SWAPS {
+        // SAFETY: from a map lookup.
+        unsafe {
+            let ctl = word(record);
+            if ctl.state() == State::Suspect {
+                change(record, ctl, ctl.cleared());
+                continue;
+            }
+            let expected = (*record).end_client as u32;
+            match step(ctl.state(), Side::Backend, flags as u8) {
+                Step::Connected if acknowledgement == expected => {
+                    let connected = ctl.with_state(State::Established).with_flags(CONNECTED);
+                    if !change(record, ctl, connected) {
+                        continue;
+                    }
+                    connect(place, connected.0, sequence, acknowledgement);
+                }
+                Step::Refused if flags as u8 & ACK != 0 && acknowledgement == expected => {
+                    let refused = ctl.closed(Reason::Refused as u8);
+                    if !change(record, ctl, refused) {
+                        continue;
+                    }
+                    return Outcome::move_on(Reason::Refused, place);
+                }
+                Step::Stale => {
+                    let given_up = ctl.with_state(State::Abandoned);
+                    if !change(record, ctl, given_up) {
+                        continue;
+                    }
+                    return Outcome::move_on(Reason::TimeWait, place);
+                }
+                Step::Connected | Step::Refused => return junk(flags),
+                Step::GivenUp => return given_up(flags),
+                Step::Forward if ctl.state() == State::Closed && ctl.flags() & CONNECTED == 0 => {
+                    return given_up(flags);
+                }
+                Step::Forward if ctl.state() == State::Closed && ctl.flags() & KILLED != 0 => {
+                    report::count(Reason::AfterClose);
+                    return Outcome::at(Outcome::RESET, place);
+                }
+                Step::Closing(state) => {
+                    if !change(record, ctl, ctl.with_state(state).with_flags(FIN_BACKEND)) {
+                        continue;
+                    }
+                }
+                Step::Close => {
+                    if close(place, ctl.with_flags(FIN_BACKEND).0, Reason::Closed as u32) == 0 {
+                        continue;
+                    }
+                }
+                Step::Reset => backend_reset(place, ctl.0, sequence),
+                Step::Unknown => {
+                    report::count(Reason::UnknownFlow);
+                    return Outcome::at(Outcome::RESET, 0);
+                }
+                _ => {}
+            }
+        }
+        break;
+    }
+    Outcome::at(Outcome::FORWARD, place)
+}
+
+/// An answer that does not fit our SYN: one that asks for an answer gets a RST, the rest is dropped.
+#[inline(always)]
+fn junk(flags: u32) -> u64 {
+    report::count(Reason::HalfOpenJunk);
+    Outcome::at(if flags as u8 & SYN != 0 { Outcome::RESET } else { Outcome::DROP }, 0)
+}
+
+/// A segment of a backend that was given up for this flow.
+#[inline(always)]
+fn given_up(flags: u32) -> u64 {
+    if flags as u8 & (SYN | ACK) != SYN | ACK {
+        return junk(0);
+    }
+    report::count(Reason::LateSynAck);
+    Outcome::at(Outcome::RESET, 0)
+}
+
+/// A RST of the backend ends the flow if the client can be expecting its sequence number.
+#[inline(always)]
+unsafe fn backend_reset(place: u32, ctl: u64, sequence: u32) {
+    let Some(record) = at(place) else { return };
+    // SAFETY: from a map lookup.
+    let (expected, end) = unsafe { ((*record).ack_client, (*record).end_backend as u32) };
+    if within(expected, sequence, end) {
+        close(place, ctl, Reason::BackendReset as u32);
+    } else {
+        report::count(Reason::RstOutOfWindow);
+    }
+}
+
+/// The consequences of a SYN-ACK: sequence numbers start, the connect time is counted, a backend on trial is up again.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn connect(place: u32, ctl: u64, sequence: u32, acknowledgement: u32) -> u32 {
+    let Some(record) = at(place) else { return 0 };
+    // SAFETY: from map lookups; the winner of the swap writes these, the fast path only moves them on.
+    unsafe {
+        (*record).end_backend = sequence.wrapping_add(1) as u64;
+        (*record).ack_client = sequence.wrapping_add(1);
+        (*record).ack_backend = acknowledgement;
+        (*record).opening[OPENING_ISN_CLIENT] = acknowledgement.wrapping_sub(1);
+        (*record).opening[OPENING_ISN_BACKEND] = sequence;
+        let took = clock::microseconds().wrapping_sub((*record).connect_us);
+        (*record).connect_us = took;
+        let number = (*record).backend;
+        let Some(backend) = backend_of(number) else { return 0 };
+        atomic::add(&raw mut (*backend).connected, 1);
+        if let Some(times) = maps::CONNECT_TIMES.get_ptr_mut(number as u32) {
+            let mut bucket = connect_time_bucket(took);
+            core::arch::asm!("{0} &= 63", inout(reg) bucket);
+            atomic::add(times.cast::<u32>().add(bucket as usize), 1);
+        }
+        if atomic::load(&raw const (*backend).admission) == OUT
+            && atomic::compare_swap(&raw mut (*backend).admission, OUT, UP) == OUT
+        {
+            report::flow(RECOVERED, 0, place, record, Ctl(ctl), (*backend).service);
+        }
+    }
+    1
+}
+
+/// Ends a flow, if its word still is `ctl` (but for flags that are to be set with the end). 1 for who ended it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn close(place: u32, ctl: u64, reason: u32) -> u32 {
+    let Some(record) = at(place) else { return 0 };
+    // SAFETY: from a map lookup.
+    unsafe {
+        let ended = Ctl(ctl).closed(reason as u8);
+        let now = word(record);
+        // Flags are only ever added, and only by who changes the state.
+        if now.state() != Ctl(ctl).state() || now.generation() != ended.generation() || !change(record, now, ended) {
+            return 0;
+        }
+        finish(place, ended.0)
+    }
+}
+
+/// The consequences of an end: the backend's counts, the event, the port.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn finish(place: u32, ctl: u64) -> u32 {
+    let Some(record) = at(place) else { return 1 };
+    let ctl = Ctl(ctl);
+    // SAFETY: from map lookups.
+    unsafe {
+        if let Some(backend) = backend_of((*record).backend) {
+            let (bytes_in, bytes_out) = report::bytes(record, ctl);
+            atomic::add(&raw mut (*backend).active, u32::MAX);
+            atomic::add(&raw mut (*backend).bytes_in, bytes_in);
+            atomic::add(&raw mut (*backend).bytes_out, bytes_out);
+            if ctl.flags() & CONNECTED != 0 && ctl.reason() != Reason::Closed as u8 {
+                atomic::add(&raw mut (*backend).resets, 1);
+            }
+            tell_end(place, record, ctl, (*backend).service);
+        }
+    }
+    count_number(ctl.reason() as u32);
+    slots::release(place >> 16, place & 0xffff);
+    1
+}
+
+#[inline(always)]
+unsafe fn tell_end(place: u32, record: *mut Slot, ctl: Ctl, service: u16) {
+    let Some(table) = maps::SERVICES.get_ptr_mut(service as u32) else { return };
+    // SAFETY: from map lookups.
+    unsafe {
+        if (*table).flags & LOG != 0 {
+            report::flow(ENDED, ctl.reason(), place, record, ctl, service);
+        }
+    }
+}
+
+#[inline(always)]
+fn count_number(reason: u32) {
+    if let Some(counter) = maps::COUNTERS.get_ptr_mut(reason) {
+        // SAFETY: this CPU's own element.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// A try is over without a connection, and the caller has taken the flow out of `HalfOpen`. Moves it to the next backend, or to another port of the same one; or refuses the client.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn move_on(place: u32, reason: u32) -> u64 {
+    let Some(record) = at(place) else { return Outcome::at(Outcome::DROP, 0) };
+    count_number(reason);
+    // SAFETY: from map lookups.
+    unsafe {
+        let ctl = word(record);
+        let number = (*record).backend;
+        let Some(backend) = backend_of(number) else { return Outcome::at(Outcome::DROP, 0) };
+        let service = (*backend).service;
+        let fresh_port = reason == Reason::TimeWait as u32 && (*record).heals < HEALS;
+        if reason != Reason::TimeWait as u32 {
+            failed(backend, place, reason as u8);
+        }
+        let next = if fresh_port {
+            select::claim_towards(number as u32, client_hash((*record).key))
+        } else {
+            atomic::add(&raw mut (*backend).active, u32::MAX);
+            next_backend(place, service as u32)
+        };
+        if next < 0 {
+            if fresh_port {
+                atomic::add(&raw mut (*backend).active, u32::MAX);
+            }
+            report::flow(TURNED_AWAY, reason as u8, place, record, ctl, service);
+            release_closed(place, ctl);
+            return Outcome::at(Outcome::REFUSE, place);
+        }
+        let moved = hand_over(place, next as u64, ctl.generation(), fresh_port as u32, service as u32);
+        release_closed(place, ctl);
+        moved
+    }
+}
+
+/// A refused try leaves nothing at the backend: its port can be used again. An abandoned one is held back.
+#[inline(always)]
+fn release_closed(place: u32, ctl: Ctl) {
+    if ctl.state() == State::Closed {
+        slots::release(place >> 16, place & 0xffff);
+    }
+}
+
+/// Counts and tells a failed try. If it was the trial of a backend that is out, the next one is due after fail_timeout.
+#[inline(always)]
+unsafe fn failed(backend: *mut Backend, place: u32, reason: u8) {
+    let Some(record) = at(place) else { return };
+    // SAFETY: from map lookups.
+    unsafe {
+        atomic::add(&raw mut (*backend).connect_failures, 1);
+        if atomic::load(&raw const (*backend).admission) == OUT
+            && atomic::load(&raw const (*backend).retry_at) != lb_common::layout::NEVER
+        {
+            atomic::store(&raw mut (*backend).retry_at, clock::coarse() + (*backend).retry_after);
+        }
+        report::flow(TRY_FAILED, reason, place, record, word(record), (*backend).service);
+    }
+}
+
+/// The next backend that this flow has not tried: `position << 32 | place`, or negative.
+#[inline(always)]
+fn next_backend(place: u32, service: u32) -> i64 {
+    let Some(record) = at(place) else { return -1 };
+    let Some(table) = maps::SERVICES.get_ptr_mut(service) else { return -1 };
+    // SAFETY: from map lookups.
+    unsafe {
+        if (*record).tries as u32 >= (*table).tries {
+            return -1;
+        }
+        let tried = (*record).ack_client as u64 | ((*record).ack_backend as u64) << 32;
+        match select::backend(service, tried, client_hash((*record).key)) {
+            Ok(choice) => (choice.position as i64) << 32 | choice.place as i64,
+            Err(_) => -1,
+        }
+    }
+}
+
+/// Copies a flow into the slot claimed for it and lets the index entry point there.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn hand_over(from: u32, next: u64, generation: u32, fresh_port: u32, service: u32) -> u64 {
+    let to = next as u32;
+    let position = (next >> 32) as u32 & 63;
+    let (Some(old), Some(new)) = (at(from), at(to)) else { return Outcome::at(Outcome::DROP, 0) };
+    // SAFETY: from map lookups; the new slot is ours alone, the old one was taken out of `HalfOpen` by the caller.
+    unsafe {
+        let mut tried = (*old).ack_client as u64 | ((*old).ack_backend as u64) << 32;
+        if fresh_port == 0 {
+            tried |= 1 << position;
+        }
+        let now = clock::exact();
+        (*new).key = (*old).key;
+        (*new).end_client = (*old).end_client;
+        (*new).end_backend = 0;
+        (*new).ack_client = tried as u32;
+        (*new).ack_backend = (tried >> 32) as u32;
+        (*new).hop = (*old).hop;
+        (*new).last_seen = ticks(now);
+        (*new).backend =
+            if fresh_port != 0 { (*old).backend } else { select::backend_at(service, position) as u16 };
+        (*new).tries = if fresh_port != 0 { (*old).tries } else { (*old).tries + 1 };
+        (*new).heals = if fresh_port != 0 { (*old).heals + 1 } else { 0 };
+        (*new).started = (*old).started;
+        (*new).client6 = (*old).client6;
+        (*new).opening = (*old).opening;
+        (*new).window = (*old).window;
+        (*new).tos = (*old).tos;
+        (*new).options_len = (*old).options_len;
+        (*new).connect_us = (now / 1000) as u32;
+        (*old).last_seen = ticks(now);
+        let new_generation = publish(new);
+        let hash = mix(maps::seed(), (*new).key);
+        let entry = |place: u32, generation| Entry::new(tag(hash), (place >> 16) as u16, place as u16, generation);
+        if !index::replace(hash, entry(from, generation), entry(to, new_generation)) {
+            // The client began anew meanwhile: nobody waits for this try any more.
+            unfill(to);
+            return Outcome::at(Outcome::DROP, 0);
+        }
+        slots::enter_half_open(service, to, new_generation);
+        Outcome::at(Outcome::SEND_SYN, to)
+    }
+}
+

@@ -1,0 +1,96 @@
+//! From bytes to a [`Segment`], or to the reason for which a frame is not looked at any further.
+
+use lb_common::{
+    tcp::{FIN, SYN},
+    verdict::Reason,
+};
+
+use crate::cursor::{Bytes, Frame, LONGEST_HEADERS, field};
+
+/// A TCP segment over IPv4 without options. Addresses and ports as they stand in the packet, numbers in host order.
+#[derive(Clone, Copy)]
+pub struct Segment {
+    pub source: u32,
+    pub destination: u32,
+    pub source_port: u16,
+    pub destination_port: u16,
+    pub sequence: u32,
+    pub acknowledgement: u32,
+    /// Bytes of payload.
+    pub payload: u32,
+    /// Bytes of the TCP header.
+    pub header: u32,
+    pub flags: u8,
+    pub ttl: u8,
+}
+
+impl Segment {
+    /// The sequence number behind the segment: SYN and FIN count as one each.
+    #[inline(always)]
+    pub fn end(&self) -> u32 {
+        let control = (self.flags & SYN != 0) as u32 + (self.flags & FIN != 0) as u32;
+        self.sequence.wrapping_add(self.payload).wrapping_add(control)
+    }
+}
+
+const IPV4: u16 = 0x0800_u16.to_be();
+const VLAN: u16 = 0x8100_u16.to_be();
+const SERVICE_VLAN: u16 = 0x88a8_u16.to_be();
+const TCP: u8 = 6;
+const NO_OPTIONS: u8 = 0x45;
+/// More fragments, or an offset.
+const FRAGMENTED: u16 = 0x3fff_u16.to_be();
+
+/// Reads the headers. Whatever is not a whole TCP segment in one IPv4 packet is an error: the reason to pass it on.
+#[inline(always)]
+pub fn segment<F: Frame>(frame: F) -> Result<Segment, Reason> {
+    let mut bytes = frame.bytes();
+    if !bytes.has(field::PAYLOAD) {
+        frame.pull(LONGEST_HEADERS);
+        bytes = frame.bytes();
+        if !bytes.has(field::PAYLOAD) {
+            return Err(Reason::NotOurs);
+        }
+    }
+    let ethertype: u16 = bytes.read(field::ETHERTYPE);
+    if ethertype != IPV4 {
+        let tagged = ethertype == VLAN || ethertype == SERVICE_VLAN;
+        return Err(if tagged { Reason::Vlan } else { Reason::NotOurs });
+    }
+    if bytes.read::<u8>(field::PROTOCOL) != TCP {
+        return Err(Reason::NotOurs);
+    }
+    if frame.is_tagged() {
+        return Err(Reason::Vlan);
+    }
+    if bytes.read::<u8>(field::IP) != NO_OPTIONS {
+        return Err(Reason::IpOptions);
+    }
+    if bytes.read::<u16>(field::FRAGMENT) & FRAGMENTED != 0 {
+        return Err(Reason::Fragment);
+    }
+    let header = (bytes.read::<u8>(field::DATA_OFFSET) >> 4) as u32 * 4;
+    let length = ip_length(frame, bytes);
+    if header < 20 || length < 20 + header || length > frame.network_length() {
+        return Err(Reason::Malformed);
+    }
+    Ok(Segment {
+        source: bytes.read(field::SOURCE),
+        destination: bytes.read(field::DESTINATION),
+        source_port: bytes.read(field::SOURCE_PORT),
+        destination_port: bytes.read(field::DESTINATION_PORT),
+        sequence: u32::from_be(bytes.read(field::SEQUENCE)),
+        acknowledgement: u32::from_be(bytes.read(field::ACKNOWLEDGEMENT)),
+        payload: length - 20 - header,
+        header,
+        flags: bytes.read(field::FLAGS),
+        ttl: bytes.read(field::TTL),
+    })
+}
+
+/// The packet's length. Zero stands in the header of a packet above 64 KiB (BIG TCP): then the frame's own length.
+#[inline(always)]
+fn ip_length<F: Frame>(frame: F, bytes: Bytes) -> u32 {
+    let length = u16::from_be(bytes.read(field::TOTAL_LENGTH)) as u32;
+    if length == 0 { frame.network_length() } else { length }
+}

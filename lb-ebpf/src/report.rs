@@ -1,0 +1,108 @@
+//! Counting and telling: one counter a reason, one event a connection that ends or fails. Nothing per packet of an
+//! established flow.
+
+use lb_common::{
+    event::{ENDED, Event, TURNED_AWAY},
+    layout::{OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Slot},
+    seq::payload,
+    slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT},
+    verdict::Reason,
+};
+
+use crate::{clock, maps};
+
+/// Adds one to the counter of `reason`, on this CPU.
+#[inline(always)]
+pub fn count(reason: Reason) {
+    if let Some(counter) = maps::COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: this CPU's own element.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Payload bytes of a flow: from the client, and to the client.
+#[inline(always)]
+pub unsafe fn bytes(slot: *const Slot, ctl: Ctl) -> (u64, u64) {
+    if ctl.flags() & CONNECTED == 0 {
+        return (0, 0);
+    }
+    // SAFETY: the caller's pointer is from a map lookup.
+    unsafe {
+        let opening = &(*slot).opening;
+        (
+            payload(opening[OPENING_ISN_CLIENT], (*slot).end_client, ctl.flags() & FIN_CLIENT != 0),
+            payload(opening[OPENING_ISN_BACKEND], (*slot).end_backend, ctl.flags() & FIN_BACKEND != 0),
+        )
+    }
+}
+
+/// Tells what happened to the flow in a slot.
+#[inline(always)]
+pub unsafe fn flow(kind: u8, reason: u8, place: u32, slot: *const Slot, ctl: Ctl, service: u16) {
+    // SAFETY: the caller's pointer is from a map lookup.
+    unsafe {
+        let key = (*slot).key;
+        let (bytes_in, bytes_out) = bytes(slot, ctl);
+        emit(Event {
+            at: clock::coarse(),
+            started: (*slot).started,
+            bytes_in,
+            bytes_out,
+            client: mapped(key as u32),
+            client_port: ((key >> 32) as u16).to_ne_bytes(),
+            listener: (key >> 48) as u16,
+            service,
+            backend: (*slot).backend,
+            pool: (place >> 16) as u16,
+            slot: place as u16,
+            generation: ctl.generation(),
+            connect_us: if kind == ENDED { (*slot).connect_us } else { 0 },
+            kind,
+            reason,
+            tries: (*slot).tries,
+            family: 4,
+        });
+    }
+}
+
+/// Tells that a new connection was turned away before it had a slot.
+#[inline(always)]
+pub fn turned_away(key: u64, service: u16, reason: Reason) {
+    count(reason);
+    emit(Event {
+        at: clock::coarse(),
+        started: 0,
+        bytes_in: 0,
+        bytes_out: 0,
+        client: mapped(key as u32),
+        client_port: ((key >> 32) as u16).to_ne_bytes(),
+        listener: (key >> 48) as u16,
+        service,
+        backend: u16::MAX,
+        pool: u16::MAX,
+        slot: 0,
+        generation: 0,
+        connect_us: 0,
+        kind: TURNED_AWAY,
+        reason: reason as u8,
+        tries: 0,
+        family: 4,
+    });
+}
+
+#[inline(always)]
+fn mapped(address: u32) -> [u8; 16] {
+    let [a, b, c, d] = address.to_ne_bytes();
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+#[inline(always)]
+fn emit(event: Event) {
+    match maps::EVENTS.reserve(0) {
+        Some(mut place) => {
+            place.write(event);
+            place.submit(0);
+        }
+        None => count(Reason::EventLost),
+    }
+}

@@ -1,0 +1,446 @@
+//! Choosing a backend for a new connection, and claiming a port towards it.
+
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use lb_common::{
+    layout::{BACKUP, Backend, MAX_SERVICE_BACKENDS, MAX_SNAT, NONE, OUT, Service, UP},
+    schedule::{self, MAGLEV_PLACES, equally_loaded, less_loaded},
+    verdict::Reason,
+};
+
+use crate::{atomic, clock, maps, report, slots};
+
+/// Backends that are UP and no backups, and those that are due for a trial.
+const PRIMARY: u32 = 0;
+/// The same of the backups.
+const SPARE: u32 = 1;
+/// Whatever is not administratively out: nothing better is left.
+const ANY: u32 = 2;
+
+/// How often a CPU tries to get the lock before it goes on without: then two CPUs may give the same share twice.
+const LOCK_TRIES: u32 = 128;
+/// Points of the Maglev table that are tried.
+const POINTS: u32 = 64;
+/// Backends without a free port that are passed over for one connection.
+const FULL_POOLS: u32 = 4;
+
+/// A backend chosen and a slot claimed towards it.
+#[derive(Clone, Copy)]
+pub struct Choice {
+    /// Position in the service's list.
+    pub position: u32,
+    /// pool << 16 | slot.
+    pub place: u32,
+}
+
+/// Why there is no choice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Turned {
+    /// No backend may take it.
+    NoBackend,
+    /// Those that may have no free port.
+    NoSlot,
+}
+
+/// Chooses a backend that is not in the mask `tried`, counts the flow in its `active`, and claims a slot.
+/// `client` is a hash of the client's address.
+#[inline(always)]
+pub fn backend(service: u32, tried: u64, client: u32) -> Result<Choice, Turned> {
+    let choice = choose_and_claim(service, tried, client);
+    match choice {
+        -1 => Err(Turned::NoBackend),
+        -2 => Err(Turned::NoSlot),
+        _ => Ok(Choice { position: (choice >> 32) as u32 & 63, place: choice as u32 }),
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn choose_and_claim(service: u32, tried: u64, client: u32) -> i64 {
+    let mut tried = tried;
+    let mut failure = -1;
+    for _ in 0..FULL_POOLS {
+        let position = choose(service, tried, client);
+        if position < 0 {
+            return failure;
+        }
+        let backend = backend_at(service, position as u32);
+        if backend < 0 {
+            return failure;
+        }
+        let place = claim_towards(backend as u32, client);
+        if place >= 0 {
+            return (position as i64) << 32 | place;
+        }
+        uncount(backend as u32);
+        tried |= 1 << (position & 63);
+        failure = -2;
+    }
+    failure
+}
+
+/// A slot towards the backend, from one of its SNAT addresses, or -1. Used for a fresh port to the same backend too.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn claim_towards(backend: u32, client: u32) -> i64 {
+    let Some(record) = maps::BACKENDS.get_ptr_mut(backend) else { return -1 };
+    // SAFETY: from a map lookup.
+    let count = unsafe { (*record).pool_count } as u32;
+    if count == 0 {
+        return -1;
+    }
+    for i in 0..MAX_SNAT {
+        if i >= count {
+            break;
+        }
+        let mut which = (client.wrapping_add(i)) % count;
+        // SAFETY: touches one register; MAX_SNAT is 8.
+        unsafe { core::arch::asm!("{0} &= 7", inout(reg) which) };
+        // SAFETY: 0..=7 lies in `pools`.
+        let pool = unsafe { *(&raw const (*record).pools).cast::<u16>().add(which as usize) } as u32;
+        if let Some(slot) = slots::claim(pool) {
+            return (pool << 16 | slot) as i64;
+        }
+    }
+    -1
+}
+
+/// Takes a flow out of its backend's count.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn uncount(backend: u32) -> u32 {
+    let Some(record) = maps::BACKENDS.get_ptr_mut(backend) else { return 0 };
+    // SAFETY: from a map lookup.
+    unsafe { atomic::add(&raw mut (*record).active, u32::MAX) };
+    0
+}
+
+/// The backend at a position of the service's list, or -1.
+#[inline(always)]
+pub fn backend_at(service: u32, position: u32) -> i32 {
+    let Some(record) = maps::SERVICES.get_ptr_mut(service) else { return -1 };
+    let mut position = position;
+    // SAFETY: touches one register; MAX_SERVICE_BACKENDS is 64.
+    unsafe { core::arch::asm!("{0} &= 63", inout(reg) position) };
+    // SAFETY: 0..=63 lies in `backends`.
+    unsafe { *(&raw const (*record).backends).cast::<u16>().add(position as usize) as i32 }
+}
+
+/// The position of the backend to use, already counted in its `active`, or -1.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn choose(service: u32, tried: u64, client: u32) -> i32 {
+    let Some(record) = maps::SERVICES.get_ptr_mut(service) else { return -1 };
+    lock(record);
+    let mut position = -1;
+    for mode in [PRIMARY, SPARE, ANY] {
+        // SAFETY: from a map lookup.
+        position = pick(service, tried, mode, client, unsafe { (*record).balance });
+        if position >= 0 {
+            count_in(service, position as u32, mode);
+            break;
+        }
+    }
+    // SAFETY: from a map lookup.
+    unsafe { atomic::store(&raw mut (*record).lock, 0) };
+    position
+}
+
+/// A bounded lock: its holder runs a few hundred instructions and cannot be interrupted by another holder on the same CPU.
+/// Who does not get it goes on, at the price of a share given twice; nobody ever waits for good.
+#[inline(always)]
+fn lock(service: *mut Service) {
+    for _ in 0..LOCK_TRIES {
+        // SAFETY: from a map lookup.
+        if unsafe { atomic::compare_swap(&raw mut (*service).lock, 0, 1) } == 0 {
+            break;
+        }
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn count_in(service: u32, position: u32, mode: u32) -> u32 {
+    let Some(record) = maps::BACKENDS.get_ptr_mut(backend_at(service, position) as u32) else { return 0 };
+    // SAFETY: from a map lookup.
+    unsafe {
+        atomic::add(&raw mut (*record).active, 1);
+        atomic::add(&raw mut (*record).opened, 1);
+    }
+    if mode == ANY {
+        report::count(Reason::FailOpen);
+    }
+    0
+}
+
+/// One pass over the backends in `mode`, by the service's method. A trial that is due goes before everything else.
+#[inline(always)]
+fn pick(service: u32, tried: u64, mode: u32, client: u32, balance: u32) -> i32 {
+    let trial = due_trial(service, tried, mode, clock::coarse());
+    if trial >= 0 {
+        return trial;
+    }
+    if balance == schedule::HASH {
+        let position = hashed(service, tried, mode, client);
+        if position >= 0 {
+            return position;
+        }
+    }
+    if balance == schedule::RANDOM_TWO {
+        return of_two(service, tried, mode);
+    }
+    let least = if balance == schedule::ROUND_ROBIN { 0 } else { least_loaded(service, tried, mode) };
+    round_robin(service, tried, mode, least)
+}
+
+/// The load and weight of a backend that may be given a connection in `mode`, as active << 32 | weight; 0 if it may not.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn eligible(service: u32, position: u32, tried: u64, mode: u32) -> u64 {
+    if tried >> (position & 63) & 1 != 0 {
+        return 0;
+    }
+    let backend = backend_at(service, position);
+    if backend < 0 {
+        return 0;
+    }
+    let Some(record) = maps::BACKENDS.get_ptr_mut(backend as u32) else { return 0 };
+    // SAFETY: from map lookups.
+    unsafe {
+        let admission = atomic::load(&raw const (*record).admission);
+        let spare = (*record).flags & BACKUP != 0;
+        let admitted = match mode {
+            PRIMARY => admission == UP && !spare,
+            SPARE => admission == UP && spare,
+            _ => admission != NONE,
+        };
+        let active = atomic::load(&raw const (*record).active);
+        let full = (*record).max_conns != 0 && active >= (*record).max_conns;
+        if !admitted || full || !is_reachable(record) {
+            return 0;
+        }
+        (active as u64) << 32 | (*record).weight as u64
+    }
+}
+
+/// Whether the next hop towards it is known. All its pools have the same one.
+#[inline(always)]
+unsafe fn is_reachable(backend: *const Backend) -> bool {
+    // SAFETY: the caller's pointer is from a map lookup.
+    match maps::POOLS.get_ptr_mut(unsafe { (*backend).pools[0] } as u32) {
+        // SAFETY: from a map lookup.
+        Some(pool) => unsafe { atomic::load(&raw const (*pool).hop) }.is_known(),
+        None => false,
+    }
+}
+
+/// A backend that is out and whose time for a trial has come. Whoever moves its `retry_at` has the one trial of the whole
+/// system; it lapses when the outcome would be known.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn due_trial(service: u32, tried: u64, mode: u32, now: u64) -> i32 {
+    if mode == ANY {
+        return -1;
+    }
+    let count = backend_count(service);
+    for position in 0..MAX_SERVICE_BACKENDS {
+        if position >= count {
+            break;
+        }
+        if tried >> position & 1 == 0 && take_trial(service, position, mode, now) != 0 {
+            return position as i32;
+        }
+    }
+    -1
+}
+
+#[inline(always)]
+fn backend_count(service: u32) -> u32 {
+    match maps::SERVICES.get_ptr_mut(service) {
+        // SAFETY: from a map lookup.
+        Some(record) => unsafe { atomic::load(&raw const (*record).backend_count) },
+        None => 0,
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn take_trial(service: u32, position: u32, mode: u32, now: u64) -> u32 {
+    let backend = backend_at(service, position);
+    let (Some(record), Some(service)) =
+        (maps::BACKENDS.get_ptr_mut(backend as u32), maps::SERVICES.get_ptr_mut(service))
+    else {
+        return 0;
+    };
+    // SAFETY: from map lookups.
+    unsafe {
+        if atomic::load(&raw const (*record).admission) != OUT {
+            return 0;
+        }
+        let spare = (*record).flags & BACKUP != 0;
+        let due = atomic::load(&raw const (*record).retry_at);
+        if spare != (mode == SPARE) || now < due || !is_reachable(record) {
+            return 0;
+        }
+        let lapse = now + (*service).connect_timeout + (*record).retry_after;
+        (atomic::compare_swap(&raw mut (*record).retry_at, due, lapse) == due) as u32
+    }
+}
+
+/// least_conn: the load and weight of the least loaded backend, as `eligible` gives it; 0 if there is none.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn least_loaded(service: u32, tried: u64, mode: u32) -> u64 {
+    let count = backend_count(service);
+    let mut least = 0_u64;
+    for position in 0..MAX_SERVICE_BACKENDS {
+        if position >= count {
+            break;
+        }
+        let load = eligible(service, position, tried, mode);
+        if load != 0
+            && (least == 0 || less_loaded((load >> 32) as u32, load as u32, (least >> 32) as u32, least as u32))
+        {
+            least = load;
+        }
+    }
+    least
+}
+
+/// The same number, of which the verifier no longer knows which one it is: it would follow every choice of a loop to the
+/// end of the next.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn forgotten(position: u32) -> i32 {
+    let mut position = position as u64;
+    // Without this LLVM would see through the function. SAFETY: touches one register.
+    unsafe { core::arch::asm!("{0} += 0", inout(reg) position) };
+    position as i32
+}
+
+/// Smooth weighted round-robin (nginx) among the backends as loaded as `least`; 0: among all.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn round_robin(service: u32, tried: u64, mode: u32, least: u64) -> i32 {
+    let count = backend_count(service);
+    let mut total = 0_i32;
+    let mut best = -1_i32;
+    let mut highest = i32::MIN;
+    for position in 0..MAX_SERVICE_BACKENDS {
+        if position >= count {
+            break;
+        }
+        let load = eligible(service, position, tried, mode);
+        if load == 0
+            || least != 0 && !equally_loaded((load >> 32) as u32, load as u32, (least >> 32) as u32, least as u32)
+        {
+            continue;
+        }
+        let weight = load as u32 as i32;
+        total = total.wrapping_add(weight);
+        let current = add_current(service, position, weight);
+        if best < 0 || current > highest {
+            best = forgotten(position);
+            highest = current;
+        }
+    }
+    if best >= 0 {
+        add_current(service, best as u32, total.wrapping_neg());
+    }
+    best
+}
+
+/// Moves a backend's current weight; its new value.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn add_current(service: u32, position: u32, change: i32) -> i32 {
+    let backend = backend_at(service, position);
+    let Some(record) = maps::BACKENDS.get_ptr_mut(backend as u32) else { return 0 };
+    // SAFETY: from a map lookup; the service's lock is held.
+    unsafe {
+        let current = ((*record).current as i32).wrapping_add(change);
+        (*record).current = current as u32;
+        current
+    }
+}
+
+/// random_two: of two drawn by weight the less loaded one.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn of_two(service: u32, tried: u64, mode: u32) -> i32 {
+    let first = drawn(service, tried, mode);
+    if first < 0 {
+        return first;
+    }
+    let second = drawn(service, tried | 1 << (first & 63), mode);
+    if second < 0 {
+        return first;
+    }
+    let a = eligible(service, first as u32, tried, mode);
+    let b = eligible(service, second as u32, tried, mode);
+    if less_loaded((b >> 32) as u32, b as u32, (a >> 32) as u32, a as u32) { second } else { first }
+}
+
+/// One drawn by weight.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn drawn(service: u32, tried: u64, mode: u32) -> i32 {
+    let total = total_weight(service, tried, mode);
+    if total == 0 {
+        return -1;
+    }
+    // SAFETY: plain helper.
+    let mut left = unsafe { bpf_get_prandom_u32() } % total;
+    let count = backend_count(service);
+    for position in 0..MAX_SERVICE_BACKENDS {
+        if position >= count {
+            break;
+        }
+        let weight = eligible(service, position, tried, mode) as u32;
+        if weight > left {
+            return position as i32;
+        }
+        left -= weight;
+    }
+    -1
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn total_weight(service: u32, tried: u64, mode: u32) -> u32 {
+    let count = backend_count(service);
+    let mut total = 0_u32;
+    for position in 0..MAX_SERVICE_BACKENDS {
+        if position >= count {
+            break;
+        }
+        total = total.wrapping_add(eligible(service, position, tried, mode) as u32);
+    }
+    total
+}
+
+/// hash: the client's point of the Maglev table, or the next ones while their backends may take nothing.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn hashed(service: u32, tried: u64, mode: u32, client: u32) -> i32 {
+    let start = lb_common::hash::scale(client, MAGLEV_PLACES);
+    let count = backend_count(service);
+    for step in 0..POINTS {
+        let position = maglev_at(service, (start + step) % MAGLEV_PLACES);
+        if position < count && eligible(service, position, tried, mode) != 0 {
+            return position as i32;
+        }
+    }
+    // Sixty-four points in a row of backends that are out: least_conn among those that are left.
+    -1
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn maglev_at(service: u32, point: u32) -> u32 {
+    let Some(line) = maps::MAGLEV.get_value_ptr_mut(service, &(point >> 2)) else { return u32::MAX };
+    let mut place = point;
+    // SAFETY: touches one register.
+    unsafe { core::arch::asm!("{0} &= 3", inout(reg) place) };
+    // SAFETY: 0..=3 lies in the line.
+    unsafe { *line.cast::<u16>().add(place as usize) as u32 }
+}

@@ -1,0 +1,369 @@
+//! The way of a packet.
+
+use lb_common::{
+    hash::{PROBES, listener_place, mix, pool_place},
+    layout::{CLOSING, DELETED, EMPTY, Hop, Interface, LISTENER_BITS, Listener, POOL_BITS, Pool, Slot, flow_key, ticks},
+    seq::{advance, before},
+    slot::State,
+    tcp::{ACK, CONTROL, SYN},
+    verdict::Reason,
+};
+
+use crate::{
+    atomic, clock,
+    cursor::{Frame, LONGEST_HEADERS, Translation, field},
+    flow::{self, Outcome},
+    index, maps,
+    parse::{self, Segment},
+    reply, report, slots,
+};
+
+/// The verdict on a frame.
+#[inline(always)]
+pub fn walk<F: Frame>(frame: F) -> i32 {
+    let segment = match parse::segment(frame) {
+        Ok(segment) => segment,
+        Err(reason) => return passed::<F>(reason),
+    };
+    if let Some((number, listener)) = listener_of(&segment) {
+        return from_client(frame, &segment, number, listener);
+    }
+    if let Some((number, pool)) = pool_of(&segment) {
+        return from_backend(frame, &segment, number, pool);
+    }
+    passed::<F>(Reason::NotOurs)
+}
+
+/// The listener a segment is addressed to.
+#[inline(always)]
+fn listener_of(segment: &Segment) -> Option<(u32, *mut Listener)> {
+    let start = listener_place(segment.destination, segment.destination_port, LISTENER_BITS);
+    for probe in 0..PROBES {
+        let number = start + probe & (1 << LISTENER_BITS) - 1;
+        let listener = maps::LISTENERS.get_ptr_mut(number)?;
+        // SAFETY: from a map lookup; both fields are aligned.
+        unsafe {
+            match (*listener).state {
+                EMPTY => return None,
+                DELETED => continue,
+                _ => {}
+            }
+            let port: u16 = *(&raw const (*listener).port).cast();
+            let address = reply::address(&raw const (*listener).address);
+            if port == segment.destination_port && address == segment.destination && (*listener).family == 4 {
+                return Some((number, listener));
+            }
+        }
+    }
+    None
+}
+
+/// The pool in which a segment from a backend has its slot.
+#[inline(always)]
+fn pool_of(segment: &Segment) -> Option<(u32, *mut Pool)> {
+    let start = pool_place(segment.source, segment.source_port, segment.destination, POOL_BITS);
+    for probe in 0..PROBES {
+        let number = start + probe & (1 << POOL_BITS) - 1;
+        let pool = maps::POOLS.get_ptr_mut(number)?;
+        // SAFETY: from a map lookup; the fields are aligned.
+        unsafe {
+            match (*pool).state {
+                EMPTY => return None,
+                DELETED => continue,
+                _ => {}
+            }
+            if reply::backend_port(pool) == segment.source_port
+                && reply::address(&raw const (*pool).backend) == segment.source
+                && reply::address(&raw const (*pool).snat) == segment.destination
+                && (*pool).family == 4
+            {
+                return Some((number, pool));
+            }
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn from_client<F: Frame>(
+    frame: F,
+    segment: &Segment,
+    number: u32,
+    listener: *mut Listener,
+) -> i32 {
+    let key = flow_key(segment.source, segment.source_port, number as u16);
+    let outcome = match index::find(key, mix(maps::seed(), key)) {
+        Some(found) => {
+            if found.ctl.0 as u8 == State::Established as u8 && segment.flags & CONTROL == 0 {
+                // SAFETY: from a map lookup.
+                unsafe { note_client(frame, segment, found.record) };
+                return to_backend(frame, segment, found.pool << 16 | found.slot);
+            }
+            flow::from_client(found.pool << 16 | found.slot, segment.flags as u32, segment.sequence)
+        }
+        None => {
+            let Some(interface) = interface_of(frame.ingress()) else { return passed::<F>(Reason::NotOurs) };
+            if frame.is_flooded(interface) {
+                return passed::<F>(Reason::OtherHost);
+            }
+            // SAFETY: from a map lookup.
+            let closing = unsafe { atomic::load(&raw const (*listener).state) } == CLOSING;
+            if segment.flags & CONTROL != SYN || segment.flags & ACK != 0 || closing {
+                report::count(Reason::UnknownFlow);
+                return reply::reset(frame, segment);
+            }
+            Outcome::OPEN << 32
+        }
+    };
+    let mut outcome = Outcome(outcome);
+    if outcome.kind() == Outcome::OPEN {
+        outcome = Outcome(flow::open(key, segment.sequence));
+    } else if outcome.kind() == Outcome::MOVE_ON {
+        outcome = Outcome(flow::move_on(outcome.place(), outcome.reason()));
+    }
+    carry_out(frame, segment, outcome, true)
+}
+
+#[inline(always)]
+fn from_backend<F: Frame>(frame: F, segment: &Segment, number: u32, pool: *mut Pool) -> i32 {
+    // SAFETY: from a map lookup.
+    let (first, ports) = unsafe { ((*pool).first_port, (*pool).ports) };
+    let slot = u16::from_be(segment.destination_port).wrapping_sub(first);
+    if slot >= ports {
+        return passed::<F>(Reason::NotOurs);
+    }
+    let place = number << 16 | slot as u32;
+    let Some(record) = slots::get(number, slot as u32) else { return passed::<F>(Reason::NotOurs) };
+    // SAFETY: from a map lookup.
+    let ctl = unsafe { atomic::load(&raw const (*record).ctl) };
+    if ctl as u8 == State::Established as u8 && segment.flags & CONTROL == 0 {
+        // SAFETY: as above.
+        unsafe {
+            note_backend(segment, record);
+            return to_client(frame, segment, record);
+        }
+    }
+    let mut outcome =
+        Outcome(flow::from_backend(place, segment.flags as u32, segment.sequence, segment.acknowledgement));
+    if outcome.kind() == Outcome::MOVE_ON {
+        outcome = Outcome(flow::move_on(outcome.place(), outcome.reason()));
+    }
+    carry_out(frame, segment, outcome, false)
+}
+
+/// Does with the frame what the slow path has decided.
+#[inline(always)]
+fn carry_out<F: Frame>(frame: F, segment: &Segment, outcome: Outcome, client: bool) -> i32 {
+    let place = outcome.place();
+    match outcome.kind() {
+        Outcome::OPENED => save_syn(frame, segment, place),
+        Outcome::FORWARD => note(frame, segment, place, client),
+        // The client's own SYN, sent again, goes to the next backend as it is.
+        Outcome::SEND_SYN if client => {}
+        Outcome::SEND_SYN => return reply::saved_syn(frame, place),
+        Outcome::REFUSE => return reply::refuse(frame, place),
+        Outcome::RESET => return reply::reset(frame, segment),
+        _ => return F::DROP,
+    }
+    if client {
+        return to_backend(frame, segment, place);
+    }
+    match flow::at(place) {
+        // SAFETY: from a map lookup.
+        Some(record) => unsafe { to_client(frame, segment, record) },
+        None => F::DROP,
+    }
+}
+
+/// What a segment off the fast path tells of its flow. A half-open one stays as its SYN made it.
+#[inline(always)]
+fn note<F: Frame>(frame: F, segment: &Segment, place: u32, client: bool) {
+    let Some(record) = flow::at(place) else { return };
+    // SAFETY: from a map lookup.
+    unsafe {
+        if atomic::load(&raw const (*record).ctl) as u8 == State::HalfOpen as u8 {
+            return;
+        }
+        if client { note_client(frame, segment, record) } else { note_backend(segment, record) }
+    }
+}
+
+/// Sequence end, acknowledgement, time and next hop of a segment from the client.
+#[inline(always)]
+unsafe fn note_client<F: Frame>(frame: F, segment: &Segment, record: *mut Slot) {
+    // SAFETY: the caller's pointer is from a map lookup.
+    unsafe {
+        learn_hop(frame, record);
+        let end = advance((*record).end_client, segment.end());
+        if end != (*record).end_client {
+            (*record).end_client = end;
+        }
+        if segment.flags & ACK != 0 && before((*record).ack_client, segment.acknowledgement) {
+            (*record).ack_client = segment.acknowledgement;
+        }
+        touch(record);
+    }
+}
+
+/// Sequence end, acknowledgement and time of a segment from the backend.
+#[inline(always)]
+unsafe fn note_backend(segment: &Segment, record: *mut Slot) {
+    // SAFETY: the caller's pointer is from a map lookup.
+    unsafe {
+        let end = advance((*record).end_backend, segment.end());
+        if end != (*record).end_backend {
+            (*record).end_backend = end;
+        }
+        if segment.flags & ACK != 0 && before((*record).ack_backend, segment.acknowledgement) {
+            (*record).ack_backend = segment.acknowledgement;
+        }
+        touch(record);
+    }
+}
+
+#[inline(always)]
+unsafe fn touch(record: *mut Slot) {
+    let now = ticks(clock::coarse());
+    // SAFETY: the caller's pointer is from a map lookup.
+    unsafe {
+        if (*record).last_seen != now {
+            (*record).last_seen = now;
+        }
+    }
+}
+
+const MAC: u64 = 0xffff_ffff_ffff;
+
+/// The way back to the client is the way its packets come: its next hop is where the last one came from.
+#[inline(always)]
+unsafe fn learn_hop<F: Frame>(frame: F, record: *mut Slot) {
+    let bytes = frame.bytes();
+    if !bytes.has(field::PAYLOAD) {
+        return;
+    }
+    let low: u16 = bytes.read(field::ETHERNET_SOURCE);
+    let high: u32 = bytes.read(field::ETHERNET_SOURCE + 2);
+    let mac = low as u64 | (high as u64) << 16;
+    // SAFETY: the caller's pointer is from a map lookup.
+    unsafe {
+        if (*record).hop.0 & MAC == mac {
+            return;
+        }
+        let ingress = frame.ingress();
+        if let Some(number) = maps::LINKS.get_ptr_mut(&ingress) {
+            atomic::store(&raw mut (*record).hop, Hop(mac | (*number as u64 & 0xff) << 48 | 1 << 56));
+        }
+    }
+}
+
+/// Keeps of the client's SYN what another backend must see of it.
+#[inline(always)]
+fn save_syn<F: Frame>(frame: F, segment: &Segment, place: u32) {
+    let Some(record) = flow::at(place) else { return };
+    let mut bytes = frame.bytes();
+    if !bytes.has(field::TCP + segment.header as usize) {
+        frame.pull(LONGEST_HEADERS);
+        bytes = frame.bytes();
+    }
+    if !bytes.has(field::PAYLOAD) {
+        return;
+    }
+    // SAFETY: from a map lookup; reads are checked against the end.
+    unsafe {
+        (*record).window = bytes.read(field::WINDOW);
+        (*record).tos = bytes.read(field::TOS);
+        let mut saved = 0;
+        for i in 0..(*record).opening.len() {
+            let offset = field::PAYLOAD + i * 4;
+            if 20 + i as u32 * 4 >= segment.header || !bytes.has(offset + 4) {
+                break;
+            }
+            (*record).opening[i] = bytes.read(offset);
+            saved += 4;
+        }
+        (*record).options_len = saved;
+        (*record).hop = Hop(0);
+        learn_hop(frame, record);
+    }
+}
+
+/// Sends a segment of the client on to its backend.
+#[inline(always)]
+fn to_backend<F: Frame>(frame: F, segment: &Segment, place: u32) -> i32 {
+    let Some(pool) = maps::POOLS.get_ptr_mut(place >> 16) else { return F::DROP };
+    // SAFETY: from a map lookup.
+    let (hop, source, destination, source_port, destination_port) = unsafe {
+        (
+            atomic::load(&raw const (*pool).hop),
+            reply::address(&raw const (*pool).snat),
+            reply::address(&raw const (*pool).backend),
+            reply::snat_port(pool, place),
+            reply::backend_port(pool),
+        )
+    };
+    send(frame, segment, hop, (source, source_port), (destination, destination_port))
+}
+
+/// Sends a segment of the backend on to the client. If the slot changes hands in this moment, the segment goes to its
+/// next client, who drops it by its sequence number.
+#[inline(always)]
+unsafe fn to_client<F: Frame>(frame: F, segment: &Segment, record: *mut Slot) -> i32 {
+    // SAFETY: the caller's pointer is from a map lookup, and so is the listener.
+    unsafe {
+        let key = atomic::load(&raw const (*record).key);
+        let hop = atomic::load(&raw const (*record).hop);
+        let Some(listener) = maps::LISTENERS.get_ptr_mut((key >> 48) as u32) else { return F::DROP };
+        let port: u16 = *(&raw const (*listener).port).cast();
+        let source = reply::address(&raw const (*listener).address);
+        send(frame, segment, hop, (source, port), (key as u32, (key >> 32) as u16))
+    }
+}
+
+#[inline(always)]
+fn send<F: Frame>(frame: F, segment: &Segment, hop: Hop, from: (u32, u16), to: (u32, u16)) -> i32 {
+    if segment.ttl <= 1 {
+        return dropped::<F>(Reason::TtlExpired);
+    }
+    if !hop.is_known() {
+        return dropped::<F>(Reason::NoNextHop);
+    }
+    let Some(interface) = maps::INTERFACES.get_ptr_mut(hop.interface() as u32) else {
+        return dropped::<F>(Reason::NoNextHop);
+    };
+    let old = Translation {
+        source: segment.source,
+        destination: segment.destination,
+        source_port: segment.source_port,
+        destination_port: segment.destination_port,
+        hop,
+        interface,
+    };
+    let new =
+        Translation { source: from.0, destination: to.0, source_port: from.1, destination_port: to.1, hop, interface };
+    if !frame.translate(&old, &new) {
+        return dropped::<F>(Reason::RewriteFailed);
+    }
+    // SAFETY: from a map lookup.
+    frame.send(unsafe { (*interface).ifindex })
+}
+
+/// What is not ours goes on untouched, and is counted.
+#[inline(always)]
+fn passed<F: Frame>(reason: Reason) -> i32 {
+    report::count(reason);
+    F::PASS
+}
+
+#[inline(always)]
+fn dropped<F: Frame>(reason: Reason) -> i32 {
+    report::count(reason);
+    F::DROP
+}
+
+/// The record of the interface a frame came in on.
+#[inline(always)]
+fn interface_of(ifindex: u32) -> Option<*mut Interface> {
+    let number = maps::LINKS.get_ptr_mut(&ifindex)?;
+    // SAFETY: from a map lookup.
+    maps::INTERFACES.get_ptr_mut(unsafe { *number })
+}
