@@ -78,6 +78,8 @@ reasons! {
     // Losses of our own book-keeping.
     EventLost = 80, "event_lost", "the ring buffer was full: an event was lost, the tables are read instead";
     FailOpen = 81, "fail_open", "all backends were out: one that is out was given a connection all the same";
+    AccessLogLost = 82, "access_log_lost", "a line of the access log could not be written: its queue was full or its target failed";
+    AccessLogSuppressed = 83, "access_log_suppressed", "a connection was turned away without a log line: over 100 such lines a second";
 }
 
 /// Size of the counter map: numbers of reasons stay below it.

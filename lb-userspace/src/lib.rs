@@ -1,5 +1,8 @@
 //! Everything of evenkeel that runs in user space: configuration, control socket, controller, command line.
 
 pub mod access_log;
+pub mod api;
+pub mod cli;
 pub mod config;
 pub mod controller;
+pub mod daemon;

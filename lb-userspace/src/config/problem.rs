@@ -1,5 +1,6 @@
 //! What is wrong with a configuration, and where: file, line, column.
 
+use serde::Serialize;
 use std::cell::RefCell;
 use std::fmt;
 use std::path::PathBuf;
@@ -53,7 +54,7 @@ impl fmt::Display for Place<'_> {
 }
 
 /// One thing that is wrong (or, as a warning, doubtful), and what would be right.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Problem {
     /// The file.
     pub file: PathBuf,

@@ -146,9 +146,9 @@ fn every_mistake_is_told_with_its_place_and_what_would_be_right() {
         (
             "health = { interval = \"1s\", timeout = \"2s\" }",
             "",
-            "5:40: timeout: \"2s\" is above the interval of \"1s\"",
+            "5:39: timeout: \"2s\" is above the interval of \"1s\"",
         ),
-        ("health = { expect = [200, 99] }", "", "5:26: expect: 99 is out of range: 100 to 599"),
+        ("health = { expect = [200, 99] }", "", "5:27: expect: 99 is out of range: 100 to 599"),
         (
             "",
             "weight = 0",

@@ -1,0 +1,67 @@
+//! What the control socket asks the daemon: values over one bounded queue, each with the place for its answer.
+
+use super::types::{Backend, Conn, ConnState, Counters, Refused, Reloaded, Status};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+use tokio::sync::oneshot;
+
+/// Length of the queue of requests: more than this many at once are told to come again.
+pub const QUEUE: usize = 64;
+
+/// Where an answer goes. Who asked may be gone: sending to it then fails, which is fine.
+pub type Reply<T> = oneshot::Sender<T>;
+
+/// One request.
+#[derive(Debug)]
+pub enum Request {
+    Status(Reply<Status>),
+    Backends(Reply<Vec<Backend>>),
+    Conns(ConnsFilter, Reply<Conns>),
+    Counters(Reply<Counters>),
+    /// Read the configuration anew; refused with nothing changed if it has an error.
+    Reload(Reply<Result<Reloaded, Refused>>),
+    /// End the daemon. Answered when the datapath is as it shall stay; the server is shut down after that.
+    Stop {
+        detach: bool,
+        reply: Reply<Result<(), Refused>>,
+    },
+}
+
+/// Which connections are wanted: those for which all that is given holds. It is the query string of `/api/v1/conns`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConnsFilter {
+    /// The backend's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// The client's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<ConnState>,
+    /// Seconds since the connection began, at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub older_s: Option<u64>,
+    /// Most rows; nothing: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+impl ConnsFilter {
+    /// Whether this connection is wanted (`limit` apart).
+    pub fn takes(&self, conn: &Conn) -> bool {
+        self.backend.as_deref().is_none_or(|backend| backend == &*conn.backend)
+            && self.client.is_none_or(|client| client == conn.client.ip())
+            && self.state.is_none_or(|state| state == conn.state)
+            && self.older_s.is_none_or(|age| conn.age_s >= age)
+    }
+}
+
+/// The connections that were wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conns {
+    /// At most `limit` of them.
+    pub rows: Vec<Conn>,
+    /// How many there are without the limit.
+    pub total: u64,
+}

@@ -1,0 +1,283 @@
+use super::types::*;
+use super::*;
+use crate::cli::client::Client;
+use crate::cli::exit::Failure;
+use lb_common::slot::State;
+use std::collections::BTreeSet;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tokio::sync::{mpsc, oneshot};
+
+fn backend() -> Backend {
+    Backend {
+        service: "api".into(),
+        name: "cp01".into(),
+        address: "10.0.1.10:6443".parse().unwrap(),
+        state: BackendState::SlowStart,
+        backup: false,
+        reason: None,
+        weight: 1,
+        active: 2,
+        half_open: 1,
+        total: 3,
+        connect_failures: 4,
+        resets: 5,
+        bytes_in: 6,
+        bytes_out: 7,
+        connect_time_ms: ConnectTime { p50: Some(0.25), p99: None },
+        last_change: jiff::Timestamp::from_second(1_795_475_761).unwrap(),
+    }
+}
+
+fn conn(number: u32) -> Conn {
+    Conn {
+        client: (std::net::Ipv4Addr::from(0x0a00_0000 + number), 40_000).into(),
+        service: "api".into(),
+        backend: if number.is_multiple_of(2) { "cp01".into() } else { "cp02".into() },
+        snat: "10.0.1.100:10240".parse().unwrap(),
+        state: ConnState::Established,
+        age_s: u64::from(number),
+        idle_s: 0,
+        bytes_in: 1,
+        bytes_out: 2,
+    }
+}
+
+fn status() -> Status {
+    Status {
+        version: "0.1.0".into(),
+        uptime_s: 1,
+        config: ConfigStatus { file: "e.toml".into(), loaded_at: backend().last_change, generation: 1 },
+        services: vec![ServiceStatus {
+            name: "api".into(),
+            listen: vec!["10.0.1.100:6443".parse().unwrap()],
+            balance: "least_conn".into(),
+            datapath: vec![DatapathStatus {
+                interface: "eth0".into(),
+                mode: DatapathMode::XdpGeneric,
+                reason: "asked for".into(),
+            }],
+            connections: Connections { active: 2, half_open: 1, capacity: 22_528, total: 3 },
+            backends: vec![backend()],
+        }],
+        vrrp: vec![],
+        counters: Counters::from([("refused".into(), 4)]),
+    }
+}
+
+#[test]
+fn the_json_has_the_names_and_the_order_of_the_contract() {
+    let backend_json = r#"{"service":"api","name":"cp01","address":"10.0.1.10:6443","state":"slow_start","backup":false,"reason":null,"weight":1,"active":2,"half_open":1,"total":3,"connect_failures":4,"resets":5,"bytes_in":6,"bytes_out":7,"connect_time_ms":{"p50":0.25,"p99":null},"last_change":"2026-11-23T23:16:01Z"}"#;
+    assert_eq!(serde_json::to_string(&backend()).unwrap(), backend_json);
+    let conn_json = r#"{"client":"10.0.0.2:40000","service":"api","backend":"cp01","snat":"10.0.1.100:10240","state":"established","age_s":2,"idle_s":0,"bytes_in":1,"bytes_out":2}"#;
+    assert_eq!(serde_json::to_string(&conn(2)).unwrap(), conn_json);
+    let status_json = format!(
+        r#"{{"version":"0.1.0","uptime_s":1,"config":{{"file":"e.toml","loaded_at":"2026-11-23T23:16:01Z","generation":1}},"services":[{{"name":"api","listen":["10.0.1.100:6443"],"balance":"least_conn","datapath":[{{"interface":"eth0","mode":"xdp-generic","reason":"asked for"}}],"connections":{{"active":2,"half_open":1,"capacity":22528,"total":3}},"backends":[{backend_json}]}}],"vrrp":[],"counters":{{"refused":4}}}}"#
+    );
+    assert_eq!(serde_json::to_string(&status()).unwrap(), status_json);
+    assert_eq!(serde_json::from_str::<Status>(&status_json).unwrap(), status());
+}
+
+#[test]
+fn a_connection_s_state_has_the_same_word_as_the_slot_s() {
+    for (slot, conn) in ConnState::ALL {
+        assert_eq!(conn.to_string(), slot.name());
+    }
+    for slot in State::ALL {
+        assert_eq!(ConnState::of(slot).is_some(), slot.is_active(), "{slot:?}");
+    }
+}
+
+#[test]
+fn a_filter_takes_what_fits_all_that_was_given() {
+    let all = ConnsFilter::default();
+    let backend = |name: &str| ConnsFilter { backend: Some(name.into()), ..Default::default() };
+    let client = ConnsFilter { client: Some("10.0.0.4".parse().unwrap()), ..Default::default() };
+    let state = ConnsFilter { state: Some(ConnState::HalfOpen), ..Default::default() };
+    let older = ConnsFilter { older_s: Some(4), ..Default::default() };
+    let both = ConnsFilter { older_s: Some(5), ..client.clone() };
+    for (filter, taken) in [
+        (all, true),
+        (backend("cp01"), true),
+        (backend("cp02"), false),
+        (client, true),
+        (state, false),
+        (older, true),
+        (both, false),
+    ] {
+        assert_eq!(filter.takes(&conn(4)), taken, "{filter:?}");
+    }
+}
+
+/// A server on a thread of its own, whose daemon answers with fixed values.
+struct Running {
+    folder: TempDir,
+    thread: Option<std::thread::JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Running {
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("control.sock")
+    }
+
+    fn client(&self) -> Client {
+        Client::new(&self.socket())
+    }
+
+    fn start(conns: u32) -> Running {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("control.sock");
+        let (ready, bound) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let server = Server::bind(&socket, "evenkeel-no-such-group")?;
+                ready.send(())?;
+                let (requests, asked) = mpsc::channel(QUEUE);
+                let (end, ended) = oneshot::channel();
+                let daemon = tokio::spawn(answer(asked, conns, end));
+                server.serve(requests, async { drop(ended.await) }).await?;
+                daemon.await?;
+                Ok(())
+            })
+        });
+        bound.recv_timeout(Duration::from_secs(10)).expect("the server starts");
+        Running { folder, thread: Some(thread) }
+    }
+}
+
+async fn answer(mut asked: mpsc::Receiver<Request>, conns: u32, end: oneshot::Sender<()>) {
+    let mut end = Some(end);
+    while let Some(request) = asked.recv().await {
+        match request {
+            Request::Status(reply) => drop(reply.send(status())),
+            Request::Backends(reply) => drop(reply.send(vec![backend()])),
+            Request::Counters(reply) => drop(reply.send(status().counters)),
+            Request::Conns(filter, reply) => {
+                let taken: Vec<_> = (0..conns).map(conn).filter(|conn| filter.takes(conn)).collect();
+                let total = taken.len() as u64;
+                let rows = taken.into_iter().take(filter.limit.unwrap_or(usize::MAX)).collect();
+                drop(reply.send(Conns { rows, total }));
+            }
+            Request::Reload(reply) => {
+                drop(reply.send(Err(Refused { errors: vec!["e.toml:1:1: no".into(), "two".into()] })))
+            }
+            Request::Stop { detach, reply } => {
+                assert!(detach);
+                drop(reply.send(Ok(())));
+                end.take().map(|end| end.send(()));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_client_gets_what_the_daemon_answers_and_stop_ends_it() {
+    let mut running = Running::start(10);
+    let client = running.client();
+    assert_eq!(client.get("/api/v1/status").unwrap().read::<Status>().unwrap(), status());
+    assert_eq!(client.get("/api/v1/backends").unwrap().read::<Vec<Backend>>().unwrap(), [backend()]);
+    assert_eq!(client.get("/api/v1/counters").unwrap().read::<Counters>().unwrap(), status().counters);
+    let answer = client.get("/api/v1/conns?backend=cp01&older_s=4&limit=2").unwrap();
+    assert_eq!(answer.total, Some(3));
+    assert_eq!(answer.read::<Vec<Conn>>().unwrap(), [conn(4), conn(6)]);
+    client.post("/api/v1/stop?detach=true").unwrap();
+    assert!(client.wait_until_gone());
+    running.thread.take().unwrap().join().unwrap().unwrap();
+    assert!(!running.socket().exists());
+}
+
+#[test]
+fn a_refusal_is_exit_1_and_nobody_there_is_exit_2() {
+    let running = Running::start(0);
+    let client = running.client();
+    let cases = [
+        (client.post("/api/v1/reload"), "e.toml:1:1: no\ntwo"),
+        (client.get("/api/v1/reload"), "this resource has another method"),
+        (client.get("/api/v1/nothing"), "there is no such resource"),
+        (
+            client.get("/api/v1/conns?state=asleep"),
+            "Failed to deserialize query string: state: unknown variant `asleep`",
+        ),
+        (
+            client.get("/api/v1/conns?backends=x"),
+            "Failed to deserialize query string: backends: unknown field `backends`",
+        ),
+    ];
+    for (answer, wanted) in cases {
+        match answer.map(|answer| answer.body) {
+            Err(Failure::Refused(what)) => assert!(what.starts_with(wanted), "{what}"),
+            other => panic!("{wanted}: {other:?}"),
+        }
+    }
+    match Client::new(Path::new("/nonexistent/control.sock")).get("/api/v1/status").map(|answer| answer.body) {
+        Err(Failure::Unreachable(what)) => assert!(what.contains("/nonexistent/control.sock: No such file"), "{what}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_hundred_thousand_connections_are_answered_within_a_second() {
+    let running = Running::start(100_000);
+    let began = Instant::now();
+    let answer = running.client().get("/api/v1/conns").unwrap();
+    let took = began.elapsed();
+    let rows: Vec<Conn> = answer.read().unwrap();
+    assert_eq!((rows.len(), answer.total), (100_000, Some(100_000)));
+    let backends: BTreeSet<Arc<str>> = rows.into_iter().map(|row| row.backend).collect();
+    assert_eq!(backends.len(), 2);
+    println!("100,000 rows, {} bytes: {took:?}", answer.body.len());
+    // Unoptimised builds get more.
+    assert!(took < Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 }), "{took:?}");
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn the_socket_of_a_live_daemon_is_not_taken_and_that_of_a_dead_one_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("control.sock");
+    let runtime = runtime();
+    let _guard = runtime.enter();
+    let first = Server::bind(&socket, "evenkeel-no-such-group").unwrap();
+    let mode = std::fs::metadata(&socket).unwrap();
+    assert!(mode.file_type().is_socket());
+    assert_eq!(mode.permissions().mode() & 0o7777, 0o660);
+    let refused = Server::bind(&socket, "").err().expect("there is a daemon").to_string();
+    assert!(refused.starts_with("another evenkeel runs with state_dir "), "{refused}");
+    UnixStream::connect(&socket).expect("the first one still listens");
+
+    drop(first); // as if killed: the socket stays
+    assert!(socket.exists() && UnixStream::connect(&socket).is_err());
+    let _second = Server::bind(&socket, "").unwrap();
+    UnixStream::connect(&socket).expect("the second one listens");
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_told_from_one_that_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("control.sock");
+    let runtime = runtime();
+    let guard = runtime.enter();
+    let server = Server::bind(&socket, "").unwrap();
+    // Nobody takes requests: the queue's other end is gone.
+    let (requests, asked) = mpsc::channel(1);
+    drop(asked);
+    drop(guard);
+    let (end, ended) = oneshot::channel::<()>();
+    let thread = std::thread::spawn(move || runtime.block_on(server.serve(requests, async { drop(ended.await) })));
+    match Client::new(&socket).get("/api/v1/status").map(|answer| answer.body) {
+        Err(Failure::Unreachable(what)) => assert_eq!(what, "the daemon is busy or about to end: try again"),
+        other => panic!("{other:?}"),
+    }
+    // A client that says nothing does not keep the server from ending.
+    let _silent = UnixStream::connect(&socket).unwrap();
+    end.send(()).unwrap();
+    thread.join().unwrap().unwrap();
+}

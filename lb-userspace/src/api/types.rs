@@ -1,0 +1,217 @@
+//! The JSON of the control socket and of `-o json`: names and order of the fields are a contract with other programs.
+
+use lb_common::slot::State;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// Packets and connections by reason (`lb_common::verdict`), and the controller's own losses.
+pub type Counters = BTreeMap<String, u64>;
+
+/// `/api/v1/status`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub uptime_s: u64,
+    pub config: ConfigStatus,
+    pub services: Vec<ServiceStatus>,
+    pub vrrp: Vec<VrrpStatus>,
+    pub counters: Counters,
+}
+
+/// Which configuration is in use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    pub file: String,
+    pub loaded_at: jiff::Timestamp,
+    /// 1 after the start, one more with each reload that was applied.
+    pub generation: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    pub name: Arc<str>,
+    pub listen: Vec<SocketAddr>,
+    pub balance: String,
+    pub datapath: Vec<DatapathStatus>,
+    pub connections: Connections,
+    pub backends: Vec<Backend>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatapathStatus {
+    pub interface: String,
+    pub mode: DatapathMode,
+    /// Why this mode and no other.
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DatapathMode {
+    Xdp,
+    XdpGeneric,
+    Tc,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Open, half-open ones included.
+    pub active: u64,
+    pub half_open: u64,
+    /// Most that can be open at once.
+    pub capacity: u64,
+    /// Since the maps were made.
+    pub total: u64,
+}
+
+/// A backend: a row of `/api/v1/backends`, and part of the status.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Backend {
+    pub service: Arc<str>,
+    pub name: Arc<str>,
+    pub address: SocketAddr,
+    pub state: BackendState,
+    pub backup: bool,
+    /// Why it is not simply up.
+    pub reason: Option<BackendReason>,
+    pub weight: u32,
+    /// Open connections, half-open ones included.
+    pub active: u64,
+    pub half_open: u64,
+    /// Connections given to it so far.
+    pub total: u64,
+    pub connect_failures: u64,
+    pub resets: u64,
+    /// Payload that clients sent to it.
+    pub bytes_in: u64,
+    /// Payload that it sent to clients.
+    pub bytes_out: u64,
+    pub connect_time_ms: ConnectTime,
+    /// When its state changed last.
+    pub last_change: jiff::Timestamp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendState {
+    Up,
+    /// Out, but one connection at a time may try it.
+    Probing,
+    SlowStart,
+    Draining,
+    Maint,
+    Down,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendReason {
+    Admin,
+    Config,
+    Refused,
+    Timeout,
+    Silent,
+    ProbeTimeout,
+    ProbeStatus,
+}
+
+/// How long connects took, in milliseconds; nothing before the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConnectTime {
+    pub p50: Option<f64>,
+    pub p99: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VrrpStatus {
+    pub name: String,
+    pub state: VrrpState,
+    pub priority: u8,
+    pub base_priority: u8,
+    pub addresses: Vec<String>,
+    pub since: jiff::Timestamp,
+    pub transitions: u64,
+    /// The address of the host that is MASTER, if one is known.
+    pub master: Option<IpAddr>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum VrrpState {
+    Master,
+    Backup,
+    Fault,
+    Init,
+}
+
+/// A row of `/api/v1/conns`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conn {
+    pub client: SocketAddr,
+    pub service: Arc<str>,
+    pub backend: Arc<str>,
+    pub snat: SocketAddr,
+    pub state: ConnState,
+    pub age_s: u64,
+    pub idle_s: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+/// The state of a connection that is open: the words of `lb_common::slot::State`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConnState {
+    HalfOpen,
+    Established,
+    ClosingClient,
+    ClosingBackend,
+    Suspect,
+}
+
+impl ConnState {
+    /// The states there are and the words for them.
+    pub const ALL: [(State, ConnState); 5] = [
+        (State::HalfOpen, ConnState::HalfOpen),
+        (State::Established, ConnState::Established),
+        (State::ClosingClient, ConnState::ClosingClient),
+        (State::ClosingBackend, ConnState::ClosingBackend),
+        (State::Suspect, ConnState::Suspect),
+    ];
+
+    /// The state of a slot; nothing for one that holds no open connection.
+    pub fn of(state: State) -> Option<ConnState> {
+        Self::ALL.iter().find(|(slot, _)| *slot == state).map(|(_, conn)| *conn)
+    }
+}
+
+/// The answer to a reload that was applied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    pub generation: u64,
+    /// What is different now, a line each.
+    pub changes: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+/// The answer to a request that was not carried out: nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    pub errors: Vec<String>,
+}
+
+/// Writes an enum as the word that stands for it in the JSON.
+macro_rules! shown_as_in_json {
+    ($($type:ty),*) => {$(
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                self.serialize(f)
+            }
+        }
+    )*};
+}
+
+shown_as_in_json!(DatapathMode, BackendState, BackendReason, VrrpState, ConnState);

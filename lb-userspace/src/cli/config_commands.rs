@@ -1,0 +1,80 @@
+//! `check` and `dump`: they read files and need no daemon.
+
+use super::args::Format;
+use super::exit::Failure;
+use super::{output, units};
+use crate::config::{self, Config, Problem, Problems};
+use serde_json::json;
+use std::path::Path;
+
+/// `check`: "configuration ok" and what there is room for, or every error.
+pub fn check(path: &Path, format: Format) -> Result<(), Failure> {
+    let loaded = config::load(path);
+    if format == Format::Json {
+        return check_json(loaded);
+    }
+    let loaded = loaded.map_err(|problems| Failure::Refused(problems.to_string()))?;
+    warn(&loaded.warnings);
+    output::print(&format!("configuration ok\n{}", room(&loaded.config)))
+}
+
+fn check_json(loaded: Result<config::Loaded, Problems>) -> Result<(), Failure> {
+    let (answer, outcome) = match loaded {
+        Ok(config::Loaded { config, warnings, files }) => {
+            let room = config.capacity();
+            let answer = json!({
+                "ok": true, "errors": [], "warnings": warnings, "files": files,
+                "capacity": room.connections, "memory_bytes": room.memory_bytes,
+            });
+            (answer, Ok(()))
+        }
+        Err(problems) => {
+            let failure = Failure::Refused(problems.to_string());
+            (json!({ "ok": false, "errors": problems.0, "warnings": [] }), Err(failure))
+        }
+    };
+    output::print(&format!("{answer}\n"))?;
+    outcome
+}
+
+fn warn(warnings: &[Problem]) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+}
+
+/// Room for connections and the memory it takes.
+fn room(config: &Config) -> String {
+    let mut text = String::new();
+    for service in &config.services {
+        let pools = service.pools().count() as u64;
+        text += &format!(
+            "service {}: {pools} pairs of backend and SNAT address x {} ports = {} connections\n",
+            service.name,
+            service.snat_ports.count(),
+            service.capacity()
+        );
+    }
+    let room = config.capacity();
+    text + &format!(
+        "room for {} connections at once ({} slots, max_connections {}), in {} of memory\n",
+        room.connections,
+        room.slots,
+        config.daemon.max_connections,
+        units::bytes(room.memory_bytes)
+    )
+}
+
+/// `dump`: the whole configuration as understood.
+pub fn dump(path: &Path, format: Format) -> Result<(), Failure> {
+    let loaded = config::load(path).map_err(|problems| Failure::Refused(problems.to_string()))?;
+    warn(&loaded.warnings);
+    match format {
+        Format::Json => {
+            let json = serde_json::to_string(&loaded.config);
+            let json = json.map_err(|error| Failure::Refused(format!("cannot be written as JSON: {error}")))?;
+            output::print(&format!("{json}\n"))
+        }
+        _ => output::print(&loaded.config.to_toml()),
+    }
+}

@@ -1,0 +1,124 @@
+//! The command line.
+
+mod args;
+pub(crate) mod client;
+mod config_commands;
+pub(crate) mod exit;
+mod output;
+mod show;
+mod table;
+#[cfg(test)]
+mod tests;
+mod units;
+
+use crate::api::types::{Counters, Reloaded, Status};
+use crate::daemon::{self, RunOptions};
+use args::{Cli, Command, Format};
+use clap::Parser;
+use client::{Answer, Client};
+use exit::Failure;
+use lb_common::verdict::Reason;
+use std::process::ExitCode;
+use table::Style;
+
+/// Reads the arguments, does what they say, and gives the exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Only a closed terminal keeps it from printing: nobody is left to be told.
+            let _ = error.print();
+            // --help and --version are no errors; clap's own code for wrong usage, 2, is "cannot be reached" here.
+            return ExitCode::from(if error.use_stderr() { exit::REFUSED } else { 0 });
+        }
+    };
+    let client = Client::new(&cli.socket);
+    let done = match cli.command {
+        Command::Run { config, mount_bpffs } => return run(RunOptions { config, mount_bpffs }),
+        Command::Check { config, output } => config_commands::check(&config, output.format),
+        Command::Dump { config, output } => config_commands::dump(&config, output.format),
+        Command::Stop { detach } => stop(&client, detach),
+        Command::Reload => reload(&client),
+        Command::Status { output } => status(&client, output.format),
+        Command::Backends { output } => backends(&client, output.format),
+        Command::Conns { filter, output } => conns(&client, &filter, output.format),
+        Command::Counters { list: true, output } => output::print(&show::reasons(output.format, Style::of_stdout())),
+        Command::Counters { list: false, output } => counters(&client, output.format),
+    };
+    done.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)
+}
+
+fn run(options: RunOptions) -> ExitCode {
+    daemon::run(options).unwrap_or_else(|error| Failure::Refused(format!("{error:#}")).report())
+}
+
+fn stop(client: &Client, detach: bool) -> Result<(), Failure> {
+    client.post(if detach { "/api/v1/stop?detach=true" } else { "/api/v1/stop" })?;
+    if !client.wait_until_gone() {
+        return Err(Failure::Refused("the daemon agreed to end but still listens after 10 s: see its log".into()));
+    }
+    output::print(if detach { "stopped, the datapath is detached\n" } else { "stopped\n" })
+}
+
+fn reload(client: &Client) -> Result<(), Failure> {
+    let reloaded: Reloaded = client.post("/api/v1/reload")?.read()?;
+    for warning in &reloaded.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let changes = reloaded.changes.iter().map(|change| format!("  {change}\n")).collect::<String>();
+    output::print(&format!("configuration applied, generation {}\n{changes}", reloaded.generation))
+}
+
+/// The answer as it came, for `-o json`.
+fn raw(answer: &Answer) -> Result<(), Failure> {
+    output::print_bytes(&[&answer.body, b"\n".as_slice()])
+}
+
+fn status(client: &Client, format: Format) -> Result<(), Failure> {
+    let answer = client.get("/api/v1/status")?;
+    match format {
+        Format::Json => raw(&answer),
+        _ => output::print(&show::status(&answer.read::<Status>()?, format, Style::of_stdout())),
+    }
+}
+
+fn backends(client: &Client, format: Format) -> Result<(), Failure> {
+    let answer = client.get("/api/v1/backends")?;
+    match format {
+        Format::Json => raw(&answer),
+        _ => output::print(&show::backends(&answer.read::<Vec<_>>()?, format, Style::of_stdout())),
+    }
+}
+
+/// Rows of a table unless `--limit` says otherwise: JSON is for programs, which want them all.
+const TABLE_ROWS: usize = 1000;
+
+fn conns(client: &Client, filter: &args::ConnsArgs, format: Format) -> Result<(), Failure> {
+    let limit = filter.limit.or((format != Format::Json).then_some(TABLE_ROWS)).filter(|limit| *limit > 0);
+    let query = serde_urlencoded::to_string(filter.to_filter(limit))
+        .map_err(|error| Failure::Refused(format!("this cannot be asked for: {error}")))?;
+    let answer = client.get(&format!("/api/v1/conns?{query}"))?;
+    if format == Format::Json {
+        return raw(&answer);
+    }
+    let rows: Vec<_> = answer.read()?;
+    output::print(&show::conns(&rows, format, Style::of_stdout()))?;
+    let hidden = answer.total.unwrap_or(0).saturating_sub(rows.len() as u64);
+    if hidden > 0 {
+        eprintln!("{hidden} more are not shown: --limit 0 shows all");
+    }
+    Ok(())
+}
+
+fn counters(client: &Client, format: Format) -> Result<(), Failure> {
+    let answer = client.get("/api/v1/counters")?;
+    match format {
+        Format::Json => raw(&answer),
+        _ => output::print(&show::counters(&answer.read::<Counters>()?, format, Style::of_stdout())),
+    }
+}
+
+/// What a reason means; one that only a newer daemon knows has no line here.
+fn meaning(name: &str) -> &'static str {
+    Reason::ALL.iter().find(|reason| reason.name() == name).map_or("", |reason| reason.meaning())
+}

@@ -1,0 +1,206 @@
+//! What the daemon says, as text for people.
+
+use super::args::Format;
+use super::meaning;
+use super::table::{Column, Style, Table, coloured};
+use super::units;
+use crate::api::types::{Backend, BackendState, Conn, Counters, ServiceStatus, Status, VrrpState, VrrpStatus};
+use Column::{Left, Right};
+use comfy_table::{Cell, Color};
+use lb_common::verdict::Reason;
+use std::fmt::Write;
+
+/// `status`
+pub fn status(status: &Status, format: Format, style: Style) -> String {
+    let mut text = format!(
+        "evenkeel {}, up {}\nconfiguration {}, generation {}, loaded {}\n",
+        status.version,
+        units::seconds(status.uptime_s),
+        status.config.file,
+        status.config.generation,
+        status.config.loaded_at,
+    );
+    for shown in &status.services {
+        text += &service(shown, format, style);
+    }
+    if !status.vrrp.is_empty() {
+        text += "\n";
+        text += &vrrp(&status.vrrp, style);
+    }
+    if status.counters.values().any(|count| *count > 0) {
+        text += "\n";
+        text += &counters(&status.counters, Format::Table, style);
+    }
+    text
+}
+
+fn service(service: &ServiceStatus, format: Format, style: Style) -> String {
+    let listen: Vec<_> = service.listen.iter().map(ToString::to_string).collect();
+    let mut text = format!("\nservice {} on {}, {}\n", service.name, listen.join(", "), service.balance);
+    for hook in &service.datapath {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "datapath {} on {}: {}", hook.mode, hook.interface, hook.reason);
+    }
+    let connections = &service.connections;
+    let _ = writeln!(
+        text,
+        "connections {} active, {} of them half-open; room for {}; {} in all",
+        connections.active, connections.half_open, connections.capacity, connections.total
+    );
+    text + &backends(&service.backends, format, style)
+}
+
+/// `backends`
+pub fn backends(backends: &[Backend], format: Format, style: Style) -> String {
+    let mut columns = vec![
+        Left("SERVICE"),
+        Left("BACKEND"),
+        Left("ADDRESS"),
+        Left("STATE"),
+        Left("REASON"),
+        Right("WEIGHT"),
+        Right("ACTIVE"),
+        Right("TOTAL"),
+        Right("FAILURES"),
+        Right("CONNECT"),
+        Right("IN"),
+        Right("OUT"),
+    ];
+    let wide = format == Format::Wide;
+    if wide {
+        columns.extend([Right("P99"), Right("HALF-OPEN"), Right("RESETS"), Left("BACKUP"), Left("LAST CHANGE")]);
+    }
+    let mut table = Table::new(&columns, style);
+    for backend in backends {
+        table.row(backend_row(backend, wide));
+    }
+    table.lines()
+}
+
+fn backend_row(backend: &Backend, wide: bool) -> Vec<Cell> {
+    let reason = backend.reason.map_or("-".into(), |reason| reason.to_string());
+    let mut row = vec![
+        Cell::new(&backend.service),
+        Cell::new(&backend.name),
+        Cell::new(backend.address),
+        coloured(&backend.state.to_string(), state_colour(backend.state)),
+        Cell::new(reason),
+        Cell::new(backend.weight),
+        Cell::new(backend.active),
+        Cell::new(backend.total),
+        Cell::new(backend.connect_failures),
+        Cell::new(units::milliseconds(backend.connect_time_ms.p50)),
+        Cell::new(units::bytes(backend.bytes_in)),
+        Cell::new(units::bytes(backend.bytes_out)),
+    ];
+    if wide {
+        row.extend([
+            Cell::new(units::milliseconds(backend.connect_time_ms.p99)),
+            Cell::new(backend.half_open),
+            Cell::new(backend.resets),
+            Cell::new(if backend.backup { "yes" } else { "no" }),
+            Cell::new(backend.last_change),
+        ]);
+    }
+    row
+}
+
+fn state_colour(state: BackendState) -> Color {
+    match state {
+        BackendState::Up => Color::Green,
+        BackendState::Down => Color::Red,
+        _ => Color::Yellow,
+    }
+}
+
+fn vrrp(instances: &[VrrpStatus], style: Style) -> String {
+    let columns = [
+        Left("VRRP"),
+        Left("STATE"),
+        Right("PRIORITY"),
+        Right("BASE"),
+        Left("ADDRESSES"),
+        Left("SINCE"),
+        Right("CHANGES"),
+        Left("MASTER"),
+    ];
+    let mut table = Table::new(&columns, style);
+    for instance in instances {
+        let colour = match instance.state {
+            VrrpState::Master => Color::Green,
+            VrrpState::Fault => Color::Red,
+            VrrpState::Backup | VrrpState::Init => Color::Yellow,
+        };
+        table.row(vec![
+            Cell::new(&instance.name),
+            coloured(&instance.state.to_string(), colour),
+            Cell::new(instance.priority),
+            Cell::new(instance.base_priority),
+            Cell::new(instance.addresses.join(", ")),
+            Cell::new(instance.since),
+            Cell::new(instance.transitions),
+            Cell::new(instance.master.map_or("-".into(), |master| master.to_string())),
+        ]);
+    }
+    table.lines()
+}
+
+/// `conns`
+pub fn conns(conns: &[Conn], format: Format, style: Style) -> String {
+    let wide = format == Format::Wide;
+    let snat = if wide { Left("SNAT") } else { Right("SNAT PORT") };
+    let columns = [
+        Left("CLIENT"),
+        Left("SERVICE"),
+        Left("BACKEND"),
+        snat,
+        Left("STATE"),
+        Right("AGE"),
+        Right("IDLE"),
+        Right("IN"),
+        Right("OUT"),
+    ];
+    let mut table = Table::new(&columns, style);
+    for conn in conns {
+        table.row(vec![
+            Cell::new(conn.client),
+            Cell::new(&conn.service),
+            Cell::new(&conn.backend),
+            if wide { Cell::new(conn.snat) } else { Cell::new(conn.snat.port()) },
+            Cell::new(conn.state),
+            Cell::new(units::seconds(conn.age_s)),
+            Cell::new(units::seconds(conn.idle_s)),
+            Cell::new(units::bytes(conn.bytes_in)),
+            Cell::new(units::bytes(conn.bytes_out)),
+        ]);
+    }
+    table.lines()
+}
+
+/// `counters`: those that have counted something, the largest first; all of them when it may be wide.
+pub fn counters(counters: &Counters, format: Format, style: Style) -> String {
+    let shown = |count: u64| count > 0 || format == Format::Wide;
+    let mut rows: Vec<_> = counters.iter().filter(|(_, count)| shown(**count)).collect();
+    rows.sort_by(|a, b| b.1.cmp(a.1).then_with(|| a.0.cmp(b.0)));
+    let mut table = Table::new(&[Left("REASON"), Right("COUNT"), Left("MEANING")], style);
+    for (name, count) in rows {
+        table.row(vec![Cell::new(name), Cell::new(count), Cell::new(meaning(name))]);
+    }
+    table.lines()
+}
+
+/// `counters --list`
+pub fn reasons(format: Format, style: Style) -> String {
+    if format == Format::Json {
+        let list: Vec<_> = Reason::ALL
+            .iter()
+            .map(|reason| serde_json::json!({ "reason": reason.name(), "meaning": reason.meaning() }))
+            .collect();
+        return format!("{}\n", serde_json::Value::from(list));
+    }
+    let mut table = Table::new(&[Left("REASON"), Left("MEANING")], style);
+    for reason in Reason::ALL {
+        table.row(vec![Cell::new(reason.name()), Cell::new(reason.meaning())]);
+    }
+    table.lines()
+}

@@ -1,0 +1,119 @@
+use super::args::{Cli, Command, Format};
+use super::units;
+use crate::api::types::{Backend, BackendReason, BackendState, ConnState, ConnectTime, Counters};
+use crate::cli::show;
+use clap::{CommandFactory, Parser};
+use lb_common::verdict::Reason;
+
+#[test]
+fn the_arguments_are_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn conns_takes_all_its_filters() {
+    let cli = Cli::parse_from(
+        "evenkeel conns --backend cp01 --client 10.0.0.1 --state half_open --older 10m --limit 5 -o json --socket /s"
+            .split(' '),
+    );
+    assert_eq!(cli.socket.to_str(), Some("/s"));
+    let Command::Conns { filter, output } = cli.command else { panic!("not conns") };
+    assert_eq!(output.format, Format::Json);
+    let filter = filter.to_filter(filter.limit);
+    assert_eq!((filter.backend.as_deref(), filter.state), (Some("cp01"), Some(ConnState::HalfOpen)));
+    assert_eq!((filter.older_s, filter.limit), (Some(600), Some(5)));
+}
+
+#[test]
+fn wrong_usage_is_told_from_help() {
+    for (arguments, is_error) in [
+        ("evenkeel", true),
+        ("evenkeel frobnicate", true),
+        ("evenkeel conns --state asleep", true),
+        ("evenkeel status -o yaml", true),
+        ("evenkeel --help", false),
+        ("evenkeel status --help", false),
+        ("evenkeel --version", false),
+    ] {
+        let error = Cli::try_parse_from(arguments.split(' ')).expect_err("it is not a command to carry out");
+        assert_eq!(error.use_stderr(), is_error, "{arguments}");
+    }
+}
+
+#[test]
+fn numbers_are_shown_with_units_for_people() {
+    for (bytes, shown) in [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.00 KiB"),
+        (10_239, "10.0 KiB"),
+        (1_048_000, "1.00 MiB"),
+        (1 << 30, "1.00 GiB"),
+        (u64::MAX, "16.0 EiB"),
+    ] {
+        assert_eq!(units::bytes(bytes), shown, "{bytes}");
+    }
+    for (seconds, shown) in
+        [(0, "0s"), (59, "59s"), (60, "1m"), (125, "2m5s"), (3600, "1h"), (3661, "1h1m"), (90_061, "1d1h")]
+    {
+        assert_eq!(units::seconds(seconds), shown);
+    }
+    for (time, shown) in [(None, "-"), (Some(0.25), "0.25ms"), (Some(12.4), "12ms"), (Some(1500.0), "1.50s")] {
+        assert_eq!(units::milliseconds(time), shown);
+    }
+}
+
+#[test]
+fn backends_are_plain_columns_away_from_a_terminal() {
+    let backend = Backend {
+        service: "api".into(),
+        name: "cp01".into(),
+        address: "10.0.1.10:6443".parse().unwrap(),
+        state: BackendState::Down,
+        backup: false,
+        reason: Some(BackendReason::Refused),
+        weight: 1,
+        active: 2,
+        half_open: 0,
+        total: 3,
+        connect_failures: 4,
+        resets: 5,
+        bytes_in: 6,
+        bytes_out: 7000,
+        connect_time_ms: ConnectTime::default(),
+        last_change: jiff::Timestamp::UNIX_EPOCH,
+    };
+    let plain = super::table::Style::Plain;
+    assert_eq!(
+        show::backends(&[backend], Format::Table, plain),
+        "\
+SERVICE  BACKEND  ADDRESS         STATE  REASON   WEIGHT  ACTIVE  TOTAL  FAILURES  CONNECT   IN       OUT
+api      cp01     10.0.1.10:6443  down   refused       1       2      3         4        -  6 B  6.84 KiB
+"
+    );
+}
+
+#[test]
+fn counters_show_what_happened_and_what_it_means() {
+    let counters =
+        Counters::from([("refused".into(), 2), ("closed".into(), 30), ("no_slot".into(), 0), ("new".into(), 1)]);
+    let plain = super::table::Style::Plain;
+    let names = |format| -> Vec<String> {
+        let shown = show::counters(&counters, format, plain);
+        shown.lines().skip(1).map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(Format::Table), ["closed", "refused", "new"]);
+    assert_eq!(names(Format::Wide), ["closed", "refused", "new", "no_slot"]);
+    assert!(show::counters(&counters, Format::Table, plain).contains(Reason::Refused.meaning()));
+}
+
+#[test]
+fn every_reason_is_listed_with_its_meaning() {
+    let listed = show::reasons(Format::Table, super::table::Style::Plain);
+    let json = show::reasons(Format::Json, super::table::Style::Plain);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), Reason::ALL.len());
+    for reason in Reason::ALL {
+        assert!(listed.contains(reason.name()) && listed.contains(reason.meaning()));
+    }
+}
