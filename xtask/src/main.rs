@@ -1,1 +1,58 @@
-fn main() {}
+//! Development tasks: `cargo xtask setup | build | run | test`.
+
+mod build;
+#[expect(dead_code, reason = "building is for lb-userspace/build.rs; the set-up only looks for the tools")]
+mod ebpf;
+mod run;
+mod setup;
+mod shell;
+mod test;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Development tasks of evenkeel")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find or install what is missing: the BPF compiler, bpf-linker, the programs that tests use
+    Setup,
+    /// Build target/release/evenkeel, with the kernel program inside
+    Build,
+    /// The first look: evenkeel in a lab of network namespaces, on a live screen
+    Run {
+        /// One scripted round without a terminal; exit 0, or says what failed
+        #[arg(long)]
+        once: bool,
+        /// Not the lab: build, and run `evenkeel run` with these arguments, e.g. `-- -c FILE`
+        #[arg(last = true, conflicts_with = "once")]
+        daemon: Vec<OsString>,
+    },
+    /// Format, lints, unit tests, and the tests in the lab (as root)
+    Test {
+        /// Only lab tests whose names contain this; format, lints and unit tests are left out
+        filter: Option<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
+        Task::Setup => setup::run(setup::Tell::Everything),
+        Task::Build => build::run(),
+        Task::Run { once, daemon } => run::run(once, &daemon),
+        Task::Test { filter } => test::run(filter.as_deref()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
