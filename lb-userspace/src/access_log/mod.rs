@@ -3,6 +3,8 @@
 mod format;
 mod limit;
 mod record;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use format::{Format, Wrong};

@@ -16,24 +16,28 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// Lines that wait for the disk: some 10 MB at most.
+/// Lines that wait for the disk: some 10 MB at most, and half a megabyte when none does.
 const QUEUE: usize = 32_768;
 /// Bytes handed to the kernel at once.
 const BATCH_BYTES: usize = 64 * 1024;
-/// How long the thread sleeps when there is nothing to write, at most: until then a wish to reopen waits.
-const IDLE: Duration = Duration::from_millis(200);
-
 /// How long dropping a [`Writer`] waits for a target that hangs.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The log of one service. Dropping it writes what is queued.
 pub struct Writer {
-    queue: Option<SyncSender<Record>>,
+    queue: Option<SyncSender<Message>>,
     /// Hangs up when the thread has ended.
     ended: Receiver<()>,
     shared: Arc<Shared>,
     limit: Limit,
     suppressed: u64,
+}
+
+/// What the thread is woken by.
+enum Message {
+    Line(Box<Record>),
+    /// Look at `reopen`.
+    Wake,
 }
 
 #[derive(Default)]
@@ -46,13 +50,13 @@ impl Writer {
     /// Opens the target and starts the thread. The folder of a file has to exist.
     pub fn start(log: &AccessLog) -> Result<Writer> {
         let output = Output::open(&log.target)?;
-        let (queue, records) = sync_channel(QUEUE);
+        let (queue, messages) = sync_channel(QUEUE);
         let shared = Arc::new(Shared::default());
         let (alive, ended) = sync_channel(0);
         std::thread::Builder::new().name("access-log".into()).spawn({
             let (shared, format, target) = (shared.clone(), log.format.clone(), log.target.clone());
             move || {
-                Lines { output, target, format, surroundings: surroundings(), shared }.run(&records);
+                Lines { output, target, format, surroundings: surroundings(), shared }.run(&messages);
                 drop(alive);
             }
         })?;
@@ -65,8 +69,7 @@ impl Writer {
             self.suppressed += 1;
             return;
         }
-        let queued = self.queue.as_ref().is_some_and(|queue| queue.try_send(record).is_ok());
-        if !queued {
+        if !self.send(Message::Line(Box::new(record))) {
             self.shared.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -74,6 +77,12 @@ impl Writer {
     /// Opens the file anew (SIGUSR1), after the lines queued before.
     pub fn reopen(&self) {
         self.shared.reopen.store(true, Ordering::Release);
+        // If the queue is full, the thread is awake as it is.
+        self.send(Message::Wake);
+    }
+
+    fn send(&self, message: Message) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.try_send(message).is_ok())
     }
 
     /// Lines that could not be written: the queue was full or the target failed.
@@ -163,17 +172,12 @@ struct Lines {
 }
 
 impl Lines {
-    fn run(mut self, records: &Receiver<Record>) {
+    fn run(mut self, messages: &Receiver<Message>) {
         let mut batch = String::new();
-        loop {
-            let first = match records.recv_timeout(IDLE) {
-                Ok(record) => Some(record),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
-            if first.is_some() {
-                let more = std::iter::from_fn(|| records.try_recv().ok());
-                let lines = self.gather(first.into_iter().chain(more), &mut batch);
+        while let Ok(first) = messages.recv() {
+            let more = std::iter::from_fn(|| messages.try_recv().ok());
+            let lines = self.gather(std::iter::once(first).chain(more), &mut batch);
+            if lines > 0 {
                 self.flush(&mut batch, lines);
             }
             if self.shared.reopen.swap(false, Ordering::Acquire) {
@@ -183,11 +187,13 @@ impl Lines {
     }
 
     /// Formats records until the batch is large enough; returns how many.
-    fn gather(&self, records: impl Iterator<Item = Record>, batch: &mut String) -> u64 {
+    fn gather(&self, messages: impl Iterator<Item = Message>, batch: &mut String) -> u64 {
         let mut lines = 0;
-        for record in records {
-            self.format.write(&record, &self.surroundings, batch);
-            lines += 1;
+        for message in messages {
+            if let Message::Line(record) = message {
+                self.format.write(&record, &self.surroundings, batch);
+                lines += 1;
+            }
             if batch.len() >= BATCH_BYTES {
                 break;
             }

@@ -5,6 +5,7 @@
 
 use super::problem::{Findings, Place, Source};
 use super::units::did_you_mean;
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// A value and where it stands.
@@ -97,6 +98,26 @@ impl<'a> Table<'a> {
         let source = self.place.source;
         let values = items.iter().map(|item| Value { place: source.at(item.span().start), toml: item.get_ref() });
         Some(values.filter_map(|item| self.understood(key, item, read(item))).collect())
+    }
+
+    /// Whether the key is there with a list of nothing.
+    pub fn is_empty_list(&self, key: &str) -> bool {
+        matches!(self.entries.get(key).map(Spanned::get_ref), Some(DeValue::Array(items)) if items.is_empty())
+    }
+
+    /// A key with one value or a list of at least one; nothing also when a value is wrong.
+    pub fn required_list<T>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        read: impl Fn(Value<'a>) -> Result<T, String>,
+    ) -> Vec<At<'a, T>> {
+        if self.entries.contains_key(key) && !self.is_empty_list(key) {
+            return self.list(key, read).unwrap_or_default();
+        }
+        self.known.push(key);
+        self.findings.error(self.place.problem(format!("{} lacks `{key}`: {key} = [{example}]", self.title)));
+        Vec::new()
     }
 
     /// The table `[key]`, if there is one.

@@ -136,6 +136,10 @@ fn every_mistake_is_told_with_its_place_and_what_would_be_right() {
             "",
             "5:13: interface: \"much-too-long-a-name\" cannot be an interface",
         ),
+        ("interface = [\"eth0\", \"eth0\"]", "", "5:22: interface eth0 stands twice"),
+        ("max_half_open = 0x1_0001", "", "5:17: max_half_open: 65537 is out of range: 1 to 65536"),
+        ("max_half_open = 1.5", "", "5:17: max_half_open: the number 1.5 where a whole number from 1 to 65536 belongs"),
+        ("health = { expect = [] }", "", "5:10: [service.health]: `expect` names no status"),
         ("reset_rate = 0", "", "5:14: reset_rate: 0 is out of range: 1 to 1000000"),
         ("access_log = { path = \"log\" }", "", "5:23: path: \"log\" is neither an absolute path nor \"stdout\""),
         (
@@ -184,6 +188,22 @@ fn addresses_have_to_be_complete_and_reachable() {
         let text = format!("{SERVICE}[[service.backend]]\nname = \"cp01\"\naddress = \"{address}\"\n");
         let shown = errors(&text);
         assert!(shown[0].starts_with(&format!("e.toml:7:11: address: {wanted}")), "{shown:#?}");
+    }
+}
+
+#[test]
+fn a_service_needs_a_listen_address_and_a_backend() {
+    let shown = errors("[[service]]\nname = \"api\"\nlisten = []\n");
+    let wanted = ["e.toml:1:1: [[service]] has no backend: add", "e.toml:1:1: [[service]] lacks `listen`: listen = ["];
+    assert_eq!(shown.len(), 2, "{shown:#?}");
+    assert!(shown.iter().zip(wanted).all(|(line, start)| line.starts_with(start)), "{shown:#?}");
+}
+
+#[test]
+fn numbers_may_be_written_in_all_forms_of_toml() {
+    for (text, number) in [("262_144", 262_144), ("0x40000", 262_144), ("+2000", 2000), ("0b1_0000_0000_0000", 4096)] {
+        let config = load_text(&format!("[daemon]\nmax_connections = {text}\n")).unwrap().config;
+        assert_eq!(config.daemon.max_connections, number, "{text}");
     }
 }
 

@@ -35,11 +35,10 @@ where
         let DeValue::Integer(number) = value.toml else {
             return Err(format!("{} where a whole number from {low} to {high} belongs", describe(value.toml)));
         };
-        i64::from_str_radix(number.as_str(), number.radix())
-            .ok()
-            .and_then(|number| T::try_from(number).ok())
-            .filter(|number| range.contains(number))
-            .ok_or_else(|| format!("{} is out of range: {low} to {high}", number.as_str()))
+        let parsed = i64::from_str_radix(number.as_str(), number.radix());
+        let within = parsed.clone().ok().and_then(|parsed| T::try_from(parsed).ok()).filter(|it| range.contains(it));
+        let shown = || parsed.map_or(number.as_str().to_owned(), |parsed| parsed.to_string());
+        within.ok_or_else(|| format!("{} is out of range: {low} to {high}", shown()))
     }
 }
 

@@ -73,10 +73,7 @@ pub fn api(mut table: Table) -> Api {
 pub fn sync(mut table: Table) -> Option<Sync> {
     let batch = table.or("batch", millis(20), units::duration(millis(1)..=seconds(1)));
     let listen = table.required("listen", "\"10.0.1.1:9644\"", units::socket_address);
-    let peers = table.list("peers", units::socket_address);
-    if peers.as_ref().is_none_or(Vec::is_empty) {
-        table.findings.error(table.place.problem("[sync] lacks `peers`: peers = [\"10.0.1.2:9644\"]"));
-    }
+    let peers = table.required_list("peers", "\"10.0.1.2:9644\"", units::socket_address);
     let key_file = table.required("key_file", "\"/etc/evenkeel/sync.key\"", units::absolute_path);
     if let Some(key_file) = &key_file {
         match key_problem(&key_file.value) {
@@ -93,7 +90,7 @@ pub fn sync(mut table: Table) -> Option<Sync> {
     Some(Sync {
         batch,
         listen: listen?.value,
-        peers: peers?.into_iter().map(|peer| peer.value).collect(),
+        peers: peers.into_iter().map(|peer| peer.value).collect(),
         key_file: key_file?.value,
     })
 }

@@ -34,7 +34,7 @@ pub fn health(mut table: Table) -> Option<Health> {
         None => EXPECT.to_vec(),
         Some(list) => list.into_iter().map(|at| at.value).collect(),
     };
-    if expect.is_empty() {
+    if table.is_empty_list("expect") {
         findings.error(
             table.place.problem("[service.health]: `expect` names no status, no backend could ever be up: [200]"),
         );

@@ -24,8 +24,8 @@ pub fn service<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Servic
     if let Some(name) = &name {
         cross.services.enter(name.value.to_owned(), name.place, findings);
     }
-    let listen = listen(&mut table);
-    let interfaces = table.list("interface", units::interface).unwrap_or_default();
+    let listen = table.required_list("listen", "\"10.0.1.100:6443\"", units::socket_address);
+    let interfaces = interfaces(&mut table);
     let datapath = table.or("datapath", Datapath::Auto, units::choice(DATAPATHS));
     let balance = table.or("balance", Balance::LeastConn, units::choice(Balance::NAMES));
     let connect_timeout = table.or("connect_timeout", seconds(2), units::duration(millis(10)..=seconds(60)));
@@ -54,7 +54,7 @@ pub fn service<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Servic
     Some(Service {
         name: name?.value.into(),
         listen: values(listen),
-        interfaces: values(interfaces),
+        interfaces,
         datapath,
         balance,
         connect_timeout,
@@ -77,12 +77,13 @@ fn values<T>(list: Vec<At<T>>) -> Vec<T> {
     list.into_iter().map(|at| at.value).collect()
 }
 
-fn listen<'a>(table: &mut Table<'a>) -> Vec<At<'a, SocketAddr>> {
-    let listen = table.list("listen", units::socket_address);
-    if listen.is_none() {
-        table.findings.error(table.place.problem("[[service]] lacks `listen`: listen = [\"10.0.1.100:6443\"]"));
+fn interfaces(table: &mut Table) -> Vec<String> {
+    let interfaces = table.list("interface", units::interface).unwrap_or_default();
+    let mut once = Once::new("interface");
+    for at in &interfaces {
+        once.enter(at.value.clone(), at.place, table.findings);
     }
-    listen.unwrap_or_default()
+    values(interfaces)
 }
 
 /// The SNAT addresses; left out: those of `listen`.

@@ -124,10 +124,7 @@ fn auth_pass(table: &mut Table, version: VrrpVersion) -> Option<String> {
 }
 
 fn addresses<'a>(table: &mut Table<'a>, version: VrrpVersion) -> Vec<At<'a, IpNet>> {
-    let addresses = table.list("addresses", address_with_prefix).unwrap_or_default();
-    if addresses.is_empty() {
-        table.findings.error(table.place.problem("[[vrrp]] lacks `addresses`: addresses = [\"10.0.1.100/24\"]"));
-    }
+    let addresses = table.required_list("addresses", "\"10.0.1.100/24\"", address_with_prefix);
     let ipv6 = addresses.iter().find(|at| at.value.addr().is_ipv6());
     if let (VrrpVersion::V2, Some(at)) = (version, ipv6) {
         table.findings.error(at.place.problem("addresses: version 2 carries IPv4 only: version = 3"));

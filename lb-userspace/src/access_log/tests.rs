@@ -1,0 +1,204 @@
+use super::format::Surroundings;
+use super::limit::Limit;
+use super::*;
+use crate::config::model::{AccessLog, LogTarget};
+use jiff::tz::{TimeZone, offset};
+use lb_common::verdict::Reason;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+fn tried(address: &str, connected_in: Option<u64>) -> Try {
+    Try { address: address.parse().unwrap(), connected_in: connected_in.map(Duration::from_micros) }
+}
+
+/// A connection that was served by the second backend after the first had refused.
+fn served() -> Record {
+    Record {
+        client: "10.0.3.7:40123".parse().unwrap(),
+        server: "10.0.1.100:6443".parse().unwrap(),
+        ended: "2026-11-23T23:16:01.2345Z".parse().unwrap(),
+        session: Duration::from_micros(1_234_900),
+        bytes_received: 517,
+        bytes_sent: 4096,
+        status: Status::Served,
+        tries: vec![tried("10.0.1.10:6443", None), tried("10.0.1.11:6443", Some(1999))],
+        service: "api".into(),
+        backend: Some("cp02".into()),
+        reason: Some(Reason::IdleTimeout),
+        snat: Some("10.0.1.100:10240".parse().unwrap()),
+        connection: 42,
+    }
+}
+
+fn turned_away(status: Status) -> Record {
+    Record { status, tries: vec![], backend: None, snat: None, reason: Some(Reason::NoBackend), ..served() }
+}
+
+fn line(format: &str, record: &Record, zone: TimeZone) -> String {
+    let surroundings = Surroundings { zone, hostname: "lb1".into(), pid: 7 };
+    let mut line = String::new();
+    Format::parse(format).unwrap().write(record, &surroundings, &mut line);
+    line
+}
+
+#[test]
+fn the_default_line_is_as_nginx_writes_it() {
+    let mut written = String::new();
+    let surroundings = Surroundings { zone: TimeZone::UTC, hostname: "lb1".into(), pid: 7 };
+    Format::default().write(&served(), &surroundings, &mut written);
+    let wanted = "10.0.3.7 [23/Nov/2026:23:16:01 +0000] TCP 200 4096 517 1.234 \"10.0.1.10:6443, 10.0.1.11:6443\" \"-, 0.001\"\n";
+    assert_eq!(written, wanted);
+}
+
+#[test]
+fn every_variable_has_nginx_s_form() {
+    let cases = [
+        ("$remote_addr", "10.0.3.7"),
+        ("$remote_port", "40123"),
+        ("$server_addr", "10.0.1.100"),
+        ("$server_port", "6443"),
+        ("$time_local", "24/Nov/2026:04:46:01 +0530"),
+        ("$time_iso8601", "2026-11-24T04:46:01+05:30"),
+        ("$msec", "1795475761.234"),
+        ("$protocol", "TCP"),
+        ("$status", "200"),
+        ("$bytes_sent", "4096"),
+        ("$bytes_received", "517"),
+        ("$session_time", "1.234"),
+        ("$upstream_addr", "10.0.1.10:6443, 10.0.1.11:6443"),
+        ("$upstream_connect_time", "-, 0.001"),
+        ("$upstream_bytes_sent", "0, 517"),
+        ("$upstream_bytes_received", "0, 4096"),
+        ("$connection", "42"),
+        ("$hostname", "lb1"),
+        ("$pid", "7"),
+        ("$service", "api"),
+        ("$backend", "cp02"),
+        ("$reason", "idle_timeout"),
+        ("$snat_addr", "10.0.1.100:10240"),
+        ("<${status}00>", "<20000>"),
+        ("", ""),
+    ];
+    let zone = offset(5).checked_add(Duration::from_secs(1800)).unwrap().to_time_zone();
+    for (format, wanted) in cases {
+        assert_eq!(line(format, &served(), zone.clone()), format!("{wanted}\n"), "{format}");
+    }
+}
+
+#[test]
+fn a_connection_without_a_backend_names_the_service() {
+    let format = "$status $upstream_addr $upstream_connect_time $upstream_bytes_sent $backend $snat_addr $reason";
+    for (status, code) in [(Status::NoBackend, 502), (Status::Denied, 403), (Status::OverLimit, 503)] {
+        assert_eq!(line(format, &turned_away(status), TimeZone::UTC), format!("{code} api - - - - no_backend\n"));
+    }
+    let open = Record { status: Status::Open, reason: None, ..served() };
+    assert_eq!(line("$status $reason", &open, TimeZone::UTC), "- -\n");
+}
+
+#[test]
+fn a_wrong_format_says_where_and_what() {
+    for (format, offset, what) in [
+        ("$status $bytes_snt", 8, "unknown variable `$bytes_snt`: did you mean `$bytes_sent`?"),
+        ("$zzz", 0, "unknown variable `$zzz`: there are $remote_addr $remote_port"),
+        ("a $ b", 2, "a `$` begins a variable"),
+        ("a ${status", 2, "a `$` begins a variable"),
+        ("${a b}", 0, "a `$` begins a variable"),
+        ("$status\n", 7, "a line cannot hold control characters"),
+    ] {
+        let wrong = Format::parse(format).unwrap_err();
+        assert_eq!(wrong.offset, offset, "{format}");
+        assert!(wrong.what.starts_with(what), "{}", wrong.what);
+    }
+}
+
+#[test]
+fn a_hundred_lines_a_second_are_allowed_and_a_new_second_begins_with_a_line() {
+    let mut limit = Limit::default();
+    let began = Instant::now();
+    let allowed =
+        |limit: &mut Limit, after: u64| (0..150).filter(|_| limit.allows(began + Duration::from_millis(after))).count();
+    assert_eq!(allowed(&mut limit, 0), 100);
+    assert_eq!(allowed(&mut limit, 999), 0);
+    assert_eq!(allowed(&mut limit, 1000), 100);
+    assert_eq!(allowed(&mut limit, 5000), 100);
+}
+
+fn log_to(path: &Path) -> AccessLog {
+    let format = Format::parse("$connection $status").unwrap();
+    AccessLog { target: LogTarget::File(path.into()), interval: Duration::ZERO, format }
+}
+
+fn poll(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < Duration::from_secs(20), "{what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn lines_are_appended_and_go_to_a_new_file_after_reopening() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let rotated = folder.path().join("access.log.1");
+    fs::write(&path, "old\n").unwrap();
+    let mut log = Writer::start(&log_to(&path)).unwrap();
+    log.write(served(), Instant::now());
+    poll("the first line is written", || fs::read_to_string(&path).unwrap() == "old\n42 200\n");
+    fs::rename(&path, &rotated).unwrap();
+    log.reopen();
+    poll("the file is made anew", || path.exists());
+    log.write(Record { connection: 43, ..served() }, Instant::now());
+    assert_eq!((log.lost(), log.suppressed()), (0, 0));
+    drop(log);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "43 200\n");
+    assert_eq!(fs::read_to_string(&rotated).unwrap(), "old\n42 200\n");
+}
+
+#[test]
+fn only_lines_of_connections_that_were_turned_away_are_limited() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let mut log = Writer::start(&log_to(&path)).unwrap();
+    let now = Instant::now();
+    for _ in 0..150 {
+        log.write(turned_away(Status::NoBackend), now);
+        log.write(served(), now);
+        // A backend was tried: that is no flood.
+        log.write(Record { status: Status::NoBackend, ..served() }, now);
+    }
+    assert_eq!((log.lost(), log.suppressed()), (0, 50));
+    drop(log);
+    assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 400);
+}
+
+#[test]
+fn a_target_that_hangs_costs_lines_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    // Read and write, so that opening it waits for nobody; what is in it is not read.
+    let pipe = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let mut log = Writer::start(&log_to(&path)).unwrap();
+    let began = Instant::now();
+    let written = 200_000;
+    for _ in 0..written {
+        log.write(served(), began);
+    }
+    assert!(log.lost() > 0 && log.lost() < written, "{}", log.lost());
+    assert!(began.elapsed() < Duration::from_secs(5), "writing waited: {:?}", began.elapsed());
+    drop(pipe); // writing fails from now on: what is queued is lost too, but the end is quick
+    drop(log);
+    assert!(began.elapsed() < Duration::from_secs(5), "ending waited: {:?}", began.elapsed());
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_told() {
+    let error = Writer::start(&log_to(Path::new("/nonexistent/access.log"))).err().expect("there is no folder");
+    assert_eq!(
+        format!("{error:#}"),
+        "access log /nonexistent/access.log cannot be opened: No such file or directory (os error 2)"
+    );
+}
