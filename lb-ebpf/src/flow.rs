@@ -7,8 +7,7 @@ use lb_common::{
     event::{ENDED, RECOVERED, TRY_FAILED, TURNED_AWAY},
     hash::{Entry, mix, tag},
     layout::{
-        ACTIVE, Backend, LOG, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, OUT, Slot, UP, connect_time_bucket,
-        ticks,
+        ACTIVE, Backend, LOG, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, OUT, Slot, UP, connect_time_bucket, ticks,
     },
     seq::within,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT, KILLED, State},
@@ -114,11 +113,8 @@ pub extern "C" fn open(key: u64, initial: u32) -> u64 {
     let Some(listener) = maps::LISTENERS.get_ptr_mut((key >> 48) as u32) else { return Outcome::at(Outcome::DROP, 0) };
     // SAFETY: from a map lookup.
     let (service, state) = unsafe { ((*listener).service, atomic::load(&raw const (*listener).state)) };
-    let choice = if state == ACTIVE {
-        select::backend(service as u32, 0, client_hash(key))
-    } else {
-        Err(Turned::NoBackend)
-    };
+    let choice =
+        if state == ACTIVE { select::backend(service as u32, 0, client_hash(key)) } else { Err(Turned::NoBackend) };
     match choice {
         Ok(choice) => fill(key, initial, choice.place, 1 << choice.position, service as u32),
         Err(turned) => {
@@ -283,23 +279,29 @@ extern "C" fn from_client_syn(place: u32, ctl: u64, sequence: u32) -> u64 {
     };
     match ctl.state() {
         State::HalfOpen if sequence.wrapping_add(1) == end => return retransmitted(place, ctl.0),
-        State::HalfOpen => {
-            close(place, ctl.0, Reason::ClientAborted as u32);
+        State::HalfOpen if close(place, ctl.0, Reason::ClientAborted as u32) == 0 => {
+            return Outcome::at(Outcome::DROP, 0);
         }
         _ if ctl.flags() & CONNECTED != 0 && sequence == initial && ctl.flags() & KILLED == 0 => {
             return Outcome::at(Outcome::FORWARD, place);
         }
-        State::Closed => {}
+        State::HalfOpen | State::Closed => {}
         // Its backend answers with a challenge ACK (RFC 5961 section 4) and the client, if it has forgotten the
         // connection, with a RST. Only from a backend that is out no answer can be expected.
         _ if is_up(backend as u32) != 0 => return Outcome::at(Outcome::FORWARD, place),
-        _ => {
-            close(place, ctl.0, Reason::Replaced as u32);
-        }
+        // Whoever else ended it in this moment: the client sends again.
+        _ if close(place, ctl.0, Reason::Replaced as u32) == 0 => return Outcome::at(Outcome::DROP, 0),
+        _ => {}
     }
+    forget(key, place, ctl);
+    Outcome::at(Outcome::OPEN, 0)
+}
+
+/// Removes the index entry of a flow that is over, so that its client can begin anew.
+#[inline(always)]
+fn forget(key: u64, place: u32, ctl: Ctl) {
     let hash = mix(maps::seed(), key);
     index::replace(hash, Entry::new(tag(hash), (place >> 16) as u16, place as u16, ctl.generation()), Entry(0));
-    Outcome::at(Outcome::OPEN, 0)
 }
 
 #[inline(never)]
@@ -551,6 +553,7 @@ pub extern "C" fn move_on(place: u32, reason: u32) -> u64 {
                 atomic::add(&raw mut (*backend).active, u32::MAX);
             }
             report::flow(TURNED_AWAY, reason as u8, place, record, ctl, service);
+            forget((*record).key, place, ctl);
             release_closed(place, ctl);
             return Outcome::at(Outcome::REFUSE, place);
         }
@@ -623,8 +626,7 @@ extern "C" fn hand_over(from: u32, next: u64, generation: u32, fresh_port: u32, 
         (*new).ack_backend = (tried >> 32) as u32;
         (*new).hop = (*old).hop;
         (*new).last_seen = ticks(now);
-        (*new).backend =
-            if fresh_port != 0 { (*old).backend } else { select::backend_at(service, position) as u16 };
+        (*new).backend = if fresh_port != 0 { (*old).backend } else { select::backend_at(service, position) as u16 };
         (*new).tries = if fresh_port != 0 { (*old).tries } else { (*old).tries + 1 };
         (*new).heals = if fresh_port != 0 { (*old).heals + 1 } else { 0 };
         (*new).started = (*old).started;
@@ -647,4 +649,3 @@ extern "C" fn hand_over(from: u32, next: u64, generation: u32, fresh_port: u32, 
         Outcome::at(Outcome::SEND_SYN, to)
     }
 }
-

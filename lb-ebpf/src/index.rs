@@ -69,7 +69,8 @@ fn confirm(entry: Entry, key: u64) -> Option<Found> {
     let (pool, slot) = (entry.pool(), entry.slot());
     let record = slots::get(pool, slot)?;
     // SAFETY: from a map lookup.
-    let (ctl, slot_key) = unsafe { (Ctl(atomic::load(&raw const (*record).ctl)), atomic::load(&raw const (*record).key)) };
+    let (ctl, slot_key) =
+        unsafe { (Ctl(atomic::load(&raw const (*record).ctl)), atomic::load(&raw const (*record).key)) };
     if !entry.is_of(ctl.generation()) || slot_key != key || (ctl.0 as u8) < State::HalfOpen as u8 {
         return None;
     }

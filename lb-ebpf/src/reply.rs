@@ -25,11 +25,8 @@ pub fn reset<F: Frame>(frame: F, segment: &Segment) -> i32 {
     if segment.flags & RST != 0 || !allowed() {
         return F::DROP;
     }
-    let (sequence, acknowledgement, flags) = if segment.flags & ACK != 0 {
-        (segment.acknowledgement, 0, RST)
-    } else {
-        (0, segment.end(), RST | ACK)
-    };
+    let (sequence, acknowledgement, flags) =
+        if segment.flags & ACK != 0 { (segment.acknowledgement, 0, RST) } else { (0, segment.end(), RST | ACK) };
     let bytes = frame.bytes();
     if !bytes.has(field::PAYLOAD) {
         return F::DROP;

@@ -104,13 +104,16 @@ pub extern "C" fn claim_towards(backend: u32, client: u32) -> i64 {
     -1
 }
 
-/// Takes a flow out of its backend's count.
+/// Takes back what `count_in` has counted: no flow came of it.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn uncount(backend: u32) -> u32 {
+extern "C" fn uncount(backend: u32) -> u32 {
     let Some(record) = maps::BACKENDS.get_ptr_mut(backend) else { return 0 };
     // SAFETY: from a map lookup.
-    unsafe { atomic::add(&raw mut (*record).active, u32::MAX) };
+    unsafe {
+        atomic::add(&raw mut (*record).active, u32::MAX);
+        atomic::add(&raw mut (*record).opened, u64::MAX);
+    }
     0
 }
 

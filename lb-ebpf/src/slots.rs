@@ -164,8 +164,7 @@ extern "C" fn reclaim_one(pool: u32, slot: u32, now: u32) -> u32 {
 pub extern "C" fn enter_half_open(service: u32, place: u32, generation: u32) -> u32 {
     let Some(record) = maps::SERVICES.get_ptr_mut(service) else { return 0 };
     // SAFETY: from a map lookup.
-    let (cells, turn) =
-        unsafe { ((*record).half_open_cells, atomic::fetch_add(&raw mut (*record).half_open, 1)) };
+    let (cells, turn) = unsafe { ((*record).half_open_cells, atomic::fetch_add(&raw mut (*record).half_open, 1)) };
     if cells == 0 {
         return 0;
     }

@@ -2,10 +2,12 @@
 
 use lb_common::{
     hash::{PROBES, listener_place, mix, pool_place},
-    layout::{CLOSING, DELETED, EMPTY, Hop, Interface, LISTENER_BITS, Listener, POOL_BITS, Pool, Slot, flow_key, ticks},
-    seq::{advance, before},
-    slot::State,
-    tcp::{ACK, CONTROL, SYN},
+    layout::{
+        CLOSING, DELETED, EMPTY, Hop, Interface, LISTENER_BITS, Listener, POOL_BITS, Pool, Slot, flow_key, ticks,
+    },
+    seq::{advance, within},
+    slot::{Ctl, State},
+    tcp::{ACK, CONTROL, RST, SYN},
     verdict::Reason,
 };
 
@@ -85,12 +87,7 @@ fn pool_of(segment: &Segment) -> Option<(u32, *mut Pool)> {
 }
 
 #[inline(always)]
-fn from_client<F: Frame>(
-    frame: F,
-    segment: &Segment,
-    number: u32,
-    listener: *mut Listener,
-) -> i32 {
+fn from_client<F: Frame>(frame: F, segment: &Segment, number: u32, listener: *mut Listener) -> i32 {
     let key = flow_key(segment.source, segment.source_port, number as u16);
     let outcome = match index::find(key, mix(maps::seed(), key)) {
         Some(found) => {
@@ -98,6 +95,10 @@ fn from_client<F: Frame>(
                 // SAFETY: from a map lookup.
                 unsafe { note_client(frame, segment, found.record) };
                 return to_backend(frame, segment, found.pool << 16 | found.slot);
+            }
+            if is_tracked(segment, found.ctl.state()) {
+                // SAFETY: as above.
+                unsafe { note_client(frame, segment, found.record) };
             }
             flow::from_client(found.pool << 16 | found.slot, segment.flags as u32, segment.sequence)
         }
@@ -136,11 +137,12 @@ fn from_backend<F: Frame>(frame: F, segment: &Segment, number: u32, pool: *mut P
     let Some(record) = slots::get(number, slot as u32) else { return passed::<F>(Reason::NotOurs) };
     // SAFETY: from a map lookup.
     let ctl = unsafe { atomic::load(&raw const (*record).ctl) };
-    if ctl as u8 == State::Established as u8 && segment.flags & CONTROL == 0 {
+    if is_tracked(segment, Ctl(ctl).state()) {
         // SAFETY: as above.
-        unsafe {
-            note_backend(segment, record);
-            return to_client(frame, segment, record);
+        unsafe { note_backend(segment, record) };
+        if ctl as u8 == State::Established as u8 && segment.flags & CONTROL == 0 {
+            // SAFETY: as above.
+            return unsafe { to_client(frame, segment, record) };
         }
     }
     let mut outcome =
@@ -157,7 +159,7 @@ fn carry_out<F: Frame>(frame: F, segment: &Segment, outcome: Outcome, client: bo
     let place = outcome.place();
     match outcome.kind() {
         Outcome::OPENED => save_syn(frame, segment, place),
-        Outcome::FORWARD => note(frame, segment, place, client),
+        Outcome::FORWARD => {}
         // The client's own SYN, sent again, goes to the next backend as it is.
         Outcome::SEND_SYN if client => {}
         Outcome::SEND_SYN => return reply::saved_syn(frame, place),
@@ -175,17 +177,12 @@ fn carry_out<F: Frame>(frame: F, segment: &Segment, outcome: Outcome, client: bo
     }
 }
 
-/// What a segment off the fast path tells of its flow. A half-open one stays as its SYN made it.
+/// Whether a segment's numbers are to be believed before anything else is known of it. Those of a RST are checked first;
+/// a SYN's are no part of an open connection; a closed flow's slot may be somebody else's in the next moment.
 #[inline(always)]
-fn note<F: Frame>(frame: F, segment: &Segment, place: u32, client: bool) {
-    let Some(record) = flow::at(place) else { return };
-    // SAFETY: from a map lookup.
-    unsafe {
-        if atomic::load(&raw const (*record).ctl) as u8 == State::HalfOpen as u8 {
-            return;
-        }
-        if client { note_client(frame, segment, record) } else { note_backend(segment, record) }
-    }
+fn is_tracked(segment: &Segment, state: State) -> bool {
+    let open = matches!(state, State::Established | State::ClosingClient | State::ClosingBackend | State::Suspect);
+    open && segment.flags & (SYN | RST) == 0
 }
 
 /// Sequence end, acknowledgement, time and next hop of a segment from the client.
@@ -198,7 +195,8 @@ unsafe fn note_client<F: Frame>(frame: F, segment: &Segment, record: *mut Slot) 
         if end != (*record).end_client {
             (*record).end_client = end;
         }
-        if segment.flags & ACK != 0 && before((*record).ack_client, segment.acknowledgement) {
+        let known = (*record).ack_client;
+        if segment.flags & ACK != 0 && acknowledges(segment, known, (*record).end_backend) {
             (*record).ack_client = segment.acknowledgement;
         }
         touch(record);
@@ -214,11 +212,18 @@ unsafe fn note_backend(segment: &Segment, record: *mut Slot) {
         if end != (*record).end_backend {
             (*record).end_backend = end;
         }
-        if segment.flags & ACK != 0 && before((*record).ack_backend, segment.acknowledgement) {
+        let known = (*record).ack_backend;
+        if segment.flags & ACK != 0 && acknowledges(segment, known, (*record).end_client) {
             (*record).ack_backend = segment.acknowledgement;
         }
         touch(record);
     }
+}
+
+/// Whether a segment acknowledges something new, and nothing that was never sent.
+#[inline(always)]
+fn acknowledges(segment: &Segment, known: u32, sent: u64) -> bool {
+    segment.acknowledgement != known && within(known, segment.acknowledgement, sent as u32)
 }
 
 #[inline(always)]

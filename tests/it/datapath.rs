@@ -1,0 +1,35 @@
+//! The datapath, packet by packet: a frame in, the verdict, the frame out byte for byte, and every counter that moved.
+//! Each case runs on every hook.
+
+mod opening;
+mod closing;
+mod parsing;
+mod races;
+mod schedulers;
+mod trying;
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use lab::program::{Bench, HOOKS, Setup};
+
+/// Runs a case on every hook, each with tables of its own.
+fn on_every_hook(case: impl Fn(&mut Bench) + Copy + Send) {
+    with_setup(Setup::default(), case);
+}
+
+/// The same with another set-up.
+fn with_setup(setup: Setup, case: impl Fn(&mut Bench) + Copy + Send) {
+    std::thread::scope(|scope| {
+        for hook in HOOKS {
+            let setup = setup.clone();
+            // A bench takes its thread into namespaces of its own.
+            let case = scope.spawn(move || case(&mut Bench::with(hook, setup))).join();
+            assert!(case.is_ok(), "failed on {hook:?}");
+        }
+    });
+}
+
+/// The `n`th client.
+fn client(n: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1 + (n / 200) as u8), 40_000 + n)
+}

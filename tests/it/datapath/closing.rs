@@ -1,0 +1,165 @@
+use lab::{
+    packet::{ACK, FIN, RST, SYN},
+    program::{VIP, Verdict, backend, backend_of},
+};
+use lb_common::{layout::NONE, slot::State, verdict::Reason};
+
+use super::{client, on_every_hook};
+
+#[test]
+fn a_connection_is_over_after_a_fin_from_both_sides_and_late_segments_still_find_their_way() {
+    on_every_hook(|bench| {
+        let flow = bench.connect(client(0));
+        bench.forward(&bench.from_client(flow.client, FIN | ACK).numbers(1001, 5001));
+        assert_eq!(bench.active().iter().sum::<u32>(), 1, "half-closed");
+        let data = bench.from_backend(flow.backend, flow.port, ACK).numbers(5001, 1002).payload(&[1; 100]);
+        assert_eq!(bench.forward(&data).to, flow.client, "data goes on after a half-close");
+        let fin = bench.from_backend(flow.backend, flow.port, FIN | ACK).numbers(5101, 1002);
+        bench.forward(&fin);
+        assert_eq!(bench.active().iter().sum::<u32>(), 0);
+        assert_eq!(bench.moved(), [(Reason::Closed, 1)]);
+        assert_eq!(bench.forward(&fin).to, flow.client, "a last FIN sent again");
+        assert_eq!(bench.forward(&bench.from_client(flow.client, ACK).numbers(1002, 5102)).to, backend(flow.backend));
+        let record = bench.tables().backend(flow.backend);
+        assert_eq!((record.bytes_in, record.bytes_out, record.resets), (0, 100, 0));
+        assert_eq!(bench.moved(), []);
+    });
+}
+
+#[test]
+fn the_backend_may_close_first() {
+    on_every_hook(|bench| {
+        let flow = bench.connect(client(0));
+        bench.forward(&bench.from_backend(flow.backend, flow.port, FIN | ACK).numbers(5001, 1001));
+        bench.forward(&bench.from_client(flow.client, FIN | ACK).numbers(1001, 5002));
+        assert_eq!(bench.moved(), [(Reason::Closed, 1)]);
+        assert_eq!(bench.active(), [0, 0, 0]);
+    });
+}
+
+#[test]
+fn a_rst_inside_the_window_ends_a_connection_from_either_side() {
+    on_every_hook(|bench| {
+        let first = bench.connect(client(0));
+        assert_eq!(bench.forward(&bench.from_client(first.client, RST).numbers(1001, 0)).flags, RST);
+        assert_eq!(bench.moved(), [(Reason::ClientReset, 1)]);
+        let second = bench.connect(client(1));
+        let rst = bench.from_backend(second.backend, second.port, RST | ACK).numbers(5001, 1001);
+        assert_eq!(bench.forward(&rst).to, second.client);
+        assert_eq!(bench.moved(), [(Reason::BackendReset, 1)]);
+        assert_eq!(bench.active(), [0, 0, 0]);
+        assert_eq!((0..3).map(|n| bench.tables().backend(n).resets).sum::<u64>(), 2);
+    });
+}
+
+#[test]
+fn a_rst_outside_the_window_ends_nothing() {
+    on_every_hook(|bench| {
+        let flow = bench.connect(client(0));
+        for sequence in [1000, 1002, 0, 0x8000_0000] {
+            bench.forward(&bench.from_client(flow.client, RST).numbers(sequence, 0));
+        }
+        for sequence in [5000, 5002, 1 << 30] {
+            bench.forward(&bench.from_backend(flow.backend, flow.port, RST).numbers(sequence, 0));
+        }
+        assert_eq!(bench.moved(), [(Reason::RstOutOfWindow, 7)]);
+        assert_eq!(bench.active().iter().sum::<u32>(), 1);
+    });
+}
+
+#[test]
+fn a_rst_anywhere_in_data_under_way_ends_the_connection() {
+    on_every_hook(|bench| {
+        for (n, sequence) in [(0, 1001), (1, 1501), (2, 2001)] {
+            let flow = bench.connect(client(n));
+            bench.forward(&bench.from_client(flow.client, ACK).numbers(1001, 5001).payload(&[0; 1000]));
+            bench.forward(&bench.from_client(flow.client, RST).numbers(sequence, 0));
+            assert_eq!(bench.moved(), [(Reason::ClientReset, 1)]);
+        }
+    });
+}
+
+#[test]
+fn a_new_connection_from_the_same_port_selects_again_once_the_old_one_is_closed() {
+    on_every_hook(|bench| {
+        let flow = bench.connect(client(0));
+        bench.close(&flow);
+        let again = bench.forward(&bench.from_client(client(0), SYN).numbers(900_000, 0));
+        assert_eq!(again.flags, SYN);
+        assert_ne!((again.from.port(), backend_of(&again)), (flow.port, flow.backend));
+        assert_eq!(bench.active().iter().sum::<u32>(), 1);
+        bench.forward(&bench.from_backend(backend_of(&again), again.from.port(), SYN | ACK).numbers(1, 900_001));
+        let flows = bench.tables().find(client(0).into());
+        assert_eq!(flows.iter().filter(|flow| flow.ctl.state() == State::Established).count(), 1);
+    });
+}
+
+#[test]
+fn a_syn_on_an_established_connection_goes_to_its_backend_unless_that_is_out() {
+    on_every_hook(|bench| {
+        let flow = bench.connect(client(0));
+        let syn = bench.from_client(client(0), SYN).numbers(900_000, 0);
+        let out = bench.forward(&syn);
+        assert_eq!((backend_of(&out), out.from.port()), (flow.backend, flow.port), "it answers with a challenge ACK");
+        assert_eq!(bench.active().iter().sum::<u32>(), 1);
+        bench.tables().admit(flow.backend, NONE, 0);
+        let out = bench.forward(&syn);
+        assert_ne!(backend_of(&out), flow.backend);
+        assert_eq!(bench.moved(), [(Reason::Replaced, 1)]);
+        assert_eq!(bench.active().iter().sum::<u32>(), 1);
+    });
+}
+
+#[test]
+fn a_segment_of_no_connection_is_answered_with_a_rst_that_its_sender_accepts() {
+    on_every_hook(|bench| {
+        let data = bench.from_client(client(0), ACK).numbers(100, 200).payload(&[5; 300]);
+        let out = bench.forward(&data);
+        assert_eq!((out.from, out.to, out.flags, out.sequence), (VIP, client(0), RST, 200));
+        let bare = bench.from_client(client(0), FIN).numbers(100, 0);
+        let out = bench.forward(&bare);
+        assert_eq!((out.flags, out.sequence, out.acknowledgement), (RST | ACK, 0, 101));
+        let stray = bench.from_backend(1, 20_005, SYN | ACK).numbers(7, 1234);
+        let out = bench.forward(&stray);
+        assert_eq!((out.from, out.to, out.flags, out.sequence), (stray.to, stray.from, RST, 1234));
+        assert_eq!(bench.moved(), [(Reason::UnknownFlow, 3)]);
+        assert_eq!(bench.send(&bench.from_client(client(0), RST)), Verdict::Dropped, "a RST is never answered");
+        assert_eq!(bench.send(&bench.from_backend(1, 20_005, RST)), Verdict::Dropped);
+    });
+}
+
+#[test]
+fn a_connection_that_we_closed_answers_every_further_segment_with_a_rst() {
+    on_every_hook(|bench| {
+        let flow = bench.connect(client(0));
+        let found = bench.tables().find(client(0).into())[0];
+        assert!(bench.tables().close(found.pool, found.slot, found.ctl, Reason::IdleTimeout).is_some());
+        let out = bench.forward(&bench.from_client(client(0), ACK).numbers(1001, 5001).payload(b"late"));
+        assert_eq!((out.to, out.flags, out.sequence), (client(0), RST, 5001));
+        let out = bench.forward(&bench.from_backend(flow.backend, flow.port, ACK).numbers(5001, 1001));
+        assert_eq!((out.to, out.flags, out.sequence), (backend(flow.backend), RST, 1001));
+        assert_eq!(bench.moved(), [(Reason::AfterClose, 2)]);
+        assert_eq!(bench.active(), [0, 0, 0]);
+        let again = bench.forward(&bench.from_client(client(0), SYN).numbers(900_000, 0));
+        assert_eq!(again.flags, SYN, "a new connection is welcome");
+    });
+}
+
+#[test]
+fn suspicion_is_lifted_by_any_packet() {
+    on_every_hook(|bench| {
+        for from_client in [true, false] {
+            let flow = bench.connect(client(u16::from(from_client)));
+            let found = bench.tables().find(flow.client.into())[0];
+            assert!(bench.tables().suspect(found.pool, found.slot, found.ctl));
+            let keepalive = if from_client {
+                bench.from_client(flow.client, ACK).numbers(1000, 5001)
+            } else {
+                bench.from_backend(flow.backend, flow.port, ACK).numbers(5000, 1001)
+            };
+            bench.forward(&keepalive);
+            assert_eq!(bench.tables().find(flow.client.into())[0].ctl.state(), State::Established);
+        }
+        assert_eq!(bench.moved(), []);
+    });
+}

@@ -1,0 +1,274 @@
+//! The real programs, loaded and attached, fed with one frame at a time by `BPF_PROG_TEST_RUN`.
+//!
+//! A [`Bench`] lives in a network and a mount namespace of its own thread: a test that ends leaves nothing behind.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    path::Path,
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use evenkeel::dataplane::{BackendSetup, Dataplane, NewPool, Options, Requested, ServiceSetup, Tables};
+use lb_common::{
+    layout::{Hop, UP},
+    schedule::LEAST_CONN,
+    verdict::Reason,
+};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+
+use crate::packet::{Mac, Segment};
+
+/// Which hook a bench runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Native XDP.
+    Xdp,
+    /// tcx.
+    Tcx,
+    /// clsact, as on kernels before 6.6.
+    Clsact,
+}
+
+/// Every hook, for tests that have to hold on all of them.
+pub const HOOKS: [Hook; 3] = [Hook::Xdp, Hook::Tcx, Hook::Clsact];
+
+/// What became of a frame.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Left to the host, untouched.
+    Passed,
+    /// Ended.
+    Dropped,
+    /// Sent on, as this segment.
+    Sent(Segment),
+}
+
+/// The address clients connect to.
+pub const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 100), 6443);
+/// The MAC address of the clients' next hop.
+pub const CLIENT_MAC: Mac = [2, 0, 0, 0, 0, 1];
+/// First SNAT port of the bench's pools.
+pub const FIRST_PORT: u16 = 20_000;
+
+/// Address of the `n`th backend.
+pub fn backend(n: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::new(10, 0, 1, 10 + n as u8), 6443)
+}
+
+/// MAC address of the `n`th backend.
+pub fn backend_mac(n: u16) -> Mac {
+    [2, 0, 0, 0, 1, n as u8]
+}
+
+/// What a bench is made with.
+#[derive(Clone)]
+pub struct Setup {
+    pub backends: u16,
+    /// SNAT ports of each backend.
+    pub ports: u16,
+    pub weights: Vec<u32>,
+    pub service: ServiceSetup,
+    pub max_connections: u32,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        let service = ServiceSetup {
+            connect_timeout_ns: 2_000_000_000,
+            balance: LEAST_CONN,
+            tries: 3,
+            half_open_cells: 64,
+            log: true,
+            backends: Vec::new(),
+        };
+        Setup { backends: 3, ports: 64, weights: vec![1; 64], service, max_connections: 1024 }
+    }
+}
+
+/// A service with its backends on a veth, and the program attached to it.
+pub struct Bench {
+    pub dataplane: Dataplane,
+    pub ifindex: u32,
+    pub mac: Mac,
+    pub setup: Setup,
+    pub pools: Vec<u16>,
+    counted: BTreeMap<Reason, u64>,
+}
+
+impl Bench {
+    /// Service 0 with the default set-up: three backends, least_conn.
+    pub fn new(hook: Hook) -> Bench {
+        Bench::with(hook, Setup::default())
+    }
+
+    /// Service 0 as asked for; backend `n` of the service is backend `n` of the tables.
+    pub fn with(hook: Hook, setup: Setup) -> Bench {
+        Bench::try_with(hook, setup).unwrap_or_else(|error| panic!("the bench needs root and a kernel with BPF: {error:#}"))
+    }
+
+    fn try_with(hook: Hook, mut setup: Setup) -> Result<Bench> {
+        let bpffs = own_namespaces()?;
+        let mut dataplane = Dataplane::open(&Options { bpffs, max_connections: setup.max_connections })?;
+        let requested = if hook == Hook::Xdp { Requested::Xdp } else { Requested::Tc };
+        let attached = dataplane.attach("ek0", requested, hook == Hook::Clsact)?;
+        let tables = dataplane.tables().clone();
+        let mut pools = Vec::new();
+        for n in 0..setup.backends {
+            let pool = NewPool {
+                backend: SocketAddr::V4(backend(n)),
+                snat: IpAddr::V4(*VIP.ip()),
+                first_port: FIRST_PORT,
+                ports: setup.ports,
+                reserved: Vec::new(),
+                hop: Hop::new(backend_mac(n), attached.number),
+            };
+            pools.push(tables.create_pool(&pool)?);
+            tables.reset_backend(n);
+            configure(&tables, n, setup.weights[usize::from(n)], false, 0, pools[usize::from(n)]);
+            tables.admit(n, UP, 0);
+        }
+        setup.service.backends = (0..setup.backends).collect();
+        tables.configure_service(0, &setup.service)?;
+        tables.place_listener(SocketAddr::V4(VIP), 0)?;
+        let mut bench =
+            Bench { dataplane, ifindex: attached.ifindex, mac: attached.mac, setup, pools, counted: BTreeMap::new() };
+        bench.moved();
+        Ok(bench)
+    }
+
+    /// The tables.
+    pub fn tables(&self) -> &Tables {
+        self.dataplane.tables()
+    }
+
+    /// Changes a backend's share and limits.
+    pub fn configure(&self, n: u16, weight: u32, backup: bool, max_conns: u32) {
+        configure(self.tables(), n, weight, backup, max_conns, self.pools[usize::from(n)]);
+    }
+
+    /// Runs the program on raw bytes.
+    pub fn run(&self, frame: &[u8]) -> Verdict {
+        let out = self.dataplane.inject(self.ifindex, frame).expect("BPF_PROG_TEST_RUN");
+        if out.sent {
+            return Verdict::Sent(Segment::parse(&out.frame).expect("what is sent is a right segment"));
+        }
+        // XDP_PASS and TC_ACT_UNSPEC.
+        if out.verdict == 2 && self.is_xdp() || out.verdict as i32 == -1 {
+            assert_eq!(out.frame, frame, "a frame that is passed on is untouched");
+            return Verdict::Passed;
+        }
+        Verdict::Dropped
+    }
+
+    fn is_xdp(&self) -> bool {
+        self.dataplane.attached().iter().any(|attached| attached.mode.name() == "xdp")
+    }
+
+    /// Runs the program on a segment that arrives from outside.
+    pub fn send(&self, segment: &Segment) -> Verdict {
+        self.run(&segment.bytes())
+    }
+
+    /// The same, and the segment that was sent on.
+    pub fn forward(&self, segment: &Segment) -> Segment {
+        match self.send(segment) {
+            Verdict::Sent(out) => out,
+            other => panic!("{segment:?} was not forwarded but {other:?}; counters {:?}", self.counters()),
+        }
+    }
+
+    /// A segment of a client to the VIP.
+    pub fn from_client(&self, client: SocketAddrV4, flags: u8) -> Segment {
+        Segment::new(client, VIP, flags).macs(CLIENT_MAC, self.mac)
+    }
+
+    /// A segment of backend `n` to a SNAT port.
+    pub fn from_backend(&self, n: u16, port: u16, flags: u8) -> Segment {
+        Segment::new(backend(n), SocketAddrV4::new(*VIP.ip(), port), flags).macs(backend_mac(n), self.mac)
+    }
+
+    /// Opens a connection: SYN, SYN-ACK, ACK. The flow's two ends.
+    pub fn connect(&self, client: SocketAddrV4) -> Connection {
+        let syn = self.forward(&self.from_client(client, SYN).numbers(1000, 0));
+        let n = backend_of(&syn);
+        let answer = self.from_backend(n, syn.from.port(), SYN | ACK).numbers(5000, 1001);
+        assert_eq!(self.forward(&answer).to, client);
+        self.forward(&self.from_client(client, ACK).numbers(1001, 5001));
+        Connection { client, backend: n, port: syn.from.port() }
+    }
+
+    /// Closes a connection by FINs of both sides, the client first.
+    pub fn close(&self, connection: &Connection) {
+        let Connection { client, backend, port } = *connection;
+        self.forward(&self.from_client(client, FIN | ACK).numbers(1001, 5001));
+        self.forward(&self.from_backend(backend, port, FIN | ACK).numbers(5001, 1002));
+        self.forward(&self.from_client(client, ACK).numbers(1002, 5002));
+    }
+
+    /// `active` of every backend.
+    pub fn active(&self) -> Vec<u32> {
+        (0..self.setup.backends).map(|n| self.tables().backend(n).active).collect()
+    }
+
+    fn counters(&self) -> BTreeMap<Reason, u64> {
+        self.tables().counters().expect("counters").into_iter().filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Every counter that moved since the last call, and by how much.
+    pub fn moved(&mut self) -> Vec<(Reason, u64)> {
+        let now = self.counters();
+        let moved = now
+            .iter()
+            .map(|(reason, count)| (*reason, count - self.counted.get(reason).unwrap_or(&0)))
+            .filter(|(_, by)| *by > 0)
+            .collect();
+        self.counted = now;
+        moved
+    }
+}
+
+use lb_common::tcp::{ACK, FIN, SYN};
+
+/// The two ends of an open flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection {
+    pub client: SocketAddrV4,
+    pub backend: u16,
+    pub port: u16,
+}
+
+/// Which backend a segment goes to.
+pub fn backend_of(segment: &Segment) -> u16 {
+    u16::from(segment.to.ip().octets()[3]) - 10
+}
+
+fn configure(tables: &Tables, n: u16, weight: u32, backup: bool, max_conns: u32, pool: u16) {
+    let setup =
+        BackendSetup { service: 0, weight, max_conns, backup, retry_after_ns: 10_000_000_000, pools: vec![pool] };
+    tables.configure_backend(n, &setup);
+}
+
+/// Gives this thread a network namespace with a veth `ek0`, and a mount namespace with a bpffs; both end with it.
+fn own_namespaces() -> Result<std::path::PathBuf> {
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("unshare: are you root?")?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    let folder = Path::new("/run/evenkeel-bench");
+    std::fs::create_dir_all(folder)?;
+    mount(Some("bpf"), folder, Some("bpf"), MsFlags::empty(), None::<&str>).context("mount a bpffs")?;
+    ip("link set lo up")?;
+    ip("link add ek0 type veth peer name ek1")?;
+    ip("link set ek0 up")?;
+    ip("link set ek1 up")?;
+    Ok(folder.join("evenkeel"))
+}
+
+fn ip(arguments: &str) -> Result<()> {
+    let status = Command::new("ip").args(arguments.split(' ')).status().context("run ip")?;
+    ensure!(status.success(), "ip {arguments}: {status}");
+    Ok(())
+}
