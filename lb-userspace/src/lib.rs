@@ -6,3 +6,5 @@ pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod daemon;
+pub mod dataplane;
+pub mod sys;

@@ -1,0 +1,376 @@
+//! Which hook an interface gets, and putting the program there: first time, after a restart, and from one hook to
+//! another without a gap.
+//!
+//! Two hooks of one interface may hold the program at once for a moment: XDP sees a frame first and TC only what XDP
+//! has passed on as not ours, tcx sees it before clsact and has the last word. No frame is forwarded twice.
+
+use std::{collections::BTreeMap, io::ErrorKind, path::Path};
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::programs::{
+    LinkOrder, ProgramError, TcAttachType,
+    links::{FdLink, PinnedLink},
+    tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+    xdp::{XdpLink, XdpMode},
+};
+
+use super::{
+    load::Programs,
+    pins::{Hook, Pins, remove_file},
+};
+use crate::sys::netdev::{self, Device};
+
+/// Where our clsact filter stands, so that it is found again: it has no link.
+const FILTER_PRIORITY: u16 = 0x4556;
+const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// `datapath` in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requested {
+    /// Native XDP on a real card whose driver has it, TC otherwise.
+    Auto,
+    /// Native XDP or nothing.
+    Xdp,
+    /// XDP on socket buffers.
+    XdpGeneric,
+    /// TC.
+    Tc,
+}
+
+/// What is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// XDP in the driver.
+    Xdp,
+    /// XDP on socket buffers.
+    XdpGeneric,
+    /// TC ingress, by tcx or clsact.
+    Tc,
+}
+
+impl Mode {
+    /// The word in `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mode::Xdp => "xdp",
+            Mode::XdpGeneric => "xdp-generic",
+            Mode::Tc => "tc",
+        }
+    }
+}
+
+/// An interface with the program on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Its name.
+    pub interface: String,
+    /// The kernel's number for it.
+    pub ifindex: u32,
+    /// Its place in INTERFACES.
+    pub number: u8,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// The hook in use.
+    pub mode: Mode,
+    /// Why this one, in a sentence.
+    pub reason: String,
+}
+
+/// Devices that look like cards (they sit on a bus) but are paravirtual, or carry other devices: there offloads matter
+/// more than the copy that XDP saves.
+const VIRTUAL: [&str; 12] = [
+    "virtio_net",
+    "veth",
+    "bonding",
+    "team",
+    "bridge",
+    "tun",
+    "802.1Q VLAN Support",
+    "macvlan",
+    "dummy",
+    "hv_netvsc",
+    "vmxnet3",
+    "vif",
+];
+
+/// The hooks to try in turn, each with the reason for it.
+fn candidates(requested: Requested, device: &Device) -> Vec<(Mode, String)> {
+    let asked = |mode: Mode| vec![(mode, format!("datapath = \"{}\" is configured", mode.name()))];
+    let driver = &device.driver;
+    match requested {
+        Requested::Xdp => asked(Mode::Xdp),
+        Requested::XdpGeneric => asked(Mode::XdpGeneric),
+        Requested::Tc => asked(Mode::Tc),
+        Requested::Auto if driver.bus.is_empty() || VIRTUAL.contains(&driver.name.as_str()) => {
+            let kind = if driver.name.is_empty() { "virtual device" } else { &driver.name };
+            vec![(Mode::Tc, format!("{kind}: no card of its own, TC keeps its offloads"))]
+        }
+        Requested::Auto => vec![
+            (Mode::Xdp, format!("{} has native XDP", driver.name)),
+            (Mode::Tc, format!("{} takes no native XDP program here", driver.name)),
+        ],
+    }
+}
+
+/// The program on the hooks of interfaces.
+pub struct Hooks<'a> {
+    pub pins: &'a Pins,
+    pub programs: &'a mut Programs,
+}
+
+impl Hooks<'_> {
+    /// Puts the program on an interface and takes it from the hooks it was on before.
+    pub fn attach(&mut self, device: &Device, requested: Requested, clsact: bool) -> Result<(Mode, String)> {
+        ensure!(device.ethernet, "{} carries no Ethernet frames", device.name);
+        let mut refused = String::new();
+        for (mode, reason) in candidates(requested, device) {
+            match self.switch(device, mode, clsact) {
+                Ok(_) if refused.is_empty() => return Ok((mode, reason)),
+                Ok(_) => return Ok((mode, format!("{reason} ({refused})"))),
+                Err(error) => refused = format!("{error:#}"),
+            }
+        }
+        bail!("cannot attach to {}: {refused}", device.name)
+    }
+
+    fn switch(&mut self, device: &Device, mode: Mode, clsact: bool) -> Result<Hook> {
+        let before = self.hooks_of(device.ifindex)?;
+        let is_xdp = |hook: &Hook| matches!(hook, Hook::Xdp | Hook::Generic);
+        let wanted = match mode {
+            Mode::Xdp => Hook::Xdp,
+            Mode::XdpGeneric => Hook::Generic,
+            Mode::Tc => {
+                let hook = self.attach_tc(device, clsact)?;
+                return self.keep_only(device, hook);
+            }
+        };
+        // A device takes native or generic XDP, not both: TC stands in while one is exchanged for the other.
+        if before.iter().any(|hook| is_xdp(hook) && *hook != wanted) {
+            self.attach_tc(device, clsact)?;
+            let old = if wanted == Hook::Xdp { Hook::Generic } else { Hook::Xdp };
+            detach(self.pins, device.ifindex, old)?;
+        }
+        self.attach_xdp(device, wanted)?;
+        self.keep_only(device, wanted)
+    }
+
+    fn hooks_of(&self, ifindex: u32) -> Result<Vec<Hook>> {
+        Ok(self.pins.all_links()?.into_iter().filter(|(of, _)| *of == ifindex).map(|(_, hook)| hook).collect())
+    }
+
+    fn keep_only(&self, device: &Device, wanted: Hook) -> Result<Hook> {
+        for hook in self.hooks_of(device.ifindex)? {
+            if hook != wanted {
+                detach(self.pins, device.ifindex, hook)?;
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn attach_xdp(&mut self, device: &Device, hook: Hook) -> Result<()> {
+        let path = self.pins.link(device.ifindex, hook);
+        let xdp = &mut self.programs.xdp;
+        if let Some(link) = pinned_link(&path)? {
+            let link: XdpLink = link.try_into().with_context(|| format!("{} is no XDP link", path.display()))?;
+            if replaced(xdp.attach_to_link(link).and_then(|id| xdp.take_link(id)))?.is_some() {
+                return Ok(());
+            }
+            remove_file(&path)?;
+        }
+        // Named, never chosen by the kernel: it would silently take generic XDP.
+        let mode = if hook == Hook::Xdp { XdpMode::Driver } else { XdpMode::Skb };
+        let id = xdp.attach_to_if_index(device.ifindex, mode).map_err(in_short)?;
+        let link: Result<FdLink, _> = xdp.take_link(id)?.try_into();
+        let Ok(link) = link else {
+            bail!(
+                "the kernel made no link (before 5.9?): remove the program with `ip link set {} xdp off`",
+                device.name
+            );
+        };
+        link.pin(&path).with_context(|| format!("cannot pin the link at {}", path.display()))?;
+        Ok(())
+    }
+
+    /// By tcx, or by clsact where that is asked for or the kernel has no tcx (before 6.6).
+    fn attach_tc(&mut self, device: &Device, clsact: bool) -> Result<Hook> {
+        if !clsact && self.attach_tcx(device)? {
+            return Ok(Hook::Tcx);
+        }
+        self.attach_clsact(device)?;
+        Ok(Hook::Clsact)
+    }
+
+    /// `false`: this kernel has no tcx.
+    fn attach_tcx(&mut self, device: &Device) -> Result<bool> {
+        let path = self.pins.link(device.ifindex, Hook::Tcx);
+        let program = &mut self.programs.tc;
+        if let Some(link) = pinned_link(&path)? {
+            let link: SchedClassifierLink =
+                link.try_into().with_context(|| format!("{} is no tcx link", path.display()))?;
+            if replaced(program.attach_to_link(link).and_then(|id| program.take_link(id)))?.is_some() {
+                return Ok(true);
+            }
+            remove_file(&path)?;
+        }
+        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = match program.attach_with_options(&device.name, TcAttachType::Ingress, options) {
+            Err(error) if os_error(&error) == Some(EINVAL) => return Ok(false),
+            id => id.map_err(in_short)?,
+        };
+        let link: FdLink = program.take_link(id)?.try_into().context("tcx made no link")?;
+        link.pin(&path).with_context(|| format!("cannot pin the link at {}", path.display()))?;
+        Ok(true)
+    }
+
+    fn attach_clsact(&mut self, device: &Device) -> Result<()> {
+        let path = self.pins.link(device.ifindex, Hook::Clsact);
+        // The sign before the filter: what it stands for may be missing, but no filter is without its sign.
+        match std::fs::create_dir(&path) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(error).with_context(|| format!("cannot make {}", path.display()));
+            }
+            _ => {}
+        }
+        match tc::qdisc_add_clsact(&device.name) {
+            Err(error) if !is_already_there(&error) => return Err(error).context("cannot add the clsact qdisc"),
+            _ => {}
+        }
+        let program = &mut self.programs.tc;
+        let id = match program.attach_to_link(our_filter(&device.name)?) {
+            Ok(id) => id,
+            // No filter yet.
+            Err(_) => {
+                let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+                let options = TcAttachOptions::Netlink(options);
+                program.attach_with_options(&device.name, TcAttachType::Ingress, options).map_err(in_short)?
+            }
+        };
+        // Dropping it would take the filter away.
+        std::mem::forget(program.take_link(id)?);
+        Ok(())
+    }
+}
+
+/// Takes the program from one hook. Fine if it is not there, or the interface is gone.
+pub fn detach(pins: &Pins, ifindex: u32, hook: Hook) -> Result<()> {
+    let path = pins.link(ifindex, hook);
+    if hook == Hook::Clsact {
+        if let Ok(filter) = netdev::name_of(ifindex).map_err(anyhow::Error::from).and_then(|name| our_filter(&name)) {
+            drop(filter);
+        }
+        return remove_file(&path);
+    }
+    // With our descriptor open, the pin's is not the last: closing ours then detaches before it returns, while a link that
+    // loses its pin last is detached some time later.
+    let link = pinned_link(&path)?;
+    remove_file(&path)?;
+    drop(link);
+    Ok(())
+}
+
+/// Detaches everything that is pinned for interfaces that exist no more, and returns the others.
+pub fn left_behind(pins: &Pins) -> Result<BTreeMap<u32, String>> {
+    let mut found = BTreeMap::new();
+    for (ifindex, hook) in pins.all_links()? {
+        match netdev::name_of(ifindex) {
+            Ok(name) => _ = found.insert(ifindex, name),
+            Err(_) => detach(pins, ifindex, hook)?,
+        }
+    }
+    Ok(found)
+}
+
+fn our_filter(interface: &str) -> Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, TcAttachType::Ingress, FILTER_PRIORITY, FILTER_HANDLE, None)
+        .with_context(|| format!("no interface {interface}"))
+}
+
+/// The link that an earlier run has pinned.
+fn pinned_link(path: &Path) -> Result<Option<FdLink>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let link = PinnedLink::from_pin(path).with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(Some(link.into()))
+}
+
+/// A link whose interface is gone (and perhaps came back under the same number) cannot be replaced.
+fn replaced<T>(result: Result<T, ProgramError>) -> Result<Option<T>> {
+    match result {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if os_error(&error) == Some(ENOLINK) => Ok(None),
+        Err(error) => Err(error).context("cannot replace the program of a pinned link"),
+    }
+}
+
+const EINVAL: i32 = 22;
+const ENOLINK: i32 = 67;
+
+fn os_error(error: &ProgramError) -> Option<i32> {
+    match error {
+        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
+    }
+}
+
+/// aya's messages name its own calls; the operator needs the kernel's answer.
+fn in_short(error: ProgramError) -> anyhow::Error {
+    match error {
+        ProgramError::SyscallError(error) => anyhow::Error::from(error.io_error),
+        error => error.into(),
+    }
+}
+
+fn is_already_there(error: &tc::TcError) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::AlreadyExists) {
+            return true;
+        }
+        source = error.source();
+    }
+    matches!(error, tc::TcError::AlreadyAttached) || error.to_string().contains("File exists")
+}
+
+#[cfg(test)]
+mod tests {
+    use netdev::Driver;
+
+    use super::*;
+
+    fn device(driver: &str, bus: &str) -> Device {
+        let driver = Driver { name: driver.into(), bus: bus.into() };
+        Device { name: "eth0".into(), ifindex: 2, mac: [2; 6], ethernet: true, driver }
+    }
+
+    fn modes(requested: Requested, device: &Device) -> Vec<Mode> {
+        candidates(requested, device).into_iter().map(|(mode, _)| mode).collect()
+    }
+
+    #[test]
+    fn auto_takes_native_xdp_on_cards_and_tc_where_offloads_matter() {
+        for (driver, bus) in [("ixgbe", "0000:03:00.0"), ("mlx5_core", "0000:17:00.1"), ("ena", "0000:00:05.0")] {
+            assert_eq!(modes(Requested::Auto, &device(driver, bus)), [Mode::Xdp, Mode::Tc], "{driver}");
+        }
+        let virtual_ones = [
+            ("veth", ""),
+            ("virtio_net", "0000:00:03.0"),
+            ("bonding", ""),
+            ("802.1Q VLAN Support", ""),
+            ("bridge", "N/A"),
+            ("tun", "tap"),
+            ("", ""),
+        ];
+        for (driver, bus) in virtual_ones {
+            assert_eq!(modes(Requested::Auto, &device(driver, bus)), [Mode::Tc], "{driver}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_by_name_is_taken_or_refused_never_replaced() {
+        let card = device("ixgbe", "0000:03:00.0");
+        assert_eq!(modes(Requested::Xdp, &card), [Mode::Xdp]);
+        assert_eq!(modes(Requested::XdpGeneric, &card), [Mode::XdpGeneric]);
+        assert_eq!(modes(Requested::Tc, &card), [Mode::Tc]);
+    }
+}

@@ -1,0 +1,199 @@
+//! One connection, as read from its slot.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use lb_common::{
+    layout::{self, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Slot},
+    seq,
+    slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT},
+};
+
+/// A consistent copy of a slot that holds a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The pool of the slot.
+    pub pool: u16,
+    /// The slot's number in its pool; plus the pool's `first_port` it is the SNAT port.
+    pub slot: u16,
+    /// Its word when the copy was made; of a flow closed just now, its word before that.
+    pub ctl: Ctl,
+    /// The record.
+    pub record: Slot,
+}
+
+/// The first look at a slot: what a sweep needs, from its hot line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The slot's number in its pool.
+    pub slot: u16,
+    /// Its word.
+    pub ctl: Ctl,
+    /// When the last packet was seen, in [`layout::ticks`].
+    pub last_seen: u32,
+    /// The backend.
+    pub backend: u16,
+}
+
+impl Head {
+    /// Milliseconds since the last packet; `now_ns` is of the coarse clock.
+    pub fn idle_ms(&self, now_ns: u64) -> u64 {
+        idle_ms(self.last_seen, now_ns)
+    }
+}
+
+impl Flow {
+    /// The client.
+    pub fn client(&self) -> SocketAddr {
+        let port = u16::from_be_bytes(((self.record.key >> 32) as u16).to_ne_bytes());
+        let address = if self.record.client6 == [0; 16] {
+            IpAddr::V4(Ipv4Addr::from((self.record.key as u32).to_ne_bytes()))
+        } else {
+            IpAddr::V6(Ipv6Addr::from(self.record.client6))
+        };
+        SocketAddr::new(address, port)
+    }
+
+    /// The listener it came in by, its place in LISTENERS.
+    pub fn listener(&self) -> u16 {
+        (self.record.key >> 48) as u16
+    }
+
+    /// The backend, its place in BACKENDS.
+    pub fn backend(&self) -> u16 {
+        self.record.backend
+    }
+
+    /// Whether the backend has answered: bytes and connect time are valid.
+    pub fn is_connected(&self) -> bool {
+        self.ctl.flags() & CONNECTED != 0
+    }
+
+    /// Payload bytes from the client.
+    pub fn bytes_in(&self) -> u64 {
+        self.payload(OPENING_ISN_CLIENT, self.record.end_client, FIN_CLIENT)
+    }
+
+    /// Payload bytes to the client.
+    pub fn bytes_out(&self) -> u64 {
+        self.payload(OPENING_ISN_BACKEND, self.record.end_backend, FIN_BACKEND)
+    }
+
+    fn payload(&self, initial: usize, highest: u64, fin: u8) -> u64 {
+        if !self.is_connected() {
+            return 0;
+        }
+        seq::payload(self.record.opening[initial], highest, self.ctl.flags() & fin != 0)
+    }
+
+    /// How long the backend took to answer, in microseconds; 0 if it has not yet.
+    pub fn connect_us(&self) -> u32 {
+        if self.is_connected() { self.record.connect_us } else { 0 }
+    }
+
+    /// When the client's first SYN came, CLOCK_MONOTONIC in nanoseconds.
+    pub fn started_ns(&self) -> u64 {
+        self.record.started
+    }
+
+    /// Milliseconds since the last packet; `now_ns` is of the coarse clock.
+    pub fn idle_ms(&self, now_ns: u64) -> u64 {
+        idle_ms(self.record.last_seen, now_ns)
+    }
+}
+
+/// A packet may be stamped after `now` was read: that is no idle time, not a wrap of 52 days.
+fn idle_ms(last_seen: u32, now_ns: u64) -> u64 {
+    let ticks = layout::ticks(now_ns).wrapping_sub(last_seen);
+    if ticks > u32::MAX / 2 { 0 } else { (u64::from(ticks) << 20) / 1_000_000 }
+}
+
+/// An address as it stands in the records: IPv4 mapped into IPv6 (RFC 4291 section 2.5.5.2).
+pub fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// The address that a record holds.
+pub fn address_of(bytes: &[u8; 16]) -> IpAddr {
+    Ipv6Addr::from(*bytes).to_canonical()
+}
+
+/// An empty slot.
+#[cfg(test)]
+pub(crate) fn empty_record() -> Slot {
+    Slot {
+        ctl: 0,
+        key: 0,
+        end_client: 0,
+        end_backend: 0,
+        ack_client: 0,
+        ack_backend: 0,
+        hop: layout::Hop(0),
+        last_seen: 0,
+        backend: 0,
+        tries: 0,
+        heals: 0,
+        started: 0,
+        client6: [0; 16],
+        opening: [0; layout::SYN_OPTIONS / 4],
+        window: [0; 2],
+        tos: 0,
+        options_len: 0,
+        connect_us: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::slot::State;
+
+    use super::*;
+
+    fn flow(state: State, flags: u8) -> Flow {
+        let mut record = empty_record();
+        let address = u32::from_ne_bytes([10, 0, 1, 7]);
+        record.key = layout::flow_key(address, u16::from_ne_bytes(50_123_u16.to_be_bytes()), 300);
+        record.opening[OPENING_ISN_CLIENT] = u32::MAX;
+        record.opening[OPENING_ISN_BACKEND] = 1000;
+        record.end_client = 500;
+        record.end_backend = 1001 + (1 << 33) + 1;
+        record.connect_us = 77;
+        Flow { pool: 3, slot: 9, ctl: Ctl::new(1, state).with_flags(flags), record }
+    }
+
+    #[test]
+    fn the_client_and_its_listener_are_read_from_the_key() {
+        let flow = flow(State::Established, CONNECTED);
+        assert_eq!(flow.client(), "10.0.1.7:50123".parse().unwrap());
+        assert_eq!(flow.listener(), 300);
+    }
+
+    #[test]
+    fn bytes_are_payload_and_none_before_the_backend_has_answered() {
+        let open = flow(State::ClosingBackend, CONNECTED | FIN_BACKEND);
+        assert_eq!((open.bytes_in(), open.bytes_out(), open.connect_us()), (500, 1 << 33, 77));
+        let half = flow(State::HalfOpen, 0);
+        assert_eq!((half.bytes_in(), half.bytes_out(), half.connect_us()), (0, 0, 0));
+    }
+
+    #[test]
+    fn idle_time_goes_round_the_wrap_and_is_never_negative() {
+        let mut flow = flow(State::Established, CONNECTED);
+        flow.record.last_seen = u32::MAX;
+        let now = (1_u64 << 52) + (999 << 20);
+        assert_eq!(layout::ticks(now), 999);
+        assert_eq!(flow.idle_ms(now), (1000 << 20) / 1_000_000);
+        flow.record.last_seen = 1001;
+        assert_eq!(flow.idle_ms(now), 0);
+    }
+
+    #[test]
+    fn addresses_come_back_from_their_mapped_form() {
+        for address in ["10.0.1.100", "2001:db8::7", "::1"] {
+            let address: IpAddr = address.parse().unwrap();
+            assert_eq!(address_of(&mapped(address)), address);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Frames that answer no packet, built from a slot: the client's SYN once more, and resets for both sides.
+//! The only place in user space that knows packet offsets.
+
+use std::net::{SocketAddr, SocketAddrV4};
+
+use lb_common::{
+    checksum,
+    layout::{Hop, Listener, Pool},
+    seq,
+    tcp::{ACK, RST, SYN},
+};
+
+use super::flow::{Flow, address_of};
+
+/// Ethernet header (IEEE 802.3), IPv4 header without options (RFC 791), TCP header without options (RFC 9293).
+const ETHERNET: usize = 14;
+const IPV4: usize = 20;
+const TCP: usize = 20;
+/// The default of Linux; far more than the hops to any next host.
+const TTL: u8 = 64;
+const DONT_FRAGMENT: u8 = 0x40;
+const PROTOCOL_TCP: u8 = 6;
+
+/// A frame and the interface (its place in INTERFACES) it has to leave by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// The interface.
+    pub interface: u8,
+    /// The frame, from its Ethernet header on.
+    pub frame: Vec<u8>,
+}
+
+/// One TCP segment without payload.
+struct Segment<'a> {
+    source_mac: [u8; 6],
+    target_mac: [u8; 6],
+    source: SocketAddrV4,
+    target: SocketAddrV4,
+    seq: u32,
+    ack: u32,
+    flags: u8,
+    window: [u8; 2],
+    tos: u8,
+    options: &'a [u8],
+}
+
+impl Segment<'_> {
+    fn frame(&self) -> Vec<u8> {
+        let header = TCP + self.options.len().next_multiple_of(4);
+        let total = (IPV4 + header) as u16;
+        let mut frame = vec![0; ETHERNET + IPV4 + header];
+        frame[..6].copy_from_slice(&self.target_mac);
+        frame[6..12].copy_from_slice(&self.source_mac);
+        frame[12..14].copy_from_slice(&[0x08, 0x00]);
+
+        let ip = &mut frame[ETHERNET..];
+        ip[0] = 0x45;
+        ip[1] = self.tos;
+        ip[2..4].copy_from_slice(&total.to_be_bytes());
+        ip[6] = DONT_FRAGMENT;
+        ip[8] = TTL;
+        ip[9] = PROTOCOL_TCP;
+        ip[12..16].copy_from_slice(&self.source.ip().octets());
+        ip[16..20].copy_from_slice(&self.target.ip().octets());
+        let field = checksum::finish(sum(&ip[..IPV4]));
+        ip[10..12].copy_from_slice(&field.to_ne_bytes());
+
+        let tcp = &mut frame[ETHERNET + IPV4..];
+        tcp[0..2].copy_from_slice(&self.source.port().to_be_bytes());
+        tcp[2..4].copy_from_slice(&self.target.port().to_be_bytes());
+        tcp[4..8].copy_from_slice(&self.seq.to_be_bytes());
+        tcp[8..12].copy_from_slice(&self.ack.to_be_bytes());
+        tcp[12] = (header as u8 / 4) << 4;
+        tcp[13] = self.flags;
+        tcp[14..16].copy_from_slice(&self.window);
+        tcp[TCP..TCP + self.options.len()].copy_from_slice(self.options);
+        let field = checksum::finish(sum(tcp) + self.pseudo_header(header as u16));
+        tcp[16..18].copy_from_slice(&field.to_ne_bytes());
+        frame
+    }
+
+    /// RFC 9293 section 3.1: addresses, protocol and length are part of the checksum.
+    fn pseudo_header(&self, length: u16) -> u64 {
+        sum(&self.source.ip().octets())
+            + sum(&self.target.ip().octets())
+            + sum(&[0, PROTOCOL_TCP])
+            + sum(&length.to_be_bytes())
+    }
+}
+
+fn sum(bytes: &[u8]) -> u64 {
+    bytes.chunks(2).map(|pair| u64::from(u16::from_ne_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum()
+}
+
+/// The client's first SYN as it came in, from a flow that is half-open: what the program has to see again so that it
+/// moves on to the next backend. `mac` is our interface's.
+pub fn client_syn(flow: &Flow, listener: &Listener, mac: [u8; 6]) -> Option<Vec<u8>> {
+    let options: Vec<u8> = flow.record.opening.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let segment = Segment {
+        source_mac: flow.record.hop.mac(),
+        target_mac: mac,
+        source: v4(flow.client())?,
+        target: v4(SocketAddr::new(address_of(&listener.address), u16::from_be_bytes(listener.port)))?,
+        seq: (flow.record.end_client as u32).wrapping_sub(1),
+        ack: 0,
+        flags: SYN,
+        window: flow.record.window,
+        tos: flow.record.tos,
+        options: options.get(..flow.record.options_len.into())?,
+    };
+    Some(segment.frame())
+}
+
+/// Resets for both sides of a flow that we have closed. `mac` gives the MAC address of one of our interfaces.
+///
+/// A reset counts only at exactly the next sequence number its receiver expects (RFC 5961 section 3.2): that is the last
+/// acknowledgement seen from it, or, if data beyond that was forwarded to it, the end of that data. A second reset covers
+/// the second case. They acknowledge all that the receiver has sent, so that they count in SYN-SENT too.
+pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) -> [u8; 6]) -> Vec<Outgoing> {
+    let endpoints = || {
+        let vip = v4(SocketAddr::new(address_of(&listener.address), u16::from_be_bytes(listener.port)))?;
+        let snat_port = pool.first_port.wrapping_add(flow.slot);
+        let snat = v4(SocketAddr::new(address_of(&pool.snat), snat_port))?;
+        let backend = v4(SocketAddr::new(address_of(&pool.backend), u16::from_be_bytes(pool.port)))?;
+        Some((v4(flow.client())?, vip, snat, backend))
+    };
+    let Some((client, vip, snat, backend)) = endpoints() else { return Vec::new() };
+    let record = &flow.record;
+    let (end_client, end_backend) = (record.end_client as u32, record.end_backend as u32);
+    let (to_client, to_backend) = if flow.is_connected() {
+        (sequences(record.ack_client, end_backend), sequences(record.ack_backend, end_client))
+    } else {
+        // The client waits in SYN-SENT, where only the acknowledgement counts; the backend, if it has answered at all,
+        // expects what follows the SYN.
+        (vec![0], vec![end_client])
+    };
+    let ack_backend = if flow.is_connected() { end_backend } else { 0 };
+    let reset = |hop: Hop, source, target, seq, ack| {
+        let segment = Segment {
+            source_mac: mac(hop.interface()),
+            target_mac: hop.mac(),
+            source,
+            target,
+            seq,
+            ack,
+            flags: RST | ACK,
+            window: [0; 2],
+            tos: 0,
+            options: &[],
+        };
+        Outgoing { interface: hop.interface(), frame: segment.frame() }
+    };
+    let mut frames = Vec::new();
+    if record.hop.is_known() {
+        frames.extend(to_client.into_iter().map(|seq| reset(record.hop, vip, client, seq, end_client)));
+    }
+    if pool.hop.is_known() {
+        frames.extend(to_backend.into_iter().map(|seq| reset(pool.hop, snat, backend, seq, ack_backend)));
+    }
+    frames
+}
+
+/// Where the receiver of a reset may stand: at what it acknowledged last, or at the end of what was sent to it.
+fn sequences(acknowledged: u32, sent: u32) -> Vec<u32> {
+    if seq::before(acknowledged, sent) { vec![acknowledged, sent] } else { vec![acknowledged] }
+}
+
+fn v4(address: SocketAddr) -> Option<SocketAddrV4> {
+    match address {
+        SocketAddr::V4(address) => Some(address),
+        SocketAddr::V6(_) => None,
+    }
+}
+
+/// Source and target of an IPv4 TCP frame of ours.
+pub fn endpoints(frame: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4)> {
+    let is_plain = frame.get(12..15)? == [0x08, 0x00, 0x45] && *frame.get(ETHERNET + 9)? == PROTOCOL_TCP;
+    let address = |at: usize| frame.get(at..at + 4)?.try_into().ok().map(|octets: [u8; 4]| octets.into());
+    let port = |at: usize| Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?));
+    let source = SocketAddrV4::new(address(ETHERNET + 12)?, port(ETHERNET + IPV4)?);
+    let target = SocketAddrV4::new(address(ETHERNET + 16)?, port(ETHERNET + IPV4 + 2)?);
+    is_plain.then_some((source, target))
+}
+
+#[cfg(test)]
+mod tests;

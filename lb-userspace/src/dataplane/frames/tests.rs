@@ -1,0 +1,177 @@
+use lb_common::{
+    layout::ACTIVE,
+    slot::{CONNECTED, Ctl, State},
+};
+
+use super::*;
+use crate::dataplane::flow::{empty_record, mapped};
+
+const CLIENT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x0c, 0x01];
+const BACKEND_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x0b, 0x01];
+const OUR_MACS: [[u8; 6]; 2] = [[0x02, 0, 0, 0, 0, 0xaa], [0x02, 0, 0, 0, 0, 0xbb]];
+
+fn listener() -> Listener {
+    let address = mapped("10.0.1.100".parse().unwrap());
+    Listener { address, port: [0x19, 0x2b], service: 0, family: 4, state: ACTIVE, reserved: [0; 10] }
+}
+
+fn pool() -> Pool {
+    Pool {
+        backend: mapped("10.0.1.10".parse().unwrap()),
+        snat: mapped("10.0.1.100".parse().unwrap()),
+        port: [0x19, 0x2b],
+        first_port: 10_240,
+        ports: 22_528,
+        family: 4,
+        state: ACTIVE,
+        hop: Hop::new(BACKEND_MAC, 1),
+        reserved: [0; 2],
+    }
+}
+
+/// A flow of 10.0.2.7:50123 (0xc3cb) on slot 9, SNAT port 10249 (0x2809).
+fn flow(ctl: Ctl) -> Flow {
+    let mut record = empty_record();
+    let address = u32::from_ne_bytes([10, 0, 2, 7]);
+    record.key = lb_common::layout::flow_key(address, u16::from_ne_bytes([0xc3, 0xcb]), 0);
+    record.hop = Hop::new(CLIENT_MAC, 0);
+    record.ctl = ctl.0;
+    Flow { pool: 0, slot: 9, ctl, record }
+}
+
+fn mac(interface: u8) -> [u8; 6] {
+    OUR_MACS[usize::from(interface)]
+}
+
+/// RFC 1071: over header and checksum the sum is all ones.
+fn assert_checksums(frame: &[u8]) {
+    let (ip, tcp) = (&frame[14..34], &frame[34..]);
+    assert_eq!(checksum::fold(sum(ip)), 0xffff, "IPv4");
+    let length = (tcp.len() as u16).to_be_bytes();
+    let pseudo = [&frame[26..34], &[0, 6], &length].concat();
+    assert_eq!(checksum::fold(sum(tcp) + sum(&pseudo)), 0xffff, "TCP");
+}
+
+#[test]
+fn the_clients_syn_is_built_again_byte_by_byte() {
+    let mut flow = flow(Ctl::new(1, State::HalfOpen));
+    flow.record.end_client = 0x0000_0001_0000_0000 | 0x1234_5679;
+    flow.record.window = [0xfa, 0xf0];
+    flow.record.tos = 0x48;
+    // MSS 1460, SACK permitted, window scale 7, one NOP.
+    flow.record.opening[0] = u32::from_ne_bytes([2, 4, 0x05, 0xb4]);
+    flow.record.opening[1] = u32::from_ne_bytes([4, 2, 1, 3]);
+    flow.record.opening[2] = u32::from_ne_bytes([3, 7, 0, 0]);
+    flow.record.options_len = 12;
+    let frame = client_syn(&flow, &listener(), OUR_MACS[0]).unwrap();
+    #[rustfmt::skip]
+    let expected = [
+        // Ethernet: to us, from the client's next hop, IPv4
+        0x02, 0, 0, 0, 0, 0xaa,  0x02, 0, 0, 0, 0x0c, 0x01,  0x08, 0x00,
+        // IPv4: 52 bytes, DF, TTL 64, TCP
+        0x45, 0x48, 0x00, 0x34,  0x00, 0x00, 0x40, 0x00,  0x40, 0x06, 0x23, 0x12,
+        10, 0, 2, 7,  10, 0, 1, 100,
+        // TCP: 50123 to 6443, SYN, header of 8 words
+        0xc3, 0xcb, 0x19, 0x2b,  0x12, 0x34, 0x56, 0x78,  0, 0, 0, 0,  0x80, 0x02, 0xfa, 0xf0,
+        0x18, 0x14, 0, 0,
+        2, 4, 0x05, 0xb4,  4, 2, 1, 3,  3, 7, 0, 0,
+    ];
+    assert_checksums(&frame);
+    assert_eq!(frame, expected);
+    assert_eq!(endpoints(&frame), Some(("10.0.2.7:50123".parse().unwrap(), "10.0.1.100:6443".parse().unwrap())));
+}
+
+#[test]
+fn a_slot_with_impossible_options_gives_no_syn() {
+    let mut flow = flow(Ctl::new(1, State::HalfOpen));
+    for len in 0..=u8::MAX {
+        flow.record.options_len = len;
+        let frame = client_syn(&flow, &listener(), OUR_MACS[0]);
+        assert_eq!(frame.is_some(), len <= 40, "{len}");
+        if let Some(frame) = frame {
+            assert_checksums(&frame);
+        }
+    }
+}
+
+#[test]
+fn an_idle_flow_gets_one_reset_a_side_at_the_numbers_last_acknowledged() {
+    let mut flow = flow(Ctl::new(1, State::Established).with_flags(CONNECTED));
+    (flow.record.end_client, flow.record.ack_backend) = (0x1000_0100, 0x1000_0100);
+    (flow.record.end_backend, flow.record.ack_client) = (0x1_2000_0200, 0x2000_0200);
+    let frames = resets(&flow, &listener(), &pool(), mac);
+    #[rustfmt::skip]
+    let to_client = [
+        0x02, 0, 0, 0, 0x0c, 0x01,  0x02, 0, 0, 0, 0, 0xaa,  0x08, 0x00,
+        0x45, 0x00, 0x00, 0x28,  0x00, 0x00, 0x40, 0x00,  0x40, 0x06, 0x23, 0x66,
+        10, 0, 1, 100,  10, 0, 2, 7,
+        0x19, 0x2b, 0xc3, 0xcb,  0x20, 0x00, 0x02, 0x00,  0x10, 0x00, 0x01, 0x00,  0x50, 0x14, 0x00, 0x00,
+        0x88, 0x6f, 0, 0,
+    ];
+    #[rustfmt::skip]
+    let to_backend = [
+        0x02, 0, 0, 0, 0x0b, 0x01,  0x02, 0, 0, 0, 0, 0xbb,  0x08, 0x00,
+        0x45, 0x00, 0x00, 0x28,  0x00, 0x00, 0x40, 0x00,  0x40, 0x06, 0x24, 0x63,
+        10, 0, 1, 100,  10, 0, 1, 10,
+        0x28, 0x09, 0x19, 0x2b,  0x10, 0x00, 0x01, 0x00,  0x20, 0x00, 0x02, 0x00,  0x50, 0x14, 0x00, 0x00,
+        0x25, 0x2f, 0, 0,
+    ];
+    for out in &frames {
+        assert_checksums(&out.frame);
+    }
+    let expected =
+        [Outgoing { interface: 0, frame: to_client.to_vec() }, Outgoing { interface: 1, frame: to_backend.to_vec() }];
+    assert_eq!(frames, expected);
+}
+
+fn numbers(frame: &[u8]) -> (u32, u32) {
+    let word = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
+    (word(38), word(42))
+}
+
+#[test]
+fn data_that_was_not_acknowledged_gets_a_second_reset_behind_it() {
+    let mut flow = flow(Ctl::new(1, State::Established).with_flags(CONNECTED));
+    // The wrap lies between what was acknowledged and what was sent.
+    (flow.record.end_client, flow.record.ack_backend) = (0x1_0000_0010, 0xffff_fff0);
+    (flow.record.end_backend, flow.record.ack_client) = (700, 700);
+    let frames = resets(&flow, &listener(), &pool(), mac);
+    let found: Vec<_> = frames.iter().map(|out| (out.interface, numbers(&out.frame))).collect();
+    assert_eq!(found, [(0, (700, 0x10)), (1, (0xffff_fff0, 700)), (1, (0x10, 700))]);
+}
+
+#[test]
+fn a_half_open_flow_is_reset_as_one_whose_syn_was_never_answered() {
+    let mut flow = flow(Ctl::new(1, State::HalfOpen));
+    flow.record.end_client = 0x1234_5679;
+    // While half-open these are the mask of backends tried, not acknowledgements.
+    (flow.record.ack_client, flow.record.ack_backend) = (0b101, 0);
+    let frames = resets(&flow, &listener(), &pool(), mac);
+    let found: Vec<_> = frames.iter().map(|out| (out.interface, numbers(&out.frame))).collect();
+    assert_eq!(found, [(0, (0, 0x1234_5679)), (1, (0x1234_5679, 0))]);
+}
+
+#[test]
+fn nothing_is_sent_to_a_next_hop_that_is_not_known() {
+    let mut flow = flow(Ctl::new(1, State::Established).with_flags(CONNECTED));
+    let mut unresolved = pool();
+    unresolved.hop = Hop::default();
+    let frames = resets(&flow, &listener(), &unresolved, mac);
+    assert_eq!(frames.iter().map(|out| out.interface).collect::<Vec<_>>(), [0]);
+    flow.record.hop = Hop::default();
+    assert_eq!(resets(&flow, &listener(), &unresolved, mac), []);
+}
+
+#[test]
+fn endpoints_are_read_from_plain_frames_only() {
+    for len in 0..60 {
+        assert_eq!(endpoints(&vec![0; len]), None);
+    }
+    let frame = client_syn(&flow(Ctl::new(1, State::HalfOpen)), &listener(), OUR_MACS[0]).unwrap();
+    for cut in 0..38 {
+        assert_eq!(endpoints(&frame[..cut]), None, "{cut}");
+    }
+    let mut udp = frame.clone();
+    udp[23] = 17;
+    assert_eq!(endpoints(&udp), None);
+}

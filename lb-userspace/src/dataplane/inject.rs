@@ -1,0 +1,122 @@
+//! Sending what answers no packet: through the program itself (one engine decides, whoever brings the frame) and out by
+//! a packet socket.
+
+use anyhow::{Context, Result, bail};
+use aya::{TestRunOptions, programs::TestRun};
+use std::{io, net::SocketAddr};
+
+use super::{
+    Dataplane,
+    attach::Mode,
+    flow::{Flow, address_of},
+    frames,
+};
+
+/// What the program did with a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Injected {
+    /// Its verdict, in the hook's own numbers.
+    pub verdict: u32,
+    /// The frame as it left it.
+    pub frame: Vec<u8>,
+    /// The verdict means that the frame is to be sent.
+    pub sent: bool,
+}
+
+/// Room for what comes out: a frame with all headers, options and no payload.
+const OUTPUT: usize = 2048;
+
+/// `xdp_action` (linux/bpf.h).
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
+/// TC_ACT_REDIRECT (linux/pkt_cls.h).
+const TC_REDIRECT: u32 = 7;
+
+impl Dataplane {
+    /// Runs a frame through the program of the interface it is said to have come in by. Nothing is sent.
+    pub fn inject(&self, ifindex: u32, frame: &[u8]) -> Result<Injected> {
+        let attached = self.attached.get(&ifindex).with_context(|| format!("no program on interface {ifindex}"))?;
+        let mut output = vec![0; OUTPUT];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut output);
+        let (result, sent): (_, &[u32]) = if attached.mode == Mode::Tc {
+            let context = skb_context(ifindex);
+            options.ctx_in = Some(&context);
+            (self.programs.tc.test_run(options)?, &[TC_REDIRECT])
+        } else {
+            let context = xdp_context(ifindex, frame.len() as u32);
+            options.ctx_in = Some(&context);
+            (self.programs.xdp.test_run(options)?, &[XDP_TX, XDP_REDIRECT])
+        };
+        output.truncate(result.data_size_out as usize);
+        Ok(Injected { verdict: result.return_value, frame: output, sent: sent.contains(&result.return_value) })
+    }
+
+    /// Sends a frame as it is.
+    pub fn send(&self, ifindex: u32, frame: &[u8]) -> io::Result<()> {
+        self.socket.send(ifindex, frame)
+    }
+
+    /// For a half-open flow whose backend is silent: the client's SYN again, so that the program moves the flow on to the
+    /// next backend or refuses the client. `true`: a frame went out.
+    pub fn resend_syn(&self, flow: &Flow) -> Result<bool> {
+        let listener = self.tables.listener(flow.listener());
+        let inside = self.tables.interface(flow.record.hop.interface());
+        let Some(syn) = frames::client_syn(flow, &listener, inside.mac) else {
+            bail!("the slot of {} holds no SYN that can be sent again", flow.client());
+        };
+        let result = self.inject(inside.ifindex, &syn)?;
+        if !result.sent {
+            return Ok(false);
+        }
+        let ifindex = self.outlet(flow, &result.frame).context("the program's answer goes to nobody we know")?;
+        self.send(ifindex, &result.frame).context("cannot send the program's answer")?;
+        Ok(true)
+    }
+
+    /// The interface by which a frame about this flow leaves: towards its client, or towards the backend of a pool.
+    fn outlet(&self, flow: &Flow, frame: &[u8]) -> Option<u32> {
+        let (source, target) = frames::endpoints(frame)?;
+        let listener = self.tables.listener(flow.listener());
+        let vip = SocketAddr::new(address_of(&listener.address), u16::from_be_bytes(listener.port));
+        let hop = if SocketAddr::V4(target) == flow.client() && SocketAddr::V4(source) == vip {
+            flow.record.hop
+        } else {
+            self.tables.pool(self.tables.find_pool(target.into(), (*source.ip()).into())?).hop
+        };
+        let ifindex = self.tables.interface(hop.interface()).ifindex;
+        (hop.is_known() && ifindex != 0).then_some(ifindex)
+    }
+
+    /// Resets both sides of a flow that [`Tables::close`](super::tables::Tables::close) has just given us.
+    pub fn reset(&self, flow: &Flow) -> Result<()> {
+        let listener = self.tables.listener(flow.listener());
+        let pool = self.tables.pool(flow.pool);
+        let mac = |interface| self.tables.interface(interface).mac;
+        for out in frames::resets(flow, &listener, &pool, mac) {
+            let ifindex = self.tables.interface(out.interface).ifindex;
+            self.send(ifindex, &out.frame).with_context(|| format!("cannot reset {}", flow.client()))?;
+        }
+        Ok(())
+    }
+}
+
+/// `struct xdp_md` (linux/bpf.h): data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+fn xdp_context(ifindex: u32, len: u32) -> [u8; 24] {
+    words([0, len, 0, ifindex, 0, 0])
+}
+
+/// The beginning of `struct __sk_buff` (linux/bpf.h), up to `ifindex`: with it the kernel takes the frame for one that
+/// came in by that interface (`pkt_type`).
+fn skb_context(ifindex: u32) -> [u8; 44] {
+    words([0, 0, 0, 0, 0, 0, 0, 0, 0, ifindex, ifindex])
+}
+
+fn words<const N: usize, const BYTES: usize>(words: [u32; N]) -> [u8; BYTES] {
+    let mut bytes = [0; BYTES];
+    for (to, from) in bytes.chunks_exact_mut(4).zip(words) {
+        to.copy_from_slice(&from.to_ne_bytes());
+    }
+    bytes
+}

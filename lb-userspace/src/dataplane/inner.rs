@@ -1,0 +1,164 @@
+//! The maps inside maps: one array of slots and one ring for each pool, one ring of half-open flows and one Maglev table
+//! for each service. Made here when a pool or service first appears; the pinned outer map keeps them alive.
+
+use std::{
+    os::fd::AsFd,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::{Context, Result};
+use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray};
+
+use super::{
+    shapes::{INNER, MAPPED},
+    tables::Tables,
+};
+use crate::sys::{
+    self,
+    memory::{Record, Table},
+};
+
+/// The maps of maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outer {
+    /// By pool: its slots.
+    Slots,
+    /// By pool: the cells of its ring of free slots.
+    Free,
+    /// By service: its ring of half-open flows.
+    HalfOpen,
+    /// By service: its Maglev table.
+    Maglev,
+}
+
+impl Outer {
+    /// The name of the map.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Outer::Slots => "SLOTS",
+            Outer::Free => "FREE",
+            Outer::HalfOpen => "HALF_OPEN",
+            Outer::Maglev => "MAGLEV",
+        }
+    }
+}
+
+/// The maps that are reached by system calls.
+pub struct Kernel {
+    slots: Mutex<ArrayOfMaps<MapData>>,
+    free: Mutex<ArrayOfMaps<MapData>>,
+    half_open: Mutex<ArrayOfMaps<MapData>>,
+    maglev: Mutex<ArrayOfMaps<MapData>>,
+    links: Mutex<HashMap<MapData, u32, u32>>,
+    counters: PerCpuArray<MapData, u64>,
+    /// The outer maps once more: [`ArrayOfMaps`] does not lend its descriptor.
+    outer: [MapData; 4],
+}
+
+/// An inner map that nobody else can reach yet.
+pub struct Made<T> {
+    pub table: Table<T>,
+    map: Option<MapData>,
+}
+
+impl Kernel {
+    /// Opens the pinned maps below `maps`.
+    pub fn open(maps: &Path) -> Result<Kernel> {
+        let pinned = |name: &str| MapData::from_pin(maps.join(name)).with_context(|| format!("cannot open map {name}"));
+        let array =
+            |outer: Outer| -> Result<_> { Ok(Mutex::new(Map::from_map_data(pinned(outer.name())?)?.try_into()?)) };
+        Ok(Kernel {
+            slots: array(Outer::Slots)?,
+            free: array(Outer::Free)?,
+            half_open: array(Outer::HalfOpen)?,
+            maglev: array(Outer::Maglev)?,
+            links: Mutex::new(Map::from_map_data(pinned("LINKS")?)?.try_into()?),
+            counters: Map::from_map_data(pinned("COUNTERS")?)?.try_into()?,
+            outer: [
+                pinned(Outer::Slots.name())?,
+                pinned(Outer::Free.name())?,
+                pinned(Outer::HalfOpen.name())?,
+                pinned(Outer::Maglev.name())?,
+            ],
+        })
+    }
+
+    fn array(&self, outer: Outer) -> MutexGuard<'_, ArrayOfMaps<MapData>> {
+        let array = match outer {
+            Outer::Slots => &self.slots,
+            Outer::Free => &self.free,
+            Outer::HalfOpen => &self.half_open,
+            Outer::Maglev => &self.maglev,
+        };
+        lock(array)
+    }
+
+    /// Opens the inner map at a place; nothing if there is none.
+    pub fn open_inner<T: Record>(&self, outer: Outer, place: u16) -> Result<Option<Table<T>>> {
+        let map = match self.array(outer).get(&u32::from(place), 0) {
+            Ok(map) => map,
+            Err(MapError::KeyNotFound) => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot open {}[{place}]", outer.name())),
+        };
+        let entries = map.info()?.max_entries() as usize;
+        Ok(Some(Table::map(map.fd().as_fd(), entries)?))
+    }
+
+    /// Which interface number the kernel program finds for an interface.
+    pub fn set_link(&self, ifindex: u32, number: u8) -> Result<()> {
+        lock(&self.links).insert(ifindex, u32::from(number), 0).context("cannot write LINKS")
+    }
+
+    pub fn remove_link(&self, ifindex: u32) -> Result<()> {
+        match lock(&self.links).remove(&ifindex) {
+            Ok(()) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).context("cannot write LINKS"),
+        }
+    }
+
+    /// One counter, summed over the CPUs.
+    pub fn counter(&self, number: u32) -> Result<u64> {
+        let values = self.counters.get(&number, 0).context("cannot read COUNTERS")?;
+        Ok(values.iter().sum())
+    }
+}
+
+impl Tables {
+    /// Makes an inner map of `entries` records, zeroed.
+    pub(super) fn make<T: Record>(&self, outer: Outer, entries: u32) -> Result<Made<T>> {
+        if self.kernel.is_none() {
+            return Ok(Made { table: Table::anonymous(entries as usize)?, map: None });
+        }
+        let name = outer.name();
+        let fd = sys::bpf::create_array(name, size_of::<T>() as u32, entries, MAPPED | INNER)
+            .with_context(|| format!("cannot make an inner map of {name} with {entries} entries"))?;
+        let table = Table::map(fd.as_fd(), entries as usize)?;
+        Ok(Made { table, map: Some(MapData::from_fd(fd)?) })
+    }
+
+    /// Puts an inner map in its place; the kernel program finds it from now on.
+    pub(super) fn install<T: Record>(&self, outer: Outer, place: u16, made: &Made<T>) -> Result<()> {
+        let (Some(kernel), Some(map)) = (&self.kernel, &made.map) else { return Ok(()) };
+        let result = kernel.array(outer).set(u32::from(place), map, 0);
+        result.with_context(|| format!("cannot set {}[{place}]", outer.name()))
+    }
+
+    /// Takes an inner map out of its place, if there is one.
+    pub(super) fn delete(&self, outer: Outer, place: u16) -> Result<()> {
+        let Some(kernel) = &self.kernel else { return Ok(()) };
+        let fd = kernel.outer[outer as usize].fd().as_fd();
+        match sys::bpf::delete_inner_map(fd, u32::from(place)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot empty {}[{place}]", outer.name()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Poisoned only by a panic while held; a map's handle cannot be left half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

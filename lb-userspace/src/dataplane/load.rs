@@ -1,0 +1,154 @@
+//! Loading the programs onto the tables: new ones, or those that an earlier run has pinned.
+
+use std::{mem::offset_of, os::fd::AsFd, path::Path};
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::MapData,
+    programs::{SchedClassifier, Xdp},
+};
+use aya_obj::programs::XdpAttachType;
+use lb_common::layout::{self, Meta};
+
+use super::{
+    pins::{Pins, remove_file},
+    shapes::{compare, index_buckets, shapes},
+};
+use crate::sys::{allocator, memory::Table, random};
+
+/// The kernel programs and maps, compiled into this binary.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EVENKEEL_BPF"));
+
+const XDP: &str = "evenkeel_xdp";
+/// The name of the TC program, which a clsact filter carries too.
+pub const TC: &str = "evenkeel_tc";
+
+/// The programs in the kernel.
+pub struct Programs {
+    pub xdp: Xdp,
+    pub tc: SchedClassifier,
+}
+
+/// What was loaded, onto what.
+pub struct Loaded {
+    pub programs: Programs,
+    pub meta: Meta,
+    /// The tables were there already.
+    pub adopted: bool,
+}
+
+/// Loads the programs onto the tables that are pinned, or onto new ones for `max_connections`.
+pub fn load(pins: &Pins, max_connections: u32) -> Result<Loaded> {
+    let (meta, adopted) = match pinned_tables(pins)? {
+        Some(meta) => (meta, true),
+        None => (new_meta(max_connections)?, false),
+    };
+    let mut ebpf = load_object(pins, &meta)?;
+    if !adopted {
+        compare(&pins.maps(), meta.buckets).context("this binary's program and its controller do not fit together")?;
+        // Last of all: tables without it are taken for half made.
+        let table = Table::<Meta>::map(open_meta(pins)?.fd().as_fd(), 1)?;
+        table.publish(0, &meta, offset_of!(Meta, layout));
+    }
+    load_and_pin(&mut ebpf, pins)?;
+    drop(ebpf);
+    let programs = Programs {
+        xdp: Xdp::from_pin(pins.programs().join(XDP), XdpAttachType::Interface)?,
+        tc: SchedClassifier::from_pin(pins.programs().join(TC))?,
+    };
+    allocator::trim();
+    Ok(Loaded { programs, meta, adopted })
+}
+
+fn new_meta(max_connections: u32) -> Result<Meta> {
+    let seed = random::word().context("no random seed")?;
+    Ok(Meta { layout: layout::HASH, seed, buckets: index_buckets(max_connections), reserved: 0 })
+}
+
+/// The tables of an earlier run, if there are any and this program can work on them.
+fn pinned_tables(pins: &Pins) -> Result<Option<Meta>> {
+    let meta = if pins.has_map("META") { Some(read_meta(pins)?) } else { None };
+    match meta {
+        Some(meta) if meta.layout == layout::HASH => {
+            compare(&pins.maps(), meta.buckets).with_context(|| refusal(pins))?;
+            Ok(Some(meta))
+        }
+        Some(meta) if meta.layout != 0 => bail!(
+            "the tables in {} have layout {:#x}, this version works on {:#x}: {}",
+            pins.maps().display(),
+            meta.layout,
+            layout::HASH,
+            refusal(pins)
+        ),
+        // A run that ended while it made the tables. Nothing can be attached to them yet.
+        _ => {
+            ensure!(pins.all_links()?.is_empty(), "the tables are incomplete but in use: {}", refusal(pins));
+            pins.remove_maps()?;
+            Ok(None)
+        }
+    }
+}
+
+fn refusal(pins: &Pins) -> String {
+    format!(
+        "the tables pinned in {} cannot be taken over. Go on with the version that made them, or run `evenkeel stop \
+         --detach`, which ends all connections, and start again",
+        pins.maps().display()
+    )
+}
+
+fn open_meta(pins: &Pins) -> Result<MapData> {
+    MapData::from_pin(pins.maps().join("META")).context("cannot open map META")
+}
+
+fn read_meta(pins: &Pins) -> Result<Meta> {
+    let map = open_meta(pins)?;
+    let info = map.info()?;
+    // Too small even to say which layout it is.
+    if (info.value_size() as usize) < size_of::<Meta>() {
+        bail!("map META is not evenkeel's: {}", refusal(pins));
+    }
+    let table = Table::<Meta>::map(map.fd().as_fd(), 1).context("cannot map META")?;
+    Ok(table.read(0))
+}
+
+fn load_object(pins: &Pins, meta: &Meta) -> Result<Ebpf> {
+    let maps = pins.maps();
+    let known = shapes(meta.buckets);
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries("INDEX", meta.buckets).override_global("SEED", &meta.seed, true).override_global(
+        "BUCKETS",
+        &meta.buckets,
+        true,
+    );
+    for (name, _) in &known {
+        loader.map_pin_path(name, maps.join(name));
+    }
+    let ebpf = loader.load(OBJECT).context("the kernel does not take the program's maps")?;
+    let strange = ebpf.maps().map(|(name, _)| name).find(|name| !is_known(name, &known));
+    match strange {
+        Some(name) => bail!("the program has a map {name} that its controller does not know"),
+        None => Ok(ebpf),
+    }
+}
+
+/// Maps whose names begin with a dot are the program's own data sections.
+fn is_known<T>(name: &str, known: &[(&str, T)]) -> bool {
+    name.starts_with('.') || known.iter().any(|(wanted, _)| *wanted == name)
+}
+
+fn load_and_pin(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
+    let xdp: &mut Xdp = ebpf.program_mut(XDP).context("the object has no XDP program")?.try_into()?;
+    xdp.load().context("the kernel refuses the XDP program")?;
+    replace_pin(&pins.programs().join(XDP), |path| Ok(xdp.pin(path)?))?;
+    let tc: &mut SchedClassifier = ebpf.program_mut(TC).context("the object has no TC program")?.try_into()?;
+    tc.load().context("the kernel refuses the TC program")?;
+    replace_pin(&pins.programs().join(TC), |path| Ok(tc.pin(path)?))
+}
+
+/// The program that was pinned goes on where it is attached, until its links are given the new one.
+fn replace_pin(path: &Path, pin: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    remove_file(path)?;
+    pin(path).with_context(|| format!("cannot pin the program at {}", path.display()))
+}

@@ -1,0 +1,226 @@
+//! The datapath as the controller sees it: programs, links and maps of the kernel, and typed access to the tables in
+//! them. The only place with aya.
+//!
+//! Everything is pinned on a bpffs and outlives the process: a controller that starts finds the tables, flows and
+//! counters as they are, brings its own program to the links, and goes on.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    sync::{Arc, RwLock},
+};
+
+use anyhow::{Context, Result, bail};
+use aya::maps::MapData;
+use lb_common::layout::{ACTIVE, MAX_SERVICES, Meta, POOL_BITS};
+
+mod attach;
+mod events;
+mod flow;
+mod frames;
+mod inject;
+mod inner;
+mod load;
+mod pins;
+mod pools;
+mod shapes;
+mod slots;
+mod tables;
+
+pub use attach::{Attached, Mode, Requested};
+pub use events::Events;
+pub use flow::{Flow, Head, address_of, mapped};
+pub use inject::Injected;
+pub use pools::NewPool;
+pub use shapes::index_buckets;
+pub use tables::{BackendSetup, HalfOpen, ServiceSetup, Tables};
+
+use attach::{Hooks, detach, left_behind};
+use inner::{Kernel, Outer};
+use load::{Loaded, Programs, load};
+use pins::Pins;
+use slots::Slots;
+use tables::numbered;
+
+use crate::sys::{
+    memory::{Record, Table},
+    netdev,
+    packet_socket::PacketSocket,
+};
+
+/// What the datapath is opened with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// A folder on a mounted bpffs, of this instance alone.
+    pub bpffs: PathBuf,
+    /// Upper limit of flows. Taken when the tables are made; those that are there keep theirs.
+    pub max_connections: u32,
+}
+
+/// The open datapath.
+pub struct Dataplane {
+    pins: Pins,
+    programs: Programs,
+    meta: Meta,
+    adopted: bool,
+    tables: Arc<Tables>,
+    /// By ifindex, with what was asked for.
+    attached: BTreeMap<u32, Attached>,
+    asked: BTreeMap<u32, (Requested, bool)>,
+    socket: PacketSocket,
+}
+
+impl Dataplane {
+    /// Loads the programs onto the pinned tables, or onto new ones. Tables of another layout are refused.
+    pub fn open(options: &Options) -> Result<Dataplane> {
+        let pins = Pins::make(&options.bpffs)?;
+        let Loaded { programs, meta, adopted } = load(&pins, options.max_connections)?;
+        left_behind(&pins)?;
+        Ok(Dataplane {
+            tables: Arc::new(Tables::open(&pins)?),
+            socket: PacketSocket::open().context("cannot open a packet socket")?,
+            pins,
+            programs,
+            meta,
+            adopted,
+            attached: BTreeMap::new(),
+            asked: BTreeMap::new(),
+        })
+    }
+
+    /// Whether the tables were there already.
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// The upper limit of flows of the tables in use.
+    pub fn max_connections(&self) -> u32 {
+        shapes::index_capacity(self.meta.buckets)
+    }
+
+    /// The tables.
+    pub fn tables(&self) -> &Arc<Tables> {
+        &self.tables
+    }
+
+    /// The reading end of the ring buffer; only one may be in use. Inside a tokio runtime.
+    pub fn events(&self) -> Result<Events> {
+        Events::open(&self.pins.maps())
+    }
+
+    /// Puts the program on an interface, or brings it up to date there: another hook takes over without a gap. The
+    /// interface is entered in the tables first.
+    pub fn attach(&mut self, interface: &str, requested: Requested, clsact: bool) -> Result<Attached> {
+        let device = netdev::by_name(interface).with_context(|| format!("no interface {interface}"))?;
+        let number = self.tables.place_interface(device.ifindex, device.mac)?;
+        if let Some(attached) = self.attached.get_mut(&device.ifindex)
+            && self.asked.get(&device.ifindex) == Some(&(requested, clsact))
+        {
+            attached.mac = device.mac;
+            return Ok(attached.clone());
+        }
+        let mut hooks = Hooks { pins: &self.pins, programs: &mut self.programs };
+        let (mode, reason) = hooks.attach(&device, requested, clsact)?;
+        let ifindex = device.ifindex;
+        let attached = Attached { interface: device.name, ifindex, number, mac: device.mac, mode, reason };
+        self.attached.insert(ifindex, attached.clone());
+        self.asked.insert(ifindex, (requested, clsact));
+        Ok(attached)
+    }
+
+    /// The interfaces with the program on them, of this run.
+    pub fn attached(&self) -> Vec<Attached> {
+        self.attached.values().cloned().collect()
+    }
+
+    /// Interfaces on which an earlier run has left its program and this one has not been asked to attach yet.
+    pub fn left_attached(&self) -> Result<Vec<String>> {
+        let mut found = left_behind(&self.pins)?;
+        found.retain(|ifindex, _| !self.attached.contains_key(ifindex));
+        Ok(found.into_values().collect())
+    }
+
+    /// Takes the program from an interface.
+    pub fn detach(&mut self, interface: &str) -> Result<()> {
+        let by_name = self.attached.values().find(|attached| attached.interface == interface);
+        let ifindex = match by_name {
+            Some(attached) => attached.ifindex,
+            None => netdev::index_of(interface).with_context(|| format!("no interface {interface}"))?,
+        };
+        for (of, hook) in self.pins.all_links()? {
+            if of == ifindex {
+                detach(&self.pins, ifindex, hook)?;
+            }
+        }
+        self.attached.remove(&ifindex);
+        self.asked.remove(&ifindex);
+        self.tables.remove_interface(ifindex)
+    }
+
+    /// Takes everything away: links, programs, tables and the folder. All connections through us end.
+    pub fn detach_all(self) -> Result<()> {
+        remove_all(self.pins)
+    }
+}
+
+/// The same for what an earlier run has left in a folder.
+pub fn detach_left_behind(bpffs: &Path) -> Result<()> {
+    Pins::existing(bpffs).map_or(Ok(()), remove_all)
+}
+
+fn remove_all(pins: Pins) -> Result<()> {
+    for (ifindex, hook) in pins.all_links()? {
+        detach(&pins, ifindex, hook)?;
+    }
+    pins.remove()
+}
+
+impl Tables {
+    /// Maps all tables pinned in a folder, the inner ones of the pools and services in use too.
+    fn open(pins: &Pins) -> Result<Tables> {
+        let maps = pins.maps();
+        let mut tables = Tables {
+            listeners: mapped_table(&maps, "LISTENERS")?,
+            pools: mapped_table(&maps, "POOLS")?,
+            rings: mapped_table(&maps, "RINGS")?,
+            backends: mapped_table(&maps, "BACKENDS")?,
+            services: mapped_table(&maps, "SERVICES")?,
+            interfaces: mapped_table(&maps, "INTERFACES")?,
+            connect_times: mapped_table(&maps, "CONNECT_TIMES")?,
+            slots: RwLock::new(vec![None; 1 << POOL_BITS]),
+            half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
+            kernel: None,
+        };
+        let kernel = Kernel::open(&maps)?;
+        tables.adopt_inner(&kernel)?;
+        tables.kernel = Some(kernel);
+        Ok(tables)
+    }
+
+    fn adopt_inner(&mut self, kernel: &Kernel) -> Result<()> {
+        for (number, record) in numbered(&self.pools).filter(|(_, record)| record.state == ACTIVE) {
+            let slots = kernel.open_inner(Outer::Slots, number)?;
+            let (Some(slots), Some(free)) = (slots, kernel.open_inner(Outer::Free, number)?) else {
+                bail!("pool {number} has no slots: the tables are damaged");
+            };
+            if slots.len() != usize::from(record.ports) || free.len() != slots::free_lines(record.ports.into()) as usize
+            {
+                bail!("pool {number} has {} slots, not {}: the tables are damaged", slots.len(), record.ports);
+            }
+            tables::write(&self.slots)[usize::from(number)] = Some(Arc::new(Slots::new(number, slots, free)));
+        }
+        for number in 0..MAX_SERVICES as u16 {
+            let ring = kernel.open_inner(Outer::HalfOpen, number)?;
+            tables::write(&self.half_open)[usize::from(number)] = ring.map(Arc::new);
+        }
+        Ok(())
+    }
+}
+
+fn mapped_table<T: Record>(maps: &Path, name: &str) -> Result<Table<T>> {
+    let map = MapData::from_pin(maps.join(name)).with_context(|| format!("cannot open map {name}"))?;
+    // Type, value size and entries were compared before the program was loaded.
+    let entries = map.info()?.max_entries() as usize;
+    Table::map(map.fd().as_fd(), entries).with_context(|| format!("cannot map {name}"))
+}

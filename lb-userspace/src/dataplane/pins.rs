@@ -1,0 +1,158 @@
+//! The folder on the bpffs where programs, links and maps outlive the process.
+//!
+//! ```text
+//! BPFFS/maps/NAME               every map
+//! BPFFS/programs/NAME           the programs now in use
+//! BPFFS/links/IFINDEX-xdp       a native XDP link      (a folder on a bpffs takes no names with dots: no "eth0.100")
+//! BPFFS/links/IFINDEX-generic   a generic XDP link
+//! BPFFS/links/IFINDEX-tcx       a tcx link
+//! BPFFS/links/IFINDEX-clsact    a folder that stands for a clsact filter, which cannot be pinned
+//! ```
+
+use std::{
+    fs::{self, DirBuilder},
+    io::{self, ErrorKind},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::sys::mount;
+
+/// The folder of one instance.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+/// How a program hangs on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    /// XDP in the driver.
+    Xdp,
+    /// XDP on socket buffers.
+    Generic,
+    /// TC by a link (6.6 and newer).
+    Tcx,
+    /// TC by a filter of the clsact queueing discipline.
+    Clsact,
+}
+
+impl Hook {
+    const ALL: [Hook; 4] = [Hook::Xdp, Hook::Generic, Hook::Tcx, Hook::Clsact];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Hook::Xdp => "xdp",
+            Hook::Generic => "generic",
+            Hook::Tcx => "tcx",
+            Hook::Clsact => "clsact",
+        }
+    }
+}
+
+impl Pins {
+    /// The folder at `root`, made if it does not exist. It has to be on a mounted bpffs.
+    pub fn make(root: &Path) -> Result<Pins> {
+        if !mount::is_bpffs(root) {
+            bail!(
+                "{} is not on a mounted bpffs: mount one (`mount -t bpf bpffs /sys/fs/bpf`), or let evenkeel do it with \
+                 `run --mount-bpffs`",
+                root.display()
+            );
+        }
+        let pins = Pins { root: root.to_owned() };
+        for folder in [root.to_owned(), pins.maps(), pins.programs(), pins.links()] {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+            made.with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        }
+        Ok(pins)
+    }
+
+    /// The folder at `root` as it is; nothing if it does not exist.
+    pub fn existing(root: &Path) -> Option<Pins> {
+        root.is_dir().then(|| Pins { root: root.to_owned() })
+    }
+
+    pub fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    pub fn programs(&self) -> PathBuf {
+        self.root.join("programs")
+    }
+
+    fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// Where the link of an interface is pinned.
+    pub fn link(&self, ifindex: u32, hook: Hook) -> PathBuf {
+        self.links().join(format!("{ifindex}-{}", hook.name()))
+    }
+
+    /// Every link of this run and of those before.
+    pub fn all_links(&self) -> Result<Vec<(u32, Hook)>> {
+        let parse = |name: &str| -> Option<(u32, Hook)> {
+            let (ifindex, hook) = name.split_once('-')?;
+            Some((ifindex.parse().ok()?, Hook::ALL.into_iter().find(|known| known.name() == hook)?))
+        };
+        let mut links: Vec<_> = names(&self.links())?.iter().filter_map(|name| parse(name)).collect();
+        links.sort_unstable();
+        Ok(links)
+    }
+
+    /// Whether there is a pinned map of this name.
+    pub fn has_map(&self, name: &str) -> bool {
+        self.maps().join(name).exists()
+    }
+
+    /// Takes away all pinned maps; they are gone once no program and no process holds them.
+    pub fn remove_maps(&self) -> Result<()> {
+        remove_files(&self.maps())
+    }
+
+    /// Takes away the whole folder. The links come first: with the last one gone, nothing runs that needs the maps.
+    pub fn remove(self) -> Result<()> {
+        remove_files(&self.links())?;
+        remove_files(&self.programs())?;
+        remove_files(&self.maps())?;
+        for folder in [self.links(), self.programs(), self.maps()] {
+            missing_is_fine(fs::remove_dir(&folder)).with_context(|| format!("cannot remove {}", folder.display()))?;
+        }
+        match fs::remove_dir(&self.root) {
+            // The bpffs is mounted at this very folder, for this instance alone.
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+                mount::unmount_bpffs(&self.root)?;
+                missing_is_fine(fs::remove_dir(&self.root)).context("cannot remove the mount point")
+            }
+            removed => missing_is_fine(removed).with_context(|| format!("cannot remove {}", self.root.display())),
+        }
+    }
+}
+
+/// Unpins or removes a path; fine if there is none.
+pub fn remove_file(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
+    missing_is_fine(removed).with_context(|| format!("cannot remove {}", path.display()))
+}
+
+fn remove_files(folder: &Path) -> Result<()> {
+    names(folder)?.iter().try_for_each(|name| remove_file(&folder.join(name)))
+}
+
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("cannot list {}", folder.display()))?,
+    };
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

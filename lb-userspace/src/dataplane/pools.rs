@@ -1,0 +1,107 @@
+//! Making and removing pools: the slots of one (backend address:port, SNAT address).
+
+use std::{
+    mem::offset_of,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, ensure};
+use lb_common::{
+    hash,
+    layout::{ACTIVE, DELETED, FreeLine, Hop, POOL_BITS, Pool, Slot},
+};
+
+use super::{
+    flow::mapped,
+    inner::Outer,
+    slots::{Slots, free_lines},
+    tables::{Tables, find_place, ipv4_word, write},
+};
+
+/// A pool to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewPool {
+    /// The backend's address and port.
+    pub backend: SocketAddr,
+    /// The source address that the backend sees.
+    pub snat: IpAddr,
+    /// The SNAT port of slot 0.
+    pub first_port: u16,
+    /// How many ports there are; at least 1.
+    pub ports: u16,
+    /// Ports that are never used: those of listeners at the SNAT address.
+    pub reserved: Vec<u16>,
+    /// Next hop towards the backend, if it is known.
+    pub hop: Hop,
+}
+
+impl Tables {
+    /// The pool of a backend and a SNAT address.
+    pub fn find_pool(&self, backend: SocketAddr, snat: IpAddr) -> Option<u16> {
+        let place = self.pool_place(backend, snat).ok()?;
+        (self.pool(place).state == ACTIVE).then_some(place)
+    }
+
+    fn pool_place(&self, backend: SocketAddr, snat: IpAddr) -> Result<u16> {
+        let (octets, port, source) = (mapped(backend.ip()), backend.port().to_be_bytes(), mapped(snat));
+        let snat_word = ipv4_word(SocketAddr::new(snat, 0))?;
+        let start = hash::pool_place(ipv4_word(backend)?, u16::from_ne_bytes(port), snat_word, POOL_BITS);
+        let same = |place: usize| {
+            let record = self.pools.read(place);
+            (record.backend, record.port, record.snat) == (octets, port, source)
+        };
+        let place = find_place(start, POOL_BITS, |place| self.pools.read(place).state, same);
+        Ok(place.with_context(|| format!("no room for backend {backend}: its places are taken by others"))? as u16)
+    }
+
+    /// Makes a pool with all its slots free. It must not exist yet.
+    pub fn create_pool(&self, new: &NewPool) -> Result<u16> {
+        let ports = u32::from(new.ports);
+        ensure!(ports > 0 && u32::from(new.first_port) + ports <= 1 << 16, "no valid range of SNAT ports");
+        let number = self.pool_place(new.backend, new.snat)?;
+        ensure!(self.pool(number).state != ACTIVE, "the pool of {} and {} exists already", new.backend, new.snat);
+        let slots = self.make::<Slot>(Outer::Slots, ports)?;
+        let free = self.make::<FreeLine>(Outer::Free, free_lines(ports))?;
+        self.install(Outer::Slots, number, &slots)?;
+        self.install(Outer::Free, number, &free)?;
+        let slots = Slots::new(number, slots.table, free.table);
+        slots.fill(&self.rings, |slot| new.reserved.contains(&(new.first_port + slot)));
+        write(&self.slots)[usize::from(number)] = Some(Arc::new(slots));
+        let record = Pool {
+            backend: mapped(new.backend.ip()),
+            snat: mapped(new.snat),
+            port: new.backend.port().to_be_bytes(),
+            first_port: new.first_port,
+            ports: new.ports,
+            family: 4,
+            state: ACTIVE,
+            hop: new.hop,
+            reserved: [0; 2],
+        };
+        self.pools.publish(number.into(), &record, offset_of!(Pool, state));
+        Ok(number)
+    }
+
+    /// Takes a port out of use for good, since a listener was added at the SNAT address. `false`: a connection has it
+    /// just now, ask again later.
+    pub fn reserve_port(&self, pool: u16, port: u16) -> bool {
+        let Some(slots) = self.slots_of(pool) else { return true };
+        match port.checked_sub(self.pool(pool).first_port) {
+            Some(slot) if u32::from(slot) < slots.len() => slots.retire(slot),
+            _ => true,
+        }
+    }
+
+    /// Removes a pool in which no connection is open, and frees its memory.
+    pub fn remove_pool(&self, number: u16) -> Result<()> {
+        let open = self.heads(number, 0..u32::MAX).filter(|head| head.ctl.state().is_active()).count();
+        ensure!(open == 0, "{open} connections are open in pool {number}");
+        let mut record = self.pool(number);
+        record.state = DELETED;
+        self.pools.publish(number.into(), &record, offset_of!(Pool, state));
+        write(&self.slots)[usize::from(number)] = None;
+        self.delete(Outer::Slots, number)?;
+        self.delete(Outer::Free, number)
+    }
+}

@@ -1,0 +1,113 @@
+//! The type, sizes and flags of every map, compared before a program is loaded onto pinned maps: the loader takes what
+//! it finds without a look.
+
+use std::{fmt, path::Path};
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{MapData, MapType};
+use lb_common::{
+    hash,
+    layout::{
+        Backend, ConnectTimes, EVENTS_BYTES, Interface, LISTENER_BITS, Listener, MAX_BACKENDS, MAX_INTERFACES,
+        MAX_SERVICES, Meta, POOL_BITS, Pool, Ring, Service,
+    },
+    verdict::REASON_LIMIT,
+};
+
+/// BPF_F_MMAPABLE.
+pub const MAPPED: u32 = 1 << 10;
+/// BPF_F_INNER_MAP: inner maps of one outer map may differ in size (5.10).
+pub const INNER: u32 = 1 << 12;
+
+/// What a map is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    kind: MapType,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shape { kind, key, value, entries, flags } = self;
+        write!(out, "{kind:?} of {entries} entries, key {key} and value {value} bytes, flags {flags:#x}")
+    }
+}
+
+/// Buckets of the flow index for so many connections: at most half the places are taken (two buckets per tuple need
+/// that, see `design.md`).
+pub fn index_buckets(max_connections: u32) -> u32 {
+    (u64::from(max_connections) * 2).div_ceil(u64::from(hash::BUCKET)).clamp(1, u64::from(u32::MAX)) as u32
+}
+
+/// The connections for which an index of so many buckets was made.
+pub fn index_capacity(buckets: u32) -> u32 {
+    (u64::from(buckets) * u64::from(hash::BUCKET) / 2).min(u64::from(u32::MAX)) as u32
+}
+
+/// Every map of the program, by name.
+pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
+    let mapped = |value: usize, entries: u32| Shape {
+        kind: MapType::Array,
+        key: 4,
+        value: value as u32,
+        entries,
+        flags: MAPPED,
+    };
+    let outer = |entries| Shape { kind: MapType::ArrayOfMaps, key: 4, value: 4, entries, flags: 0 };
+    let per_cpu = |value, entries| Shape { kind: MapType::PerCpuArray, key: 4, value, entries, flags: 0 };
+    vec![
+        ("META", mapped(size_of::<Meta>(), 1)),
+        ("LISTENERS", mapped(size_of::<Listener>(), 1 << LISTENER_BITS)),
+        ("INTERFACES", mapped(size_of::<Interface>(), MAX_INTERFACES)),
+        ("POOLS", mapped(size_of::<Pool>(), 1 << POOL_BITS)),
+        ("RINGS", mapped(size_of::<Ring>(), 1 << POOL_BITS)),
+        ("BACKENDS", mapped(size_of::<Backend>(), MAX_BACKENDS)),
+        ("SERVICES", mapped(size_of::<Service>(), MAX_SERVICES)),
+        ("CONNECT_TIMES", mapped(size_of::<ConnectTimes>(), MAX_BACKENDS)),
+        ("INDEX", mapped(8 * hash::BUCKET as usize, buckets)),
+        ("SLOTS", outer(1 << POOL_BITS)),
+        ("FREE", outer(1 << POOL_BITS)),
+        ("HALF_OPEN", outer(MAX_SERVICES)),
+        ("MAGLEV", outer(MAX_SERVICES)),
+        ("LINKS", Shape { kind: MapType::Hash, key: 4, value: 4, entries: MAX_INTERFACES, flags: 0 }),
+        ("COUNTERS", per_cpu(8, REASON_LIMIT)),
+        ("RST_TOKENS", per_cpu(16, 1)),
+        ("EVENTS", Shape { kind: MapType::RingBuf, key: 0, value: 0, entries: EVENTS_BYTES, flags: 0 }),
+    ]
+}
+
+/// Compares every map pinned in a folder with what the program wants.
+pub fn compare(maps: &Path, buckets: u32) -> Result<()> {
+    for (name, wanted) in shapes(buckets) {
+        let info = MapData::from_pin(maps.join(name)).and_then(|map| map.info());
+        let info = info.with_context(|| format!("cannot open map {}", maps.join(name).display()))?;
+        let found = Shape {
+            kind: info.map_type()?,
+            key: info.key_size(),
+            value: info.value_size(),
+            entries: info.max_entries(),
+            flags: info.map_flags(),
+        };
+        if found != wanted {
+            bail!("map {name} is {found}, but this program wants {wanted}");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_has_twice_as_many_places_as_connections() {
+        assert_eq!(index_buckets(262_144), 65_536);
+        assert_eq!(index_capacity(65_536), 262_144);
+        assert_eq!((index_buckets(0), index_buckets(1), index_buckets(5)), (1, 1, 2));
+        assert_eq!(index_buckets(u32::MAX), 1 << 30);
+        assert!(index_capacity(index_buckets(100_001)) >= 100_001);
+    }
+}

@@ -1,0 +1,180 @@
+//! The slots and the ring of free slots of one pool, and what user space may change in them.
+//!
+//! Every change of a slot's state is one compare-and-swap of its word, against the kernel program and against ourselves;
+//! who wins it does the consequences exactly once.
+
+use std::{
+    mem::offset_of,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
+};
+
+use lb_common::{
+    layout::{FreeLine, Ring, Slot},
+    ring,
+    slot::{Ctl, KILLED, State},
+    verdict::Reason,
+};
+
+use super::flow::{Flow, Head};
+use crate::sys::memory::Table;
+
+/// How often a copy is tried while the slot changes under it.
+const COPY_TRIES: usize = 4;
+
+/// The inner maps of one pool.
+pub struct Slots {
+    /// The pool's number.
+    pub pool: u16,
+    slots: Table<Slot>,
+    free: Table<FreeLine>,
+}
+
+impl Slots {
+    pub fn new(pool: u16, slots: Table<Slot>, free: Table<FreeLine>) -> Slots {
+        Slots { pool, slots, free }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// A slot's word, with what was written before it.
+    pub fn ctl(&self, slot: u16) -> Ctl {
+        Ctl(self.slots.word64(slot.into(), offset_of!(Slot, ctl)).load(Ordering::Acquire))
+    }
+
+    /// The client's address and port and the listener, as in the flow index.
+    pub fn key(&self, slot: u16) -> u64 {
+        self.slots.word64(slot.into(), offset_of!(Slot, key)).load(Ordering::Relaxed)
+    }
+
+    fn swap(&self, slot: u16, from: Ctl, to: Ctl) -> bool {
+        let word = self.slots.word64(slot.into(), offset_of!(Slot, ctl));
+        word.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The slots of `range` that hold a connection or are held back, each by one cache line.
+    pub fn heads(self: Arc<Slots>, range: Range<u32>) -> impl Iterator<Item = Head> {
+        (range.start..range.end.min(self.len())).filter_map(move |slot| self.head(slot as u16))
+    }
+
+    fn head(&self, slot: u16) -> Option<Head> {
+        let ctl = self.ctl(slot);
+        if !ctl.state().is_active() && ctl.state() != State::Abandoned {
+            return None;
+        }
+        let last_seen = self.slots.word32(slot.into(), offset_of!(Slot, last_seen)).load(Ordering::Relaxed);
+        let backend = self.slots.word32(slot.into(), BACKEND_WORD).load(Ordering::Relaxed).to_ne_bytes();
+        Some(Head { slot, ctl, last_seen, backend: u16::from_ne_bytes([backend[0], backend[1]]) })
+    }
+
+    /// A copy of what a slot holds, all of one generation and state; nothing if it holds no connection or changes hands
+    /// just now.
+    pub fn flow(&self, slot: u16) -> Option<Flow> {
+        if usize::from(slot) >= self.slots.len() {
+            return None;
+        }
+        for _ in 0..COPY_TRIES {
+            let ctl = self.ctl(slot);
+            if matches!(ctl.state(), State::Free | State::Claiming) {
+                return None;
+            }
+            let record = self.slots.read(slot.into());
+            // The reads of the record come before the second look at its word.
+            fence(Ordering::Acquire);
+            if self.ctl(slot) == ctl {
+                return Some(Flow { pool: self.pool, slot, ctl, record });
+            }
+        }
+        None
+    }
+
+    /// Puts an idle flow under suspicion; any packet swings it back.
+    pub fn suspect(&self, slot: u16, ctl: Ctl) -> bool {
+        matches!(ctl.state(), State::Established | State::ClosingClient | State::ClosingBackend)
+            && self.swap(slot, ctl, ctl.suspected())
+    }
+
+    /// Ends a flow whose word is still `ctl`. The winner gets the flow as it was and owes the consequences: counters,
+    /// [`push`](Self::push), RSTs.
+    pub fn close(&self, slot: u16, ctl: Ctl, reason: Reason) -> Option<Flow> {
+        if !ctl.state().is_active() {
+            return None;
+        }
+        let before = self.flow(slot).filter(|flow| flow.ctl == ctl)?;
+        let closed = ctl.with_flags(KILLED).closed(reason as u8);
+        if !self.swap(slot, ctl, closed) {
+            return None;
+        }
+        // From here on no packet is forwarded, so these are the last sequence numbers; the slot is not in the ring yet, and
+        // only a search in need (ring empty) could have claimed it meanwhile.
+        let after = self.flow(slot).filter(|flow| flow.ctl == closed);
+        Some(Flow { ctl, ..after.unwrap_or(before) })
+    }
+
+    /// Ends the time for which a slot is held back. The winner owes the [`push`](Self::push).
+    pub fn release(&self, slot: u16, ctl: Ctl) -> bool {
+        ctl.state() == State::Abandoned && self.swap(slot, ctl, ctl.with_state(State::Closed))
+    }
+
+    /// Takes a slot out of use for good, if it holds no flow: as if it were being claimed for ever, so that whoever pops
+    /// it skips it. The flag tells it from a claim of the kernel program.
+    pub fn retire(&self, slot: u16) -> bool {
+        let ctl = self.ctl(slot);
+        match ctl.state() {
+            State::Claiming => ctl.flags() & KILLED != 0,
+            State::Free | State::Closed => self.swap(slot, ctl, ctl.claimed().with_flags(KILLED)),
+            _ => false,
+        }
+    }
+
+    /// Appends a free slot to the ring whose ends are record `index` of `rings` (see [`ring`]).
+    pub fn push(&self, rings: &Table<Ring>, slot: u16) {
+        let index = usize::from(self.pool);
+        let bits = rings.word32(index, offset_of!(Ring, bits)).load(Ordering::Relaxed);
+        let position = rings.word32(index, offset_of!(Ring, tail)).fetch_add(1, Ordering::AcqRel);
+        self.store_cell(position, bits, ring::cell(position, slot.into(), bits));
+    }
+
+    fn store_cell(&self, position: u32, bits: u32, cell: u32) {
+        let place = position as usize & ((1 << bits) - 1);
+        self.free.word32(place >> 4, (place & 15) * 4).store(cell, Ordering::Release);
+    }
+
+    /// Fills a new ring with all slots but those that `skip` names. Nobody else may use the pool yet.
+    pub fn fill(&self, rings: &Table<Ring>, skip: impl Fn(u16) -> bool) {
+        let bits = ring_bits(self.len());
+        // What was not pushed yet must look like a lap that is over: zero would read as "slot 0" of the first lap.
+        for position in 0..1_u32 << bits {
+            self.store_cell(position, bits, ring::cell(position.wrapping_sub(1 << bits), 0, bits));
+        }
+        let index = usize::from(self.pool);
+        let ring = Ring { head: 0, tail: 0, reclaim: 0, bits, reserved: [0; 12] };
+        rings.publish(index, &ring, offset_of!(Ring, bits));
+        for slot in (0..self.len()).map(|slot| slot as u16).filter(|slot| !skip(*slot)) {
+            self.push(rings, slot);
+        }
+    }
+}
+
+/// Two bytes `backend`, one `tries`, one `heals`: the word that holds the backend.
+const BACKEND_WORD: usize = offset_of!(Slot, backend);
+const _: () = assert!(BACKEND_WORD.is_multiple_of(4));
+
+/// The size of the ring for a pool of `slots`, in bits.
+pub fn ring_bits(slots: u32) -> u32 {
+    ring::bits(slots).max(lb_common::layout::MIN_RING_BITS)
+}
+
+/// Lines of the ring for a pool of `slots`.
+pub fn free_lines(slots: u32) -> u32 {
+    (1 << ring_bits(slots)) / 16
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,509 @@
+//! The tables that the kernel program and the controller share, as typed records.
+//!
+//! A record is written so that the kernel program never acts on half of it: the word that makes it valid (state, count)
+//! goes last, with release ordering, and records that the kernel program writes too are changed by the word only.
+//! No method waits; the locks are held for a pointer's copy or one system call.
+
+use std::{
+    mem::offset_of,
+    net::SocketAddr,
+    ops::Range,
+    sync::{Arc, RwLock, atomic::Ordering},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use lb_common::{
+    hash,
+    layout::{
+        ACTIVE, BACKUP, Backend, CLOSING, CONNECT_TIME_BUCKETS, ConnectTimes, DELETED, EMPTY, Hop, Interface,
+        LISTENER_BITS, LOG, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICE_BACKENDS, MAX_SERVICES,
+        MAX_SNAT, MaglevLine, POOL_BITS, Pool, Ring, Service, half_open_flow,
+    },
+    schedule::MAGLEV_PLACES,
+    slot::{CONNECTED, Ctl},
+    verdict::Reason,
+};
+
+use super::{
+    flow::{Flow, Head, mapped},
+    inner::{Kernel, Outer},
+    slots::Slots,
+};
+use crate::sys::memory::{Record, Table};
+
+/// All tables. Shared between the controller's shell and the threads that answer questions.
+pub struct Tables {
+    pub(super) listeners: Table<Listener>,
+    pub(super) pools: Table<Pool>,
+    pub(super) rings: Table<Ring>,
+    pub(super) backends: Table<Backend>,
+    pub(super) services: Table<Service>,
+    pub(super) interfaces: Table<Interface>,
+    pub(super) connect_times: Table<ConnectTimes>,
+    /// The inner maps of the pools, by number.
+    pub(super) slots: RwLock<Vec<Option<Arc<Slots>>>>,
+    /// The rings of half-open flows of the services, by number.
+    pub(super) half_open: RwLock<Vec<Option<Arc<Table<u64>>>>>,
+    /// The maps behind all this; nothing if the tables stand in plain memory.
+    pub(super) kernel: Option<Kernel>,
+}
+
+/// How a backend is to be used: what the controller may change while connections are open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendSetup {
+    /// The service, its place in SERVICES.
+    pub service: u16,
+    /// Share of new connections; at least 1.
+    pub weight: u32,
+    /// Most active connections; 0: no limit.
+    pub max_conns: u32,
+    /// Used only when no other backend is up.
+    pub backup: bool,
+    /// How long a failed trial keeps it out, in nanoseconds.
+    pub retry_after_ns: u64,
+    /// Its pools, one for each SNAT address; at most [`MAX_SNAT`].
+    pub pools: Vec<u16>,
+}
+
+/// How a service balances.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSetup {
+    /// How long a backend has for its SYN-ACK, in nanoseconds.
+    pub connect_timeout_ns: u64,
+    /// One of `schedule::{LEAST_CONN, ROUND_ROBIN, RANDOM_TWO, HASH}`.
+    pub balance: u32,
+    /// Most backends one connection tries; at least 1.
+    pub tries: u32,
+    /// Cells of its ring of half-open flows (`max_half_open`); at least 1.
+    pub half_open_cells: u32,
+    /// Whether an event is wanted for every connection that ends.
+    pub log: bool,
+    /// Its backends, places in BACKENDS; at most [`MAX_SERVICE_BACKENDS`].
+    pub backends: Vec<u16>,
+}
+
+/// A cell of a service's ring of half-open flows. The flow it names may have gone on meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HalfOpen {
+    /// The pool.
+    pub pool: u16,
+    /// The slot in its pool.
+    pub slot: u16,
+    /// The lower 31 bits of the slot's generation.
+    pub generation: u32,
+}
+
+impl Tables {
+    /// Tables in plain memory, without a kernel program: for simulations of the controller.
+    pub fn in_memory() -> Result<Tables> {
+        let tables = Tables {
+            listeners: Table::anonymous(1 << LISTENER_BITS)?,
+            pools: Table::anonymous(1 << POOL_BITS)?,
+            rings: Table::anonymous(1 << POOL_BITS)?,
+            backends: Table::anonymous(MAX_BACKENDS as usize)?,
+            services: Table::anonymous(MAX_SERVICES as usize)?,
+            interfaces: Table::anonymous(MAX_INTERFACES as usize)?,
+            connect_times: Table::anonymous(MAX_BACKENDS as usize)?,
+            slots: RwLock::new(vec![None; 1 << POOL_BITS]),
+            half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
+            kernel: None,
+        };
+        Ok(tables)
+    }
+
+    // ---- listeners ----
+
+    /// The listener for an address, made if there is none; it takes connections from now on.
+    pub fn place_listener(&self, address: SocketAddr, service: u16) -> Result<u16> {
+        ensure!(u32::from(service) < MAX_SERVICES, "service number {service} is out of range");
+        let octets = mapped(address.ip());
+        let port = address.port().to_be_bytes();
+        let start = hash::listener_place(ipv4_word(address)?, u16::from_ne_bytes(port), LISTENER_BITS);
+        let same = |place: usize| {
+            let record = self.listeners.read(place);
+            (record.address, record.port) == (octets, port)
+        };
+        let state = |place: usize| self.listeners.read(place).state;
+        let place = find_place(start, LISTENER_BITS, state, same)
+            .with_context(|| format!("no room for listener {address}: its places in the table are taken by others"))?;
+        let record = Listener { address: octets, port, service, family: 4, state: ACTIVE, reserved: [0; 10] };
+        self.listeners.publish(place, &record, offset_of!(Listener, state));
+        Ok(place as u16)
+    }
+
+    /// No new connections for a listener; those it has go on.
+    pub fn close_listener(&self, number: u16) {
+        self.set_listener_state(number, CLOSING);
+    }
+
+    /// Frees a listener's place. Its last connection must be over.
+    pub fn delete_listener(&self, number: u16) {
+        self.set_listener_state(number, DELETED);
+    }
+
+    fn set_listener_state(&self, number: u16, state: u8) {
+        let mut record = self.listeners.read(number.into());
+        record.state = state;
+        self.listeners.publish(number.into(), &record, offset_of!(Listener, state));
+    }
+
+    /// A listener's record.
+    pub fn listener(&self, number: u16) -> Listener {
+        self.listeners.read(number.into())
+    }
+
+    /// All listeners that have connections or may get some.
+    pub fn listeners(&self) -> Vec<(u16, Listener)> {
+        numbered(&self.listeners).filter(|(_, record)| matches!(record.state, ACTIVE | CLOSING)).collect()
+    }
+
+    // ---- pools ----
+
+    /// A pool's record.
+    pub fn pool(&self, number: u16) -> Pool {
+        self.pools.read(number.into())
+    }
+
+    /// All pools in use.
+    pub fn pools(&self) -> Vec<(u16, Pool)> {
+        numbered(&self.pools).filter(|(_, record)| record.state == ACTIVE).collect()
+    }
+
+    /// Brings a pool's next hop up to date.
+    pub fn set_pool_hop(&self, number: u16, hop: Hop) {
+        self.pools.word64(number.into(), offset_of!(Pool, hop)).store(hop.0, Ordering::Release);
+    }
+
+    /// How many slots wait in a pool's ring.
+    pub fn free_slots(&self, pool: u16) -> u32 {
+        let head = self.rings.word32(pool.into(), offset_of!(Ring, head)).load(Ordering::Acquire);
+        let tail = self.rings.word32(pool.into(), offset_of!(Ring, tail)).load(Ordering::Acquire);
+        // Popped and pushed between the two reads: not more than there are.
+        tail.wrapping_sub(head).min(self.slots(pool))
+    }
+
+    // ---- backends ----
+
+    /// Empties a backend's record for a new owner. No connection may be open to it.
+    pub fn reset_backend(&self, number: u16) {
+        self.backends.publish(number.into(), &Backend::default(), offset_of!(Backend, admission));
+        self.connect_times.publish(number.into(), &[0; CONNECT_TIME_BUCKETS], 0);
+    }
+
+    /// Writes what the controller decides about a backend, but for its admission; counters are left alone.
+    pub fn configure_backend(&self, number: u16, setup: &BackendSetup) {
+        let index = usize::from(number);
+        let store = |offset: usize, value: u32| self.backends.word32(index, offset).store(value, Ordering::Relaxed);
+        store(offset_of!(Backend, weight), setup.weight.max(1));
+        store(offset_of!(Backend, max_conns), setup.max_conns);
+        store(offset_of!(Backend, flags), if setup.backup { BACKUP } else { 0 });
+        let retry_after = self.backends.word64(index, offset_of!(Backend, retry_after));
+        retry_after.store(setup.retry_after_ns, Ordering::Relaxed);
+        let mut pools = [0; MAX_SNAT as usize];
+        let count = setup.pools.len().min(pools.len());
+        pools[..count].copy_from_slice(&setup.pools[..count]);
+        for (place, pair) in pools.chunks_exact(2).enumerate() {
+            store(offset_of!(Backend, pools) + place * 4, word_of(pair[0], pair[1]));
+        }
+        let word = self.backends.word32(index, offset_of!(Backend, service));
+        word.store(word_of(setup.service, count as u16), Ordering::Release);
+    }
+
+    /// Decides what a backend may be given: `NONE`, `OUT` (a trial connection from `retry_at` on, CLOCK_MONOTONIC in
+    /// nanoseconds) or `UP`.
+    pub fn admit(&self, backend: u16, admission: u32, retry_at: u64) {
+        let index = usize::from(backend);
+        self.backends.word64(index, offset_of!(Backend, retry_at)).store(retry_at, Ordering::Release);
+        self.backends.word32(index, offset_of!(Backend, admission)).store(admission, Ordering::Release);
+    }
+
+    /// The same, unless the kernel program has changed the admission meanwhile (a trial that succeeded).
+    pub fn swap_admission(&self, backend: u16, from: u32, to: u32, retry_at: u64) -> bool {
+        let index = usize::from(backend);
+        let word = self.backends.word32(index, offset_of!(Backend, admission));
+        if word.load(Ordering::Acquire) != from {
+            return false;
+        }
+        self.backends.word64(index, offset_of!(Backend, retry_at)).store(retry_at, Ordering::Release);
+        word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// A copy of a backend's record.
+    pub fn backend(&self, number: u16) -> Backend {
+        self.backends.read(number.into())
+    }
+
+    /// Corrects the count of active connections by the drift that a full count has shown.
+    pub fn correct_active(&self, backend: u16, by: i32) {
+        let active = self.backends.word32(backend.into(), offset_of!(Backend, active));
+        active.fetch_add(by as u32, Ordering::AcqRel);
+    }
+
+    /// How many connects to a backend took how long.
+    pub fn connect_times(&self, backend: u16) -> ConnectTimes {
+        self.connect_times.read(backend.into())
+    }
+
+    // ---- services ----
+
+    /// A copy of a service's record.
+    pub fn service(&self, number: u16) -> Service {
+        self.services.read(number.into())
+    }
+
+    /// Writes what the controller decides about a service. The ring of half-open flows is made if there is none of this
+    /// size; flows that stand in the old one are carried over.
+    pub fn configure_service(&self, number: u16, setup: &ServiceSetup) -> Result<()> {
+        let most = MAX_SERVICE_BACKENDS as usize;
+        ensure!(setup.backends.len() <= most, "{} backends, at most {most} are possible", setup.backends.len());
+        ensure!(setup.half_open_cells > 0, "a service needs room for half-open connections");
+        self.make_half_open_ring(number, setup.half_open_cells)?;
+        let index = usize::from(number);
+        let store = |offset: usize, value: u32| self.services.word32(index, offset).store(value, Ordering::Release);
+        let timeout = self.services.word64(index, offset_of!(Service, connect_timeout));
+        timeout.store(setup.connect_timeout_ns, Ordering::Release);
+        store(offset_of!(Service, balance), setup.balance);
+        store(offset_of!(Service, tries), setup.tries.max(1));
+        store(offset_of!(Service, flags), if setup.log { LOG } else { 0 });
+        // The list before its length: what stands beyond the length is never read. While the list changes, a backend may
+        // be met twice or not at all by the SYNs of these nanoseconds.
+        for (place, pair) in setup.backends.chunks(2).enumerate() {
+            let second = pair.get(1).copied().unwrap_or(0);
+            store(offset_of!(Service, backends) + place * 4, word_of(pair[0], second));
+        }
+        store(offset_of!(Service, backend_count), setup.backends.len() as u32);
+        // Last: a service without cells takes no connections.
+        store(offset_of!(Service, half_open_cells), setup.half_open_cells);
+        Ok(())
+    }
+
+    fn make_half_open_ring(&self, number: u16, cells: u32) -> Result<()> {
+        let old = read(&self.half_open)[usize::from(number)].clone();
+        if old.as_ref().is_some_and(|ring| ring.len() == cells as usize) {
+            return Ok(());
+        }
+        let ring = self.make::<u64>(Outer::HalfOpen, cells)?;
+        for cell in 0..old.as_ref().map_or(0, |old| old.len()).min(cells as usize) {
+            let flow = old.as_ref().map_or(0, |old| old.read(cell));
+            ring.table.word64(cell, 0).store(flow, Ordering::Relaxed);
+        }
+        let limit = self.services.word32(number.into(), offset_of!(Service, half_open_cells));
+        // Never more cells than the ring in place has.
+        limit.fetch_min(cells, Ordering::AcqRel);
+        self.install(Outer::HalfOpen, number, &ring)?;
+        write(&self.half_open)[usize::from(number)] = Some(Arc::new(ring.table));
+        Ok(())
+    }
+
+    /// Takes a service out of use: no new connections, its rings and tables are freed.
+    pub fn disable_service(&self, number: u16) -> Result<()> {
+        let index = usize::from(number);
+        self.services.word32(index, offset_of!(Service, half_open_cells)).store(0, Ordering::Release);
+        self.services.word32(index, offset_of!(Service, backend_count)).store(0, Ordering::Release);
+        write(&self.half_open)[index] = None;
+        self.delete(Outer::HalfOpen, number)?;
+        self.delete(Outer::Maglev, number)
+    }
+
+    /// Puts a new table of `balance = "hash"` in place of the old one, whole: place → position in the service's list of
+    /// backends.
+    pub fn set_maglev(&self, service: u16, places: &[u16]) -> Result<()> {
+        ensure!(places.len() == MAGLEV_PLACES as usize, "a Maglev table has {MAGLEV_PLACES} places");
+        let inner = self.make::<MaglevLine>(Outer::Maglev, MAGLEV_LINES)?;
+        for (index, chunk) in places.chunks(4).enumerate() {
+            let mut line: MaglevLine = [0; 4];
+            line[..chunk.len()].copy_from_slice(chunk);
+            inner.table.publish(index, &line, 0);
+        }
+        self.install(Outer::Maglev, service, &inner)
+    }
+
+    /// The cells in use of a service's ring of half-open flows, as they stand: a flow may have gone on long since.
+    pub fn half_open(&self, service: u16) -> Vec<HalfOpen> {
+        let Some(ring) = read(&self.half_open).get(usize::from(service)).cloned().flatten() else { return Vec::new() };
+        let flow = |cell| half_open_flow(ring.read(cell));
+        let cells = (0..ring.len()).filter_map(flow);
+        cells.map(|(pool, slot, generation)| HalfOpen { pool: pool as u16, slot: slot as u16, generation }).collect()
+    }
+
+    // ---- interfaces ----
+
+    /// Enters one of our interfaces, or brings its MAC address up to date; returns its number.
+    pub fn place_interface(&self, ifindex: u32, mac: [u8; 6]) -> Result<u8> {
+        let free =
+            || numbered(&self.interfaces).find(|(_, record)| record.ifindex == 0).map(|(number, _)| number as u8);
+        let Some(number) = self.interface_number(ifindex).or_else(free) else {
+            bail!("more than {MAX_INTERFACES} interfaces");
+        };
+        let record = Interface { ifindex, mac, reserved: [0; 6] };
+        if self.interface(number) != record {
+            self.interfaces.publish(number.into(), &record, offset_of!(Interface, ifindex));
+        }
+        if let Some(kernel) = &self.kernel {
+            kernel.set_link(ifindex, number)?;
+        }
+        Ok(number)
+    }
+
+    /// An interface's record.
+    pub fn interface(&self, number: u8) -> Interface {
+        // A hop of the kernel program may carry any byte.
+        if u32::from(number) < MAX_INTERFACES { self.interfaces.read(number.into()) } else { Interface::default() }
+    }
+
+    /// The number of an interface.
+    pub fn interface_number(&self, ifindex: u32) -> Option<u8> {
+        numbered(&self.interfaces).find(|(_, record)| record.ifindex == ifindex).map(|(number, _)| number as u8)
+    }
+
+    /// Forgets an interface.
+    pub fn remove_interface(&self, ifindex: u32) -> Result<()> {
+        if let Some(kernel) = &self.kernel {
+            kernel.remove_link(ifindex)?;
+        }
+        if let Some(number) = self.interface_number(ifindex) {
+            self.interfaces.publish(number.into(), &Interface::default(), offset_of!(Interface, ifindex));
+        }
+        Ok(())
+    }
+
+    // ---- counters ----
+
+    /// Every reason's count, over all CPUs. In plain memory they are all zero.
+    pub fn counters(&self) -> Result<Vec<(Reason, u64)>> {
+        let count = |reason: &Reason| {
+            let count = self.kernel.as_ref().map_or(Ok(0), |kernel| kernel.counter(*reason as u32))?;
+            Ok((*reason, count))
+        };
+        Reason::ALL.iter().map(count).collect()
+    }
+
+    // ---- flows ----
+
+    /// How many slots a pool has; 0 if it is not in use.
+    pub fn slots(&self, pool: u16) -> u32 {
+        self.slots_of(pool).map_or(0, |slots| slots.len())
+    }
+
+    pub(super) fn slots_of(&self, pool: u16) -> Option<Arc<Slots>> {
+        read(&self.slots).get(usize::from(pool)).cloned().flatten()
+    }
+
+    /// The slots of a range of a pool that hold a connection or are held back.
+    pub fn heads(&self, pool: u16, range: Range<u32>) -> impl Iterator<Item = Head> {
+        self.slots_of(pool).into_iter().flat_map(move |slots| slots.heads(range.clone()))
+    }
+
+    /// A consistent copy of a slot; nothing if it holds no connection or changes hands just now.
+    pub fn flow(&self, pool: u16, slot: u16) -> Option<Flow> {
+        self.slots_of(pool)?.flow(slot)
+    }
+
+    /// All open connections of a client, by reading every slot's key.
+    pub fn find(&self, client: SocketAddr) -> Vec<Flow> {
+        const CLIENT: u64 = 0xffff_ffff_ffff;
+        let Ok(address) = ipv4_word(client) else { return Vec::new() };
+        let key = lb_common::layout::flow_key(address, u16::from_ne_bytes(client.port().to_be_bytes()), 0);
+        let of_pool = |(pool, _): (u16, Pool)| {
+            let slots = self.slots_of(pool)?;
+            let heads = slots.clone().heads(0..slots.len());
+            let ours = heads.filter(|head| head.ctl.state().is_active() && slots.key(head.slot) & CLIENT == key);
+            Some(
+                ours.filter_map(|head| slots.flow(head.slot))
+                    .filter(|flow| flow.client() == client)
+                    .collect::<Vec<_>>(),
+            )
+        };
+        self.pools().into_iter().filter_map(of_pool).flatten().collect()
+    }
+
+    /// Puts an idle flow under suspicion: the first half of an idle timeout.
+    pub fn suspect(&self, pool: u16, slot: u16, ctl: Ctl) -> bool {
+        self.slots_of(pool).is_some_and(|slots| slots.suspect(slot, ctl))
+    }
+
+    /// Ends a flow whose word is still `ctl`. `Some`: we won, all consequences but the RSTs are done, once.
+    pub fn close(&self, pool: u16, slot: u16, ctl: Ctl, reason: Reason) -> Option<Flow> {
+        let slots = self.slots_of(pool)?;
+        let flow = slots.close(slot, ctl, reason)?;
+        self.account(&flow);
+        slots.push(&self.rings, slot);
+        Some(flow)
+    }
+
+    fn account(&self, flow: &Flow) {
+        let index = usize::from(flow.record.backend);
+        if index >= self.backends.len() {
+            return;
+        }
+        let add = |offset: usize, value: u64| self.backends.word64(index, offset).fetch_add(value, Ordering::AcqRel);
+        self.backends.word32(index, offset_of!(Backend, active)).fetch_sub(1, Ordering::AcqRel);
+        if flow.ctl.flags() & CONNECTED != 0 {
+            add(offset_of!(Backend, resets), 1);
+            add(offset_of!(Backend, bytes_in), flow.bytes_in());
+            add(offset_of!(Backend, bytes_out), flow.bytes_out());
+        }
+    }
+
+    /// Gives a slot that was held back to the ring again. The caller has looked at its `last_seen`.
+    pub fn release_abandoned(&self, pool: u16, slot: u16, ctl: Ctl) -> bool {
+        let Some(slots) = self.slots_of(pool) else { return false };
+        let won = slots.release(slot, ctl);
+        if won {
+            slots.push(&self.rings, slot);
+        }
+        won
+    }
+}
+
+/// All records of a table with their numbers.
+pub(super) fn numbered<T: Record>(table: &Table<T>) -> impl Iterator<Item = (u16, T)> {
+    (0..table.len()).map(|index| (index as u16, table.read(index)))
+}
+
+/// Two halves as they stand in one word of memory.
+fn word_of(first: u16, second: u16) -> u32 {
+    let (first, second) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u32::from_ne_bytes([first[0], first[1], second[0], second[1]])
+}
+
+/// An IPv4 address as the hash functions take it.
+pub(super) fn ipv4_word(address: SocketAddr) -> Result<u32> {
+    match address {
+        SocketAddr::V4(address) => Ok(u32::from_ne_bytes(address.ip().octets())),
+        SocketAddr::V6(address) => bail!("{address}: the datapath has no IPv6 yet"),
+    }
+}
+
+/// Where a record stands in an open-addressed table, or may be put: as the kernel program searches (see [`hash`]).
+pub(super) fn find_place(
+    start: u32,
+    bits: u32,
+    state: impl Fn(usize) -> u8,
+    same: impl Fn(usize) -> bool,
+) -> Option<usize> {
+    let places = (0..hash::PROBES).map(|probe| (start.wrapping_add(probe) & ((1 << bits) - 1)) as usize);
+    let mut free = None;
+    for place in places {
+        match state(place) {
+            EMPTY => return free.or(Some(place)),
+            DELETED => free = free.or(Some(place)),
+            _ if same(place) => return Some(place),
+            _ => {}
+        }
+    }
+    free
+}
+
+/// A lock is poisoned only by a panic while it is held; what it guards is whole at every moment.
+pub(super) fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// As [`read`].
+pub(super) fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,13 @@
+//! The only place with `unsafe` and libc: memory shared with the kernel, clocks, mounts, sockets that std does not
+//! have, and netlink. Everything above works with safe types.
+
+pub mod allocator;
+pub mod bpf;
+pub mod clock;
+pub mod memory;
+pub mod mount;
+pub mod netdev;
+pub mod netlink;
+pub mod packet_socket;
+pub mod random;
+pub mod readiness;

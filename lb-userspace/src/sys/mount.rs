@@ -1,0 +1,114 @@
+//! The BPF file system: where pins outlive the process.
+
+use std::{
+    ffi::CString,
+    fs::{self, File},
+    io,
+    os::{fd::AsRawFd, unix::ffi::OsStrExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+/// Where systemd mounts it. Nothing can be made below /sys/fs/bpf otherwise, so the mount has to be there.
+const USUAL: &str = "/sys/fs/bpf";
+
+/// Whether `path`, or the nearest of its parents that exists, lies on a mounted bpffs.
+pub fn is_bpffs(path: &Path) -> bool {
+    nearest_existing(path).is_some_and(|path| file_system(&path).is_ok_and(|magic| magic == libc::BPF_FS_MAGIC as i64))
+}
+
+/// Mounts a bpffs for `path` on the host's side: in the mount namespace of process 1, so that it outlives this process
+/// even where that one has mounts of its own (`ip netns exec`, a unit's private mounts). Does nothing if `path` lies on
+/// one already.
+pub fn mount_bpffs(path: &Path) -> Result<()> {
+    if is_bpffs(path) {
+        return Ok(());
+    }
+    let place = mount_point(path);
+    on_the_hosts_side(move || make_and_mount(&place))
+        .with_context(|| format!("cannot mount a bpffs at {}", mount_point(path).display()))?;
+    if !is_bpffs(path) {
+        bail!(
+            "a bpffs was mounted at {} on the host's side, but this process does not see it: it runs with mounts of its \
+             own (start it with `nsenter --net=...` instead of `ip netns exec`)",
+            mount_point(path).display()
+        );
+    }
+    Ok(())
+}
+
+/// Unmounts the bpffs at `path`, if `path` itself is a mount point, on the host's side.
+pub fn unmount_bpffs(path: &Path) -> Result<()> {
+    let place = path.to_owned();
+    on_the_hosts_side(move || unmount(&place)).with_context(|| format!("cannot unmount {}", path.display()))
+}
+
+fn mount_point(path: &Path) -> PathBuf {
+    if path.starts_with(USUAL) { PathBuf::from(USUAL) } else { path.to_owned() }
+}
+
+fn nearest_existing(path: &Path) -> Option<PathBuf> {
+    path.ancestors().find(|path| path.exists()).map(Path::to_owned)
+}
+
+fn file_system(path: &Path) -> io::Result<i64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut status = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: `path` is a C string and `status` is room for one statfs; both live through the call.
+    if unsafe { libc::statfs(path.as_ptr(), status.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: filled by the call, and valid for all bit patterns anyway (zeroed above).
+    Ok(unsafe { status.assume_init() }.f_type as i64)
+}
+
+fn make_and_mount(place: &Path) -> io::Result<()> {
+    fs::create_dir_all(place)?;
+    if file_system(place)? == libc::BPF_FS_MAGIC as i64 {
+        return Ok(());
+    }
+    let target = CString::new(place.as_os_str().as_bytes())?;
+    // SAFETY: all pointers are C strings that live through the call, or null where the call allows it.
+    let result =
+        unsafe { libc::mount(c"bpffs".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), 0, c"mode=0700".as_ptr().cast()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn unmount(place: &Path) -> io::Result<()> {
+    let target = CString::new(place.as_os_str().as_bytes())?;
+    // SAFETY: `target` is a C string that lives through the call.
+    let result = unsafe { libc::umount2(target.as_ptr(), libc::UMOUNT_NOFOLLOW) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Runs `work` on a thread of its own that has joined the mount namespace of process 1: a thread that shares its root
+/// and working directory with others may not change it (setns(2)).
+fn on_the_hosts_side(work: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
+    let join = || -> io::Result<()> {
+        let namespace = File::open("/proc/1/ns/mnt")?;
+        // SAFETY: neither call takes pointers; both concern this thread only, which ends with `work`.
+        let result = unsafe {
+            if libc::unshare(libc::CLONE_FS) == 0 { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) } else { -1 }
+        };
+        if result == 0 { work() } else { Err(io::Error::last_os_error()) }
+    };
+    std::thread::scope(|scope| scope.spawn(join).join()).map_err(|_| io::Error::other("the thread died"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn below_sys_fs_bpf_the_mount_goes_to_its_usual_place() {
+        assert_eq!(mount_point(Path::new("/sys/fs/bpf/evenkeel")), Path::new("/sys/fs/bpf"));
+        assert_eq!(mount_point(Path::new("/run/lab/bpf")), Path::new("/run/lab/bpf"));
+    }
+
+    #[test]
+    fn an_ordinary_folder_is_no_bpffs() {
+        assert!(!is_bpffs(Path::new("/proc/self/no/such/folder")));
+        assert!(!is_bpffs(Path::new("/tmp")));
+    }
+}
