@@ -27,6 +27,9 @@ impl Style {
     }
 }
 
+/// Cells are not wrapped to fit into less columns of characters than this.
+const NARROWEST: u16 = 60;
+
 /// Columns and rows of cells.
 pub struct Table {
     inner: comfy_table::Table,
@@ -41,7 +44,12 @@ impl Table {
         });
         inner.set_header(header);
         match style {
-            Style::Boxes => inner.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic),
+            Style::Boxes => {
+                // A terminal that does not say how wide it is says 0.
+                let narrow = inner.width().is_none_or(|width| width < NARROWEST);
+                let fit = if narrow { ContentArrangement::Disabled } else { ContentArrangement::Dynamic };
+                inner.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(fit)
+            }
             Style::Plain => {
                 inner.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty()
             }

@@ -11,13 +11,17 @@ use std::time::Duration;
 pub fn access_log(mut table: Table) -> Option<AccessLog> {
     let findings = table.findings;
     let target = table.required("path", "\"/var/log/evenkeel/access.log\"", target);
-    let interval = table.or("interval", Duration::ZERO, interval);
+    let interval = table.optional("interval", interval);
+    if let Some(interval) = interval.filter(|at| at.value > Duration::ZERO) {
+        let what = "interval is not acted upon yet: a connection is logged when it ends";
+        findings.warning(interval.place.problem(what));
+    }
     let format = match table.optional("format", units::text) {
         None => Some(Format::default()),
         Some(at) => format(at).map_err(|problem| findings.error(problem)).ok(),
     };
     table.finish();
-    Some(AccessLog { target: target?.value, interval, format: format? })
+    Some(AccessLog { target: target?.value, interval: interval.map_or(Duration::ZERO, |at| at.value), format: format? })
 }
 
 fn target(value: Value) -> Result<LogTarget, String> {
