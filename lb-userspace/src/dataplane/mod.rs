@@ -138,7 +138,9 @@ impl Dataplane {
     pub fn left_attached(&self) -> Result<Vec<String>> {
         let mut found = left_behind(&self.pins)?;
         found.retain(|ifindex, _| !self.attached.contains_key(ifindex));
-        Ok(found.into_values().collect())
+        let mut names: Vec<String> = found.into_values().collect();
+        names.sort_unstable();
+        Ok(names)
     }
 
     /// Takes the program from an interface.

@@ -1,1 +1,33 @@
-//! Netlink.
+//! Routes, neighbours and links: where frames for a backend go, kept up to date by netlink (rtnetlink(7)).
+
+mod hops;
+mod watch;
+mod wire;
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+
+pub use hops::{Change, Destination, NextHop};
+pub use watch::Watch;
+
+use super::netdev;
+
+/// The name of the interface of a listen address: the one that has the address; while none has it (another host may be
+/// master of it), the one to which the routes lead for it.
+pub async fn interface_of(listen: IpAddr) -> Result<String> {
+    let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+    let connection = tokio::spawn(connection);
+    let found = async {
+        match wire::holder_of(&handle, listen).await? {
+            Some(ifindex) => Ok(Some(ifindex)),
+            None => wire::interface_towards(&handle, listen).await,
+        }
+    };
+    let found: Result<Option<u32>> = found.await;
+    connection.abort();
+    let ifindex = found?.with_context(|| {
+        format!("no interface has the address {listen} and no route leads to it: name one with `interface`")
+    })?;
+    netdev::name_of(ifindex).with_context(|| format!("interface {ifindex} is gone"))
+}

@@ -1,0 +1,292 @@
+//! Which MAC address leads to which destination: what is wanted, what routes and neighbours say, what was reported.
+//! Without I/O; the task in `watch` asks the kernel and brings the answers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+/// Something that is to be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Destination {
+    /// Its address.
+    pub address: IpAddr,
+    /// The interface by which it has to be reached; whatever the routes say if there is none.
+    pub interface: Option<u32>,
+}
+
+/// Where frames for a destination go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// By which of our interfaces.
+    pub ifindex: u32,
+    /// To which MAC address.
+    pub mac: [u8; 6],
+}
+
+/// A neighbour on a link: a destination itself, or the router before it.
+pub type Neighbour = (u32, IpAddr);
+
+/// What changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A destination's next hop, or that it has none any more: no route, or another route whose neighbour is not known
+    /// yet. A neighbour that stops answering keeps its MAC address here, since a lost ARP answer must not cut
+    /// connections; whether a backend is alive is for others to find out.
+    NextHop {
+        /// The destination.
+        destination: Destination,
+        /// Its next hop.
+        hop: Option<NextHop>,
+    },
+    /// A network interface; all of them are reported at the start.
+    Link {
+        /// The kernel's number for it.
+        ifindex: u32,
+        /// Its name.
+        name: String,
+        /// Its MAC address; zero if it has none.
+        mac: [u8; 6],
+        /// Whether it is up and has a carrier.
+        up: bool,
+    },
+    /// A network interface is gone.
+    LinkGone {
+        /// The number it had.
+        ifindex: u32,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    mac: Option<[u8; 6]>,
+    /// The kernel holds it for reachable, or has no reason to doubt it.
+    valid: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Link {
+    name: String,
+    mac: [u8; 6],
+    up: bool,
+}
+
+/// The state of all this.
+#[derive(Debug, Default)]
+pub struct Hops {
+    routes: BTreeMap<Destination, Option<Neighbour>>,
+    neighbours: BTreeMap<Neighbour, Known>,
+    reported: BTreeMap<Destination, Option<NextHop>>,
+    links: BTreeMap<u32, Link>,
+    /// Links whose change was not reported yet. With `reported` this bounds what waits for a slow receiver: the latest
+    /// of each, never a queue.
+    changed_links: BTreeSet<u32>,
+}
+
+impl Hops {
+    /// Replaces the whole set of destinations. What stays keeps its route until a new one is told.
+    pub fn want(&mut self, destinations: &[Destination]) {
+        let mut routes: BTreeMap<_, _> = destinations.iter().map(|destination| (*destination, None)).collect();
+        for (destination, via) in &mut routes {
+            *via = self.routes.get(destination).copied().flatten();
+        }
+        self.routes = routes;
+        self.reported.retain(|destination, _| self.routes.contains_key(destination));
+        self.forget_unused();
+    }
+
+    /// What is wanted.
+    pub fn wanted(&self) -> Vec<Destination> {
+        self.routes.keys().copied().collect()
+    }
+
+    /// The neighbour through which a destination is reached, or that there is no way to it.
+    pub fn route(&mut self, destination: Destination, via: Option<Neighbour>) {
+        if let Some(route) = self.routes.get_mut(&destination) {
+            *route = via;
+        }
+        if let Some(via) = via {
+            self.neighbours.entry(via).or_default();
+        }
+        self.forget_unused();
+    }
+
+    fn forget_unused(&mut self) {
+        let used: BTreeSet<Neighbour> = self.routes.values().copied().flatten().collect();
+        self.neighbours.retain(|neighbour, _| used.contains(neighbour));
+    }
+
+    /// News of a neighbour. Most are nobody's of ours, and cost one look.
+    pub fn neighbour(&mut self, neighbour: Neighbour, mac: Option<[u8; 6]>) {
+        if let Some(known) = self.neighbours.get_mut(&neighbour) {
+            known.valid = mac.is_some();
+            known.mac = mac.or(known.mac);
+        }
+    }
+
+    /// All neighbours in use: they are to be kept alive.
+    pub fn neighbours(&self) -> Vec<Neighbour> {
+        self.neighbours.keys().copied().collect()
+    }
+
+    /// Those that have to be resolved.
+    pub fn unresolved(&self) -> Vec<Neighbour> {
+        self.neighbours.iter().filter(|(_, known)| !known.valid).map(|(neighbour, _)| *neighbour).collect()
+    }
+
+    /// News of a link. `true`: its state is not what it was.
+    pub fn link(&mut self, ifindex: u32, name: String, mac: [u8; 6], up: bool) -> bool {
+        let link = Link { name, mac, up };
+        if self.links.get(&ifindex) == Some(&link) {
+            return false;
+        }
+        self.links.insert(ifindex, link);
+        self.changed_links.insert(ifindex);
+        true
+    }
+
+    /// A link is gone.
+    pub fn link_gone(&mut self, ifindex: u32) {
+        if self.links.remove(&ifindex).is_some() {
+            self.changed_links.insert(ifindex);
+        }
+    }
+
+    /// The links that are known.
+    pub fn links(&self) -> Vec<u32> {
+        self.links.keys().copied().collect()
+    }
+
+    /// Whether there is something to report.
+    pub fn has_change(&self) -> bool {
+        !self.changed_links.is_empty() || self.next_hop_change().is_some()
+    }
+
+    /// Takes one thing to report: links first, for a next hop names one.
+    pub fn take_change(&mut self) -> Option<Change> {
+        if let Some(ifindex) = self.changed_links.pop_first() {
+            return Some(match self.links.get(&ifindex).cloned() {
+                Some(Link { name, mac, up }) => Change::Link { ifindex, name, mac, up },
+                None => Change::LinkGone { ifindex },
+            });
+        }
+        let (destination, hop) = self.next_hop_change()?;
+        self.reported.insert(destination, hop);
+        Some(Change::NextHop { destination, hop })
+    }
+
+    fn next_hop_change(&self) -> Option<(Destination, Option<NextHop>)> {
+        let current = self.routes.iter().map(|(destination, via)| (*destination, self.next_hop(*via)));
+        current.into_iter().find(|(destination, hop)| self.reported.get(destination).copied().flatten() != *hop)
+    }
+
+    fn next_hop(&self, via: Option<Neighbour>) -> Option<NextHop> {
+        let via = via?;
+        let mac = self.neighbours.get(&via)?.mac?;
+        Some(NextHop { ifindex: via.0, mac })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn destination(text: &str) -> Destination {
+        Destination { address: ip(text), interface: None }
+    }
+
+    fn changes(hops: &mut Hops) -> Vec<Change> {
+        std::iter::from_fn(|| hops.take_change()).collect()
+    }
+
+    fn next_hop(text: &str, hop: Option<(u32, u8)>) -> Change {
+        let hop = hop.map(|(ifindex, mac)| NextHop { ifindex, mac: [mac; 6] });
+        Change::NextHop { destination: destination(text), hop }
+    }
+
+    /// Two backends behind one router, one on the link.
+    fn routed() -> Hops {
+        let mut hops = Hops::default();
+        hops.want(&[destination("10.0.1.10"), destination("10.9.0.1"), destination("10.9.0.2")]);
+        hops.route(destination("10.0.1.10"), Some((2, ip("10.0.1.10"))));
+        hops.route(destination("10.9.0.1"), Some((3, ip("10.0.3.1"))));
+        hops.route(destination("10.9.0.2"), Some((3, ip("10.0.3.1"))));
+        hops
+    }
+
+    #[test]
+    fn a_destination_is_reported_when_its_route_and_neighbour_are_known_and_only_once() {
+        let mut hops = routed();
+        assert_eq!(changes(&mut hops), [], "not known yet is what the receiver starts with");
+        assert_eq!(hops.unresolved(), [(2, ip("10.0.1.10")), (3, ip("10.0.3.1"))]);
+        hops.neighbour((3, ip("10.0.3.1")), Some([7; 6]));
+        assert_eq!(changes(&mut hops), [next_hop("10.9.0.1", Some((3, 7))), next_hop("10.9.0.2", Some((3, 7)))]);
+        hops.neighbour((3, ip("10.0.3.1")), Some([7; 6]));
+        assert_eq!((hops.has_change(), hops.unresolved()), (false, vec![(2, ip("10.0.1.10"))]));
+    }
+
+    #[test]
+    fn a_neighbour_that_does_not_answer_is_asked_again_but_keeps_its_mac() {
+        let mut hops = routed();
+        hops.neighbour((2, ip("10.0.1.10")), Some([1; 6]));
+        changes(&mut hops);
+        hops.neighbour((2, ip("10.0.1.10")), None);
+        assert_eq!(changes(&mut hops), []);
+        assert!(hops.unresolved().contains(&(2, ip("10.0.1.10"))));
+        hops.neighbour((2, ip("10.0.1.10")), Some([9; 6]));
+        assert_eq!(changes(&mut hops), [next_hop("10.0.1.10", Some((2, 9)))], "another machine has the address now");
+    }
+
+    #[test]
+    fn a_route_that_changes_takes_its_next_hop_along_and_one_that_goes_takes_it_away() {
+        let mut hops = routed();
+        hops.neighbour((3, ip("10.0.3.1")), Some([7; 6]));
+        changes(&mut hops);
+        hops.route(destination("10.9.0.1"), Some((2, ip("10.0.1.254"))));
+        assert_eq!(changes(&mut hops), [next_hop("10.9.0.1", None)]);
+        hops.neighbour((2, ip("10.0.1.254")), Some([8; 6]));
+        assert_eq!(changes(&mut hops), [next_hop("10.9.0.1", Some((2, 8)))]);
+        hops.route(destination("10.9.0.2"), None);
+        assert_eq!(changes(&mut hops), [next_hop("10.9.0.2", None)]);
+        assert!(!hops.neighbours().contains(&(3, ip("10.0.3.1"))), "nobody's router is not kept alive");
+    }
+
+    #[test]
+    fn what_is_still_wanted_keeps_its_next_hop_and_what_comes_back_is_reported_anew() {
+        let mut hops = routed();
+        hops.neighbour((3, ip("10.0.3.1")), Some([7; 6]));
+        changes(&mut hops);
+        hops.want(&[destination("10.9.0.1"), destination("10.0.1.11")]);
+        assert_eq!(changes(&mut hops), []);
+        hops.want(&[destination("10.9.0.1"), destination("10.9.0.2")]);
+        hops.route(destination("10.9.0.2"), Some((3, ip("10.0.3.1"))));
+        assert_eq!(changes(&mut hops), [next_hop("10.9.0.2", Some((3, 7)))]);
+    }
+
+    #[test]
+    fn links_are_reported_when_they_change_the_latest_state_only() {
+        let mut hops = Hops::default();
+        assert!(hops.link(2, "eth0".into(), [1; 6], false));
+        assert!(hops.link(2, "eth0".into(), [1; 6], true));
+        assert!(!hops.link(2, "eth0".into(), [1; 6], true));
+        let link = Change::Link { ifindex: 2, name: "eth0".into(), mac: [1; 6], up: true };
+        assert_eq!(changes(&mut hops), [link]);
+        hops.link_gone(2);
+        hops.link_gone(5);
+        assert_eq!(changes(&mut hops), [Change::LinkGone { ifindex: 2 }]);
+    }
+
+    #[test]
+    fn a_thousand_messages_about_others_leave_nothing_behind() {
+        let mut hops = routed();
+        for host in 0..1000_u16 {
+            let [high, low] = host.to_be_bytes();
+            hops.neighbour((2, IpAddr::from([10, 7, high, low])), Some([low; 6]));
+        }
+        assert_eq!((hops.neighbours().len(), hops.has_change()), (2, false));
+    }
+}

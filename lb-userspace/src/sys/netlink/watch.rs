@@ -1,0 +1,257 @@
+//! The task that keeps next hops and links up to date.
+
+use std::{pin::Pin, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use futures_util::{Stream, StreamExt};
+use rtnetlink::{
+    Handle, MulticastGroup,
+    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_route::RouteNetlinkMessage,
+    sys::SocketAddr,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    hops::{Change, Destination, Hops},
+    wire,
+};
+
+/// Changes that wait for the receiver. More are kept as the latest of each destination.
+const CHANGES: usize = 64;
+/// How long routes are left to settle before they are looked at anew: they change in bursts.
+const SETTLE: Duration = Duration::from_millis(50);
+/// How often a neighbour that does not answer is asked for again (the kernel itself tries three times a second).
+const RETRY: Duration = Duration::from_secs(1);
+/// How often the kernel is told that a neighbour is in use. Below the shortest time after which it doubts one
+/// (base_reachable_time / 2, 15 s).
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// A handle of the task, which ends when this is dropped.
+pub struct Watch {
+    wanted: watch::Sender<Vec<Destination>>,
+}
+
+impl Watch {
+    /// Starts the task, inside a tokio runtime. The receiver gets every change; if it ends, so has the task, and said why
+    /// in the log.
+    pub fn start() -> Result<(Watch, mpsc::Receiver<Change>)> {
+        let (wanted, wants) = watch::channel(Vec::new());
+        let (changes, receiver) = mpsc::channel(CHANGES);
+        let task = Task::open(wants, changes)?;
+        tokio::spawn(async move {
+            if let Err(error) = task.run().await {
+                log::error!("next hops are no longer watched: {error:#}");
+            }
+        });
+        Ok((Watch { wanted }, receiver))
+    }
+
+    /// Replaces the whole set of destinations.
+    pub fn want(&self, destinations: Vec<Destination>) {
+        self.wanted.send_replace(destinations);
+    }
+
+    /// Looks at everything again.
+    pub fn refresh(&self) {
+        self.wanted.send_modify(|_| {});
+    }
+}
+
+type Messages = Pin<Box<dyn Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)> + Send>>;
+
+struct Task {
+    handle: Handle,
+    messages: Messages,
+    wants: watch::Receiver<Vec<Destination>>,
+    changes: mpsc::Sender<Change>,
+    hops: Hops,
+    /// When routes and neighbours are to be looked at again.
+    look_at: Option<Instant>,
+    retry_at: Instant,
+    keep_alive_at: Instant,
+}
+
+/// What one turn of the loop is about.
+enum Turn<'a> {
+    /// Another set of destinations, or the same again.
+    Want,
+    /// News from the kernel.
+    Hear(NetlinkPayload<RouteNetlinkMessage>),
+    /// The receiver has room.
+    Report(mpsc::Permit<'a, Change>),
+    /// Something is due.
+    Alarm,
+    /// The kernel's news have ended.
+    Deaf,
+    /// Nobody wants to know any more.
+    End,
+}
+
+impl Task {
+    /// One socket for questions and one for news: a burst of news that overruns its socket loses no answer.
+    fn open(wants: watch::Receiver<Vec<Destination>>, changes: mpsc::Sender<Change>) -> Result<Task> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
+        ];
+        let (questions, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+        let (news, _, messages) =
+            rtnetlink::new_multicast_connection(&groups).context("cannot open a netlink socket for news")?;
+        tokio::spawn(questions);
+        tokio::spawn(news);
+        let now = Instant::now();
+        let messages = Box::pin(messages);
+        Ok(Task {
+            handle,
+            messages,
+            wants,
+            changes,
+            hops: Hops::default(),
+            look_at: Some(now),
+            retry_at: now,
+            keep_alive_at: now + KEEP_ALIVE,
+        })
+    }
+
+    async fn run(mut self) -> Result<()> {
+        self.list_links().await?;
+        let changes = self.changes.clone();
+        loop {
+            let waiting = !self.hops.unresolved().is_empty();
+            let alarm = self.alarm(waiting);
+            let turn = tokio::select! {
+                changed = self.wants.changed() => changed.map_or(Turn::End, |()| Turn::Want),
+                message = self.messages.next() => message.map_or(Turn::Deaf, |(message, _)| Turn::Hear(message.payload)),
+                permit = changes.reserve(), if self.hops.has_change() => permit.map_or(Turn::End, Turn::Report),
+                () = sleep_until(alarm) => Turn::Alarm,
+            };
+            match turn {
+                Turn::Want => {
+                    let wanted = self.wants.borrow_and_update().clone();
+                    self.hops.want(&wanted);
+                    self.look().await?;
+                }
+                Turn::Hear(payload) => self.hear(payload).await?,
+                Turn::Report(permit) => {
+                    if let Some(change) = self.hops.take_change() {
+                        permit.send(change);
+                    }
+                }
+                Turn::Alarm => self.on_alarm(waiting).await?,
+                Turn::Deaf => bail!("the netlink socket was closed"),
+                Turn::End => return Ok(()),
+            }
+        }
+    }
+
+    fn alarm(&self, waiting: bool) -> Instant {
+        let retry = waiting.then_some(self.retry_at);
+        [self.look_at, retry].into_iter().flatten().fold(self.keep_alive_at, Instant::min)
+    }
+
+    async fn on_alarm(&mut self, waiting: bool) -> Result<()> {
+        let now = Instant::now();
+        if self.look_at.is_some_and(|at| at <= now) {
+            self.look().await?;
+        }
+        if waiting && self.retry_at <= now {
+            self.resolve_missing().await?;
+        }
+        if self.keep_alive_at <= now {
+            for neighbour in self.hops.neighbours() {
+                wire::resolve(&self.handle, neighbour).await?;
+            }
+            self.keep_alive_at = now + KEEP_ALIVE;
+        }
+        Ok(())
+    }
+
+    /// Asks for every route, then for the neighbours they name.
+    async fn look(&mut self) -> Result<()> {
+        self.look_at = None;
+        for destination in self.hops.wanted() {
+            let via = wire::look_up(&self.handle, destination).await?;
+            self.hops.route(destination, via);
+        }
+        if !self.hops.neighbours().is_empty() {
+            for message in wire::all_neighbours(&self.handle).await? {
+                self.hear_neighbour(&message);
+            }
+        }
+        self.resolve_missing().await
+    }
+
+    async fn resolve_missing(&mut self) -> Result<()> {
+        for neighbour in self.hops.unresolved() {
+            wire::resolve(&self.handle, neighbour).await?;
+        }
+        self.retry_at = Instant::now() + RETRY;
+        Ok(())
+    }
+
+    async fn hear(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> Result<()> {
+        match payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message)) => self.hear_neighbour(&message),
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => self.hear_link(&message),
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message)) => {
+                if let Some(news) = wire::link(&message) {
+                    self.hops.link_gone(news.ifindex);
+                    self.look_soon();
+                }
+            }
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewRoute(_)
+                | RouteNetlinkMessage::DelRoute(_)
+                | RouteNetlinkMessage::NewAddress(_)
+                | RouteNetlinkMessage::DelAddress(_),
+            ) => self.look_soon(),
+            // The kernel had more to tell than the socket could hold.
+            NetlinkPayload::Overrun(_) => {
+                self.list_links().await?;
+                self.look_soon();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn hear_neighbour(&mut self, message: &rtnetlink::packet_route::neighbour::NeighbourMessage) {
+        if let Some((neighbour, mac)) = wire::neighbour(message) {
+            self.hops.neighbour(neighbour, mac);
+        }
+    }
+
+    fn hear_link(&mut self, message: &rtnetlink::packet_route::link::LinkMessage) {
+        if let Some(news) = wire::link(message)
+            && self.hops.link(news.ifindex, news.name, news.mac, news.up)
+        {
+            self.look_soon();
+        }
+    }
+
+    fn look_soon(&mut self) {
+        self.look_at.get_or_insert_with(|| Instant::now() + SETTLE);
+    }
+
+    async fn list_links(&mut self) -> Result<()> {
+        let messages = wire::all_links(&self.handle).await?;
+        let found: Vec<_> = messages.iter().filter_map(wire::link).collect();
+        for ifindex in self.hops.links() {
+            if !found.iter().any(|news| news.ifindex == ifindex) {
+                self.hops.link_gone(ifindex);
+            }
+        }
+        for news in found {
+            self.hops.link(news.ifindex, news.name, news.mac, news.up);
+        }
+        Ok(())
+    }
+}

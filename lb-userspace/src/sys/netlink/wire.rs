@@ -1,0 +1,158 @@
+//! From the messages of rtnetlink to the few values that matter, and the questions to the kernel.
+
+use std::{net::IpAddr, time::Duration};
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt;
+use rtnetlink::{
+    Handle, RouteMessageBuilder,
+    packet_route::{
+        AddressFamily,
+        address::AddressAttribute,
+        link::{LinkAttribute, LinkFlags, LinkMessage},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
+    },
+};
+
+use super::hops::{Destination, Neighbour};
+
+/// The kernel answers at once; a socket that lost the answer must not stop the task for good.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A link, if the message is about the link itself (a bridge sends others about its ports).
+pub struct LinkNews {
+    pub ifindex: u32,
+    pub name: String,
+    pub mac: [u8; 6],
+    pub up: bool,
+}
+
+pub fn link(message: &LinkMessage) -> Option<LinkNews> {
+    if message.header.interface_family != AddressFamily::Unspec {
+        return None;
+    }
+    let mut news = LinkNews { ifindex: message.header.index, name: String::new(), mac: [0; 6], up: false };
+    news.up = message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => news.name.clone_from(name),
+            LinkAttribute::Address(bytes) => news.mac = bytes.as_slice().try_into().unwrap_or_default(),
+            _ => {}
+        }
+    }
+    Some(news)
+}
+
+/// A neighbour and its MAC address; none if the kernel has no address for it that is good for sending.
+pub fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, Option<[u8; 6]>)> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(IpAddr::V4(*ip)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => address = Some(IpAddr::V6(*ip)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    let good = matches!(
+        message.header.state,
+        NeighbourState::Reachable
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+            | NeighbourState::Probe
+            | NeighbourState::Permanent
+    );
+    Some(((message.header.ifindex, address?), mac.filter(|_| good)))
+}
+
+/// Where a route leads: by which interface, through which gateway.
+struct Way {
+    ifindex: u32,
+    gateway: Option<IpAddr>,
+}
+
+fn way(message: &RouteMessage) -> Option<Way> {
+    if message.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let (mut ifindex, mut gateway) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => ifindex = Some(*index),
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some(IpAddr::V4(*ip)),
+            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => gateway = Some(IpAddr::V6(*ip)),
+            // An IPv4 route through an IPv6 router (RFC 8950).
+            RouteAttribute::Via(RouteVia::Inet6(ip)) => gateway = Some(IpAddr::V6(*ip)),
+            _ => {}
+        }
+    }
+    Some(Way { ifindex: ifindex?, gateway })
+}
+
+/// The neighbour through which a destination is reached now; none if there is no way, or it is this host itself.
+pub async fn look_up(handle: &Handle, destination: Destination) -> Result<Option<Neighbour>> {
+    let Some(way) = route_to(handle, destination).await? else { return Ok(None) };
+    Ok(Some((way.ifindex, way.gateway.unwrap_or(destination.address))))
+}
+
+async fn route_to(handle: &Handle, destination: Destination) -> Result<Option<Way>> {
+    let length = if destination.address.is_ipv4() { 32 } else { 128 };
+    let mut question = RouteMessageBuilder::<IpAddr>::new().destination_prefix(destination.address, length)?;
+    if let Some(ifindex) = destination.interface {
+        question = question.output_interface(ifindex);
+    }
+    let mut answers = std::pin::pin!(handle.route().get(question.build()).execute());
+    match patiently(answers.try_next()).await? {
+        Ok(answer) => Ok(answer.as_ref().and_then(way)),
+        // "Network is unreachable" and the like.
+        Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
+        Err(error) => Err(error).context("cannot ask for a route"),
+    }
+}
+
+/// Every neighbour the kernel knows.
+pub async fn all_neighbours(handle: &Handle) -> Result<Vec<NeighbourMessage>> {
+    patiently(handle.neighbours().get().execute().try_collect()).await?.context("cannot list neighbours")
+}
+
+/// Every link.
+pub async fn all_links(handle: &Handle) -> Result<Vec<LinkMessage>> {
+    patiently(handle.link().get().execute().try_collect()).await?.context("cannot list links")
+}
+
+/// Tells the kernel that a neighbour is in use: it resolves it if it has to, and keeps it fresh. An answer that it cannot
+/// be done (the link is down) is no error: it is asked again later.
+pub async fn resolve(handle: &Handle, (ifindex, address): Neighbour) -> Result<()> {
+    let request = handle.neighbours().add(ifindex, address).replace();
+    let request = request.state(NeighbourState::None).flags(NeighbourFlags::Use);
+    match patiently(request.execute()).await? {
+        Ok(()) | Err(rtnetlink::Error::NetlinkError(_)) => Ok(()),
+        Err(error) => Err(error).context("cannot ask for a neighbour"),
+    }
+}
+
+/// The interface that has an address.
+pub async fn holder_of(handle: &Handle, address: IpAddr) -> Result<Option<u32>> {
+    let mut answers = std::pin::pin!(handle.address().get().execute());
+    while let Some(message) = patiently(answers.try_next()).await?.context("cannot list addresses")? {
+        let has = |attribute: &AddressAttribute| match attribute {
+            AddressAttribute::Address(found) | AddressAttribute::Local(found) => *found == address,
+            _ => false,
+        };
+        if message.attributes.iter().any(has) {
+            return Ok(Some(message.header.index));
+        }
+    }
+    Ok(None)
+}
+
+/// The interface to which the routes lead for an address.
+pub async fn interface_towards(handle: &Handle, address: IpAddr) -> Result<Option<u32>> {
+    let way = route_to(handle, Destination { address, interface: None }).await?;
+    Ok(way.map(|way| way.ifindex))
+}
+
+async fn patiently<T>(answer: impl Future<Output = T>) -> Result<T> {
+    tokio::time::timeout(PATIENCE, answer).await.context("the kernel's netlink does not answer")
+}
