@@ -1,12 +1,13 @@
 //! The datapath, packet by packet: a frame in, the verdict, the frame out byte for byte, and every counter that moved.
 //! Each case runs on every hook.
 
-mod opening;
 mod closing;
+mod opening;
 mod parsing;
 mod races;
 mod schedulers;
 mod trying;
+mod verifier;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 

@@ -1,1 +1,4 @@
+//! What the tests, the live screen and the benchmarks share.
 
+pub mod packet;
+pub mod program;

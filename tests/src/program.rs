@@ -108,7 +108,8 @@ impl Bench {
 
     /// Service 0 as asked for; backend `n` of the service is backend `n` of the tables.
     pub fn with(hook: Hook, setup: Setup) -> Bench {
-        Bench::try_with(hook, setup).unwrap_or_else(|error| panic!("the bench needs root and a kernel with BPF: {error:#}"))
+        Bench::try_with(hook, setup)
+            .unwrap_or_else(|error| panic!("the bench needs root and a kernel with BPF: {error:#}"))
     }
 
     fn try_with(hook: Hook, mut setup: Setup) -> Result<Bench> {

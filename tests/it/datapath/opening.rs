@@ -33,7 +33,10 @@ fn a_connection_is_translated_both_ways_and_its_bytes_are_counted() {
         let flow = bench.connect(client(1));
         let request = bench.from_client(flow.client, ACK | PSH).numbers(1001, 5001).payload(b"GET / HTTP/1.1\r\n\r\n");
         let out = bench.forward(&request);
-        assert_eq!((out.from.port(), out.to, out.payload.as_slice()), (flow.port, backend(flow.backend), &request.payload[..]));
+        assert_eq!(
+            (out.from.port(), out.to, out.payload.as_slice()),
+            (flow.port, backend(flow.backend), &request.payload[..])
+        );
         assert_eq!((out.sequence, out.acknowledgement, out.ttl), (1001, 5001, 63));
         let odd = vec![0xab; 1001];
         let answer = bench.from_backend(flow.backend, flow.port, ACK).numbers(5001, 1019).payload(&odd);

@@ -34,7 +34,9 @@ fn race(bench: &Bench, turns: u32, work: impl Fn(u32) + Sync) {
 }
 
 fn many_ports() -> Setup {
-    Setup { ports: 2000, max_connections: 8192, ..Setup::default() }
+    let mut setup = Setup { ports: 2000, max_connections: 8192, ..Setup::default() };
+    setup.service.half_open_cells = 4096;
+    setup
 }
 
 #[test]

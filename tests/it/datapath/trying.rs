@@ -163,7 +163,10 @@ fn a_backend_that_still_holds_an_older_connection_gets_the_syn_from_a_fresh_port
         let n = backend_of(&first);
         let mut port = first.from.port();
         for heal in 1..=3 {
-            let stale = bench.from_backend(n, port, ACK).numbers(123_456, 654_321).options(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]);
+            let stale = bench
+                .from_backend(n, port, ACK)
+                .numbers(123_456, 654_321)
+                .options(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]);
             let out = bench.forward(&stale);
             assert_eq!((backend_of(&out), out.flags, &out.options[..]), (n, SYN, &LINUX_OPTIONS[..]), "heal {heal}");
             assert_ne!(out.from.port(), port);

@@ -1,0 +1,3 @@
+//! Everything that needs root and the kernel. One crate, so that it links once.
+
+mod datapath;
