@@ -40,6 +40,9 @@ pub enum Command {
         /// Mount a bpffs where `bpffs` is to be, if there is none (labs and containers)
         #[arg(long)]
         mount_bpffs: bool,
+        /// Attach TC programs by clsact, as on kernels before 6.6
+        #[arg(long, hide = true)]
+        clsact: bool,
     },
     /// End the daemon
     #[command(after_help = "\

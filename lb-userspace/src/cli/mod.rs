@@ -34,7 +34,7 @@ pub fn main() -> ExitCode {
     };
     let client = Client::new(&cli.socket);
     let done = match cli.command {
-        Command::Run { config, mount_bpffs } => return run(RunOptions { config, mount_bpffs }),
+        Command::Run { config, mount_bpffs, clsact } => return run(RunOptions { config, mount_bpffs, clsact }),
         Command::Check { config, output } => config_commands::check(&config, output.format),
         Command::Dump { config, output } => config_commands::dump(&config, output.format),
         Command::Stop { detach } => stop(&client, detach),

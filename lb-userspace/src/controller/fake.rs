@@ -34,7 +34,7 @@ impl Fake {
         for action in actions {
             match action {
                 Action::Write(write) => self.write(write),
-                Action::Admit { backend, admission, retry_at } => self.admit(*backend, *admission, *retry_at),
+                Action::Admit { backend, from, to, retry_at } => self.admit(*backend, *from, *to, *retry_at),
                 Action::Step(Step::Suspect(flow)) => self.swap(*flow, flow.ctl.suspected()),
                 Action::Step(Step::Close(flow, reason)) => {
                     if let Some((_, slot)) = self.slots.get(&flow.place).filter(|(ctl, _)| *ctl == flow.ctl).copied() {
@@ -52,9 +52,11 @@ impl Fake {
         }
     }
 
-    fn admit(&mut self, backend: u16, admission: u32, retry_at: u64) {
+    fn admit(&mut self, backend: u16, from: u32, to: u32, retry_at: u64) {
         let record = self.records.get_mut(&backend).expect("a backend");
-        (record.admission, record.retry_at) = (admission, retry_at);
+        if record.admission == from {
+            (record.admission, record.retry_at) = (to, retry_at);
+        }
     }
 
     fn swap(&mut self, flow: FlowAt, to: Ctl) {

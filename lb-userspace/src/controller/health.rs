@@ -115,7 +115,9 @@ impl Health {
         let began = if reason == Reason::ConnectTimeout { at.saturating_sub(settings.connect_timeout) } else { at };
         match self.state {
             State::Up => self.counted(settings, reason, at),
-            // Begun while it was up, or because every backend was out: no trial, and no news.
+            // Begun while it was up, or because every backend was out: no trial, and no news. The kernel program has put
+            // the next trial off all the same; before its time that can be taken back without a second trial beside one.
+            State::Out { retry_at, .. } if at < retry_at => Change::StaysOut { retry_at },
             State::Out { retry_at, .. } if began + CLOCK_STEP < retry_at => Change::Nothing,
             // From the beginning of the trial, so that a backend that is back is used within fail_timeout.
             State::Out { .. } => {

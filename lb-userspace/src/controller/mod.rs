@@ -58,12 +58,14 @@ use crate::access_log::Record;
 pub enum Action {
     /// Write to the maps.
     Write(Write),
-    /// Let a backend take part, or not: `layout::{OUT, UP}`.
+    /// Let a backend take part, or not: swap its admission, and nothing if it is another one by now.
     Admit {
         /// The backend.
         backend: u16,
-        /// For its record.
-        admission: u32,
+        /// `layout::{OUT, UP}`.
+        from: u32,
+        /// Likewise.
+        to: u32,
         /// For its record, CLOCK_MONOTONIC in nanoseconds.
         retry_at: u64,
     },
@@ -284,12 +286,12 @@ impl Controller {
                 let reason = self.health.get(&backend).and_then(out_reason).map_or("unknown", Reason::name);
                 let seconds = retry_at.saturating_sub(now) as f64 / SECOND as f64;
                 let note = format!("{who} is out for {seconds:.1} s: {reason} ({} failures)", facts.settings.max_fails);
-                vec![Action::Admit { backend, admission: OUT, retry_at }, Action::Note(Level::Warn, note)]
+                vec![Action::Admit { backend, from: UP, to: OUT, retry_at }, Action::Note(Level::Warn, note)]
             }
-            Change::StaysOut { retry_at } => vec![Action::Admit { backend, admission: OUT, retry_at }],
+            Change::StaysOut { retry_at } => vec![Action::Admit { backend, from: OUT, to: OUT, retry_at }],
             Change::Recovered => {
                 let note = Action::Note(Level::Info, format!("{who} is up"));
-                vec![Action::Admit { backend, admission: UP, retry_at: NEVER }, note]
+                vec![Action::Admit { backend, from: OUT, to: UP, retry_at: NEVER }, note]
             }
         }
     }

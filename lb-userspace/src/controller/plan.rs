@@ -416,4 +416,4 @@ fn service_changes(old: &DesiredService, new: &DesiredService, lines: &mut Vec<S
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -62,10 +62,9 @@ impl Recorder {
             }
             ENDED | TURNED_AWAY => {
                 let mut tries = self.failed.remove(&connection).unwrap_or_default();
-                let connected = event.connect_us > 0 || event.kind == ENDED;
-                if let Some((_, address)) = backend.filter(|_| connected) {
-                    let connect = Duration::from_micros(u64::from(event.connect_us));
-                    tries.push(Try { address: *address, connected_in: Some(connect) });
+                if let Some((_, address)) = backend.filter(|_| event.kind == ENDED) {
+                    let took = Duration::from_micros(u64::from(event.connect_us));
+                    tries.push(Try { address: *address, connected_in: is_connected(event).then_some(took) });
                 }
                 self.connections += 1;
                 Some(Record {
@@ -78,7 +77,7 @@ impl Recorder {
                     status: status(event),
                     tries,
                     service: names.services.get(&event.service).cloned().unwrap_or_else(|| Arc::from("-")),
-                    backend: backend.filter(|_| connected).map(|(name, _)| name.clone()),
+                    backend: backend.map(|(name, _)| name.clone()),
                     reason: Reason::from_number(event.reason),
                     snat: names
                         .pools
@@ -109,12 +108,17 @@ impl Recorder {
 /// For an event of a listener that is gone from our books.
 const UNKNOWN: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 0));
 
+/// Whether the connection that ended had been answered by its backend: there are ends before that.
+fn is_connected(event: &Event) -> bool {
+    let reason = Reason::from_number(event.reason);
+    let before = [Reason::ClientAborted, Reason::HalfOpenEvicted, Reason::ConnectTimeout];
+    event.kind == ENDED && !reason.is_some_and(|reason| before.contains(&reason))
+}
+
 /// nginx's words: 200 served, 403 denied, 502 no backend could be connected, 503 over a limit of ours.
 fn status(event: &Event) -> Status {
-    if event.kind == ENDED {
-        return Status::Served;
-    }
     match Reason::from_number(event.reason) {
+        _ if is_connected(event) => Status::Served,
         Some(Reason::Denied) => Status::Denied,
         Some(Reason::NoSlot | Reason::IndexFull | Reason::ClientLimit | Reason::HalfOpenEvicted) => Status::OverLimit,
         _ => Status::NoBackend,

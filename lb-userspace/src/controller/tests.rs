@@ -1,1 +1,254 @@
+//! The core as a whole, over virtual time.
 
+use super::*;
+use fake::Fake;
+use lb_common::{
+    event::{ENDED, TURNED_AWAY},
+    layout::{NONE, OUT, UP},
+    slot::State as FlowState,
+};
+use plan::tests::service;
+
+const START: u64 = 1_000 * SECOND;
+
+struct World {
+    controller: Controller,
+    tables: Fake,
+    notes: Vec<String>,
+}
+
+impl World {
+    fn new(hosts: &[u8]) -> World {
+        let mut world = World { controller: Controller::default(), tables: Fake::default(), notes: Vec::new() };
+        world.configure(vec![service("api", "10.0.1.100:6443", hosts)], START);
+        world
+    }
+
+    fn configure(&mut self, services: Vec<desired::DesiredService>, now: u64) {
+        let desired = Desired { services };
+        let plan = self.controller.plan(&desired).expect("a plan");
+        plan.writes.iter().for_each(|write| self.tables.write(write));
+        let actions = self.controller.commit(desired, plan, &self.tables, now);
+        self.act(&actions);
+    }
+
+    /// The process is killed and another one starts with the same file.
+    fn restart(&mut self, now: u64) {
+        let desired = self.controller.desired().clone();
+        self.controller = Controller::new(self.tables.installed());
+        self.configure(desired.services, now);
+    }
+
+    fn act(&mut self, actions: &[Action]) {
+        self.tables.act(actions);
+        for action in actions {
+            if let Action::Note(_, text) = action {
+                self.notes.push(text.clone());
+            }
+        }
+    }
+
+    fn event(&mut self, kind: u8, reason: Reason, backend: u16, at: u64) -> Vec<Action> {
+        if kind == TRY_FAILED {
+            self.tables.records.get_mut(&backend).expect("a backend").connect_failures += 1;
+        }
+        self.tell(kind, reason, backend, at)
+    }
+
+    fn tell(&mut self, kind: u8, reason: Reason, backend: u16, at: u64) -> Vec<Action> {
+        let event = Event {
+            at,
+            started: at,
+            bytes_in: 0,
+            bytes_out: 0,
+            client: installed::mapped([10, 0, 9, 9].into()),
+            client_port: [1, 2],
+            listener: 0,
+            service: 0,
+            backend,
+            pool: 0,
+            slot: 0,
+            generation: 1,
+            connect_us: 0,
+            kind,
+            reason: reason as u8,
+            tries: 1,
+            family: 4,
+        };
+        let actions = self.controller.event(&event, Now { monotonic: at, wall: Timestamp::UNIX_EPOCH });
+        self.act(&actions);
+        actions
+    }
+
+    /// Turns whenever one is due.
+    fn run(&mut self, from: u64, to: u64, lost: u64) -> u32 {
+        let (mut now, mut turns) = (from, 0);
+        while now < to {
+            let actions = self.controller.turn(&self.tables, lost, now);
+            self.act(&actions);
+            now = self.controller.deadline().max(now + 1);
+            turns += 1;
+        }
+        turns
+    }
+}
+
+#[test]
+fn the_third_refusal_takes_a_backend_out_and_an_answered_trial_brings_it_back() {
+    let mut world = World::new(&[10, 11, 12]);
+    for _ in 0..3 {
+        world.event(TRY_FAILED, Reason::Refused, 1, START);
+    }
+    assert_eq!((world.tables.admission(1), world.tables.records[&1].retry_at), (OUT, START + 10 * SECOND));
+    assert_eq!(world.notes, ["backend cp11 (10.0.1.11:6443) of service api is out for 10.0 s: refused (3 failures)"]);
+    // The kernel program swaps the word itself, then tells.
+    world.tables.records.get_mut(&1).expect("a backend").admission = UP;
+    world.event(RECOVERED, Reason::NotOurs, 1, START + 11 * SECOND);
+    assert_eq!(world.tables.admission(1), UP);
+    assert_eq!(world.notes.last().map(String::as_str), Some("backend cp11 (10.0.1.11:6443) of service api is up"));
+}
+
+#[test]
+fn all_of_them_can_be_out() {
+    let mut world = World::new(&[10, 11, 12]);
+    for backend in 0..3 {
+        for _ in 0..3 {
+            world.event(TRY_FAILED, Reason::ConnectTimeout, backend, START);
+        }
+    }
+    assert!((0..3).all(|backend| world.tables.admission(backend) == OUT), "whom to try then is the kernel program's");
+}
+
+#[test]
+fn an_older_connection_on_the_port_is_no_failure_of_the_backend() {
+    let mut world = World::new(&[10, 11]);
+    for _ in 0..100 {
+        world.event(TRY_FAILED, Reason::TimeWait, 0, START);
+    }
+    assert_eq!(world.tables.admission(0), UP);
+}
+
+#[test]
+fn health_survives_a_reload_and_a_restart() {
+    let mut world = World::new(&[10, 11]);
+    for _ in 0..3 {
+        world.event(TRY_FAILED, Reason::Refused, 0, START);
+    }
+    world.configure(vec![service("api", "10.0.1.100:6443", &[10, 11, 12])], START + SECOND);
+    assert_eq!(world.tables.admission(0), OUT);
+    assert_eq!(out_reason(world.controller.health(0).expect("health")), Some(Reason::Refused));
+    world.restart(START + 2 * SECOND);
+    assert_eq!(world.tables.admission(0), OUT);
+    let state = world.controller.health(0).expect("health").state();
+    assert_eq!(state, health::State::Out { retry_at: START + 10 * SECOND, reason: None });
+    world.event(TRY_FAILED, Reason::Refused, 0, START + 12 * SECOND);
+    assert_eq!(world.tables.records[&0].retry_at, START + 22 * SECOND);
+}
+
+#[test]
+fn a_backend_set_down_and_up_again_starts_with_a_clean_record() {
+    let mut world = World::new(&[10, 11]);
+    for _ in 0..3 {
+        world.event(TRY_FAILED, Reason::Refused, 0, START);
+    }
+    let mut down = service("api", "10.0.1.100:6443", &[10, 11]);
+    down.backends[0].down = true;
+    world.configure(vec![down], START + SECOND);
+    assert_eq!(world.tables.admission(0), NONE);
+    world.event(TRY_FAILED, Reason::Refused, 0, START + SECOND);
+    assert_eq!(world.tables.admission(0), NONE, "a late failure changes nothing");
+    world.configure(vec![service("api", "10.0.1.100:6443", &[10, 11])], START + 2 * SECOND);
+    assert_eq!(world.tables.admission(0), UP);
+}
+
+#[test]
+fn a_restart_changes_no_number_and_writes_nothing() {
+    let mut world = World::new(&[10, 11, 12]);
+    let before = world.tables.installed();
+    let desired = world.controller.desired().clone();
+    let anew = Controller::new(world.tables.installed());
+    assert_eq!(anew.plan(&desired).expect("a plan").writes, []);
+    world.restart(START + SECOND);
+    assert_eq!(world.tables.installed(), before);
+}
+
+#[test]
+fn failures_whose_events_were_lost_are_found_in_the_counts() {
+    let mut world = World::new(&[10, 11]);
+    world.run(START, START + 2 * SECOND, 0);
+    world.tables.records.get_mut(&1).expect("a backend").connect_failures += 500;
+    world.run(START + 2 * SECOND, START + 4 * SECOND, 0);
+    assert_eq!(world.tables.admission(1), UP, "no event was lost: they are on their way");
+    world.run(START + 4 * SECOND, START + 6 * SECOND, 497);
+    assert_eq!(world.tables.admission(1), OUT);
+}
+
+#[test]
+fn a_lost_recovery_is_noticed_within_a_second() {
+    let mut world = World::new(&[10, 11]);
+    for _ in 0..3 {
+        world.event(TRY_FAILED, Reason::Refused, 0, START);
+    }
+    world.tables.records.get_mut(&0).expect("a backend").admission = UP;
+    world.run(START, START + 2 * SECOND, 0);
+    assert_eq!(world.controller.health(0).expect("health").state(), health::State::Up);
+}
+
+#[test]
+fn a_host_that_answers_no_arp_is_told_once_and_tried_at_once_when_it_is_back() {
+    let mut world = World::new(&[10, 11]);
+    let pool = world.tables.rows[&0].pools[0];
+    for _ in 0..3 {
+        world.event(TRY_FAILED, Reason::ConnectTimeout, 0, START);
+    }
+    world.controller.next_hop(pool, true, START);
+    world.controller.next_hop(pool, false, START);
+    assert!(!world.controller.is_reachable(0) && world.controller.is_reachable(1));
+    world.notes.clear();
+    world.run(START, START + 8 * SECOND, 0);
+    let text = "backend cp10 (10.0.1.10:6443) of service api: its next hop does not answer ARP; it gets no connections";
+    assert_eq!(world.notes, [text]);
+    let actions = world.controller.next_hop(pool, true, START + 8 * SECOND);
+    world.act(&actions);
+    assert_eq!(world.tables.records[&0].retry_at, START + 8 * SECOND);
+}
+
+#[test]
+fn an_idle_controller_wakes_once_a_second() {
+    let mut world = World::new(&[10, 11, 12]);
+    let turns = world.run(START, START + 60 * SECOND, 0);
+    assert!(turns <= 61, "{turns} turns in a minute");
+}
+
+#[test]
+fn every_end_is_a_record_for_its_service() {
+    let mut world = World::new(&[10]);
+    for kind in [ENDED, TURNED_AWAY] {
+        let actions = world.event(kind, Reason::NoBackend, 0, START);
+        assert!(matches!(&actions[..], [Action::Record { service: 0, .. }]), "{actions:?}");
+    }
+}
+
+#[test]
+fn a_hundred_reloads_keep_a_held_connection_and_leave_nothing_behind() {
+    let mut world = World::new(&[10, 11, 12]);
+    let held = world.tables.open(1, 77, FlowState::Established, 0, START);
+    let mut now = START;
+    for turn in 0..100_u8 {
+        let hosts: Vec<u8> = (10..16).filter(|host| (host * 7 + turn) % 3 != 0).collect();
+        let mut service = service("api", "10.0.1.100:6443", &hosts);
+        for backend in &mut service.backends {
+            backend.weight = u32::from(1 + turn % 4);
+        }
+        world.configure(vec![service], now);
+        world.run(now, now + SECOND / 2, 0);
+        now += SECOND / 2;
+        assert_eq!(world.tables.state(held), FlowState::Established);
+    }
+    world.configure(vec![service("api", "10.0.1.100:6443", &[20])], now);
+    world.run(now, now + 30 * SECOND, 0);
+    assert_eq!(world.tables.rows.len(), 2, "the new one, and the tombstone of the held connection");
+    world.tables.end(held);
+    world.run(now + 30 * SECOND, now + 60 * SECOND, 0);
+    assert_eq!((world.tables.rows.len(), world.tables.pools.len()), (1, 1));
+}

@@ -51,7 +51,7 @@ pub struct Kernel {
     half_open: Mutex<ArrayOfMaps<MapData>>,
     maglev: Mutex<ArrayOfMaps<MapData>>,
     links: Mutex<HashMap<MapData, u32, u32>>,
-    counters: PerCpuArray<MapData, u64>,
+    counters: Mutex<PerCpuArray<MapData, u64>>,
     /// The outer maps once more: [`ArrayOfMaps`] does not lend its descriptor.
     outer: [MapData; 4],
 }
@@ -74,7 +74,7 @@ impl Kernel {
             half_open: array(Outer::HalfOpen)?,
             maglev: array(Outer::Maglev)?,
             links: Mutex::new(Map::from_map_data(pinned("LINKS")?)?.try_into()?),
-            counters: Map::from_map_data(pinned("COUNTERS")?)?.try_into()?,
+            counters: Mutex::new(Map::from_map_data(pinned("COUNTERS")?)?.try_into()?),
             outer: [
                 pinned(Outer::Slots.name())?,
                 pinned(Outer::Free.name())?,
@@ -120,8 +120,19 @@ impl Kernel {
 
     /// One counter, summed over the CPUs.
     pub fn counter(&self, number: u32) -> Result<u64> {
-        let values = self.counters.get(&number, 0).context("cannot read COUNTERS")?;
+        let values = lock(&self.counters).get(&number, 0).context("cannot read COUNTERS")?;
         Ok(values.iter().sum())
+    }
+
+    /// Adds one to a counter that the kernel program never counts: all CPUs' values are written, and what it added
+    /// meanwhile would be lost.
+    pub fn count(&self, number: u32) -> Result<()> {
+        let mut counters = lock(&self.counters);
+        let mut values = counters.get(&number, 0).context("cannot read COUNTERS")?.to_vec();
+        if let Some(first) = values.first_mut() {
+            *first += 1;
+        }
+        counters.set(number, values.try_into()?, 0).context("cannot write COUNTERS")
     }
 }
 

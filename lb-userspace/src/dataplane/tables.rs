@@ -378,6 +378,11 @@ impl Tables {
         Reason::ALL.iter().map(count).collect()
     }
 
+    /// One reason's count, over all CPUs.
+    pub fn counter(&self, reason: Reason) -> Result<u64> {
+        self.kernel.as_ref().map_or(Ok(0), |kernel| kernel.counter(reason as u32))
+    }
+
     // ---- flows ----
 
     /// How many slots a pool has; 0 if it is not in use.
@@ -427,8 +432,18 @@ impl Tables {
         let slots = self.slots_of(pool)?;
         let flow = slots.close(slot, ctl, reason)?;
         self.account(&flow);
+        self.count(reason);
         slots.push(&self.rings, slot);
         Some(flow)
+    }
+
+    /// Ends that only the controller brings about are counted here, the others where they happen.
+    fn count(&self, reason: Reason) {
+        if let (Some(kernel), Reason::IdleTimeout | Reason::Removed | Reason::Killed) = (&self.kernel, reason)
+            && let Err(error) = kernel.count(reason as u32)
+        {
+            log::warn!("an end by {} is not counted: {error:#}", reason.name());
+        }
     }
 
     fn account(&self, flow: &Flow) {

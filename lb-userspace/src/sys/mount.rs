@@ -86,7 +86,12 @@ fn unmount(place: &Path) -> io::Result<()> {
 /// and working directory with others may not change it (setns(2)).
 fn on_the_hosts_side(work: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
     let join = || -> io::Result<()> {
-        let namespace = File::open("/proc/1/ns/mnt")?;
+        let namespace = match File::open("/proc/1/ns/mnt") {
+            Ok(namespace) => namespace,
+            // A container: process 1 is not ours to join, and its mounts are the ones we have.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return work(),
+            Err(error) => return Err(error),
+        };
         // SAFETY: neither call takes pointers; both concern this thread only, which ends with `work`.
         let result = unsafe {
             if libc::unshare(libc::CLONE_FS) == 0 { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) } else { -1 }

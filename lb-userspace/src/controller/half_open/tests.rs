@@ -1,1 +1,98 @@
+use super::*;
+use crate::controller::{
+    fake::Fake,
+    installed::{BackendRow, ServiceRow},
+    plan::Write,
+};
+use lb_common::layout::{ACTIVE, Pool};
 
+const MS: u64 = 1_000_000;
+const START: u64 = 100_000 * MS;
+const SERVICES: [(u16, u64); 1] = [(0, 2_000 * MS)];
+
+fn tables() -> Fake {
+    let mut tables = Fake::default();
+    let pool = Pool { first_port: 1024, ports: 1000, state: ACTIVE, ..Pool::default() };
+    tables.write(&Write::NewPool { number: 0, pool, withheld: Vec::new() });
+    tables.write(&Write::NewBackend { number: 0, row: BackendRow { pools: vec![0], ..BackendRow::default() } });
+    let row = ServiceRow { half_open_cells: 1000, backends: vec![0], ..ServiceRow::default() };
+    tables.write(&Write::SetService { number: 0, row });
+    tables
+}
+
+/// Looks whenever a look is due, until `end`; the times at which each flow was due.
+fn run(watch: &mut HalfOpen, tables: &mut Fake, from: u64, end: u64) -> (Vec<(u64, FlowAt)>, u32) {
+    let (mut now, mut due, mut looks) = (from, Vec::new(), 0);
+    while now < end {
+        let look = watch.look(&SERVICES, tables, now);
+        for flow in &look.due {
+            tables.end(*flow);
+            due.push((now, *flow));
+        }
+        assert!(look.next > now, "time goes on");
+        (now, looks) = (look.next, looks + 1);
+    }
+    (due, looks)
+}
+
+#[test]
+fn a_silent_backend_is_given_up_right_after_connect_timeout_whenever_the_flow_began() {
+    for offset in [0, 1, 333, 999, 1000, 1999] {
+        let (mut watch, mut tables) = (HalfOpen::default(), tables());
+        let before = watch.look(&SERVICES, &tables, START);
+        assert_eq!(before.due, []);
+        let flow = tables.open(0, 7, State::HalfOpen, 0, START + offset * MS);
+        let (due, _) = run(&mut watch, &mut tables, before.next.max(START + offset * MS), START + 5_000 * MS);
+        assert_eq!(due.len(), 1, "offset {offset}");
+        let late = due[0].0 - (START + (offset + 2_000) * MS);
+        assert!(due[0].1 == flow && late <= 15 * MS, "offset {offset}: {late} ns late");
+    }
+}
+
+#[test]
+fn with_no_half_open_flow_it_looks_once_a_second() {
+    let (mut watch, mut tables) = (HalfOpen::default(), tables());
+    let (due, looks) = run(&mut watch, &mut tables, START, START + 60_000 * MS);
+    assert_eq!((due.len(), looks), (0, 60));
+}
+
+#[test]
+fn a_flow_that_was_answered_is_left_alone_and_so_is_a_new_owner_of_its_slot() {
+    let (mut watch, mut tables) = (HalfOpen::default(), tables());
+    let first = tables.open(0, 7, State::HalfOpen, 0, START);
+    tables.end(first);
+    let owner = tables.open(0, 7, State::Established, 0, START);
+    let (due, _) = run(&mut watch, &mut tables, START, START + 5_000 * MS);
+    assert_eq!((due, tables.state(owner)), (Vec::new(), State::Established));
+    assert_eq!(watch.open(0), 0);
+}
+
+#[test]
+fn a_flood_is_worked_off_in_bounded_portions() {
+    let (mut watch, mut tables) = (HalfOpen::default(), tables());
+    for slot in 0..1000 {
+        tables.open(0, slot, State::HalfOpen, 0, START);
+    }
+    let first = watch.look(&SERVICES, &tables, START + 2_001 * MS);
+    assert_eq!((first.due.len(), watch.open(0)), (MOST, 1000));
+    assert_eq!(first.next, START + 2_001 * MS + AT_LEAST);
+    let (due, looks) = run(&mut watch, &mut tables, START + 2_001 * MS, START + 2_100 * MS);
+    assert!(due.len() == 1000 && looks >= 4, "{} in {looks} looks", due.len());
+}
+
+#[test]
+fn a_restarted_controller_sees_what_was_half_open_before() {
+    let mut tables = tables();
+    tables.open(0, 7, State::HalfOpen, 0, START);
+    let look = HalfOpen::default().look(&SERVICES, &tables, START + 10_000 * MS);
+    assert_eq!(look.due.len(), 1);
+}
+
+#[test]
+fn stamps_wrap_and_one_from_the_future_is_not_due() {
+    // 32 bits of microseconds wrap every 71 minutes.
+    let wrap = (1_u64 << 32) * 1000;
+    let stamp = |at: u64| (at / 1000) as u32;
+    assert_eq!(due_at(stamp(wrap - 500 * MS), 2_000 * MS, wrap + 500 * MS), wrap + 1_500 * MS);
+    assert_eq!(due_at(stamp(wrap + 3 * MS), 2_000 * MS, wrap), wrap + 2_000 * MS);
+}

@@ -84,8 +84,11 @@ fn connections_begun_before_it_went_out_do_not_prolong_it() {
     let mut health = out_at(5);
     for tenth in 0..20 {
         let at = 5 * SECOND + tenth * SECOND / 10;
-        assert_eq!(health.failed(&SETTINGS, Reason::ConnectTimeout, at), Change::Nothing);
+        let change = health.failed(&SETTINGS, Reason::ConnectTimeout, at);
+        assert_eq!(change, Change::StaysOut { retry_at: 15 * SECOND }, "as it was");
     }
+    let late = health.failed(&SETTINGS, Reason::ConnectTimeout, 16 * SECOND);
+    assert_eq!(late, Change::Nothing, "begun at 14 s: a trial may be under way");
     assert_eq!(health.state(), State::Out { retry_at: 15 * SECOND, reason: Some(Reason::Refused) });
 }
 

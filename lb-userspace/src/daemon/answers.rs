@@ -1,0 +1,121 @@
+//! What the control socket asks, and the snapshot that longer answers are made from.
+
+use std::net::SocketAddr;
+
+use jiff::Timestamp;
+use log::error;
+
+use super::{
+    Daemon, End,
+    configure::log_reload,
+    report::{self, BackendView, ServiceView, Snapshot},
+};
+use crate::{
+    api::{
+        Reply, Request,
+        types::{Counters, Refused},
+    },
+    config::model::{Backend, OnExit, Service},
+    dataplane::Tables,
+    sys::clock,
+};
+
+impl Daemon {
+    /// Answers a request, or gives it on: some end the daemon.
+    pub(super) async fn request(&mut self, request: Request) -> Option<End> {
+        match request {
+            Request::Status(reply) => self.answer(reply, report::status),
+            Request::Backends(reply) => self.answer(reply, report::backends),
+            Request::Conns(filter, reply) => {
+                self.answer(reply, move |snapshot, tables| report::conns(snapshot, tables, &filter));
+            }
+            // Who asked may be gone, here and below.
+            Request::Counters(reply) => _ = reply.send(self.counters()),
+            Request::Reload(reply) => {
+                let reloaded = self.reload().await;
+                log_reload(&reloaded);
+                _ = reply.send(reloaded.map_err(|errors| Refused { errors }));
+            }
+            Request::Stop { detach, reply } => {
+                let detach = detach || self.config.daemon.on_exit == OnExit::Detach;
+                return Some((detach, Some(reply)));
+            }
+        }
+        None
+    }
+
+    /// Puts an answer together on another thread.
+    fn answer<T: Send + 'static>(
+        &self,
+        reply: Reply<T>,
+        report: impl FnOnce(&Snapshot, &Tables) -> T + Send + 'static,
+    ) {
+        let (snapshot, tables) = (self.snapshot(), self.dataplane.tables().clone());
+        tokio::task::spawn_blocking(move || _ = reply.send(report(&snapshot, &tables)));
+    }
+
+    fn counters(&self) -> Counters {
+        let counters = self.dataplane.tables().counters().unwrap_or_else(|error| {
+            error!("the counters cannot be read: {error:#}");
+            Vec::new()
+        });
+        let mut counters: Counters =
+            counters.into_iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect();
+        let (lost, suppressed) = self.logs.losses();
+        counters.insert("access_log_lost".into(), lost);
+        counters.insert("access_log_suppressed".into(), suppressed);
+        counters.insert("least_conn_drift".into(), self.controller.drift());
+        counters
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let names = self.controller.backends().iter().map(|(number, facts)| {
+            (*number, (facts.service.clone(), facts.name.clone(), SocketAddr::V4(facts.address)))
+        });
+        Snapshot {
+            now_ns: clock::monotonic_ns(),
+            wall: Timestamp::now(),
+            uptime: self.started.elapsed(),
+            file: self.options.config.clone(),
+            loaded_at: self.loaded.0,
+            generation: self.generation,
+            services: self.service_views(),
+            names: names.collect(),
+            installed: self.controller.installed().clone(),
+            counters: self.counters(),
+        }
+    }
+
+    fn service_views(&self) -> Vec<ServiceView> {
+        let attached = self.dataplane.attached();
+        let view = |service: &Service| {
+            let used = |name: &str| self.wanted.of_service.get(&service.name).is_some_and(|names| names.contains(name));
+            ServiceView {
+                name: service.name.clone(),
+                listen: service.listen.clone(),
+                balance: service.balance.name(),
+                capacity: service.capacity().min(u64::from(self.dataplane.max_connections())),
+                datapath: report::datapath(&attached, used),
+                backends: service.backends.iter().filter_map(|backend| self.backend_view(service, backend)).collect(),
+            }
+        };
+        self.config.services.iter().map(view).collect()
+    }
+
+    fn backend_view(&self, service: &Service, backend: &Backend) -> Option<BackendView> {
+        let mut known = self.controller.backends().iter();
+        let (number, _) = known
+            .find(|(_, facts)| facts.service == service.name && SocketAddr::V4(facts.address) == backend.address)?;
+        let (state, reason, changed) = report::standing(&self.controller, *number, clock::monotonic_ns());
+        Some(BackendView {
+            number: *number,
+            name: backend.name.clone(),
+            address: backend.address,
+            weight: backend.weight.get(),
+            backup: backend.backup,
+            state,
+            reason,
+            changed_ns: changed.unwrap_or(self.loaded.1),
+        })
+    }
+}

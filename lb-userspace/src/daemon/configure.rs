@@ -1,0 +1,118 @@
+//! Configurations: the first one, and those of reloads.
+
+use anyhow::Result;
+use jiff::Timestamp;
+use log::{error, info, warn};
+use sd_notify::NotifyState;
+
+use super::{Daemon, apply, interfaces, several, tell_systemd, view};
+use crate::{
+    api::types::Reloaded,
+    config::{self, model::Config},
+    controller::{desired::Desired, plan},
+    sys::clock,
+};
+
+impl Daemon {
+    /// Tables first, then the hooks: the first packet finds everything in place.
+    pub(super) async fn first_configuration(&mut self, desired: Desired) -> Result<()> {
+        let plan = self.controller.plan(&desired).map_err(several)?;
+        plan.warnings.iter().for_each(|warning| warn!("{warning}"));
+        self.write(&plan)?;
+        self.commit(desired, plan);
+        interfaces::attach(&mut self.dataplane, &self.wanted, self.options.clsact).map_err(several)?;
+        interfaces::detach_unused(&mut self.dataplane, &self.wanted, self.controller.installed());
+        self.meet_neighbours().await;
+        let adopted = if self.dataplane.adopted() { "took over the tables of an earlier run, " } else { "" };
+        let services = self.config.services.len();
+        info!("ready after {} ms: {adopted}{services} service(s)", self.started.elapsed().as_millis());
+        if self.dataplane.max_connections() < self.config.daemon.max_connections {
+            warn!("max_connections stays {} until `evenkeel stop --detach`", self.dataplane.max_connections());
+        }
+        tell_systemd(&[NotifyState::Ready]);
+        Ok(())
+    }
+
+    pub(super) async fn reload_and_log(&mut self) {
+        let since = NotifyState::monotonic_usec_now();
+        tell_systemd(&[NotifyState::Reloading].into_iter().chain(since).collect::<Vec<_>>());
+        log_reload(&self.reload().await);
+        tell_systemd(&[NotifyState::Ready]);
+    }
+
+    /// Reads the configuration anew. Everything that can fail comes before the first write that changes anything.
+    pub(super) async fn reload(&mut self) -> Result<Reloaded, Vec<String>> {
+        let loaded = config::load(&self.options.config)
+            .map_err(|problems| problems.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let desired = Desired::new(&loaded.config)?;
+        let plan = self.controller.plan(&desired)?;
+        let wanted = interfaces::wanted(&loaded.config).await?;
+        let prepared = self.logs.prepare(&loaded.config).map_err(one)?;
+        interfaces::attach(&mut self.dataplane, &wanted, self.options.clsact)?;
+        self.write(&plan).map_err(one)?;
+
+        let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        warnings.extend(plan.warnings.iter().chain(&wanted.warnings).cloned());
+        warnings.extend(needs_restart(&self.config, &loaded.config));
+        let changes = plan::changes(self.controller.desired(), &desired);
+        self.config = loaded.config;
+        self.wanted = wanted;
+        self.loaded = (Timestamp::now(), clock::monotonic_ns());
+        self.generation += 1;
+        self.logs.commit(&self.config, prepared);
+        self.commit(desired, plan);
+        self.write_hops();
+        interfaces::detach_unused(&mut self.dataplane, &self.wanted, self.controller.installed());
+        Ok(Reloaded { generation: self.generation, changes, warnings })
+    }
+
+    fn write(&mut self, plan: &plan::Plan) -> Result<()> {
+        for write in &plan.writes {
+            if let Err(error) = apply::write(self.dataplane.tables(), &self.hops, write, &mut self.waiting) {
+                // What was written serves nobody yet, or is what the old configuration had; the core takes it from there.
+                self.controller.reread(view::installed(self.dataplane.tables()));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, desired: Desired, plan: plan::Plan) {
+        let tables = self.dataplane.tables().clone();
+        let actions = self.controller.commit(desired, plan, &*tables, clock::monotonic_ns());
+        self.act(actions);
+        self.hops.want(self.controller.installed());
+    }
+}
+
+/// What a reload cannot change.
+fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
+    let (old, new) = (&old.daemon, &new.daemon);
+    let changed = [
+        ("state_dir", old.state_dir != new.state_dir),
+        ("bpffs", old.bpffs != new.bpffs),
+        ("socket_group", old.socket_group != new.socket_group),
+        ("log_level", old.log_level != new.log_level),
+        ("max_connections", old.max_connections != new.max_connections),
+    ];
+    let changed = changed.iter().filter(|(_, changed)| *changed);
+    changed.map(|(key, _)| format!("[daemon] {key}: takes effect when the daemon is started anew")).collect()
+}
+
+pub(super) fn log_reload(reloaded: &Result<Reloaded, Vec<String>>) {
+    match reloaded {
+        Ok(reloaded) => {
+            reloaded.warnings.iter().for_each(|warning| warn!("{warning}"));
+            info!("configuration applied, generation {}: {} change(s)", reloaded.generation, reloaded.changes.len());
+            reloaded.changes.iter().for_each(|change| info!("{change}"));
+        }
+        Err(errors) => {
+            errors.iter().for_each(|problem| error!("{problem}"));
+            error!("the configuration was not reloaded; nothing has changed");
+        }
+    }
+}
+
+fn one(error: anyhow::Error) -> Vec<String> {
+    vec![format!("{error:#}")]
+}

@@ -1,0 +1,111 @@
+//! Next hops towards the backends: from what netlink tells to the word in each pool.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use anyhow::Result;
+use lb_common::layout::Hop;
+use log::warn;
+
+use crate::{
+    controller::installed::{Installed, pool_backend},
+    dataplane::{Dataplane, Requested, Tables},
+    sys::netlink::{Change, Destination, NextHop, Watch},
+};
+
+/// What is known of the neighbourhood.
+pub struct Hops {
+    watch: Watch,
+    /// By backend; nothing for one whose neighbour is known not to answer.
+    hops: HashMap<IpAddr, Option<NextHop>>,
+    /// The names of the links of this network namespace by ifindex.
+    links: HashMap<u32, String>,
+}
+
+impl Hops {
+    /// Nothing is known before the first change.
+    pub fn new(watch: Watch) -> Hops {
+        Hops { watch, hops: HashMap::new(), links: HashMap::new() }
+    }
+
+    /// Asks for the next hops of all backends that have a pool, tombstones included.
+    pub fn want(&self, installed: &Installed) {
+        let backends: BTreeSet<_> = installed.pools.values().map(|pool| IpAddr::V4(*pool_backend(pool).ip())).collect();
+        self.watch.want(backends.into_iter().map(|address| Destination { address, interface: None }).collect());
+    }
+
+    /// The word for a pool towards `backend`. Nothing before netlink has told of it: what an earlier run has found out
+    /// is still better than nothing. Unknown while the neighbour does not answer, or answers on an interface that
+    /// has no number yet.
+    pub fn hop(&self, tables: &Tables, backend: IpAddr) -> Option<Hop> {
+        let hop = self.hops.get(&backend)?;
+        let numbered = hop.and_then(|hop| Some((hop.mac, tables.interface_number(hop.ifindex)?)));
+        Some(numbered.map_or(Hop::default(), |(mac, interface)| Hop::new(mac, interface)))
+    }
+
+    /// Takes in a change. Backends are reached through interfaces that may not be attached yet; their answers come in
+    /// there, so they have to be. `wanted` says whether and how a link is to be attached by its name.
+    pub fn change(
+        &mut self,
+        change: Change,
+        dataplane: &mut Dataplane,
+        clsact: bool,
+        wanted: impl Fn(&str) -> Option<Requested>,
+    ) -> Result<()> {
+        match change {
+            Change::NextHop { destination, hop: Some(hop) } => {
+                self.hops.insert(destination.address, Some(hop));
+                self.attach_for(hop.ifindex, dataplane, clsact);
+            }
+            Change::NextHop { destination, hop: None } => {
+                self.hops.insert(destination.address, None);
+            }
+            Change::Link { ifindex, name, mac, up: _ } => {
+                self.links.insert(ifindex, name.clone());
+                let attached = dataplane.attached().iter().any(|attached| attached.ifindex == ifindex);
+                if attached {
+                    dataplane.tables().place_interface(ifindex, mac)?;
+                } else if let Some(requested) = wanted(&name) {
+                    // It was not there when the daemon started, or was removed and made anew.
+                    dataplane.attach(&name, requested, clsact)?;
+                }
+                if self.hops.values().flatten().any(|hop| hop.ifindex == ifindex) {
+                    self.attach_for(ifindex, dataplane, clsact);
+                }
+            }
+            Change::LinkGone { ifindex } => {
+                self.links.remove(&ifindex);
+                for hop in self.hops.values_mut() {
+                    *hop = hop.filter(|hop| hop.ifindex != ifindex);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_for(&self, ifindex: u32, dataplane: &mut Dataplane, clsact: bool) {
+        if dataplane.tables().interface_number(ifindex).is_some() {
+            return;
+        }
+        // Before the link is told, its name is not known; this comes again then.
+        let Some(name) = self.links.get(&ifindex) else { return };
+        if let Err(error) = dataplane.attach(name, Requested::Auto, clsact) {
+            warn!("backends are reached through {name}, but: {error:#}");
+        }
+    }
+
+    /// Writes every pool's next hop; gives the pools and whether theirs is known.
+    pub fn write(&self, tables: &Tables, installed: &Installed) -> Vec<(u16, bool)> {
+        let write = |(number, pool): (&u16, &_)| {
+            let before = tables.pool(*number).hop;
+            let hop = self.hop(tables, IpAddr::V4(*pool_backend(pool).ip())).unwrap_or(before);
+            if hop != before {
+                tables.set_pool_hop(*number, hop);
+            }
+            (*number, hop.is_known())
+        };
+        installed.pools.iter().map(write).collect()
+    }
+}

@@ -1,0 +1,140 @@
+//! Which interfaces the program has to be on: those through which clients come, and those through which backends are
+//! reached, for their answers come in there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, UdpSocket},
+    sync::Arc,
+};
+
+use log::{info, warn};
+
+use crate::{
+    config::model::{Config, Datapath, Service},
+    controller::installed::Installed,
+    dataplane::{Dataplane, Requested},
+    sys::netlink,
+};
+
+/// What a configuration asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// How the program is to be attached, by interface.
+    pub interfaces: BTreeMap<String, Requested>,
+    /// The interfaces of each service, for `status`.
+    pub of_service: BTreeMap<Arc<str>, BTreeSet<String>>,
+    /// For the operator.
+    pub warnings: Vec<String>,
+}
+
+/// The loopback device: addresses of the host itself lead there, and no frame of ours goes through it.
+const LOOPBACK: &str = "lo";
+
+/// Finds the interfaces of all services from the configuration and the routes; every service for which there is none is
+/// an error.
+pub async fn wanted(config: &Config) -> Result<Wanted, Vec<String>> {
+    let mut wanted = Wanted::default();
+    let mut errors = Vec::new();
+    for service in &config.services {
+        let mut names: BTreeSet<_> = service.interfaces.iter().cloned().collect();
+        if names.is_empty() {
+            names = by_route(service, service.listen.iter().map(|listen| listen.ip()), &mut wanted.warnings).await;
+        }
+        if names.is_empty() {
+            errors
+                .push(format!("service {}: no interface leads to its clients: set interface = \"...\"", service.name));
+        }
+        names.extend(by_route(service, service.backends.iter().map(|b| b.address.ip()), &mut wanted.warnings).await);
+        for name in &names {
+            let requested = wanted.interfaces.entry(name.clone()).or_insert(Requested::Auto);
+            if *requested == Requested::Auto {
+                *requested = requested_by(service);
+            }
+        }
+        wanted.of_service.insert(service.name.clone(), names);
+        wanted.warnings.extend(service.listen.iter().filter_map(|listen| no_such_address(service, listen.ip())));
+    }
+    if errors.is_empty() { Ok(wanted) } else { Err(errors) }
+}
+
+async fn by_route(
+    service: &Service,
+    addresses: impl Iterator<Item = IpAddr>,
+    warnings: &mut Vec<String>,
+) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for address in addresses.collect::<BTreeSet<_>>() {
+        match netlink::interface_of(address).await {
+            Ok(name) if name == LOOPBACK => {
+                warnings
+                    .push(format!("service {}: {address} is this host itself, which is not supported", service.name));
+            }
+            Ok(name) => _ = names.insert(name),
+            Err(error) => warnings.push(format!("service {}: {error:#}", service.name)),
+        }
+    }
+    names
+}
+
+fn requested_by(service: &Service) -> Requested {
+    match service.datapath {
+        Datapath::Auto => Requested::Auto,
+        Datapath::Xdp => Requested::Xdp,
+        Datapath::XdpGeneric => Requested::XdpGeneric,
+        Datapath::Tc => Requested::Tc,
+    }
+}
+
+/// An address that no interface has answers no ARP. Which addresses there are is the kernel's to say: it lets nobody
+/// bind to another one.
+fn no_such_address(service: &Service, address: IpAddr) -> Option<String> {
+    let missing =
+        UdpSocket::bind((address, 0)).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrNotAvailable);
+    missing.then(|| {
+        format!(
+            "service {}: no interface of this host has the address {address}; clients reach it only if it is routed here",
+            service.name
+        )
+    })
+}
+
+/// Attaches the program wherever it is wanted and is not yet, or not so.
+pub fn attach(dataplane: &mut Dataplane, wanted: &Wanted, clsact: bool) -> Result<(), Vec<String>> {
+    let mut errors = Vec::new();
+    for (name, requested) in &wanted.interfaces {
+        let before = dataplane.attached().into_iter().find(|attached| attached.interface == *name);
+        match dataplane.attach(name, *requested, clsact) {
+            Ok(attached) if before.as_ref().map(|before| before.mode) != Some(attached.mode) => {
+                info!("{name}: {} ({})", attached.mode.name(), attached.reason);
+            }
+            Ok(_) => {}
+            Err(error) => errors.push(format!("interface {name}: {error:#}")),
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// Detaches what nothing leads through any more: no service, no pool of a tombstone.
+pub fn detach_unused(dataplane: &mut Dataplane, wanted: &Wanted, installed: &Installed) {
+    let tables = dataplane.tables().clone();
+    let closing = installed.listeners.values().any(|listener| listener.state != lb_common::layout::ACTIVE);
+    let attached = dataplane.attached().into_iter().map(|attached| attached.interface);
+    let left = dataplane.left_attached().unwrap_or_else(|error| {
+        warn!("what an earlier run has attached cannot be read: {error:#}");
+        Vec::new()
+    });
+    for name in attached.chain(left).filter(|name| !wanted.interfaces.contains_key(name)).collect::<BTreeSet<_>>() {
+        let number = dataplane.attached().into_iter().find(|attached| attached.interface == name).map(|a| a.number);
+        let in_use = installed.pools.keys().any(|pool| {
+            let hop = tables.pool(*pool).hop;
+            hop.is_known() && Some(hop.interface()) == number
+        });
+        if closing || in_use {
+            continue;
+        }
+        match dataplane.detach(&name) {
+            Ok(()) => info!("{name}: detached, no service uses it"),
+            Err(error) => warn!("{name}: cannot be detached: {error:#}"),
+        }
+    }
+}

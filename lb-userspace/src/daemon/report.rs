@@ -1,0 +1,322 @@
+//! Answers to `status`, `backends`, `conns` and `counters`: what the tables hold, with the names of the configuration.
+//!
+//! They are put together on a thread of their own from a snapshot of what the controller knows: 100,000 connections take
+//! tens of milliseconds to read.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use lb_common::{
+    layout::{ConnectTimes, connect_time_bound},
+    slot::State,
+    verdict::Reason,
+};
+
+use crate::{
+    access_log::{Record, Status as LineStatus, Try},
+    api::{
+        Conns, ConnsFilter,
+        types::{
+            Backend, BackendReason, BackendState, ConfigStatus, Conn, ConnState, ConnectTime, Connections, Counters,
+            DatapathMode, DatapathStatus, ServiceStatus, Status,
+        },
+    },
+    controller::{Controller, health, installed, installed::Installed, out_reason},
+    dataplane::{Attached, Flow, Mode, Tables},
+};
+
+/// What the controller knows at one moment.
+pub struct Snapshot {
+    pub now_ns: u64,
+    pub wall: Timestamp,
+    pub uptime: Duration,
+    pub file: PathBuf,
+    pub loaded_at: Timestamp,
+    pub generation: u64,
+    pub services: Vec<ServiceView>,
+    pub names: BTreeMap<u16, (Arc<str>, Arc<str>, SocketAddr)>,
+    pub installed: Installed,
+    pub counters: Counters,
+}
+
+/// One service of the configuration.
+pub struct ServiceView {
+    pub name: Arc<str>,
+    pub listen: Vec<SocketAddr>,
+    pub balance: &'static str,
+    pub capacity: u64,
+    pub datapath: Vec<DatapathStatus>,
+    pub backends: Vec<BackendView>,
+}
+
+/// One backend of the configuration.
+pub struct BackendView {
+    pub number: u16,
+    pub name: Arc<str>,
+    pub address: SocketAddr,
+    pub weight: u32,
+    pub backup: bool,
+    pub state: BackendState,
+    pub reason: Option<BackendReason>,
+    pub changed_ns: u64,
+}
+
+/// How a backend stands, why, and since when (CLOCK_MONOTONIC in nanoseconds, if that is known).
+pub fn standing(
+    controller: &Controller,
+    backend: u16,
+    now_ns: u64,
+) -> (BackendState, Option<BackendReason>, Option<u64>) {
+    let Some(health) = controller.health(backend) else {
+        return (BackendState::Down, Some(BackendReason::Config), None);
+    };
+    let since = Some(health.changed_at());
+    let reason = match out_reason(health) {
+        Some(Reason::Refused) => Some(BackendReason::Refused),
+        Some(Reason::ConnectTimeout) => Some(BackendReason::Timeout),
+        _ => None,
+    };
+    match health.state() {
+        _ if !controller.is_reachable(backend) => (BackendState::Down, Some(BackendReason::Silent), since),
+        health::State::Up => (BackendState::Up, None, since),
+        health::State::Out { retry_at, .. } if now_ns < retry_at => (BackendState::Down, reason, since),
+        health::State::Out { .. } => (BackendState::Probing, reason, since),
+    }
+}
+
+/// `datapath` of a service: the interfaces it uses, as they are attached.
+pub fn datapath(attached: &[Attached], of_service: impl Fn(&str) -> bool) -> Vec<DatapathStatus> {
+    let used = attached.iter().filter(|attached| of_service(&attached.interface));
+    used.map(|attached| DatapathStatus {
+        interface: attached.interface.clone(),
+        mode: match attached.mode {
+            Mode::Xdp => DatapathMode::Xdp,
+            Mode::XdpGeneric => DatapathMode::XdpGeneric,
+            Mode::Tc => DatapathMode::Tc,
+        },
+        reason: attached.reason.clone(),
+    })
+    .collect()
+}
+
+/// What the open flows of one backend add to its totals.
+#[derive(Clone, Copy, Default)]
+struct Live {
+    half_open: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+fn live(snapshot: &Snapshot, tables: &Tables) -> BTreeMap<u16, Live> {
+    let mut live: BTreeMap<u16, Live> = BTreeMap::new();
+    for flow in open_flows(snapshot, tables) {
+        let of_backend = live.entry(flow.backend()).or_default();
+        of_backend.half_open += u64::from(flow.ctl.state() == State::HalfOpen);
+        of_backend.bytes_in += flow.bytes_in();
+        of_backend.bytes_out += flow.bytes_out();
+    }
+    live
+}
+
+/// Every flow that is open.
+pub fn open_flows<'a>(snapshot: &'a Snapshot, tables: &'a Tables) -> impl Iterator<Item = Flow> + 'a {
+    let of_pool = |pool: &'a u16| {
+        let heads = tables.heads(*pool, 0..tables.slots(*pool)).filter(|head| head.ctl.state().is_active());
+        heads.filter_map(|head| tables.flow(*pool, head.slot)).filter(|flow| flow.ctl.state().is_active())
+    };
+    snapshot.installed.pools.keys().flat_map(of_pool)
+}
+
+/// `/api/v1/status`
+pub fn status(snapshot: &Snapshot, tables: &Tables) -> Status {
+    let live = live(snapshot, tables);
+    let service = |view: &ServiceView| {
+        let backends: Vec<_> =
+            view.backends.iter().map(|backend| row(snapshot, tables, view, backend, &live)).collect();
+        ServiceStatus {
+            name: view.name.clone(),
+            listen: view.listen.clone(),
+            balance: view.balance.into(),
+            datapath: view.datapath.clone(),
+            connections: Connections {
+                active: backends.iter().map(|backend| backend.active).sum(),
+                half_open: backends.iter().map(|backend| backend.half_open).sum(),
+                capacity: view.capacity,
+                total: backends.iter().map(|backend| backend.total).sum(),
+            },
+            backends,
+        }
+    };
+    Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        uptime_s: snapshot.uptime.as_secs(),
+        config: ConfigStatus {
+            file: snapshot.file.display().to_string(),
+            loaded_at: snapshot.loaded_at,
+            generation: snapshot.generation,
+        },
+        services: snapshot.services.iter().map(service).collect(),
+        vrrp: Vec::new(),
+        counters: snapshot.counters.clone(),
+    }
+}
+
+/// `/api/v1/backends`
+pub fn backends(snapshot: &Snapshot, tables: &Tables) -> Vec<Backend> {
+    let live = live(snapshot, tables);
+    let all =
+        snapshot.services.iter().flat_map(|service| service.backends.iter().map(move |backend| (service, backend)));
+    all.map(|(service, backend)| row(snapshot, tables, service, backend, &live)).collect()
+}
+
+fn row(
+    snapshot: &Snapshot,
+    tables: &Tables,
+    service: &ServiceView,
+    view: &BackendView,
+    live: &BTreeMap<u16, Live>,
+) -> Backend {
+    let record = tables.backend(view.number);
+    let live = live.get(&view.number).copied().unwrap_or_default();
+    Backend {
+        service: service.name.clone(),
+        name: view.name.clone(),
+        address: view.address,
+        state: view.state,
+        backup: view.backup,
+        reason: view.reason,
+        weight: view.weight,
+        // Read between two changes it may be one below zero for an instant.
+        active: u64::from(record.active.cast_signed().max(0).cast_unsigned()),
+        half_open: live.half_open,
+        total: record.opened,
+        connect_failures: record.connect_failures,
+        resets: record.resets,
+        bytes_in: record.bytes_in + live.bytes_in,
+        bytes_out: record.bytes_out + live.bytes_out,
+        connect_time_ms: connect_time(&tables.connect_times(view.number)),
+        last_change: ago(snapshot, view.changed_ns),
+    }
+}
+
+fn ago(snapshot: &Snapshot, then_ns: u64) -> Timestamp {
+    let ago = i64::try_from(snapshot.now_ns.saturating_sub(then_ns)).unwrap_or(i64::MAX);
+    snapshot.wall.checked_sub(SignedDuration::from_nanos(ago)).unwrap_or(snapshot.wall)
+}
+
+fn connect_time(times: &ConnectTimes) -> ConnectTime {
+    ConnectTime { p50: quantile(times, 0.50), p99: quantile(times, 0.99) }
+}
+
+/// The time that the share `q` of all connects did not exceed, in milliseconds, interpolated within its bucket.
+fn quantile(times: &ConnectTimes, q: f64) -> Option<f64> {
+    let total: u64 = times.iter().map(|count| u64::from(*count)).sum();
+    if total == 0 {
+        return None;
+    }
+    let rank = q * total as f64;
+    let mut below = 0.0;
+    for (bucket, count) in times.iter().enumerate() {
+        let count = f64::from(*count);
+        if count > 0.0 && below + count >= rank {
+            let bucket = bucket as u32;
+            let lower = bucket.checked_sub(1).and_then(connect_time_bound).unwrap_or(0);
+            let upper = connect_time_bound(bucket).unwrap_or(lower);
+            let microseconds = f64::from(lower) + f64::from(upper - lower) * (rank - below) / count;
+            return Some((microseconds.round()) / 1000.0);
+        }
+        below += count;
+    }
+    None
+}
+
+/// `/api/v1/conns`
+pub fn conns(snapshot: &Snapshot, tables: &Tables, filter: &ConnsFilter) -> Conns {
+    let mut conns = Conns::default();
+    for flow in open_flows(snapshot, tables) {
+        let Some(conn) = conn(snapshot, &flow) else { continue };
+        if !filter.takes(&conn) {
+            continue;
+        }
+        conns.total += 1;
+        if filter.limit.is_none_or(|limit| conns.rows.len() < limit) {
+            conns.rows.push(conn);
+        }
+    }
+    conns
+}
+
+fn conn(snapshot: &Snapshot, flow: &Flow) -> Option<Conn> {
+    let state = ConnState::of(flow.ctl.state())?;
+    let (service, backend, _) = snapshot.names.get(&flow.backend())?;
+    Some(Conn {
+        client: flow.client(),
+        service: service.clone(),
+        backend: backend.clone(),
+        snat: snat(snapshot, flow)?,
+        state,
+        age_s: snapshot.now_ns.saturating_sub(flow.started_ns()) / 1_000_000_000,
+        idle_s: flow.idle_ms(snapshot.now_ns) / 1000,
+        bytes_in: flow.bytes_in(),
+        bytes_out: flow.bytes_out(),
+    })
+}
+
+fn snat(snapshot: &Snapshot, flow: &Flow) -> Option<SocketAddr> {
+    let pool = snapshot.installed.pools.get(&flow.pool)?;
+    Some(SocketAddr::new(installed::pool_snat(pool).into(), pool.first_port.wrapping_add(flow.slot)))
+}
+
+/// Lines for connections of a service that are still open (`interval` of its access log).
+pub fn open_records(snapshot: &Snapshot, tables: &Tables, service: &str) -> Vec<Record> {
+    let record = |flow: Flow| {
+        let (of_service, backend, address) = snapshot.names.get(&flow.backend())?;
+        let listener = snapshot.installed.listeners.get(&flow.listener())?;
+        if &**of_service != service {
+            return None;
+        }
+        let took = flow.is_connected().then(|| Duration::from_micros(u64::from(flow.connect_us())));
+        Some(Record {
+            client: flow.client(),
+            server: SocketAddr::V4(installed::listener_address(listener)),
+            ended: snapshot.wall,
+            session: Duration::from_nanos(snapshot.now_ns.saturating_sub(flow.started_ns())),
+            bytes_received: flow.bytes_in(),
+            bytes_sent: flow.bytes_out(),
+            status: LineStatus::Open,
+            tries: vec![Try { address: *address, connected_in: took }],
+            service: of_service.clone(),
+            backend: Some(backend.clone()),
+            reason: None,
+            snat: snat(snapshot, &flow),
+            connection: 0,
+        })
+    };
+    open_flows(snapshot, tables).filter_map(record).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::layout::{CONNECT_TIME_BUCKETS, connect_time_bucket};
+
+    use super::*;
+
+    #[test]
+    fn quantiles_lie_in_the_bucket_of_the_connect_they_stand_for() {
+        let mut times = [0; CONNECT_TIME_BUCKETS];
+        assert_eq!(quantile(&times, 0.5), None, "nothing was connected yet");
+        times[connect_time_bucket(300) as usize] = 98;
+        times[connect_time_bucket(2_000_000) as usize] = 2;
+        let p50 = quantile(&times, 0.50).expect("a median");
+        let p99 = quantile(&times, 0.99).expect("a quantile");
+        assert!((0.25..0.32).contains(&p50), "{p50}");
+        assert!((1_700.0..2_200.0).contains(&p99), "{p99}");
+    }
+
+    #[test]
+    fn connects_longer_than_the_histogram_count_as_its_end() {
+        let mut times = [0; CONNECT_TIME_BUCKETS];
+        times[CONNECT_TIME_BUCKETS - 1] = 5;
+        assert!(quantile(&times, 0.99).is_some_and(|ms| ms >= 3_500.0));
+    }
+}
