@@ -1,3 +1,5 @@
 //! Everything that needs root and the kernel. One crate, so that it links once.
 
 mod datapath;
+mod dataplane;
+mod nexthops;

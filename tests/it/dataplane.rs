@@ -1,0 +1,279 @@
+//! Loading, pinning, adopting and attaching, on the real kernel. Each test has a network and a mount namespace of its
+//! own thread, so nothing outlives it.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use evenkeel::dataplane::{Dataplane, Mode, NewPool, Options, Requested, ServiceSetup, detach_left_behind};
+use lb_common::{layout::Hop, schedule::MAGLEV_PLACES};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+
+/// The folder of pins inside this thread's namespaces.
+const ROOT: &str = "/run/evenkeel-dataplane";
+
+/// Gives this thread its own network with a veth `ek0` (peer `ek1`) and a bpffs.
+fn own_namespaces() -> Options {
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("these tests need root");
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    std::fs::create_dir_all(ROOT).unwrap();
+    mount(Some("bpf"), ROOT, Some("bpf"), MsFlags::empty(), None::<&str>).expect("a bpffs");
+    run("ip link set lo up");
+    run("ip link add ek0 type veth peer name ek1");
+    run("ip link set ek0 up");
+    run("ip link set ek1 up");
+    Options { bpffs: Path::new(ROOT).join("instance"), max_connections: 4096 }
+}
+
+fn run(command: &str) -> String {
+    let mut words = command.split_whitespace();
+    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The hooks of an interface on which our program is, as the kernel says.
+fn hooks(interface: &str) -> Vec<&'static str> {
+    let shown = run(&format!("bpftool net show dev {interface}"));
+    let known = ["driver id", "generic id", "clsact/ingress"];
+    let lines = shown.lines().filter(|line| line.starts_with(interface));
+    let mut hooks: Vec<_> = lines.filter_map(|line| known.into_iter().find(|hook| line.contains(hook))).collect();
+    // Debian's bpftool is older than tcx: it shows such a link, but not where it hangs.
+    if tcx_program(interface).is_some() {
+        hooks.push("tcx/ingress");
+    }
+    hooks
+}
+
+/// The program behind the pinned tcx link of an interface.
+fn tcx_program(interface: &str) -> Option<String> {
+    let ifindex = run(&format!("ip -o link show dev {interface}"));
+    let ifindex = ifindex.split(':').next().unwrap();
+    let pin = Path::new(ROOT).join(format!("instance/links/{ifindex}-tcx"));
+    let shown = pin.exists().then(|| run(&format!("bpftool link show pinned {}", pin.display())))?;
+    Some(shown.split_whitespace().skip_while(|word| *word != "prog").nth(1).unwrap().to_owned())
+}
+
+fn new_pool() -> NewPool {
+    NewPool {
+        backend: "10.0.1.10:6443".parse().unwrap(),
+        snat: "10.0.1.100".parse().unwrap(),
+        first_port: 20_000,
+        ports: 1000,
+        reserved: vec![20_500],
+        hop: Hop::new([2, 0, 0, 0, 0, 9], 0),
+    }
+}
+
+fn new_service() -> ServiceSetup {
+    ServiceSetup {
+        connect_timeout_ns: 2_000_000_000,
+        balance: 0,
+        tries: 3,
+        half_open_cells: 128,
+        log: false,
+        backends: vec![3],
+    }
+}
+
+#[test]
+fn a_veth_gets_tc_by_itself_and_what_is_asked_for_by_name() {
+    let mut dataplane = Dataplane::open(&own_namespaces()).unwrap();
+    let attached = dataplane.attach("ek0", Requested::Auto, false).unwrap();
+    assert_eq!((attached.mode, attached.interface.as_str()), (Mode::Tc, "ek0"));
+    assert!(attached.reason.contains("veth"), "{}", attached.reason);
+    assert_eq!(hooks("ek0"), ["tcx/ingress"]);
+    assert_eq!(dataplane.attach("ek1", Requested::Xdp, false).unwrap().mode, Mode::Xdp);
+    assert_eq!(hooks("ek1"), ["driver id"]);
+    assert!(dataplane.attach("lo", Requested::Auto, false).is_err(), "no Ethernet");
+    assert!(dataplane.attach("none", Requested::Auto, false).is_err());
+    dataplane.detach("ek1").unwrap();
+    assert_eq!(hooks("ek1"), [] as [&str; 0]);
+    assert_eq!(dataplane.attached().len(), 1);
+    dataplane.detach_all().unwrap();
+}
+
+#[test]
+fn every_hook_gives_way_to_every_other() {
+    let mut dataplane = Dataplane::open(&own_namespaces()).unwrap();
+    let modes = [
+        (Requested::Xdp, false, "driver id"),
+        (Requested::XdpGeneric, false, "generic id"),
+        (Requested::Tc, false, "tcx/ingress"),
+        (Requested::Tc, true, "clsact/ingress"),
+    ];
+    for (from, from_clsact, _) in modes {
+        for (to, to_clsact, hook) in modes {
+            dataplane.attach("ek0", from, from_clsact).unwrap();
+            dataplane.attach("ek0", to, to_clsact).unwrap();
+            assert_eq!(hooks("ek0"), [hook], "{from:?} to {to:?}");
+        }
+    }
+}
+
+#[test]
+fn a_new_process_finds_tables_and_links_and_goes_on() {
+    let options = own_namespaces();
+    let mut first = Dataplane::open(&options).unwrap();
+    assert!(!first.adopted());
+    let number = first.attach("ek0", Requested::Tc, false).unwrap().number;
+    first.attach("ek1", Requested::Tc, true).unwrap();
+    let tables = first.tables();
+    let listener = tables.place_listener("10.0.1.100:6443".parse().unwrap(), 5).unwrap();
+    let pool = tables.create_pool(&new_pool()).unwrap();
+    tables.configure_service(5, &new_service()).unwrap();
+    tables.set_maglev(5, &[0; MAGLEV_PLACES as usize]).unwrap();
+    let program = tcx_program("ek0").unwrap();
+    drop(first);
+    assert_eq!((hooks("ek0"), hooks("ek1")), (vec!["tcx/ingress"], vec!["clsact/ingress"]));
+
+    let other_size = Options { max_connections: 100_000, ..options.clone() };
+    let mut second = Dataplane::open(&other_size).unwrap();
+    assert!(second.adopted());
+    assert_eq!(second.max_connections(), 4096, "the tables that are there keep their size");
+    assert_eq!(second.tables().listener(listener).service, 5);
+    assert_eq!(second.tables().find_pool(new_pool().backend, new_pool().snat), Some(pool));
+    assert_eq!((second.tables().slots(pool), second.tables().free_slots(pool)), (1000, 999));
+    assert_eq!(second.tables().service(5).half_open_cells, 128);
+    assert_eq!(second.left_attached().unwrap(), ["ek0", "ek1"]);
+    assert_eq!(second.attach("ek0", Requested::Tc, false).unwrap().number, number, "interfaces keep their numbers");
+    assert_eq!(second.left_attached().unwrap(), ["ek1"]);
+    assert_ne!(tcx_program("ek0").unwrap(), program, "the new program is in place");
+    second.attach("ek1", Requested::Tc, true).unwrap();
+    assert_eq!((hooks("ek0"), hooks("ek1")), (vec!["tcx/ingress"], vec!["clsact/ingress"]));
+    second.tables().remove_pool(pool).unwrap();
+    second.tables().disable_service(5).unwrap();
+    drop(second);
+
+    let third = Dataplane::open(&options).unwrap();
+    assert_eq!(third.tables().pools().len(), 0);
+    assert_eq!(third.tables().create_pool(&new_pool()).unwrap(), pool);
+}
+
+#[test]
+fn stop_with_detach_leaves_nothing() {
+    let options = own_namespaces();
+    let mut dataplane = Dataplane::open(&options).unwrap();
+    dataplane.attach("ek0", Requested::Xdp, false).unwrap();
+    dataplane.attach("ek1", Requested::Tc, true).unwrap();
+    dataplane.detach_all().unwrap();
+    assert!(!options.bpffs.exists());
+    assert_eq!((hooks("ek0"), hooks("ek1")), (vec![], vec![]));
+
+    let mut dataplane = Dataplane::open(&options).unwrap();
+    dataplane.attach("ek0", Requested::Tc, false).unwrap();
+    drop(dataplane);
+    detach_left_behind(&options.bpffs).unwrap();
+    assert!(!options.bpffs.exists());
+    assert_eq!(hooks("ek0"), [] as [&str; 0]);
+    detach_left_behind(&options.bpffs).expect("nothing to do is fine");
+}
+
+fn map(name: &str) -> PathBuf {
+    Path::new(ROOT).join("instance/maps").join(name)
+}
+
+fn refusal(options: &Options) -> String {
+    format!("{:#}", Dataplane::open(options).err().expect("refused"))
+}
+
+#[test]
+fn tables_of_another_layout_are_refused_with_what_to_do() {
+    let options = own_namespaces();
+    let mut dataplane = Dataplane::open(&options).unwrap();
+    dataplane.attach("ek0", Requested::Tc, false).unwrap();
+    drop(dataplane);
+    let meta = map("META").display().to_string();
+    run(&format!("bpftool map update pinned {meta} key 0 0 0 0 value {}", "7 ".repeat(24)));
+    let error = refusal(&options);
+    assert!(error.contains("layout 0x707070707070707") && error.contains("stop --detach"), "{error}");
+    assert_eq!(hooks("ek0"), ["tcx/ingress"], "what runs is left alone");
+
+    run(&format!("bpftool map update pinned {meta} key 0 0 0 0 value {}", "0 ".repeat(24)));
+    let error = refusal(&options);
+    assert!(error.contains("incomplete"), "{error}");
+}
+
+#[test]
+fn a_pinned_map_of_another_size_is_refused_before_anything_is_loaded() {
+    let options = own_namespaces();
+    drop(Dataplane::open(&options).unwrap());
+    let links = map("LINKS");
+    std::fs::remove_file(&links).unwrap();
+    run(&format!("bpftool map create {} type hash key 4 value 4 entries 65 name LINKS", links.display()));
+    let error = refusal(&options);
+    assert!(error.contains("LINKS is Hash of 65 entries") && error.contains("stop --detach"), "{error}");
+    std::fs::remove_file(&links).unwrap();
+    assert!(refusal(&options).contains("LINKS"), "a missing one is not made anew beside the others");
+}
+
+#[test]
+fn tables_that_were_left_half_made_are_made_anew() {
+    let options = own_namespaces();
+    drop(Dataplane::open(&options).unwrap());
+    std::fs::remove_file(map("META")).unwrap();
+    assert!(!Dataplane::open(&options).unwrap().adopted());
+}
+
+#[test]
+fn an_interface_that_went_and_came_back_gets_the_program_again() {
+    let options = own_namespaces();
+    let mut dataplane = Dataplane::open(&options).unwrap();
+    let before = dataplane.attach("ek0", Requested::Tc, false).unwrap();
+    dataplane.attach("ek1", Requested::Tc, true).unwrap();
+    run("ip link del ek0");
+    run("ip link add ek0 type veth peer name ek1");
+    run("ip link set ek0 up");
+    let after = dataplane.attach("ek0", Requested::Tc, false).unwrap();
+    assert_ne!(before.ifindex, after.ifindex);
+    assert_eq!(hooks("ek0"), ["tcx/ingress"]);
+    drop(dataplane);
+
+    // Under its old number, with the pin of a link that is dead.
+    run("ip link del ek0");
+    run(&format!("ip link add ek0 index {} type veth peer name ek1", after.ifindex));
+    let mut dataplane = Dataplane::open(&options).unwrap();
+    assert_eq!(dataplane.attach("ek0", Requested::Tc, false).unwrap().ifindex, after.ifindex);
+    assert_eq!(hooks("ek0"), ["tcx/ingress"]);
+}
+
+#[test]
+fn a_folder_that_is_on_no_bpffs_is_refused_with_what_to_do() {
+    let options = Options { bpffs: "/tmp/evenkeel-no-bpffs".into(), max_connections: 1 };
+    let error = refusal(&options);
+    assert!(error.contains("--mount-bpffs"), "{error}");
+    assert!(!options.bpffs.exists());
+}
+
+#[test]
+fn a_foreign_packet_goes_through_every_hook_unchanged() {
+    let mut dataplane = Dataplane::open(&own_namespaces()).unwrap();
+    let mut frame = [0_u8; 60];
+    frame[12..14].copy_from_slice(&[0x08, 0x06]);
+    let modes = [(Requested::Xdp, 2), (Requested::XdpGeneric, 2), (Requested::Tc, u32::MAX)];
+    for (requested, pass) in modes {
+        let attached = dataplane.attach("ek0", requested, false).unwrap();
+        let out = dataplane.inject(attached.ifindex, &frame).unwrap();
+        assert_eq!((out.verdict, out.sent), (pass, false), "{requested:?}");
+        assert_eq!(out.frame, frame);
+    }
+    assert!(dataplane.inject(1, &frame).is_err(), "no program there");
+}
+
+#[test]
+fn a_hundred_pools_appear_in_little_time() {
+    let dataplane = Dataplane::open(&own_namespaces()).unwrap();
+    let begin = std::time::Instant::now();
+    for backend in 1..=100_u8 {
+        let backend: SocketAddr = SocketAddr::from(([10, 0, 2, backend], 6443));
+        let new = NewPool { backend, first_port: 10_240, ports: 22_528, ..new_pool() };
+        dataplane.tables().create_pool(&new).unwrap();
+    }
+    assert_eq!(dataplane.tables().pools().len(), 100);
+    assert!(begin.elapsed().as_secs() < 10, "{:?}", begin.elapsed());
+}
