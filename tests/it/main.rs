@@ -2,4 +2,5 @@
 
 mod datapath;
 mod dataplane;
+mod lab_itself;
 mod nexthops;

@@ -1,4 +1,26 @@
-//! What the tests, the live screen and the benchmarks share.
+//! The lab: network namespaces with clients, a balancer and stand-in API servers, for the tests and for
+//! `cargo xtask run`.
+//!
+//! Everything here needs root and says so. Whatever a lab makes is named after its process (`ek-PID-…`), so that labs
+//! run side by side, and is removed when it is dropped; a reaper process does it if ours dies before.
 
+pub mod apiserver;
+pub mod binaries;
+pub mod client;
+pub mod daemon;
+pub mod host;
 pub mod packet;
+pub mod pki;
+pub mod process;
 pub mod program;
+pub mod reaper;
+pub mod standin;
+pub mod topology;
+pub mod wait;
+pub mod xdp_pass;
+
+pub use daemon::Evenkeel;
+pub use host::Host;
+pub use process::Process;
+pub use standin::StandIn;
+pub use topology::{Lab, Plan};

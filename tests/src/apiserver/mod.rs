@@ -1,0 +1,92 @@
+//! A stand-in API server: TLS with HTTP/1.1 and h2, and on the same port a plain TCP protocol of one word a line.
+//!
+//! It runs as a process of its own, so that it can be killed, stopped and continued. Which of the two a client speaks
+//! shows in the first byte: 0x16 begins a TLS handshake.
+
+mod body;
+mod http;
+pub mod pattern;
+mod plain;
+mod tls;
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use hyper::service::service_fn;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+/// Connections that may wait to be accepted: a reconnect storm.
+const BACKLOG: u32 = 4096;
+const TLS_HANDSHAKE: u8 = 0x16;
+/// After an accept that failed for want of files.
+const PAUSE: Duration = Duration::from_millis(10);
+
+#[derive(clap::Args, Clone, Debug)]
+pub struct Options {
+    /// Who it says it is, in the header x-served-by and in plain answers
+    #[arg(long)]
+    pub name: String,
+    #[arg(long)]
+    pub listen: SocketAddr,
+    /// The folder with the lab's certificates
+    #[arg(long)]
+    pub pki: PathBuf,
+    /// Seconds between the events of a watch
+    #[arg(long, default_value_t = 5)]
+    pub watch_seconds: u64,
+}
+
+/// What every connection needs to know.
+pub struct Server {
+    name: String,
+    watch: Duration,
+    tls: TlsAcceptor,
+}
+
+/// Serves until the process is killed.
+pub async fn run(options: Options) -> Result<()> {
+    let tls = TlsAcceptor::from(Arc::new(tls::config(&options.pki)?));
+    let server = Arc::new(Server { name: options.name, watch: Duration::from_secs(options.watch_seconds), tls });
+    let listener = listen(options.listen).with_context(|| format!("cannot listen on {}", options.listen))?;
+    println!("listening on {}", options.listen);
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => _ = tokio::spawn(connection(stream, Arc::clone(&server))),
+            Err(error) => {
+                eprintln!("accept: {error}");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Errors of a connection are the client's affair: it sees and counts them.
+async fn connection(stream: TcpStream, server: Arc<Server>) {
+    // Answers are small and must not wait for an acknowledgement.
+    _ = stream.set_nodelay(true);
+    let mut first = [0];
+    match stream.peek(&mut first).await {
+        // Boxed, so that the thousands of plain connections stay small.
+        Ok(1) if first[0] == TLS_HANDSHAKE => Box::pin(speak_tls(stream, server)).await,
+        Ok(1) => _ = plain::serve(stream, &server.name).await,
+        _ => {}
+    }
+}
+
+async fn speak_tls(stream: TcpStream, server: Arc<Server>) {
+    let Ok(stream) = server.tls.accept(stream).await else { return };
+    let service = service_fn(move |request| http::answer(request, Arc::clone(&server)));
+    _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+}

@@ -1,0 +1,60 @@
+//! The lab's programs: stand-in API servers and clients, each a process on a host of the lab.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use lab::{Lab, Plan, apiserver, client, reaper, topology::Topology};
+
+#[derive(Parser)]
+#[command(about = "The lab of evenkeel: stand-in API servers and clients")]
+struct Arguments {
+    #[command(subcommand)]
+    program: Program,
+}
+
+#[derive(Subcommand)]
+enum Program {
+    /// A stand-in API server
+    Apiserver(apiserver::Options),
+    /// Hold connections; commands on standard input
+    Hold(client::hold::Options),
+    /// Short connections
+    Storm(client::storm::Options),
+    /// A big transfer with checksums
+    Bulk(client::bulk::Options),
+    /// Build a lab and hold it until killed
+    HoldLab,
+    /// Remove a lab when standard input ends (the lab starts this itself)
+    #[command(hide = true)]
+    Reap { process: u32, count: u32 },
+}
+
+fn main() -> Result<()> {
+    let program = Arguments::parse().program;
+    match program {
+        Program::Reap { process, count } => {
+            reaper::reap(&reaper::Name { process, count });
+            return Ok(());
+        }
+        Program::HoldLab => return hold_lab(),
+        _ => {}
+    }
+    // One thread a process: tests that need more start more of them.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match program {
+        Program::Apiserver(options) => runtime.block_on(apiserver::run(options)),
+        Program::Hold(options) => runtime.block_on(client::hold::run(options)),
+        Program::Storm(options) => runtime.block_on(client::storm::run(options)),
+        Program::Bulk(options) => runtime.block_on(client::bulk::run(options)),
+        Program::HoldLab | Program::Reap { .. } => Ok(()),
+    }
+}
+
+/// For a look around, and for the test of what is left after a kill -9.
+fn hold_lab() -> Result<()> {
+    let lab = Lab::build(&Plan::new(Topology::Segment))?;
+    let hosts = lab.clients.iter().chain([&lab.balancer, &lab.switch]).chain(&lab.backends);
+    hosts.for_each(|host| println!("{}: nsenter --net=/run/netns/{}", host.name, host.namespace()));
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,39 @@
+//! Where our own binaries and the tools that `cargo xtask setup` brings stand.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+/// The release build of evenkeel, or the one of the same profile as this program.
+pub fn evenkeel() -> Result<PathBuf> {
+    ours("EVENKEEL_BIN", "evenkeel")
+}
+
+/// The binary of this package: stand-ins and clients are processes of it.
+pub fn lab() -> Result<PathBuf> {
+    ours("EVENKEEL_LAB_BIN", "evenkeel-lab")
+}
+
+/// A current kubectl.
+pub fn kubectl() -> Result<PathBuf> {
+    let target = |exe: &Path| exe.ancestors().find(|dir| dir.join("tools").is_dir()).map(|dir| dir.join("tools"));
+    let tools = env::var_os("EVENKEEL_TOOLS").map(PathBuf::from).or_else(|| target(&env::current_exe().ok()?));
+    let kubectl = tools.context("no folder of tools: run `cargo xtask setup`")?.join("kubectl");
+    if !kubectl.is_file() {
+        bail!("{} is missing: run `cargo xtask setup`", kubectl.display());
+    }
+    Ok(kubectl)
+}
+
+fn ours(variable: &str, name: &str) -> Result<PathBuf> {
+    if let Some(path) = env::var_os(variable) {
+        return Ok(path.into());
+    }
+    let exe = env::current_exe()?;
+    // target/PROFILE/evenkeel-lab, or target/PROFILE/deps/it-HASH for a test.
+    let found = exe.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|file| file.is_file());
+    found.with_context(|| format!("{name} is not built beside {}: use `cargo xtask test` or `run`", exe.display()))
+}

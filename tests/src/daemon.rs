@@ -1,0 +1,266 @@
+//! evenkeel itself, as a process on the balancer, and its command line.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::{
+    Host, Lab, Process, binaries, process,
+    topology::{PORT, VIP},
+    wait,
+};
+
+/// Loading and verifying the programs takes most of it.
+const START: Duration = Duration::from_secs(20);
+const STOP: Duration = Duration::from_secs(15);
+
+/// The daemon and where its files are.
+pub struct Evenkeel {
+    host: Host,
+    folder: PathBuf,
+    bpffs: PathBuf,
+    process: Option<Process>,
+}
+
+/// What a command of the command line came to.
+#[derive(Debug)]
+pub struct Answer {
+    /// The exit code; -1: ended by a signal.
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Evenkeel {
+    /// Writes `services` (the `[[service]]` tables in TOML; `[daemon]` is added) and starts the daemon on the balancer;
+    /// returns when it answers.
+    pub fn start(lab: &Lab, services: &str) -> Result<Self> {
+        let mut evenkeel = Self::stopped(lab, services)?;
+        evenkeel.run()?;
+        Ok(evenkeel)
+    }
+
+    /// The same without starting it.
+    pub fn stopped(lab: &Lab, services: &str) -> Result<Self> {
+        let folder = lab.folder().join("evenkeel");
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let bpffs = lab.bpffs().join("evenkeel");
+        let evenkeel = Self { host: lab.balancer.clone(), folder, bpffs, process: None };
+        evenkeel.write(services)?;
+        Ok(evenkeel)
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("evenkeel.toml")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("control.sock")
+    }
+
+    /// Where it pins its programs and maps.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// Writes another configuration; `reload` makes it count.
+    pub fn write(&self, services: &str) -> Result<()> {
+        let (state, bpffs) = (self.folder.display(), self.bpffs.display());
+        let group = "root";
+        let text =
+            format!("[daemon]\nstate_dir = \"{state}\"\nbpffs = \"{bpffs}\"\nsocket_group = \"{group}\"\n\n{services}");
+        fs::write(self.config(), text).with_context(|| self.config().display().to_string())
+    }
+
+    /// Starts the daemon, for the first time or again, and waits until it answers.
+    pub fn run(&mut self) -> Result<()> {
+        let mut command = self.host.command(binaries::evenkeel()?);
+        command.args(["run", "-c"]).arg(self.config());
+        let mut process = self.host.start("evenkeel", &mut command)?;
+        let ready = wait::until("evenkeel answers", START, || {
+            let is_over = !process.is_running();
+            is_over.then(|| Err(process.log())).or_else(|| self.status().ok().map(Ok))
+        });
+        match ready {
+            Ok(Ok(_)) => {}
+            Ok(Err(log)) => bail!("evenkeel ended at its start:\n{log}"),
+            Err(late) => return Err(late.context(process.log())),
+        }
+        self.process = Some(process);
+        Ok(())
+    }
+
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    /// `kill -9`; the datapath goes on.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    pub fn hang_up(&self) -> Result<()> {
+        self.signal(Signal::SIGHUP)
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.as_ref().context("evenkeel does not run")?.signal(signal)
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub fn terminate(&mut self) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        self.process.take().context("evenkeel does not run")?.succeed(STOP)
+    }
+
+    /// `evenkeel stop --detach`: nothing of it is left in the kernel.
+    pub fn stop_detach(&mut self) -> Result<()> {
+        self.done(&["stop", "--detach"])?;
+        if let Some(mut process) = self.process.take() {
+            process.succeed(STOP)?;
+        }
+        Ok(())
+    }
+
+    /// What the daemon has printed since its last start.
+    pub fn log(&self) -> String {
+        self.process.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// Whether the daemon still runs; one that ended by itself is a failure.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Process::is_running)
+    }
+
+    /// Any command, with `--socket`.
+    pub fn command(&self, args: &[&str]) -> Result<Answer> {
+        let mut command = self.host.command(binaries::evenkeel()?);
+        let output = command.args(args).env("EVENKEEL_SOCKET", self.socket()).output()?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok(Answer { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) })
+    }
+
+    /// A command that has to end with 0; returns what it printed.
+    pub fn done(&self, args: &[&str]) -> Result<String> {
+        let answer = self.command(args)?;
+        if answer.code != 0 {
+            bail!("evenkeel {}: exit {}\n{}{}", args.join(" "), answer.code, answer.out, answer.err);
+        }
+        Ok(answer.out)
+    }
+
+    /// A command with `-o json`.
+    pub fn json(&self, args: &[&str]) -> Result<Value> {
+        let out = self.done(&[args, &["-o", "json"]].concat())?;
+        serde_json::from_str(&out).with_context(|| out)
+    }
+
+    pub fn status(&self) -> Result<Value> {
+        self.json(&["status"])
+    }
+
+    pub fn backends(&self) -> Result<Vec<Backend>> {
+        Ok(serde_json::from_value(self.json(&["backends"])?)?)
+    }
+
+    pub fn backend(&self, name: &str) -> Result<Backend> {
+        self.backends()?.into_iter().find(|backend| backend.name == name).with_context(|| format!("no backend {name}"))
+    }
+
+    pub fn counter(&self, reason: &str) -> Result<u64> {
+        let counters = self.json(&["counters"])?;
+        counters[reason].as_u64().with_context(|| format!("no counter {reason} in {counters}"))
+    }
+
+    /// Waits until `active` connections stand at every backend as said.
+    pub fn wait_active(&self, wanted: &[(&str, u64)], limit: Duration) -> Result<()> {
+        let stands = || {
+            let all = self.backends().ok()?;
+            let is = |(name, active): &(&str, u64)| all.iter().any(|b| b.name == *name && b.active == *active);
+            wanted.iter().all(is).then_some(())
+        };
+        wait::until(&format!("active connections {wanted:?}"), limit, stands)
+            .map_err(|late| late.context(format!("{:?}", self.backends())))
+    }
+}
+
+/// A backend as the command line shows it.
+#[derive(Clone, Debug, serde::Deserialize)]
+pub struct Backend {
+    pub service: String,
+    pub name: String,
+    pub address: String,
+    pub state: String,
+    pub reason: Option<String>,
+    pub weight: u64,
+    pub active: u64,
+    pub half_open: u64,
+    pub total: u64,
+    pub connect_failures: u64,
+    pub resets: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+/// A `[[service]]` table in TOML, for the lab's backends.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Lines of the service's own table, `key = value`.
+    pub lines: Vec<String>,
+    /// Name, host address and further lines of each backend.
+    pub backends: Vec<(String, std::net::Ipv4Addr, Vec<String>)>,
+}
+
+impl Service {
+    /// All of the lab's backends behind VIP:6443; every key at its default, but for the datapath.
+    pub fn new(lab: &Lab, datapath: &str) -> Self {
+        let lines = vec![
+            "name = \"kube-apiserver\"".to_owned(),
+            format!("listen = \"{VIP}:{PORT}\""),
+            format!("datapath = \"{datapath}\""),
+        ];
+        let backends = lab.backends.iter().map(|host| (host.name.to_string(), host.address(), Vec::new()));
+        let mut service = Self { lines, backends: backends.collect() };
+        if lab.back_switch.is_some() && lab.router.is_none() {
+            service = service.line("interface = [\"eth0\", \"eth1\"]");
+        }
+        service
+    }
+
+    /// Adds a line to the service, such as `connect_timeout = "1s"`.
+    pub fn line(mut self, line: &str) -> Self {
+        self.lines.push(line.to_owned());
+        self
+    }
+
+    /// Adds a line to one of the backends, such as `weight = 3`.
+    pub fn backend_line(mut self, backend: usize, line: &str) -> Self {
+        self.backends[backend].2.push(line.to_owned());
+        self
+    }
+
+    pub fn toml(&self) -> String {
+        let mut text = format!("[[service]]\n{}\n", self.lines.join("\n"));
+        for (name, address, lines) in &self.backends {
+            text += &format!(
+                "\n[[service.backend]]\nname = \"{name}\"\naddress = \"{address}:{PORT}\"\n{}\n",
+                lines.join("\n")
+            );
+        }
+        text
+    }
+}
+
+/// `kubectl` on a host, with the lab's kubeconfig.
+pub fn kubectl(host: &Host, args: &[&str]) -> Result<String> {
+    let mut command = host.command(binaries::kubectl()?);
+    // Its caches belong into the lab.
+    command.env("HOME", host.folder()).arg("--kubeconfig").arg(host.folder().join(crate::pki::KUBECONFIG));
+    process::output(command.args(args))
+}

@@ -1,0 +1,122 @@
+//! A host of the lab: a network namespace and what it is called.
+
+use std::{
+    ffi::OsStr,
+    io::Write,
+    net::Ipv4Addr,
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{self, Process};
+
+/// Where `ip netns` keeps the names.
+pub const NETNS: &str = "/run/netns";
+
+/// A namespace with its interfaces. A clone names the same host; the `Lab` removes it.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub(crate) namespace: Arc<str>,
+    /// The name inside the lab: `client1`, `lb`, `cp02`.
+    pub name: Arc<str>,
+    /// Its own addresses on eth0, the first is the main one.
+    pub addresses: Vec<Ipv4Addr>,
+    pub(crate) folder: Arc<PathBuf>,
+}
+
+impl Host {
+    pub fn address(&self) -> Ipv4Addr {
+        self.addresses.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// The namespace's name, for `ip -n` or `nsenter --net=/run/netns/NAME`.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The lab's folder; logs of this host's programs go there.
+    pub fn folder(&self) -> &std::path::Path {
+        &self.folder
+    }
+
+    /// A program on this host. By nsenter, which keeps the mounts: `ip netns exec` would not show the lab's bpffs.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={NETNS}/{}", self.namespace)).arg("--").arg(program);
+        command
+    }
+
+    /// Runs a program to its end and returns what it printed.
+    pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
+        process::output(self.command(program).args(args))
+    }
+
+    /// Starts a program that runs until the guard is dropped.
+    pub fn start(&self, name: &str, command: &mut Command) -> Result<Process> {
+        Process::start(&format!("{name} on {}", self.name), command, &self.log(name))
+    }
+
+    /// The file that a program's output goes to.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{}-{name}.log", self.name))
+    }
+
+    /// `ip` inside the namespace.
+    pub fn ip(&self, args: &[&str]) -> Result<String> {
+        process::output(Command::new("ip").args(["-n", &self.namespace]).args(args))
+    }
+
+    /// `ethtool -K DEVICE FEATURE on|off`.
+    pub fn offload(&self, device: &str, feature: &str, on: bool) -> Result<()> {
+        self.run("ethtool", &["-K", device, feature, if on { "on" } else { "off" }]).map(drop)
+    }
+
+    /// A sysctl of the namespace's network, e.g. `net.ipv4.tcp_tw_reuse`.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        self.run("sysctl", &["-qw", &format!("{name}={value}")]).map(drop)
+    }
+
+    /// Cuts the cable, or plugs it in again.
+    pub fn link(&self, device: &str, up: bool) -> Result<()> {
+        self.ip(&["link", "set", device, if up { "up" } else { "down" }]).map(drop)
+    }
+
+    /// The firewall: what stood there goes, `rules` come into an input and an output chain.
+    /// `input` and `output` lines are nftables rules, e.g. `tcp dport 6443 tcp flags syn drop`.
+    pub fn firewall(&self, input: &[&str], output: &[&str]) -> Result<()> {
+        let chain = |hook: &str, rules: &[&str]| {
+            format!("chain {hook} {{ type filter hook {hook} priority 0;\n{}\n}}\n", rules.join("\n"))
+        };
+        let rules = format!(
+            "table inet lab\ndelete table inet lab\ntable inet lab {{\n{}{}}}\n",
+            chain("input", input),
+            chain("output", output)
+        );
+        let mut nft = self.command("nft");
+        let mut child = nft.args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.stdin.take().context("no pipe to nft")?.write_all(rules.as_bytes())?;
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("nft on {}: {}\n{rules}", self.name, String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+
+    /// Lets SYNs to `port` vanish: a host that hangs, or a firewall that drops.
+    pub fn drop_syns(&self, port: u16) -> Result<()> {
+        self.firewall(&[&format!("tcp dport {port} tcp flags & (syn|ack) == syn drop")], &[])
+    }
+
+    /// Refuses SYNs to `port` from the firewall, which is not the same packet as a closed port's.
+    pub fn reject_syns(&self, port: u16) -> Result<()> {
+        self.firewall(&[&format!("tcp dport {port} tcp flags & (syn|ack) == syn reject with tcp reset")], &[])
+    }
+
+    /// Takes the rules of `firewall`, `drop_syns` and `reject_syns` away.
+    pub fn open_firewall(&self) -> Result<()> {
+        self.firewall(&[], &[])
+    }
+}

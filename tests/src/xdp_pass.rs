@@ -1,0 +1,47 @@
+//! The XDP program that the far end of a veth pair needs.
+//!
+//! A frame that native XDP turns around or redirects into a veth arrives only if the other end runs an XDP program too.
+//! Two instructions do: `r0 = XDP_PASS; exit`.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+use object::{
+    Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, SymbolKind, SymbolScope,
+    write::{Object, Symbol, SymbolSection},
+};
+
+use crate::Host;
+
+/// `mov r0, 2` (XDP_PASS) and `exit`.
+const PROGRAM: [u8; 16] = [0xb7, 0, 0, 0, 2, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
+const SECTION: &str = "xdp";
+
+/// Attaches it to a device of a host, in the driver.
+pub fn attach(host: &Host, device: &str) -> Result<()> {
+    let file = host.folder().join("xdp_pass.o");
+    if !file.exists() {
+        write(&file)?;
+    }
+    let file = file.to_str().context("the lab's folder is no UTF-8")?;
+    host.ip(&["link", "set", "dev", device, "xdpdrv", "obj", file, "sec", SECTION]).map(drop)
+}
+
+fn write(file: &Path) -> Result<()> {
+    let mut elf = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
+    let code = elf.add_section(Vec::new(), SECTION.into(), SectionKind::Text);
+    elf.append_section_data(code, &PROGRAM, 8);
+    elf.add_symbol(Symbol {
+        name: b"pass".into(),
+        value: 0,
+        size: PROGRAM.len() as u64,
+        kind: SymbolKind::Text,
+        scope: SymbolScope::Linkage,
+        weak: false,
+        section: SymbolSection::Section(code),
+        flags: SymbolFlags::None,
+    });
+    let license = elf.add_section(Vec::new(), b"license".into(), SectionKind::Data);
+    elf.append_section_data(license, b"GPL\0", 1);
+    fs::write(file, elf.write()?).with_context(|| file.display().to_string())
+}
