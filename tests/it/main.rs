@@ -1,5 +1,6 @@
 //! Everything that needs root and the kernel. One crate, so that it links once.
 
+mod balancing;
 mod datapath;
 mod dataplane;
 mod lab_itself;

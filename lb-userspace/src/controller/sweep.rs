@@ -105,12 +105,12 @@ impl Sweep {
     fn judge(&mut self, head: &Head, limits: &Limits, view: &impl View, now: u64, steps: &mut Vec<Step>) {
         let idle = idle(head.last_seen, now);
         match head.flow.ctl.state() {
-            State::Established | State::ClosingClient | State::ClosingBackend if idle >= limits.idle_timeout => {
-                // No more suspects than can be closed in a few seconds; the next walk finds the others.
-                if self.suspects.len() < 4 * limits.reset_rate as usize {
-                    self.suspect(FlowAt { ctl: head.flow.ctl.suspected(), ..head.flow }, now);
-                    steps.push(Step::Suspect(head.flow));
-                }
+            // No more suspects than can be closed in a few seconds; the next walk finds the others.
+            State::Established | State::ClosingClient | State::ClosingBackend
+                if idle >= limits.idle_timeout && self.suspects.len() < 4 * limits.reset_rate as usize =>
+            {
+                self.suspect(FlowAt { ctl: head.flow.ctl.suspected(), ..head.flow }, now);
+                steps.push(Step::Suspect(head.flow));
             }
             // Suspected by a controller that was killed since.
             State::Suspect if !self.suspects.contains_key(&head.flow.place) => self.suspect(head.flow, now),
