@@ -409,8 +409,10 @@ fn service_changes(old: &DesiredService, new: &DesiredService, lines: &mut Vec<S
     lines.extend(
         gone.map(|backend| format!("service {}: backend {} ({}) removed", new.name, backend.name, backend.address)),
     );
-    let settings = |service: &DesiredService| DesiredService { backends: Vec::new(), ..service.clone() };
-    if settings(old) != settings(new) {
+    // `tries` follows from the number of backends, which has lines of its own.
+    let settings = |service: &DesiredService| DesiredService { backends: Vec::new(), tries: 0, ..service.clone() };
+    let same_backends = old.backends.len() == new.backends.len();
+    if settings(old) != settings(new) || same_backends && old.tries != new.tries {
         lines.push(format!("service {}: settings changed", new.name));
     }
 }

@@ -12,10 +12,6 @@ pub fn access_log(mut table: Table) -> Option<AccessLog> {
     let findings = table.findings;
     let target = table.required("path", "\"/var/log/evenkeel/access.log\"", target);
     let interval = table.optional("interval", interval);
-    if let Some(interval) = interval.filter(|at| at.value > Duration::ZERO) {
-        let what = "interval is not acted upon yet: a connection is logged when it ends";
-        findings.warning(interval.place.problem(what));
-    }
     let format = match table.optional("format", units::text) {
         None => Some(Format::default()),
         Some(at) => format(at).map_err(|problem| findings.error(problem)).ok(),
