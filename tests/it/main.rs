@@ -3,5 +3,6 @@
 mod balancing;
 mod datapath;
 mod dataplane;
+mod injection;
 mod lab_itself;
 mod nexthops;
