@@ -12,10 +12,12 @@ use anyhow::{Context, Result, bail};
 
 /// Where systemd mounts it. Nothing can be made below /sys/fs/bpf otherwise, so the mount has to be there.
 const USUAL: &str = "/sys/fs/bpf";
+/// What statfs(2) says of a bpffs.
+const BPF_FS: libc::__fsword_t = libc::BPF_FS_MAGIC;
 
 /// Whether `path`, or the nearest of its parents that exists, lies on a mounted bpffs.
 pub fn is_bpffs(path: &Path) -> bool {
-    nearest_existing(path).is_some_and(|path| file_system(&path).is_ok_and(|magic| magic == libc::BPF_FS_MAGIC as i64))
+    nearest_existing(path).is_some_and(|path| file_system(&path).is_ok_and(|magic| magic == BPF_FS))
 }
 
 /// Mounts a bpffs for `path` on the host's side: in the mount namespace of process 1, so that it outlives this process
@@ -52,7 +54,7 @@ fn nearest_existing(path: &Path) -> Option<PathBuf> {
     path.ancestors().find(|path| path.exists()).map(Path::to_owned)
 }
 
-fn file_system(path: &Path) -> io::Result<i64> {
+fn file_system(path: &Path) -> io::Result<libc::__fsword_t> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut status = std::mem::MaybeUninit::<libc::statfs>::zeroed();
     // SAFETY: `path` is a C string and `status` is room for one statfs; both live through the call.
@@ -60,12 +62,12 @@ fn file_system(path: &Path) -> io::Result<i64> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: filled by the call, and valid for all bit patterns anyway (zeroed above).
-    Ok(unsafe { status.assume_init() }.f_type as i64)
+    Ok(unsafe { status.assume_init() }.f_type)
 }
 
 fn make_and_mount(place: &Path) -> io::Result<()> {
     fs::create_dir_all(place)?;
-    if file_system(place)? == libc::BPF_FS_MAGIC as i64 {
+    if file_system(place)? == BPF_FS {
         return Ok(());
     }
     let target = CString::new(place.as_os_str().as_bytes())?;
