@@ -124,7 +124,7 @@ fn kubectl_and_bulk_transfers_over_tls_pass_unharmed_through_both_hooks() {
         let server = format!("--server=https://{VIP}");
         let told = kubectl(cluster.lab.client(), &[&server, "get", "--raw", "/version"]).expect("kubectl");
         assert!(told.contains("v1.33.0"), "{told}");
-        for direction in ["down", "up"] {
+        for direction in ["download", "upload"] {
             bulk::transfer(cluster.lab.client(), VIP, direction, 64 << 20)
                 .unwrap_or_else(|error| panic!("{datapath}, {direction}: {error:#}"));
         }

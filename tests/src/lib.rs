@@ -14,6 +14,7 @@ pub mod pki;
 pub mod process;
 pub mod program;
 pub mod reaper;
+pub mod round;
 pub mod standin;
 pub mod topology;
 pub mod wait;

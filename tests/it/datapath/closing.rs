@@ -138,7 +138,7 @@ fn a_connection_that_we_closed_answers_every_further_segment_with_a_rst() {
         assert_eq!((out.to, out.flags, out.sequence), (client(0), RST, 5001));
         let out = bench.forward(&bench.from_backend(flow.backend, flow.port, ACK).numbers(5001, 1001));
         assert_eq!((out.to, out.flags, out.sequence), (backend(flow.backend), RST, 1001));
-        assert_eq!(bench.moved(), [(Reason::AfterClose, 2)]);
+        assert_eq!(bench.moved(), [(Reason::AfterClose, 2), (Reason::IdleTimeout, 1)]);
         assert_eq!(bench.active(), [0, 0, 0]);
         let again = bench.forward(&bench.from_client(client(0), SYN).numbers(900_000, 0));
         assert_eq!(again.flags, SYN, "a new connection is welcome");

@@ -13,6 +13,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Program {
+    /// A first look: evenkeel with traffic through it; `--once`: a scripted round
+    Run {
+        #[arg(long)]
+        once: bool,
+    },
     /// A stand-in API server
     Apiserver(apiserver::Options),
     /// Hold connections; commands on standard input
@@ -36,6 +41,7 @@ fn main() -> Result<()> {
             return Ok(());
         }
         Program::HoldLab => return hold_lab(),
+        Program::Run { once } => return lab::round::run(once),
         _ => {}
     }
     // One thread a process: tests that need more start more of them.
@@ -45,7 +51,7 @@ fn main() -> Result<()> {
         Program::Hold(options) => runtime.block_on(client::hold::run(options)),
         Program::Storm(options) => runtime.block_on(client::storm::run(options)),
         Program::Bulk(options) => runtime.block_on(client::bulk::run(options)),
-        Program::HoldLab | Program::Reap { .. } => Ok(()),
+        Program::Run { .. } | Program::HoldLab | Program::Reap { .. } => Ok(()),
     }
 }
 
