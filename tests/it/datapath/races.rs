@@ -89,7 +89,7 @@ fn a_refusal_and_the_same_syn_again_at_once_leave_one_try() {
         let side = AtomicU32::new(0);
         race(bench, 1000, |turn| {
             let turn = turn as usize;
-            if side.fetch_add(1, Ordering::AcqRel) % 2 == 0 {
+            if side.fetch_add(1, Ordering::AcqRel).is_multiple_of(2) {
                 bench.send(&syns[turn]);
             } else {
                 let refusal = bench.from_backend(backend_of(&outs[turn]), outs[turn].from.port(), RST | ACK);
