@@ -261,6 +261,10 @@ fn own_namespaces() -> Result<std::path::PathBuf> {
     let folder = Path::new("/run/evenkeel-bench");
     std::fs::create_dir_all(folder)?;
     mount(Some("bpf"), folder, Some("bpf"), MsFlags::empty(), None::<&str>).context("mount a bpffs")?;
+    // Its neighbour discovery would be counted as not ours.
+    for which in ["all", "default"] {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1").context("switch IPv6 off")?;
+    }
     ip("link set lo up")?;
     ip("link add ek0 type veth peer name ek1")?;
     ip("link set ek0 up")?;
