@@ -125,7 +125,7 @@ fn kubectl_and_bulk_transfers_over_tls_pass_unharmed_through_both_hooks() {
         let told = kubectl(cluster.lab.client(), &[&server, "get", "--raw", "/version"]).expect("kubectl");
         assert!(told.contains("v1.33.0"), "{told}");
         for direction in ["download", "upload"] {
-            bulk::transfer(cluster.lab.client(), VIP, direction, 64 << 20)
+            bulk::transfer(cluster.lab.client(), VIP, direction, 1 << 30)
                 .unwrap_or_else(|error| panic!("{datapath}, {direction}: {error:#}"));
         }
     });
@@ -174,4 +174,21 @@ fn stop_detach_leaves_nothing_behind() {
     assert!(folder.exists());
     cluster.evenkeel.stop_detach().expect("stop --detach");
     assert!(!folder.exists(), "pins are left");
+}
+
+#[test]
+fn twenty_thousand_short_connections_beside_held_ones_leave_every_count_at_zero() {
+    let cluster = Cluster::new("tc", |service| service);
+    let mut held = cluster.hold(&[]);
+    held.open(300).expect("open");
+    cluster.lab.client().sysctl("net.ipv4.ip_local_port_range", "1024 65535").expect("sysctl");
+    let report =
+        storm::start(cluster.lab.client(), &[VIP, "--connections", "20000", "--close", "mixed"]).expect("storm");
+    let report = report.finish(Duration::from_secs(120)).expect("its report");
+    assert_eq!((report.done, report.failures()), (20_000, 0), "{report:?}");
+    assert!(report.slow <= 10, "{report:?}");
+    assert_eq!(held.ask().expect("ask").answered, 300);
+    cluster.active([100, 100, 100]);
+    held.close(300, "-", "fin").expect("close");
+    cluster.active([0, 0, 0]);
 }
