@@ -9,7 +9,7 @@ use lb_common::event::{ENDED, Event, RECOVERED};
 use crate::sys::readiness::Readiness;
 
 /// How long events gather before they are read: a reader that runs after every event makes each ten times as dear for
-/// the kernel program (measured, see `design.md`).
+/// the kernel program.
 const GATHER: Duration = Duration::from_millis(10);
 /// Most events of one batch: the shell has other work too.
 const BATCH: usize = 4096;
