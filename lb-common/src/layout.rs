@@ -5,6 +5,8 @@
 //! that IPv6 needs no other layout. Whoever changes a record changes [`HASH`], and a controller refuses tables of
 //! another layout.
 
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
 /// Most listeners (`VIP:port`), as bits: the table has `1 << LISTENER_BITS` places and is kept at most half full.
 pub const LISTENER_BITS: u32 = 9;
 /// Most pools (backend address, SNAT address), as bits: the table has `1 << POOL_BITS` places, at most half full.
@@ -219,6 +221,19 @@ pub struct Slot {
     pub options_len: u8,
     /// While half-open, when this try's SYN was sent; afterwards how long the backend took. Microseconds.
     pub connect_us: u32,
+}
+
+impl Slot {
+    /// The client's address and port.
+    pub fn client(&self) -> SocketAddr {
+        let port = u16::from_be_bytes(((self.key >> 32) as u16).to_ne_bytes());
+        let address = if self.client6 == [0; 16] {
+            IpAddr::V4(Ipv4Addr::from((self.key as u32).to_ne_bytes()))
+        } else {
+            IpAddr::V6(Ipv6Addr::from(self.client6))
+        };
+        SocketAddr::new(address, port)
+    }
 }
 
 /// In [`Slot::opening`] of a connected flow: the client's initial sequence number.

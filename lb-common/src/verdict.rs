@@ -74,6 +74,8 @@ reasons! {
     ClientAborted = 66, "client_aborted", "the client gave up before the backend had answered";
     Removed = 67, "removed", "the service or backend was removed";
     Killed = 68, "killed", "reset by an operator";
+    BackendSilent = 69, "backend_silent", "its backend went silent: reset on both sides";
+    BackendRestarted = 70, "backend_restarted", "its backend refused connections and did not end this one itself: reset on both sides";
 
     // Losses of our own book-keeping.
     EventLost = 80, "event_lost", "the ring buffer was full: an event was lost, the tables are read instead";

@@ -35,6 +35,7 @@ pub mod plan;
 pub mod reach;
 pub mod reconcile;
 pub mod record;
+pub mod resets;
 pub mod retire;
 pub mod sweep;
 pub mod view;
@@ -49,6 +50,7 @@ use health::{Change, Health};
 use installed::{Installed, listener_address};
 use plan::{Plan, Write};
 use record::{Names, Recorder};
+use resets::{Job, JobId, Which};
 use view::{FlowAt, View};
 
 use crate::access_log::Record;
@@ -133,6 +135,7 @@ pub struct Controller {
     reach: reach::Reach,
     half_open: half_open::HalfOpen,
     sweep: sweep::Sweep,
+    resets: resets::Resets,
     retire: retire::Retire,
     reconcile: reconcile::Reconcile,
     recorder: Recorder,
@@ -279,7 +282,7 @@ impl Controller {
 
     fn health_changed(&self, backend: u16, change: Change, now: u64) -> Vec<Action> {
         let Some(facts) = self.backends.get(&backend) else { return Vec::new() };
-        let who = format!("backend {} ({}) of service {}", facts.name, facts.address, facts.service);
+        let who = self.backend_name(backend);
         match change {
             Change::Nothing => Vec::new(),
             Change::TakenOut { retry_at } => {
@@ -322,7 +325,7 @@ impl Controller {
 
     /// When [`turn`](Self::turn) is due.
     pub fn deadline(&self) -> u64 {
-        self.due.0.min(self.due.1).min(self.due.2)
+        self.due.0.min(self.due.1).min(self.due.2).min(self.resets.deadline())
     }
 
     /// Whatever is due at `now`. `lost` is how many events were lost so far.
@@ -338,6 +341,9 @@ impl Controller {
         if now >= self.due.1 {
             actions.extend(self.sweep_turn(view, now).into_iter().map(Action::Step));
             self.due.1 = self.sweep.deadline(now);
+        }
+        if now >= self.resets.deadline() {
+            actions.extend(self.resets_turn(view, now));
         }
         if now >= self.due.2 {
             actions.extend(self.heal(view, lost, now));
@@ -362,6 +368,44 @@ impl Controller {
             )
         };
         sweep.turn(&pools, &limits, shortest, view, now)
+    }
+
+    fn resets_turn(&mut self, view: &impl View, now: u64) -> Vec<Action> {
+        let turn = self.resets.turn(&self.installed, view, now);
+        let steps = turn.steps.into_iter().map(Action::Step);
+        let notes = turn.over.into_iter().filter(|over| over.closed > 0).map(|over| {
+            let whose = match &over.job.which {
+                Which::Backend(number) => format!("of {}", self.backend_name(*number)),
+                Which::Client(address) => format!("of client {address}"),
+                Which::Flows(_) => String::from("chosen one by one"),
+            };
+            let text = format!("{} connection(s) {whose} were reset: {}", over.closed, over.job.reason.name());
+            Action::Note(Level::Info, text)
+        });
+        steps.chain(notes).collect()
+    }
+
+    /// Has flows closed and reset on both sides, at a pace.
+    pub fn reset(&mut self, job: Job) -> JobId {
+        self.resets.push(job)
+    }
+
+    /// Calls a job off; what it has not closed stays.
+    pub fn cancel_reset(&mut self, id: JobId) -> bool {
+        self.resets.cancel(id)
+    }
+
+    /// How many flows a job has closed so far; nothing when it is over.
+    pub fn closed_by(&self, id: JobId) -> Option<u64> {
+        self.resets.closed(id)
+    }
+
+    /// A backend as the log names it.
+    fn backend_name(&self, number: u16) -> String {
+        match self.backends.get(&number) {
+            Some(facts) => format!("backend {} ({}) of service {}", facts.name, facts.address, facts.service),
+            None => format!("backend number {number}"),
+        }
     }
 
     /// What events may not have told: recoveries, always; failures, when events were lost.

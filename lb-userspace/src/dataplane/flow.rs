@@ -1,6 +1,6 @@
 //! One connection, as read from its slot.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use lb_common::{
     layout::{self, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Slot},
@@ -44,13 +44,7 @@ impl Head {
 impl Flow {
     /// The client.
     pub fn client(&self) -> SocketAddr {
-        let port = u16::from_be_bytes(((self.record.key >> 32) as u16).to_ne_bytes());
-        let address = if self.record.client6 == [0; 16] {
-            IpAddr::V4(Ipv4Addr::from((self.record.key as u32).to_ne_bytes()))
-        } else {
-            IpAddr::V6(Ipv6Addr::from(self.record.client6))
-        };
-        SocketAddr::new(address, port)
+        self.record.client()
     }
 
     /// The listener it came in by, its place in LISTENERS.

@@ -437,9 +437,9 @@ impl Tables {
         Some(flow)
     }
 
-    /// Ends that only the controller brings about are counted here, the others where they happen.
+    /// Ends that the controller brings about are counted here, the others where they happen.
     fn count(&self, reason: Reason) {
-        if let (Some(kernel), Reason::IdleTimeout | Reason::Removed | Reason::Killed) = (&self.kernel, reason)
+        if let Some(kernel) = &self.kernel
             && let Err(error) = kernel.count(reason as u32)
         {
             log::warn!("an end by {} is not counted: {error:#}", reason.name());

@@ -1,0 +1,305 @@
+//! Connections that are to be closed and reset on both sides, at a pace: those of a backend that died, is drained or in
+//! maintenance, those that an operator kills, those that a rebalancing moves.
+//!
+//! A [`Job`] says which. The walk over the slots goes on in pieces, a few milliseconds apart, so that nothing else waits
+//! for it; each piece yields as many steps as the job's rate allows. A step is a compare-and-swap of the slot's word:
+//! whoever loses it meets the flow again in the next walk. A job is over when a whole walk found nothing more; flows that
+//! began after `begun_by` are none of its business, so that it ends however many come anew.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+};
+
+use lb_common::{
+    layout::Slot,
+    slot::{Ctl, State},
+    verdict::Reason,
+};
+
+use super::{
+    installed::Installed,
+    sweep::Step,
+    view::{FlowAt, Head, View},
+};
+
+const SECOND: u64 = 1_000_000_000;
+/// Between two turns, in nanoseconds: 5,000 resets a second are 25 a turn.
+const PERIOD: u64 = 5_000_000;
+/// Most steps of one turn, all jobs together: a step is a swap and two to four frames, some ten microseconds.
+const STEPS: usize = 250;
+/// Most slots looked at in one turn, all jobs together: a cache line each.
+const SLOTS: u32 = 16_384;
+/// Slots looked at in one go.
+const PIECE: u32 = 256;
+/// How far a job that was kept waiting may catch up at once, in nanoseconds.
+const BURST: u64 = 50_000_000;
+/// Walks after which a job gives up on flows whose words change before every swap.
+const WALKS: u32 = 8;
+
+/// Whose flows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Those of a backend.
+    Backend(u16),
+    /// Those of a client's address, whatever the port.
+    Client(IpAddr),
+    /// These, in this order, as long as their words are what they were.
+    Flows(VecDeque<FlowAt>),
+}
+
+/// In which state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Only {
+    /// Every open flow. A half-open one is refused to its client.
+    Open,
+    /// Those that were connected: half-open ones go on to the next backend by themselves.
+    Connected,
+    /// Those that neither side has begun to close.
+    Established,
+}
+
+impl Only {
+    fn takes(self, ctl: Ctl) -> bool {
+        let state = if ctl.state() == State::Suspect { ctl.previous() } else { ctl.state() };
+        match self {
+            Only::Open => state.is_active(),
+            Only::Connected => state.is_active() && state != State::HalfOpen,
+            Only::Established => state == State::Established,
+        }
+    }
+}
+
+/// What is to be closed, why, and how fast.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// Whose flows.
+    pub which: Which,
+    /// In which state.
+    pub only: Only,
+    /// How they end.
+    pub reason: Reason,
+    /// Flows a second; 0 counts as 1.
+    pub rate: u32,
+    /// When it begins, CLOCK_MONOTONIC in nanoseconds.
+    pub not_before: u64,
+    /// Flows whose first SYN came later are left alone, CLOCK_MONOTONIC in nanoseconds. Means nothing for `Flows`.
+    pub begun_by: u64,
+}
+
+/// Names a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(u64);
+
+/// A job that is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Over {
+    /// Which.
+    pub id: JobId,
+    /// What it was; of `Flows` none are left.
+    pub job: Job,
+    /// Steps that were handed out for it.
+    pub closed: u64,
+}
+
+/// What a turn has to give.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// Each a `Step::Close`.
+    pub steps: Vec<Step>,
+    /// Jobs that ended with this turn.
+    pub over: Vec<Over>,
+}
+
+/// A job under way.
+#[derive(Debug)]
+struct Running {
+    job: Job,
+    /// When the rate allows the next flow.
+    next: u64,
+    /// When the next turn for it is due.
+    due: u64,
+    closed: u64,
+    /// Where the walk goes on: pools that it has not finished, and the slot in the first of them.
+    pools: VecDeque<u16>,
+    slot: u32,
+    /// Flows met in this walk.
+    met: u64,
+    walks: u32,
+}
+
+/// How far one job may go in one turn.
+struct Budget {
+    steps: usize,
+    slots: u32,
+}
+
+/// The machine.
+#[derive(Debug, Default)]
+pub struct Resets {
+    jobs: BTreeMap<JobId, Running>,
+    next: u64,
+}
+
+impl Resets {
+    /// Takes a job on. It gets its first turn at `not_before`.
+    pub fn push(&mut self, job: Job) -> JobId {
+        let id = JobId(self.next);
+        self.next += 1;
+        let (next, due) = (job.not_before, job.not_before);
+        let running = Running { job, next, due, closed: 0, pools: VecDeque::new(), slot: 0, met: 0, walks: 0 };
+        self.jobs.insert(id, running);
+        id
+    }
+
+    /// Drops a job: what it has not closed stays. Says whether it was still there.
+    pub fn cancel(&mut self, id: JobId) -> bool {
+        self.jobs.remove(&id).is_some()
+    }
+
+    /// How many steps were handed out for a job so far; nothing when it is over.
+    pub fn closed(&self, id: JobId) -> Option<u64> {
+        self.jobs.get(&id).map(|running| running.closed)
+    }
+
+    /// When the next turn is due; `u64::MAX` without jobs.
+    pub fn deadline(&self) -> u64 {
+        self.jobs.values().map(|running| running.due).min().unwrap_or(u64::MAX)
+    }
+
+    /// One turn for every job that is due.
+    pub fn turn(&mut self, installed: &Installed, view: &impl View, now: u64) -> Turn {
+        let mut turn = Turn::default();
+        let due = self.jobs.values().filter(|running| running.due <= now).count().max(1);
+        let (steps, slots) = ((STEPS / due).max(1), (SLOTS / due as u32).max(PIECE));
+        self.jobs.retain(|id, running| {
+            if running.due > now {
+                return true;
+            }
+            let mut budget = Budget { steps, slots };
+            let goes_on = running.advance(&mut budget, installed, view, now, &mut turn.steps);
+            if !goes_on {
+                turn.over.push(Over { id: *id, job: running.job.clone(), closed: running.closed });
+            }
+            goes_on
+        });
+        turn
+    }
+}
+
+impl Running {
+    /// Hands out what the rate allows by now, within the budget. False: the job is over.
+    fn advance(
+        &mut self,
+        budget: &mut Budget,
+        installed: &Installed,
+        view: &impl View,
+        now: u64,
+        steps: &mut Vec<Step>,
+    ) -> bool {
+        let gap = SECOND / u64::from(self.job.rate.max(1));
+        // What it could not use in time it does not get later, but for a small part.
+        self.next = self.next.max(now.saturating_sub(BURST.max(gap)));
+        let allowed = now.saturating_sub(self.next).checked_div(gap).map_or(budget.steps, |waited| waited as usize + 1);
+        budget.steps = budget.steps.min(allowed);
+        let before = steps.len();
+        let goes_on = self.collect(budget, installed, view, steps);
+        let found = (steps.len() - before) as u64;
+        self.closed += found;
+        self.next += found * gap;
+        // Without a step left it waits for the rate, else it goes on walking.
+        self.due = if budget.steps == 0 { self.next.max(now + PERIOD) } else { now + PERIOD };
+        goes_on
+    }
+
+    fn collect(&mut self, budget: &mut Budget, installed: &Installed, view: &impl View, steps: &mut Vec<Step>) -> bool {
+        if let Which::Flows(flows) = &mut self.job.which {
+            while budget.steps > 0
+                && let Some(flow) = flows.pop_front()
+            {
+                if self.job.only.takes(flow.ctl) {
+                    budget.steps -= 1;
+                    steps.push(Step::Close(flow, self.job.reason));
+                }
+            }
+            return !flows.is_empty();
+        }
+        while budget.steps > 0 && budget.slots > 0 {
+            let Some(pool) = self.pools.front().copied() else {
+                if !self.begin_walk(installed) {
+                    return false;
+                }
+                continue;
+            };
+            self.look_at_piece(pool, budget, view, steps);
+        }
+        true
+    }
+
+    /// Begins the next walk. False: the last one found nothing, or there is nothing to walk over.
+    fn begin_walk(&mut self, installed: &Installed) -> bool {
+        let met = std::mem::take(&mut self.met);
+        if self.walks > 0 && met == 0 || self.walks >= WALKS {
+            return false;
+        }
+        self.walks += 1;
+        self.slot = 0;
+        self.pools = match &self.job.which {
+            Which::Backend(number) => {
+                installed.backends.get(number).map(|row| row.pools.iter().copied().collect()).unwrap_or_default()
+            }
+            _ => installed.pools.keys().copied().collect(),
+        };
+        !self.pools.is_empty()
+    }
+
+    fn look_at_piece(&mut self, pool: u16, budget: &mut Budget, view: &impl View, steps: &mut Vec<Step>) {
+        let slots = view.slots(pool);
+        let to = slots.min(self.slot + PIECE.min(budget.slots));
+        // An empty pool costs one, so that the loop ends.
+        budget.slots -= to.saturating_sub(self.slot).clamp(1, budget.slots);
+        let (job, mut left, mut stopped) = (&self.job, budget.steps, None);
+        let before = steps.len();
+        view.heads(pool, self.slot, to, &mut |head| {
+            if stopped.is_some() || !job.takes(&head, view) {
+                return;
+            }
+            if left == 0 {
+                stopped = Some(u32::from(head.flow.place.slot));
+                return;
+            }
+            left -= 1;
+            steps.push(Step::Close(head.flow, job.reason));
+        });
+        budget.steps = left;
+        self.met += (steps.len() - before) as u64;
+        self.slot = stopped.unwrap_or(to);
+        if self.slot >= slots {
+            self.pools.pop_front();
+            self.slot = 0;
+        }
+    }
+}
+
+impl Job {
+    fn takes(&self, head: &Head, view: &impl View) -> bool {
+        let by_head = match self.which {
+            Which::Backend(number) => head.backend == number,
+            _ => true,
+        };
+        by_head
+            && self.only.takes(head.flow.ctl)
+            && view.slot(head.flow.place).is_some_and(|(ctl, slot)| ctl == head.flow.ctl && self.takes_slot(&slot))
+    }
+
+    fn takes_slot(&self, slot: &Slot) -> bool {
+        let by_client = match self.which {
+            Which::Client(address) => slot.client().ip() == address,
+            _ => true,
+        };
+        by_client && slot.started <= self.begun_by
+    }
+}
+
+#[cfg(test)]
+mod tests;
