@@ -3,53 +3,12 @@
 use std::time::Duration;
 
 use lab::{
-    Lab, Plan, StandIn,
-    client::{bulk, hold::Holding, storm},
-    daemon::{Evenkeel, Service, kubectl},
-    topology::Topology,
+    StandIn,
+    client::bulk,
+    daemon::{Service, kubectl},
 };
 
-const SOON: Duration = Duration::from_secs(10);
-const VIP: &str = "10.0.1.100:6443";
-
-/// Three stand-ins behind evenkeel.
-struct Cluster {
-    evenkeel: Evenkeel,
-    standins: Vec<StandIn>,
-    lab: Lab,
-}
-
-impl Cluster {
-    fn new(datapath: &str, configure: impl Fn(Service) -> Service) -> Cluster {
-        let mut plan = Plan::new(Topology::Segment);
-        if datapath == "xdp" {
-            plan = plan.for_xdp();
-        }
-        Cluster::of(&plan, datapath, configure)
-    }
-
-    fn of(plan: &Plan, datapath: &str, configure: impl Fn(Service) -> Service) -> Cluster {
-        let lab = Lab::build(plan).expect("the lab");
-        let standins = lab.backends.iter().map(|host| StandIn::start(host).expect("a stand-in")).collect();
-        let service = configure(Service::new(&lab, datapath));
-        let evenkeel = Evenkeel::start(&lab, &service.toml()).expect("evenkeel");
-        Cluster { evenkeel, standins, lab }
-    }
-
-    fn hold(&self, options: &[&str]) -> Holding {
-        Holding::start(self.lab.client(), &[&[VIP], options].concat()).expect("hold")
-    }
-
-    /// Waits for `active` of cp01, cp02, cp03.
-    fn active(&self, active: [u64; 3]) {
-        let wanted = [("cp01", active[0]), ("cp02", active[1]), ("cp03", active[2])];
-        self.evenkeel.wait_active(&wanted, SOON).unwrap_or_else(|error| panic!("{error:#}\n{}", self.evenkeel.log()));
-    }
-}
-
-fn both(case: impl Fn(&str)) {
-    ["tc", "xdp"].into_iter().for_each(case);
-}
+use crate::cluster::{Cluster, SOON, VIP, both};
 
 #[test]
 fn thirty_held_connections_spread_evenly_and_ten_that_end_are_made_good_however_they_ended() {
@@ -137,7 +96,7 @@ fn the_controller_may_be_killed_and_comes_back_with_the_same_connections() {
     let mut held = cluster.hold(&[]);
     held.open(30).expect("open");
     cluster.evenkeel.kill();
-    let report = storm::start(cluster.lab.client(), &[VIP, "--connections", "2000"]).expect("storm");
+    let report = cluster.storm(&["--connections", "2000"]);
     let report = report.finish(Duration::from_secs(60)).expect("its report");
     assert_eq!((report.done, report.failures()), (2000, 0), "{report:?}");
     assert_eq!(held.ask().expect("ask").answered, 30);
@@ -152,7 +111,7 @@ fn reloads_under_load_fail_no_connection() {
     let cluster = Cluster::new("tc", |service| service);
     let mut held = cluster.hold(&[]);
     held.open(30).expect("open");
-    let storm = storm::start(cluster.lab.client(), &[VIP, "--seconds", "6", "--rate", "500"]).expect("storm");
+    let storm = cluster.storm(&["--seconds", "6", "--rate", "500"]);
     let all = Service::new(&cluster.lab, "tc");
     for round in 0..20 {
         let mut service = all.clone().backend_line(0, &format!("weight = {}", round % 5 + 1));
@@ -182,9 +141,10 @@ fn twenty_thousand_short_connections_beside_held_ones_leave_every_count_at_zero(
     let mut held = cluster.hold(&[]);
     held.open(300).expect("open");
     cluster.lab.client().sysctl("net.ipv4.ip_local_port_range", "1024 65535").expect("sysctl");
-    let report =
-        storm::start(cluster.lab.client(), &[VIP, "--connections", "20000", "--close", "mixed"]).expect("storm");
-    let report = report.finish(Duration::from_secs(120)).expect("its report");
+    let report = cluster
+        .storm(&["--connections", "20000", "--close", "mixed"])
+        .finish(Duration::from_secs(120))
+        .expect("its report");
     assert_eq!((report.done, report.failures()), (20_000, 0), "{report:?}");
     assert!(report.slow <= 10, "{report:?}");
     assert_eq!(held.ask().expect("ask").answered, 300);

@@ -1,8 +1,11 @@
 //! Everything that needs root and the kernel. One crate, so that it links once.
 
 mod balancing;
+mod beside_peers;
+mod cluster;
 mod datapath;
 mod dataplane;
 mod injection;
 mod lab_itself;
 mod nexthops;
+mod trials;

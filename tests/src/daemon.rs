@@ -25,6 +25,8 @@ pub struct Evenkeel {
     host: Host,
     folder: PathBuf,
     bpffs: PathBuf,
+    /// Further options of `evenkeel run`.
+    options: Vec<String>,
     process: Option<Process>,
 }
 
@@ -51,7 +53,7 @@ impl Evenkeel {
         let folder = lab.folder().join("evenkeel");
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let bpffs = lab.bpffs().join("evenkeel");
-        let evenkeel = Self { host: lab.balancer.clone(), folder, bpffs, process: None };
+        let evenkeel = Self { host: lab.balancer.clone(), folder, bpffs, options: Vec::new(), process: None };
         evenkeel.write(services)?;
         Ok(evenkeel)
     }
@@ -78,10 +80,15 @@ impl Evenkeel {
         fs::write(self.config(), text).with_context(|| self.config().display().to_string())
     }
 
+    /// An option of `evenkeel run` for every start from now on.
+    pub fn run_option(&mut self, option: &str) {
+        self.options.push(option.to_owned());
+    }
+
     /// Starts the daemon, for the first time or again, and waits until it answers.
     pub fn run(&mut self) -> Result<()> {
         let mut command = self.host.command(binaries::evenkeel()?);
-        command.args(["run", "-c"]).arg(self.config());
+        command.args(["run", "-c"]).arg(self.config()).args(&self.options);
         let mut process = self.host.start("evenkeel", &mut command)?;
         let ready = wait::until("evenkeel answers", START, || {
             let is_over = !process.is_running();

@@ -6,10 +6,12 @@
 
 pub mod apiserver;
 pub mod binaries;
+pub mod capture;
 pub mod client;
 pub mod daemon;
 pub mod host;
 pub mod packet;
+pub mod peers;
 pub mod pki;
 pub mod process;
 pub mod program;
@@ -20,6 +22,7 @@ pub mod topology;
 pub mod wait;
 pub mod xdp_pass;
 
+pub use capture::Capture;
 pub use daemon::Evenkeel;
 pub use host::Host;
 pub use process::Process;

@@ -50,7 +50,10 @@ pub struct Options {
 pub struct Opened {
     pub opened: u64,
     pub failed: BTreeMap<String, u64>,
+    /// The longest time until one of them was served.
     pub slowest_ms: f64,
+    /// The longest time until one of them had failed.
+    pub slowest_failed_ms: f64,
     /// Who serves the new ones.
     pub by: BTreeMap<String, u64>,
 }
@@ -176,14 +179,19 @@ impl Holder {
         }
         let mut opened = Opened::default();
         while let Some(done) = tasks.join_next().await {
-            match done.unwrap_or(Err(Failure::Other)) {
-                Ok((connection, served_by, took)) => {
+            let Ok((took, ended)) = done else { continue };
+            let took_ms = took.as_secs_f64() * 1e3;
+            match ended {
+                Ok((connection, served_by)) => {
                     opened.opened += 1;
-                    opened.slowest_ms = opened.slowest_ms.max(took.as_secs_f64() * 1e3);
+                    opened.slowest_ms = opened.slowest_ms.max(took_ms);
                     *opened.by.entry(served_by.clone()).or_default() += 1;
                     self.hold(connection, served_by);
                 }
-                Err(failure) => *opened.failed.entry(failure.to_string()).or_default() += 1,
+                Err(failure) => {
+                    opened.slowest_failed_ms = opened.slowest_failed_ms.max(took_ms);
+                    *opened.failed.entry(failure.to_string()).or_default() += 1;
+                }
             }
         }
         opened
@@ -231,11 +239,12 @@ impl Holder {
     }
 }
 
+/// Opens one; how long it took, and who serves it.
 async fn open(
     options: Options,
     tls: Option<TlsConnector>,
     number: u64,
-) -> Result<(Connection, String, Duration), Failure> {
+) -> (Duration, Result<(Connection, String), Failure>) {
     let started = Instant::now();
     let target = &options.target;
     let opening = async {
@@ -247,8 +256,8 @@ async fn open(
         }
         Ok::<_, Failure>((connection, served_by))
     };
-    let (connection, served_by) = time::timeout(target.timeout(), opening).await.map_err(|_| Failure::Timeout)??;
-    Ok((connection, served_by, started.elapsed()))
+    let opened = time::timeout(target.timeout(), opening).await.unwrap_or(Err(Failure::Timeout));
+    (started.elapsed(), opened)
 }
 
 /// The `number`th of the addresses, round and round.

@@ -1,0 +1,89 @@
+//! Stand-in API servers behind the shipped binary: what most tests with real connections begin with.
+
+use std::time::Duration;
+
+use lab::{
+    Evenkeel, Lab, Plan, StandIn,
+    client::{
+        hold::{Holding, Opened},
+        storm,
+    },
+    daemon::{Backend, Service},
+    topology::Topology,
+};
+
+/// Where clients connect to.
+pub const VIP: &str = "10.0.1.100:6443";
+/// How long a test waits for what should come at once: the machine may be busy.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// A lab with stand-ins on its backends, and evenkeel on its balancer.
+pub struct Cluster {
+    pub evenkeel: Evenkeel,
+    pub standins: Vec<StandIn>,
+    pub lab: Lab,
+}
+
+impl Cluster {
+    /// One client and three backends on one segment. `hook`: see [`Cluster::of`].
+    pub fn new(hook: &str, configure: impl Fn(Service) -> Service) -> Cluster {
+        Cluster::of(Plan::new(Topology::Segment), hook, configure)
+    }
+
+    /// `hook`: `tc` (tcx, with the offloads of veth), `clsact` (the same), or `xdp` (native, without offloads).
+    pub fn of(plan: Plan, hook: &str, configure: impl Fn(Service) -> Service) -> Cluster {
+        let plan = if hook == "xdp" { plan.for_xdp() } else { plan };
+        let lab = Lab::build(&plan).expect("the lab");
+        let standins = lab.backends.iter().map(|host| StandIn::start(host).expect("a stand-in")).collect();
+        let datapath = if hook == "clsact" { "tc" } else { hook };
+        let service = configure(Service::new(&lab, datapath));
+        let mut evenkeel = Evenkeel::stopped(&lab, &service.toml()).expect("a configuration");
+        if hook == "clsact" {
+            evenkeel.run_option("--clsact");
+        }
+        evenkeel.run().expect("evenkeel");
+        Cluster { evenkeel, standins, lab }
+    }
+
+    /// A client that holds connections through us.
+    pub fn hold(&self, options: &[&str]) -> Holding {
+        Holding::start(self.lab.client(), &[&[VIP], options].concat()).expect("hold")
+    }
+
+    /// Short connections of the client through us.
+    pub fn storm(&self, options: &[&str]) -> storm::Running {
+        storm::start(self.lab.client(), &[&[VIP], options].concat()).expect("storm")
+    }
+
+    /// Waits for `active` of cp01, cp02, cp03.
+    pub fn active(&self, active: [u64; 3]) {
+        let wanted = [("cp01", active[0]), ("cp02", active[1]), ("cp03", active[2])];
+        self.evenkeel.wait_active(&wanted, SOON).unwrap_or_else(|error| panic!("{error:#}\n{}", self.evenkeel.log()));
+    }
+
+    pub fn backend(&self, name: &str) -> Backend {
+        self.evenkeel.backend(name).unwrap_or_else(|error| panic!("{error:#}\n{}", self.evenkeel.log()))
+    }
+
+    /// Waits until a backend is in `state`.
+    pub fn wait_state(&self, name: &str, state: &str, limit: Duration) {
+        let what = format!("{name} is {state}");
+        lab::wait::until(&what, limit, || (self.backend(name).state == state).then_some(()))
+            .unwrap_or_else(|error| panic!("{error:#}\n{:?}\n{}", self.backend(name), self.evenkeel.log()));
+    }
+}
+
+/// All of them were served; returns by whom.
+pub fn all_served(opened: &Opened, count: u64, what: &str) {
+    assert_eq!((opened.opened, opened.failed.len()), (count, 0), "{what}: {opened:?}");
+}
+
+/// The same on TC and on native XDP, one after the other.
+pub fn both(case: impl Fn(&str)) {
+    ["tc", "xdp"].into_iter().for_each(case);
+}
+
+/// The same on TC and on native XDP at once: for those that mostly wait.
+pub fn both_at_once(case: impl Fn(&str) + Sync) {
+    std::thread::scope(|scope| ["tc", "xdp"].map(|hook| scope.spawn(|| case(hook))).map(|_| ()));
+}
