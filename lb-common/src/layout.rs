@@ -29,7 +29,7 @@ pub const SYN_OPTIONS: usize = 40;
 pub const CONNECT_TIME_BUCKETS: usize = 64;
 
 /// A number for all layouts of this file: raised by hand with every change of a record or of its meaning.
-pub const HASH: u64 = 0x4556_4b4c_0000_0001;
+pub const HASH: u64 = 0x4556_4b4c_0000_0002;
 
 /// Nanoseconds to ticks, the unit of `last_seen`: 2^20 ns, about 1.05 ms. Wraps after 52 days.
 #[inline(always)]
@@ -274,8 +274,9 @@ pub struct Backend {
     pub pool_count: u16,
     /// Its pools, one for each SNAT address of the service.
     pub pools: [u16; MAX_SNAT as usize],
-    /// Zero.
-    pub reserved: u32,
+    /// For the next controller: why it is out, the number of a [`Reason`](crate::verdict::Reason); 0: it is not, or that is
+    /// not known.
+    pub out_reason: u32,
 
     /// Connections given to it.
     pub opened: u64,
@@ -289,8 +290,10 @@ pub struct Backend {
     pub bytes_in: u64,
     /// Payload bytes to clients, of connections that have ended.
     pub bytes_out: u64,
+    /// For the next controller: since when it is as it is (CLOCK_MONOTONIC, ns); 0: that is not known.
+    pub changed_at: u64,
     /// Zero.
-    pub reserved2: [u64; 2],
+    pub reserved2: u64,
 }
 
 /// Gets no connections: `down`, `maint`, draining, or a tombstone.

@@ -287,6 +287,9 @@ impl Daemon {
                 Action::Admit { backend, from, to, retry_at } => {
                     self.dataplane.tables().swap_admission(backend, from, to, retry_at);
                 }
+                Action::Remember { backend, reason, changed_at } => {
+                    self.dataplane.tables().remember_standing(backend, reason, changed_at);
+                }
                 Action::Step(step) => {
                     if let Some(event) = apply::step(&self.dataplane, &step) {
                         let actions = self.controller.event(&event, now());

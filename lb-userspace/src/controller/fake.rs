@@ -35,6 +35,10 @@ impl Fake {
             match action {
                 Action::Write(write) => self.write(write),
                 Action::Admit { backend, from, to, retry_at } => self.admit(*backend, *from, *to, *retry_at),
+                Action::Remember { backend, reason, changed_at } => {
+                    let record = self.records.get_mut(backend).expect("a backend");
+                    (record.out_reason, record.changed_at) = (reason.map_or(0, |reason| reason as u32), *changed_at);
+                }
                 Action::Step(Step::Suspect(flow)) => self.swap(*flow, flow.ctl.suspected()),
                 Action::Step(Step::Close(flow, reason)) => {
                     if let Some((_, slot)) = self.slots.get(&flow.place).filter(|(ctl, _)| *ctl == flow.ctl).copied() {

@@ -18,7 +18,7 @@
 use std::collections::VecDeque;
 
 use lb_common::{
-    layout::{OUT, UP},
+    layout::{Backend, OUT, UP},
     verdict::Reason,
 };
 
@@ -42,7 +42,7 @@ pub enum State {
     Out {
         /// The earliest trial, as this machine has set it; the kernel program moves the word in the map.
         retry_at: u64,
-        /// `Refused` or `ConnectTimeout`; unknown for a backend found out at the start of the controller.
+        /// `Refused` or `ConnectTimeout`; unknown if an earlier version took it out.
         reason: Option<Reason>,
     },
 }
@@ -89,10 +89,14 @@ impl Health {
     }
 
     /// As the map has it, after a restart of the controller.
-    pub fn adopted(admission: u32, retry_at: u64, now: u64) -> Health {
-        let mut health = Health::new(now);
-        if admission == OUT {
-            health.state = State::Out { retry_at, reason: None };
+    pub fn adopted(record: &Backend, now: u64) -> Health {
+        let reason = u8::try_from(record.out_reason).ok().filter(|number| *number != 0).and_then(Reason::from_number);
+        let is_out = record.admission == OUT;
+        // While nobody watched, the kernel program may have taken it in again without a word about when.
+        let known = (1..=now).contains(&record.changed_at) && (is_out || record.out_reason == 0);
+        let mut health = Health::new(if known { record.changed_at } else { now });
+        if is_out {
+            health.state = State::Out { retry_at: record.retry_at, reason };
         }
         health
     }

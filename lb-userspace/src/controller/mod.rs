@@ -9,8 +9,8 @@
 //! - time: [`turn`](Controller::turn) when [`deadline`](Controller::deadline) has come. With no connection that is once
 //!   a second.
 //!
-//! Times are CLOCK_MONOTONIC in nanoseconds. Everything survives the end of the process in the maps, except why and
-//! since when a backend is out.
+//! Times are CLOCK_MONOTONIC in nanoseconds. What has to survive the end of the process stands in the maps, why and
+//! since when a backend is out too; failures that did not suffice to take a backend out are forgotten.
 
 use std::{
     collections::BTreeMap,
@@ -70,6 +70,15 @@ pub enum Action {
         to: u32,
         /// For its record, CLOCK_MONOTONIC in nanoseconds.
         retry_at: u64,
+    },
+    /// Write down how a backend stands, for the controller after this one.
+    Remember {
+        /// The backend.
+        backend: u16,
+        /// Why it is out.
+        reason: Option<Reason>,
+        /// Since when it is as it is.
+        changed_at: u64,
     },
     /// Change one flow.
     Step(sweep::Step),
@@ -236,9 +245,11 @@ impl Controller {
         for number in open {
             let record = view.backend(number);
             self.failures_seen.entry(number).or_insert(record.connect_failures);
-            let health =
-                self.health.entry(number).or_insert_with(|| Health::adopted(record.admission, record.retry_at, now));
+            let health = self.health.entry(number).or_insert_with(|| Health::adopted(&record, now));
             let change = health.configured(&self.backends[&number].settings, now);
+            if health.changed_at() != record.changed_at {
+                actions.push(remember(number, health));
+            }
             actions.extend(self.health_changed(number, change, now));
         }
         actions
@@ -283,8 +294,8 @@ impl Controller {
     fn health_changed(&self, backend: u16, change: Change, now: u64) -> Vec<Action> {
         let Some(facts) = self.backends.get(&backend) else { return Vec::new() };
         let who = self.backend_name(backend);
-        match change {
-            Change::Nothing => Vec::new(),
+        let mut actions = match change {
+            Change::Nothing => return Vec::new(),
             Change::TakenOut { retry_at } => {
                 let reason = self.health.get(&backend).and_then(out_reason).map_or("unknown", Reason::name);
                 let seconds = retry_at.saturating_sub(now) as f64 / SECOND as f64;
@@ -296,7 +307,9 @@ impl Controller {
                 let note = Action::Note(Level::Info, format!("{who} is up"));
                 vec![Action::Admit { backend, from: OUT, to: UP, retry_at: NEVER }, note]
             }
-        }
+        };
+        actions.extend(self.health.get(&backend).map(|health| remember(backend, health)));
+        actions
     }
 
     /// The next hop of a pool became known, or is not known any more: the kernel program passes a backend over that it
@@ -488,6 +501,10 @@ impl Controller {
     pub fn drift(&self) -> u64 {
         self.reconcile.corrected()
     }
+}
+
+fn remember(backend: u16, health: &Health) -> Action {
+    Action::Remember { backend, reason: out_reason(health), changed_at: health.changed_at() }
 }
 
 /// Why a backend is out, if it is and that is known.

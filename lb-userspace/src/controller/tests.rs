@@ -140,7 +140,8 @@ fn health_survives_a_reload_and_a_restart() {
     world.restart(START + 2 * SECOND);
     assert_eq!(world.tables.admission(0), OUT);
     let state = world.controller.health(0).expect("health").state();
-    assert_eq!(state, health::State::Out { retry_at: START + 10 * SECOND, reason: None });
+    assert_eq!(state, health::State::Out { retry_at: START + 10 * SECOND, reason: Some(Reason::Refused) });
+    assert_eq!(world.controller.health(0).expect("health").changed_at(), START);
     world.event(TRY_FAILED, Reason::Refused, 0, START + 12 * SECOND);
     assert_eq!(world.tables.records[&0].retry_at, START + 22 * SECOND);
 }

@@ -228,6 +228,14 @@ impl Tables {
         word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
+    /// Writes down why a backend is out and since when it is as it is; the kernel program reads neither.
+    pub fn remember_standing(&self, backend: u16, reason: Option<Reason>, changed_at: u64) {
+        let index = usize::from(backend);
+        let number = reason.map_or(0, |reason| reason as u32);
+        self.backends.word32(index, offset_of!(Backend, out_reason)).store(number, Ordering::Relaxed);
+        self.backends.word64(index, offset_of!(Backend, changed_at)).store(changed_at, Ordering::Relaxed);
+    }
+
     /// A copy of a backend's record.
     pub fn backend(&self, number: u16) -> Backend {
         self.backends.read(number.into())

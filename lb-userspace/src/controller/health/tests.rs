@@ -122,12 +122,30 @@ fn with_max_fails_zero_nothing_is_counted_and_a_reload_to_zero_brings_it_back() 
     assert_eq!(health.configured(&never, 6 * SECOND), Change::Recovered);
 }
 
+fn adopted(admission: u32, retry_at: u64, out_reason: u32, changed_at: u64) -> Health {
+    Health::adopted(&Backend { admission, retry_at, out_reason, changed_at, ..Backend::default() }, 25 * SECOND)
+}
+
 #[test]
 fn a_restarted_controller_takes_health_from_the_map() {
-    let mut health = Health::adopted(OUT, 30 * SECOND, 25 * SECOND);
-    assert_eq!(health.state(), State::Out { retry_at: 30 * SECOND, reason: None });
+    let mut health = adopted(OUT, 30 * SECOND, Reason::Refused as u32, 20 * SECOND);
+    assert_eq!(health.state(), State::Out { retry_at: 30 * SECOND, reason: Some(Reason::Refused) });
+    assert_eq!(health.changed_at(), 20 * SECOND);
     assert_eq!(health.failed(&SETTINGS, Reason::Refused, 31 * SECOND), Change::StaysOut { retry_at: 41 * SECOND });
-    assert_eq!(Health::adopted(UP, 0, 25 * SECOND).state(), State::Up);
+    let up = adopted(UP, 0, 0, 7 * SECOND);
+    assert_eq!((up.state(), up.changed_at()), (State::Up, 7 * SECOND));
+}
+
+#[test]
+fn what_the_map_does_not_say_is_unknown_and_began_now() {
+    let by_an_earlier_version = adopted(OUT, 30 * SECOND, 0, 0);
+    assert_eq!(by_an_earlier_version.state(), State::Out { retry_at: 30 * SECOND, reason: None });
+    assert_eq!(by_an_earlier_version.changed_at(), 25 * SECOND);
+    let recovered_unseen = adopted(UP, 0, Reason::Refused as u32, 20 * SECOND);
+    assert_eq!((recovered_unseen.state(), recovered_unseen.changed_at()), (State::Up, 25 * SECOND));
+    let damaged = adopted(OUT, 30 * SECOND, u32::MAX, u64::MAX);
+    assert_eq!(damaged.state(), State::Out { retry_at: 30 * SECOND, reason: None });
+    assert_eq!(damaged.changed_at(), 25 * SECOND);
 }
 
 #[test]

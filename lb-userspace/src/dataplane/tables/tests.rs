@@ -126,7 +126,7 @@ fn configuring_a_backend_leaves_its_counters_and_its_admission_alone() {
     assert_eq!((record.active, record.bytes_out, record.admission, record.retry_at), (9, 1 << 40, OUT, 77));
     assert_eq!((record.service, record.weight, record.max_conns, record.flags), (3, 1, 100, BACKUP));
     assert_eq!((record.pool_count, &record.pools[..4]), (3, &[11, 12, 13, 0][..]));
-    assert_eq!((record.retry_after, record.reserved), (10_000_000_000, 0));
+    assert_eq!((record.retry_after, record.out_reason), (10_000_000_000, 0));
     assert!(!tables.swap_admission(5, UP, OUT, 1), "not what it was thought to be");
     assert!(tables.swap_admission(5, OUT, UP, 0));
     tables.correct_active(5, -9);
