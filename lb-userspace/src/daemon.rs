@@ -7,6 +7,7 @@ mod apply;
 mod configure;
 mod hops;
 mod interfaces;
+mod journal;
 mod logs;
 mod report;
 mod view;
@@ -14,13 +15,14 @@ mod view;
 use std::{
     path::PathBuf,
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
 use lb_common::{event::Event, verdict::Reason};
-use log::{error, info, log, warn};
+use log::{Level, warn};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -32,6 +34,7 @@ use crate::{
     config::{self, model::Config, model::OnExit},
     controller::{Action, Controller, Now, desired::Desired},
     dataplane::{Dataplane, Options},
+    notice::{History, Kind, Notice},
     sys::{clock, mount, netlink},
 };
 
@@ -64,14 +67,12 @@ pub fn run(options: RunOptions) -> Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     };
-    let level = loaded.config.daemon.log_level;
-    // Of other crates only what an operator has to know.
-    let others = level.min(log::LevelFilter::Warn);
-    env_logger::Builder::new().filter_level(others).filter_module("evenkeel", level).parse_default_env().init();
+    journal::begin(loaded.config.daemon.log_level);
     loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
+    let history = Arc::new(History::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut daemon = Daemon::start(options, loaded.config).await?;
+        let mut daemon = Daemon::start(options, loaded.config, history).await?;
         let detach = daemon.serve().await?;
         daemon.end(detach).await
     })?;
@@ -91,6 +92,7 @@ struct Daemon {
     controller: Controller,
     hops: Hops,
     logs: Logs,
+    history: Arc<History>,
     wanted: Wanted,
     /// SNAT ports that are to be withheld and are in use: (pool, port).
     waiting: Vec<(u16, u16)>,
@@ -116,7 +118,7 @@ type End = (bool, Option<Reply<Result<(), Refused>>>);
 
 impl Daemon {
     /// From nothing, or from what an earlier daemon has left, to a datapath that balances.
-    async fn start(options: RunOptions, config: Config) -> Result<Daemon> {
+    async fn start(options: RunOptions, config: Config, history: Arc<History>) -> Result<Daemon> {
         let started = Instant::now();
         // First of all: it makes sure that there is no other daemon.
         let server = Server::bind(&config.daemon.socket(), &config.daemon.socket_group)?;
@@ -141,7 +143,9 @@ impl Daemon {
         let controller = Controller::new(view::installed(dataplane.tables()));
         let (ask, requests) = mpsc::channel(api::QUEUE);
         let (shutdown, stopped) = oneshot::channel();
-        let serving = tokio::spawn(server.serve(ask, async { _ = stopped.await }));
+        let serving = tokio::spawn(
+            server.serve(api::Daemon { requests: ask, history: history.clone() }, async { _ = stopped.await }),
+        );
         let (hangup, terminate, interrupt, reopen) = signals;
         let events = pump(dataplane.events()?);
         let inputs = Inputs { requests, events, changes, hangup, terminate, interrupt, reopen };
@@ -155,6 +159,7 @@ impl Daemon {
             controller,
             hops: Hops::new(watch),
             logs,
+            history,
             wanted,
             waiting: Vec::new(),
             lost: 0,
@@ -202,7 +207,7 @@ impl Daemon {
                         return Ok(end);
                     }
                 }
-                _ = inputs.hangup.recv() => self.reload_and_log().await,
+                _ = inputs.hangup.recv() => self.hang_up().await,
                 _ = inputs.reopen.recv() => self.logs.reopen(),
                 _ = inputs.terminate.recv() => return Ok((self.config.daemon.on_exit == OnExit::Detach, None)),
                 _ = inputs.interrupt.recv() => return Ok((self.config.daemon.on_exit == OnExit::Detach, None)),
@@ -214,7 +219,9 @@ impl Daemon {
     /// In order: the datapath as it shall stay, then the answer, then the socket.
     async fn end(self, (detach, reply): End) -> Result<()> {
         tell_systemd(&[NotifyState::Stopping]);
-        info!("ending; the datapath {}", if detach { "is detached" } else { "stays and goes on balancing" });
+        let datapath = if detach { "is detached" } else { "stays and goes on balancing" };
+        self.tell(Notice::daemon(Level::Info, Kind::Lifecycle, format!("ending; the datapath {datapath}")));
+        self.history.close();
         let detached = if detach { self.dataplane.detach_all() } else { Ok(()) };
         if let Some(reply) = reply {
             let answer = detached.as_ref().map_err(|error| Refused { errors: vec![format!("{error:#}")] });
@@ -263,7 +270,7 @@ impl Daemon {
         self.act(actions);
         if pools_changed {
             self.hops.want(self.controller.installed());
-            interfaces::detach_unused(&mut self.dataplane, &self.wanted, self.controller.installed());
+            self.detach_unused();
         }
         self.waiting.retain(|(pool, port)| !tables.reserve_port(*pool, *port));
         for service in self.logs.due(Instant::now()) {
@@ -274,6 +281,16 @@ impl Daemon {
     }
 
     // ---- what goes out ----
+
+    /// The door for what the operator should hear of.
+    fn tell(&self, notice: Notice) {
+        self.history.tell(notice, Timestamp::now());
+    }
+
+    fn detach_unused(&mut self) {
+        let notices = interfaces::detach_unused(&mut self.dataplane, &self.wanted, self.controller.installed());
+        notices.into_iter().for_each(|notice| self.tell(notice));
+    }
 
     fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
@@ -299,7 +316,7 @@ impl Daemon {
                 Action::Retry(flow) => apply::retry(&self.dataplane, &flow),
                 Action::Correct(drift) => self.dataplane.tables().correct_active(drift.backend, -drift.by),
                 Action::Record { record, .. } => self.logs.write(*record, Instant::now()),
-                Action::Note(level, text) => log!(level, "{text}"),
+                Action::Note(notice) => self.tell(notice),
             }
         }
     }
@@ -320,7 +337,7 @@ fn pump(mut events: crate::dataplane::Events) -> mpsc::Receiver<Vec<Event>> {
         let mut batch = Vec::new();
         loop {
             if let Err(error) = events.next_batch(&mut batch).await {
-                error!("events: {error:#}");
+                log::error!("events: {error:#}");
                 return;
             }
             if !batch.is_empty() && sender.send(std::mem::take(&mut batch)).await.is_err() {

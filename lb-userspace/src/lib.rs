@@ -7,4 +7,5 @@ pub mod config;
 pub mod controller;
 pub mod daemon;
 pub mod dataplane;
+pub mod notice;
 pub mod sys;

@@ -8,4 +8,5 @@ mod dataplane;
 mod injection;
 mod lab_itself;
 mod nexthops;
+mod observe;
 mod trials;

@@ -153,6 +153,12 @@ impl Evenkeel {
         Ok(Answer { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) })
     }
 
+    /// A command that goes on beside the daemon, until the guard is dropped.
+    pub fn client(&self, args: &[&str]) -> Result<Process> {
+        let mut command = self.host.command(binaries::evenkeel()?);
+        self.host.start(&args.join("-"), command.args(args).env("EVENKEEL_SOCKET", self.socket()))
+    }
+
     /// A command that has to end with 0; returns what it printed.
     pub fn done(&self, args: &[&str]) -> Result<String> {
         let answer = self.command(args)?;

@@ -1,12 +1,14 @@
 //! The control socket: HTTP and JSON over a Unix socket in `state_dir`. Who may open the socket may do everything.
 
 mod request;
+mod routes;
 mod server;
 #[cfg(test)]
 mod tests;
 pub mod types;
 
-pub use request::{Conns, ConnsFilter, QUEUE, Reply, Request};
+pub use request::{Conns, ConnsFilter, EventsFilter, QUEUE, Reply, Request};
+pub use routes::Daemon;
 pub use server::Server;
 
 /// Header of `/api/v1/conns`: how many connections there are without the limit.

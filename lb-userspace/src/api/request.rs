@@ -57,6 +57,19 @@ impl ConnsFilter {
     }
 }
 
+/// Which events are wanted: the query string of `/api/v1/events`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventsFilter {
+    /// Those with a higher number.
+    pub after: u64,
+    /// Most of those that have happened, the newest; nothing: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// And those to come: a line of JSON each, without end.
+    pub follow: bool,
+}
+
 /// The connections that were wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conns {

@@ -2,8 +2,10 @@ use super::types::*;
 use super::*;
 use crate::cli::client::Client;
 use crate::cli::exit::Failure;
+use crate::notice::{History, Kind, Notice};
 use lb_common::slot::State;
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -116,6 +118,7 @@ fn a_filter_takes_what_fits_all_that_was_given() {
 /// A server on a thread of its own, whose daemon answers with fixed values.
 struct Running {
     folder: TempDir,
+    history: Arc<History>,
     thread: Option<std::thread::JoinHandle<anyhow::Result<()>>>,
 }
 
@@ -132,21 +135,25 @@ impl Running {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("control.sock");
         let (ready, bound) = std::sync::mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async {
-                let server = Server::bind(&socket, "evenkeel-no-such-group")?;
-                ready.send(())?;
-                let (requests, asked) = mpsc::channel(QUEUE);
-                let (end, ended) = oneshot::channel();
-                let daemon = tokio::spawn(answer(asked, conns, end));
-                server.serve(requests, async { drop(ended.await) }).await?;
-                daemon.await?;
-                Ok(())
-            })
+        let history = Arc::new(History::default());
+        let thread = std::thread::spawn({
+            let history = history.clone();
+            move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                runtime.block_on(async {
+                    let server = Server::bind(&socket, "evenkeel-no-such-group")?;
+                    ready.send(())?;
+                    let (requests, asked) = mpsc::channel(QUEUE);
+                    let (end, ended) = oneshot::channel();
+                    let daemon = tokio::spawn(answer(asked, conns, end));
+                    server.serve(Daemon { requests, history }, async { drop(ended.await) }).await?;
+                    daemon.await?;
+                    Ok(())
+                })
+            }
         });
         bound.recv_timeout(Duration::from_secs(10)).expect("the server starts");
-        Running { folder, thread: Some(thread) }
+        Running { folder, history, thread: Some(thread) }
     }
 }
 
@@ -220,6 +227,37 @@ fn a_refusal_is_exit_1_and_nobody_there_is_exit_2() {
     }
 }
 
+fn tell(history: &History, text: &str) {
+    history.tell(Notice::daemon(log::Level::Info, Kind::Reload, text), jiff::Timestamp::from_second(5).unwrap());
+}
+
+#[test]
+fn events_are_listed_newest_last_and_followed_until_the_daemon_ends() {
+    let running = Running::start(0);
+    let (client, history) = (running.client(), &running.history);
+    ["one", "two", "three"].into_iter().for_each(|text| tell(history, text));
+    let answer = client.get("/api/v1/events?limit=2").unwrap();
+    let wanted = r#"[{"number":2,"time":"1970-01-01T00:00:05Z","level":"info","kind":"reload","service":null,"backend":null,"instance":null,"text":"two"},"#;
+    assert!(answer.body.starts_with(wanted.as_bytes()), "{:?}", answer.body);
+    let numbers = |events: Vec<Event>| events.into_iter().map(|event| event.number).collect::<Vec<_>>();
+    assert_eq!(numbers(client.get("/api/v1/events?after=2").unwrap().read().unwrap()), [3]);
+
+    let mut seen = Vec::new();
+    let ended = client.follow("/api/v1/events?follow=true&limit=1", |event: Event| {
+        seen.push(event.number);
+        // What is told now comes as well; the end of the history ends the answer.
+        if event.number < 5 {
+            tell(history, "more")
+        } else {
+            history.close()
+        }
+        Ok(ControlFlow::Continue(()))
+    });
+    assert!(matches!(ended, Err(Failure::Unreachable(_))), "{ended:?}");
+    assert_eq!(seen, [3, 4, 5]);
+    assert!(matches!(client.follow("/api/v1/events?after=x", |_: Event| panic!()), Err(Failure::Refused(_))));
+}
+
 #[test]
 fn a_hundred_thousand_connections_are_answered_within_a_second() {
     let running = Running::start(100_000);
@@ -271,7 +309,10 @@ fn a_daemon_that_does_not_answer_is_told_from_one_that_is_not_there() {
     drop(asked);
     drop(guard);
     let (end, ended) = oneshot::channel::<()>();
-    let thread = std::thread::spawn(move || runtime.block_on(server.serve(requests, async { drop(ended.await) })));
+    let history = Arc::default();
+    let thread = std::thread::spawn(move || {
+        runtime.block_on(server.serve(Daemon { requests, history }, async { drop(ended.await) }))
+    });
     match Client::new(&socket).get("/api/v1/status").map(|answer| answer.body) {
         Err(Failure::Unreachable(what)) => assert_eq!(what, "the daemon is busy or about to end: try again"),
         other => panic!("{other:?}"),

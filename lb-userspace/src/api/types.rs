@@ -188,6 +188,56 @@ impl ConnState {
     }
 }
 
+/// A row of `/api/v1/events`: something an operator should hear of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// One after the other, from 1 at the daemon's start.
+    pub number: u64,
+    pub time: jiff::Timestamp,
+    pub level: EventLevel,
+    pub kind: EventKind,
+    /// Whom it is about, as far as it is about one.
+    pub service: Option<Arc<str>>,
+    pub backend: Option<Arc<str>>,
+    /// The VRRP instance.
+    pub instance: Option<Arc<str>>,
+    pub text: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventLevel {
+    Info,
+    Warn,
+    Error,
+}
+
+impl From<log::Level> for EventLevel {
+    fn from(level: log::Level) -> Self {
+        match level {
+            log::Level::Error => EventLevel::Error,
+            log::Level::Warn => EventLevel::Warn,
+            _ => EventLevel::Info,
+        }
+    }
+}
+
+/// What an event belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// A backend went out or came back.
+    Health,
+    Vrrp,
+    Reload,
+    /// An operator's command.
+    Admin,
+    /// Hooks, interfaces, tables.
+    Datapath,
+    /// The daemon's start and end.
+    Lifecycle,
+}
+
 /// The answer to a reload that was applied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
@@ -214,4 +264,4 @@ macro_rules! shown_as_in_json {
     )*};
 }
 
-shown_as_in_json!(DatapathMode, BackendState, BackendReason, VrrpState, ConnState);
+shown_as_in_json!(DatapathMode, BackendState, BackendReason, VrrpState, ConnState, EventLevel, EventKind);

@@ -108,6 +108,23 @@ Examples:
         #[command(flatten)]
         output: Output,
     },
+    /// What happened: health, VRRP, reloads, admin commands; the newest last
+    #[command(after_help = "\
+The daemon keeps the last 1000 in memory; they end with it. The journal has them for longer.
+Examples:
+  evenkeel events --limit 20
+  evenkeel events -f                  and those to come, until Ctrl-C
+  evenkeel events -f -o json          a line of JSON each")]
+    Events {
+        /// Go on with those to come
+        #[arg(short, long)]
+        follow: bool,
+        /// Most of those that have happened [default: all]
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Have the daemon read its configuration anew
     #[command(after_help = "Exit code 0: applied. 1: refused, the errors are printed, nothing has changed.")]
     Reload,

@@ -4,10 +4,11 @@ use super::exit::Failure;
 use crate::api::TOTAL_HEADER;
 use crate::api::types::Refused;
 use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
@@ -49,42 +50,63 @@ impl Client {
         self.ask(Method::POST, path)
     }
 
-    fn ask(&self, method: Method, path: &str) -> Result<Answer, Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::Refused(format!("cannot begin: {error}")))?;
-        runtime.block_on(async {
-            let (status, answer) = match tokio::time::timeout(WITHIN, self.exchange(method, path)).await {
-                Ok(exchanged) => exchanged.map_err(|error| self.unreachable(&error.to_string()))?,
-                Err(_) => return Err(self.unreachable("no answer within 10 s")),
+    /// Gives every line of an answer to `each` as it comes, until that breaks or the daemon ends, which is a failure.
+    pub fn follow<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        mut each: impl FnMut(T) -> Result<ControlFlow<()>, Failure>,
+    ) -> Result<(), Failure> {
+        run(async {
+            let (sender, connection) = self.begin().await.map_err(|error| self.unreachable(&error.to_string()))?;
+            let lines = async {
+                let response =
+                    send(sender, Method::GET, path).await.map_err(|error| self.unreachable(&error.to_string()))?;
+                if !response.status().is_success() {
+                    let status = response.status();
+                    let answer = read(response).await.map_err(|error| self.unreachable(&error.to_string()))?;
+                    return judge(status, answer).map(drop);
+                }
+                let mut body = response.into_body();
+                let mut text = Vec::new();
+                while let Some(Ok(frame)) = body.frame().await {
+                    text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+                    while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                        let line = text.drain(..=end).collect::<Bytes>();
+                        if each(Answer { body: line, total: None }.read()?)?.is_break() {
+                            return Ok(());
+                        }
+                    }
+                }
+                Err(Failure::Unreachable("the daemon has ended".into()))
             };
-            judge(status, answer)
+            beside(lines, connection).await
         })
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> anyhow::Result<(StatusCode, Answer)> {
-        let stream = UnixStream::connect(&self.socket).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let request =
-            Request::builder().method(method).uri(path).header("host", "evenkeel").body(Empty::<Bytes>::new())?;
-        // The connection is driven here, beside the answer it carries: without it nothing moves.
-        let exchange = async {
-            let response = sender.send_request(request).await?;
-            let total = response.headers().get(TOTAL_HEADER).and_then(|total| total.to_str().ok()?.parse().ok());
-            let status = response.status();
-            let body = response.into_body().collect().await?.to_bytes();
-            anyhow::Ok((status, Answer { body, total }))
-        };
-        tokio::pin!(exchange, connection);
-        tokio::select! {
-            biased;
-            exchanged = &mut exchange => exchanged,
-            ended = &mut connection => {
-                ended?;
-                exchange.await
+    fn ask(&self, method: Method, path: &str) -> Result<Answer, Failure> {
+        run(async {
+            match tokio::time::timeout(WITHIN, self.exchange(method, path)).await {
+                Ok(exchanged) => {
+                    let (status, answer) = exchanged.map_err(|error| self.unreachable(&error.to_string()))?;
+                    judge(status, answer)
+                }
+                Err(_) => Err(self.unreachable("no answer within 10 s")),
             }
-        }
+        })
+    }
+
+    async fn begin(&self) -> anyhow::Result<(Sender, impl Future<Output = hyper::Result<()>>)> {
+        let stream = UnixStream::connect(&self.socket).await?;
+        Ok(hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?)
+    }
+
+    async fn exchange(&self, method: Method, path: &str) -> anyhow::Result<(StatusCode, Answer)> {
+        let (sender, connection) = self.begin().await?;
+        let exchange = async {
+            let response = send(sender, method, path).await?;
+            Ok((response.status(), read(response).await?))
+        };
+        beside(exchange, connection).await
     }
 
     fn unreachable(&self, why: &str) -> Failure {
@@ -106,6 +128,34 @@ impl Client {
         }
         false
     }
+}
+
+type Sender = hyper::client::conn::http1::SendRequest<Empty<Bytes>>;
+
+fn run<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::Refused(format!("cannot begin: {error}")))?.block_on(future)
+}
+
+/// Drives a connection beside the exchange it carries: without it nothing moves.
+async fn beside<T>(exchange: impl Future<Output = T>, connection: impl Future<Output = hyper::Result<()>>) -> T {
+    tokio::pin!(exchange, connection);
+    tokio::select! {
+        biased;
+        exchanged = &mut exchange => exchanged,
+        // Whatever ended it, the exchange knows what became of itself.
+        _ = &mut connection => exchange.await,
+    }
+}
+
+async fn send(mut sender: Sender, method: Method, path: &str) -> anyhow::Result<Response<Incoming>> {
+    let request = Request::builder().method(method).uri(path).header("host", "evenkeel").body(Empty::<Bytes>::new())?;
+    Ok(sender.send_request(request).await?)
+}
+
+async fn read(response: Response<Incoming>) -> anyhow::Result<Answer> {
+    let total = response.headers().get(TOTAL_HEADER).and_then(|total| total.to_str().ok()?.parse().ok());
+    Ok(Answer { body: response.into_body().collect().await?.to_bytes(), total })
 }
 
 fn judge(status: StatusCode, answer: Answer) -> Result<Answer, Failure> {

@@ -11,13 +11,15 @@ mod table;
 mod tests;
 mod units;
 
-use crate::api::types::{Counters, Reloaded, Status};
+use crate::api::EventsFilter;
+use crate::api::types::{Counters, Event, Reloaded, Status};
 use crate::daemon::{self, RunOptions};
 use args::{Cli, Command, Format};
 use clap::Parser;
 use client::{Answer, Client};
 use exit::Failure;
 use lb_common::verdict::Reason;
+use serde::Serialize;
 use std::process::ExitCode;
 use table::Style;
 
@@ -42,6 +44,9 @@ pub fn main() -> ExitCode {
         Command::Status { output } => status(&client, output.format),
         Command::Backends { output } => backends(&client, output.format),
         Command::Conns { filter, output } => conns(&client, &filter, output.format),
+        Command::Events { follow, limit, output } => {
+            events(&client, EventsFilter { after: 0, limit, follow }, output.format)
+        }
         Command::Counters { list: true, output } => output::print(&show::reasons(output.format, Style::of_stdout())),
         Command::Counters { list: false, output } => counters(&client, output.format),
     };
@@ -95,9 +100,7 @@ const TABLE_ROWS: usize = 1000;
 
 fn conns(client: &Client, filter: &args::ConnsArgs, format: Format) -> Result<(), Failure> {
     let limit = filter.limit.or((format != Format::Json).then_some(TABLE_ROWS)).filter(|limit| *limit > 0);
-    let query = serde_urlencoded::to_string(filter.to_filter(limit))
-        .map_err(|error| Failure::Refused(format!("this cannot be asked for: {error}")))?;
-    let answer = client.get(&format!("/api/v1/conns?{query}"))?;
+    let answer = client.get(&format!("/api/v1/conns?{}", query(&filter.to_filter(limit))?))?;
     if format == Format::Json {
         return raw(&answer);
     }
@@ -116,6 +119,31 @@ fn counters(client: &Client, format: Format) -> Result<(), Failure> {
         Format::Json => raw(&answer),
         _ => output::print(&show::counters(&answer.read::<Counters>()?, format, Style::of_stdout())),
     }
+}
+
+fn events(client: &Client, filter: EventsFilter, format: Format) -> Result<(), Failure> {
+    let path = format!("/api/v1/events?{}", query(&filter)?);
+    if !filter.follow {
+        let answer = client.get(&path)?;
+        return match format {
+            Format::Json => raw(&answer),
+            _ => output::print(&show::events(&answer.read::<Vec<Event>>()?, format)),
+        };
+    }
+    if format != Format::Json {
+        output::print(&show::events(&[], format))?;
+    }
+    client.follow(&path, |line: Event| {
+        let line = match format {
+            Format::Json => serde_json::to_string(&line).unwrap_or_default() + "\n",
+            _ => show::event(&line, format),
+        };
+        output::print_on(&[line.as_bytes()])
+    })
+}
+
+fn query(filter: &impl Serialize) -> Result<String, Failure> {
+    serde_urlencoded::to_string(filter).map_err(|error| Failure::Refused(format!("this cannot be asked for: {error}")))
 }
 
 /// What a reason means; one that only a newer daemon knows has no line here.

@@ -2,6 +2,7 @@
 
 use super::exit::Failure;
 use std::io::{self, ErrorKind, Write};
+use std::ops::ControlFlow;
 
 /// Prints a text.
 pub fn print(text: &str) -> Result<(), Failure> {
@@ -10,12 +11,16 @@ pub fn print(text: &str) -> Result<(), Failure> {
 
 /// Prints pieces one after the other. A reader that has seen enough (`| head`) is no failure.
 pub fn print_bytes(pieces: &[&[u8]]) -> Result<(), Failure> {
+    print_on(pieces).map(drop)
+}
+
+/// The same for output without end: breaks when nobody reads any more.
+pub fn print_on(pieces: &[&[u8]]) -> Result<ControlFlow<()>, Failure> {
     let mut stdout = io::stdout().lock();
     let written = pieces.iter().try_for_each(|piece| stdout.write_all(piece)).and_then(|()| stdout.flush());
     match written {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::Refused(format!("cannot write to standard output: {error}")))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(error) => Err(Failure::Refused(format!("cannot write to standard output: {error}"))),
     }
 }

@@ -4,9 +4,10 @@ use super::args::Format;
 use super::meaning;
 use super::table::{Column, Style, Table, coloured};
 use super::units;
-use crate::api::types::{Backend, BackendState, Conn, Counters, ServiceStatus, Status, VrrpState, VrrpStatus};
+use crate::api::types::{Backend, BackendState, Conn, Counters, Event, ServiceStatus, Status, VrrpState, VrrpStatus};
 use Column::{Left, Right};
 use comfy_table::{Cell, Color};
+use jiff::tz::TimeZone;
 use lb_common::verdict::Reason;
 use std::fmt::Write;
 
@@ -187,6 +188,34 @@ pub fn counters(counters: &Counters, format: Format, style: Style) -> String {
         table.row(vec![Cell::new(name), Cell::new(count), Cell::new(meaning(name))]);
     }
     table.lines()
+}
+
+/// `events`: lines and not a table, for they may go on for ever.
+pub fn events(events: &[Event], format: Format) -> String {
+    let header = event_line(format, "NUMBER", "TIME", "LEVEL", "KIND", "SUBJECT", "EVENT");
+    events.iter().fold(header, |text, shown| text + &event(shown, format))
+}
+
+/// A line of it. The time is local, in wide lines RFC 3339.
+pub fn event(event: &Event, format: Format) -> String {
+    let time = match format {
+        Format::Wide => event.time.to_string(),
+        _ => event.time.to_zoned(TimeZone::system()).strftime("%F %T").to_string(),
+    };
+    let subject = [&event.service, &event.backend, &event.instance];
+    let subject = subject.into_iter().flatten().map(|name| &**name).collect::<Vec<_>>().join("/");
+    let subject = if subject.is_empty() { "-" } else { &subject };
+    let [level, kind] = [event.level.to_string(), event.kind.to_string()];
+    event_line(format, &event.number.to_string(), &time, &level, &kind, subject, &event.text)
+}
+
+fn event_line(format: Format, number: &str, time: &str, level: &str, kind: &str, subject: &str, text: &str) -> String {
+    // Texts of configuration errors may have several lines.
+    let text = text.replace('\n', "; ");
+    match format {
+        Format::Wide => format!("{number:>6}  {time:<30}  {level:<5}  {kind:<9}  {subject:<24}  {text}\n"),
+        _ => format!("{time:<19}  {level:<5}  {kind:<9}  {subject:<24}  {text}\n"),
+    }
 }
 
 /// `counters --list`

@@ -1,6 +1,8 @@
 use super::args::{Cli, Command, Format};
 use super::units;
-use crate::api::types::{Backend, BackendReason, BackendState, ConnState, ConnectTime, Counters};
+use crate::api::types::{
+    Backend, BackendReason, BackendState, ConnState, ConnectTime, Counters, Event, EventKind, EventLevel,
+};
 use crate::cli::show;
 use clap::{CommandFactory, Parser};
 use lb_common::verdict::Reason;
@@ -89,6 +91,27 @@ fn backends_are_plain_columns_away_from_a_terminal() {
         "\
 SERVICE  BACKEND  ADDRESS         STATE  REASON   WEIGHT  ACTIVE  TOTAL  FAILURES  CONNECT   IN       OUT
 api      cp01     10.0.1.10:6443  down   refused       1       2      3         4        -  6 B  6.84 KiB
+"
+    );
+}
+
+#[test]
+fn events_are_lines_that_say_when_who_and_what() {
+    let event = Event {
+        number: 7,
+        time: "2026-11-23T23:16:01.5Z".parse().unwrap(),
+        level: EventLevel::Warn,
+        kind: EventKind::Health,
+        service: Some("api".into()),
+        backend: Some("cp01".into()),
+        instance: None,
+        text: "is out\nfor 10 s".into(),
+    };
+    assert_eq!(
+        show::events(&[event], Format::Wide),
+        "\
+NUMBER  TIME                            LEVEL  KIND       SUBJECT                   EVENT
+     7  2026-11-23T23:16:01.5Z          warn   health     api/cp01                  is out; for 10 s
 "
     );
 }

@@ -53,7 +53,10 @@ use record::{Names, Recorder};
 use resets::{Job, JobId, Which};
 use view::{FlowAt, View};
 
-use crate::access_log::Record;
+use crate::{
+    access_log::Record,
+    notice::{Kind, Notice},
+};
 
 /// What the shell is to do.
 #[derive(Clone, Debug)]
@@ -94,7 +97,7 @@ pub enum Action {
         record: Box<Record>,
     },
     /// Tell the operator.
-    Note(Level, String),
+    Note(Notice),
 }
 
 /// One moment on both clocks.
@@ -126,6 +129,12 @@ pub struct BackendFacts {
     pub address: SocketAddrV4,
     /// For its health.
     pub settings: health::Settings,
+}
+
+impl BackendFacts {
+    fn note(&self, level: Level, text: impl Into<String>) -> Action {
+        Action::Note(Notice::health(level, &self.service, &self.name, text))
+    }
 }
 
 /// The core. See the module's contract.
@@ -293,19 +302,17 @@ impl Controller {
 
     fn health_changed(&self, backend: u16, change: Change, now: u64) -> Vec<Action> {
         let Some(facts) = self.backends.get(&backend) else { return Vec::new() };
-        let who = self.backend_name(backend);
         let mut actions = match change {
             Change::Nothing => return Vec::new(),
             Change::TakenOut { retry_at } => {
                 let reason = self.health.get(&backend).and_then(out_reason).map_or("unknown", Reason::name);
                 let seconds = retry_at.saturating_sub(now) as f64 / SECOND as f64;
-                let note = format!("{who} is out for {seconds:.1} s: {reason} ({} failures)", facts.settings.max_fails);
-                vec![Action::Admit { backend, from: UP, to: OUT, retry_at }, Action::Note(Level::Warn, note)]
+                let text = format!("is out for {seconds:.1} s: {reason} ({} failures)", facts.settings.max_fails);
+                vec![Action::Admit { backend, from: UP, to: OUT, retry_at }, facts.note(Level::Warn, text)]
             }
             Change::StaysOut { retry_at } => vec![Action::Admit { backend, from: OUT, to: OUT, retry_at }],
             Change::Recovered => {
-                let note = Action::Note(Level::Info, format!("{who} is up"));
-                vec![Action::Admit { backend, from: OUT, to: UP, retry_at: NEVER }, note]
+                vec![Action::Admit { backend, from: OUT, to: UP, retry_at: NEVER }, facts.note(Level::Info, "is up")]
             }
         };
         actions.extend(self.health.get(&backend).map(|health| remember(backend, health)));
@@ -322,10 +329,7 @@ impl Controller {
         let of_pool: Vec<_> = self.backends_of(pool);
         let mut actions = Vec::new();
         for backend in of_pool {
-            let facts = &self.backends[&backend];
-            let text =
-                format!("backend {} ({}) of service {} answers ARP again", facts.name, facts.address, facts.service);
-            actions.push(Action::Note(Level::Info, text));
+            actions.push(self.backends[&backend].note(Level::Info, "answers ARP again"));
             actions.extend(self.with_health(backend, now, |health, _| health.reachable(now)));
         }
         actions
@@ -387,13 +391,18 @@ impl Controller {
         let turn = self.resets.turn(&self.installed, view, now);
         let steps = turn.steps.into_iter().map(Action::Step);
         let notes = turn.over.into_iter().filter(|over| over.closed > 0).map(|over| {
-            let whose = match &over.job.which {
-                Which::Backend(number) => format!("of {}", self.backend_name(*number)),
-                Which::Client(address) => format!("of client {address}"),
-                Which::Flows(_) => String::from("chosen one by one"),
+            let (closed, why) = (over.closed, over.job.reason.name());
+            let of_nobody = |whose| {
+                Notice::daemon(Level::Info, Kind::Admin, format!("{closed} connection(s) {whose} were reset: {why}"))
             };
-            let text = format!("{} connection(s) {whose} were reset: {}", over.closed, over.job.reason.name());
-            Action::Note(Level::Info, text)
+            match &over.job.which {
+                Which::Backend(number) => match self.backends.get(number) {
+                    Some(facts) => facts.note(Level::Info, format!("has had {closed} connection(s) reset: {why}")),
+                    None => Action::Note(of_nobody(format!("of backend number {number}"))),
+                },
+                Which::Client(address) => Action::Note(of_nobody(format!("of client {address}"))),
+                Which::Flows(_) => Action::Note(of_nobody("chosen one by one".into())),
+            }
         });
         steps.chain(notes).collect()
     }
@@ -411,14 +420,6 @@ impl Controller {
     /// How many flows a job has closed so far; nothing when it is over.
     pub fn closed_by(&self, id: JobId) -> Option<u64> {
         self.resets.closed(id)
-    }
-
-    /// A backend as the log names it.
-    fn backend_name(&self, number: u16) -> String {
-        match self.backends.get(&number) {
-            Some(facts) => format!("backend {} ({}) of service {}", facts.name, facts.address, facts.service),
-            None => format!("backend number {number}"),
-        }
     }
 
     /// What events may not have told: recoveries, always; failures, when events were lost.
@@ -449,21 +450,14 @@ impl Controller {
         let Some(drift) = self.reconcile.turn(rows, view) else { return Vec::new() };
         let name = self.backends.get(&drift.backend).map_or("-", |facts| &*facts.name);
         let text = format!("backend {name}: the count of active connections was off by {}, corrected", drift.by);
-        vec![Action::Correct(drift), Action::Note(Level::Warn, text)]
+        vec![Action::Correct(drift), Action::Note(Notice::daemon(Level::Warn, Kind::Datapath, text))]
     }
 
     fn silent_hosts(&mut self, now: u64) -> Vec<Action> {
         let silent = self.reach.silent(now);
         let of_pools = silent.into_iter().flat_map(|pool| self.backends_of(pool));
-        let note = |number: u16| {
-            let facts = &self.backends[&number];
-            let text = format!(
-                "backend {} ({}) of service {}: its next hop does not answer ARP; it gets no connections",
-                facts.name, facts.address, facts.service
-            );
-            Action::Note(Level::Warn, text)
-        };
-        of_pools.map(note).collect()
+        let text = "gets no connections: its next hop does not answer ARP";
+        of_pools.map(|number| self.backends[&number].note(Level::Warn, text)).collect()
     }
 
     /// What stands in the maps.

@@ -7,7 +7,6 @@ use log::error;
 
 use super::{
     Daemon, End,
-    configure::log_reload,
     report::{self, BackendView, ServiceView, Snapshot},
 };
 use crate::{
@@ -32,9 +31,7 @@ impl Daemon {
             // Who asked may be gone, here and below.
             Request::Counters(reply) => _ = reply.send(self.counters()),
             Request::Reload(reply) => {
-                let reloaded = self.reload().await;
-                log_reload(&reloaded);
-                _ = reply.send(reloaded.map_err(|errors| Refused { errors }));
+                _ = reply.send(self.reload().await.map_err(|errors| Refused { errors }));
             }
             Request::Stop { detach, reply } => {
                 let detach = detach || self.config.daemon.on_exit == OnExit::Detach;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use jiff::Timestamp;
-use log::{error, info, warn};
+use log::{Level, error, info, warn};
 use sd_notify::NotifyState;
 
 use super::{Daemon, apply, interfaces, several, tell_systemd, view};
@@ -10,6 +10,7 @@ use crate::{
     api::types::Reloaded,
     config::{self, model::Config},
     controller::{desired::Desired, plan},
+    notice::{Kind, Notice},
     sys::clock,
 };
 
@@ -20,12 +21,16 @@ impl Daemon {
         plan.warnings.iter().for_each(|warning| warn!("{warning}"));
         self.write(&plan)?;
         self.commit(desired, plan);
-        interfaces::attach(&mut self.dataplane, &self.wanted, self.options.clsact).map_err(several)?;
-        interfaces::detach_unused(&mut self.dataplane, &self.wanted, self.controller.installed());
+        let attached = interfaces::attach(&mut self.dataplane, &self.wanted, self.options.clsact).map_err(several)?;
+        attached.into_iter().for_each(|notice| self.tell(notice));
+        self.detach_unused();
         self.meet_neighbours().await;
         let adopted = if self.dataplane.adopted() { "took over the tables of an earlier run, " } else { "" };
         let services = self.config.services.len();
-        info!("ready after {} ms: {adopted}{services} service(s)", self.started.elapsed().as_millis());
+        let after = self.started.elapsed().as_millis();
+        let text =
+            format!("evenkeel {} is ready after {after} ms: {adopted}{services} service(s)", env!("CARGO_PKG_VERSION"));
+        self.tell(Notice::daemon(Level::Info, Kind::Lifecycle, text));
         if self.dataplane.max_connections() < self.config.daemon.max_connections {
             warn!("max_connections stays {} until `evenkeel stop --detach`", self.dataplane.max_connections());
         }
@@ -33,22 +38,31 @@ impl Daemon {
         Ok(())
     }
 
-    pub(super) async fn reload_and_log(&mut self) {
+    pub(super) async fn hang_up(&mut self) {
         let since = NotifyState::monotonic_usec_now();
         tell_systemd(&[NotifyState::Reloading].into_iter().chain(since).collect::<Vec<_>>());
-        log_reload(&self.reload().await);
+        // Whoever sent SIGHUP reads the log.
+        _ = self.reload().await;
         tell_systemd(&[NotifyState::Ready]);
     }
 
-    /// Reads the configuration anew. Everything that can fail comes before the first write that changes anything.
+    /// Reads the configuration anew and says how that went.
     pub(super) async fn reload(&mut self) -> Result<Reloaded, Vec<String>> {
+        let reloaded = self.try_reload().await;
+        self.tell(reload_notice(&reloaded));
+        reloaded
+    }
+
+    /// Everything that can fail comes before the first write that changes anything.
+    async fn try_reload(&mut self) -> Result<Reloaded, Vec<String>> {
         let loaded = config::load(&self.options.config)
             .map_err(|problems| problems.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let desired = Desired::new(&loaded.config)?;
         let plan = self.controller.plan(&desired)?;
         let wanted = interfaces::wanted(&loaded.config).await?;
         let prepared = self.logs.prepare(&loaded.config).map_err(one)?;
-        interfaces::attach(&mut self.dataplane, &wanted, self.options.clsact)?;
+        let attached = interfaces::attach(&mut self.dataplane, &wanted, self.options.clsact)?;
+        attached.into_iter().for_each(|notice| self.tell(notice));
         self.write(&plan).map_err(one)?;
 
         let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
@@ -62,7 +76,7 @@ impl Daemon {
         self.logs.commit(&self.config, prepared);
         self.commit(desired, plan);
         self.write_hops();
-        interfaces::detach_unused(&mut self.dataplane, &self.wanted, self.controller.installed());
+        self.detach_unused();
         Ok(Reloaded { generation: self.generation, changes, warnings })
     }
 
@@ -99,16 +113,22 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
     changed.map(|(key, _)| format!("[daemon] {key}: takes effect when the daemon is started anew")).collect()
 }
 
-pub(super) fn log_reload(reloaded: &Result<Reloaded, Vec<String>>) {
+/// What the operator hears of a reload: one notice, and in the log alone the lines that it counts.
+fn reload_notice(reloaded: &Result<Reloaded, Vec<String>>) -> Notice {
     match reloaded {
         Ok(reloaded) => {
             reloaded.warnings.iter().for_each(|warning| warn!("{warning}"));
-            info!("configuration applied, generation {}: {} change(s)", reloaded.generation, reloaded.changes.len());
             reloaded.changes.iter().for_each(|change| info!("{change}"));
+            let (generation, changes) = (reloaded.generation, reloaded.changes.len());
+            let text = format!("configuration applied, generation {generation}: {changes} change(s)");
+            Notice::daemon(Level::Info, Kind::Reload, text)
         }
         Err(errors) => {
             errors.iter().for_each(|problem| error!("{problem}"));
-            error!("the configuration was not reloaded; nothing has changed");
+            let first = errors.first().map_or("", String::as_str);
+            let count = errors.len();
+            let text = format!("the configuration was not reloaded, nothing has changed: {count} error(s): {first}");
+            Notice::daemon(Level::Error, Kind::Reload, text)
         }
     }
 }

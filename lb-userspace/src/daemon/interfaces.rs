@@ -7,12 +7,13 @@ use std::{
     sync::Arc,
 };
 
-use log::{info, warn};
+use log::Level;
 
 use crate::{
     config::model::{Config, Datapath, Service},
     controller::installed::Installed,
     dataplane::{Dataplane, Requested},
+    notice::{Kind, Notice},
     sys::netlink,
 };
 
@@ -99,28 +100,33 @@ fn no_such_address(service: &Service, address: IpAddr) -> Option<String> {
 }
 
 /// Attaches the program wherever it is wanted and is not yet, or not so.
-pub fn attach(dataplane: &mut Dataplane, wanted: &Wanted, clsact: bool) -> Result<(), Vec<String>> {
-    let mut errors = Vec::new();
+pub fn attach(dataplane: &mut Dataplane, wanted: &Wanted, clsact: bool) -> Result<Vec<Notice>, Vec<String>> {
+    let (mut notices, mut errors) = (Vec::new(), Vec::new());
     for (name, requested) in &wanted.interfaces {
         let before = dataplane.attached().into_iter().find(|attached| attached.interface == *name);
         match dataplane.attach(name, *requested, clsact) {
             Ok(attached) if before.as_ref().map(|before| before.mode) != Some(attached.mode) => {
-                info!("{name}: {} ({})", attached.mode.name(), attached.reason);
+                notices.push(notice(Level::Info, name, &format!("{} ({})", attached.mode.name(), attached.reason)));
             }
             Ok(_) => {}
             Err(error) => errors.push(format!("interface {name}: {error:#}")),
         }
     }
-    if errors.is_empty() { Ok(()) } else { Err(errors) }
+    if errors.is_empty() { Ok(notices) } else { Err(errors) }
+}
+
+fn notice(level: Level, interface: &str, text: &str) -> Notice {
+    Notice::daemon(level, Kind::Datapath, format!("interface {interface}: {text}"))
 }
 
 /// Detaches what nothing leads through any more: no service, no pool of a tombstone.
-pub fn detach_unused(dataplane: &mut Dataplane, wanted: &Wanted, installed: &Installed) {
+pub fn detach_unused(dataplane: &mut Dataplane, wanted: &Wanted, installed: &Installed) -> Vec<Notice> {
+    let mut notices = Vec::new();
     let tables = dataplane.tables().clone();
     let closing = installed.listeners.values().any(|listener| listener.state != lb_common::layout::ACTIVE);
     let attached = dataplane.attached().into_iter().map(|attached| attached.interface);
     let left = dataplane.left_attached().unwrap_or_else(|error| {
-        warn!("what an earlier run has attached cannot be read: {error:#}");
+        log::warn!("what an earlier run has attached cannot be read: {error:#}");
         Vec::new()
     });
     for name in attached.chain(left).filter(|name| !wanted.interfaces.contains_key(name)).collect::<BTreeSet<_>>() {
@@ -132,9 +138,10 @@ pub fn detach_unused(dataplane: &mut Dataplane, wanted: &Wanted, installed: &Ins
         if closing || in_use {
             continue;
         }
-        match dataplane.detach(&name) {
-            Ok(()) => info!("{name}: detached, no service uses it"),
-            Err(error) => warn!("{name}: cannot be detached: {error:#}"),
-        }
+        notices.push(match dataplane.detach(&name) {
+            Ok(()) => notice(Level::Info, &name, "detached, no service uses it"),
+            Err(error) => notice(Level::Warn, &name, &format!("cannot be detached: {error:#}")),
+        });
     }
+    notices
 }
