@@ -270,7 +270,7 @@ fn a_hundred_thousand_connections_are_answered_within_a_second() {
     assert_eq!(backends.len(), 2);
     println!("100,000 rows, {} bytes: {took:?}", answer.body.len());
     // Unoptimised builds get more.
-    assert!(took < Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 }), "{took:?}");
+    assert!(took < Duration::from_secs(if cfg!(debug_assertions) { 20 } else { 1 }), "{took:?}");
 }
 
 fn runtime() -> tokio::runtime::Runtime {

@@ -15,7 +15,7 @@ pub fn begin(level: LevelFilter) {
     // Of other crates only what an operator has to know.
     builder.filter_level(level.min(LevelFilter::Warn)).filter_module("evenkeel", level).parse_default_env();
     if is_journal() {
-        builder.format(|out, record| write_for_journal(out, record));
+        builder.format(write_for_journal);
     }
     builder.init();
 }
