@@ -76,6 +76,10 @@ reasons! {
     Killed = 68, "killed", "reset by an operator";
     BackendSilent = 69, "backend_silent", "its backend went silent: reset on both sides";
     BackendRestarted = 70, "backend_restarted", "its backend refused connections and did not end this one itself: reset on both sides";
+    Drained = 76, "drained", "its backend was drained: reset at the deadline of the drain";
+    Maintenance = 77, "maintenance", "its backend went into maintenance with --reset: reset on both sides";
+    Rebalanced = 78, "rebalanced", "reset by a rebalancing, so that its client comes back to a less busy backend";
+    MovedOn = 79, "moved_on", "the client sent its SYN again while the backend was drained or taken out: it went to the next one";
 
     // Losses of our own book-keeping.
     EventLost = 80, "event_lost", "the ring buffer was full: an event was lost, the tables are read instead";

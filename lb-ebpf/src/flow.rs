@@ -7,7 +7,7 @@ use lb_common::{
     event::{ENDED, RECOVERED, TRY_FAILED, TURNED_AWAY},
     hash::{Entry, mix, tag},
     layout::{
-        ACTIVE, Backend, LOG, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, OUT, Slot, UP, connect_time_bucket, ticks,
+        ACTIVE, Backend, LOG, NONE, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, OUT, Slot, UP, connect_time_bucket, ticks,
     },
     seq::within,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT, KILLED, State},
@@ -314,7 +314,15 @@ extern "C" fn is_up(backend: u32) -> u32 {
     }
 }
 
-/// The client's SYN again: to the same backend, until connect_timeout is over; then to the next one.
+/// Whether a backend gets no new connections, by an operator's will.
+#[inline(always)]
+unsafe fn is_closed(backend: *const Backend) -> bool {
+    // SAFETY: the caller's pointer is from a map lookup.
+    unsafe { atomic::load(&raw const (*backend).admission) == NONE }
+}
+
+/// The client's SYN again: to the same backend, until connect_timeout is over or that backend gets no new connections any
+/// more (drained, in maintenance, removed); then to the next one.
 #[inline(always)]
 fn retransmitted(place: u32, ctl: u64) -> u64 {
     let Some(record) = at(place) else { return Outcome::at(Outcome::DROP, 0) };
@@ -326,14 +334,18 @@ fn retransmitted(place: u32, ctl: u64) -> u64 {
             return Outcome::at(Outcome::DROP, 0);
         };
         let waited = clock::microseconds().wrapping_sub((*record).connect_us) as u64 * 1000;
-        if waited < (*service).connect_timeout {
+        let reason = if waited >= (*service).connect_timeout {
+            Reason::ConnectTimeout
+        } else if is_closed(backend) {
+            Reason::MovedOn
+        } else {
             return Outcome::at(Outcome::FORWARD, place);
-        }
+        };
         let given_up = ctl.with_state(State::Abandoned);
         if !change(record, ctl, given_up) {
             return Outcome::at(Outcome::DROP, 0);
         }
-        Outcome::move_on(Reason::ConnectTimeout, place)
+        Outcome::move_on(reason, place)
     }
 }
 
@@ -538,7 +550,7 @@ pub extern "C" fn move_on(place: u32, reason: u32) -> u64 {
         let number = (*record).backend;
         let Some(backend) = backend_of(number) else { return Outcome::at(Outcome::DROP, 0) };
         let service = (*backend).service;
-        let fresh_port = reason == Reason::TimeWait as u32 && (*record).heals < HEALS;
+        let fresh_port = reason == Reason::TimeWait as u32 && (*record).heals < HEALS && !is_closed(backend);
         if reason != Reason::TimeWait as u32 {
             failed(backend, place, reason as u8);
         }
@@ -546,7 +558,7 @@ pub extern "C" fn move_on(place: u32, reason: u32) -> u64 {
             select::claim_towards(number as u32, client_hash((*record).key))
         } else {
             atomic::add(&raw mut (*backend).active, u32::MAX);
-            next_backend(place, service as u32)
+            next_backend(place, service as u32, backend)
         };
         if next < 0 {
             if fresh_port {
@@ -571,13 +583,16 @@ fn release_closed(place: u32, ctl: Ctl) {
     }
 }
 
-/// Counts and tells a failed try. If it was the trial of a backend that is out, the next one is due after fail_timeout.
+/// Counts and tells a failed try. If it was the trial of a backend that is out, the next one is due after fail_timeout. To
+/// be left because it is closed is no failure of the backend, but the access log lists the try.
 #[inline(always)]
 unsafe fn failed(backend: *mut Backend, place: u32, reason: u8) {
     let Some(record) = at(place) else { return };
     // SAFETY: from map lookups.
     unsafe {
-        atomic::add(&raw mut (*backend).connect_failures, 1);
+        if reason != Reason::MovedOn as u8 {
+            atomic::add(&raw mut (*backend).connect_failures, 1);
+        }
         if atomic::load(&raw const (*backend).admission) == OUT
             && atomic::load(&raw const (*backend).retry_at) != lb_common::layout::NEVER
         {
@@ -587,14 +602,15 @@ unsafe fn failed(backend: *mut Backend, place: u32, reason: u8) {
     }
 }
 
-/// The next backend that this flow has not tried: `position << 32 | place`, or negative.
+/// The next backend that this flow has not tried: `position << 32 | place`, or negative. There is no limit of tries if the
+/// backend that it leaves is closed.
 #[inline(always)]
-fn next_backend(place: u32, service: u32) -> i64 {
+unsafe fn next_backend(place: u32, service: u32, left: *const Backend) -> i64 {
     let Some(record) = at(place) else { return -1 };
     let Some(table) = maps::SERVICES.get_ptr_mut(service) else { return -1 };
     // SAFETY: from map lookups.
     unsafe {
-        if (*record).tries as u32 >= (*table).tries {
+        if (*record).tries as u32 >= (*table).tries && !is_closed(left) {
             return -1;
         }
         let tried = (*record).ack_client as u64 | ((*record).ack_backend as u64) << 32;

@@ -2,6 +2,7 @@
 //! Each case runs on every hook.
 
 mod closing;
+mod draining;
 mod opening;
 mod parsing;
 mod races;
