@@ -33,6 +33,7 @@ pub mod installed;
 mod place;
 pub mod plan;
 pub mod reach;
+pub mod rebalance;
 pub mod reconcile;
 pub mod record;
 pub mod resets;
