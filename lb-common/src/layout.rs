@@ -29,7 +29,7 @@ pub const SYN_OPTIONS: usize = 40;
 pub const CONNECT_TIME_BUCKETS: usize = 64;
 
 /// A number for all layouts of this file: raised by hand with every change of a record or of its meaning.
-pub const HASH: u64 = 0x4556_4b4c_0000_0002;
+pub const HASH: u64 = 0x4556_4b4c_0000_0003;
 
 /// Nanoseconds to ticks, the unit of `last_seen`: 2^20 ns, about 1.05 ms. Wraps after 52 days.
 #[inline(always)]
@@ -292,8 +292,8 @@ pub struct Backend {
     pub bytes_out: u64,
     /// For the next controller: since when it is as it is (CLOCK_MONOTONIC, ns); 0: that is not known.
     pub changed_at: u64,
-    /// Zero.
-    pub reserved2: u64,
+    /// How long the connects took, all together: the sum to the histogram in CONNECT_TIMES. Microseconds.
+    pub connect_us: u64,
 }
 
 /// Gets no connections: `down`, `maint`, draining, or a tombstone.

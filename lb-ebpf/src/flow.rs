@@ -464,6 +464,7 @@ extern "C" fn connect(place: u32, ctl: u64, sequence: u32, acknowledgement: u32)
         let number = (*record).backend;
         let Some(backend) = backend_of(number) else { return 0 };
         atomic::add(&raw mut (*backend).connected, 1);
+        atomic::add(&raw mut (*backend).connect_us, took as u64);
         if let Some(times) = maps::CONNECT_TIMES.get_ptr_mut(number as u32) {
             let mut bucket = connect_time_bucket(took);
             core::arch::asm!("{0} &= 63", inout(reg) bucket);

@@ -2,7 +2,11 @@ use lab::{
     packet::{ACK, LINUX_OPTIONS, PSH, SYN, Segment},
     program::{CLIENT_MAC, FIRST_PORT, Setup, VIP, Verdict, backend, backend_mac, backend_of},
 };
-use lb_common::{layout::NONE, slot::State, verdict::Reason};
+use lb_common::{
+    layout::{NONE, connect_time_bucket},
+    slot::State,
+    verdict::Reason,
+};
 
 use super::{client, on_every_hook, with_setup};
 
@@ -50,6 +54,17 @@ fn a_connection_is_translated_both_ways_and_its_bytes_are_counted() {
         assert_eq!((found[0].bytes_in(), found[0].bytes_out()), (18, 1001), "retransmissions do not count");
         assert_eq!(found[0].ctl.state(), State::Established);
         assert_eq!(bench.moved(), []);
+    });
+}
+
+#[test]
+fn the_time_of_a_connect_stands_in_the_histogram_of_its_backend_and_in_the_sum() {
+    on_every_hook(|bench| {
+        let flow = bench.connect(client(1));
+        let took = bench.tables().find(flow.client.into())[0].connect_us();
+        assert_eq!(bench.tables().backend(flow.backend).connect_us, u64::from(took));
+        let times = bench.tables().connect_times(flow.backend);
+        assert_eq!((times[connect_time_bucket(took) as usize], times.iter().sum::<u32>()), (1, 1));
     });
 }
 
