@@ -19,6 +19,8 @@ pub const MAX_SERVICE_BACKENDS: u32 = 64;
 pub const MAX_BACKENDS: u32 = 1024;
 /// Most SNAT addresses of one service.
 pub const MAX_SNAT: u32 = 8;
+/// Most rules of one service.
+pub const MAX_RULES: u32 = 256;
 /// Most interfaces the program is attached to or sends through.
 pub const MAX_INTERFACES: u32 = 64;
 /// Bytes of the ring buffer of events.
@@ -330,15 +332,49 @@ pub struct Service {
     pub lock: u32,
     /// Next cell of the ring of half-open flows.
     pub half_open: u32,
+    /// The stretch of time in which the clients were turned away that `turned_away` counts, see [`turned_away_stretch`].
+    pub turned_away_in: u32,
+    /// Clients turned away in it so far, as far as events told of them.
+    pub turned_away: u32,
     /// Zero.
-    pub reserved2: [u32; 14],
+    pub reserved2: [u32; 12],
 
     /// Its backends, places in BACKENDS.
     pub backends: [u16; MAX_SERVICE_BACKENDS as usize],
 }
 
+/// Events for clients that were turned away, in one stretch of time and for one service. The rest is counted only: who
+/// sends SYNs that are denied must not fill the ring buffer, nor wake the controller for each of them.
+pub const TURNED_AWAY_EVENTS: u32 = 100;
+
+/// The stretch of time, about 1.07 s long, of a moment in [`ticks`].
+#[inline(always)]
+pub const fn turned_away_stretch(ticks: u32) -> u32 {
+    ticks >> 10
+}
+
 /// In [`Service::flags`]: an event is wanted for every connection that ends, not only for those that fail.
 pub const LOG: u32 = 1;
+
+/// RULES[service]: eight of its rules in a line, in their order; the list ends with the map or at the first rule without
+/// a verdict. A list is written before it is put in place, and never changed: another one replaces it whole.
+pub type RuleLine = [Rule; 8];
+
+/// One of a service's `rules`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Rule {
+    /// The network's address, v4-mapped; zero behind its prefix.
+    pub network: [u8; 16],
+    /// Bits that have to be equal: at most 32, or 128 for IPv6.
+    pub prefix: u8,
+    /// 4 or 6; `rules::EVERY_FAMILY`: everybody.
+    pub family: u8,
+    /// `rules::{ALLOW, DENY}`; 0: the list has ended.
+    pub verdict: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+}
 
 /// A cell of a service's ring of half-open flows: which slot, in which generation.
 #[inline(always)]
@@ -386,6 +422,7 @@ const _: () = {
     assert!(core::mem::offset_of!(Slot, client6) == 64);
     assert!(size_of::<Backend>() == 128);
     assert!(core::mem::offset_of!(Backend, opened) == 64);
+    assert!(size_of::<Rule>() == 24);
     assert!(size_of::<Service>() == 256);
     assert!(core::mem::offset_of!(Service, lock) == 64);
     assert!(core::mem::offset_of!(Service, backends) == 128);

@@ -11,6 +11,7 @@ pub mod event;
 pub mod hash;
 pub mod layout;
 pub mod ring;
+pub mod rules;
 pub mod schedule;
 pub mod seq;
 pub mod slot;

@@ -16,7 +16,7 @@ use lb_common::{
 };
 
 use crate::{
-    atomic, clock,
+    admit, atomic, clock,
     index::{self, Inserted},
     maps, report,
     select::{self, Turned},
@@ -113,6 +113,10 @@ pub extern "C" fn open(key: u64, initial: u32) -> u64 {
     let Some(listener) = maps::LISTENERS.get_ptr_mut((key >> 48) as u32) else { return Outcome::at(Outcome::DROP, 0) };
     // SAFETY: from a map lookup.
     let (service, state) = unsafe { ((*listener).service, atomic::load(&raw const (*listener).state)) };
+    if admit::is_denied(service as u32, key as u32) {
+        report::turned_away(key, service, Reason::Denied);
+        return Outcome::at(Outcome::RESET, 0);
+    }
     let choice =
         if state == ACTIVE { select::backend(service as u32, 0, client_hash(key)) } else { Err(Turned::NoBackend) };
     match choice {

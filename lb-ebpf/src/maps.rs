@@ -12,7 +12,7 @@ use lb_common::{
     event::Event,
     layout::{
         Backend, ConnectTimes, EVENTS_BYTES, FreeLine, Interface, LISTENER_BITS, Listener, MAGLEV_LINES, MAX_BACKENDS,
-        MAX_INTERFACES, MAX_SERVICES, MaglevLine, Meta, POOL_BITS, Pool, Ring, Service, Slot,
+        MAX_INTERFACES, MAX_SERVICES, MaglevLine, Meta, POOL_BITS, Pool, Ring, RuleLine, Service, Slot,
     },
     verdict::REASON_LIMIT,
 };
@@ -61,6 +61,8 @@ pub static HALF_OPEN: ArrayOfMaps<Array<u64, 1, INNER>, { MAX_SERVICES as usize 
 #[btf_map]
 pub static MAGLEV: ArrayOfMaps<Array<MaglevLine, { MAGLEV_LINES as usize }, INNER>, { MAX_SERVICES as usize }> =
     ArrayOfMaps::new();
+#[btf_map]
+pub static RULES: ArrayOfMaps<Array<RuleLine, 1, INNER>, { MAX_SERVICES as usize }> = ArrayOfMaps::new();
 #[btf_map]
 pub static LINKS: HashMap<u32, u32, { MAX_INTERFACES as usize }> = HashMap::new();
 #[btf_map]

@@ -3,13 +3,13 @@
 
 use lb_common::{
     event::{ENDED, Event, TURNED_AWAY},
-    layout::{OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Slot},
+    layout::{LOG, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Slot, TURNED_AWAY_EVENTS, ticks, turned_away_stretch},
     seq::payload,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT},
     verdict::Reason,
 };
 
-use crate::{clock, maps};
+use crate::{atomic, clock, maps};
 
 /// Adds one to the counter of `reason`, on this CPU.
 #[inline(always)]
@@ -65,10 +65,14 @@ pub unsafe fn flow(kind: u8, reason: u8, place: u32, slot: *const Slot, ctl: Ctl
     }
 }
 
-/// Tells that a new connection was turned away before it had a slot.
+/// Counts that a new connection was turned away before it had a slot, and tells it, but not more often than
+/// [`TURNED_AWAY_EVENTS`].
 #[inline(always)]
 pub fn turned_away(key: u64, service: u16, reason: Reason) {
     count(reason);
+    if !may_tell(service) {
+        return;
+    }
     emit(Event {
         at: clock::coarse(),
         started: 0,
@@ -88,6 +92,28 @@ pub fn turned_away(key: u64, service: u16, reason: Reason) {
         tries: 0,
         family: 4,
     });
+}
+
+/// Whether one more client that is turned away may be told of. A flood pays for two reads here.
+#[inline(always)]
+fn may_tell(service: u16) -> bool {
+    let Some(record) = maps::SERVICES.get_ptr_mut(service as u32) else { return false };
+    let now = turned_away_stretch(ticks(clock::coarse()));
+    // SAFETY: from a map lookup. Two CPUs that begin a stretch together may tell of a few more.
+    unsafe {
+        if atomic::load(&raw const (*record).turned_away_in) != now {
+            atomic::store(&raw mut (*record).turned_away, 0);
+            atomic::store(&raw mut (*record).turned_away_in, now);
+        }
+        if atomic::load(&raw const (*record).turned_away) < TURNED_AWAY_EVENTS {
+            atomic::add(&raw mut (*record).turned_away, 1);
+            return true;
+        }
+        if (*record).flags & LOG != 0 {
+            count(Reason::AccessLogSuppressed);
+        }
+    }
+    false
 }
 
 #[inline(always)]

@@ -6,6 +6,7 @@ mod draining;
 mod opening;
 mod parsing;
 mod races;
+mod rules;
 mod schedulers;
 mod trying;
 mod verifier;

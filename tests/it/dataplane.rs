@@ -77,6 +77,7 @@ fn new_service() -> ServiceSetup {
         tries: 3,
         half_open_cells: 128,
         log: false,
+        rules: Vec::new(),
         backends: vec![3],
     }
 }

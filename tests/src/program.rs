@@ -84,6 +84,7 @@ impl Default for Setup {
             tries: 3,
             half_open_cells: 64,
             log: true,
+            rules: Vec::new(),
             backends: Vec::new(),
         };
         Setup { backends: 3, ports: 64, weights: vec![1; 64], service, max_connections: 1024 }

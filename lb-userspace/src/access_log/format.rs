@@ -1,6 +1,6 @@
 //! The format of a line: text and variables, taken apart once.
 
-use super::record::{Record, Try};
+use super::record::{Record, Status, Try};
 use jiff::tz::TimeZone;
 use serde::{Serialize, Serializer};
 use std::fmt::Write;
@@ -166,8 +166,11 @@ fn write_variable(
         Variable::BytesSent => write!(line, "{}", record.bytes_sent),
         Variable::BytesReceived => write!(line, "{}", record.bytes_received),
         Variable::SessionTime => write_seconds(record.session, line),
-        // nginx writes the group's name when no server of it could be chosen.
-        Variable::UpstreamAddr if record.tries.is_empty() => write!(line, "{}", record.service),
+        // nginx writes the group's name when no server of it could be chosen; who was denied or over a limit got no further
+        // than before that.
+        Variable::UpstreamAddr if record.tries.is_empty() && record.status == Status::NoBackend => {
+            write!(line, "{}", record.service)
+        }
         Variable::UpstreamAddr => write_tries(record, line, |tried, _, line| write!(line, "{}", tried.address)),
         Variable::UpstreamConnectTime => write_tries(record, line, |tried, _, line| match tried.connected_in {
             Some(time) => write_seconds(time, line),

@@ -88,10 +88,10 @@ fn every_variable_has_nginx_s_form() {
 }
 
 #[test]
-fn a_connection_without_a_backend_names_the_service() {
+fn a_connection_without_a_backend_names_the_service_if_one_was_looked_for() {
     let format = "$status $upstream_addr $upstream_connect_time $upstream_bytes_sent $backend $snat_addr $reason";
-    for (status, code) in [(Status::NoBackend, 502), (Status::Denied, 403), (Status::OverLimit, 503)] {
-        assert_eq!(line(format, &turned_away(status), TimeZone::UTC), format!("{code} api - - - - no_backend\n"));
+    for (status, begins) in [(Status::NoBackend, "502 api"), (Status::Denied, "403 -"), (Status::OverLimit, "503 -")] {
+        assert_eq!(line(format, &turned_away(status), TimeZone::UTC), format!("{begins} - - - - no_backend\n"));
     }
     let open = Record { status: Status::Open, reason: None, ..served() };
     assert_eq!(line("$status $reason", &open, TimeZone::UTC), "- -\n");

@@ -96,6 +96,16 @@ fn a_dump_loads_again_to_the_same_and_dumps_to_the_same() {
     }
 }
 
+#[test]
+fn more_rules_than_the_kernel_looks_through_are_an_error_at_the_first_that_is_too_many() {
+    let rules = |count: u32| {
+        let lines: String = (0..count).map(|n| format!("  \"deny 10.0.{}.{}\",\n", n / 256, n % 256)).collect();
+        format!("{SERVICE}rules = [\n{lines}]\n{BACKEND}")
+    };
+    assert_eq!(load_text(&rules(256)).unwrap().config.services[0].rules.len(), 256);
+    assert_eq!(errors(&rules(258)), ["e.toml:262:3: rules: 258 of them, the most is 256"]);
+}
+
 /// What is wrong in one service or backend → the one error it gives.
 #[test]
 fn every_mistake_is_told_with_its_place_and_what_would_be_right() {

@@ -6,8 +6,14 @@ use std::{
     time::Duration,
 };
 
-use lb_common::schedule;
+use ipnet::IpNet;
+use lb_common::{
+    layout::Rule,
+    rules::{ALLOW, DENY},
+    schedule,
+};
 
+use super::installed::mapped;
 use crate::config::model;
 
 /// Every service of the configuration.
@@ -44,6 +50,8 @@ pub struct DesiredService {
     pub reset_rate: u32,
     /// An event is wanted for every connection that ends.
     pub log: bool,
+    /// Who is let in; the first rule that matches decides.
+    pub rules: Vec<Rule>,
     /// In the order of the file.
     pub backends: Vec<DesiredBackend>,
 }
@@ -119,6 +127,7 @@ fn translate(service: &model::Service, errors: &mut Vec<String>) -> Option<Desir
         ports: service.snat_ports.count(),
         reset_rate: service.reset_rate.get(),
         log: service.access_log.is_some(),
+        rules: service.rules.iter().map(rule).collect(),
         backends: backends?,
     })
 }
@@ -129,6 +138,15 @@ fn balance(balance: model::Balance) -> u32 {
         model::Balance::RoundRobin => schedule::ROUND_ROBIN,
         model::Balance::RandomTwo => schedule::RANDOM_TWO,
         model::Balance::Hash => schedule::HASH,
+    }
+}
+
+fn rule(rule: &model::Rule) -> Rule {
+    let verdict = if rule.allow { ALLOW } else { DENY };
+    match rule.clients {
+        None => Rule::all(verdict),
+        Some(IpNet::V4(network)) => Rule::v4(verdict, mapped(network.network()), network.prefix_len()),
+        Some(IpNet::V6(network)) => Rule::v6(verdict, network.network().octets(), network.prefix_len()),
     }
 }
 

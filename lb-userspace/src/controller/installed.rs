@@ -9,7 +9,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
 };
 
-use lb_common::layout::{Listener, Pool};
+use lb_common::layout::{Listener, Pool, Rule};
 
 /// The controller's view of the maps. Every table is keyed by place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct ServiceRow {
     pub half_open_cells: u32,
     /// `layout::LOG`.
     pub flags: u32,
+    /// Who is let in, in the order of the file.
+    pub rules: Vec<Rule>,
     /// Its backends in the order of the file, places in BACKENDS.
     pub backends: Vec<u16>,
 }

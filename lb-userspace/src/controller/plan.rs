@@ -198,6 +198,7 @@ impl Planner {
             tries: service.tries,
             half_open_cells: service.max_half_open,
             flags: if service.log { LOG } else { 0 },
+            rules: service.rules.clone(),
             backends: backends.clone(),
         };
         self.write_service(number, row);

@@ -60,7 +60,7 @@ impl Daemon {
             counters.into_iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect();
         let (lost, suppressed) = self.logs.losses();
         counters.insert("access_log_lost".into(), lost);
-        counters.insert("access_log_suppressed".into(), suppressed);
+        *counters.entry("access_log_suppressed".into()).or_default() += suppressed;
         counters.insert("least_conn_drift".into(), self.controller.drift());
         counters
     }

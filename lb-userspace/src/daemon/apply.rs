@@ -99,6 +99,7 @@ fn service_setup(row: &ServiceRow) -> ServiceSetup {
         tries: row.tries,
         half_open_cells: row.half_open_cells,
         log: row.flags & LOG != 0,
+        rules: row.rules.clone(),
         backends: row.backends.clone(),
     }
 }

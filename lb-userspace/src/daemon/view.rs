@@ -86,6 +86,7 @@ pub fn installed(tables: &Tables) -> Installed {
             tries: record.tries,
             half_open_cells: record.half_open_cells,
             flags: record.flags,
+            rules: tables.rules(number),
             backends: backends.to_vec(),
         };
         installed.services.insert(number, row);

@@ -1,5 +1,5 @@
-//! The maps inside maps: one array of slots and one ring for each pool, one ring of half-open flows and one Maglev table
-//! for each service. Made here when a pool or service first appears; the pinned outer map keeps them alive.
+//! The maps inside maps: one array of slots and one ring for each pool, one ring of half-open flows, one Maglev table
+//! and one list of rules for each service. Made here when a pool or service first appears; the pinned outer map keeps them alive.
 
 use std::{
     os::fd::AsFd,
@@ -30,9 +30,13 @@ pub enum Outer {
     HalfOpen,
     /// By service: its Maglev table.
     Maglev,
+    /// By service: its rules.
+    Rules,
 }
 
 impl Outer {
+    const ALL: [Outer; 5] = [Outer::Slots, Outer::Free, Outer::HalfOpen, Outer::Maglev, Outer::Rules];
+
     /// The name of the map.
     pub const fn name(self) -> &'static str {
         match self {
@@ -40,20 +44,17 @@ impl Outer {
             Outer::Free => "FREE",
             Outer::HalfOpen => "HALF_OPEN",
             Outer::Maglev => "MAGLEV",
+            Outer::Rules => "RULES",
         }
     }
 }
 
 /// The maps that are reached by system calls.
 pub struct Kernel {
-    slots: Mutex<ArrayOfMaps<MapData>>,
-    free: Mutex<ArrayOfMaps<MapData>>,
-    half_open: Mutex<ArrayOfMaps<MapData>>,
-    maglev: Mutex<ArrayOfMaps<MapData>>,
+    /// In the order of [`Outer::ALL`]; each a second time, for [`ArrayOfMaps`] does not lend its descriptor.
+    outer: Vec<(Mutex<ArrayOfMaps<MapData>>, MapData)>,
     links: Mutex<HashMap<MapData, u32, u32>>,
     counters: Mutex<PerCpuArray<MapData, u64>>,
-    /// The outer maps once more: [`ArrayOfMaps`] does not lend its descriptor.
-    outer: [MapData; 4],
 }
 
 /// An inner map that nobody else can reach yet.
@@ -66,32 +67,19 @@ impl Kernel {
     /// Opens the pinned maps below `maps`.
     pub fn open(maps: &Path) -> Result<Kernel> {
         let pinned = |name: &str| MapData::from_pin(maps.join(name)).with_context(|| format!("cannot open map {name}"));
-        let array =
-            |outer: Outer| -> Result<_> { Ok(Mutex::new(Map::from_map_data(pinned(outer.name())?)?.try_into()?)) };
+        let array = |outer: Outer| -> Result<_> {
+            let array = Map::from_map_data(pinned(outer.name())?)?.try_into()?;
+            Ok((Mutex::new(array), pinned(outer.name())?))
+        };
         Ok(Kernel {
-            slots: array(Outer::Slots)?,
-            free: array(Outer::Free)?,
-            half_open: array(Outer::HalfOpen)?,
-            maglev: array(Outer::Maglev)?,
+            outer: Outer::ALL.into_iter().map(array).collect::<Result<_>>()?,
             links: Mutex::new(Map::from_map_data(pinned("LINKS")?)?.try_into()?),
             counters: Mutex::new(Map::from_map_data(pinned("COUNTERS")?)?.try_into()?),
-            outer: [
-                pinned(Outer::Slots.name())?,
-                pinned(Outer::Free.name())?,
-                pinned(Outer::HalfOpen.name())?,
-                pinned(Outer::Maglev.name())?,
-            ],
         })
     }
 
     fn array(&self, outer: Outer) -> MutexGuard<'_, ArrayOfMaps<MapData>> {
-        let array = match outer {
-            Outer::Slots => &self.slots,
-            Outer::Free => &self.free,
-            Outer::HalfOpen => &self.half_open,
-            Outer::Maglev => &self.maglev,
-        };
-        lock(array)
+        lock(&self.outer[outer as usize].0)
     }
 
     /// Opens the inner map at a place; nothing if there is none.
@@ -159,7 +147,7 @@ impl Tables {
     /// Takes an inner map out of its place, if there is one.
     pub(super) fn delete(&self, outer: Outer, place: u16) -> Result<()> {
         let Some(kernel) = &self.kernel else { return Ok(()) };
-        let fd = kernel.outer[outer as usize].fd().as_fd();
+        let fd = kernel.outer[outer as usize].1.fd().as_fd();
         match sys::bpf::delete_inner_map(fd, u32::from(place)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("cannot empty {}[{place}]", outer.name()))

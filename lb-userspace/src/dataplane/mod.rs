@@ -24,6 +24,7 @@ mod inner;
 mod load;
 mod pins;
 mod pools;
+mod rules;
 mod shapes;
 mod slots;
 mod tables;
@@ -198,6 +199,7 @@ impl Tables {
             connect_times: mapped_table(&maps, "CONNECT_TIMES")?,
             slots: RwLock::new(vec![None; 1 << POOL_BITS]),
             half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
+            rules: RwLock::new(vec![None; MAX_SERVICES as usize]),
             kernel: None,
         };
         let kernel = Kernel::open(&maps)?;
@@ -221,6 +223,8 @@ impl Tables {
         for number in 0..MAX_SERVICES as u16 {
             let ring = kernel.open_inner(Outer::HalfOpen, number)?;
             tables::write(&self.half_open)[usize::from(number)] = ring.map(Arc::new);
+            let rules = kernel.open_inner(Outer::Rules, number)?;
+            tables::write(&self.rules)[usize::from(number)] = rules.map(Arc::new);
         }
         Ok(())
     }

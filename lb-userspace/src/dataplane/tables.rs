@@ -17,7 +17,7 @@ use lb_common::{
     layout::{
         ACTIVE, BACKUP, Backend, CLOSING, CONNECT_TIME_BUCKETS, ConnectTimes, DELETED, EMPTY, Hop, Interface,
         LISTENER_BITS, LOG, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICE_BACKENDS, MAX_SERVICES,
-        MAX_SNAT, MaglevLine, POOL_BITS, Pool, Ring, Service, half_open_flow,
+        MAX_SNAT, MaglevLine, POOL_BITS, Pool, Ring, Rule, RuleLine, Service, half_open_flow,
     },
     schedule::MAGLEV_PLACES,
     slot::{CONNECTED, Ctl},
@@ -44,6 +44,8 @@ pub struct Tables {
     pub(super) slots: RwLock<Vec<Option<Arc<Slots>>>>,
     /// The rings of half-open flows of the services, by number.
     pub(super) half_open: RwLock<Vec<Option<Arc<Table<u64>>>>>,
+    /// The rules of the services that have any, by number.
+    pub(super) rules: RwLock<Vec<Option<Arc<Table<RuleLine>>>>>,
     /// The maps behind all this; nothing if the tables stand in plain memory.
     pub(super) kernel: Option<Kernel>,
 }
@@ -78,6 +80,8 @@ pub struct ServiceSetup {
     pub half_open_cells: u32,
     /// Whether an event is wanted for every connection that ends.
     pub log: bool,
+    /// Who is let in, the first rule that matches decides; none: everybody. At most [`MAX_RULES`](lb_common::layout::MAX_RULES).
+    pub rules: Vec<Rule>,
     /// Its backends, places in BACKENDS; at most [`MAX_SERVICE_BACKENDS`].
     pub backends: Vec<u16>,
 }
@@ -106,6 +110,7 @@ impl Tables {
             connect_times: Table::anonymous(MAX_BACKENDS as usize)?,
             slots: RwLock::new(vec![None; 1 << POOL_BITS]),
             half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
+            rules: RwLock::new(vec![None; MAX_SERVICES as usize]),
             kernel: None,
         };
         Ok(tables)
@@ -265,6 +270,7 @@ impl Tables {
         let most = MAX_SERVICE_BACKENDS as usize;
         ensure!(setup.backends.len() <= most, "{} backends, at most {most} are possible", setup.backends.len());
         ensure!(setup.half_open_cells > 0, "a service needs room for half-open connections");
+        self.set_rules(number, &setup.rules)?;
         self.make_half_open_ring(number, setup.half_open_cells)?;
         let index = usize::from(number);
         let store = |offset: usize, value: u32| self.services.word32(index, offset).store(value, Ordering::Release);
@@ -310,7 +316,8 @@ impl Tables {
         self.services.word32(index, offset_of!(Service, backend_count)).store(0, Ordering::Release);
         write(&self.half_open)[index] = None;
         self.delete(Outer::HalfOpen, number)?;
-        self.delete(Outer::Maglev, number)
+        self.delete(Outer::Maglev, number)?;
+        self.remove_rules(number)
     }
 
     /// Puts a new table of `balance = "hash"` in place of the old one, whole: place → position in the service's list of

@@ -117,8 +117,9 @@ fn ports(value: Value) -> Result<PortRange, String> {
 
 fn rules(table: &mut Table) -> Vec<Rule> {
     let rules = table.list("rules", rule).unwrap_or_default();
-    if let Some(first) = rules.first() {
-        table.findings.warning(first.place.problem("rules are not acted upon yet: everybody is let in"));
+    if let Some(over) = rules.get(layout::MAX_RULES as usize) {
+        let what = format!("rules: {} of them, the most is {}", rules.len(), layout::MAX_RULES);
+        table.findings.error(over.place.problem(what));
     }
     values(rules)
 }

@@ -34,6 +34,7 @@ pub fn service(name: &str, listen: &str, hosts: &[u8]) -> DesiredService {
         first_port: 10_240,
         ports: 22_528,
         reset_rate: 5000,
+        rules: Vec::new(),
         log: true,
         backends: hosts.iter().map(|host| backend(*host)).collect(),
     }

@@ -1,0 +1,94 @@
+//! Who is let in: `rules`, with the shipped binary, real clients, reloads and the access log.
+
+use std::time::Duration;
+
+use lab::{Evenkeel, Plan, daemon::Service, topology::Topology, wait};
+
+use crate::cluster::{Cluster, SOON, VIP, all_served, both};
+
+/// Two addresses of the one client: the first is let in, the second is not.
+const IN: &str = "10.0.1.101";
+const OUT: &str = "10.0.1.102";
+const RULES: &str = "rules = [\"deny 10.0.1.102\", \"allow 10.0.1.0/24\", \"deny all\"]";
+
+/// A cluster whose client has both addresses, and an access log.
+fn two_addresses(hook: &str, lines: &[&str]) -> Cluster {
+    Cluster::of(Plan::new(Topology::Segment).addresses(2), hook, |service| {
+        lines.iter().fold(logged(service), |service, line| service.line(line))
+    })
+}
+
+fn logged(service: Service) -> Service {
+    service.line(
+        "access_log = { path = \"stdout\", format = \"log $remote_addr $status $reason $upstream_addr $bytes_sent\" }",
+    )
+}
+
+fn reload(cluster: &Cluster, lines: &[&str]) {
+    let service = lines.iter().fold(logged(Service::new(&cluster.lab, "tc")), |service, line| service.line(line));
+    cluster.evenkeel.write(&service.toml()).expect("a configuration");
+    cluster.evenkeel.done(&["reload"]).expect("reload");
+}
+
+/// The access log's lines so far that begin so.
+fn log_lines(evenkeel: &Evenkeel, begin: &str) -> usize {
+    evenkeel.log().lines().filter(|line| line.starts_with(&format!("log {begin}"))).count()
+}
+
+#[test]
+fn who_is_denied_is_refused_counted_and_logged_and_nobody_else() {
+    both(|hook| {
+        let cluster = two_addresses(hook, &[RULES]);
+        let denied = cluster.hold(&["--from", OUT]).open(5).expect("open");
+        assert_eq!((denied.opened, denied.failed), (0, [("refused".to_owned(), 5)].into()), "{hook}");
+        all_served(&cluster.hold(&["--from", IN]).open(9).expect("open"), 9, hook);
+        assert_eq!(cluster.evenkeel.counter("denied").expect("counters"), 5);
+        let lines = || (log_lines(&cluster.evenkeel, "10.0.1.102 403 denied - 0") == 5).then_some(());
+        wait::until("five lines of the access log", SOON, lines)
+            .unwrap_or_else(|e| panic!("{e:#}\n{}", cluster.evenkeel.log()));
+        assert_eq!(cluster.backend("cp01").total, 3, "{hook}: who is denied is given to no backend");
+    });
+}
+
+#[test]
+fn rules_change_with_a_reload_for_new_connections_only_and_outlive_the_controller() {
+    let mut cluster = two_addresses("tc", &[]);
+    let mut held = cluster.hold(&["--from", OUT]);
+    all_served(&held.open(6).expect("open"), 6, "without rules");
+    reload(&cluster, &[RULES]);
+    assert_eq!(held.open(3).expect("open").failed, [("refused".to_owned(), 3)].into());
+    assert_eq!(held.ask().expect("ask").answered, 6, "open connections are not looked at");
+
+    cluster.evenkeel.kill();
+    assert_eq!(held.open(3).expect("open").failed, [("refused".to_owned(), 3)].into(), "without a controller");
+    cluster.evenkeel.run().expect("a second start");
+    assert_eq!(held.open(3).expect("open").failed, [("refused".to_owned(), 3)].into());
+    let again = cluster.evenkeel.done(&["reload"]).expect("reload");
+    assert_eq!(again.lines().count(), 1, "nothing has changed: {again}");
+
+    reload(&cluster, &["rules = \"allow all\""]);
+    all_served(&held.open(3).expect("open"), 3, "allowed");
+    reload(&cluster, &["rules = \"deny all\""]);
+    assert_eq!(held.open(1).expect("open").opened, 0);
+    reload(&cluster, &[]);
+    all_served(&held.open(3).expect("open"), 3, "without rules again");
+    assert_eq!(held.ask().expect("ask").answered, 12);
+}
+
+#[test]
+fn a_flood_of_denied_clients_is_counted_and_leaves_a_hundred_lines_a_second() {
+    let cluster = two_addresses("tc", &[RULES]);
+    let storm = cluster.storm(&["--from", OUT, "--seconds", "3", "--rate", "1000"]);
+    let report = storm.finish(Duration::from_secs(30)).expect("its report");
+    let denied = cluster.evenkeel.counter("denied").expect("counters");
+    assert!(denied >= 1500 && denied == report.failures(), "{denied}: {report:?}");
+    let suppressed = || cluster.evenkeel.counter("access_log_suppressed").expect("counters");
+    let lines = || log_lines(&cluster.evenkeel, OUT) as u64;
+    let told = || (lines() + suppressed() == denied).then(lines);
+    let told = wait::until("every connection is logged or counted", SOON, told)
+        .unwrap_or_else(|error| panic!("{error:#}: {denied} denied, {} lines, {} suppressed", lines(), suppressed()));
+    // Three seconds, and those that the limit's seconds cut at both ends.
+    assert!((200..=500).contains(&told), "{told} lines");
+    assert_eq!(cluster.evenkeel.counter("event_lost").expect("counters"), 0);
+    all_served(&cluster.hold(&["--from", IN]).open(3).expect("open"), 3, VIP);
+}
