@@ -21,6 +21,8 @@ pub const SOON: Duration = Duration::from_secs(10);
 pub struct Cluster {
     pub evenkeel: Evenkeel,
     pub standins: Vec<StandIn>,
+    /// The service as it was configured.
+    pub service: Service,
     pub lab: Lab,
 }
 
@@ -42,7 +44,13 @@ impl Cluster {
             evenkeel.run_option("--clsact");
         }
         evenkeel.run().expect("evenkeel");
-        Cluster { evenkeel, standins, lab }
+        Cluster { evenkeel, standins, service, lab }
+    }
+
+    /// Another configuration, at once.
+    pub fn reload(&self, service: &Service) {
+        self.evenkeel.write(&service.toml()).expect("a configuration");
+        self.evenkeel.done(&["reload"]).unwrap_or_else(|error| panic!("{error:#}\n{}", self.evenkeel.log()));
     }
 
     /// A client that holds connections through us.

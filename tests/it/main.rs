@@ -10,4 +10,5 @@ mod injection;
 mod lab_itself;
 mod nexthops;
 mod observe;
+mod topologies;
 mod trials;

@@ -256,7 +256,8 @@ impl Lab {
         let pair = ["link", "add", device, "netns", &host.namespace, "type", "veth", "peer", "name", port, "netns"];
         process::output(Command::new("ip").args(pair).arg(&*switch.namespace))?;
         configure(host, &[format!("link set {device} up")])?;
-        configure(switch, &[format!("link set {port} master br0 up")])
+        // Asking for one device by name makes the kernel act on its carrier now; otherwise a port may be dead for a second.
+        configure(switch, &[format!("link set {port} master br0 up"), format!("link show dev {port}")])
     }
 
     /// See `Plan::offloads`.
@@ -299,7 +300,8 @@ fn address(device: &str, address: Ipv4Addr, prefix: u8) -> String {
 /// Lines of `ip -batch`: one process for all of them.
 fn configure(host: &Host, lines: &[String]) -> Result<()> {
     let mut ip = Command::new("ip");
-    ip.args(["-n", host.namespace(), "-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    ip.args(["-n", host.namespace(), "-batch", "-"]);
+    ip.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = ip.spawn().context("cannot start ip")?;
     child.stdin.take().context("no pipe to ip")?.write_all(lines.join("\n").as_bytes())?;
     let output = child.wait_with_output()?;
