@@ -11,6 +11,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 pub const LISTENER_BITS: u32 = 9;
 /// Most pools (backend address, SNAT address), as bits: the table has `1 << POOL_BITS` places, at most half full.
 pub const POOL_BITS: u32 = 10;
+/// Most leases (virtual addresses), as bits: the table has `1 << LEASE_BITS` places, at most half full.
+pub const LEASE_BITS: u32 = 8;
 /// Most services.
 pub const MAX_SERVICES: u32 = 256;
 /// Most backends of one service.

@@ -9,3 +9,4 @@ pub mod daemon;
 pub mod dataplane;
 pub mod notice;
 pub mod sys;
+pub mod vrrp;

@@ -1,6 +1,6 @@
 //! What must be true between tables and files: names once, addresses once, no more of anything than the maps hold.
 
-use super::model::{Config, PortRange};
+use super::model::{Config, PortRange, Vrrp};
 use super::problem::{Findings, Place};
 use super::raw::At;
 use lb_common::layout;
@@ -29,12 +29,56 @@ impl<'a, K: Ord + std::fmt::Display> Once<'a, K> {
     }
 }
 
+/// The instances by `group`.
+#[derive(Default)]
+pub struct Groups<'a>(BTreeMap<String, Vec<(Member, Place<'a>)>>);
+
+/// What the instances of a group should have in common, for they move together.
+#[derive(PartialEq, Eq)]
+struct Member {
+    name: String,
+    priority: u8,
+    preempt: bool,
+}
+
+impl<'a> Groups<'a> {
+    /// An instance that was understood.
+    pub fn enter(&mut self, instance: &Vrrp, place: Place<'a>) {
+        let member =
+            Member { name: instance.name.to_string(), priority: instance.priority.get(), preempt: instance.preempt };
+        if let Some(group) = &instance.group {
+            self.0.entry(group.clone()).or_default().push((member, place));
+        }
+    }
+
+    fn check(&self, findings: &Findings) {
+        for (group, members) in &self.0 {
+            let Some(((first, place), others)) = members.split_first() else { continue };
+            if others.is_empty() {
+                findings.warning(place.problem(format!("group {group} has no instance but {}", first.name)));
+            }
+            for (other, place) in others {
+                if (other.priority, other.preempt) != (first.priority, first.preempt) {
+                    let what = format!(
+                        "{} has another priority or `preempt` than {}, but they are in group {group} and move together: \
+                         with each of them best on another host neither is master",
+                        other.name, first.name
+                    );
+                    findings.warning(place.problem(what));
+                }
+            }
+        }
+    }
+}
+
 /// What the tables of all files have in common; filled while they are read.
 pub struct Cross<'a> {
     pub services: Once<'a, String>,
     pub instances: Once<'a, String>,
-    /// `virtual_router_id` and interface.
+    /// `virtual_router_id`, interface and family.
     pub routers: Once<'a, String>,
+    pub virtual_addresses: Once<'a, IpAddr>,
+    pub groups: Groups<'a>,
     pub listeners: Once<'a, SocketAddr>,
     listens: Vec<At<'a, SocketAddr>>,
     backends: Vec<At<'a, SocketAddr>>,
@@ -49,6 +93,8 @@ impl<'a> Cross<'a> {
             services: Once::new("service"),
             instances: Once::new("vrrp instance"),
             routers: Once::new("virtual_router_id"),
+            virtual_addresses: Once::new("virtual address"),
+            groups: Groups::default(),
             listeners: Once::new("listen address"),
             listens: Vec::new(),
             backends: Vec::new(),
@@ -102,6 +148,10 @@ impl<'a> Cross<'a> {
             findings.error(backend.place.problem(what));
         }
         let hosts: BTreeSet<IpAddr> = backends.iter().map(|at| at.value.ip()).collect();
+        for (address, place) in self.virtual_addresses.first.iter().filter(|(address, _)| hosts.contains(address)) {
+            findings.error(place.problem(format!("addresses: {address} is a backend's own address: it cannot move")));
+        }
+        self.groups.check(findings);
         for snat in self.snat.iter().filter(|snat| hosts.contains(&snat.value)) {
             let what = format!("snat: {} is a backend's own address: its answers would never leave it", snat.value);
             findings.error(snat.place.problem(what));
@@ -123,6 +173,11 @@ pub fn check_sizes(config: &Config, top: Place, findings: &Findings) {
         ("backends", config.services.iter().map(|service| service.backends.len()).sum(), layout::MAX_BACKENDS),
         ("pairs of backend and SNAT address", pools.len(), 1 << layout::POOL_BITS >> 1),
         ("interfaces", interfaces.len(), layout::MAX_INTERFACES),
+        (
+            "virtual addresses",
+            config.vrrp.iter().map(|instance| instance.addresses.len()).sum(),
+            1 << layout::LEASE_BITS >> 1,
+        ),
     ];
     for (what, count, most) in sizes {
         if count > most as usize {

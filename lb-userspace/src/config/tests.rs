@@ -249,7 +249,88 @@ fn what_stands_twice_points_at_where_it_stood_first() {
         )
     };
     let shown = errors(&format!("{}{}", instance(1), instance(2)));
-    assert!(shown[0].starts_with("e.toml:9:21: virtual_router_id 7 on interface eth0 stands twice"), "{shown:#?}");
+    assert!(
+        shown[0].starts_with("e.toml:9:21: virtual_router_id 7 on interface eth0 (IPv4) stands twice"),
+        "{shown:#?}"
+    );
+    assert!(shown[1].starts_with("e.toml:10:13: virtual address 10.0.1.9 stands twice"), "{shown:#?}");
+}
+
+/// An instance that is right, from line 1; keys are added from line 6.
+fn instance(keys: &str) -> String {
+    format!(
+        "[[vrrp]]\nname = \"VI\"\ninterface = \"eth0\"\nvirtual_router_id = 51\naddresses = \"10.0.1.100/24\"\n{keys}\n"
+    )
+}
+
+#[test]
+fn mistakes_in_an_instance_are_told() {
+    let cases = [
+        ("advert_interval = \"100ms\"\nversion = 2", "6:19: advert_interval: \"100ms\" cannot be said in version 2"),
+        ("advert_interval = \"105ms\"", "6:19: advert_interval: \"105ms\" cannot be said in version 3"),
+        ("advert_interval = \"41s\"", "6:19: advert_interval: \"41s\" cannot be said in version 3"),
+        ("priority = 0", "6:12: priority: 0 is out of range: 1 to 255"),
+        ("unicast_peers = \"fd00::2\"", "6:17: fd00::2 is not IPv4, as `addresses` are"),
+        (
+            "unicast_source = \"10.0.1.1\"\nunicast_peers = \"10.0.1.1\"",
+            "7:17: unicast_peers: 10.0.1.1 is this host's own unicast_source",
+        ),
+        ("unicast_peers = \"10.0.1.100\"", "6:17: 10.0.1.100 is one of `addresses`, which move"),
+        ("track_datapath = \"maybe\"", "6:18: track_datapath: write \"fault\", or a weight from -253 to 253"),
+        (
+            "track_script = [{ command = \"/bin/true\", timeout = \"3s\" }]",
+            "6:52: timeout: \"3s\" is above the interval of \"2s\"",
+        ),
+    ];
+    for (keys, wanted) in cases {
+        let shown = errors(&instance(keys));
+        assert!(shown[0].starts_with(&format!("e.toml:{wanted}")), "{keys}: {shown:#?}");
+    }
+    for (addresses, wanted) in [
+        ("\"10.0.1.100\"", "is no address with a prefix"),
+        ("\"10.0.1.0/24\"", "is the network's own or its broadcast address"),
+        ("\"10.0.1.255/24\"", "is the network's own or its broadcast address"),
+        ("\"224.0.0.18/32\"", "is not the address of one host"),
+        ("[\"10.0.1.100/24\", \"fd00::1/64\"]", "is not IPv4 as the first is"),
+        ("[\"10.0.1.100/24\", \"10.0.1.100/32\"]", "virtual address 10.0.1.100 stands twice"),
+    ] {
+        let shown = errors(&instance("").replace("\"10.0.1.100/24\"", addresses));
+        assert!(shown[0].contains(wanted), "{addresses}: {shown:#?}");
+    }
+    let vip_is_backend = instance("").replace("10.0.1.100", "10.0.1.10") + SERVICE + BACKEND;
+    assert!(errors(&vip_is_backend)[0].contains("10.0.1.10 is a backend's own address"));
+}
+
+#[test]
+fn what_would_change_no_election_is_warned_of() {
+    let warnings = |text: &str| -> Vec<String> {
+        let loaded = load_text(text).unwrap_or_else(|problems| panic!("{problems}"));
+        let mut texts: Vec<_> = loaded.warnings.into_iter().map(|warning| warning.what).collect();
+        texts.retain(|text| !text.starts_with("there is no [[service]]") && !text.contains("not acted upon yet"));
+        texts
+    };
+    for quiet in ["priority = 150", "priority = 100", "track_datapath = -60", "priority = 150\ntrack_datapath = -51"] {
+        assert_eq!(warnings(&instance(quiet)), Vec::<String>::new(), "{quiet}");
+    }
+    for (keys, wanted) in [
+        ("priority = 150\ntrack_backends = -50", "track_backends: a weight of -50 leaves 100 of the priority 150"),
+        ("priority = 100\ntrack_datapath = -5", "it takes more than 10"),
+        ("priority = 90\ntrack_backends = -10", "with its priority at 80 it takes more than 10"),
+        ("priority = 255", "priority 255 owns the addresses"),
+        ("preempt = false\npreempt_delay = \"5s\"", "preempt_delay does nothing with preempt = false"),
+        ("version = 2\nauth_pass = \"kubernetes\"", "only its first 8 bytes count"),
+        ("auth_pass = \"k8s\"", "version 3 has no authentication"),
+        ("group = \"G\"", "group G has no instance but VI"),
+        ("notify = \"/no/such/program\"", "notify: there is no program /no/such/program on this host"),
+    ] {
+        let shown = warnings(&instance(keys));
+        assert!(shown.iter().any(|warning| warning.contains(wanted)), "{keys}: {shown:#?}");
+    }
+    let six = instance("").replace("10.0.1.100/24", "fd00::100/64");
+    assert!(warnings(&six)[0].contains("wants a link-local address"));
+    let second = six.replace("\"VI\"", "\"V6\"").replace("51", "52") + "group = \"G\"\npriority = 90\n";
+    let shown = warnings(&(instance("group = \"G\"") + &second));
+    assert!(shown.iter().any(|warning| warning.contains("V6 has another priority")), "{shown:#?}");
 }
 
 #[test]

@@ -147,7 +147,8 @@ pub fn address(value: Value) -> Result<IpAddr, String> {
     usable(address).map(|()| address)
 }
 
-fn usable(address: IpAddr) -> Result<(), String> {
+/// Whether it can be the address of one host.
+pub fn usable(address: IpAddr) -> Result<(), String> {
     let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
     if address.is_unspecified() || address.is_multicast() || broadcast {
         return Err(format!("{address} is not the address of one host"));

@@ -6,9 +6,11 @@ use crate::config::model::{TrackDatapath, TrackScript, Vrrp, VrrpChecksum, VrrpV
 use crate::config::problem::Findings;
 use crate::config::raw::{At, Table, Value};
 use crate::config::units;
+use crate::vrrp::machine;
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::num::{NonZeroU8, NonZeroU32};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 use toml::de::DeValue;
@@ -25,9 +27,6 @@ pub fn vrrp<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Vrrp> {
     if let Some(name) = &name {
         cross.instances.enter(name.value.to_owned(), name.place, findings);
     }
-    if let (Some(interface), Some(router)) = (&interface, &router) {
-        cross.routers.enter(format!("{} on interface {}", router.value, interface.value), router.place, findings);
-    }
     let priority = table.or("priority", 100, units::number(1..=255_u8));
     let version = table.or("version", VrrpVersion::V3, version);
     let advert_interval = advert_interval(&mut table, version);
@@ -38,6 +37,16 @@ pub fn vrrp<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Vrrp> {
     let unicast_peers = table.list("unicast_peers", units::address).unwrap_or_default();
     let addresses = addresses(&mut table, version);
     check_families(&addresses, unicast_source.iter().chain(&unicast_peers), findings);
+    check_unicast(&addresses, unicast_source.as_ref(), &unicast_peers, findings);
+    if let (Some(interface), Some(router), Some(first)) = (&interface, &router, addresses.first()) {
+        // IPv4 and IPv6 count apart (RFC 9568 section 5.2.3).
+        let family = if first.value.addr().is_ipv4() { "IPv4" } else { "IPv6" };
+        let key = format!("{} on interface {} ({family})", router.value, interface.value);
+        cross.routers.enter(key, router.place, findings);
+    }
+    for at in &addresses {
+        cross.virtual_addresses.enter(at.value.addr(), at.place, findings);
+    }
     let garp_repeat = table.or("garp_repeat", 5, units::number(1..=100));
     let garp_delay = table.or("garp_delay", seconds(5), units::duration(Duration::ZERO..=HOUR));
     let garp_refresh = table.or("garp_refresh", seconds(60), units::duration(Duration::ZERO..=DAY));
@@ -49,9 +58,13 @@ pub fn vrrp<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Vrrp> {
     let scripts = table.tables("track_script", "[[vrrp.track_script]]");
     let track_script = scripts.into_iter().filter_map(track_script).collect();
     let notify = table.optional("notify", units::absolute_path);
-    findings.warning(table.place.problem("[[vrrp]] is not acted upon yet: the addresses are the operator's own"));
+    if let Some(notify) = &notify {
+        warn_of_program("notify", notify, findings);
+    }
+    let place = table.place;
+    findings.warning(place.problem("[[vrrp]] is not acted upon yet: the addresses are the operator's own"));
     table.finish();
-    Some(Vrrp {
+    let instance = Vrrp {
         name: name?.value.into(),
         interface: interface?.value,
         virtual_router_id: NonZeroU8::new(router?.value)?,
@@ -74,7 +87,10 @@ pub fn vrrp<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Vrrp> {
         track_interface: track_interface.into_iter().map(|at| at.value).collect(),
         notify: notify.map(|at| at.value),
         track_script,
-    })
+    };
+    lint(&instance).into_iter().for_each(|what| findings.warning(place.problem(what)));
+    cross.groups.enter(&instance, place);
+    Some(instance)
 }
 
 /// What may be added to a priority, as in keepalived.
@@ -129,12 +145,27 @@ fn addresses<'a>(table: &mut Table<'a>, version: VrrpVersion) -> Vec<At<'a, IpNe
     if let (VrrpVersion::V2, Some(at)) = (version, ipv6) {
         table.findings.error(at.place.problem("addresses: version 2 carries IPv4 only: version = 3"));
     }
+    if let Some(at) = addresses.get(MAX_ADDRESSES) {
+        let what = format!("addresses: {} of them, an advertisement has room for {MAX_ADDRESSES}", addresses.len());
+        table.findings.error(at.place.problem(what));
+    }
     addresses
 }
 
+/// Most addresses of one instance: an advertisement fits into any frame, and keepalived takes as many.
+const MAX_ADDRESSES: usize = 20;
+
 fn address_with_prefix(value: Value) -> Result<IpNet, String> {
     let text = units::text(value)?;
-    text.parse().map_err(|_| format!("\"{text}\" is no address with a prefix: write it as \"10.0.1.100/24\""))
+    let address: IpNet =
+        text.parse().map_err(|_| format!("\"{text}\" is no address with a prefix: write it as \"10.0.1.100/24\""))?;
+    units::usable(address.addr())?;
+    let ends = [address.network(), address.broadcast()];
+    let IpNet::V4(network) = address else { return Ok(address) };
+    if network.prefix_len() < 31 && ends.contains(&address.addr()) {
+        return Err(format!("\"{text}\" is the network's own or its broadcast address, no host's"));
+    }
+    Ok(address)
 }
 
 /// An instance speaks one family: its addresses, its peers and its own source.
@@ -155,6 +186,22 @@ fn check_families<'a>(
     }
 }
 
+/// Nobody is a peer of himself, and the address that moves cannot be one that stays.
+fn check_unicast<'a>(
+    addresses: &[At<'a, IpNet>],
+    source: Option<&At<'a, IpAddr>>,
+    peers: &[At<'a, IpAddr>],
+    findings: &Findings,
+) {
+    for at in peers.iter().filter(|at| source.is_some_and(|source| source.value == at.value)) {
+        findings.error(at.place.problem(format!("unicast_peers: {} is this host's own unicast_source", at.value)));
+    }
+    for at in peers.iter().chain(source).filter(|at| addresses.iter().any(|vip| vip.value.addr() == at.value)) {
+        let what = format!("{} is one of `addresses`, which move: write a host's own address", at.value);
+        findings.error(at.place.problem(what));
+    }
+}
+
 fn track_datapath(value: Value) -> Result<TrackDatapath, String> {
     match value.toml {
         DeValue::Integer(_) => units::number(WEIGHTS)(value).map(TrackDatapath::Weight),
@@ -165,6 +212,9 @@ fn track_datapath(value: Value) -> Result<TrackDatapath, String> {
 
 fn track_script(mut table: Table) -> Option<TrackScript> {
     let command: Option<At<PathBuf>> = table.required("command", "\"/usr/local/bin/check\"", units::absolute_path);
+    if let Some(command) = &command {
+        warn_of_program("command", command, table.findings);
+    }
     let interval = table.or("interval", seconds(2), units::duration(millis(100)..=HOUR));
     let timeout = table.optional("timeout", units::duration(millis(10)..=HOUR));
     if let Some(timeout) = timeout.filter(|timeout| timeout.value > interval) {
@@ -184,4 +234,72 @@ fn track_script(mut table: Table) -> Option<TrackScript> {
         rise: NonZeroU32::new(rise)?,
         fall: NonZeroU32::new(fall)?,
     })
+}
+
+/// A program that cannot be run where the file is checked, which may be another host.
+fn warn_of_program(key: &str, at: &At<PathBuf>, findings: &Findings) {
+    let runs = std::fs::metadata(&at.value).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
+    if !runs {
+        let what = format!("{key}: there is no program {} on this host", at.value.display());
+        findings.warning(at.place.problem(what));
+    }
+}
+
+/// keepalived's default: what the other host mostly has where this one has more.
+const USUAL: i16 = 100;
+/// The smallest distance between two hosts that is in use (100 and 90).
+const USUAL_GAP: i16 = 10;
+
+/// What is allowed and may not do what was meant.
+fn lint(instance: &Vrrp) -> Vec<String> {
+    let mut found = Vec::new();
+    let name = &instance.name;
+    let priority = i16::from(instance.priority.get());
+    let scripts = instance.track_script.iter().map(|script| ("track_script", script.weight));
+    let datapath = match instance.track_datapath {
+        TrackDatapath::Weight(weight) => Some(("track_datapath", weight)),
+        TrackDatapath::Fault => None,
+    };
+    let weights = scripts.chain(datapath).chain([("track_backends", instance.track_backends)]);
+    if priority == i16::from(machine::OWNER) {
+        found.push(format!(
+            "vrrp instance {name}: priority 255 owns the addresses: no weight changes it, and it preempts in any case"
+        ));
+    } else {
+        found
+            .extend(weights.filter_map(|(key, weight)| Some(format!("{name}: {}", too_small(key, weight, priority)?))));
+    }
+    if !instance.preempt && instance.preempt_delay > Duration::ZERO {
+        found.push(format!("{name}: preempt_delay does nothing with preempt = false"));
+    }
+    let first = instance.addresses.first().map(|address| address.addr());
+    if let Some(IpAddr::V6(address)) = first
+        && !instance.addresses.iter().any(|address| is_link_local(address.addr()))
+    {
+        found.push(format!(
+            "{name}: RFC 9568 section 5.2.9 wants a link-local address among those of IPv6 (fe80::... before {address}); \
+             routers other than keepalived and evenkeel may not listen otherwise"
+        ));
+    }
+    found
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+/// A weight after which this host still wins. What the other host has is not known here; it is mostly keepalived's
+/// default, or ten less.
+fn too_small(key: &str, weight: i16, priority: i16) -> Option<String> {
+    let lost = weight.abs();
+    let above = priority - USUAL;
+    let (limit, peer) = if above > 0 { (above, USUAL) } else { (USUAL_GAP, priority - USUAL_GAP) };
+    if weight == 0 || lost > limit {
+        return None;
+    }
+    let left = (priority - lost).max(1);
+    Some(format!(
+        "{key}: a weight of {weight} leaves {left} of the priority {priority}, which changes no election unless the other \
+         host has more than that: with its priority at {peer} it takes more than {limit}"
+    ))
 }

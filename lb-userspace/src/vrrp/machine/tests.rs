@@ -1,0 +1,380 @@
+use super::*;
+use crate::vrrp::receive::Agreement;
+use Output::{Advertise, Announce, Hold, Release};
+
+const MS: u64 = MILLISECOND;
+
+fn ip(last: u8) -> IpAddr {
+    [10, 0, 1, last].into()
+}
+
+fn settings(priority: u8) -> Settings {
+    Settings {
+        version: VrrpVersion::V3,
+        priority,
+        interval: SECOND,
+        preempt: true,
+        preempt_delay: 0,
+        garp_delay: 5 * SECOND,
+        garp_refresh: 60 * SECOND,
+    }
+}
+
+/// A machine with its clock, at 10.0.1.1. Advertisements always get out.
+struct Host {
+    machine: Machine,
+    now: u64,
+}
+
+impl Host {
+    fn new(settings: Settings) -> Host {
+        let mut host = Host { machine: Machine::new(settings), now: 1000 * SECOND };
+        host.input(Input::Usable(Some(ip(1))));
+        host
+    }
+
+    /// One that is MASTER because it heard nobody.
+    fn master(settings: Settings) -> Host {
+        let mut host = Host::new(settings);
+        host.run(4 * SECOND);
+        assert_eq!(host.machine.state(), State::Master);
+        host
+    }
+
+    fn input(&mut self, input: Input) -> Vec<Output> {
+        let out = self.machine.handle(input, self.now);
+        if out.iter().any(|output| matches!(output, Advertise(_))) {
+            self.machine.sent(self.now);
+        }
+        out
+    }
+
+    fn hear(&mut self, from: u8, priority: u8) -> Vec<Output> {
+        self.hear_every(from, priority, 1000)
+    }
+
+    fn hear_every(&mut self, from: u8, priority: u8, interval_ms: u64) -> Vec<Output> {
+        self.input(Input::Heard(Heard { source: ip(from), priority, interval_ms, agreement: Agreement::Same }))
+    }
+
+    /// Lets time go by; what is due happens at its time.
+    fn run(&mut self, time: u64) -> Vec<(u64, Output)> {
+        let (begin, end) = (self.now, self.now + time);
+        let mut all = Vec::new();
+        while let Some(at) = self.machine.deadline().filter(|at| *at <= end) {
+            self.now = at.max(self.now);
+            let at = self.now - begin;
+            all.extend(self.input(Input::Timer).into_iter().map(|output| (at, output)));
+        }
+        self.now = end;
+        all
+    }
+
+    /// When it becomes MASTER, from now on.
+    fn master_after(&mut self) -> u64 {
+        let all = self.run(400 * SECOND);
+        let moved = all.iter().find(|(_, output)| matches!(output, Output::Moved { to: State::Master, .. }));
+        moved.expect("it becomes MASTER").0
+    }
+}
+
+fn moved(from: State, to: State, why: Why) -> Output {
+    Output::Moved { from, to, why }
+}
+
+#[test]
+fn the_wait_is_three_intervals_and_the_skew_as_both_versions_count_it() {
+    let cases = [
+        (VrrpVersion::V2, 100, SECOND, 3_609),
+        (VrrpVersion::V3, 100, SECOND, 3_609),
+        (VrrpVersion::V3, 254, SECOND, 3_007),
+        (VrrpVersion::V3, 100, SECOND / 10, 360),
+        (VrrpVersion::V2, 1, 2 * SECOND, 6_996),
+        (VrrpVersion::V3, 1, 2 * SECOND, 7_992),
+    ];
+    for (version, priority, interval, milliseconds) in cases {
+        let mut host = Host::new(Settings { version, interval, ..settings(priority) });
+        assert_eq!(host.master_after() / MS, milliseconds, "{version:?} {priority} {interval}");
+    }
+}
+
+#[test]
+fn a_new_master_advertises_then_takes_the_addresses_then_tells_the_segment() {
+    let mut host = Host::new(settings(100));
+    let all: Vec<_> = host.run(4 * SECOND).into_iter().map(|(_, output)| output).collect();
+    let to_master = moved(State::Backup, State::Master, Why::Silence);
+    assert_eq!(all, [Advertise(100), Hold, Announce, to_master]);
+}
+
+#[test]
+fn announcements_come_at_once_after_garp_delay_and_every_garp_refresh() {
+    let mut host = Host::master(settings(100));
+    host.now = host.machine.since();
+    let times = |all: Vec<(u64, Output)>| -> Vec<u64> {
+        all.iter().filter(|(_, output)| *output == Announce).map(|(at, _)| at / SECOND).collect()
+    };
+    assert_eq!(times(host.run(130 * SECOND)), [5, 60, 120]);
+    let quiet = Settings { garp_delay: 0, garp_refresh: 0, ..settings(100) };
+    let mut host = Host::master(quiet);
+    assert!(times(host.run(130 * SECOND)).is_empty());
+}
+
+#[test]
+fn the_owner_is_master_at_once_and_no_weight_changes_its_priority() {
+    let mut host = Host { machine: Machine::new(settings(255)), now: SECOND };
+    host.input(Input::Weight(-100));
+    let out = host.input(Input::Usable(Some(ip(1))));
+    assert_eq!(out[..4], [moved(State::Init, State::Backup, Why::Started), Advertise(255), Hold, Announce]);
+    assert_eq!(out[4..], [moved(State::Backup, State::Master, Why::Owner)]);
+}
+
+#[test]
+fn advertisements_keep_their_beat_and_carry_the_priority_of_the_moment() {
+    let mut host = Host::master(settings(100));
+    host.now = host.machine.since();
+    let adverts = |all: Vec<(u64, Output)>| -> Vec<_> {
+        all.into_iter().filter(|(_, output)| matches!(output, Advertise(_))).collect()
+    };
+    assert_eq!(adverts(host.run(2 * SECOND)), [(SECOND, Advertise(100)), (2 * SECOND, Advertise(100))]);
+    host.input(Input::Weight(-60));
+    assert_eq!(adverts(host.run(SECOND)), [(SECOND, Advertise(40))]);
+    for (weight, priority) in [(-100, 1), (-253, 1), (100, 200), (253, 254)] {
+        host.input(Input::Weight(weight));
+        assert_eq!(host.machine.priority(), priority);
+    }
+    // One that is late does not make the next one early.
+    host.now += SECOND + 300 * MS;
+    assert_eq!(host.input(Input::Timer), [Advertise(254)]);
+    assert_eq!(adverts(host.run(SECOND)), [(700 * MS, Advertise(254))]);
+}
+
+#[test]
+fn a_backup_waits_anew_with_each_advertisement_of_a_better_or_equal_master() {
+    for priority in [100, 101, 255] {
+        let mut host = Host::new(settings(100));
+        host.run(3 * SECOND);
+        assert_eq!(host.hear(2, priority), []);
+        host.run(3 * SECOND);
+        assert_eq!(host.machine.state(), State::Backup, "no tie is broken by the address in BACKUP");
+        host.hear(2, priority);
+        assert_eq!(host.master_after() / MS, 3_609);
+    }
+}
+
+#[test]
+fn a_backup_learns_the_interval_in_version_3_and_not_in_version_2() {
+    let mut three = Host::new(settings(100));
+    three.hear_every(2, 150, 100);
+    assert_eq!(three.master_after() / MS, 360);
+    let mut two = Host::new(Settings { version: VrrpVersion::V2, ..settings(100) });
+    two.hear_every(2, 150, 100);
+    assert_eq!(two.master_after() / MS, 3_609);
+}
+
+#[test]
+fn a_new_configuration_does_not_forget_the_interval_of_a_master_that_is_heard() {
+    let mut host = Host::new(settings(100));
+    host.hear_every(2, 150, 10_000);
+    let out = host.machine.configure(Settings { interval: SECOND / 10, ..settings(90) }, host.now);
+    assert_eq!(out, []);
+    assert!(host.master_after() > 30 * SECOND);
+}
+
+#[test]
+fn when_the_master_resigns_only_the_skew_is_waited_for() {
+    let mut host = Host::new(settings(100));
+    host.hear(2, 150);
+    host.hear(2, 0);
+    let all = host.run(SECOND);
+    assert_eq!(all[3], (609_375_000, moved(State::Backup, State::Master, Why::Resigned)));
+}
+
+#[test]
+fn a_lower_master_is_preempted_in_its_time_unless_nopreempt() {
+    let mut host = Host::new(settings(100));
+    for _ in 0..3 {
+        host.run(SECOND);
+        assert_eq!(host.hear(2, 90), [], "discarded");
+    }
+    let all = host.run(SECOND);
+    assert_eq!(all[3].1, moved(State::Backup, State::Master, Why::Preempts(ip(2))));
+
+    let mut host = Host::new(Settings { preempt: false, ..settings(100) });
+    for _ in 0..20 {
+        host.run(SECOND);
+        host.hear(2, 90);
+    }
+    assert_eq!(host.machine.state(), State::Backup);
+    assert_eq!(host.master_after() / MS, 3_609, "but it takes over when that one is gone");
+
+    let mut owner = Host::master(Settings { preempt: false, ..settings(255) });
+    assert_eq!(owner.hear(2, 254)[0], Advertise(255));
+}
+
+#[test]
+fn preempt_delay_lets_a_lower_master_be_for_its_time() {
+    let mut host = Host::new(Settings { preempt_delay: 10 * SECOND, ..settings(100) });
+    let mut second = 0;
+    while host.machine.state() == State::Backup {
+        host.hear(2, 90);
+        host.run(SECOND);
+        second += 1;
+        assert!(second < 30);
+    }
+    // Ten seconds after it was heard first, and then as without a delay.
+    assert_eq!(second, 13);
+}
+
+#[test]
+fn a_master_gives_way_to_a_higher_priority_and_to_an_equal_one_with_a_higher_address() {
+    for (from, priority, gives_way) in [(2, 101, true), (2, 100, true), (0, 100, false), (2, 99, false)] {
+        let mut host = Host::master(settings(100));
+        host.run(SECOND);
+        let out = host.hear(from, priority);
+        if gives_way {
+            assert_eq!(out, [Release, moved(State::Master, State::Backup, Why::Outranked(ip(from)))]);
+            assert_eq!(host.machine.master().map(|master| master.address), Some(ip(from)));
+            assert_eq!(host.machine.lease(), 0);
+        } else {
+            let lower = Output::Notice(Notice::LowerMaster { from: ip(from), priority });
+            assert_eq!(out, [Advertise(100), Announce, lower], "it must hear of us at once");
+        }
+    }
+}
+
+#[test]
+fn the_answer_to_a_lower_master_does_not_move_the_beat_and_a_storm_is_not_answered_with_one() {
+    let mut host = Host::master(settings(100));
+    host.now = host.machine.since() + 1500 * MS;
+    host.input(Input::Timer);
+    let beat = host.machine.advert_at;
+    let mut sent = 0;
+    let mut announced = 0;
+    for _ in 0..1000 {
+        host.now += MS / 10;
+        let out = host.hear(2, 90);
+        sent += out.iter().filter(|output| matches!(output, Advertise(_))).count();
+        announced += out.iter().filter(|output| **output == Announce).count();
+    }
+    assert_eq!((sent, announced, host.machine.advert_at), (10, 1, beat));
+    // When it has fallen silent the segment is told once more.
+    let all = host.run(SECOND / 2);
+    assert!(all.contains(&(SECOND / 2, Output::Notice(Notice::SplitHealed))), "{all:?}");
+    assert!(all.contains(&(SECOND / 2, Announce)));
+}
+
+#[test]
+fn a_master_answers_a_resignation_with_an_advertisement() {
+    let mut host = Host::master(settings(100));
+    assert_eq!(host.hear(2, 0), [Advertise(100)]);
+}
+
+#[test]
+fn a_master_that_was_stopped_longer_than_its_lease_is_none_whatever_wakes_it() {
+    let lapsed = [Release, moved(State::Master, State::Backup, Why::LeaseLapsed)];
+    let heard = Heard { source: ip(2), priority: 90, interval_ms: 1000, agreement: Agreement::Same };
+    for input in [Input::Timer, Input::Heard(heard), Input::GiveAway, Input::Claimed, Input::Weight(0)] {
+        let mut host = Host::master(settings(100));
+        host.now += 10 * SECOND;
+        assert_eq!(host.input(input), lapsed, "{input:?}");
+        assert_eq!(host.master_after() / MS, 3_609, "then it waits as anybody does");
+    }
+    let mut host = Host::master(settings(100));
+    host.now += 2 * SECOND;
+    assert_eq!(host.input(Input::Timer), [Advertise(100)], "a shorter one is no matter");
+}
+
+#[test]
+fn without_a_word_sent_the_lease_is_not_longer() {
+    let mut host = Host::master(settings(100));
+    let begin = host.machine.since();
+    let mut out = Vec::new();
+    for at in [1, 2, 3].map(|seconds| begin + seconds * SECOND) {
+        out = host.machine.handle(Input::Timer, at);
+    }
+    assert_eq!(out, [Release, moved(State::Master, State::Backup, Why::LeaseLapsed)]);
+}
+
+#[test]
+fn what_is_given_away_stays_there_until_the_other_one_is_gone() {
+    let mut host = Host::master(settings(150));
+    let given = host.input(Input::GiveAway);
+    assert_eq!(given, [Advertise(0), Release, moved(State::Master, State::Backup, Why::GivenAway)]);
+    for _ in 0..20 {
+        host.hear(2, 100);
+        host.run(SECOND);
+    }
+    assert_eq!(host.machine.state(), State::Backup);
+    assert!(host.master_after() < 3 * SECOND);
+    host.run(SECOND);
+    assert_eq!(host.machine.state(), State::Master);
+}
+
+#[test]
+fn in_fault_nothing_is_heard_and_it_is_left_for_backup() {
+    let mut host = Host::master(settings(100));
+    let fault = host.input(Input::Usable(None));
+    assert_eq!(fault, [Advertise(0), Release, moved(State::Master, State::Fault, Why::Fault)]);
+    assert_eq!(host.machine.deadline(), None);
+    assert_eq!(host.hear(2, 0), []);
+    let back = host.input(Input::Usable(Some(ip(1))));
+    assert_eq!(back, [moved(State::Fault, State::Backup, Why::Recovered)]);
+    assert_eq!(host.master_after() / MS, 3_609);
+}
+
+#[test]
+fn it_ends_with_a_resignation_if_it_was_master() {
+    let mut host = Host::master(settings(100));
+    assert_eq!(host.input(Input::End), [Advertise(0), Release, moved(State::Master, State::Init, Why::Ended)]);
+    let mut host = Host::new(settings(100));
+    assert_eq!(host.input(Input::End), [moved(State::Backup, State::Init, Why::Ended)]);
+}
+
+#[test]
+fn an_earlier_run_s_mastership_is_taken_up_without_a_word_but_the_advertisement() {
+    let mut host = Host::new(settings(100));
+    let resumed = host.input(Input::Resume);
+    assert_eq!(resumed, [Advertise(100), Hold, moved(State::Backup, State::Master, Why::Resumed)]);
+    assert!(host.machine.lease() > host.now);
+}
+
+#[test]
+fn of_two_owners_the_one_with_the_higher_address_gives_in_if_the_other_does_not() {
+    let mut higher = Host::master(settings(255));
+    assert_eq!(higher.hear(0, 255), [Output::Notice(Notice::TwoOwners(ip(0)))]);
+    higher.run(SECOND);
+    higher.hear(0, 255);
+    assert_eq!(higher.machine.state(), State::Master, "it has to be heard twice before that can be expected");
+    higher.run(SECOND);
+    higher.hear(0, 255);
+    assert_eq!((higher.machine.state(), higher.machine.priority()), (State::Backup, 254));
+
+    let mut gave_in_to_us = Host::master(settings(255));
+    gave_in_to_us.hear(0, 255);
+    gave_in_to_us.run(10 * SECOND);
+    gave_in_to_us.hear(0, 255);
+    assert_eq!(gave_in_to_us.machine.priority(), 255, "each contest is one of its own");
+
+    let mut lower = Host::master(settings(255));
+    for _ in 0..10 {
+        lower.hear(2, 255);
+        lower.run(SECOND);
+    }
+    assert_eq!(lower.machine.state(), State::Master);
+}
+
+#[test]
+fn a_claim_of_our_address_is_told_and_answered_once_a_second() {
+    let mut host = Host::master(settings(100));
+    host.run(SECOND);
+    assert_eq!(host.input(Input::Claimed), [Output::Notice(Notice::Claimed), Announce]);
+    assert_eq!(host.input(Input::Claimed), [Output::Notice(Notice::Claimed)]);
+}
+
+#[test]
+fn a_master_that_is_configured_anew_says_so_at_once() {
+    let mut host = Host::master(settings(100));
+    assert_eq!(host.machine.configure(settings(100), host.now), [], "nothing has changed");
+    assert_eq!(host.machine.configure(settings(90), host.now), [Advertise(90)]);
+    assert_eq!(host.machine.state(), State::Master);
+}

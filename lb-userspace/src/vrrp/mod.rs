@@ -1,0 +1,12 @@
+//! VRRP: which of several hosts has the addresses. One that lives with keepalived in both roles: versions 2 and 3, IPv4
+//! and IPv6, multicast and unicast.
+//!
+//! Decisions are pure: [`wire`] reads and writes packets, [`receive`] says which of them count, [`machine`] is one virtual
+//! router, [`group`] those that move together.
+
+pub mod group;
+pub mod machine;
+pub mod receive;
+#[cfg(test)]
+mod simulation;
+pub mod wire;

@@ -1,0 +1,163 @@
+use super::*;
+use v3::Dialect;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn set(texts: &[&str]) -> BTreeSet<IpAddr> {
+    texts.iter().map(|text| ip(text)).collect()
+}
+
+/// Version 2 with a password, version 3 without; multicast.
+fn expectation(version: VrrpVersion) -> Expectation {
+    Expectation {
+        version,
+        ipv4: true,
+        password: (version == VrrpVersion::V2).then(|| v2::password("secret")),
+        interval_ms: 1000,
+        peers: BTreeSet::new(),
+        addresses: set(&["10.0.1.100"]),
+        own: Some(ip("10.0.1.1")),
+    }
+}
+
+fn voice(version: VrrpVersion) -> Voice {
+    Voice {
+        version,
+        router: 51,
+        interval_ms: 1000,
+        password: (version == VrrpVersion::V2).then(|| v2::password("secret")),
+        dialect: Dialect::PseudoHeader,
+        addresses: vec![ip("10.0.1.100")],
+        peers: Vec::new(),
+    }
+}
+
+/// What a peer at 10.0.1.2 says, changed at will, and how it is judged.
+fn judge(
+    expectation: &Expectation,
+    voice: &Voice,
+    change: impl Fn(&mut Vec<u8>),
+    hop_limit: u8,
+) -> Result<Heard, Refused> {
+    let source = ip("10.0.1.2");
+    let destination = voice.destinations(source)[0];
+    let mut bytes = voice.advertisement(100, source, destination);
+    change(&mut bytes);
+    let packet = Packet { hop_limit, ..wire::ipv4::parse(&bytes).unwrap() };
+    expectation.judge(&packet)
+}
+
+const HEADER: usize = 20;
+
+#[test]
+fn what_a_peer_of_the_same_configuration_says_counts() {
+    for version in [VrrpVersion::V2, VrrpVersion::V3] {
+        let heard = judge(&expectation(version), &voice(version), |_| {}, 255);
+        let expected = Heard { source: ip("10.0.1.2"), priority: 100, interval_ms: 1000, agreement: Agreement::Same };
+        assert_eq!(heard, Ok(expected));
+        let rfc9568 = Voice { dialect: Dialect::MessageOnly, ..voice(version) };
+        assert_eq!(judge(&expectation(version), &rfc9568, |_| {}, 255), Ok(expected));
+    }
+}
+
+#[test]
+fn every_rung_of_the_ladder_refuses_for_its_own_reason() {
+    let (two, three) = (VrrpVersion::V2, VrrpVersion::V3);
+    type Change = Box<dyn Fn(&mut Vec<u8>)>;
+    let set = |at: usize, value: u8| -> Change { Box::new(move |bytes| bytes[HEADER + at] = value) };
+    let cut = |to: usize| -> Change {
+        Box::new(move |bytes| {
+            bytes.truncate(HEADER + to);
+            bytes[3] = (HEADER + to) as u8;
+        })
+    };
+    let cases: Vec<(VrrpVersion, Change, u8, Refusal)> = vec![
+        (two, cut(7), 255, Refusal::Truncated),
+        (three, cut(7), 255, Refusal::Truncated),
+        (three, set(0, 0x31), 254, Refusal::HopLimit),
+        (three, set(0, 0x21), 255, Refusal::Version),
+        (two, set(0, 0x31), 255, Refusal::Version),
+        (two, set(4, 0), 255, Refusal::AuthenticationType),
+        (two, set(12, b'S'), 255, Refusal::Password),
+        (two, set(5, 2), 255, Refusal::Interval),
+        (three, Box::new(|bytes| bytes[HEADER + 4..HEADER + 6].fill(0)), 255, Refusal::Interval),
+        (three, set(0, 0x32), 255, Refusal::Type),
+        (three, set(3, 0), 255, Refusal::NoAddress),
+        (three, set(3, 2), 255, Refusal::Length),
+        (two, set(3, 2), 255, Refusal::Length),
+        (two, cut(12), 255, Refusal::Length),
+        (three, set(2, 99), 255, Refusal::Checksum),
+        (two, set(2, 99), 255, Refusal::Checksum),
+    ];
+    for (version, change, hop_limit, why) in cases {
+        let judged = judge(&expectation(version), &voice(version), change, hop_limit);
+        assert_eq!(judged.map_err(|refused| refused.why), Err(why), "{version:?}");
+    }
+}
+
+#[test]
+fn multicast_and_unicast_do_not_mix_and_strangers_are_no_peers() {
+    let unicast = Expectation { peers: set(&["10.0.1.2"]), ..expectation(VrrpVersion::V3) };
+    let stranger = Expectation { peers: set(&["10.0.1.3"]), ..expectation(VrrpVersion::V3) };
+    let multicast = expectation(VrrpVersion::V3);
+    let by_group = voice(VrrpVersion::V3);
+    let direct = Voice { peers: vec![ip("10.0.1.1")], ..by_group.clone() };
+    let why = |expectation, voice, hop_limit| {
+        judge(expectation, voice, |_| {}, hop_limit).map(|heard| heard.priority).map_err(|refused| refused.why)
+    };
+    assert_eq!(why(&unicast, &direct, 255), Ok(100));
+    assert_eq!(why(&unicast, &direct, 64), Ok(100), "a unicast peer may be behind a router");
+    assert_eq!(why(&unicast, &by_group, 255), Err(Refusal::Destination));
+    assert_eq!(why(&multicast, &direct, 255), Err(Refusal::Destination));
+    assert_eq!(why(&stranger, &direct, 255), Err(Refusal::Peer));
+    let looped = Expectation { own: Some(ip("10.0.1.2")), ..multicast.clone() };
+    assert_eq!(why(&looped, &by_group, 255), Err(Refusal::OwnAddress));
+}
+
+#[test]
+fn other_addresses_count_and_are_told_refused_or_not() {
+    let with = |addresses: &[&str]| Voice {
+        addresses: addresses.iter().map(|text| ip(text)).collect(),
+        ..voice(VrrpVersion::V2)
+    };
+    let expectation = Expectation { addresses: set(&["10.0.1.100", "10.0.1.101"]), ..expectation(VrrpVersion::V2) };
+    for (addresses, agreement) in [
+        (&["10.0.1.101", "10.0.1.100"][..], Agreement::Same),
+        (&["10.0.1.100"], Agreement::Partly),
+        (&["10.0.1.100", "10.0.1.101", "10.0.1.102"], Agreement::Partly),
+        (&["10.0.9.9"], Agreement::Strange),
+    ] {
+        let heard = judge(&expectation, &with(addresses), |_| {}, 255);
+        assert_eq!(heard.map(|heard| heard.agreement), Ok(agreement));
+        let other_password = Voice { password: Some(v2::password("other")), ..with(addresses) };
+        let refused = judge(&expectation, &other_password, |_| {}, 255);
+        assert_eq!(refused, Err(Refused { why: Refusal::Password, agreement: Some(agreement) }));
+    }
+}
+
+#[test]
+fn no_bytes_at_all_are_taken_for_an_advertisement_or_make_it_panic() {
+    let mut state = 1_u64;
+    for _ in 0..20_000 {
+        let bytes: Vec<u8> = (0..state % 64)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) as u8
+            })
+            .collect();
+        state = state.wrapping_add(1);
+        for version in [VrrpVersion::V2, VrrpVersion::V3] {
+            let packet =
+                Packet { source: ip("10.0.1.2"), destination: wire::GROUP_V4.into(), hop_limit: 255, payload: &bytes };
+            assert!(expectation(version).judge(&packet).is_err());
+        }
+    }
+}
+
+#[test]
+fn names_of_refusals_are_unique() {
+    let names: BTreeSet<_> = Refusal::ALL.iter().map(|refusal| refusal.name()).collect();
+    assert_eq!(names.len(), Refusal::ALL.len());
+}
