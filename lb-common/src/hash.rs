@@ -116,6 +116,16 @@ pub const fn listener_place(address: u32, port: u16, bits: u32) -> u32 {
     ((address ^ (port as u32) << 11).wrapping_mul(0x9E37_79B1)) >> (32 - bits)
 }
 
+/// Probes of the table of leases.
+pub const LEASE_PROBES: u32 = 8;
+
+/// Where the search for a lease begins in a table of `1 << bits` places: the halves of its address as they lie in memory.
+#[inline(always)]
+pub const fn lease_place(first: u64, second: u64, bits: u32) -> u32 {
+    let folded = first ^ second;
+    ((folded >> 32) as u32 ^ folded as u32).wrapping_mul(0x9E37_79B1) >> (32 - bits)
+}
+
 /// Where the search for a pool (backend's IPv4 address and port, SNAT address) begins in a table of `1 << bits` places.
 #[inline(always)]
 pub const fn pool_place(backend: u32, port: u16, snat: u32, bits: u32) -> u32 {

@@ -33,7 +33,7 @@ pub const SYN_OPTIONS: usize = 40;
 pub const CONNECT_TIME_BUCKETS: usize = 64;
 
 /// A number for all layouts of this file: raised by hand with every change of a record or of its meaning.
-pub const HASH: u64 = 0x4556_4b4c_0000_0003;
+pub const HASH: u64 = 0x4556_4b4c_0000_0004;
 
 /// Nanoseconds to ticks, the unit of `last_seen`: 2^20 ns, about 1.05 ms. Wraps after 52 days.
 #[inline(always)]
@@ -63,6 +63,28 @@ pub const ACTIVE: u8 = 1;
 pub const DELETED: u8 = 2;
 /// A listener that takes no new connections but still translates those it has.
 pub const CLOSING: u8 = 3;
+
+/// LEASES: a virtual address that VRRP carries, and until when this host answers for it. An open-addressed table, see
+/// [`lease_place`](crate::hash::lease_place). Written by the controller, its claims by the kernel program; read for ARP and
+/// neighbour discovery, never for a packet that is forwarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Lease {
+    /// The address.
+    pub address: [u8; 16],
+    /// CLOCK_MONOTONIC in nanoseconds; 0: this host does not hold the address.
+    pub until: u64,
+    /// How often another host has claimed the address while this one held it.
+    pub claims: u32,
+    /// `EMPTY`, `ACTIVE` or `DELETED`.
+    pub state: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+    /// The MAC address that claimed it last.
+    pub claimed_by: [u8; 6],
+    /// Zero.
+    pub reserved2: [u8; 2],
+}
 
 /// LISTENERS: `VIP:port`. Its place in the table is its number. Written by the controller, read for every packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -416,6 +438,8 @@ pub const fn connect_time_bound(bucket: u32) -> Option<u32> {
 
 const _: () = {
     assert!(size_of::<Meta>() == 24);
+    assert!(size_of::<Lease>() == 40);
+    assert!(core::mem::offset_of!(Lease, until) == 16);
     assert!(size_of::<Listener>() == 32);
     assert!(size_of::<Interface>() == 16);
     assert!(size_of::<Pool>() == 64);

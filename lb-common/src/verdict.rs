@@ -41,6 +41,11 @@ reasons! {
     Malformed = 4, "malformed", "headers that are cut short or contradict themselves: passed to the host";
     OtherHost = 5, "other_host", "a flooded frame whose MAC address is not ours, for no known flow: passed on";
 
+    // ARP and neighbour discovery for a virtual address that VRRP carries.
+    LeaseLapsed = 6, "lease_lapsed", "ARP or ND for a virtual address whose VRRP lease has run out: dropped, so that two hosts never answer";
+    VipNotHeld = 7, "vip_not_held", "ARP or ND for a virtual address that another host holds: dropped";
+    VipClaimed = 8, "vip_claimed", "another host said by ARP or ND that a virtual address we hold is its own: passed to the host";
+
     // A new connection was turned away: it got a RST.
     NoBackend = 10, "no_backend", "new connection refused: no backend may take it";
     NoSlot = 11, "no_slot", "new connection refused: no SNAT port is free towards the backends";

@@ -41,6 +41,26 @@ pub mod field {
     pub const PAYLOAD: usize = 54;
 }
 
+/// Offsets in an ARP packet about IPv4 addresses on Ethernet (RFC 826).
+pub mod arp {
+    /// Kind of network address, then the lengths of both kinds.
+    pub const KIND: usize = 16;
+    pub const OPERATION: usize = 20;
+    pub const SENDER_MAC: usize = 22;
+    pub const SENDER: usize = 28;
+    pub const TARGET: usize = 38;
+    pub const END: usize = 42;
+}
+
+/// Offsets in a neighbour solicitation or advertisement without IPv6 extension headers, which are not permitted in one
+/// (RFC 4861 section 6.1, RFC 6980 for fragments).
+pub mod nd {
+    pub const NEXT_HEADER: usize = 20;
+    pub const TYPE: usize = 54;
+    pub const TARGET: usize = 62;
+    pub const END: usize = 78;
+}
+
 /// Bytes of the longest headers that are read: Ethernet, IPv4 without options, TCP with 40 bytes of options.
 pub const LONGEST_HEADERS: u32 = 94;
 

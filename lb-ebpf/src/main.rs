@@ -17,6 +17,7 @@ mod clock;
 mod cursor;
 mod flow;
 mod index;
+mod lease;
 mod maps;
 mod parse;
 mod reply;

@@ -11,8 +11,9 @@ use aya_ebpf::{
 use lb_common::{
     event::Event,
     layout::{
-        Backend, ConnectTimes, EVENTS_BYTES, FreeLine, Interface, LISTENER_BITS, Listener, MAGLEV_LINES, MAX_BACKENDS,
-        MAX_INTERFACES, MAX_SERVICES, MaglevLine, Meta, POOL_BITS, Pool, Ring, RuleLine, Service, Slot,
+        Backend, ConnectTimes, EVENTS_BYTES, FreeLine, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener,
+        MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MaglevLine, Meta, POOL_BITS, Pool, Ring, RuleLine,
+        Service, Slot,
     },
     verdict::REASON_LIMIT,
 };
@@ -38,6 +39,8 @@ pub struct RstTokens {
 pub static META: Array<Meta, 1, MAPPED> = Array::new();
 #[btf_map]
 pub static LISTENERS: Array<Listener, { 1 << LISTENER_BITS }, MAPPED> = Array::new();
+#[btf_map]
+pub static LEASES: Array<Lease, { 1 << LEASE_BITS }, MAPPED> = Array::new();
 #[btf_map]
 pub static INTERFACES: Array<Interface, { MAX_INTERFACES as usize }, MAPPED> = Array::new();
 #[btf_map]

@@ -15,7 +15,7 @@ use crate::{
     atomic, clock,
     cursor::{Frame, LONGEST_HEADERS, Translation, field},
     flow::{self, Outcome},
-    index, maps,
+    index, lease, maps,
     parse::{self, Segment},
     reply, report, slots,
 };
@@ -25,7 +25,7 @@ use crate::{
 pub fn walk<F: Frame>(frame: F) -> i32 {
     let segment = match parse::segment(frame) {
         Ok(segment) => segment,
-        Err(reason) => return passed::<F>(reason),
+        Err(reason) => return lease::other::<F>(frame, reason),
     };
     if let Some((number, listener)) = listener_of(&segment) {
         return from_client(frame, &segment, number, listener);
@@ -354,20 +354,20 @@ fn send<F: Frame>(frame: F, segment: &Segment, hop: Hop, from: (u32, u16), to: (
 
 /// What is not ours goes on untouched, and is counted.
 #[inline(always)]
-fn passed<F: Frame>(reason: Reason) -> i32 {
+pub fn passed<F: Frame>(reason: Reason) -> i32 {
     report::count(reason);
     F::PASS
 }
 
 #[inline(always)]
-fn dropped<F: Frame>(reason: Reason) -> i32 {
+pub fn dropped<F: Frame>(reason: Reason) -> i32 {
     report::count(reason);
     F::DROP
 }
 
 /// The record of the interface a frame came in on.
 #[inline(always)]
-fn interface_of(ifindex: u32) -> Option<*mut Interface> {
+pub fn interface_of(ifindex: u32) -> Option<*mut Interface> {
     let number = maps::LINKS.get_ptr_mut(&ifindex)?;
     // SAFETY: from a map lookup.
     maps::INTERFACES.get_ptr_mut(unsafe { *number })

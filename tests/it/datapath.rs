@@ -3,6 +3,7 @@
 
 mod closing;
 mod draining;
+mod leases;
 mod opening;
 mod parsing;
 mod races;

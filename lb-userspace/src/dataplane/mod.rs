@@ -21,6 +21,7 @@ mod flow;
 mod frames;
 mod inject;
 mod inner;
+mod leases;
 mod load;
 mod pins;
 mod pools;
@@ -33,6 +34,7 @@ pub use attach::{Attached, Mode, Requested};
 pub use events::Events;
 pub use flow::{Flow, Head, address_of, mapped};
 pub use inject::Injected;
+pub use leases::Claims;
 pub use pools::NewPool;
 pub use shapes::index_buckets;
 pub use tables::{BackendSetup, HalfOpen, ServiceSetup, Tables};
@@ -196,6 +198,7 @@ impl Tables {
             backends: mapped_table(&maps, "BACKENDS")?,
             services: mapped_table(&maps, "SERVICES")?,
             interfaces: mapped_table(&maps, "INTERFACES")?,
+            leases: mapped_table(&maps, "LEASES")?,
             connect_times: mapped_table(&maps, "CONNECT_TIMES")?,
             slots: RwLock::new(vec![None; 1 << POOL_BITS]),
             half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),

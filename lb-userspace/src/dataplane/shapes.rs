@@ -8,8 +8,8 @@ use aya::maps::{MapData, MapType};
 use lb_common::{
     hash,
     layout::{
-        Backend, ConnectTimes, EVENTS_BYTES, Interface, LISTENER_BITS, Listener, MAX_BACKENDS, MAX_INTERFACES,
-        MAX_SERVICES, Meta, POOL_BITS, Pool, Ring, Service,
+        Backend, ConnectTimes, EVENTS_BYTES, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAX_BACKENDS,
+        MAX_INTERFACES, MAX_SERVICES, Meta, POOL_BITS, Pool, Ring, Service,
     },
     verdict::REASON_LIMIT,
 };
@@ -61,6 +61,7 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
     vec![
         ("META", mapped(size_of::<Meta>(), 1)),
         ("LISTENERS", mapped(size_of::<Listener>(), 1 << LISTENER_BITS)),
+        ("LEASES", mapped(size_of::<Lease>(), 1 << LEASE_BITS)),
         ("INTERFACES", mapped(size_of::<Interface>(), MAX_INTERFACES)),
         ("POOLS", mapped(size_of::<Pool>(), 1 << POOL_BITS)),
         ("RINGS", mapped(size_of::<Ring>(), 1 << POOL_BITS)),

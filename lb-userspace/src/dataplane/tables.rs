@@ -16,8 +16,9 @@ use lb_common::{
     hash,
     layout::{
         ACTIVE, BACKUP, Backend, CLOSING, CONNECT_TIME_BUCKETS, ConnectTimes, DELETED, EMPTY, Hop, Interface,
-        LISTENER_BITS, LOG, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICE_BACKENDS, MAX_SERVICES,
-        MAX_SNAT, MaglevLine, POOL_BITS, Pool, Ring, Rule, RuleLine, Service, half_open_flow,
+        LEASE_BITS, LISTENER_BITS, LOG, Lease, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES,
+        MAX_SERVICE_BACKENDS, MAX_SERVICES, MAX_SNAT, MaglevLine, POOL_BITS, Pool, Ring, Rule, RuleLine, Service,
+        half_open_flow,
     },
     schedule::MAGLEV_PLACES,
     slot::{CONNECTED, Ctl},
@@ -39,6 +40,7 @@ pub struct Tables {
     pub(super) backends: Table<Backend>,
     pub(super) services: Table<Service>,
     pub(super) interfaces: Table<Interface>,
+    pub(super) leases: Table<Lease>,
     pub(super) connect_times: Table<ConnectTimes>,
     /// The inner maps of the pools, by number.
     pub(super) slots: RwLock<Vec<Option<Arc<Slots>>>>,
@@ -107,6 +109,7 @@ impl Tables {
             backends: Table::anonymous(MAX_BACKENDS as usize)?,
             services: Table::anonymous(MAX_SERVICES as usize)?,
             interfaces: Table::anonymous(MAX_INTERFACES as usize)?,
+            leases: Table::anonymous(1 << LEASE_BITS)?,
             connect_times: Table::anonymous(MAX_BACKENDS as usize)?,
             slots: RwLock::new(vec![None; 1 << POOL_BITS]),
             half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
@@ -512,7 +515,18 @@ pub(super) fn find_place(
     state: impl Fn(usize) -> u8,
     same: impl Fn(usize) -> bool,
 ) -> Option<usize> {
-    let places = (0..hash::PROBES).map(|probe| (start.wrapping_add(probe) & ((1 << bits) - 1)) as usize);
+    find_place_within(hash::PROBES, start, bits, state, same)
+}
+
+/// The same with another number of probes.
+pub(super) fn find_place_within(
+    probes: u32,
+    start: u32,
+    bits: u32,
+    state: impl Fn(usize) -> u8,
+    same: impl Fn(usize) -> bool,
+) -> Option<usize> {
+    let places = (0..probes).map(|probe| (start.wrapping_add(probe) & ((1 << bits) - 1)) as usize);
     let mut free = None;
     for place in places {
         match state(place) {

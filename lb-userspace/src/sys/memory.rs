@@ -79,7 +79,7 @@ macro_rules! records {
 }
 
 records! {
-    layout::Meta, layout::Listener, layout::Interface, layout::Pool, layout::Ring, layout::FreeLine, layout::MaglevLine,
+    layout::Meta, layout::Lease, layout::Listener, layout::Interface, layout::Pool, layout::Ring, layout::FreeLine, layout::MaglevLine,
     layout::ConnectTimes, layout::Slot, layout::Backend, layout::Service, layout::RuleLine, u64,
 }
 

@@ -1,0 +1,120 @@
+//! The leases of virtual addresses: what lets this host answer for them. Renewing one is a store to mapped memory: it
+//! never waits.
+
+use std::{mem::offset_of, net::IpAddr, sync::atomic::Ordering};
+
+use anyhow::{Context, Result};
+use lb_common::{
+    hash::{LEASE_PROBES, lease_place},
+    layout::{ACTIVE, DELETED, LEASE_BITS, Lease},
+};
+
+use super::{
+    Tables,
+    flow::{address_of, mapped},
+    tables::{find_place_within, numbered},
+};
+
+/// Another host's claim to an address that we hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// How many there were since the record was made.
+    pub count: u32,
+    /// Whose the last one was.
+    pub by: [u8; 6],
+}
+
+impl Tables {
+    /// The lease of an address, made if there is none: from then on the host answers for it only while it holds.
+    pub fn place_lease(&self, address: IpAddr) -> Result<u16> {
+        let octets = mapped(address);
+        let (first, second) = halves(octets);
+        let start = lease_place(first, second, LEASE_BITS);
+        let state = |place: usize| self.leases.read(place).state;
+        let same = |place: usize| self.leases.read(place).address == octets;
+        let place = find_place_within(LEASE_PROBES, start, LEASE_BITS, state, same)
+            .with_context(|| format!("no room for the lease of {address}: its places are taken by others"))?;
+        let found = self.leases.read(place);
+        if (found.state, found.address) != (ACTIVE, octets) {
+            let lease = Lease { address: octets, state: ACTIVE, ..Lease::default() };
+            self.leases.publish(place, &lease, offset_of!(Lease, state));
+        }
+        Ok(place as u16)
+    }
+
+    /// Until when this host answers for an address; CLOCK_MONOTONIC in nanoseconds, 0: not.
+    pub fn renew_lease(&self, number: u16, until: u64) {
+        self.leases.word64(number.into(), offset_of!(Lease, until)).store(until, Ordering::Release);
+    }
+
+    /// The end of a lease.
+    pub fn lease_until(&self, number: u16) -> u64 {
+        self.leases.word64(number.into(), offset_of!(Lease, until)).load(Ordering::Acquire)
+    }
+
+    /// Who has claimed an address while we held it.
+    pub fn claims(&self, number: u16) -> Claims {
+        let lease = self.leases.read(number.into());
+        Claims { count: lease.claims, by: lease.claimed_by }
+    }
+
+    /// The address is none of VRRP's any more: whoever has it answers for it.
+    pub fn remove_lease(&self, number: u16) {
+        let lease = Lease { state: DELETED, ..Lease::default() };
+        self.leases.publish(number.into(), &lease, offset_of!(Lease, state));
+    }
+
+    /// All leases, whether they hold or not.
+    pub fn leases(&self) -> Vec<(u16, IpAddr)> {
+        let active = numbered(&self.leases).filter(|(_, lease)| lease.state == ACTIVE);
+        active.map(|(number, lease)| (number, address_of(&lease.address))).collect()
+    }
+}
+
+fn halves(octets: [u8; 16]) -> (u64, u64) {
+    let half = |at: usize| octets[at..at + 8].try_into().map_or(0, u64::from_ne_bytes);
+    (half(0), half(8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_lease_is_found_again_and_keeps_its_end() {
+        let tables = Tables::in_memory().unwrap();
+        let (four, six) = (ip("10.0.1.100"), ip("fd00::100"));
+        let number = tables.place_lease(four).unwrap();
+        tables.renew_lease(number, 77);
+        assert_eq!(tables.place_lease(four).unwrap(), number);
+        assert_eq!(tables.lease_until(number), 77);
+        let other = tables.place_lease(six).unwrap();
+        assert_ne!(other, number);
+        assert_eq!(tables.leases().len(), 2);
+        tables.remove_lease(number);
+        assert_eq!(tables.leases(), [(other, six)]);
+        let again = tables.place_lease(four).unwrap();
+        assert_eq!(tables.lease_until(again), 0, "a lease that is made anew does not hold");
+    }
+
+    #[test]
+    fn as_many_addresses_as_may_be_configured_find_their_places() {
+        let six = |rest: u128| IpAddr::from(((0xfd00 << 112) + rest).to_be_bytes());
+        for pattern in 0..4_u32 {
+            let tables = Tables::in_memory().unwrap();
+            for number in 0..1_u32 << LEASE_BITS >> 1 {
+                let address = match pattern {
+                    0 => IpAddr::from((0x0a00_0100 + number).to_be_bytes()),
+                    1 => IpAddr::from((0x0a00_0001 + (number << 8)).to_be_bytes()),
+                    2 => six(u128::from(number)),
+                    _ => six((u128::from(number) << 64) + 1),
+                };
+                tables.place_lease(address).unwrap_or_else(|error| panic!("pattern {pattern}: {error:#}"));
+            }
+        }
+    }
+}

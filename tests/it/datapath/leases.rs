@@ -1,0 +1,158 @@
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use evenkeel::{
+    sys::clock,
+    vrrp::wire::{arp, nd},
+};
+use lab::{
+    packet::Mac,
+    program::{Bench, Verdict},
+};
+use lb_common::verdict::Reason;
+
+use super::on_every_hook;
+
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 100);
+const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x100);
+const ASKING: Mac = [2, 0, 0, 0, 0, 9];
+
+/// "Who has `target`? Tell `sender`": also as the probe of a host that wants the address (sender 0.0.0.0), and padded
+/// as Ethernet does it.
+fn request(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    let mut frame = arp::request(ASKING, sender);
+    frame[38..42].copy_from_slice(&target.octets());
+    frame.resize(60, 0);
+    frame
+}
+
+/// A neighbour solicitation; from `::` it is the one of duplicate address detection.
+fn solicitation(sender: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
+    let mut frame = nd::advertisement(ASKING, target, false);
+    frame[22..38].copy_from_slice(&sender.octets());
+    frame[54] = 135;
+    frame
+}
+
+fn lease(bench: &Bench, address: impl Into<IpAddr>, until: u64) -> u16 {
+    let number = bench.tables().place_lease(address.into()).expect("a place");
+    bench.tables().renew_lease(number, until);
+    number
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+fn questions() -> [Vec<u8>; 4] {
+    [
+        request([10, 0, 1, 7].into(), VIP),
+        request(Ipv4Addr::UNSPECIFIED, VIP),
+        solicitation("fd00::7".parse().unwrap(), VIP6),
+        solicitation(Ipv6Addr::UNSPECIFIED, VIP6),
+    ]
+}
+
+#[test]
+fn questions_for_an_address_are_passed_while_its_lease_holds_and_dropped_when_it_does_not() {
+    on_every_hook(|bench| {
+        for frame in questions() {
+            assert_eq!(bench.run(&frame), Verdict::Passed, "no lease: the address is the operator's own");
+        }
+        assert_eq!(bench.moved(), [(Reason::NotOurs, 4)]);
+        let now = clock::monotonic_ns();
+        for (until, verdict, reason) in [
+            (now + 60 * SECOND, Verdict::Passed, Reason::NotOurs),
+            (now - 1, Verdict::Dropped, Reason::LeaseLapsed),
+            (0, Verdict::Dropped, Reason::VipNotHeld),
+        ] {
+            lease(bench, VIP, until);
+            lease(bench, VIP6, until);
+            for frame in questions() {
+                assert_eq!(bench.run(&frame), verdict, "{until}: {frame:02x?}");
+            }
+            assert_eq!(bench.moved(), [(reason, 4)]);
+        }
+        for number in bench.tables().leases().into_iter().map(|(number, _)| number) {
+            bench.tables().remove_lease(number);
+        }
+        for frame in questions() {
+            assert_eq!(bench.run(&frame), Verdict::Passed, "whoever has it now answers");
+        }
+    });
+}
+
+#[test]
+fn questions_for_other_addresses_and_other_packets_are_not_touched_by_a_lapsed_lease() {
+    on_every_hook(|bench| {
+        lease(bench, VIP, 1);
+        lease(bench, VIP6, 1);
+        let mut frames = vec![
+            request(VIP, [10, 0, 1, 7].into()),
+            request([10, 0, 1, 7].into(), [10, 0, 1, 101].into()),
+            solicitation(VIP6, "fd00::7".parse().unwrap()),
+            arp::reply(ASKING, VIP),
+            nd::advertisement(ASKING, VIP6, false),
+        ];
+        // ARP for another kind of address, and ICMPv6 of another type.
+        let mut strange = request([10, 0, 1, 7].into(), VIP);
+        strange[19] = 16;
+        frames.push(strange);
+        let mut echo = solicitation("fd00::7".parse().unwrap(), VIP6);
+        echo[54] = 128;
+        frames.push(echo);
+        for frame in &frames {
+            assert_eq!(bench.run(frame), Verdict::Passed, "{frame:02x?}");
+        }
+        assert_eq!(bench.moved(), [(Reason::NotOurs, frames.len() as u64)]);
+    });
+}
+
+#[test]
+fn a_question_cut_short_anywhere_is_passed_on() {
+    on_every_hook(|bench| {
+        lease(bench, VIP, 1);
+        lease(bench, VIP6, 1);
+        let six = solicitation("fd00::7".parse().unwrap(), VIP6);
+        let four = &request([10, 0, 1, 7].into(), VIP)[..42];
+        // The kernel makes no test runs of less than Ethernet and IP headers.
+        for (frame, shortest) in [(four, 34), (&six[..78], 54)] {
+            for length in shortest..frame.len() {
+                assert_eq!(bench.run(&frame[..length]), Verdict::Passed, "{length} bytes");
+            }
+            assert_eq!(bench.run(frame), Verdict::Dropped);
+        }
+    });
+}
+
+#[test]
+fn another_host_s_claim_to_an_address_we_hold_is_noted_with_its_mac_and_passed_on() {
+    on_every_hook(|bench| {
+        let until = clock::monotonic_ns() + 60 * SECOND;
+        let (four, six) = (lease(bench, VIP, until), lease(bench, VIP6, until));
+        let other = [2, 0, 0, 0, 0, 0x77];
+        for frame in [arp::request(other, VIP), arp::reply(other, VIP), nd::advertisement(other, VIP6, true)] {
+            assert_eq!(bench.run(&frame), Verdict::Passed);
+        }
+        assert_eq!(bench.moved(), [(Reason::VipClaimed, 3)]);
+        let claims = |number| bench.tables().claims(number);
+        assert_eq!(
+            ((claims(four).count, claims(four).by), (claims(six).count, claims(six).by)),
+            ((2, other), (1, other))
+        );
+
+        // What comes from our own card, and what is said while we do not hold the address, is no claim.
+        for frame in [arp::request(bench.mac, VIP), nd::advertisement(bench.mac, VIP6, true)] {
+            assert_eq!(bench.run(&frame), Verdict::Passed);
+        }
+        bench.tables().renew_lease(four, 1);
+        assert_eq!(bench.run(&arp::reply(other, VIP)), Verdict::Passed);
+        assert_eq!(claims(four).count, 2);
+    });
+}
+
+#[test]
+fn forwarding_does_not_depend_on_the_lease() {
+    on_every_hook(|bench| {
+        lease(bench, *lab::program::VIP.ip(), 1);
+        let flow = bench.connect(super::client(0));
+        bench.close(&flow);
+    });
+}
