@@ -23,10 +23,14 @@ use crate::{
     slots,
 };
 
-/// How often the older connection that a backend still holds on a port may be dodged by a fresh port.
-const HEALS: u8 = 3;
+/// How often the older connection that a backend still holds on a port may be dodged by a fresh port. Each has a chance of a
+/// half or better: a backend in TIME_WAIT lets a SYN in whose timestamp or sequence number is newer than the last ones.
+const HEALS: u8 = 7;
 /// Compare-and-swaps that may fail before the segment is forwarded as it is.
 const SWAPS: u32 = 3;
+
+/// Beside the flags of TCP: the segment carries data.
+pub const PAYLOAD: u32 = 1 << 8;
 
 /// What becomes of the frame: `kind << 32 | place`, a number so that global functions can return it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -161,11 +165,11 @@ extern "C" fn fill(key: u64, initial: u32, place: u32, tried: u64, service: u32)
             Outcome::at(Outcome::OPENED, place)
         }
         Inserted::Lost => {
-            unfill(place);
+            unfill(place, generation);
             again(key, hash)
         }
         Inserted::Full => {
-            unfill(place);
+            unfill(place, generation);
             report::turned_away(key, service as u16, Reason::IndexFull);
             Outcome::at(Outcome::RESET, 0)
         }
@@ -183,19 +187,21 @@ unsafe fn publish(record: *mut Slot) -> u32 {
     }
 }
 
-/// Gives back a slot that never became a flow.
+/// Gives back a slot that never became a flow, unless a segment of the backend has ended it meanwhile.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn unfill(place: u32) -> u32 {
+extern "C" fn unfill(place: u32, generation: u32) -> u32 {
     let Some(record) = at(place) else { return 0 };
-    // SAFETY: from a map lookup; the slot is still ours.
+    // SAFETY: from map lookups.
     unsafe {
-        if let Some(backend) = backend_of((*record).backend) {
+        let number = (*record).backend;
+        if !change(record, Ctl::new(generation, State::HalfOpen), Ctl::new(generation, State::Free)) {
+            return 0;
+        }
+        if let Some(backend) = backend_of(number) {
             atomic::add(&raw mut (*backend).active, u32::MAX);
             atomic::add(&raw mut (*backend).opened, u64::MAX);
         }
-        let ctl = word(record);
-        atomic::swap(&raw mut (*record).ctl, Ctl::new(ctl.generation(), State::Free).0);
     }
     slots::release(place >> 16, place & 0xffff);
     0
@@ -353,7 +359,7 @@ fn retransmitted(place: u32, ctl: u64) -> u64 {
     }
 }
 
-/// A segment from a backend to a port of ours, off the fast path.
+/// A segment from a backend to a port of ours, off the fast path. `flags` has [`PAYLOAD`] too.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn from_backend(place: u32, flags: u32, sequence: u32, acknowledgement: u32) -> u64 {
@@ -382,9 +388,11 @@ pub extern "C" fn from_backend(place: u32, flags: u32, sequence: u32, acknowledg
                     }
                     return Outcome::move_on(Reason::Refused, place);
                 }
+                // The client answers it with a RST, which ends the older connection, and sends its SYN again: Linux at once.
+                Step::Stale if (*record).heals >= HEALS && flags == ACK as u32 => report::count(Reason::TimeWait),
+                Step::Stale if (*record).heals >= HEALS => return junk(0),
                 Step::Stale => {
-                    let given_up = ctl.with_state(State::Abandoned);
-                    if !change(record, ctl, given_up) {
+                    if !change(record, ctl, ctl.closed(Reason::TimeWait as u8)) {
                         continue;
                     }
                     return Outcome::move_on(Reason::TimeWait, place);
@@ -543,7 +551,8 @@ fn count_number(reason: u32) {
     }
 }
 
-/// A try is over without a connection, and the caller has taken the flow out of `HalfOpen`. Moves it to the next backend, or to another port of the same one; or refuses the client.
+/// A try is over without a connection, and the caller has taken the flow out of `HalfOpen`. Moves it to the next backend, or
+/// to another port of the same one; or refuses the client.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn move_on(place: u32, reason: u32) -> u64 {
@@ -555,20 +564,18 @@ pub extern "C" fn move_on(place: u32, reason: u32) -> u64 {
         let number = (*record).backend;
         let Some(backend) = backend_of(number) else { return Outcome::at(Outcome::DROP, 0) };
         let service = (*backend).service;
-        let fresh_port = reason == Reason::TimeWait as u32 && (*record).heals < HEALS && !is_closed(backend);
+        let mut next = -1;
         if reason != Reason::TimeWait as u32 {
             failed(backend, place, reason as u8);
+        } else if !is_closed(backend) {
+            next = select::claim_towards(number as u32, client_hash((*record).key));
         }
-        let next = if fresh_port {
-            select::claim_towards(number as u32, client_hash((*record).key))
-        } else {
+        let fresh_port = next >= 0;
+        if !fresh_port {
             atomic::add(&raw mut (*backend).active, u32::MAX);
-            next_backend(place, service as u32, backend)
-        };
+            next = next_backend(place, service as u32, backend);
+        }
         if next < 0 {
-            if fresh_port {
-                atomic::add(&raw mut (*backend).active, u32::MAX);
-            }
             report::flow(TURNED_AWAY, reason as u8, place, record, ctl, service);
             forget((*record).key, place, ctl);
             release_closed(place, ctl);
@@ -580,7 +587,8 @@ pub extern "C" fn move_on(place: u32, reason: u32) -> u64 {
     }
 }
 
-/// A refused try leaves nothing at the backend: its port can be used again. An abandoned one is held back.
+/// A refused try leaves nothing at the backend, and of an older connection nobody knows when it ends: the port goes to the
+/// end of the ring. One whose backend was silent is held back.
 #[inline(always)]
 fn release_closed(place: u32, ctl: Ctl) {
     if ctl.state() == State::Closed {
@@ -663,7 +671,7 @@ extern "C" fn hand_over(from: u32, next: u64, generation: u32, fresh_port: u32, 
         let entry = |place: u32, generation| Entry::new(tag(hash), (place >> 16) as u16, place as u16, generation);
         if !index::replace(hash, entry(from, generation), entry(to, new_generation)) {
             // The client began anew meanwhile: nobody waits for this try any more.
-            unfill(to);
+            unfill(to, new_generation);
             return Outcome::at(Outcome::DROP, 0);
         }
         slots::enter_half_open(service, to, new_generation);

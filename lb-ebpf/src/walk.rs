@@ -145,8 +145,8 @@ fn from_backend<F: Frame>(frame: F, segment: &Segment, number: u32, pool: *mut P
             return unsafe { to_client(frame, segment, record) };
         }
     }
-    let mut outcome =
-        Outcome(flow::from_backend(place, segment.flags as u32, segment.sequence, segment.acknowledgement));
+    let flags = segment.flags as u32 | if segment.payload != 0 { flow::PAYLOAD } else { 0 };
+    let mut outcome = Outcome(flow::from_backend(place, flags, segment.sequence, segment.acknowledgement));
     if outcome.kind() == Outcome::MOVE_ON {
         outcome = Outcome(flow::move_on(outcome.place(), outcome.reason()));
     }

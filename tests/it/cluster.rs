@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use evenkeel::dataplane::Tables;
 use lab::{
     Evenkeel, Lab, Plan, StandIn,
     client::{
@@ -9,7 +10,7 @@ use lab::{
         storm,
     },
     daemon::{Backend, Service},
-    topology::Topology,
+    topology::{PORT, Topology},
 };
 
 /// Where clients connect to.
@@ -79,6 +80,45 @@ impl Cluster {
         lab::wait::until(&what, limit, || (self.backend(name).state == state).then_some(()))
             .unwrap_or_else(|error| panic!("{error:#}\n{:?}\n{}", self.backend(name), self.evenkeel.log()));
     }
+}
+
+/// What stands in the slots, all pools together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slots {
+    pub all: u64,
+    /// In the rings of free ones.
+    pub free: u64,
+    /// With a connection.
+    pub open: u64,
+    /// Held back for a minute, since the backend held an older connection on the port.
+    pub held_back: u64,
+}
+
+impl Slots {
+    /// Counts in the tables themselves. Ports of ours that are listen ports too (at most one a pool) are in no ring.
+    pub fn of(evenkeel: &Evenkeel) -> Slots {
+        let tables = Tables::beside(evenkeel.bpffs()).expect("the tables");
+        let mut slots = Slots { all: 0, free: 0, open: 0, held_back: 0 };
+        for (number, pool) in tables.pools() {
+            let withheld = (pool.first_port..=pool.first_port + (pool.ports - 1)).contains(&PORT);
+            slots.all += u64::from(tables.slots(number)) - u64::from(withheld);
+            slots.free += u64::from(tables.free_slots(number));
+            for head in tables.heads(number, 0..u32::MAX) {
+                *if head.ctl.state().is_active() { &mut slots.open } else { &mut slots.held_back } += 1;
+            }
+        }
+        slots
+    }
+
+    /// Every slot is where it belongs: lost ones and doubled ones would show here.
+    pub fn are_whole(&self) -> bool {
+        self.free + self.open + self.held_back == self.all
+    }
+}
+
+/// Whether the heavy tests run at their full size (`cargo xtask test --full`).
+pub fn full() -> bool {
+    std::env::var_os("EVENKEEL_FULL").is_some()
 }
 
 /// All of them were served; returns by whom.

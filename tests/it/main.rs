@@ -6,6 +6,7 @@ mod beside_peers;
 mod cluster;
 mod datapath;
 mod dataplane;
+mod endurance;
 mod injection;
 mod lab_itself;
 mod nexthops;

@@ -38,6 +38,9 @@ enum Task {
     Test {
         /// Only lab tests whose names contain this; format, lints and unit tests are left out
         filter: Option<String>,
+        /// The heavy ones at their full size, which takes some ten minutes more, and with what they measured
+        #[arg(long)]
+        full: bool,
     },
 }
 
@@ -46,7 +49,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(setup::Tell::Everything),
         Task::Build => build::run(),
         Task::Run { once, daemon } => run::run(once, &daemon),
-        Task::Test { filter } => test::run(filter.as_deref()),
+        Task::Test { filter, full } => test::run(filter.as_deref(), full),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

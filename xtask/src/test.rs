@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::{setup, shell};
 
-pub fn run(filter: Option<&str>) -> Result<()> {
+pub fn run(filter: Option<&str>, full: bool) -> Result<()> {
     if !shell::is_root() {
         bail!("the tests in the lab need root: run it as root (sudo -E cargo xtask test)");
     }
@@ -14,7 +14,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     if filter.is_none() {
         check()?;
     }
-    lab(filter)
+    lab(filter, full)
 }
 
 /// The quick ones first.
@@ -26,19 +26,21 @@ fn check() -> Result<()> {
     step("unit tests", &["test"], &[])
 }
 
-/// One at a time: they measure, and two cores are few.
-fn lab(filter: Option<&str>) -> Result<()> {
+/// One at a time: they measure, and two cores are few. At full size they show what they measured.
+fn lab(filter: Option<&str>, full: bool) -> Result<()> {
     step("release build", &["build", "--release", "--package", "lb-userspace", "--package", "lab", "--bins"], &[])?;
     let mut args = vec!["test", "--release", "--package", "lab", "--"];
     args.push("--test-threads=1");
     args.extend(filter);
+    args.extend(full.then_some("--nocapture"));
     let built = shell::target().join("release");
-    let paths = [
+    let mut environment = vec![
         ("EVENKEEL_BIN", built.join("evenkeel")),
         ("EVENKEEL_LAB_BIN", built.join("evenkeel-lab")),
         ("EVENKEEL_TOOLS", shell::tools()),
     ];
-    step("tests in the lab", &args, &paths)
+    environment.extend(full.then(|| ("EVENKEEL_FULL", "1".into())));
+    step("tests in the lab", &args, &environment)
 }
 
 fn step(name: &str, args: &[&str], environment: &[(&str, std::path::PathBuf)]) -> Result<()> {

@@ -188,6 +188,12 @@ fn remove_all(pins: Pins) -> Result<()> {
 }
 
 impl Tables {
+    /// The tables of a daemon that runs, for another process to look into.
+    pub fn beside(bpffs: &Path) -> Result<Tables> {
+        let pins = Pins::existing(bpffs).with_context(|| format!("nothing is pinned in {}", bpffs.display()))?;
+        Tables::open(&pins)
+    }
+
     /// Maps all tables pinned in a folder, the inner ones of the pools and services in use too.
     fn open(pins: &Pins) -> Result<Tables> {
         let maps = pins.maps();

@@ -162,23 +162,50 @@ fn a_backend_that_still_holds_an_older_connection_gets_the_syn_from_a_fresh_port
         let first = bench.forward(&syn);
         let n = backend_of(&first);
         let mut port = first.from.port();
-        for heal in 1..=3 {
-            let stale = bench
-                .from_backend(n, port, ACK)
-                .numbers(123_456, 654_321)
-                .options(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]);
+        for heal in 1..=7 {
+            let stale = challenge(bench, n, port);
             let out = bench.forward(&stale);
             assert_eq!((backend_of(&out), out.flags, &out.options[..]), (n, SYN, &LINUX_OPTIONS[..]), "heal {heal}");
             assert_ne!(out.from.port(), port);
             assert_eq!(bench.send(&stale), Verdict::Dropped, "a repetition does nothing");
             port = out.from.port();
         }
-        assert_eq!(bench.moved(), [(Reason::HalfOpenJunk, 3), (Reason::TimeWait, 3)]);
+        assert_eq!(bench.moved(), [(Reason::HalfOpenJunk, 7), (Reason::TimeWait, 7)]);
         assert_eq!(bench.active()[usize::from(n)], 1);
         assert_eq!(bench.tables().backend(n).connect_failures, 0, "no failure of the backend");
-        assert_eq!(bench.tables().free_slots(bench.pools[usize::from(n)]), 60, "three ports are held back");
-        let out = bench.forward(&bench.from_backend(n, port, ACK).numbers(1, 2));
-        assert_ne!(backend_of(&out), n, "the fourth time the next backend is tried");
+        assert_eq!(bench.tables().free_slots(bench.pools[usize::from(n)]), 63, "the ports are at the end of the ring");
+    });
+}
+
+/// The answer of a socket in TIME_WAIT, or of an open one, to a SYN that fits no number of it (RFC 5961 section 4).
+fn challenge(bench: &lab::program::Bench, n: u16, port: u16) -> Segment {
+    let timestamps = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
+    bench.from_backend(n, port, ACK).numbers(123_456, 654_321).options(&timestamps)
+}
+
+#[test]
+fn when_every_port_meets_an_older_connection_the_client_may_end_it() {
+    on_every_hook(|bench| {
+        let client = client(1);
+        let mut out = bench.forward(&bench.from_client(client, SYN).numbers(77, 0));
+        let n = backend_of(&out);
+        for _ in 0..7 {
+            out = bench.forward(&challenge(bench, n, out.from.port()));
+        }
+        bench.moved();
+        let port = out.from.port();
+        let data = bench.from_backend(n, port, ACK | PSH).numbers(1, 2).payload(&[7; 100]);
+        assert_eq!(bench.send(&data), Verdict::Dropped, "what was meant for another client stays secret");
+        let told = bench.forward(&challenge(bench, n, port));
+        assert_eq!((told.to, told.flags, told.acknowledgement), (client, ACK, 654_321));
+        let rst = bench.forward(&bench.from_client(client, RST).numbers(654_321, 0));
+        assert_eq!((backend_of(&rst), rst.from.port(), rst.flags, rst.sequence), (n, port, RST, 654_321));
+        let syn = bench.forward(&bench.from_client(client, SYN).numbers(77, 0));
+        assert_eq!((backend_of(&syn), syn.from.port(), syn.flags), (n, port, SYN));
+        let answer = bench.forward(&bench.from_backend(n, port, SYN | ACK).numbers(900, 78));
+        assert_eq!((answer.to, answer.flags), (client, SYN | ACK));
+        assert_eq!(bench.moved(), [(Reason::HalfOpenJunk, 1), (Reason::TimeWait, 1)]);
+        assert_eq!(bench.active()[usize::from(n)], 1);
     });
 }
 
