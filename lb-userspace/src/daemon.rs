@@ -2,6 +2,7 @@
 //! what they say to the core, and does what comes back. One thread, one loop; nothing in it waits for anything but an
 //! event. Long answers and the access log have threads of their own.
 
+mod admin_file;
 mod answers;
 mod apply;
 mod configure;
@@ -9,6 +10,7 @@ mod hops;
 mod interfaces;
 mod journal;
 mod logs;
+mod orders;
 mod report;
 mod view;
 
@@ -21,7 +23,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
-use lb_common::{event::Event, verdict::Reason};
+use lb_common::{event::Event, layout::NONE, verdict::Reason};
 use log::{Level, warn};
 use sd_notify::NotifyState;
 use tokio::{
@@ -32,12 +34,13 @@ use tokio::{
 use crate::{
     api::{self, Reply, Request, Server, types::Refused},
     config::{self, model::Config, model::OnExit},
-    controller::{Action, Controller, Now, desired::Desired},
+    controller::{Action, Controller, Now, desired::Desired, orders::Orders},
     dataplane::{Dataplane, Options},
     notice::{History, Kind, Notice},
     sys::{clock, mount, netlink},
 };
 
+use admin_file::AdminFile;
 use hops::Hops;
 use interfaces::Wanted;
 use logs::Logs;
@@ -90,6 +93,8 @@ struct Daemon {
     generation: u64,
     dataplane: Dataplane,
     controller: Controller,
+    /// Where operators' orders are kept.
+    admin_file: AdminFile,
     hops: Hops,
     logs: Logs,
     history: Arc<History>,
@@ -140,7 +145,12 @@ impl Daemon {
         let (watch, changes) = netlink::Watch::start()?;
         let wanted = interfaces::wanted(&config).await.map_err(several)?;
         wanted.warnings.iter().for_each(|warning| warn!("{warning}"));
-        let controller = Controller::new(view::installed(dataplane.tables()));
+        let admin_file = AdminFile::new(&config.daemon.state_dir);
+        let orders = admin_file.load(now()).unwrap_or_else(|error| {
+            history.tell(Notice::daemon(Level::Warn, Kind::Admin, format!("{error:#}")), Timestamp::now());
+            Orders::default()
+        });
+        let controller = Controller::new(view::installed(dataplane.tables()), orders);
         let (ask, requests) = mpsc::channel(api::QUEUE);
         let (shutdown, stopped) = oneshot::channel();
         let serving = tokio::spawn(
@@ -157,6 +167,7 @@ impl Daemon {
             generation: 1,
             dataplane,
             controller,
+            admin_file,
             hops: Hops::new(watch),
             logs,
             history,
@@ -300,6 +311,10 @@ impl Daemon {
                         warn!("{error:#}");
                         self.controller.reread(view::installed(self.dataplane.tables()));
                     }
+                }
+                // Whatever the kernel program has made of it in this moment.
+                Action::Admit { backend, to: NONE, retry_at, .. } => {
+                    self.dataplane.tables().admit(backend, NONE, retry_at);
                 }
                 Action::Admit { backend, from, to, retry_at } => {
                     self.dataplane.tables().swap_admission(backend, from, to, retry_at);

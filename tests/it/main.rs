@@ -1,5 +1,6 @@
 //! Everything that needs root and the kernel. One crate, so that it links once.
 
+mod admin;
 mod admission;
 mod balancing;
 mod beside_peers;

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -12,6 +13,7 @@ use serde_json::Value;
 
 use crate::{
     Host, Lab, Process, binaries, process,
+    process::Talk,
     topology::{PORT, VIP},
     wait,
 };
@@ -60,6 +62,11 @@ impl Evenkeel {
 
     pub fn config(&self) -> PathBuf {
         self.folder.join("evenkeel.toml")
+    }
+
+    /// `state_dir`.
+    pub fn state_dir(&self) -> &Path {
+        &self.folder
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -157,6 +164,15 @@ impl Evenkeel {
     pub fn client(&self, args: &[&str]) -> Result<Process> {
         let mut command = self.host.command(binaries::evenkeel()?);
         self.host.start(&args.join("-"), command.args(args).env("EVENKEEL_SOCKET", self.socket()))
+    }
+
+    /// Begins a command that takes its time; what it prints can be heard line by line.
+    pub fn begin(&self, args: &[&str]) -> Result<(Process, Talk)> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("command{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut command = self.host.command(binaries::evenkeel()?);
+        command.args(args).env("EVENKEEL_SOCKET", self.socket());
+        Process::start_talking(&name, &mut command, &self.host.log(&name))
     }
 
     /// A command that has to end with 0; returns what it printed.

@@ -1,5 +1,7 @@
 //! The control socket: HTTP and JSON over a Unix socket in `state_dir`. Who may open the socket may do everything.
 
+pub mod admin;
+mod orders;
 mod request;
 mod routes;
 mod server;
@@ -7,7 +9,8 @@ mod server;
 mod tests;
 pub mod types;
 
-pub use request::{Conns, ConnsFilter, EventsFilter, QUEUE, Reply, Request};
+pub use orders::Peer;
+pub use request::{Conns, ConnsFilter, EventsFilter, Order, QUEUE, Reply, Request};
 pub use routes::Daemon;
 pub use server::Server;
 

@@ -1,5 +1,7 @@
 //! What the control socket asks the daemon: values over one bounded queue, each with the place for its answer.
 
+use super::admin::{Changed, Drain, InForce, Kill, Maint, Ready, Rebalance, Rebalanced, Set, Task};
+use super::orders::Peer;
 use super::types::{Backend, Conn, ConnState, Counters, Refused, Reloaded, Status};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -18,6 +20,12 @@ pub enum Request {
     Backends(Reply<Vec<Backend>>),
     Conns(ConnsFilter, Reply<Conns>),
     Counters(Reply<Counters>),
+    /// Which backends operators have taken out.
+    InForce(Reply<Vec<InForce>>),
+    /// How far a task is.
+    Task(u64, Reply<Result<Task, Refused>>),
+    /// An operator's command, and whose it is.
+    Order(Order, Peer),
     /// Read the configuration anew; refused with nothing changed if it has an error.
     Reload(Reply<Result<Reloaded, Refused>>),
     /// End the daemon. Answered when the datapath is as it shall stay; the server is shut down after that.
@@ -25,6 +33,18 @@ pub enum Request {
         detach: bool,
         reply: Reply<Result<(), Refused>>,
     },
+}
+
+/// A command that acts. Answered when it is done, resets apart: those go on at their pace.
+#[derive(Debug)]
+pub enum Order {
+    Drain(Drain, Reply<Result<Changed, Refused>>),
+    Maint(Maint, Reply<Result<Changed, Refused>>),
+    Ready(Ready, Reply<Result<Changed, Refused>>),
+    Set(Set, Reply<Result<Changed, Refused>>),
+    Kill(Kill, Reply<Result<Task, Refused>>),
+    Rebalance(Rebalance, Reply<Result<Rebalanced, Refused>>),
+    StopTask(u64, Reply<Result<Task, Refused>>),
 }
 
 /// Which connections are wanted: those for which all that is given holds. It is the query string of `/api/v1/conns`.

@@ -3,12 +3,13 @@
 //! [`reading`] are those that change nothing, [`all`] has those that act on the daemon as well.
 
 use super::TOTAL_HEADER;
+use super::orders;
 use super::request::{Conns, ConnsFilter, EventsFilter, Reply, Request};
 use super::types::{Event, Refused};
 use crate::notice::History;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -41,12 +42,14 @@ fn reading() -> Router<Daemon> {
         .route("/api/v1/conns", get(conns))
         .route("/api/v1/counters", get(counters))
         .route("/api/v1/events", get(events))
+        .route("/api/v1/admin", get(in_force))
+        .route("/api/v1/tasks/{id}", get(task))
 }
 
 /// Every route: for the control socket, whose mode says who may use it.
 pub fn all(daemon: Daemon) -> Router {
     let router = reading().route("/api/v1/reload", post(reload)).route("/api/v1/stop", post(stop));
-    finish(router, daemon)
+    finish(router.merge(orders::routes()), daemon)
 }
 
 fn finish(router: Router<Daemon>, daemon: Daemon) -> Router {
@@ -60,7 +63,7 @@ fn finish(router: Router<Daemon>, daemon: Daemon) -> Router {
 
 impl Daemon {
     /// Asks the daemon and waits for the answer, but not for ever.
-    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Response> {
+    pub async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Response> {
         let (reply, answer) = oneshot::channel();
         self.requests
             .try_send(request(reply))
@@ -73,12 +76,12 @@ impl Daemon {
     }
 }
 
-fn failure(status: StatusCode, what: &str) -> Response {
+pub fn failure(status: StatusCode, what: &str) -> Response {
     (status, Json(Refused { errors: vec![what.into()] })).into_response()
 }
 
 /// 200 with what was done, or 409 with why nothing was.
-fn outcome<T: Serialize>(outcome: Result<T, Refused>) -> Response {
+pub fn outcome<T: Serialize>(outcome: Result<T, Refused>) -> Response {
     match outcome {
         Ok(done) => Json(done).into_response(),
         Err(refused) => (StatusCode::CONFLICT, Json(refused)).into_response(),
@@ -95,6 +98,14 @@ async fn backends(State(daemon): State<Daemon>) -> Result<Response, Response> {
 
 async fn counters(State(daemon): State<Daemon>) -> Result<Response, Response> {
     Ok(Json(daemon.ask(Request::Counters).await?).into_response())
+}
+
+async fn in_force(State(daemon): State<Daemon>) -> Result<Response, Response> {
+    Ok(Json(daemon.ask(Request::InForce).await?).into_response())
+}
+
+async fn task(State(daemon): State<Daemon>, Path(id): Path<u64>) -> Result<Response, Response> {
+    daemon.ask(|reply| Request::Task(id, reply)).await.map(outcome)
 }
 
 async fn conns(

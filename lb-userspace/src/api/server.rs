@@ -1,5 +1,6 @@
 //! The control socket: who holds it, and who may open it.
 
+use super::orders::Peer;
 use super::routes::{self, Daemon};
 use anyhow::{Context, Result, bail};
 use std::fs::{File, Permissions, TryLockError};
@@ -59,8 +60,9 @@ impl Server {
             let _ = ending.await;
             tokio::time::sleep(FAREWELL).await;
         };
+        let routes = routes::all(daemon).into_make_service_with_connect_info::<Peer>();
         let served = tokio::select! {
-            served = axum::serve(self.listener, routes::all(daemon)).with_graceful_shutdown(signal) => served,
+            served = axum::serve(self.listener, routes).with_graceful_shutdown(signal) => served,
             () = patience => Ok(()),
         };
         // Before the lock goes, so that it cannot be the next daemon's.

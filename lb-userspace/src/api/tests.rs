@@ -1,9 +1,11 @@
+use super::admin::{Task, TaskState};
 use super::types::*;
 use super::*;
 use crate::cli::client::Client;
 use crate::cli::exit::Failure;
 use crate::notice::{History, Kind, Notice};
 use lb_common::slot::State;
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -170,6 +172,9 @@ async fn answer(mut asked: mpsc::Receiver<Request>, conns: u32, end: oneshot::Se
                 let rows = taken.into_iter().take(filter.limit.unwrap_or(usize::MAX)).collect();
                 drop(reply.send(Conns { rows, total }));
             }
+            Request::InForce(reply) => drop(reply.send(Vec::new())),
+            Request::Task(id, reply) => drop(reply.send(Ok(task(id)))),
+            Request::Order(order, peer) => carry_out(order, peer),
             Request::Reload(reply) => {
                 drop(reply.send(Err(Refused { errors: vec!["e.toml:1:1: no".into(), "two".into()] })))
             }
@@ -180,6 +185,78 @@ async fn answer(mut asked: mpsc::Receiver<Request>, conns: u32, end: oneshot::Se
             }
         }
     }
+}
+
+fn task(id: u64) -> Task {
+    Task { id, state: TaskState::Running, total: 10, reset: 3, rate: 5 }
+}
+
+/// Tells what arrived in a refusal, so that a test can see it.
+fn carry_out(order: Order, peer: Peer) {
+    assert_eq!(peer.uid, Some(nix::unistd::geteuid().as_raw()), "who asks is known from the socket");
+    let seen = |asked: &dyn std::fmt::Debug| Refused { errors: vec![format!("{asked:?}")] };
+    match order {
+        Order::Drain(asked, reply) => drop(reply.send(Err(seen(&asked)))),
+        Order::Maint(asked, reply) => drop(reply.send(Err(seen(&asked)))),
+        Order::Ready(asked, reply) => drop(reply.send(Err(seen(&asked)))),
+        Order::Set(asked, reply) => drop(reply.send(Err(seen(&asked)))),
+        Order::Kill(asked, reply) => drop(reply.send(Err(seen(&asked)))),
+        Order::Rebalance(asked, reply) => drop(reply.send(Err(seen(&asked)))),
+        Order::StopTask(id, reply) => drop(reply.send(Ok(task(id)))),
+    }
+}
+
+#[test]
+fn orders_arrive_as_they_were_meant_and_what_is_no_order_is_refused() {
+    let running = Running::start(0);
+    let client = running.client();
+    let refusal = |path: &str, body: serde_json::Value| match client.order(path, &body).map(|answer| answer.body) {
+        Err(Failure::Refused(why)) => why,
+        other => panic!("{path} {body}: {other:?}"),
+    };
+    let cases = [
+        (
+            "drain",
+            json!({ "backend": "cp01" }),
+            "Drain { backend: \"cp01\", service: None, deadline_ms: None, rate: 50 }",
+        ),
+        (
+            "drain",
+            json!({ "backend": "cp01", "service": "api", "deadline_ms": 5000, "rate": 7 }),
+            "Drain { backend: \"cp01\", service: Some(\"api\"), deadline_ms: Some(5000), rate: 7 }",
+        ),
+        ("maint", json!({ "backend": "cp01" }), "Maint { backend: \"cp01\", service: None, reset: false }"),
+        ("ready", json!({ "backend": "cp01" }), "Ready { backend: \"cp01\", service: None }"),
+        (
+            "set",
+            json!({ "backend": "cp01", "weight": 3 }),
+            "Set { backend: \"cp01\", service: None, weight: Some(3), max_conns: None }",
+        ),
+        (
+            "kill",
+            json!({ "connection": "10.0.0.1:5" }),
+            "Kill { connection: Some(10.0.0.1:5), client: None, backend: None, service: None }",
+        ),
+        ("rebalance", json!({}), "Rebalance { service: None, rate: 5, tolerance: 1, dry_run: false }"),
+        ("drain", json!({}), "missing field `backend`"),
+        ("drain", json!({ "backend": "cp01", "rate": 0 }), "a nonzero u32"),
+        ("drain", json!({ "backend": "cp01", "deadline": "5s" }), "unknown field `deadline`"),
+        ("drain", json!({ "backend": "cp01", "deadline_ms": -1 }), "invalid value: integer `-1`"),
+        ("maint", json!({ "backend": 1 }), "invalid type: integer `1`"),
+        ("set", json!({ "backend": "cp01", "max_conns": 4_294_967_296_u64 }), "invalid value"),
+        ("kill", json!({ "client": "somewhere" }), "invalid IP address"),
+        ("rebalance", json!({ "tolerance": 0 }), "a nonzero u32"),
+        ("rebalance", json!([1]), "invalid"),
+    ];
+    for (path, body, wanted) in cases {
+        let why = refusal(&format!("/api/v1/{path}"), body);
+        assert!(why.contains(wanted), "{path}: {why}");
+    }
+    assert_eq!(client.get("/api/v1/tasks/7").unwrap().read::<Task>().unwrap(), task(7));
+    assert_eq!(client.post("/api/v1/tasks/8/stop").unwrap().read::<Task>().unwrap(), task(8));
+    // Without a body, and not as JSON: a page in a browser could send that.
+    let bare = client.post("/api/v1/drain").map(|answer| answer.body);
+    assert!(matches!(&bare, Err(Failure::Refused(why)) if why.contains("application/json")), "{bare:?}");
 }
 
 #[test]

@@ -2,9 +2,11 @@
 
 use crate::api::ConnsFilter;
 use crate::api::types::ConnState;
+use crate::config::model::Weight;
 use crate::config::{DEFAULT_PATH, DEFAULT_SOCKET, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ Examples:
   evenkeel run -c /etc/evenkeel/evenkeel.toml      the daemon, in the foreground
   evenkeel status                                  what it does
   evenkeel conns --backend cp01 --older 10m        which connections are old?
+  evenkeel drain cp01 --deadline 10m --wait        empty a backend before an upgrade
 
 Exit codes: 0 done, 1 refused or wrong input, 2 the daemon cannot be reached.";
 
@@ -125,6 +128,93 @@ Examples:
         #[command(flatten)]
         output: Output,
     },
+    /// Give a backend no new connections; those it has go on until they end, or until the deadline
+    ///
+    /// When this has answered, no SYN that arrives goes there any more. It holds until `evenkeel ready`, through reloads
+    /// and restarts.
+    #[command(after_help = "\
+Examples:
+  evenkeel drain cp01 --wait                             before an upgrade: returns when nobody is connected
+  evenkeel drain cp01 --deadline 10m --rate 20 --wait    those that do not leave in ten minutes are reset, 20/s
+  evenkeel ready cp01                                    takes it back
+Ctrl-C while it waits: the drain goes on.")]
+    Drain {
+        #[command(flatten)]
+        which: BackendArg,
+        #[command(flatten)]
+        args: DrainArgs,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Take a backend out at once; its connections stay, unless --reset
+    ///
+    /// It holds until `evenkeel ready`, through reloads and restarts.
+    #[command(after_help = "\
+Examples:
+  evenkeel maint cp01
+  evenkeel maint cp01 --reset    its connections are reset on both sides, reset_rate a second")]
+    Maint {
+        #[command(flatten)]
+        which: BackendArg,
+        /// Reset its connections as well
+        #[arg(long)]
+        reset: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Take a drain or a maint back
+    ///
+    /// What its health has found stays as it is, and `down = true` in the file wins.
+    #[command(after_help = "Example: evenkeel ready cp01")]
+    Ready {
+        #[command(flatten)]
+        which: BackendArg,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Give a backend another weight or limit, until the next reload
+    #[command(after_help = "\
+Examples:
+  evenkeel set cp01 weight=3
+  evenkeel set cp01 weight=1 max_conns=500    max_conns=0: no limit")]
+    Set {
+        #[command(flatten)]
+        which: BackendArg,
+        /// weight=N (1 to 65535), max_conns=N
+        #[arg(required = true, value_parser = setting, value_name = "KEY=VALUE")]
+        settings: Vec<Setting>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Reset connections on both sides
+    #[command(after_help = "\
+Examples:
+  evenkeel kill 10.0.3.7:50312
+  evenkeel kill --client 10.0.3.7
+  evenkeel kill --backend cp01
+Exit code 1 if there is no such connection.")]
+    Kill {
+        #[command(flatten)]
+        args: KillArgs,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Reset the fewest connections, idle ones first, so that backends get even
+    ///
+    /// After an API server has restarted, its watches sit on the others for hours. Clients that are reset come back at
+    /// once and are given to the least busy backend. Weights count; backends that are out, drained or `backup` take no part.
+    #[command(after_help = "\
+Examples:
+  evenkeel rebalance --dry-run     what would be reset, and how long it would take
+  evenkeel rebalance --rate 20     20 a second
+  evenkeel rebalance --tolerance 50
+Ctrl-C stops it: what was reset stays so, the rest is left alone.")]
+    Rebalance {
+        #[command(flatten)]
+        args: RebalanceArgs,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Have the daemon read its configuration anew
     #[command(after_help = "Exit code 0: applied. 1: refused, the errors are printed, nothing has changed.")]
     Reload,
@@ -145,6 +235,68 @@ pub enum Format {
     Wide,
     /// For programs: raw bytes, seconds and milliseconds
     Json,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BackendArg {
+    /// The backend's name
+    pub backend: String,
+    /// Its service, where several have a backend of this name
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DrainArgs {
+    /// When to reset what is left then, as 60s or 10m [default: never]
+    #[arg(long, value_parser = units::parse_duration, value_name = "TIME")]
+    pub deadline: Option<Duration>,
+    /// Resets a second, from the deadline on [default: 50]
+    #[arg(long, requires = "deadline", value_name = "N")]
+    pub rate: Option<NonZeroU32>,
+    /// Return when no connection is left, and show how many there are until then
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// One of `set`'s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    Weight(u32),
+    MaxConns(u32),
+}
+
+#[derive(Clone, Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct KillArgs {
+    /// The client's address and port
+    #[arg(value_name = "CLIENT:PORT", conflicts_with_all = ["backend", "client"])]
+    pub connection: Option<SocketAddr>,
+    /// All connections of this backend
+    #[arg(long, value_name = "NAME", conflicts_with = "client")]
+    pub backend: Option<String>,
+    /// All connections of this client
+    #[arg(long, value_name = "IP")]
+    pub client: Option<IpAddr>,
+    /// The backend's service, where several have a backend of this name
+    #[arg(long, value_name = "NAME", requires = "backend")]
+    pub service: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RebalanceArgs {
+    /// Only this service [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<String>,
+    /// Resets a second, in each service [default: 5]
+    #[arg(long, value_name = "N")]
+    pub rate: Option<NonZeroU32>,
+    /// By how many connections backends may differ [default: 1]
+    #[arg(long, value_name = "N")]
+    pub tolerance: Option<NonZeroU32>,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -184,4 +336,17 @@ fn state(text: &str) -> Result<ConnState, String> {
     let all = || ConnState::ALL.iter().map(|(state, _)| state.name()).collect::<Vec<_>>().join(", ");
     let found = states.clone().find(|(state, _)| state.name() == text).map(|(_, state)| *state);
     found.ok_or_else(|| format!("there are {}", all()))
+}
+
+fn setting(text: &str) -> Result<Setting, String> {
+    let Some((key, value)) = text.split_once('=') else { return Err("write weight=N or max_conns=N".into()) };
+    let number = value.parse().map_err(|_| format!("{value:?} is no whole number up to {}", u32::MAX));
+    match key {
+        "weight" => match number? {
+            weight if Weight::new(weight).is_some() => Ok(Setting::Weight(weight)),
+            _ => Err(format!("1 to {}; a backend that shall get no connections is drained", Weight::MAX)),
+        },
+        "max_conns" => number.map(Setting::MaxConns),
+        _ => Err(format!("there is no {key:?}: weight, max_conns")),
+    }
 }

@@ -3,10 +3,12 @@
 use super::exit::Failure;
 use crate::api::TOTAL_HEADER;
 use crate::api::types::Refused;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -43,11 +45,17 @@ impl Client {
     }
 
     pub fn get(&self, path: &str) -> Result<Answer, Failure> {
-        self.ask(Method::GET, path)
+        self.ask(Method::GET, path, Bytes::new())
     }
 
     pub fn post(&self, path: &str) -> Result<Answer, Failure> {
-        self.ask(Method::POST, path)
+        self.ask(Method::POST, path, Bytes::new())
+    }
+
+    /// Posts what is asked as JSON.
+    pub fn order(&self, path: &str, asked: &impl Serialize) -> Result<Answer, Failure> {
+        let body = serde_json::to_vec(asked).map_err(|error| Failure::Refused(format!("cannot be asked: {error}")))?;
+        self.ask(Method::POST, path, body.into())
     }
 
     /// Gives every line of an answer to `each` as it comes, until that breaks or the daemon ends, which is a failure.
@@ -59,8 +67,8 @@ impl Client {
         run(async {
             let (sender, connection) = self.begin().await.map_err(|error| self.unreachable(&error.to_string()))?;
             let lines = async {
-                let response =
-                    send(sender, Method::GET, path).await.map_err(|error| self.unreachable(&error.to_string()))?;
+                let sent = send(sender, Method::GET, path, Bytes::new()).await;
+                let response = sent.map_err(|error| self.unreachable(&error.to_string()))?;
                 if !response.status().is_success() {
                     let status = response.status();
                     let answer = read(response).await.map_err(|error| self.unreachable(&error.to_string()))?;
@@ -83,9 +91,9 @@ impl Client {
         })
     }
 
-    fn ask(&self, method: Method, path: &str) -> Result<Answer, Failure> {
+    fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, Failure> {
         run(async {
-            match tokio::time::timeout(WITHIN, self.exchange(method, path)).await {
+            match tokio::time::timeout(WITHIN, self.exchange(method, path, body)).await {
                 Ok(exchanged) => {
                     let (status, answer) = exchanged.map_err(|error| self.unreachable(&error.to_string()))?;
                     judge(status, answer)
@@ -100,10 +108,10 @@ impl Client {
         Ok(hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?)
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> anyhow::Result<(StatusCode, Answer)> {
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<(StatusCode, Answer)> {
         let (sender, connection) = self.begin().await?;
         let exchange = async {
-            let response = send(sender, method, path).await?;
+            let response = send(sender, method, path, body).await?;
             Ok((response.status(), read(response).await?))
         };
         beside(exchange, connection).await
@@ -130,7 +138,7 @@ impl Client {
     }
 }
 
-type Sender = hyper::client::conn::http1::SendRequest<Empty<Bytes>>;
+type Sender = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
 
 fn run<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -148,9 +156,11 @@ async fn beside<T>(exchange: impl Future<Output = T>, connection: impl Future<Ou
     }
 }
 
-async fn send(mut sender: Sender, method: Method, path: &str) -> anyhow::Result<Response<Incoming>> {
-    let request = Request::builder().method(method).uri(path).header("host", "evenkeel").body(Empty::<Bytes>::new())?;
-    Ok(sender.send_request(request).await?)
+async fn send(mut sender: Sender, method: Method, path: &str, body: Bytes) -> anyhow::Result<Response<Incoming>> {
+    let request = Request::builder().method(method).uri(path).header(HOST, "evenkeel");
+    // A body is JSON here, or empty.
+    let request = if body.is_empty() { request } else { request.header(CONTENT_TYPE, "application/json") };
+    Ok(sender.send_request(request.body(Full::new(body))?).await?)
 }
 
 async fn read(response: Response<Incoming>) -> anyhow::Result<Answer> {

@@ -4,6 +4,8 @@ mod args;
 pub(crate) mod client;
 mod config_commands;
 pub(crate) mod exit;
+mod interrupt;
+mod orders;
 mod output;
 mod show;
 mod table;
@@ -44,6 +46,12 @@ pub fn main() -> ExitCode {
         Command::Status { output } => status(&client, output.format),
         Command::Backends { output } => backends(&client, output.format),
         Command::Conns { filter, output } => conns(&client, &filter, output.format),
+        Command::Drain { which, args, output } => orders::drain(&client, which, args, output.format),
+        Command::Maint { which, reset, output } => orders::maint(&client, which, reset, output.format),
+        Command::Ready { which, output } => orders::ready(&client, which, output.format),
+        Command::Set { which, settings, output } => orders::set(&client, which, &settings, output.format),
+        Command::Kill { args, output } => orders::kill(&client, args, output.format),
+        Command::Rebalance { args, output } => orders::rebalance(&client, args, output.format),
         Command::Events { follow, limit, output } => {
             events(&client, EventsFilter { after: 0, limit, follow }, output.format)
         }

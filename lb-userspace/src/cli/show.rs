@@ -4,6 +4,7 @@ use super::args::Format;
 use super::meaning;
 use super::table::{Column, Style, Table, coloured};
 use super::units;
+use crate::api::admin::Rebalanced;
 use crate::api::types::{Backend, BackendState, Conn, Counters, Event, ServiceStatus, Status, VrrpState, VrrpStatus};
 use Column::{Left, Right};
 use comfy_table::{Cell, Color};
@@ -216,6 +217,34 @@ fn event_line(format: Format, number: &str, time: &str, level: &str, kind: &str,
         Format::Wide => format!("{number:>6}  {time:<30}  {level:<5}  {kind:<9}  {subject:<24}  {text}\n"),
         _ => format!("{time:<19}  {level:<5}  {kind:<9}  {subject:<24}  {text}\n"),
     }
+}
+
+/// `rebalance`
+pub fn rebalanced(found: &Rebalanced, format: Format, style: Style) -> String {
+    let columns = [Left("SERVICE"), Left("BACKEND"), Right("WEIGHT"), Right("ACTIVE"), Right("RESETS"), Right("AFTER")];
+    let mut table = Table::new(&columns, style);
+    let mut notes = String::new();
+    for service in &found.services {
+        for backend in &service.backends {
+            table.row(vec![
+                Cell::new(&service.service),
+                Cell::new(&backend.backend),
+                Cell::new(backend.weight),
+                Cell::new(backend.active),
+                Cell::new(backend.resets),
+                Cell::new(backend.after),
+            ]);
+        }
+        // Writing to a String cannot fail.
+        let _ = match &service.skipped {
+            Some(why) => writeln!(notes, "{}: left alone: {why}", service.service),
+            None if format == Format::Wide || service.spread != service.spread_after => {
+                writeln!(notes, "{}: spread {}, then {}", service.service, service.spread, service.spread_after)
+            }
+            None => Ok(()),
+        };
+    }
+    table.lines() + &notes
 }
 
 /// `counters --list`

@@ -1,4 +1,4 @@
-use super::args::{Cli, Command, Format};
+use super::args::{Cli, Command, Format, Setting};
 use super::units;
 use crate::api::types::{
     Backend, BackendReason, BackendState, ConnState, ConnectTime, Counters, Event, EventKind, EventLevel,
@@ -6,6 +6,7 @@ use crate::api::types::{
 use crate::cli::show;
 use clap::{CommandFactory, Parser};
 use lb_common::verdict::Reason;
+use std::time::Duration;
 
 #[test]
 fn the_arguments_are_consistent() {
@@ -40,6 +41,28 @@ fn wrong_usage_is_told_from_help() {
         let error = Cli::try_parse_from(arguments.split(' ')).expect_err("it is not a command to carry out");
         assert_eq!(error.use_stderr(), is_error, "{arguments}");
     }
+}
+
+#[test]
+fn orders_are_read_as_the_contract_writes_them() {
+    let command = |line: &str| Cli::try_parse_from(line.split(' ')).expect(line).command;
+    let Command::Drain { which, args, .. } = command("evenkeel drain cp01 --service s --deadline 60s --rate 5 --wait")
+    else {
+        panic!("not drain")
+    };
+    assert_eq!((which.backend.as_str(), which.service.as_deref()), ("cp01", Some("s")));
+    let rate = args.rate.map(std::num::NonZeroU32::get);
+    assert_eq!((args.deadline, rate, args.wait), (Some(Duration::from_secs(60)), Some(5), true));
+    let Command::Set { settings, .. } = command("evenkeel set cp01 weight=3 max_conns=0") else { panic!("not set") };
+    assert_eq!(settings, [Setting::Weight(3), Setting::MaxConns(0)]);
+    let Command::Kill { args, .. } = command("evenkeel kill 10.0.0.1:50000") else { panic!("not kill") };
+    assert_eq!(args.connection, Some("10.0.0.1:50000".parse().unwrap()));
+    let Command::Kill { args, .. } = command("evenkeel kill [2001:db8::1]:50000") else { panic!("not kill") };
+    assert_eq!(args.connection, Some("[2001:db8::1]:50000".parse().unwrap()));
+    assert!(matches!(command("evenkeel maint cp01 --reset"), Command::Maint { reset: true, .. }));
+    assert!(matches!(command("evenkeel ready cp01 -o json"), Command::Ready { .. }));
+    let Command::Rebalance { args, .. } = command("evenkeel rebalance --tolerance 10") else { panic!("not rebalance") };
+    assert_eq!((args.rate, args.tolerance.map(std::num::NonZeroU32::get), args.dry_run), (None, Some(10), false));
 }
 
 #[test]

@@ -58,7 +58,8 @@ impl Fake {
 
     fn admit(&mut self, backend: u16, from: u32, to: u32, retry_at: u64) {
         let record = self.records.get_mut(&backend).expect("a backend");
-        if record.admission == from {
+        // To take it out counts whatever the kernel program has made of it meanwhile.
+        if record.admission == from || to == NONE {
             (record.admission, record.retry_at) = (to, retry_at);
         }
     }
@@ -81,7 +82,7 @@ impl Fake {
             }
             Write::NewBackend { number, row } => {
                 assert!(!self.rows.contains_key(number), "backend {number} is in use");
-                self.records.insert(*number, Backend::default());
+                self.records.insert(*number, Backend { admission: UP, ..Backend::default() });
                 self.backend(*number, row);
             }
             Write::SetBackend { number, row } => {
@@ -129,8 +130,6 @@ impl Fake {
         let record = self.records.get_mut(&number).expect("a record");
         if row.closed {
             (record.admission, record.retry_at) = (NONE, NEVER);
-        } else if record.admission == NONE {
-            record.admission = UP;
         }
         self.rows.insert(number, row.clone());
     }

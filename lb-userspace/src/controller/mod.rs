@@ -26,19 +26,25 @@ use lb_common::{
 };
 use log::Level;
 
+pub mod admission;
 pub mod desired;
+mod drains;
 pub mod half_open;
 pub mod health;
 pub mod installed;
+pub mod operate;
+pub mod orders;
 mod place;
 pub mod plan;
 pub mod reach;
 pub mod rebalance;
+mod rebalancing;
 pub mod reconcile;
 pub mod record;
 pub mod resets;
 pub mod retire;
 pub mod sweep;
+mod tasks;
 pub mod view;
 
 #[cfg(test)]
@@ -49,9 +55,10 @@ mod tests;
 use desired::Desired;
 use health::{Change, Health};
 use installed::{Installed, listener_address};
+use orders::Orders;
 use plan::{Plan, Write};
 use record::{Names, Recorder};
-use resets::{Job, JobId, Which};
+use resets::Which;
 use view::{FlowAt, View};
 
 use crate::{
@@ -155,6 +162,10 @@ pub struct Controller {
     half_open: half_open::HalfOpen,
     sweep: sweep::Sweep,
     resets: resets::Resets,
+    /// What operators have said.
+    orders: Orders,
+    drains: drains::Drains,
+    tasks: tasks::Tasks,
     retire: retire::Retire,
     reconcile: reconcile::Reconcile,
     recorder: Recorder,
@@ -169,9 +180,9 @@ const RESET_RATE: u32 = 5000;
 const SECOND: u64 = 1_000_000_000;
 
 impl Controller {
-    /// A controller for tables that hold `installed`.
-    pub fn new(installed: Installed) -> Controller {
-        Controller { installed, ..Controller::default() }
+    /// A controller for tables that hold `installed`, and what operators have said to the one before it.
+    pub fn new(installed: Installed, orders: Orders) -> Controller {
+        Controller { installed, orders, ..Controller::default() }
     }
 
     /// The writes that lead from what is installed to `desired`; every error, when there is no way.
@@ -261,6 +272,9 @@ impl Controller {
                 actions.push(remember(number, health));
             }
             actions.extend(self.health_changed(number, change, now));
+            if change == Change::Nothing {
+                actions.extend(self.admit_anew(number, view, now));
+            }
         }
         actions
     }
@@ -343,7 +357,7 @@ impl Controller {
 
     /// When [`turn`](Self::turn) is due.
     pub fn deadline(&self) -> u64 {
-        self.due.0.min(self.due.1).min(self.due.2).min(self.resets.deadline())
+        self.due.0.min(self.due.1).min(self.due.2).min(self.resets.deadline()).min(self.operators_deadline())
     }
 
     /// Whatever is due at `now`. `lost` is how many events were lost so far.
@@ -359,6 +373,9 @@ impl Controller {
         if now >= self.due.1 {
             actions.extend(self.sweep_turn(view, now).into_iter().map(Action::Step));
             self.due.1 = self.sweep.deadline(now);
+        }
+        if now >= self.operators_deadline() {
+            actions.extend(self.operators_turn(view, now));
         }
         if now >= self.resets.deadline() {
             actions.extend(self.resets_turn(view, now));
@@ -391,7 +408,10 @@ impl Controller {
     fn resets_turn(&mut self, view: &impl View, now: u64) -> Vec<Action> {
         let turn = self.resets.turn(&self.installed, view, now);
         let steps = turn.steps.into_iter().map(Action::Step);
-        let notes = turn.over.into_iter().filter(|over| over.closed > 0).map(|over| {
+        turn.over.iter().for_each(|over| self.tasks.job_over(over.id, over.closed));
+        // A rebalancing has a job for every second.
+        let is_told = |over: &resets::Over| over.closed > 0 && over.job.reason != Reason::Rebalanced;
+        let notes = turn.over.into_iter().filter(is_told).map(|over| {
             let (closed, why) = (over.closed, over.job.reason.name());
             let of_nobody = |whose| {
                 Notice::daemon(Level::Info, Kind::Admin, format!("{closed} connection(s) {whose} were reset: {why}"))
@@ -406,21 +426,6 @@ impl Controller {
             }
         });
         steps.chain(notes).collect()
-    }
-
-    /// Has flows closed and reset on both sides, at a pace.
-    pub fn reset(&mut self, job: Job) -> JobId {
-        self.resets.push(job)
-    }
-
-    /// Calls a job off; what it has not closed stays.
-    pub fn cancel_reset(&mut self, id: JobId) -> bool {
-        self.resets.cancel(id)
-    }
-
-    /// How many flows a job has closed so far; nothing when it is over.
-    pub fn closed_by(&self, id: JobId) -> Option<u64> {
-        self.resets.closed(id)
     }
 
     /// What events may not have told: recoveries, always; failures, when events were lost.

@@ -50,7 +50,7 @@ pub enum Write {
         /// The controller's part.
         row: BackendRow,
     },
-    /// Writes the controller's part in place. Admission: `NONE` if closed; from `NONE` to `UP` if not; else health's.
+    /// Writes the controller's part in place. Admission: `NONE` if closed; else it stays, and the core brings it up to date.
     SetBackend {
         /// Its place in BACKENDS.
         number: u16,
@@ -355,7 +355,7 @@ impl Planner {
 
 /// What the hash table is filled from. Backends that are down get no places, unless all are. Weights are brought to a
 /// size at which each still gets many turns: the table has 16,381 places.
-fn maglev_entries(backends: &[DesiredBackend]) -> Vec<(u64, u32)> {
+pub fn maglev_entries(backends: &[DesiredBackend]) -> Vec<(u64, u32)> {
     const MOST: u64 = schedule::MAGLEV_PLACES as u64 / 10;
     let all_down = backends.iter().all(|backend| backend.down);
     let sum: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();

@@ -108,11 +108,12 @@ impl Recorder {
 /// For an event of a listener that is gone from our books.
 const UNKNOWN: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 0));
 
-/// Whether the connection that ended had been answered by its backend: there are ends before that.
+/// Whether the connection that ended had been answered by its backend: there are ends before that. Half-open ones that the
+/// controller closes have no connect time.
 fn is_connected(event: &Event) -> bool {
     let reason = Reason::from_number(event.reason);
     let before = [Reason::ClientAborted, Reason::HalfOpenEvicted, Reason::ConnectTimeout];
-    event.kind == ENDED && !reason.is_some_and(|reason| before.contains(&reason))
+    event.kind == ENDED && event.connect_us > 0 && !reason.is_some_and(|reason| before.contains(&reason))
 }
 
 /// nginx's words: 200 served, 403 denied, 502 no backend could be connected, 503 over a limit of ours.

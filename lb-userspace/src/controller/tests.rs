@@ -9,22 +9,22 @@ use lb_common::{
 };
 use plan::tests::service;
 
-const START: u64 = 1_000 * SECOND;
+pub(super) const START: u64 = 1_000 * SECOND;
 
-struct World {
-    controller: Controller,
-    tables: Fake,
-    notes: Vec<String>,
+pub(super) struct World {
+    pub controller: Controller,
+    pub tables: Fake,
+    pub notes: Vec<String>,
 }
 
 impl World {
-    fn new(hosts: &[u8]) -> World {
+    pub fn new(hosts: &[u8]) -> World {
         let mut world = World { controller: Controller::default(), tables: Fake::default(), notes: Vec::new() };
         world.configure(vec![service("api", "10.0.1.100:6443", hosts)], START);
         world
     }
 
-    fn configure(&mut self, services: Vec<desired::DesiredService>, now: u64) {
+    pub fn configure(&mut self, services: Vec<desired::DesiredService>, now: u64) {
         let desired = Desired { services };
         let plan = self.controller.plan(&desired).expect("a plan");
         plan.writes.iter().for_each(|write| self.tables.write(write));
@@ -33,13 +33,13 @@ impl World {
     }
 
     /// The process is killed and another one starts with the same file.
-    fn restart(&mut self, now: u64) {
+    pub fn restart(&mut self, now: u64) {
         let desired = self.controller.desired().clone();
-        self.controller = Controller::new(self.tables.installed());
+        self.controller = Controller::new(self.tables.installed(), self.controller.orders().clone());
         self.configure(desired.services, now);
     }
 
-    fn act(&mut self, actions: &[Action]) {
+    pub fn act(&mut self, actions: &[Action]) {
         self.tables.act(actions);
         for action in actions {
             if let Action::Note(notice) = action {
@@ -48,7 +48,7 @@ impl World {
         }
     }
 
-    fn event(&mut self, kind: u8, reason: Reason, backend: u16, at: u64) -> Vec<Action> {
+    pub fn event(&mut self, kind: u8, reason: Reason, backend: u16, at: u64) -> Vec<Action> {
         if kind == TRY_FAILED {
             self.tables.records.get_mut(&backend).expect("a backend").connect_failures += 1;
         }
@@ -81,7 +81,7 @@ impl World {
     }
 
     /// Turns whenever one is due.
-    fn run(&mut self, from: u64, to: u64, lost: u64) -> u32 {
+    pub fn run(&mut self, from: u64, to: u64, lost: u64) -> u32 {
         let (mut now, mut turns) = (from, 0);
         while now < to {
             let actions = self.controller.turn(&self.tables, lost, now);
@@ -167,7 +167,7 @@ fn a_restart_changes_no_number_and_writes_nothing() {
     let mut world = World::new(&[10, 11, 12]);
     let before = world.tables.installed();
     let desired = world.controller.desired().clone();
-    let anew = Controller::new(world.tables.installed());
+    let anew = Controller::new(world.tables.installed(), Orders::default());
     assert_eq!(anew.plan(&desired).expect("a plan").writes, []);
     world.restart(START + SECOND);
     assert_eq!(world.tables.installed(), before);

@@ -50,3 +50,9 @@ pub trait View {
     /// A whole slot; nothing while it changes hands.
     fn slot(&self, place: Place) -> Option<(Ctl, Slot)>;
 }
+
+/// How many connections are open to a backend.
+pub fn active(view: &impl View, backend: u16) -> u32 {
+    // Read between two changes it may be one below zero for an instant.
+    view.backend(backend).active.cast_signed().max(0).cast_unsigned()
+}

@@ -30,6 +30,9 @@ impl Daemon {
             }
             // Who asked may be gone, here and below.
             Request::Counters(reply) => _ = reply.send(self.counters()),
+            Request::InForce(reply) => _ = reply.send(self.in_force()),
+            Request::Task(id, reply) => _ = reply.send(self.task(id)),
+            Request::Order(order, peer) => self.carry_out(order, &peer),
             Request::Reload(reply) => {
                 _ = reply.send(self.reload().await.map_err(|errors| Refused { errors }));
             }
@@ -103,15 +106,16 @@ impl Daemon {
         let mut known = self.controller.backends().iter();
         let (number, _) = known
             .find(|(_, facts)| facts.service == service.name && SocketAddr::V4(facts.address) == backend.address)?;
-        let (state, reason, changed) = report::standing(&self.controller, *number, clock::monotonic_ns());
+        let standing = self.controller.standing(*number, 0, clock::monotonic_ns());
+        let changed = self.controller.changed_at(*number);
         Some(BackendView {
             number: *number,
             name: backend.name.clone(),
             address: backend.address,
-            weight: backend.weight.get(),
+            weight: self.controller.installed().backends.get(number)?.weight,
             backup: backend.backup,
-            state,
-            reason,
+            state: standing.state,
+            reason: standing.reason,
             changed_ns: changed.unwrap_or(self.loaded.1),
         })
     }

@@ -54,8 +54,6 @@ pub fn write(tables: &Tables, hops: &Hops, write: &Write, waiting: &mut Vec<(u16
             tables.configure_backend(*number, &backend_setup(row));
             if row.closed {
                 tables.admit(*number, NONE, NEVER);
-            } else {
-                tables.swap_admission(*number, NONE, UP, NEVER);
             }
         }
         Write::SetService { number, row } => tables.configure_service(*number, &service_setup(row))?,

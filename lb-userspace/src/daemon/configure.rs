@@ -95,6 +95,7 @@ impl Daemon {
         let tables = self.dataplane.tables().clone();
         let actions = self.controller.commit(desired, plan, &*tables, clock::monotonic_ns());
         self.act(actions);
+        self.keep_orders();
         self.hops.want(self.controller.installed());
     }
 }

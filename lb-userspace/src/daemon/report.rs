@@ -9,7 +9,6 @@ use jiff::{SignedDuration, Timestamp};
 use lb_common::{
     layout::{ConnectTimes, connect_time_bound},
     slot::State,
-    verdict::Reason,
 };
 
 use crate::{
@@ -21,7 +20,7 @@ use crate::{
             DatapathMode, DatapathStatus, ServiceStatus, Status,
         },
     },
-    controller::{Controller, health, installed, installed::Installed, out_reason},
+    controller::{installed, installed::Installed},
     dataplane::{Attached, Flow, Mode, Tables},
 };
 
@@ -59,29 +58,6 @@ pub struct BackendView {
     pub state: BackendState,
     pub reason: Option<BackendReason>,
     pub changed_ns: u64,
-}
-
-/// How a backend stands, why, and since when (CLOCK_MONOTONIC in nanoseconds, if that is known).
-pub fn standing(
-    controller: &Controller,
-    backend: u16,
-    now_ns: u64,
-) -> (BackendState, Option<BackendReason>, Option<u64>) {
-    let Some(health) = controller.health(backend) else {
-        return (BackendState::Down, Some(BackendReason::Config), None);
-    };
-    let since = Some(health.changed_at());
-    let reason = match out_reason(health) {
-        Some(Reason::Refused) => Some(BackendReason::Refused),
-        Some(Reason::ConnectTimeout) => Some(BackendReason::Timeout),
-        _ => None,
-    };
-    match health.state() {
-        _ if !controller.is_reachable(backend) => (BackendState::Down, Some(BackendReason::Silent), since),
-        health::State::Up => (BackendState::Up, None, since),
-        health::State::Out { retry_at, .. } if now_ns < retry_at => (BackendState::Down, reason, since),
-        health::State::Out { .. } => (BackendState::Probing, reason, since),
-    }
 }
 
 /// `datapath` of a service: the interfaces it uses, as they are attached.

@@ -106,6 +106,16 @@ fn every_reason_to_turn_a_client_away_has_nginx_status() {
 }
 
 #[test]
+fn a_half_open_connection_that_an_operator_kills_was_not_served() {
+    let killed = Event { connect_us: 0, ..event(ENDED, Reason::Killed, 1) };
+    let record = Recorder::default().event(&killed, &names(), now()).expect("a record");
+    assert_eq!((record.status, record.reason), (Status::NoBackend, Some(Reason::Killed)));
+    assert_eq!(record.tries, [Try { address: SocketAddr::from(([10, 0, 1, 11], 6443)), connected_in: None }]);
+    let connected = Recorder::default().event(&event(ENDED, Reason::Killed, 1), &names(), now()).expect("a record");
+    assert_eq!(connected.status, Status::Served);
+}
+
+#[test]
 fn a_client_that_gives_up_before_the_backend_answers_was_not_served() {
     let gone = event(ENDED, Reason::ClientAborted, 0);
     let record = Recorder::default().event(&gone, &names(), now()).expect("a record");

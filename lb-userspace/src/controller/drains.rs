@@ -1,0 +1,105 @@
+//! Drains under way: at the deadline what is left is reset at the drain's rate, until nothing is left.
+//!
+//! A job of resets ends when it finds nothing more; a connection that was half-open meanwhile and is made after that is
+//! met by the next look, a second later.
+
+use std::collections::BTreeMap;
+
+use lb_common::verdict::Reason;
+
+use super::{
+    orders::Order,
+    resets::{Job, JobId, Only, Resets, Which},
+    view::{View, active},
+};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// What happened to a backend that is drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happened {
+    /// Its deadline has come with so many connections left.
+    Deadline(u32),
+    /// Its last connection has ended.
+    Empty,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Draining {
+    job: Option<JobId>,
+    told_deadline: bool,
+    told_empty: bool,
+}
+
+/// The machine.
+#[derive(Debug, Default)]
+pub struct Drains {
+    by_backend: BTreeMap<u16, Draining>,
+    /// When to look again.
+    due: u64,
+}
+
+impl Drains {
+    /// When the next look is due; `u64::MAX` if nobody is drained.
+    pub fn deadline(&self) -> u64 {
+        self.due
+    }
+
+    /// Something else was said about a backend: its resets end.
+    pub fn forget(&mut self, backend: u16, resets: &mut Resets) {
+        if let Some(job) = self.by_backend.remove(&backend).and_then(|draining| draining.job) {
+            resets.cancel(job);
+        }
+        self.due = 0;
+    }
+
+    /// A look at all backends that are drained.
+    pub fn turn(
+        &mut self,
+        orders: &[(u16, Order)],
+        resets: &mut Resets,
+        view: &impl View,
+        now: u64,
+    ) -> Vec<(u16, Happened)> {
+        self.by_backend.retain(|backend, _| orders.iter().any(|(number, _)| number == backend));
+        self.due = u64::MAX;
+        let mut happened = Vec::new();
+        for (backend, order) in orders {
+            let Order::Drain { deadline, rate } = *order else { continue };
+            let draining = self.by_backend.entry(*backend).or_default();
+            let active = active(view, *backend);
+            if active == 0 && !draining.told_empty {
+                draining.told_empty = true;
+                happened.push((*backend, Happened::Empty));
+            }
+            let late = deadline.filter(|deadline| *deadline <= now);
+            if late.is_some() && active > 0 {
+                if !draining.told_deadline {
+                    draining.told_deadline = true;
+                    happened.push((*backend, Happened::Deadline(active)));
+                }
+                if draining.job.is_none_or(|job| resets.closed(job).is_none()) {
+                    draining.job = Some(resets.push(job(*backend, rate, now)));
+                }
+            }
+            let upcoming = deadline.filter(|deadline| *deadline > now).unwrap_or(u64::MAX);
+            self.due = self.due.min(upcoming).min(now + SECOND);
+        }
+        happened
+    }
+}
+
+fn job(backend: u16, rate: u32, now: u64) -> Job {
+    Job {
+        which: Which::Backend(backend),
+        // Half-open ones are made or go on to another backend within connect_timeout.
+        only: Only::Connected,
+        reason: Reason::Drained,
+        rate,
+        not_before: now,
+        begun_by: u64::MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests;

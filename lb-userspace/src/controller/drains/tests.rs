@@ -1,0 +1,105 @@
+use super::*;
+use crate::controller::{Action, fake::Fake, installed::BackendRow, plan::Write};
+use lb_common::{
+    layout::{ACTIVE, Pool},
+    slot::State,
+};
+
+const START: u64 = 1_000 * SECOND;
+
+/// Two backends with a pool each.
+fn tables() -> Fake {
+    let mut tables = Fake::default();
+    for number in 0..2 {
+        let pool = Pool { first_port: 10_240, ports: 2048, state: ACTIVE, ..Pool::default() };
+        tables.write(&Write::NewPool { number, pool, withheld: Vec::new() });
+        tables.write(&Write::NewBackend { number, row: BackendRow { pools: vec![number], ..BackendRow::default() } });
+    }
+    tables
+}
+
+/// Turns whenever one is due; what happened when, and when connections were closed.
+fn run(
+    (drains, resets): (&mut Drains, &mut Resets),
+    orders: &[(u16, Order)],
+    tables: &mut Fake,
+    (from, to): (u64, u64),
+) -> (Vec<(u64, Happened)>, Vec<u64>) {
+    let (mut happened, mut closed) = (Vec::new(), Vec::new());
+    let mut now = from;
+    while now < to {
+        if now >= drains.deadline() {
+            let seen = drains.turn(orders, resets, tables, now);
+            happened.extend(seen.into_iter().map(|(_, what)| (now - START, what)));
+        }
+        let turn = resets.turn(&tables.installed(), tables, now);
+        closed.extend(turn.steps.iter().map(|_| now));
+        tables.act(&turn.steps.into_iter().map(Action::Step).collect::<Vec<_>>());
+        now = drains.deadline().min(resets.deadline()).max(now + 1);
+    }
+    (happened, closed)
+}
+
+#[test]
+fn at_the_deadline_the_rest_is_reset_at_the_rate_and_not_before() {
+    let (mut drains, mut resets, mut tables) = (Drains::default(), Resets::default(), tables());
+    for slot in 0..500 {
+        tables.open(slot % 2, slot, State::Established, 0, START);
+    }
+    let order = Order::Drain { deadline: Some(START + 5 * SECOND), rate: 50 };
+    let span = (START, START + 20 * SECOND);
+    let (happened, closed) = run((&mut drains, &mut resets), &[(0, order)], &mut tables, span);
+    assert_eq!(closed.len(), 250);
+    assert!(closed[0] >= START + 5 * SECOND && closed[0] < START + 5 * SECOND + SECOND / 10);
+    for (index, at) in closed.iter().enumerate() {
+        let ideal = START + 5 * SECOND + index as u64 * SECOND / 50;
+        assert!(*at >= ideal && at - ideal < SECOND / 20, "the {index}th came at {} ms", (at - START) / 1_000_000);
+    }
+    assert_eq!([0, 1].map(|backend| tables.records[&backend].active), [0, 250]);
+    let [(at, Happened::Deadline(250)), (empty, Happened::Empty)] = happened[..] else { panic!("{happened:?}") };
+    assert!(at == 5 * SECOND && (9 * SECOND..12 * SECOND).contains(&empty), "{happened:?}");
+}
+
+#[test]
+fn one_that_is_made_after_the_deadline_is_met_too_and_one_that_is_not_made_is_left_to_its_timeout() {
+    let (mut drains, mut resets, mut tables) = (Drains::default(), Resets::default(), tables());
+    tables.rings.insert(0, vec![0; 8]);
+    tables.open(0, 1, State::Established, 0, START);
+    let half_open = tables.open(0, 2, State::HalfOpen, 0, START);
+    let orders = [(0, Order::Drain { deadline: Some(START), rate: 50 })];
+    run((&mut drains, &mut resets), &orders, &mut tables, (START, START + 5 * SECOND));
+    assert_eq!(tables.state(half_open), State::HalfOpen);
+    let (ctl, _) = tables.slots.get_mut(&half_open.place).expect("a slot");
+    *ctl = ctl.with_state(State::Established);
+    let span = (START + 5 * SECOND, START + 7 * SECOND);
+    let (happened, closed) = run((&mut drains, &mut resets), &orders, &mut tables, span);
+    assert_eq!((closed.len(), &happened[..]), (1, &[(6 * SECOND, Happened::Empty)][..]));
+}
+
+#[test]
+fn without_a_deadline_nothing_is_ever_reset() {
+    let (mut drains, mut resets, mut tables) = (Drains::default(), Resets::default(), tables());
+    let held = tables.open(0, 1, State::Established, 0, START);
+    let orders = [(0, Order::Drain { deadline: None, rate: 50 }), (1, Order::Maint)];
+    let span = (START, START + 3600 * SECOND);
+    let (happened, closed) = run((&mut drains, &mut resets), &orders, &mut tables, span);
+    assert!(happened.is_empty() && closed.is_empty());
+    tables.end(held);
+    let span = (START + 3600 * SECOND, START + 3610 * SECOND);
+    let (happened, _) = run((&mut drains, &mut resets), &orders, &mut tables, span);
+    assert_eq!(happened.iter().map(|(_, what)| *what).collect::<Vec<_>>(), [Happened::Empty], "told once");
+}
+
+#[test]
+fn a_drain_that_is_taken_back_stops_its_resets() {
+    let (mut drains, mut resets, mut tables) = (Drains::default(), Resets::default(), tables());
+    for slot in 0..100 {
+        tables.open(0, slot, State::Established, 0, START);
+    }
+    let orders = [(0, Order::Drain { deadline: Some(START), rate: 10 })];
+    let (_, closed) = run((&mut drains, &mut resets), &orders, &mut tables, (START, START + 2 * SECOND));
+    drains.forget(0, &mut resets);
+    let (_, more) = run((&mut drains, &mut resets), &[], &mut tables, (START + 2 * SECOND, START + 9 * SECOND));
+    assert_eq!((closed.len(), more.len()), (20, 0));
+    assert_eq!(drains.deadline(), u64::MAX, "and nobody wakes for it");
+}

@@ -1,0 +1,82 @@
+//! What operators have said about backends: drained, or in maintenance. It holds until they take it back, through reloads
+//! and restarts, by the names of service and backend; a backend that leaves the configuration takes it along.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::admission::Admin;
+
+/// A backend by the names in the file: its service's and its own.
+pub type Name = (Arc<str>, Arc<str>);
+
+/// What can be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// No new connections; those it has go on, until the deadline.
+    Drain {
+        /// When the rest is reset, CLOCK_MONOTONIC in nanoseconds; nothing: never.
+        deadline: Option<u64>,
+        /// Resets a second, from then on.
+        rate: u32,
+    },
+    /// Out at once.
+    Maint,
+}
+
+impl Order {
+    /// For the admission.
+    pub fn admin(self) -> Admin {
+        match self {
+            Order::Drain { .. } => Admin::Drain,
+            Order::Maint => Admin::Maint,
+        }
+    }
+}
+
+/// What was said, when and by whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// What.
+    pub order: Order,
+    /// CLOCK_MONOTONIC in nanoseconds.
+    pub since: u64,
+    /// As the log names them.
+    pub by: Arc<str>,
+}
+
+/// All that is in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Orders {
+    by_name: BTreeMap<Name, Said>,
+}
+
+impl Orders {
+    /// About one backend.
+    pub fn get(&self, name: &Name) -> Option<&Said> {
+        self.by_name.get(name)
+    }
+
+    /// For the admission of one backend.
+    pub fn admin(&self, name: &Name) -> Admin {
+        self.get(name).map_or(Admin::None, |said| said.order.admin())
+    }
+
+    /// Says it, in place of what was said before: that is returned.
+    pub fn say(&mut self, name: Name, said: Said) -> Option<Said> {
+        self.by_name.insert(name, said)
+    }
+
+    /// Takes it back; what it was.
+    pub fn take_back(&mut self, name: &Name) -> Option<Said> {
+        self.by_name.remove(name)
+    }
+
+    /// All of them, in the order of the names.
+    pub fn iter(&self) -> impl Iterator<Item = (&Name, &Said)> {
+        self.by_name.iter()
+    }
+
+    /// Forgets those of backends that are gone.
+    pub fn retain(&mut self, is_there: impl Fn(&Name) -> bool) {
+        self.by_name.retain(|name, _| is_there(name));
+    }
+}

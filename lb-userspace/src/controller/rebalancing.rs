@@ -1,0 +1,128 @@
+//! A rebalancing under way: the resets that [`rebalance`](super::rebalance) has found, a second's worth at a time. The idlest
+//! of that moment are taken, and of a backend that has come down to its share meanwhile none: its clients may leave
+//! by themselves.
+
+use std::collections::VecDeque;
+
+use lb_common::{layout::ticks, slot::State};
+
+use super::{
+    installed::Installed,
+    rebalance::Share,
+    resets::JobId,
+    view::{FlowAt, View},
+};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// A backend that has too many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Donor {
+    backend: u16,
+    /// How many are still to be taken, at most.
+    left: u32,
+    /// How many it keeps.
+    keeps: u32,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Rebalancing {
+    service: u16,
+    donors: Vec<Donor>,
+    rate: u32,
+    /// When the next batch may begin.
+    next: u64,
+    /// The batch under way.
+    pub job: Option<JobId>,
+}
+
+impl Rebalancing {
+    /// From what was found; `rate` resets a second.
+    pub fn new(service: u16, shares: &[Share], rate: u32, now: u64) -> Rebalancing {
+        let donor = |share: &Share| Donor { backend: share.load.backend, left: share.resets, keeps: share.after };
+        let donors = shares.iter().filter(|share| share.resets > 0).map(donor).collect();
+        Rebalancing { service, donors, rate: rate.max(1), next: now, job: None }
+    }
+
+    /// Of which service.
+    pub fn service(&self) -> u16 {
+        self.service
+    }
+
+    /// Resets a second.
+    pub fn rate(&self) -> u32 {
+        self.rate
+    }
+
+    /// When there is something to do; nothing while a batch is under way.
+    pub fn deadline(&self) -> Option<u64> {
+        self.job.is_none().then_some(self.next)
+    }
+
+    /// The next second's flows, in order. Empty: it is over.
+    pub fn batch(&mut self, installed: &Installed, view: &impl View, now: u64) -> VecDeque<FlowAt> {
+        let mut excess: Vec<u32> = Vec::new();
+        for donor in &self.donors {
+            excess.push(view.backend(donor.backend).active.saturating_sub(donor.keeps).min(donor.left));
+        }
+        let taken = take_from_largest(&excess, self.rate);
+        let mut batches = Vec::new();
+        for ((donor, count), excess) in self.donors.iter_mut().zip(taken).zip(excess) {
+            let flows = idlest(donor.backend, count, installed, view, now);
+            // What it does not have any more, or cannot give, is not asked for again.
+            donor.left = excess - count;
+            batches.push(flows.into_iter());
+        }
+        let batch = in_turns(batches);
+        self.next = now + batch.len() as u64 * SECOND / u64::from(self.rate);
+        batch
+    }
+}
+
+/// Takes `count` in all, each from where most are left. How many from each.
+fn take_from_largest(left: &[u32], count: u32) -> Vec<u32> {
+    let mut taken = vec![0; left.len()];
+    for _ in 0..count {
+        let most = (0..left.len()).max_by_key(|place| left[*place] - taken[*place]);
+        match most.filter(|place| left[*place] > taken[*place]) {
+            Some(place) => taken[place] += 1,
+            None => break,
+        }
+    }
+    taken
+}
+
+/// The `count` established flows of a backend that have been without a packet for longest, the idlest first.
+fn idlest(backend: u16, count: u32, installed: &Installed, view: &impl View, now: u64) -> Vec<FlowAt> {
+    let pools = installed.backends.get(&backend).map(|row| row.pools.as_slice()).unwrap_or_default();
+    let mut flows = Vec::new();
+    for pool in pools {
+        view.heads(*pool, 0, view.slots(*pool), &mut |head| {
+            let ctl = head.flow.ctl;
+            let state = if ctl.state() == State::Suspect { ctl.previous() } else { ctl.state() };
+            if head.backend == backend && state == State::Established {
+                // A packet that came after `now` was read is no idle time.
+                let idle = (ticks(now).wrapping_sub(head.last_seen) as i32).max(0);
+                flows.push((idle, head.flow));
+            }
+        });
+    }
+    flows.sort_by_key(|(idle, flow)| (std::cmp::Reverse(*idle), flow.place));
+    flows.into_iter().take(count as usize).map(|(_, flow)| flow).collect()
+}
+
+/// One of each, as long as there are any.
+fn in_turns(mut batches: Vec<impl Iterator<Item = FlowAt>>) -> VecDeque<FlowAt> {
+    let mut mixed = VecDeque::new();
+    loop {
+        let before = mixed.len();
+        mixed.extend(batches.iter_mut().filter_map(Iterator::next));
+        if mixed.len() == before {
+            return mixed;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

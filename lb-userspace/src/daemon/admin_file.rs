@@ -1,0 +1,169 @@
+//! Where operators' orders outlive the daemon: `admin.json` in `state_dir`, written whole and moved into place before an
+//! order is carried out. Times are the wall clock's in it, for the other clock begins anew with the host.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use jiff::{SignedDuration, Timestamp};
+use lb_common::layout::MAX_BACKENDS;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    api::admin::Word,
+    controller::{
+        Now,
+        orders::{Order, Orders, Said},
+    },
+};
+
+/// Of the format below. Another one is not guessed at.
+const VERSION: u32 = 1;
+/// Far more than all backends there can be.
+const MOST_BYTES: u64 = 1024 * 1024;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents {
+    version: u32,
+    backends: Vec<Entry>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    service: Arc<str>,
+    backend: Arc<str>,
+    order: Word,
+    since: Timestamp,
+    by: Arc<str>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    deadline: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    rate: Option<u32>,
+}
+
+/// The file.
+pub struct AdminFile {
+    path: PathBuf,
+}
+
+impl AdminFile {
+    /// In this folder.
+    pub fn new(state_dir: &Path) -> AdminFile {
+        AdminFile { path: state_dir.join("admin.json") }
+    }
+
+    /// What was in force. A file that cannot be read is moved aside, so that whoever looks into it finds it, and the error
+    /// says what that means.
+    pub fn load(&self, now: Now) -> Result<Orders> {
+        let orders = self.read().and_then(|contents| contents.map_or(Ok(Orders::default()), |all| orders(all, now)));
+        orders.map_err(|error| {
+            let aside = self.path.with_extension("json.bad");
+            let shown = self.path.display();
+            let kept = match fs::rename(&self.path, &aside) {
+                Ok(()) => format!("it is kept as {}", aside.display()),
+                Err(error) => format!("it cannot be moved aside: {error}"),
+            };
+            error.context(format!(
+                "{shown} cannot be used, {kept}; backends that were drained or in maintenance get connections again \
+                 until that is ordered anew (evenkeel drain, evenkeel maint)"
+            ))
+        })
+    }
+
+    fn read(&self) -> Result<Option<Contents>> {
+        // Before it is opened: opening a FIFO would wait for its writer.
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) => ensure!(found.is_file(), "it is no regular file"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        let mut bytes = Vec::new();
+        File::open(&self.path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+        ensure!(bytes.len() as u64 <= MOST_BYTES, "it has more than {MOST_BYTES} bytes");
+        // The version alone first: of another one nothing else may be expected.
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let Version { version } = serde_json::from_slice(&bytes)?;
+        ensure!(version == VERSION, "it has version {version}, this evenkeel reads and writes version {VERSION}");
+        let contents: Contents = serde_json::from_slice(&bytes)?;
+        ensure!(contents.backends.len() <= MAX_BACKENDS as usize, "it names more than {MAX_BACKENDS} backends");
+        Ok(Some(contents))
+    }
+
+    /// Puts `orders` in place of what stands there: wholly, or not at all.
+    pub fn save(&self, orders: &Orders, now: Now) -> Result<()> {
+        let contents =
+            Contents { version: VERSION, backends: orders.iter().map(|(name, said)| entry(name, said, now)).collect() };
+        self.replace(&serde_json::to_vec_pretty(&contents)?)
+            .with_context(|| format!("{} cannot be written", self.path.display()))
+    }
+
+    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
+        let new = self.path.with_extension("json.new");
+        // Left by a process that was killed in this moment.
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        file.write_all(bytes)?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        fs::rename(&new, &self.path)?;
+        // So that the new name outlives a power failure too.
+        File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    }
+}
+
+fn entry((service, backend): &(Arc<str>, Arc<str>), said: &Said, now: Now) -> Entry {
+    let (order, deadline, rate) = match said.order {
+        Order::Drain { deadline, rate } => (Word::Drain, deadline.map(|at| wall(at, now)), Some(rate)),
+        Order::Maint => (Word::Maint, None, None),
+    };
+    let (service, backend) = (service.clone(), backend.clone());
+    Entry { service, backend, order, since: wall(said.since, now), by: said.by.clone(), deadline, rate }
+}
+
+fn orders(contents: Contents, now: Now) -> Result<Orders> {
+    let mut orders = Orders::default();
+    for Entry { service, backend, order, since, by, deadline, rate } in contents.backends {
+        ensure!(by.len() <= 64 && by.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "a `by` is no plain text");
+        let order = match (order, deadline, rate) {
+            (Word::Drain, deadline, Some(rate)) if rate > 0 => {
+                Order::Drain { deadline: deadline.map(|at| monotonic(at, now)), rate }
+            }
+            (Word::Maint, None, None) => Order::Maint,
+            _ => bail!("the order for backend {backend} of service {service} is none"),
+        };
+        let said = Said { order, since: monotonic(since, now), by };
+        ensure!(
+            orders.say((service.clone(), backend.clone()), said).is_none(),
+            "backend {backend} of service {service} stands in it twice"
+        );
+    }
+    Ok(orders)
+}
+
+/// A moment of CLOCK_MONOTONIC on the wall clock.
+pub fn wall(at: u64, now: Now) -> Timestamp {
+    let ahead = i64::try_from(i128::from(at) - i128::from(now.monotonic)).unwrap_or(i64::MAX);
+    now.wall.saturating_add(SignedDuration::from_nanos(ahead)).unwrap_or(now.wall)
+}
+
+/// The other way round. What was before the host started is its start.
+fn monotonic(at: Timestamp, now: Now) -> u64 {
+    let at = i128::from(now.monotonic) + at.duration_since(now.wall).as_nanos();
+    at.clamp(0, i128::from(u64::MAX)) as u64
+}
+
+#[cfg(test)]
+mod tests;

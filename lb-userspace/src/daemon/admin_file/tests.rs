@@ -1,0 +1,142 @@
+use super::*;
+use std::os::unix::fs::PermissionsExt;
+use tempfile::TempDir;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn now() -> Now {
+    Now { monotonic: 5_000 * SECOND, wall: Timestamp::from_second(1_800_000_000).expect("a time") }
+}
+
+fn name(backend: &str) -> (Arc<str>, Arc<str>) {
+    ("kube-apiserver".into(), backend.into())
+}
+
+fn some() -> Orders {
+    let mut orders = Orders::default();
+    let drain = Order::Drain { deadline: Some(5_060 * SECOND), rate: 50 };
+    orders.say(name("cp01"), Said { order: drain, since: 4_990 * SECOND, by: "uid 0".into() });
+    let drain = Order::Drain { deadline: None, rate: 7 };
+    orders.say(name("cp02"), Said { order: drain, since: 10 * SECOND, by: "uid 1000".into() });
+    orders.say(name("cp03"), Said { order: Order::Maint, since: 5_000 * SECOND, by: "uid 0".into() });
+    orders
+}
+
+fn file() -> (TempDir, AdminFile) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = AdminFile::new(folder.path());
+    (folder, file)
+}
+
+#[test]
+fn what_was_saved_is_loaded_and_nobody_else_may_read_it() {
+    let (folder, file) = file();
+    assert_eq!(file.load(now()).unwrap(), Orders::default(), "nothing was ever said");
+    file.save(&some(), now()).unwrap();
+    assert_eq!(file.load(now()).unwrap(), some());
+    let path = folder.path().join("admin.json");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    file.save(&Orders::default(), now()).unwrap();
+    assert_eq!(file.load(now()).unwrap(), Orders::default());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+}
+
+#[test]
+fn deadlines_are_moments_of_the_wall_clock_through_a_restart_of_the_host() {
+    let (_folder, file) = file();
+    file.save(&some(), now()).unwrap();
+    // Forty seconds later, on a host that has been up for twenty.
+    let later = Now { monotonic: 20 * SECOND, wall: now().wall + SignedDuration::from_secs(40) };
+    let orders = file.load(later).unwrap();
+    let first = orders.get(&name("cp01")).unwrap();
+    assert_eq!(first.order, Order::Drain { deadline: Some(40 * SECOND), rate: 50 });
+    assert_eq!(first.since, 0, "before the host started");
+}
+
+#[test]
+fn a_file_that_is_none_is_told_of_moved_aside_and_replaced() {
+    let entry = |rest: &str| {
+        format!(
+            r#"{{"version":1,"backends":[{{"service":"s","backend":"b","since":"2026-11-25T03:00:00Z","by":"uid 0",{rest}}}]}}"#
+        )
+    };
+    let good = entry(r#""order":"maint""#);
+    let twice = {
+        let one = &good[good.find('[').unwrap() + 1..good.find(']').unwrap()];
+        format!(r#"{{"version":1,"backends":[{one},{one}]}}"#)
+    };
+    let hostile: Vec<(Vec<u8>, &str)> = vec![
+        (b"".to_vec(), "EOF"),
+        (b"\0\xff\xfe garbage".to_vec(), "expected value"),
+        (b"[1,2,3".to_vec(), "trailing characters"),
+        (br#"{"version":1}"#.to_vec(), "missing field `backends`"),
+        (br#"{"version":2,"backends":[],"new":true}"#.to_vec(), "it has version 2"),
+        (br#"{"version":1,"backends":[],"more":1}"#.to_vec(), "unknown field `more`"),
+        (entry(r#""order":"explode""#).into(), "unknown variant `explode`"),
+        (entry(r#""order":"drain""#).into(), "is none"),
+        (entry(r#""order":"drain","rate":0"#).into(), "is none"),
+        (entry(r#""order":"drain","rate":-1"#).into(), "invalid value"),
+        (entry(r#""order":"maint","rate":5"#).into(), "is none"),
+        (entry(r#""order":"drain","rate":5,"deadline":"soon""#).into(), "failed to parse"),
+        (good.replace("uid 0", "\\u001b[31mroot").into(), "no plain text"),
+        (twice.into(), "twice"),
+        (vec![b'['; 200_000], "invalid type: sequence"),
+        (vec![b' '; MOST_BYTES as usize + 1], "more than 1048576 bytes"),
+    ];
+    for (bytes, why) in hostile {
+        let (folder, file) = file();
+        let path = folder.path().join("admin.json");
+        fs::write(&path, &bytes).unwrap();
+        let error = format!("{:#}", file.load(now()).expect_err(why));
+        assert!(error.contains(why) && error.contains("get connections again"), "{why}: {error}");
+        assert_eq!(fs::read(folder.path().join("admin.json.bad")).unwrap(), bytes);
+        assert_eq!(file.load(now()).unwrap(), Orders::default(), "the next start finds nothing");
+        file.save(&some(), now()).unwrap();
+        assert_eq!(file.load(now()).unwrap(), some());
+    }
+    let (folder, file) = file();
+    fs::write(folder.path().join("admin.json"), good).unwrap();
+    assert_eq!(file.load(now()).unwrap().iter().count(), 1, "the same with nothing wrong in it");
+}
+
+#[test]
+fn what_is_no_file_is_not_opened() {
+    let cases: [fn(&Path); 3] = [
+        |path| fs::create_dir(path).unwrap(),
+        |path| std::os::unix::fs::symlink("/dev/zero", path).unwrap(),
+        |path| drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+    ];
+    for make in cases {
+        let (folder, file) = file();
+        make(&folder.path().join("admin.json"));
+        let error = format!("{:#}", file.load(now()).expect_err("no file"));
+        assert!(error.contains("no regular file"), "{error}");
+        file.save(&some(), now()).unwrap();
+        assert_eq!(file.load(now()).unwrap(), some());
+    }
+}
+
+#[test]
+fn a_deadline_that_cannot_be_is_far_away_or_now_and_never_a_panic() {
+    let (folder, file) = file();
+    for (deadline, expected) in [("9999-12-30T22:00:00Z", u64::MAX), ("-009999-01-02T02:00:00Z", 0)] {
+        let text = format!(
+            r#"{{"version":1,"backends":[{{"service":"s","backend":"b","order":"drain","rate":5,"since":"{deadline}","by":"","deadline":"{deadline}"}}]}}"#
+        );
+        fs::write(folder.path().join("admin.json"), text).unwrap();
+        let orders = file.load(now()).unwrap();
+        let said = orders.get(&("s".into(), "b".into())).unwrap();
+        assert_eq!(said.order, Order::Drain { deadline: Some(expected), rate: 5 });
+        file.save(&orders, now()).unwrap();
+    }
+}
+
+#[test]
+fn what_cannot_be_written_changes_nothing() {
+    let (folder, file) = file();
+    file.save(&some(), now()).unwrap();
+    fs::create_dir(folder.path().join("admin.json.new")).unwrap();
+    let error = format!("{:#}", file.save(&Orders::default(), now()).expect_err("no room for the new one"));
+    assert!(error.contains("admin.json cannot be written"), "{error}");
+    assert_eq!(file.load(now()).unwrap(), some());
+}

@@ -1,0 +1,299 @@
+//! What operators order, carried out: first it is written where it outlives the daemon, then into the kernel's tables, then
+//! it is answered.
+
+use std::time::Duration;
+
+use log::{Level, warn};
+
+use super::{Daemon, admin_file::wall, now};
+use crate::{
+    api::{
+        self, Peer,
+        admin::{
+            Changed, Drain, InForce, Kill, Maint, Ready, Rebalance, Rebalanced, RebalancedBackend, RebalancedService,
+            Set, Task, Word,
+        },
+        types::Refused,
+    },
+    config::model::Weight,
+    controller::{
+        operate::{Uneven, Whose},
+        orders::{Name, Order, Orders, Said},
+        rebalance::spread,
+        view::active,
+    },
+    notice::{Kind, Notice, Subject},
+};
+use lb_common::verdict::Reason;
+
+/// What a command came to.
+type Outcome<T> = Result<T, Refused>;
+
+impl Daemon {
+    /// Carries out one of them. Who asked may be gone when it is done.
+    pub(super) fn carry_out(&mut self, order: api::Order, peer: &Peer) {
+        match order {
+            api::Order::Drain(asked, reply) => _ = reply.send(self.drain(&asked, peer)),
+            api::Order::Maint(asked, reply) => _ = reply.send(self.maint(&asked, peer)),
+            api::Order::Ready(asked, reply) => _ = reply.send(self.ready(&asked, peer)),
+            api::Order::Set(asked, reply) => _ = reply.send(self.set(&asked, peer)),
+            api::Order::Kill(asked, reply) => _ = reply.send(self.kill(&asked, peer)),
+            api::Order::Rebalance(asked, reply) => _ = reply.send(self.rebalance(&asked, peer)),
+            api::Order::StopTask(id, reply) => _ = reply.send(self.stop_task(id, peer)),
+        }
+    }
+
+    fn drain(&mut self, asked: &Drain, peer: &Peer) -> Outcome<Changed> {
+        let number = self.find(&asked.backend, asked.service.as_deref())?;
+        if asked.deadline_ms.is_some_and(|deadline| deadline > Drain::LONGEST_MS) {
+            return Err(refused("deadline: longer than 30 days: leave it out, then nothing is ever reset"));
+        }
+        let now = now();
+        let after = asked.deadline_ms.map(Duration::from_millis);
+        let deadline = after.map(|after| now.monotonic + after.as_nanos() as u64);
+        let order = Order::Drain { deadline, rate: asked.rate.get() };
+        let changed = self.order(number, Some(order), peer)?;
+        let rest = match after {
+            Some(after) => format!("what is left after {} s is reset at {}/s", after.as_secs_f64(), asked.rate),
+            None => "established ones stay".into(),
+        };
+        let active = changed.active;
+        self.tell_of(
+            number,
+            format!("is drained by {peer}: no new connections for it; of {active} that it has, {rest}"),
+        );
+        Ok(changed)
+    }
+
+    fn maint(&mut self, asked: &Maint, peer: &Peer) -> Outcome<Changed> {
+        let number = self.find(&asked.backend, asked.service.as_deref())?;
+        let mut changed = self.order(number, Some(Order::Maint), peer)?;
+        if asked.reset {
+            let tables = self.dataplane.tables().clone();
+            let whose = Whose::Backend(number);
+            changed.task = self.controller.kill(whose, Reason::Maintenance, &*tables, now().monotonic);
+        }
+        let what = if asked.reset { "are reset" } else { "stay" };
+        let active = changed.active;
+        self.tell_of(
+            number,
+            format!("is put into maintenance by {peer}: it is out; the {active} connections it has {what}"),
+        );
+        Ok(changed)
+    }
+
+    fn ready(&mut self, asked: &Ready, peer: &Peer) -> Outcome<Changed> {
+        let number = self.find(&asked.backend, asked.service.as_deref())?;
+        if self.controller.health(number).is_none() {
+            let name = &asked.backend;
+            return Err(refused(format!(
+                "{name} has down = true in the configuration, which wins: take that out and reload"
+            )));
+        }
+        let changed = self.order(number, None, peer)?;
+        if changed.state != changed.was {
+            self.tell_of(number, format!("is made ready by {peer}: it was {}, it is {}", changed.was, changed.state));
+        }
+        Ok(changed)
+    }
+
+    /// Says something about a backend, or takes it back.
+    fn order(&mut self, number: u16, order: Option<Order>, peer: &Peer) -> Outcome<Changed> {
+        let now = now();
+        let was = self.changed(number);
+        let Some(name) = self.controller.name_of(number) else { return Err(refused("it has just been removed")) };
+        let mut orders = self.controller.orders().clone();
+        match order {
+            Some(order) => _ = orders.say(name, Said { order, since: now.monotonic, by: peer.to_string().into() }),
+            None => _ = orders.take_back(&name),
+        }
+        self.set_orders(orders)?;
+        Ok(Changed { was: was.state, ..self.changed(number) })
+    }
+
+    /// Kept first: a daemon that is killed in between goes on with what was to be.
+    fn set_orders(&mut self, orders: Orders) -> Outcome<()> {
+        let now = now();
+        if orders == *self.controller.orders() {
+            return Ok(());
+        }
+        self.admin_file.save(&orders, now).map_err(|error| refused(format!("{error:#}; nothing was changed")))?;
+        let tables = self.dataplane.tables().clone();
+        let actions = self.controller.set_orders(orders, &*tables, now.monotonic);
+        self.act(actions);
+        Ok(())
+    }
+
+    /// Orders about backends that a reload has removed are forgotten.
+    pub(super) fn keep_orders(&mut self) {
+        let mut orders = self.controller.orders().clone();
+        orders.retain(|(service, backend)| self.controller.find(backend, Some(service)).is_ok());
+        if let Err(refused) = self.set_orders(orders) {
+            warn!("{}", refused.errors.join("\n"));
+        }
+    }
+
+    fn set(&mut self, asked: &Set, peer: &Peer) -> Outcome<Changed> {
+        let number = self.find(&asked.backend, asked.service.as_deref())?;
+        if asked.weight.is_none() && asked.max_conns.is_none() {
+            return Err(refused("nothing to set: weight or max_conns"));
+        }
+        if asked.weight.is_some_and(|weight| Weight::new(weight).is_none()) {
+            let most = Weight::MAX;
+            return Err(refused(format!("weight: 1 to {most}; a backend that shall get no connections is drained")));
+        }
+        let actions = self.controller.adjust(number, asked.weight, asked.max_conns);
+        self.act(actions);
+        let changed = self.changed(number);
+        let (weight, max_conns) = (changed.weight, changed.max_conns);
+        self.tell_of(
+            number,
+            format!("is set by {peer}, until the next reload: weight {weight}, max_conns {max_conns}"),
+        );
+        Ok(changed)
+    }
+
+    fn kill(&mut self, asked: &Kill, peer: &Peer) -> Outcome<Task> {
+        let (whose, shown) = match asked {
+            Kill { connection: Some(connection), client: None, backend: None, service: None } => {
+                (Whose::Connection(*connection), format!("connection of {connection}"))
+            }
+            Kill { connection: None, client: Some(client), backend: None, service: None } => {
+                (Whose::Client(*client), format!("connection of client {client}"))
+            }
+            Kill { connection: None, client: None, backend: Some(backend), service } => {
+                let number = self.find(backend, service.as_deref())?;
+                (Whose::Backend(number), format!("connection to backend {backend}"))
+            }
+            _ => return Err(refused("say one of connection, client, and backend (with its service, if need be)")),
+        };
+        let tables = self.dataplane.tables().clone();
+        let task = self.controller.kill(whose, Reason::Killed, &*tables, now().monotonic);
+        let task = task.ok_or_else(|| refused(format!("there is no {shown}")))?;
+        let text = format!("every {shown} is reset by {peer}: {} at {}/s", task.total, task.rate);
+        self.tell(Notice::daemon(Level::Info, Kind::Admin, text));
+        Ok(task)
+    }
+
+    fn rebalance(&mut self, asked: &Rebalance, peer: &Peer) -> Outcome<Rebalanced> {
+        let tables = self.dataplane.tables().clone();
+        let (now, rate) = (now().monotonic, asked.rate.get());
+        let found = self.controller.uneven(asked.service.as_deref(), asked.tolerance.get(), &*tables, now);
+        let found = found.map_err(refused)?;
+        let mut tasks = Vec::new();
+        if !asked.dry_run {
+            for uneven in &found {
+                let Some(task) = self.controller.rebalance(uneven, rate, now) else { continue };
+                let text = format!("is rebalanced by {peer}: {} connections are reset at {rate}/s", task.total);
+                let service = self.controller.services()[&uneven.service].name.clone();
+                let subject = Subject::Service(service);
+                self.tell(Notice { level: Level::Info, kind: Kind::Admin, subject, text });
+                tasks.push(task);
+            }
+        }
+        let services: Vec<_> = found.iter().map(|uneven| self.rebalanced(uneven)).collect();
+        let of_service =
+            |service: &RebalancedService| service.backends.iter().map(|b| u64::from(b.resets)).sum::<u64>();
+        let longest = services.iter().map(of_service).max().unwrap_or(0);
+        let resets = services.iter().map(of_service).sum();
+        let seconds = longest.saturating_sub(1) as f64 / f64::from(rate);
+        Ok(Rebalanced { services, resets, seconds, tasks })
+    }
+
+    fn rebalanced(&self, uneven: &Uneven) -> RebalancedService {
+        let backends = uneven.shares.iter().map(|share| RebalancedBackend {
+            backend: self.controller.backends()[&share.load.backend].name.clone(),
+            weight: share.load.weight,
+            active: share.load.active,
+            resets: share.resets,
+            after: share.after,
+        });
+        RebalancedService {
+            service: self.controller.services()[&uneven.service].name.clone(),
+            spread: spread(uneven.shares.iter().map(|share| (share.load.active, share.load.weight))),
+            spread_after: spread(uneven.shares.iter().map(|share| (share.after, share.load.weight))),
+            backends: backends.collect(),
+            skipped: uneven.skipped.map(Into::into),
+        }
+    }
+
+    pub(super) fn task(&self, id: u64) -> Outcome<Task> {
+        self.controller.task(id).ok_or_else(|| refused(format!("there is no task {id}, or it was over long ago")))
+    }
+
+    fn stop_task(&mut self, id: u64, peer: &Peer) -> Outcome<Task> {
+        let running = self.task(id)?;
+        let stopped = self.controller.stop_task(id).unwrap_or(running);
+        let text = format!("resets are stopped by {peer}: {} of {} were done", stopped.reset, stopped.total);
+        self.tell(Notice::daemon(Level::Info, Kind::Admin, text));
+        Ok(stopped)
+    }
+
+    pub(super) fn in_force(&self) -> Vec<InForce> {
+        let now = now();
+        let in_force = |(name, said): (&Name, &Said)| {
+            let (service, backend) = name.clone();
+            let number = self.controller.find(&backend, Some(&service)).ok()?;
+            let (order, deadline, rate) = match said.order {
+                Order::Drain { deadline, rate } => {
+                    (Word::Drain, deadline.map(|at| wall(at, now)), deadline.is_some().then_some(rate))
+                }
+                Order::Maint => (Word::Maint, None, None),
+            };
+            Some(InForce {
+                service,
+                backend,
+                order,
+                since: wall(said.since, now),
+                by: said.by.clone(),
+                deadline,
+                rate,
+                active: active(&**self.dataplane.tables(), number).into(),
+            })
+        };
+        self.controller.orders().iter().filter_map(in_force).collect()
+    }
+
+    /// How a backend stands now.
+    fn changed(&self, number: u16) -> Changed {
+        let now = now();
+        let facts = &self.controller.backends()[&number];
+        let record = self.dataplane.tables().backend(number);
+        let standing = self.controller.standing(number, 0, now.monotonic);
+        let name = (facts.service.clone(), facts.name.clone());
+        let deadline = match self.controller.orders().get(&name).map(|said| said.order) {
+            Some(Order::Drain { deadline, .. }) => deadline.map(|at| wall(at, now)),
+            _ => None,
+        };
+        Changed {
+            service: name.0,
+            backend: name.1,
+            state: standing.state,
+            reason: standing.reason,
+            was: standing.state,
+            weight: record.weight,
+            max_conns: record.max_conns,
+            active: active(&**self.dataplane.tables(), number).into(),
+            deadline,
+            task: None,
+        }
+    }
+
+    fn find(&self, backend: &str, service: Option<&str>) -> Outcome<u16> {
+        self.controller.find(backend, service).map_err(refused)
+    }
+
+    fn tell_of(&self, number: u16, text: String) {
+        let Some((service, backend)) = self.controller.name_of(number) else { return };
+        self.tell(Notice {
+            level: Level::Info,
+            kind: Kind::Admin,
+            subject: Subject::Backend { service, backend },
+            text,
+        });
+    }
+}
+
+fn refused(why: impl Into<String>) -> Refused {
+    Refused { errors: vec![why.into()] }
+}
