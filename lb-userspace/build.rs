@@ -5,6 +5,8 @@ use std::{env, path::PathBuf};
 #[path = "../xtask/src/ebpf.rs"]
 mod ebpf;
 
+const PROGRAM: ebpf::Package = ebpf::Package { name: "lb-ebpf", features: "" };
+
 fn main() {
     let workspace = folder("CARGO_MANIFEST_DIR").join("..");
     for part in ["lb-ebpf", "lb-common"] {
@@ -19,7 +21,7 @@ fn main() {
     let target_dir = out.ancestors().nth(4).unwrap_or(&out).join("bpf");
     let object = out.join("evenkeel.bpf.o");
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
-    match ebpf::Toolchain::find().and_then(|tools| tools.build(&workspace, &target_dir, &arch, &object)) {
+    match ebpf::Toolchain::find().and_then(|tools| tools.build(&PROGRAM, &workspace, &target_dir, &arch, &object)) {
         Ok(()) => println!("cargo::rustc-env=EVENKEEL_BPF={}", object.display()),
         Err(message) => message.lines().for_each(|line| println!("cargo::error={line}")),
     }

@@ -3,6 +3,7 @@
 mod admin;
 mod admission;
 mod balancing;
+mod bench;
 mod beside_peers;
 mod cluster;
 mod datapath;

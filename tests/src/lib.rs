@@ -5,6 +5,7 @@
 //! run side by side, and is removed when it is dropped; a reaper process does it if ours dies before.
 
 pub mod apiserver;
+pub mod bench;
 pub mod binaries;
 pub mod capture;
 pub mod client;

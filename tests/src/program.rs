@@ -94,6 +94,8 @@ impl Default for Setup {
 /// A service with its backends on a veth, and the program attached to it.
 pub struct Bench {
     pub dataplane: Dataplane,
+    /// Where its programs and maps are pinned.
+    pub bpffs: std::path::PathBuf,
     pub ifindex: u32,
     pub mac: Mac,
     pub setup: Setup,
@@ -115,7 +117,7 @@ impl Bench {
 
     fn try_with(hook: Hook, mut setup: Setup) -> Result<Bench> {
         let bpffs = own_namespaces()?;
-        let mut dataplane = Dataplane::open(&Options { bpffs, max_connections: setup.max_connections })?;
+        let mut dataplane = Dataplane::open(&Options { bpffs: bpffs.clone(), max_connections: setup.max_connections })?;
         let requested = if hook == Hook::Xdp { Requested::Xdp } else { Requested::Tc };
         let attached = dataplane.attach("ek0", requested, hook == Hook::Clsact)?;
         let tables = dataplane.tables().clone();
@@ -137,8 +139,8 @@ impl Bench {
         setup.service.backends = (0..setup.backends).collect();
         tables.configure_service(0, &setup.service)?;
         tables.place_listener(SocketAddr::V4(VIP), 0)?;
-        let mut bench =
-            Bench { dataplane, ifindex: attached.ifindex, mac: attached.mac, setup, pools, counted: BTreeMap::new() };
+        let (ifindex, mac) = (attached.ifindex, attached.mac);
+        let mut bench = Bench { dataplane, bpffs, ifindex, mac, setup, pools, counted: BTreeMap::new() };
         bench.moved();
         Ok(bench)
     }

@@ -39,6 +39,13 @@ impl fmt::Display for Compiler {
     }
 }
 
+/// What is built for the BPF target.
+#[derive(Clone, Copy, Debug)]
+pub struct Package {
+    pub name: &'static str,
+    pub features: &'static str,
+}
+
 /// Everything that makes the object.
 #[derive(Clone, Debug)]
 pub struct Toolchain {
@@ -56,16 +63,25 @@ impl Toolchain {
         })
     }
 
-    /// Builds lb-ebpf of `workspace` in `target_dir` and leaves the object, without debug sections, at `object`.
-    pub fn build(&self, workspace: &Path, target_dir: &Path, arch: &str, object: &Path) -> Result<(), String> {
+    /// Builds a package of `workspace` whose one binary has its name, in `target_dir`, and leaves the object, without
+    /// debug sections, at `object`.
+    pub fn build(
+        &self,
+        package: &Package,
+        workspace: &Path,
+        target_dir: &Path,
+        arch: &str,
+        object: &Path,
+    ) -> Result<(), String> {
         let mut cargo = self.cargo();
         cargo
             .current_dir(workspace)
-            .args(["build", "--quiet", "--release", "--package", "lb-ebpf", "--target", TARGET, "--target-dir"])
+            .args(["build", "--quiet", "--release", "--package", package.name, "--features", package.features])
+            .args(["--target", TARGET, "--target-dir"])
             .arg(target_dir)
             .env("CARGO_ENCODED_RUSTFLAGS", self.flags(arch));
         run(&mut cargo)?;
-        let built = target_dir.join(TARGET).join("release/lb-ebpf");
+        let built = target_dir.join(TARGET).join("release").join(package.name);
         strip(&built, object)
     }
 

@@ -1,5 +1,6 @@
-//! Development tasks: `cargo xtask setup | build | run | test`.
+//! Development tasks: `cargo xtask setup | build | run | test | bench`.
 
+mod bench;
 mod build;
 #[expect(dead_code, reason = "building is for lb-userspace/build.rs; the set-up only looks for the tools")]
 mod ebpf;
@@ -42,6 +43,13 @@ enum Task {
         #[arg(long)]
         full: bool,
     },
+    /// How fast it is, beside what people use today (as root); `cargo xtask bench --help` shows the options
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Options of `evenkeel-lab bench`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -50,6 +58,7 @@ fn main() -> ExitCode {
         Task::Build => build::run(),
         Task::Run { once, daemon } => run::run(once, &daemon),
         Task::Test { filter, full } => test::run(filter.as_deref(), full),
+        Task::Bench { options } => bench::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lab::{Lab, Plan, apiserver, client, reaper, topology::Topology};
+use lab::{Lab, Plan, apiserver, bench, client, reaper, topology::Topology};
 
 #[derive(Parser)]
 #[command(about = "The lab of evenkeel: stand-in API servers and clients")]
@@ -18,6 +18,8 @@ enum Program {
         #[arg(long)]
         once: bool,
     },
+    /// How fast it is
+    Bench(bench::Options),
     /// A stand-in API server
     Apiserver(apiserver::Options),
     /// Hold connections; commands on standard input
@@ -42,6 +44,7 @@ fn main() -> Result<()> {
         }
         Program::HoldLab => return hold_lab(),
         Program::Run { once } => return lab::round::run(once),
+        Program::Bench(options) => return bench::run(&options),
         _ => {}
     }
     // One thread a process: tests that need more start more of them.
@@ -51,7 +54,7 @@ fn main() -> Result<()> {
         Program::Hold(options) => runtime.block_on(client::hold::run(options)),
         Program::Storm(options) => runtime.block_on(client::storm::run(options)),
         Program::Bulk(options) => runtime.block_on(client::bulk::run(options)),
-        Program::Run { .. } | Program::HoldLab | Program::Reap { .. } => Ok(()),
+        Program::Run { .. } | Program::Bench(_) | Program::HoldLab | Program::Reap { .. } => Ok(()),
     }
 }
 

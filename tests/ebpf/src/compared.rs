@@ -1,0 +1,140 @@
+//! What the product is compared with, on the same packets: nothing at all, one look-up in the kernel's hash table, and
+//! the bare rewriting of a full NAT to addresses that are always the same.
+
+use aya_ebpf::{
+    bindings::{BPF_F_PSEUDO_HDR, xdp_action},
+    btf_maps::HashMap,
+    helpers::bpf_l4_csum_replace,
+    macros::{btf_map, classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use lab_ebpf::{HASH_ENTRIES, HEADERS};
+use lb_common::checksum::{difference, update};
+
+const TC_REDIRECT: i32 = 7;
+
+/// Client → a line as long as the hot one of a slot.
+#[btf_map]
+static FLOWS: HashMap<u64, [u64; 8], HASH_ENTRIES> = HashMap::new();
+
+/// Sends every frame back.
+#[xdp]
+pub fn empty_xdp(_: XdpContext) -> u32 {
+    xdp_action::XDP_TX
+}
+
+/// Sends every frame on.
+#[classifier]
+pub fn empty_tc(_: TcContext) -> i32 {
+    TC_REDIRECT
+}
+
+/// Looks the client up.
+#[xdp]
+pub fn hash_xdp(ctx: XdpContext) -> u32 {
+    if is_known(ctx.data(), ctx.data_end()) { xdp_action::XDP_TX } else { xdp_action::XDP_DROP }
+}
+
+/// Looks the client up.
+#[classifier]
+pub fn hash_tc(ctx: TcContext) -> i32 {
+    if is_known(ctx.data(), ctx.data_end()) { TC_REDIRECT } else { 2 }
+}
+
+/// Enters the client, for the look-ups to come.
+#[xdp]
+pub fn enter_xdp(ctx: XdpContext) -> u32 {
+    let Some(key) = client(ctx.data(), ctx.data_end()) else { return xdp_action::XDP_ABORTED };
+    match FLOWS.insert(key, [key; 8], 0) {
+        Ok(()) => xdp_action::XDP_TX,
+        Err(_) => xdp_action::XDP_DROP,
+    }
+}
+
+#[inline(always)]
+fn is_known(start: usize, end: usize) -> bool {
+    match client(start, end) {
+        // SAFETY: nobody removes entries while the program runs.
+        Some(key) => unsafe { FLOWS.get(key) }.is_some_and(|line| line[0] == key),
+        None => false,
+    }
+}
+
+/// Address and port of the client.
+#[inline(always)]
+fn client(start: usize, end: usize) -> Option<u64> {
+    if start + HEADERS > end || !is_tcp(start) {
+        return None;
+    }
+    // SAFETY: bounds checked above.
+    unsafe { Some(*((start + 26) as *const u32) as u64 | (*((start + 34) as *const u16) as u64) << 32) }
+}
+
+/// TCP over IPv4 without options. The caller has checked the bounds.
+#[inline(always)]
+fn is_tcp(start: usize) -> bool {
+    // SAFETY: bounds checked by the caller.
+    unsafe {
+        *((start + 12) as *const u16) == 0x0800_u16.to_be()
+            && *((start + 14) as *const u8) == 0x45
+            && *((start + 23) as *const u8) == 6
+    }
+}
+
+/// What the bare rewriting writes.
+const SOURCE: u32 = u32::from_ne_bytes([10, 0, 0, 100]);
+const DESTINATION: u32 = u32::from_ne_bytes([10, 0, 1, 10]);
+const PORTS: u32 = u32::from_ne_bytes([0x4e, 0x20, 0x19, 0x2b]);
+
+/// Rewrites addresses, ports, MAC addresses, time to live and both checksums.
+#[xdp]
+pub fn rewrite_xdp(ctx: XdpContext) -> u32 {
+    match rewrite(ctx.data(), ctx.data_end()) {
+        Some((addresses, ports)) => {
+            let start = ctx.data();
+            if start + HEADERS > ctx.data_end() {
+                return xdp_action::XDP_ABORTED;
+            }
+            // SAFETY: bounds checked above.
+            unsafe {
+                let check = (start + 50) as *mut u16;
+                *check = update(*check, addresses + ports);
+            }
+            xdp_action::XDP_TX
+        }
+        None => xdp_action::XDP_DROP,
+    }
+}
+
+/// The same with the helpers that TC's unfinished checksums need.
+#[classifier]
+pub fn rewrite_tc(ctx: TcContext) -> i32 {
+    let Some((addresses, ports)) = rewrite(ctx.data(), ctx.data_end()) else { return 2 };
+    for (sum, flags) in [(addresses, BPF_F_PSEUDO_HDR as u64), (ports, 0)] {
+        let sum = (sum & 0xffff_ffff) + (sum >> 32);
+        // SAFETY: plain helper on the kernel's context.
+        unsafe { bpf_l4_csum_replace(ctx.skb.skb, 50, 0, sum, flags) };
+    }
+    TC_REDIRECT
+}
+
+/// Everything but the TCP checksum; returns what it changed in the sums over addresses and over ports.
+#[inline(always)]
+fn rewrite(start: usize, end: usize) -> Option<(u64, u64)> {
+    if start + HEADERS > end || !is_tcp(start) {
+        return None;
+    }
+    // SAFETY: bounds checked above.
+    unsafe {
+        let word = |offset: usize| (start + offset) as *mut u32;
+        let half = |offset: usize| (start + offset) as *mut u16;
+        let addresses = difference(*word(26), SOURCE) + difference(*word(30), DESTINATION);
+        let ports = difference(*word(34), PORTS);
+        let life = *half(22);
+        *half(24) = update(*half(24), addresses + difference(life as u32, (life - 1) as u32));
+        *half(22) = life - 1;
+        (*word(0), *half(4), *half(6), *word(8)) = (0x0102_0304, 0x0506, 0x0708, 0x090a_0b0c);
+        (*word(26), *word(30), *word(34)) = (SOURCE, DESTINATION, PORTS);
+        Some((addresses, ports))
+    }
+}

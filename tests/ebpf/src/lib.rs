@@ -1,0 +1,131 @@
+//! What the programs of the packet benchmark and their loader agree on: which packet is made next.
+//!
+//! A flow is a number. Client, backend and SNAT port follow from it, so that 1,048,576 flows need no table, which would
+//! take cache from what is measured.
+
+#![no_std]
+
+use lb_common::checksum::finish;
+
+/// Bytes of a frame that are put back before every run: Ethernet, IPv4 without options, TCP without options.
+pub const HEADERS: usize = 54;
+/// First address of the clients, 10.64.0.0. Sixteen flows share an address.
+pub const CLIENTS: u32 = 0x0a40_0000;
+/// First port of the clients.
+pub const CLIENT_PORT: u16 = 40_000;
+/// Address of backend 0, 10.0.1.10.
+pub const BACKENDS: u32 = 0x0a00_010a;
+/// Entries of the kernel's hash table that our tables are compared with: the default `max_connections`.
+pub const HASH_ENTRIES: usize = 262_144;
+
+/// The time is taken every so many packets.
+pub const BLOCK: u32 = 64;
+/// Most blocks of a run.
+pub const BLOCKS: usize = 2048;
+
+/// Packets of clients: the source is turned.
+pub const CLIENT: u32 = 0;
+/// Packets of backends: the source address and the destination port are turned.
+pub const BACKEND: u32 = 1;
+/// The same packet every time.
+pub const SAME: u32 = 2;
+
+/// Which packets are made. Written by the loader, `turn` counts on in the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Plan {
+    /// The headers, with zero in the fields that are turned and in the checksums. The last two bytes are not sent.
+    pub frame: [u64; 7],
+    /// The first packet of the run.
+    pub start: u32,
+    /// The next packet.
+    pub turn: u32,
+    /// Number of the first flow.
+    pub first: u32,
+    /// Flows are `first` to `first + mask`: a power of two, less one.
+    pub mask: u32,
+    /// Half the bits of `mask`, for the scattered order; 0: one flow after the other.
+    pub half: u32,
+    /// `CLIENT`, `BACKEND` or `SAME`.
+    pub side: u32,
+    /// There are `1 << backend_bits` backends, which get the flows in turn.
+    pub backend_bits: u32,
+    /// SNAT ports of a backend, a power of two, less one.
+    pub slot_mask: u32,
+    /// The first of them.
+    pub first_port: u32,
+    /// Sum of the IPv4 header's words, without what is turned.
+    pub ip_sum: u32,
+    /// Sum of the TCP pseudo-header's, header's and payload's words, without what is turned.
+    pub tcp_sum: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// What is put into a packet: words as they lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turned {
+    /// Source address.
+    pub source: u32,
+    /// Source port (of clients).
+    pub source_port: u16,
+    /// Destination port (of packets from backends).
+    pub destination_port: u16,
+    /// IPv4 header checksum.
+    pub ip_check: u16,
+    /// TCP checksum.
+    pub tcp_check: u16,
+}
+
+impl Plan {
+    /// The flow of packet `turn`.
+    #[inline(always)]
+    pub fn flow(&self, turn: u32) -> u32 {
+        let number = turn & self.mask;
+        if self.half == 0 {
+            return self.first + number;
+        }
+        // A permutation of `0..=mask`, in which neighbours are far apart at no fixed distance.
+        let number = (number ^ number >> (self.half & 31)).wrapping_mul(0x9E37_79B1) & self.mask;
+        let number = (number ^ number >> (self.half & 31)).wrapping_mul(0x85EB_CA77) & self.mask;
+        self.first + (number ^ number >> (self.half & 31))
+    }
+
+    /// The backend and the slot of a flow, if flows are given to the backends in turn and slots are used in order.
+    #[inline(always)]
+    pub fn place(&self, flow: u32) -> (u32, u32) {
+        let backend = flow & ((1 << (self.backend_bits & 31)) - 1);
+        (backend, flow >> (self.backend_bits & 31) & self.slot_mask)
+    }
+
+    /// What the packet of a flow differs in.
+    #[inline(always)]
+    pub fn turned(&self, flow: u32) -> Turned {
+        let (source, source_port, destination_port) = match self.side {
+            CLIENT => ((CLIENTS + (flow >> 4)).to_be(), client_port(flow), 0),
+            BACKEND => {
+                let (backend, slot) = self.place(flow);
+                ((BACKENDS + backend).to_be(), 0, ((self.first_port + slot) as u16).to_be())
+            }
+            _ => (0, 0, 0),
+        };
+        let addresses = source as u64;
+        let ports = source_port as u64 + destination_port as u64;
+        Turned {
+            source,
+            source_port,
+            destination_port,
+            ip_check: finish(self.ip_sum as u64 + addresses),
+            tcp_check: finish(self.tcp_sum as u64 + addresses + ports),
+        }
+    }
+}
+
+/// The client's port of a flow.
+#[inline(always)]
+fn client_port(flow: u32) -> u16 {
+    (CLIENT_PORT + (flow & 15) as u16).to_be()
+}
+
+#[cfg(test)]
+mod tests;

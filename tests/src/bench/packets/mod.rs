@@ -1,0 +1,71 @@
+//! `bench --packets`: nanoseconds a packet of the attached program with its real tables, on both hooks.
+
+mod life;
+mod replay;
+mod report;
+mod steady;
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
+
+use super::results::Results;
+use crate::program::{Bench, Hook, Setup};
+use replay::Replay;
+pub use report::report;
+
+/// Rounds, each with everything in it.
+const ROUNDS: u32 = 5;
+
+/// The hooks that are measured, by their names in the figures.
+const HOOKS: [(Hook, &str); 2] = [(Hook::Xdp, "xdp"), (Hook::Tcx, "tc")];
+
+/// A part of the benchmark, with tables of its own.
+type Part = (&'static str, fn(Hook, &str, &mut Results) -> Result<()>);
+
+const PARTS: [Part; 5] = [
+    ("flows", steady::by_flows),
+    ("many", steady::many_flows),
+    ("life", life::whole_lives),
+    ("backends", life::by_backends),
+    ("services", steady::by_services),
+];
+
+/// Measures everything, or one part.
+pub fn run(only: Option<&str>, results: &mut Results) -> Result<()> {
+    let parts: Vec<_> = PARTS.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)).collect();
+    if parts.is_empty() {
+        bail!("there are the parts {}", PARTS.map(|(name, _)| name).join(", "));
+    }
+    for (hook, hook_name) in HOOKS {
+        for (name, measure) in &parts {
+            println!("{hook_name}: {name} ...");
+            in_own_network(|| measure(hook, hook_name, results)).with_context(|| format!("{hook_name}: {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A bench takes its thread into namespaces of its own, which end with the thread.
+fn in_own_network<T: Send>(part: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let pinned = || pin().and_then(|()| part());
+    std::thread::scope(|scope| scope.spawn(pinned).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+}
+
+/// A service with so many backends and so many ports for each (both powers of two), and the program attached.
+fn stage(hook: Hook, backends: u16, ports: u16, max_connections: u32) -> Result<Replay> {
+    let mut setup = Setup { backends, ports, max_connections, ..Setup::default() };
+    setup.service.half_open_cells = 8192;
+    Replay::new(Bench::with(hook, setup), hook)
+}
+
+/// Stays on the last processor: the first one gets most interrupts.
+fn pin() -> Result<()> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("which processors may be used")?;
+    let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false)).context("no processor")?;
+    let mut one = CpuSet::new();
+    one.set(last)?;
+    sched_setaffinity(Pid::from_raw(0), &one).context("pin to a processor")
+}

@@ -1,0 +1,358 @@
+//! Runs a program on packets that are made anew for every run, and measures how long it takes.
+//!
+//! `BPF_PROG_TEST_RUN` repeats a program on one frame without putting it back: from the second time on, a program that
+//! rewrites would see its own output. So what is run is `replay_*` of tests/ebpf, which makes the next packet in place
+//! and goes on to the program that is measured. Its own cost is that of the same run with an empty program behind it.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::{
+    Ebpf, TestRunOptions,
+    maps::{Array, MapData, ProgramArray, RingBuf},
+    programs::{SchedClassifier, TestRun, Xdp},
+};
+use aya_obj::programs::XdpAttachType;
+use lab_ebpf::{BACKEND, BLOCK, BLOCKS, CLIENT, HEADERS, Plan, SAME};
+
+use crate::{
+    bench::statistics::median,
+    packet::{Mac, Segment},
+    program::{Bench, CLIENT_MAC, FIRST_PORT, Hook, VIP, backend, backend_mac, backend_of},
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LAB_BPF"));
+
+/// What is measured, or compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The attached program.
+    Evenkeel,
+    /// Sends every frame back.
+    Empty,
+    /// One look-up in the kernel's hash table.
+    Hash,
+    /// The rewriting of a full NAT and nothing else.
+    Rewrite,
+    /// Enters clients in the kernel's hash table (XDP only; not measured).
+    Enter,
+}
+
+/// Whose packets are made.
+#[derive(Clone, Debug)]
+pub enum From {
+    /// Of clients; source address and port are filled in.
+    Clients(Segment),
+    /// Of backends; source address and destination port are filled in.
+    Backends(Segment),
+    /// This frame, again and again.
+    Frame(Vec<u8>),
+}
+
+/// A stream of packets.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    pub from: From,
+    /// Number of the first flow.
+    pub first: u32,
+    /// How many flows, a power of two.
+    pub flows: u32,
+    /// Far apart from packet to packet, or one after the other.
+    pub scattered: bool,
+    /// Which packet of the stream comes first.
+    pub turn: u32,
+}
+
+/// What a run came to.
+pub struct Run {
+    /// Nanoseconds a packet, making it included: the median of the run's blocks.
+    pub ns: f64,
+    /// The last verdict.
+    pub verdict: u32,
+    /// The last frame, as the program left it.
+    pub frame: Vec<u8>,
+    /// The flow of the last frame.
+    pub flow: u32,
+}
+
+/// A service with the program attached, and the means to run it.
+pub struct Replay {
+    pub bench: Bench,
+    pub hook: Hook,
+    programs: Ebpf,
+    plan: Array<MapData, Words>,
+    times: Array<MapData, u64>,
+    events: RingBuf<MapData>,
+    backend_bits: u32,
+    slot_mask: u32,
+}
+
+/// A [`Plan`] as a type that may be written into a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Words([u64; size_of::<Plan>() / 8]);
+
+// SAFETY: an array of integers.
+unsafe impl aya::Pod for Words {}
+
+const _: () = assert!(size_of::<Plan>().is_multiple_of(8));
+
+impl Replay {
+    /// On a bench whose backends and ports are powers of two.
+    pub fn new(bench: Bench, hook: Hook) -> Result<Replay> {
+        let (backends, ports) = (u32::from(bench.setup.backends), u32::from(bench.setup.ports));
+        ensure!(backends.is_power_of_two() && ports.is_power_of_two(), "{backends} backends of {ports} ports");
+        let mut programs = load(&bench, hook)?;
+        let plan = programs.take_map("PLAN").context("no map PLAN")?;
+        let events = MapData::from_pin(bench.bpffs.join("maps/EVENTS"))?;
+        let events = RingBuf::try_from(aya::maps::Map::from_map_data(events)?)?;
+        let plan = Array::try_from(plan)?;
+        let times = Array::try_from(programs.take_map("TIMES").context("no map TIMES")?)?;
+        let (backend_bits, slot_mask) = (backends.trailing_zeros(), ports - 1);
+        Ok(Replay { bench, hook, programs, plan, times, events, backend_bits, slot_mask })
+    }
+
+    /// Runs `packets` packets of a stream through a subject.
+    pub fn run(&mut self, subject: Subject, stream: &Stream, packets: u32) -> Result<Run> {
+        let (plan, frame) = self.plan(stream);
+        self.plan.set(0, words(&plan), 0)?;
+        let program = format!("replay_{}_{}", hook_name(self.hook), subject as usize);
+        let run = self.test_run(&program, &frame, packets).with_context(|| format!("{subject:?} by {program}"))?;
+        let flow = plan.flow(stream.turn.wrapping_add(packets - 1));
+        Ok(Run { ns: self.block_time(packets)?, flow, ..run })
+    }
+
+    /// Nanoseconds a packet of the median block: what interrupted some of them does not count.
+    fn block_time(&self, packets: u32) -> Result<f64> {
+        let blocks = packets / BLOCK;
+        ensure!(blocks as usize <= BLOCKS, "{packets} packets are too many for one run");
+        let times: Vec<u64> = (0..blocks).map(|block| self.times.get(&block, 0)).collect::<Result<_, _>>()?;
+        let blocks: Vec<_> = times.windows(2).map(|pair| (pair[1] - pair[0]) as f64 / f64::from(BLOCK)).collect();
+        median(&blocks).context("a run of less than two blocks")
+    }
+
+    /// Nanoseconds of the empty program itself, without anything made and without a tail call. Whole ones: the kernel's
+    /// own measure, for there is nothing else to take the time.
+    pub fn empty(&mut self, packets: u32) -> Result<f64> {
+        let program = format!("empty_{}", hook_name(self.hook));
+        Ok(self.test_run(&program, &[0; 64], packets)?.ns)
+    }
+
+    fn test_run(&mut self, name: &str, frame: &[u8], packets: u32) -> Result<Run> {
+        let mut out = vec![0; 2048];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut out);
+        options.repeat = packets;
+        let program = self.programs.program(name).with_context(|| format!("no program {name}"))?;
+        let ifindex = self.bench.ifindex;
+        let result = if self.hook == Hook::Xdp {
+            let context = context([0, frame.len() as u32, 0, ifindex, 0, 0]);
+            options.ctx_in = Some(&context);
+            let program: &Xdp = program.try_into()?;
+            program.test_run(options)?
+        } else {
+            let context = context([0, 0, 0, 0, 0, 0, 0, 0, 0, ifindex, ifindex]);
+            options.ctx_in = Some(&context);
+            let program: &SchedClassifier = program.try_into()?;
+            program.test_run(options)?
+        };
+        let ns = result.duration.as_nanos() as f64;
+        out.truncate(result.data_size_out as usize);
+        Ok(Run { ns, verdict: result.return_value, frame: out, flow: 0 })
+    }
+
+    /// The plan of a stream, and its first frame.
+    fn plan(&self, stream: &Stream) -> (Plan, Vec<u8>) {
+        let (side, frame) = match &stream.from {
+            From::Clients(segment) => (CLIENT, blank(segment).bytes()),
+            From::Backends(segment) => (BACKEND, blank(segment).bytes()),
+            From::Frame(frame) => (SAME, frame.clone()),
+        };
+        let mut headers = frame[..HEADERS].to_vec();
+        headers[24..26].fill(0);
+        headers[50..52].fill(0);
+        headers.resize(56, 0);
+        let mut words = [0; 7];
+        for (word, bytes) in words.iter_mut().zip(headers.chunks_exact(8)) {
+            *word = u64::from_ne_bytes(bytes.try_into().expect("chunks of eight"));
+        }
+        let length = (frame.len() - 34) as u16;
+        let tcp_sum = sum(&headers[26..54]) + sum(&frame[54..]) + u32::from(6_u16.to_be()) + u32::from(length.to_be());
+        let half = if stream.scattered { (stream.flows.trailing_zeros() / 2).max(1) } else { 0 };
+        let plan = Plan {
+            frame: words,
+            start: stream.turn,
+            turn: stream.turn,
+            first: stream.first,
+            mask: stream.flows - 1,
+            half,
+            side,
+            backend_bits: self.backend_bits,
+            slot_mask: self.slot_mask,
+            first_port: FIRST_PORT.into(),
+            ip_sum: sum(&headers[14..34]),
+            tcp_sum,
+            reserved: 0,
+        };
+        (plan, frame)
+    }
+
+    /// The client of a flow.
+    pub fn client(flow: u32) -> SocketAddrV4 {
+        SocketAddrV4::new(Ipv4Addr::from(lab_ebpf::CLIENTS + (flow >> 4)), lab_ebpf::CLIENT_PORT + (flow & 15) as u16)
+    }
+
+    /// A client's segment, as it has to come out for its flow towards backend `n`.
+    fn forwarded(&self, segment: &Segment, flow: u32, n: u16) -> Segment {
+        let port = FIRST_PORT + (flow >> self.backend_bits & self.slot_mask) as u16;
+        let from = SocketAddrV4::new(*VIP.ip(), port);
+        Segment { from, to: backend(n), ttl: segment.ttl - 1, ..segment.clone() }.macs(self.bench.mac, backend_mac(n))
+    }
+
+    /// A backend's segment, as it has to come out towards the client of a flow.
+    fn returned(&self, segment: &Segment, flow: u32) -> Segment {
+        let (from, to) = (VIP, Self::client(flow));
+        Segment { from, to, ttl: segment.ttl - 1, ..segment.clone() }.macs(self.bench.mac, CLIENT_MAC)
+    }
+
+    /// A segment of some client.
+    pub fn client_segment(&self, flags: u8) -> Segment {
+        Segment::new(Self::client(0), VIP, flags).macs(CLIENT_MAC, self.bench.mac)
+    }
+
+    /// A segment of some backend.
+    pub fn backend_segment(&self, flags: u8) -> Segment {
+        let mac: Mac = backend_mac(0);
+        Segment::new(backend(0), SocketAddrV4::new(*VIP.ip(), FIRST_PORT), flags).macs(mac, self.bench.mac)
+    }
+
+    /// Takes all events out of the ring buffer, as the controller does; how many there were.
+    pub fn drain_events(&mut self) -> u32 {
+        let mut count = 0;
+        while self.events.next().is_some() {
+            count += 1;
+        }
+        count
+    }
+
+    /// That a run ended with its last segment translated as it has to be.
+    pub fn check_translated(&self, run: &Run, from: &From) -> Result<()> {
+        let found = self.sent(run)?;
+        let is_near = |flow: u32| flow >> self.backend_bits == run.flow >> self.backend_bits;
+        let wanted = match from {
+            From::Clients(segment) => self.forwarded(segment, run.flow, backend_of(&found)),
+            // As many flows in a row as there are backends have one SNAT port, in which order is the scheduler's affair.
+            From::Backends(segment) => match Self::flow_of(found.to).filter(|flow| is_near(*flow)) {
+                Some(flow) => self.returned(segment, flow),
+                None => self.returned(segment, run.flow),
+            },
+            From::Frame(_) => bail!("such a frame is not translated"),
+        };
+        equal(&found, &wanted)
+    }
+
+    /// That a run ended with `wanted` being sent.
+    pub fn check(&self, run: &Run, wanted: &Segment) -> Result<()> {
+        equal(&self.sent(run)?, wanted)
+    }
+
+    fn sent(&self, run: &Run) -> Result<Segment> {
+        let sent: &[u32] = if self.hook == Hook::Xdp { &[3, 4] } else { &[7] };
+        ensure!(sent.contains(&run.verdict), "verdict {} instead of sent, flow {}", run.verdict, run.flow);
+        Segment::parse(&run.frame).context("the frame that came out")
+    }
+
+    /// The flow of a client.
+    fn flow_of(client: SocketAddrV4) -> Option<u32> {
+        let address = u32::from(*client.ip()).checked_sub(lab_ebpf::CLIENTS)?;
+        Some(address << 4 | u32::from(client.port().checked_sub(lab_ebpf::CLIENT_PORT)?))
+    }
+}
+
+fn equal(found: &Segment, wanted: &Segment) -> Result<()> {
+    ensure!(found == wanted, "what came out is wrong:\n{found:?}\ninstead of\n{wanted:?}");
+    Ok(())
+}
+
+/// Loads the programs and puts those that are measured where `replay_*` finds them, in the order of [`Subject`].
+fn load(bench: &Bench, hook: Hook) -> Result<Ebpf> {
+    let mut programs = Ebpf::load(OBJECT).context("cannot load the programs of the benchmark")?;
+    let suffix = hook_name(hook);
+    let names: Vec<String> = programs.programs().map(|(name, _)| name.to_owned()).collect();
+    for name in names.iter().filter(|name| name.contains(suffix)) {
+        let program = programs.program_mut(name).context("a program that has gone")?;
+        if hook == Hook::Xdp {
+            let program: &mut Xdp = program.try_into()?;
+            program.load()?;
+        } else {
+            let program: &mut SchedClassifier = program.try_into()?;
+            program.load()?;
+        }
+    }
+    let pinned = bench.bpffs.join("programs").join(format!("evenkeel_{suffix}"));
+    let evenkeel = match hook {
+        Hook::Xdp => Xdp::from_pin(pinned, XdpAttachType::Interface)?.fd()?.try_clone()?,
+        _ => SchedClassifier::from_pin(pinned)?.fd()?.try_clone()?,
+    };
+    let mut targets = vec![evenkeel];
+    for name in ["empty", "hash", "rewrite", "enter"] {
+        if let Some(program) = programs.program(&format!("{name}_{suffix}")) {
+            targets.push(program.fd()?.try_clone()?);
+        }
+    }
+    let next = programs.map_mut(&format!("NEXT_{}", suffix.to_uppercase())).context("no map of the next program")?;
+    let mut next = ProgramArray::try_from(next)?;
+    for (place, target) in (0..).zip(&targets) {
+        next.set(place, target, 0)?;
+    }
+    Ok(programs)
+}
+
+fn hook_name(hook: Hook) -> &'static str {
+    if hook == Hook::Xdp { "xdp" } else { "tc" }
+}
+
+/// The segment with zero where the program fills in, in both directions.
+fn blank(segment: &Segment) -> Segment {
+    let zero = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+    if segment.to == VIP {
+        Segment { from: zero, ..segment.clone() }
+    } else {
+        let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, segment.from.port());
+        Segment { from, to: SocketAddrV4::new(*segment.to.ip(), 0), ..segment.clone() }
+    }
+}
+
+/// Sum of the 16-bit words as they lie in memory.
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).map(|pair| u32::from(u16::from_ne_bytes([pair[0], *pair.get(1).unwrap_or(&0)]))).sum()
+}
+
+fn words(plan: &Plan) -> Words {
+    let mut words = [0; size_of::<Plan>() / 8];
+    words[..7].copy_from_slice(&plan.frame);
+    let rest = [
+        plan.start,
+        plan.turn,
+        plan.first,
+        plan.mask,
+        plan.half,
+        plan.side,
+        plan.backend_bits,
+        plan.slot_mask,
+        plan.first_port,
+        plan.ip_sum,
+        plan.tcp_sum,
+        plan.reserved,
+    ];
+    for (word, pair) in words[7..].iter_mut().zip(rest.chunks_exact(2)) {
+        let [low, high] = [pair[0].to_ne_bytes(), pair[1].to_ne_bytes()];
+        *word = u64::from_ne_bytes([low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]);
+    }
+    Words(words)
+}
+
+fn context<const N: usize>(words: [u32; N]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}

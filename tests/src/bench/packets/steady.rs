@@ -1,0 +1,200 @@
+//! Packets that change nothing: of established flows, of no known flow, and not ours.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+
+use anyhow::{Result, ensure};
+use lb_common::{tcp::ACK, verdict::Reason};
+
+use super::{
+    ROUNDS, life,
+    replay::{From, Replay, Stream, Subject},
+    stage,
+};
+use crate::{
+    bench::results::Results,
+    packet::Segment,
+    program::{Hook, VIP},
+};
+
+/// Most flows in tables of the default size.
+const FLOWS: u32 = 65_536;
+/// More than most will ever have.
+const MOST_FLOWS: u32 = 1 << 20;
+/// Packets of one run.
+const PACKETS: u32 = 65_536;
+/// Most packets that fill the caches before.
+const WARM_UP: u32 = 65_536;
+/// Answers with a RST of one run: below the burst that the program allows.
+const RSTS: u32 = 512;
+
+/// Something that is timed, over and over.
+struct Case {
+    name: String,
+    subject: Subject,
+    stream: Stream,
+    packets: u32,
+    /// What becomes of the packets.
+    fate: Fate,
+    /// The counter that moves with every packet.
+    counted: Option<Reason>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Fate {
+    Translated,
+    Refused,
+    Passed,
+}
+
+/// The tables of the default size with 65,536 flows: everything at 1, 1,024 and 65,536 of them, and between.
+pub fn by_flows(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
+    let mut replay = stage(hook, 4, 32_768, 262_144)?;
+    life::open(&mut replay, 0, FLOWS)?;
+    // The table that the product's is compared with gets the same clients.
+    if hook == Hook::Xdp {
+        // In their order, as the slots are: in the scattered one their memory would lie as it is visited.
+        let clients = From::Clients(life::client_data(&replay));
+        let stream = Stream { scattered: false, ..stream(clients, FLOWS) };
+        replay.run(Subject::Enter, &stream, FLOWS)?;
+    }
+    let mut cases = Vec::new();
+    for flows in [1, 16, 256, 1024, 4096, 16_384, FLOWS] {
+        cases.extend(established(&replay, flows));
+        if hook == Hook::Xdp {
+            let data = From::Clients(life::client_data(&replay));
+            cases.push(compared(&format!("hash/{flows}"), Subject::Hash, stream(data, flows)));
+        }
+    }
+    let data = From::Clients(life::client_data(&replay));
+    cases.push(compared("rewrite", Subject::Rewrite, stream(data, 1)));
+    cases.extend(strangers(&replay));
+    measure(&mut replay, name, &cases, results)
+}
+
+/// The far end of the curve.
+pub fn many_flows(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
+    let mut replay = stage(hook, 64, 16_384, 2 * MOST_FLOWS)?;
+    life::open(&mut replay, 0, MOST_FLOWS)?;
+    let cases: Vec<_> = [262_144, MOST_FLOWS].iter().flat_map(|flows| established(&replay, *flows)).collect();
+    measure(&mut replay, name, &cases, results)
+}
+
+/// Established flows of one service among many.
+pub fn by_services(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
+    let mut replay = stage(hook, 4, 1024, 4096)?;
+    life::open(&mut replay, 0, 1024)?;
+    let mut there = 1;
+    for services in [1_u16, 16, 128] {
+        for number in there..services {
+            let address = SocketAddrV4::new(Ipv4Addr::from(u32::from(*VIP.ip()) + u32::from(number)), VIP.port());
+            replay.bench.tables().place_listener(SocketAddr::V4(address), number)?;
+        }
+        there = services;
+        let mut cases = established(&replay, 1024);
+        cases.iter_mut().for_each(|case| case.name = case.name.replace("/1024", &format!("/services/{services}")));
+        measure(&mut replay, name, &cases, results)?;
+    }
+    Ok(())
+}
+
+fn stream(from: From, flows: u32) -> Stream {
+    Stream { from, first: 0, flows, scattered: flows > 1, turn: 0 }
+}
+
+fn established(replay: &Replay, flows: u32) -> Vec<Case> {
+    let case = |name: &str, from| Case {
+        name: format!("{name}/{flows}"),
+        subject: Subject::Evenkeel,
+        stream: stream(from, flows),
+        packets: PACKETS,
+        fate: Fate::Translated,
+        counted: None,
+    };
+    vec![
+        case("forward", From::Clients(life::client_data(replay))),
+        case("reply", From::Backends(life::backend_data(replay))),
+    ]
+}
+
+fn compared(name: &str, subject: Subject, stream: Stream) -> Case {
+    Case { name: name.into(), subject, packets: PACKETS, stream, fate: Fate::Translated, counted: None }
+}
+
+/// What belongs to nobody we know.
+fn strangers(replay: &Replay) -> Vec<Case> {
+    let case = |name: &str, from, packets, fate, counted| Case {
+        name: name.into(),
+        subject: Subject::Evenkeel,
+        stream: Stream { from, first: 1 << 20, flows: 128, scattered: true, turn: 0 },
+        packets,
+        fate,
+        counted: Some(counted),
+    };
+    let unknown = replay.client_segment(ACK).numbers(1001, 5001);
+    let elsewhere = SocketAddrV4::new(*VIP.ip(), 22);
+    let other_port = Segment { to: elsewhere, ..replay.client_segment(ACK) };
+    let mut udp = replay.client_segment(ACK).payload(&[0; 32]).bytes();
+    udp[23] = 17;
+    let mut arp = vec![0; 60];
+    arp[..14].copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 8, 6]);
+    vec![
+        case("unknown", From::Clients(unknown), RSTS, Fate::Refused, Reason::UnknownFlow),
+        case("other_port", From::Frame(other_port.bytes()), PACKETS, Fate::Passed, Reason::NotOurs),
+        case("udp", From::Frame(udp), PACKETS, Fate::Passed, Reason::NotOurs),
+        case("arp", From::Frame(arp), PACKETS, Fate::Passed, Reason::NotOurs),
+    ]
+}
+
+/// The RST that answers a segment of an unknown flow.
+fn refused(replay: &Replay, segment: &Segment, flow: u32) -> Segment {
+    let client = Replay::client(flow);
+    let rst = Segment::new(VIP, client, lb_common::tcp::RST).numbers(segment.acknowledgement, 0);
+    Segment { window: 0, ..rst }.macs(replay.bench.mac, segment.from_mac)
+}
+
+/// All cases in each round, each next to the making of its packets.
+fn measure(replay: &mut Replay, name: &str, cases: &[Case], results: &mut Results) -> Result<()> {
+    for round in 0..ROUNDS {
+        let empty = replay.empty(PACKETS)?;
+        for case in cases {
+            let ns = case.round(replay, round)? + empty;
+            results.add(&format!("packets/{name}/{}", case.name), "ns", ns);
+        }
+        results.add(&format!("packets/{name}/empty"), "ns", empty);
+    }
+    Ok(())
+}
+
+impl Case {
+    /// A run, less the making of its packets.
+    fn round(&self, replay: &mut Replay, round: u32) -> Result<f64> {
+        // The caches are full of what the case before needed.
+        replay.run(self.subject, &self.stream, self.stream.flows.clamp(2 * lab_ebpf::BLOCK, WARM_UP))?;
+        replay.bench.moved();
+        // Each goes on where the one before has ended.
+        let stream = Stream { turn: round.wrapping_mul(self.packets), ..self.stream.clone() };
+        let cost = self.run(replay, &stream)?;
+        Ok(cost - replay.run(Subject::Empty, &stream, self.packets)?.ns)
+    }
+
+    fn run(&self, replay: &mut Replay, stream: &Stream) -> Result<f64> {
+        let run = replay.run(self.subject, stream, self.packets)?;
+        if self.subject != Subject::Evenkeel {
+            let sent = if replay.hook == Hook::Xdp { 3 } else { 7 };
+            ensure!(run.verdict == sent, "{}: verdict {}", self.name, run.verdict);
+            return Ok(run.ns);
+        }
+        match (self.fate, &self.stream.from) {
+            (Fate::Translated, from) => replay.check_translated(&run, from)?,
+            (Fate::Refused, From::Clients(segment)) => replay.check(&run, &refused(replay, segment, run.flow))?,
+            _ => {
+                let passed = if replay.hook == Hook::Xdp { 2 } else { u32::MAX };
+                ensure!(run.verdict == passed, "{}: verdict {} instead of passed on", self.name, run.verdict);
+            }
+        }
+        let moved = replay.bench.moved();
+        let wanted: Vec<_> = self.counted.iter().map(|reason| (*reason, u64::from(self.packets))).collect();
+        ensure!(moved == wanted, "{}: counters moved: {moved:?}", self.name);
+        Ok(run.ns)
+    }
+}
