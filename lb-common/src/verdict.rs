@@ -91,6 +91,37 @@ reasons! {
     FailOpen = 81, "fail_open", "all backends were out: one that is out was given a connection all the same";
     AccessLogLost = 82, "access_log_lost", "a line of the access log could not be written: its queue was full or its target failed";
     AccessLogSuppressed = 83, "access_log_suppressed", "a connection was turned away without a log line: over 100 such lines a second";
+
+    // The API.
+    ApiRefused = 84, "api_refused", "a connection to [api] was turned away: too many at once";
+}
+
+/// What a reason is counted for: each group is a metric of its own, whose sum means something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Group {
+    /// A packet that was not simply forwarded.
+    Packet,
+    /// A new connection that was turned away.
+    TurnedAway,
+    /// A try to connect that failed.
+    Try,
+    /// A connection that ended.
+    End,
+    /// What should not happen: losses of our own book-keeping and emergencies.
+    Anomaly,
+}
+
+impl Reason {
+    /// By the blocks in which the numbers are given out.
+    pub const fn group(self) -> Group {
+        match self as u8 {
+            0..=9 | 20..=39 => Group::Packet,
+            10..=19 => Group::TurnedAway,
+            40..=59 => Group::Try,
+            60..=79 => Group::End,
+            _ => Group::Anomaly,
+        }
+    }
 }
 
 /// Size of the counter map: numbers of reasons stay below it.
@@ -110,5 +141,24 @@ mod tests {
             assert!(!reason.meaning().is_empty());
         }
         assert_eq!(Reason::from_number(127), None);
+    }
+
+    #[test]
+    fn a_reason_is_in_the_group_that_its_meaning_speaks_of() {
+        for (reason, group) in [
+            (Reason::NotOurs, Group::Packet),
+            (Reason::UnknownFlow, Group::Packet),
+            (Reason::HalfOpenJunk, Group::Packet),
+            (Reason::NoBackend, Group::TurnedAway),
+            (Reason::ClientLimit, Group::TurnedAway),
+            (Reason::Refused, Group::Try),
+            (Reason::TimeWait, Group::Try),
+            (Reason::Closed, Group::End),
+            (Reason::Killed, Group::End),
+            (Reason::EventLost, Group::Anomaly),
+            (Reason::AccessLogSuppressed, Group::Anomaly),
+        ] {
+            assert_eq!(reason.group(), group, "{reason:?}");
+        }
     }
 }

@@ -9,6 +9,7 @@ mod configure;
 mod hops;
 mod interfaces;
 mod journal;
+mod listener;
 mod logs;
 mod orders;
 mod report;
@@ -91,6 +92,8 @@ struct Daemon {
     started: Instant,
     loaded: (Timestamp, u64),
     generation: u64,
+    /// Whether the last reload was applied.
+    reloaded: bool,
     dataplane: Dataplane,
     controller: Controller,
     /// Where operators' orders are kept.
@@ -98,6 +101,8 @@ struct Daemon {
     hops: Hops,
     logs: Logs,
     history: Arc<History>,
+    api: api::Daemon,
+    listener: listener::ApiListener,
     wanted: Wanted,
     /// SNAT ports that are to be withheld and are in use: (pool, port).
     waiting: Vec<(u16, u16)>,
@@ -153,9 +158,8 @@ impl Daemon {
         let controller = Controller::new(view::installed(dataplane.tables()), orders);
         let (ask, requests) = mpsc::channel(api::QUEUE);
         let (shutdown, stopped) = oneshot::channel();
-        let serving = tokio::spawn(
-            server.serve(api::Daemon { requests: ask, history: history.clone() }, async { _ = stopped.await }),
-        );
+        let api = api::Daemon::new(ask, history.clone());
+        let serving = tokio::spawn(server.serve(api.clone(), async { _ = stopped.await }));
         let (hangup, terminate, interrupt, reopen) = signals;
         let events = pump(dataplane.events()?);
         let inputs = Inputs { requests, events, changes, hangup, terminate, interrupt, reopen };
@@ -165,12 +169,15 @@ impl Daemon {
             started,
             loaded: (Timestamp::now(), clock::monotonic_ns()),
             generation: 1,
+            reloaded: true,
             dataplane,
             controller,
             admin_file,
             hops: Hops::new(watch),
             logs,
             history,
+            api,
+            listener: listener::ApiListener::default(),
             wanted,
             waiting: Vec::new(),
             lost: 0,

@@ -1,7 +1,11 @@
-//! The control socket: HTTP and JSON over a Unix socket in `state_dir`. Who may open the socket may do everything.
+//! HTTP and JSON, twice: over the control socket in `state_dir`, where who may open it may do everything, and over TCP
+//! (`[api]`), where anybody may read: the status page, metrics, health and the same JSON.
 
 pub mod admin;
+mod listener;
+mod metrics;
 mod orders;
+mod report;
 mod request;
 mod routes;
 mod server;
@@ -9,7 +13,9 @@ mod server;
 mod tests;
 pub mod types;
 
+pub use listener::Listener;
 pub use orders::Peer;
+pub use report::{Connects, PoolUse, Report};
 pub use request::{Conns, ConnsFilter, EventsFilter, Order, QUEUE, Reply, Request};
 pub use routes::Daemon;
 pub use server::Server;

@@ -2,7 +2,8 @@
 
 use super::admin::{Changed, Drain, InForce, Kill, Maint, Ready, Rebalance, Rebalanced, Set, Task};
 use super::orders::Peer;
-use super::types::{Backend, Conn, ConnState, Counters, Refused, Reloaded, Status};
+use super::report::Report;
+use super::types::{Conn, ConnState, Counters, Refused, Reloaded};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use tokio::sync::oneshot;
@@ -16,8 +17,9 @@ pub type Reply<T> = oneshot::Sender<T>;
 /// One request.
 #[derive(Debug)]
 pub enum Request {
-    Status(Reply<Status>),
-    Backends(Reply<Vec<Backend>>),
+    /// Nothing but whether the loop turns.
+    Ping(Reply<()>),
+    Report(Reply<Report>),
     Conns(ConnsFilter, Reply<Conns>),
     Counters(Reply<Counters>),
     /// Which backends operators have taken out.

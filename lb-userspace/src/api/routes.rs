@@ -1,9 +1,12 @@
 //! The routes. They know how to ask, and nothing else: every answer comes from the daemon.
 //!
-//! [`reading`] are those that change nothing, [`all`] has those that act on the daemon as well.
+//! [`reading`] are those that change nothing: `[api]` serves these, to anybody. [`all`] has those that act on the daemon
+//! as well.
 
 use super::TOTAL_HEADER;
+use super::metrics::Metrics;
 use super::orders;
+use super::report::Report;
 use super::request::{Conns, ConnsFilter, EventsFilter, Reply, Request};
 use super::types::{Event, Refused};
 use crate::notice::History;
@@ -19,24 +22,57 @@ use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use std::time::{Duration, Instant};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 /// A request that the daemon has not answered by then gets 503. Detaching and reloading are done in far less.
 const ANSWER_WITHIN: Duration = Duration::from_secs(9);
 
+/// The loop has to take a request by then to count as alive.
+const TURN_WITHIN: Duration = Duration::from_secs(2);
+/// How old an answer to anybody may be: many who ask cost no more than a few.
+const SHARED_FOR: Duration = Duration::from_millis(200);
+/// Rows of `conns` for anybody: by default, and at most.
+const ROWS: (usize, usize) = (1000, 10_000);
+
 /// The daemon as the routes see it.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Daemon {
     /// The queue of its loop.
     pub requests: mpsc::Sender<Request>,
     /// What there is to `evenkeel events`; needs no loop.
     pub history: Arc<History>,
+    pub metrics: Arc<Metrics>,
+    /// Who asks may be anybody: answers are limited, and the last report is shared. It is also what lets only one of
+    /// them ask at a time.
+    shared: Option<Arc<Mutex<Shared>>>,
+}
+
+/// The last report to anybody, and when it was made.
+type Shared = Option<(Instant, Arc<Report>)>;
+
+impl Daemon {
+    /// For those who may do everything.
+    pub fn new(requests: mpsc::Sender<Request>, history: Arc<History>) -> Daemon {
+        Daemon { requests, history, metrics: Arc::default(), shared: None }
+    }
+
+    /// The same daemon for anybody.
+    pub fn for_anybody(&self) -> Daemon {
+        Daemon { shared: Some(Arc::default()), ..self.clone() }
+    }
 }
 
 /// Routes that change nothing.
-fn reading() -> Router<Daemon> {
+pub fn reading(daemon: Daemon) -> Router {
+    finish(reading_routes(), daemon)
+}
+
+fn reading_routes() -> Router<Daemon> {
     Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
         .route("/api/v1/status", get(status))
         .route("/api/v1/backends", get(backends))
         .route("/api/v1/conns", get(conns))
@@ -48,7 +84,7 @@ fn reading() -> Router<Daemon> {
 
 /// Every route: for the control socket, whose mode says who may use it.
 pub fn all(daemon: Daemon) -> Router {
-    let router = reading().route("/api/v1/reload", post(reload)).route("/api/v1/stop", post(stop));
+    let router = reading_routes().route("/api/v1/reload", post(reload)).route("/api/v1/stop", post(stop));
     finish(router.merge(orders::routes()), daemon)
 }
 
@@ -74,6 +110,42 @@ impl Daemon {
             Err(_) => Err(failure(StatusCode::SERVICE_UNAVAILABLE, "the daemon did not answer in time: see its log")),
         }
     }
+
+    async fn conns(&self, filter: ConnsFilter) -> Result<Conns, Response> {
+        let Some(shared) = &self.shared else { return self.ask(|reply| Request::Conns(filter, reply)).await };
+        let limit = Some(filter.limit.unwrap_or(ROWS.0).min(ROWS.1));
+        let (turn, daemon) = (shared.clone().lock_owned().await, self.clone());
+        to_its_end(async move {
+            let conns = daemon.ask(|reply| Request::Conns(ConnsFilter { limit, ..filter }, reply)).await;
+            drop(turn);
+            conns
+        })
+        .await
+    }
+
+    /// Everything; to anybody a report that another has asked for just now.
+    async fn report(&self) -> Result<Arc<Report>, Response> {
+        let Some(shared) = &self.shared else { return Ok(Arc::new(self.ask(Request::Report).await?)) };
+        let (mut last, daemon) = (shared.clone().lock_owned().await, self.clone());
+        if let Some((_, report)) = last.as_ref().filter(|(made, _)| made.elapsed() < SHARED_FOR) {
+            return Ok(report.clone());
+        }
+        to_its_end(async move {
+            let report = Arc::new(daemon.ask(Request::Report).await?);
+            *last = Some((Instant::now(), report.clone()));
+            Ok(report)
+        })
+        .await
+    }
+}
+
+/// Runs what holds the turn of those who may be anybody to its end, even if who asked hangs up: reading 100,000 slots
+/// is not called off, so the next one has to wait for it.
+async fn to_its_end<T: Send + 'static>(
+    asking: impl Future<Output = Result<T, Response>> + Send + 'static,
+) -> Result<T, Response> {
+    let ended = tokio::spawn(asking).await;
+    ended.unwrap_or_else(|_| Err(failure(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be put together")))
 }
 
 pub fn failure(status: StatusCode, what: &str) -> Response {
@@ -88,15 +160,45 @@ pub fn outcome<T: Serialize>(outcome: Result<T, Refused>) -> Response {
     }
 }
 
+/// The daemon's loop turns.
+async fn healthz(State(daemon): State<Daemon>) -> Response {
+    match tokio::time::timeout(TURN_WITHIN, daemon.ask(Request::Ping)).await {
+        Ok(Ok(())) => "ok\n".into_response(),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not turn\n").into_response(),
+    }
+}
+
+/// New connections are served; or a line for each reason why not.
+async fn readyz(State(daemon): State<Daemon>) -> Result<Response, Response> {
+    let reasons = daemon.report().await?.unready();
+    if reasons.is_empty() {
+        return Ok("ready\n".into_response());
+    }
+    let lines: String = reasons.iter().map(|reason| format!("{reason}\n")).collect();
+    Err((StatusCode::SERVICE_UNAVAILABLE, lines).into_response())
+}
+
+async fn metrics(State(daemon): State<Daemon>) -> Result<Response, Response> {
+    let report = daemon.report().await?;
+    let text = daemon.metrics.render(&report);
+    let text = text.map_err(|error| failure(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}")))?;
+    Ok(([(CONTENT_TYPE, super::metrics::CONTENT_TYPE)], text).into_response())
+}
+
 async fn status(State(daemon): State<Daemon>) -> Result<Response, Response> {
-    Ok(Json(daemon.ask(Request::Status).await?).into_response())
+    Ok(Json(&daemon.report().await?.status).into_response())
 }
 
 async fn backends(State(daemon): State<Daemon>) -> Result<Response, Response> {
-    Ok(Json(daemon.ask(Request::Backends).await?).into_response())
+    let report = daemon.report().await?;
+    let backends: Vec<_> = report.status.services.iter().flat_map(|service| &service.backends).collect();
+    Ok(Json(backends).into_response())
 }
 
 async fn counters(State(daemon): State<Daemon>) -> Result<Response, Response> {
+    if daemon.shared.is_some() {
+        return Ok(Json(&daemon.report().await?.status.counters).into_response());
+    }
     Ok(Json(daemon.ask(Request::Counters).await?).into_response())
 }
 
@@ -113,7 +215,7 @@ async fn conns(
     filter: Result<Query<ConnsFilter>, QueryRejection>,
 ) -> Result<Response, Response> {
     let Query(filter) = filter.map_err(|error| failure(StatusCode::BAD_REQUEST, &error.body_text()))?;
-    let conns = daemon.ask(|reply| Request::Conns(filter, reply)).await?;
+    let conns = daemon.conns(filter).await?;
     // 100,000 rows take tens of milliseconds: not on the thread that serves the others.
     let written = tokio::task::spawn_blocking(move || write_conns(&conns)).await;
     written.map_err(|_| failure(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be written"))
@@ -141,6 +243,12 @@ async fn events(
     events.drain(..hidden);
     if !filter.follow {
         return Ok(Json(events).into_response());
+    }
+    if daemon.shared.is_some() {
+        return Err(failure(
+            StatusCode::FORBIDDEN,
+            "events are followed over the control socket; here ask again with `after`",
+        ));
     }
     let last = events.last().map_or(filter.after, |event| event.number);
     let first = lines(&events);

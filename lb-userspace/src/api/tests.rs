@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
 
-fn backend() -> Backend {
+pub fn backend() -> Backend {
     Backend {
         service: "api".into(),
         name: "cp01".into(),
@@ -51,7 +51,7 @@ fn conn(number: u32) -> Conn {
     }
 }
 
-fn status() -> Status {
+pub fn status() -> Status {
     Status {
         version: "0.1.0".into(),
         uptime_s: 1,
@@ -71,6 +71,11 @@ fn status() -> Status {
         vrrp: vec![],
         counters: Counters::from([("refused".into(), 4)]),
     }
+}
+
+pub fn report() -> Report {
+    let connects = vec![Connects { times: [0; lb_common::layout::CONNECT_TIME_BUCKETS], sum_us: 0 }];
+    Report { status: status(), reloaded: true, capacity: 1, connects, pools: vec![] }
 }
 
 #[test]
@@ -148,7 +153,7 @@ impl Running {
                     let (requests, asked) = mpsc::channel(QUEUE);
                     let (end, ended) = oneshot::channel();
                     let daemon = tokio::spawn(answer(asked, conns, end));
-                    server.serve(Daemon { requests, history }, async { drop(ended.await) }).await?;
+                    server.serve(Daemon::new(requests, history), async { drop(ended.await) }).await?;
                     daemon.await?;
                     Ok(())
                 })
@@ -159,12 +164,12 @@ impl Running {
     }
 }
 
-async fn answer(mut asked: mpsc::Receiver<Request>, conns: u32, end: oneshot::Sender<()>) {
+pub async fn answer(mut asked: mpsc::Receiver<Request>, conns: u32, end: oneshot::Sender<()>) {
     let mut end = Some(end);
     while let Some(request) = asked.recv().await {
         match request {
-            Request::Status(reply) => drop(reply.send(status())),
-            Request::Backends(reply) => drop(reply.send(vec![backend()])),
+            Request::Ping(reply) => drop(reply.send(())),
+            Request::Report(reply) => drop(reply.send(report())),
             Request::Counters(reply) => drop(reply.send(status().counters)),
             Request::Conns(filter, reply) => {
                 let taken: Vec<_> = (0..conns).map(conn).filter(|conn| filter.takes(conn)).collect();
@@ -388,7 +393,7 @@ fn a_daemon_that_does_not_answer_is_told_from_one_that_is_not_there() {
     let (end, ended) = oneshot::channel::<()>();
     let history = Arc::default();
     let thread = std::thread::spawn(move || {
-        runtime.block_on(server.serve(Daemon { requests, history }, async { drop(ended.await) }))
+        runtime.block_on(server.serve(Daemon::new(requests, history), async { drop(ended.await) }))
     });
     match Client::new(&socket).get("/api/v1/status").map(|answer| answer.body) {
         Err(Failure::Unreachable(what)) => assert_eq!(what, "the daemon is busy or about to end: try again"),

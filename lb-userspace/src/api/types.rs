@@ -106,6 +106,18 @@ pub enum BackendState {
     Down,
 }
 
+impl BackendState {
+    /// Every state there is.
+    pub const ALL: &[BackendState] = &[
+        BackendState::Up,
+        BackendState::Probing,
+        BackendState::SlowStart,
+        BackendState::Draining,
+        BackendState::Maint,
+        BackendState::Down,
+    ];
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendReason {
@@ -145,6 +157,11 @@ pub enum VrrpState {
     Backup,
     Fault,
     Init,
+}
+
+impl VrrpState {
+    /// Every state there is.
+    pub const ALL: &[VrrpState] = &[VrrpState::Master, VrrpState::Backup, VrrpState::Fault, VrrpState::Init];
 }
 
 /// A row of `/api/v1/conns`.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
+use lb_common::verdict::Reason;
 use log::error;
 
 use super::{
@@ -23,12 +24,12 @@ impl Daemon {
     /// Answers a request, or gives it on: some end the daemon.
     pub(super) async fn request(&mut self, request: Request) -> Option<End> {
         match request {
-            Request::Status(reply) => self.answer(reply, report::status),
-            Request::Backends(reply) => self.answer(reply, report::backends),
+            Request::Report(reply) => self.answer(reply, report::report),
             Request::Conns(filter, reply) => {
                 self.answer(reply, move |snapshot, tables| report::conns(snapshot, tables, &filter));
             }
             // Who asked may be gone, here and below.
+            Request::Ping(reply) => _ = reply.send(()),
             Request::Counters(reply) => _ = reply.send(self.counters()),
             Request::InForce(reply) => _ = reply.send(self.in_force()),
             Request::Task(id, reply) => _ = reply.send(self.task(id)),
@@ -64,6 +65,7 @@ impl Daemon {
         let (lost, suppressed) = self.logs.losses();
         counters.insert("access_log_lost".into(), lost);
         *counters.entry("access_log_suppressed".into()).or_default() += suppressed;
+        counters.insert(Reason::ApiRefused.name().into(), self.listener.refused());
         counters.insert("least_conn_drift".into(), self.controller.drift());
         counters
     }
@@ -79,6 +81,8 @@ impl Daemon {
             file: self.options.config.clone(),
             loaded_at: self.loaded.0,
             generation: self.generation,
+            reloaded: self.reloaded,
+            capacity: u64::from(self.dataplane.max_connections()),
             services: self.service_views(),
             names: names.collect(),
             installed: self.controller.installed().clone(),

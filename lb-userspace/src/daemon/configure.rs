@@ -24,6 +24,7 @@ impl Daemon {
         let attached = interfaces::attach(&mut self.dataplane, &self.wanted, self.options.clsact).map_err(several)?;
         attached.into_iter().for_each(|notice| self.tell(notice));
         self.detach_unused();
+        self.listen().into_iter().for_each(|warning| warn!("{warning}"));
         self.meet_neighbours().await;
         let adopted = if self.dataplane.adopted() { "took over the tables of an earlier run, " } else { "" };
         let services = self.config.services.len();
@@ -49,6 +50,7 @@ impl Daemon {
     /// Reads the configuration anew and says how that went.
     pub(super) async fn reload(&mut self) -> Result<Reloaded, Vec<String>> {
         let reloaded = self.try_reload().await;
+        self.reloaded = reloaded.is_ok();
         self.tell(reload_notice(&reloaded));
         reloaded
     }
@@ -74,10 +76,17 @@ impl Daemon {
         self.loaded = (Timestamp::now(), clock::monotonic_ns());
         self.generation += 1;
         self.logs.commit(&self.config, prepared);
+        warnings.extend(self.listen());
         self.commit(desired, plan);
         self.write_hops();
         self.detach_unused();
         Ok(Reloaded { generation: self.generation, changes, warnings })
+    }
+
+    /// Brings the listener of `[api]` in line with the configuration; what is wrong with it, if it has to be tried again.
+    fn listen(&mut self) -> Option<String> {
+        let address = self.config.api.as_ref().map(|api| api.listen);
+        self.listener.set(address, &self.api)
     }
 
     fn write(&mut self, plan: &plan::Plan) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Answers to `status`, `backends`, `conns` and `counters`: what the tables hold, with the names of the configuration.
+//! Answers to what is asked, the report and `conns`: what the tables hold, with the names of the configuration.
 //!
 //! They are put together on a thread of their own from a snapshot of what the controller knows: 100,000 connections take
 //! tens of milliseconds to read.
@@ -7,21 +7,21 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 
 use jiff::{SignedDuration, Timestamp};
 use lb_common::{
-    layout::{ConnectTimes, connect_time_bound},
+    layout::{self, ConnectTimes, Pool, connect_time_bound},
     slot::State,
 };
 
 use crate::{
     access_log::{Record, Status as LineStatus, Try},
     api::{
-        Conns, ConnsFilter,
+        Connects, Conns, ConnsFilter, PoolUse, Report,
         types::{
             Backend, BackendReason, BackendState, ConfigStatus, Conn, ConnState, ConnectTime, Connections, Counters,
             DatapathMode, DatapathStatus, ServiceStatus, Status,
         },
     },
     controller::{installed, installed::Installed},
-    dataplane::{Attached, Flow, Mode, Tables},
+    dataplane::{Attached, Flow, Head, Mode, Tables},
 };
 
 /// What the controller knows at one moment.
@@ -32,6 +32,10 @@ pub struct Snapshot {
     pub file: PathBuf,
     pub loaded_at: Timestamp,
     pub generation: u64,
+    /// Whether the last reload was applied.
+    pub reloaded: bool,
+    /// Most connections the flow index has room for.
+    pub capacity: u64,
     pub services: Vec<ServiceView>,
     pub names: BTreeMap<u16, (Arc<str>, Arc<str>, SocketAddr)>,
     pub installed: Installed,
@@ -75,21 +79,33 @@ pub fn datapath(attached: &[Attached], of_service: impl Fn(&str) -> bool) -> Vec
     .collect()
 }
 
-/// What the open flows of one backend add to its totals.
-#[derive(Clone, Copy, Default)]
+/// What the slots say: of each backend what its open flows add to its totals, of each pool how many are not free.
+#[derive(Default)]
 struct Live {
+    backends: BTreeMap<u16, Open>,
+    used: BTreeMap<u16, u64>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Open {
     half_open: u64,
     bytes_in: u64,
     bytes_out: u64,
 }
 
-fn live(snapshot: &Snapshot, tables: &Tables) -> BTreeMap<u16, Live> {
-    let mut live: BTreeMap<u16, Live> = BTreeMap::new();
-    for flow in open_flows(snapshot, tables) {
-        let of_backend = live.entry(flow.backend()).or_default();
-        of_backend.half_open += u64::from(flow.ctl.state() == State::HalfOpen);
-        of_backend.bytes_in += flow.bytes_in();
-        of_backend.bytes_out += flow.bytes_out();
+fn live(snapshot: &Snapshot, tables: &Tables) -> Live {
+    let mut live = Live::default();
+    for pool in snapshot.installed.pools.keys() {
+        let mut used = 0;
+        for head in tables.heads(*pool, 0..tables.slots(*pool)) {
+            used += 1;
+            let Some(flow) = open_flow(tables, *pool, &head) else { continue };
+            let of_backend = live.backends.entry(flow.backend()).or_default();
+            of_backend.half_open += u64::from(flow.ctl.state() == State::HalfOpen);
+            of_backend.bytes_in += flow.bytes_in();
+            of_backend.bytes_out += flow.bytes_out();
+        }
+        live.used.insert(*pool, used);
     }
     live
 }
@@ -97,18 +113,29 @@ fn live(snapshot: &Snapshot, tables: &Tables) -> BTreeMap<u16, Live> {
 /// Every flow that is open.
 pub fn open_flows<'a>(snapshot: &'a Snapshot, tables: &'a Tables) -> impl Iterator<Item = Flow> + 'a {
     let of_pool = |pool: &'a u16| {
-        let heads = tables.heads(*pool, 0..tables.slots(*pool)).filter(|head| head.ctl.state().is_active());
-        heads.filter_map(|head| tables.flow(*pool, head.slot)).filter(|flow| flow.ctl.state().is_active())
+        let heads = tables.heads(*pool, 0..tables.slots(*pool));
+        heads.filter_map(|head| open_flow(tables, *pool, &head))
     };
     snapshot.installed.pools.keys().flat_map(of_pool)
 }
 
-/// `/api/v1/status`
-pub fn status(snapshot: &Snapshot, tables: &Tables) -> Status {
+fn open_flow(tables: &Tables, pool: u16, head: &Head) -> Option<Flow> {
+    let is_open = head.ctl.state().is_active();
+    let flow = is_open.then(|| tables.flow(pool, head.slot)).flatten();
+    flow.filter(|flow| flow.ctl.state().is_active())
+}
+
+/// Everything at one moment.
+pub fn report(snapshot: &Snapshot, tables: &Tables) -> Report {
+    // Before the slots are read: what ends meanwhile must not count twice.
+    let records: BTreeMap<_, _> = snapshot.names.keys().map(|number| (*number, tables.backend(*number))).collect();
     let live = live(snapshot, tables);
+    let record = |backend: &BackendView| records.get(&backend.number).copied().unwrap_or_default();
+    let all = || snapshot.services.iter().flat_map(|service| &service.backends);
     let service = |view: &ServiceView| {
+        let of_service = view.backends.iter();
         let backends: Vec<_> =
-            view.backends.iter().map(|backend| row(snapshot, tables, view, backend, &live)).collect();
+            of_service.map(|backend| row(snapshot, tables, view, backend, &record(backend), &live)).collect();
         ServiceStatus {
             name: view.name.clone(),
             listen: view.listen.clone(),
@@ -123,26 +150,32 @@ pub fn status(snapshot: &Snapshot, tables: &Tables) -> Status {
             backends,
         }
     };
-    Status {
-        version: env!("CARGO_PKG_VERSION").into(),
-        uptime_s: snapshot.uptime.as_secs(),
-        config: ConfigStatus {
-            file: snapshot.file.display().to_string(),
-            loaded_at: snapshot.loaded_at,
-            generation: snapshot.generation,
+    let pool = |(number, pool): (&u16, &Pool)| PoolUse {
+        backend: SocketAddr::V4(installed::pool_backend(pool)),
+        snat: installed::pool_snat(pool).into(),
+        ports: u64::from(pool.ports),
+        used: live.used.get(number).copied().unwrap_or(0),
+    };
+    Report {
+        status: Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_s: snapshot.uptime.as_secs(),
+            config: ConfigStatus {
+                file: snapshot.file.display().to_string(),
+                loaded_at: snapshot.loaded_at,
+                generation: snapshot.generation,
+            },
+            services: snapshot.services.iter().map(service).collect(),
+            vrrp: Vec::new(),
+            counters: snapshot.counters.clone(),
         },
-        services: snapshot.services.iter().map(service).collect(),
-        vrrp: Vec::new(),
-        counters: snapshot.counters.clone(),
+        reloaded: snapshot.reloaded,
+        capacity: snapshot.capacity,
+        connects: all()
+            .map(|backend| Connects { times: tables.connect_times(backend.number), sum_us: record(backend).connect_us })
+            .collect(),
+        pools: snapshot.installed.pools.iter().map(pool).collect(),
     }
-}
-
-/// `/api/v1/backends`
-pub fn backends(snapshot: &Snapshot, tables: &Tables) -> Vec<Backend> {
-    let live = live(snapshot, tables);
-    let all =
-        snapshot.services.iter().flat_map(|service| service.backends.iter().map(move |backend| (service, backend)));
-    all.map(|(service, backend)| row(snapshot, tables, service, backend, &live)).collect()
 }
 
 fn row(
@@ -150,10 +183,10 @@ fn row(
     tables: &Tables,
     service: &ServiceView,
     view: &BackendView,
-    live: &BTreeMap<u16, Live>,
+    record: &layout::Backend,
+    live: &Live,
 ) -> Backend {
-    let record = tables.backend(view.number);
-    let live = live.get(&view.number).copied().unwrap_or_default();
+    let live = live.backends.get(&view.number).copied().unwrap_or_default();
     Backend {
         service: service.name.clone(),
         name: view.name.clone(),

@@ -64,7 +64,6 @@ fn default_bpffs(state_dir: &Path) -> PathBuf {
 /// Reads `[api]`.
 pub fn api(mut table: Table) -> Api {
     let api = Api { listen: table.or("listen", SocketAddr::from(([127, 0, 0, 1], 9643)), units::socket_address) };
-    table.findings.warning(table.place.problem("[api] is not acted upon yet: the control socket is the only listener"));
     table.finish();
     api
 }

@@ -1,0 +1,201 @@
+//! The listener of `[api]`, on a thread of its own: whatever comes in there, the daemon's loop only ever sees one
+//! question at a time.
+//!
+//! Everything about a connection is limited: how many there are, how long a request's head may be and take, how long a
+//! connection lives. What is over the limit is told so (503) and counted, what is no HTTP gets 400.
+
+use super::routes::{self, Daemon};
+use crate::notice::{History, Kind, Notice};
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use log::Level;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
+
+/// The limits of one listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: usize,
+    /// How long the head of a request may take, and the next one on an idle connection to begin.
+    pub head: Duration,
+    /// How long a connection lives; then the answer under way has [`FAREWELL`] to be read.
+    pub life: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { connections: 64, head: Duration::from_secs(10), life: Duration::from_secs(120) }
+    }
+}
+
+/// For an answer under way when a connection's time is over.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// Bytes of a request's head.
+const HEAD: usize = 16 * 1024;
+/// Lines of it.
+const HEADERS: usize = 64;
+/// How long to wait before an address is tried again that could not be had.
+const AGAIN: Duration = Duration::from_secs(1);
+/// What a connection too many is told.
+const BUSY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 21\r\n\r\ntoo many connections\n";
+
+/// A listener. Dropping it closes it and its connections.
+pub struct Listener {
+    address: SocketAddr,
+    refused: Arc<AtomicU64>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    /// Listens with the usual limits. If the address cannot be had, that is the warning, and it is tried again every second:
+    /// it may be the VIP while another host has it, or still be held by a daemon that is about to end.
+    pub fn start(address: SocketAddr, daemon: Daemon) -> (Listener, Option<String>) {
+        Listener::with_limits(address, daemon, Limits::default())
+    }
+
+    /// The same with other limits.
+    pub fn with_limits(address: SocketAddr, daemon: Daemon, limits: Limits) -> (Listener, Option<String>) {
+        let refused = Arc::new(AtomicU64::new(0));
+        let (stop, stopped) = oneshot::channel();
+        let mut listener = Listener { address, refused: refused.clone(), stop: Some(stop), thread: None };
+        let bound = bind(address);
+        let mut warning = bound
+            .as_ref()
+            .err()
+            .map(|error| format!("[api] cannot listen on {address}: {error}; it is tried again every second"));
+        let history = daemon.history.clone();
+        let desk = Desk { router: routes::reading(daemon), limits, refused };
+        let thread = std::thread::Builder::new().name("api".into()).spawn(move || {
+            if let Err(error) = desk.run(address, bound.ok(), stopped, &history) {
+                tell(&history, Level::Error, format!("[api] has ended: {error}"));
+            }
+        });
+        match thread {
+            Ok(thread) => listener.thread = Some(thread),
+            Err(error) => warning = Some(format!("[api] has no thread: {error}")),
+        }
+        (listener, warning)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Connections that were turned away.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // It does nothing that takes long; after it the address is free.
+        drop(self.thread.take().map(JoinHandle::join));
+    }
+}
+
+/// SO_REUSEADDR is set: connections of an earlier daemon in TIME_WAIT are not in the way.
+fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn tell(history: &History, level: Level, text: String) {
+    history.tell(Notice::daemon(level, Kind::Lifecycle, text), jiff::Timestamp::now());
+}
+
+/// What the thread works with.
+struct Desk {
+    router: Router,
+    limits: Limits,
+    refused: Arc<AtomicU64>,
+}
+
+impl Desk {
+    fn run(
+        self,
+        address: SocketAddr,
+        bound: Option<std::net::TcpListener>,
+        stopped: oneshot::Receiver<()>,
+        history: &History,
+    ) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let ended = runtime.block_on(async {
+            tokio::select! {
+                // Stopped, or its other end was dropped: all the same.
+                _ = stopped => Ok(()),
+                failed = self.serve(address, bound, history) => failed,
+            }
+        });
+        // Nobody waits for answers that are still being put together.
+        runtime.shutdown_background();
+        ended
+    }
+
+    async fn serve(
+        self,
+        address: SocketAddr,
+        mut bound: Option<std::net::TcpListener>,
+        history: &History,
+    ) -> io::Result<()> {
+        while bound.is_none() {
+            tokio::time::sleep(AGAIN).await;
+            bound = bind(address).ok();
+        }
+        let Some(listener) = bound else { return Ok(()) };
+        let listener = TcpListener::from_std(listener)?;
+        tell(history, Level::Info, format!("[api] listens on http://{address}"));
+        let places = Arc::new(Semaphore::new(self.limits.connections));
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                // No file descriptor is left, or the client has gone already: that passes.
+                Err(_) => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                }
+            };
+            let Ok(place) = places.clone().try_acquire_owned() else {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                // What does not fit into the socket's buffer at once is not worth waiting for.
+                _ = stream.try_write(BUSY);
+                continue;
+            };
+            let serving = connection(stream, self.router.clone(), self.limits);
+            tokio::spawn(async move {
+                serving.await;
+                drop(place);
+            });
+        }
+    }
+}
+
+/// One connection, from its first request to its end.
+async fn connection(stream: TcpStream, router: Router, limits: Limits) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(HEAD).max_headers(HEADERS);
+    let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(serving);
+    // How it ended is the client's business.
+    if tokio::time::timeout(limits.life, &mut serving).await.is_err() {
+        serving.as_mut().graceful_shutdown();
+        _ = tokio::time::timeout(FAREWELL, serving).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;
