@@ -1,5 +1,11 @@
 //! What an operator sees: every command that reads, the events, through the shipped binary.
 
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    process::{Command, Stdio},
+};
+
 use lab::{StandIn, daemon::Service, wait};
 use serde_json::Value;
 
@@ -67,4 +73,181 @@ fn events_tell_of_health_reloads_and_the_daemon_and_are_followed_until_it_ends()
     let numbers: Vec<_> = followed.iter().map(|event| event["number"].as_u64().expect("a number")).collect();
     assert_eq!(numbers, (1..=followed.len() as u64).collect::<Vec<_>>(), "none is missing and none comes twice");
     cluster.standins.iter_mut().for_each(StandIn::kill);
+}
+
+/// Where `[api]` listens: the balancer's own address.
+const API: &str = "10.0.1.1:9643";
+
+/// The configuration with `[api]` on, made to count by a reload.
+fn turn_api_on(cluster: &Cluster) {
+    let services = quick(Service::new(&cluster.lab, "tc")).toml();
+    cluster.evenkeel.write(&format!("[api]\nlisten = \"{API}\"\n\n{services}")).expect("a configuration");
+    cluster.evenkeel.done(&["reload"]).expect("reload");
+}
+
+/// What the client host gets from `[api]`: the status and the body; `000` if nobody listens.
+fn fetch(cluster: &Cluster, path: &str) -> (String, String) {
+    let mut curl = cluster.lab.client().command("curl");
+    let output =
+        curl.args(["-s", "-m", "10", "-w", "\n%{http_code}", &format!("http://{API}{path}")]).output().expect("curl");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (body, status) = text.rsplit_once('\n').expect("a status");
+    (status.to_owned(), body.to_owned())
+}
+
+fn scrape(cluster: &Cluster) -> String {
+    let (status, text) = fetch(cluster, "/metrics");
+    assert_eq!(status, "200", "{text}");
+    text
+}
+
+/// Every counter and every part of a histogram, by name and labels.
+fn counters(text: &str) -> BTreeMap<String, f64> {
+    let grows = |name: &str| ["_total", "_bucket", "_sum", "_count"].iter().any(|end| name.ends_with(end));
+    let rows = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
+    let ours = rows.filter(|(row, _)| row.starts_with("evenkeel_") && grows(row.split('{').next().expect("a name")));
+    ours.map(|(row, value)| (row.to_owned(), value.parse().expect("a number"))).collect()
+}
+
+/// `promtool check metrics` is content and says nothing, `check rules` says how many there are.
+fn promtool_likes(what: &[&str], text: &str) -> String {
+    let mut promtool = Command::new("promtool");
+    promtool.arg("check").args(what).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = promtool.spawn().expect("promtool");
+    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("its input");
+    let output = child.wait_with_output().expect("its end");
+    let told = [output.stdout, output.stderr].concat();
+    let told = String::from_utf8_lossy(&told).into_owned();
+    assert!(output.status.success(), "{told}");
+    told
+}
+
+#[test]
+fn the_example_alerts_are_rules_over_metrics_that_there_are() {
+    let page = include_str!("../../docs/operations.md");
+    let rules = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("rules");
+    let told = promtool_likes(&["rules", "/dev/stdin"], rules);
+    assert!(told.contains("SUCCESS: 9 rules found"), "{told}");
+    let words = rules.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+    for name in words.filter(|word| word.starts_with("evenkeel_")) {
+        assert!(page.contains(&format!("| `{name}` |")), "{name} is no metric of ours");
+    }
+}
+
+#[test]
+fn metrics_are_promtool_clean_agree_with_the_status_and_go_on_after_a_kill() {
+    let mut cluster = Cluster::new("tc", quick);
+    turn_api_on(&cluster);
+    let mut held = cluster.hold(&[]);
+    held.open(30).expect("open");
+    take_cp01_out(&mut cluster);
+    held.ask().expect("some bytes");
+
+    let text = scrape(&cluster);
+    assert_eq!(promtool_likes(&["metrics"], &text), "");
+    let has = |row: &str| assert!(text.lines().any(|line| line == row), "{row} is missing:\n{text}");
+    has(r#"evenkeel_backend_state{service="kube-apiserver",backend="cp01",state="down"} 1"#);
+    has(r#"evenkeel_backend_state{service="kube-apiserver",backend="cp02",state="up"} 1"#);
+    has(r#"evenkeel_datapath_info{service="kube-apiserver",interface="eth0",mode="tc"} 1"#);
+    has("evenkeel_config_generation 2");
+    has("evenkeel_config_last_reload_successful 1");
+    has("evenkeel_least_conn_drift_total 0");
+    let before = counters(&text);
+    let cp02 = cluster.backend("cp02");
+    for (name, value) in
+        [("connections", cp02.total), ("received_bytes", cp02.bytes_in), ("sent_bytes", cp02.bytes_out)]
+    {
+        let row = format!(r#"evenkeel_backend_{name}_total{{service="kube-apiserver",backend="cp02"}}"#);
+        assert_eq!(before[&row], value as f64, "{row}");
+    }
+    let labels = r#"{service="kube-apiserver",backend="cp02"}"#;
+    let count = before[&format!("evenkeel_backend_connect_duration_seconds_count{labels}")];
+    let mean = before[&format!("evenkeel_backend_connect_duration_seconds_sum{labels}")] / count;
+    assert!(count >= 10.0 && mean > 0.0 && mean < 1.0, "{count} connects, {mean} s each");
+    assert!(before[r#"evenkeel_connect_tries_failed_total{reason="refused"}"#] >= 1.0);
+    let processes = text.lines().find(|line| line.starts_with("process_resident_memory_bytes ")).expect("its memory");
+    assert!(processes.ends_with(|last: char| last.is_ascii_digit()), "{processes}");
+
+    cluster.evenkeel.kill();
+    cluster.evenkeel.run().expect("a second start");
+    let after = counters(&scrape(&cluster));
+    let of_the_process = ["least_conn_drift", "access_log", "api_refused", "vrrp"];
+    for (row, value) in before {
+        if !of_the_process.iter().any(|name| row.contains(name)) {
+            assert!(after.get(&row).is_some_and(|after| *after >= value), "{row}: {value}, then {:?}", after.get(&row));
+        }
+    }
+}
+
+#[test]
+fn health_and_readiness_are_told_and_reloads_turn_the_listener_on_and_off() {
+    let mut cluster = Cluster::new("tc", quick);
+    assert_eq!(fetch(&cluster, "/healthz").0, "000", "nobody listens unless the file says so");
+    turn_api_on(&cluster);
+    let told = |path| fetch(&cluster, path);
+    assert_eq!(told("/healthz"), ("200".into(), "ok\n".into()));
+    assert_eq!(told("/readyz"), ("200".into(), "ready\n".into()));
+    let status: Value = serde_json::from_str(&told("/api/v1/status").1).expect("JSON");
+    assert_eq!(status["services"][0]["backends"][2]["name"], "cp03");
+    assert_eq!(status["config"], cluster.evenkeel.status().expect("status")["config"]);
+
+    cluster.standins.iter_mut().for_each(StandIn::kill);
+    // Whoever is refused takes the backends out, until the first of them is tried again.
+    let unready = || {
+        cluster.storm(&["--connections", "6"]).finish(SOON).expect("a storm");
+        Some(fetch(&cluster, "/readyz")).filter(|(status, _)| status == "503")
+    };
+    let (_, reasons) = wait::until("nobody is served", SOON, unready).expect("readyz");
+    assert_eq!(reasons, "service kube-apiserver: no backend is up\n");
+    assert_eq!(fetch(&cluster, "/healthz").0, "200", "that is no reason to start the daemon anew");
+
+    cluster.evenkeel.write(&Service::new(&cluster.lab, "tc").toml()).expect("a configuration");
+    cluster.evenkeel.done(&["reload"]).expect("reload");
+    assert_eq!(fetch(&cluster, "/healthz").0, "000", "turned off");
+    turn_api_on(&cluster);
+    assert_eq!(fetch(&cluster, "/healthz").0, "200", "and on again");
+}
+
+#[test]
+fn every_command_that_shows_something_does_so_in_every_form() {
+    let cluster = Cluster::new("tc", |service| service);
+    let mut held = cluster.hold(&[]);
+    held.open(3).expect("open");
+    let config = cluster.evenkeel.config().display().to_string();
+    let commands: [&[&str]; 8] = [
+        &["status"],
+        &["backends"],
+        &["conns"],
+        &["counters"],
+        &["counters", "--list"],
+        &["events"],
+        &["check", "-c", &config],
+        &["dump", "-c", &config],
+    ];
+    for command in commands {
+        for format in ["table", "wide", "json"] {
+            let shown = cluster.evenkeel.done(&[command, &["-o", format]].concat()).expect("exit code 0");
+            assert!(!shown.contains('\x1b'), "{command:?} -o {format}: colour away from a terminal");
+            match format {
+                "json" => drop(serde_json::from_str::<Value>(&shown).expect("JSON")),
+                _ => assert!(shown.lines().count() > 1, "{command:?} -o {format}: {shown}"),
+            }
+            let wrong = [command, &["-o", format, "--frobnicate"]].concat();
+            assert_eq!(cluster.evenkeel.command(&wrong).expect("it runs").code, 1, "{wrong:?}");
+        }
+    }
+    let counters = cluster.evenkeel.json(&["counters"]).expect("counters");
+    let listed = cluster.evenkeel.json(&["counters", "--list"]).expect("the list");
+    for reason in listed.as_array().expect("a list") {
+        let name = reason["reason"].as_str().expect("a word");
+        assert!(counters[name].is_u64(), "{name} is listed and not counted");
+    }
+    let nobody = ["--socket", "/nonexistent/control.sock"];
+    for command in ["status", "backends", "conns", "counters", "events"] {
+        assert_eq!(
+            cluster.evenkeel.command(&[&nobody[..], &[command]].concat()).expect("it runs").code,
+            2,
+            "{command}"
+        );
+    }
 }

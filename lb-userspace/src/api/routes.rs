@@ -144,8 +144,10 @@ impl Daemon {
 async fn to_its_end<T: Send + 'static>(
     asking: impl Future<Output = Result<T, Response>> + Send + 'static,
 ) -> Result<T, Response> {
-    let ended = tokio::spawn(asking).await;
-    ended.unwrap_or_else(|_| Err(failure(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be put together")))
+    match tokio::spawn(asking).await {
+        Ok(answer) => answer,
+        Err(_) => Err(failure(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be put together")),
+    }
 }
 
 pub fn failure(status: StatusCode, what: &str) -> Response {

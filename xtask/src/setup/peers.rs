@@ -8,7 +8,7 @@ use super::{Outcome, apt};
 use crate::ebpf;
 
 /// A file or program, and the Debian package that has it.
-const NEEDED: [(&str, &str); 10] = [
+const NEEDED: [(&str, &str); 11] = [
     ("nginx", "nginx-light"),
     ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
     ("haproxy", "haproxy"),
@@ -19,6 +19,7 @@ const NEEDED: [(&str, &str); 10] = [
     ("nft", "nftables"),
     ("tcpdump", "tcpdump"),
     ("bpftool", "bpftool"),
+    ("promtool", "prometheus"),
 ];
 
 pub fn provide() -> Result<Outcome> {
