@@ -47,6 +47,12 @@ pub const fn tag(hash: u64) -> u64 {
     ((hash & 0x3f) | (hash >> 32 & 0x7f) << 6) & TAG_MASK
 }
 
+/// The place in a bucket where a key with this hash stands if it can: the first and mostly the only one looked at.
+#[inline(always)]
+pub const fn place(hash: u64) -> u32 {
+    (hash >> 6) as u32 & (BUCKET - 1)
+}
+
 /// One entry of the flow index; 0 is an empty place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]

@@ -2,7 +2,7 @@
 //! the next backend.
 
 use lb_common::{
-    layout::{Hop, Interface, Listener, Pool, SYN_OPTIONS, ticks},
+    layout::{Hop, Interface, Listener, Pool, SYN_OPTIONS},
     tcp::{ACK, RST, SYN},
     verdict::Reason,
 };
@@ -21,7 +21,7 @@ const RST_PER_TICK: u64 = 10;
 
 /// Answers the sender of a segment with a RST that it accepts (RFC 9293 section 3.10.7.1). A RST is never answered.
 #[inline(never)]
-pub fn reset<F: Frame>(frame: F, segment: &Segment) -> i32 {
+pub fn reset<F: Frame>(frame: F, segment: Segment) -> i32 {
     if segment.flags & RST != 0 || !allowed() {
         return F::DROP;
     }
@@ -173,7 +173,7 @@ fn no_next_hop<F: Frame>() -> i32 {
 #[inline(always)]
 fn allowed() -> bool {
     let Some(bucket) = maps::RST_TOKENS.get_ptr_mut(0) else { return false };
-    let now = ticks(clock::coarse()) as u64;
+    let now = clock::ticks() as u64;
     // SAFETY: this CPU's own element.
     unsafe {
         let refill = (now - (*bucket).refilled) * RST_PER_TICK;

@@ -3,7 +3,7 @@
 
 use lb_common::{
     event::{ENDED, Event, TURNED_AWAY},
-    layout::{LOG, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Slot, TURNED_AWAY_EVENTS, ticks, turned_away_stretch},
+    layout::{LOG, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Slot, TURNED_AWAY_EVENTS, turned_away_stretch},
     seq::payload,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT},
     verdict::Reason,
@@ -98,7 +98,7 @@ pub fn turned_away(key: u64, service: u16, reason: Reason) {
 #[inline(always)]
 fn may_tell(service: u16) -> bool {
     let Some(record) = maps::SERVICES.get_ptr_mut(service as u32) else { return false };
-    let now = turned_away_stretch(ticks(clock::coarse()));
+    let now = turned_away_stretch(clock::ticks());
     // SAFETY: from a map lookup. Two CPUs that begin a stretch together may tell of a few more.
     unsafe {
         if atomic::load(&raw const (*record).turned_away_in) != now {

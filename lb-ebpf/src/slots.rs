@@ -137,7 +137,7 @@ extern "C" fn reclaim(pool: u32) -> i64 {
     if ports == 0 {
         return -1;
     }
-    let now = lb_common::layout::ticks(clock::coarse());
+    let now = clock::ticks();
     for _ in 0..RECLAIMS {
         // SAFETY: as above.
         let slot = unsafe { atomic::fetch_add(&raw mut (*ring).reclaim, 1) } % ports;

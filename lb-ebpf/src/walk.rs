@@ -2,9 +2,7 @@
 
 use lb_common::{
     hash::{PROBES, listener_place, mix, pool_place},
-    layout::{
-        CLOSING, DELETED, EMPTY, Hop, Interface, LISTENER_BITS, Listener, POOL_BITS, Pool, Slot, flow_key, ticks,
-    },
+    layout::{CLOSING, DELETED, EMPTY, Hop, Interface, LISTENER_BITS, Listener, POOL_BITS, Pool, Slot, flow_key},
     seq::{advance, within},
     slot::{Ctl, State},
     tcp::{ACK, CONTROL, RST, SYN},
@@ -27,18 +25,18 @@ pub fn walk<F: Frame>(frame: F) -> i32 {
         Ok(segment) => segment,
         Err(reason) => return lease::other::<F>(frame, reason),
     };
-    if let Some((number, listener)) = listener_of(&segment) {
-        return from_client(frame, &segment, number, listener);
+    if let Some((number, listener)) = listener_of(segment) {
+        return from_client(frame, segment, number, listener);
     }
-    if let Some((number, pool)) = pool_of(&segment) {
-        return from_backend(frame, &segment, number, pool);
+    if let Some((number, pool)) = pool_of(segment) {
+        return from_backend(frame, segment, number, pool);
     }
     passed::<F>(Reason::NotOurs)
 }
 
 /// The listener a segment is addressed to.
 #[inline(always)]
-fn listener_of(segment: &Segment) -> Option<(u32, *mut Listener)> {
+fn listener_of(segment: Segment) -> Option<(u32, *mut Listener)> {
     let start = listener_place(segment.destination, segment.destination_port, LISTENER_BITS);
     for probe in 0..PROBES {
         let number = start + probe & (1 << LISTENER_BITS) - 1;
@@ -62,7 +60,7 @@ fn listener_of(segment: &Segment) -> Option<(u32, *mut Listener)> {
 
 /// The pool in which a segment from a backend has its slot.
 #[inline(always)]
-fn pool_of(segment: &Segment) -> Option<(u32, *mut Pool)> {
+fn pool_of(segment: Segment) -> Option<(u32, *mut Pool)> {
     let start = pool_place(segment.source, segment.source_port, segment.destination, POOL_BITS);
     for probe in 0..PROBES {
         let number = start + probe & (1 << POOL_BITS) - 1;
@@ -87,7 +85,7 @@ fn pool_of(segment: &Segment) -> Option<(u32, *mut Pool)> {
 }
 
 #[inline(always)]
-fn from_client<F: Frame>(frame: F, segment: &Segment, number: u32, listener: *mut Listener) -> i32 {
+fn from_client<F: Frame>(frame: F, segment: Segment, number: u32, listener: *mut Listener) -> i32 {
     let key = flow_key(segment.source, segment.source_port, number as u16);
     let outcome = match index::find(key, mix(maps::seed(), key)) {
         Some(found) => {
@@ -126,7 +124,7 @@ fn from_client<F: Frame>(frame: F, segment: &Segment, number: u32, listener: *mu
 }
 
 #[inline(always)]
-fn from_backend<F: Frame>(frame: F, segment: &Segment, number: u32, pool: *mut Pool) -> i32 {
+fn from_backend<F: Frame>(frame: F, segment: Segment, number: u32, pool: *mut Pool) -> i32 {
     // SAFETY: from a map lookup.
     let (first, ports) = unsafe { ((*pool).first_port, (*pool).ports) };
     let slot = u16::from_be(segment.destination_port).wrapping_sub(first);
@@ -155,7 +153,7 @@ fn from_backend<F: Frame>(frame: F, segment: &Segment, number: u32, pool: *mut P
 
 /// Does with the frame what the slow path has decided.
 #[inline(always)]
-fn carry_out<F: Frame>(frame: F, segment: &Segment, outcome: Outcome, client: bool) -> i32 {
+fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: bool) -> i32 {
     let place = outcome.place();
     match outcome.kind() {
         Outcome::OPENED => save_syn(frame, segment, place),
@@ -180,14 +178,14 @@ fn carry_out<F: Frame>(frame: F, segment: &Segment, outcome: Outcome, client: bo
 /// Whether a segment's numbers are to be believed before anything else is known of it. Those of a RST are checked first;
 /// a SYN's are no part of an open connection; a closed flow's slot may be somebody else's in the next moment.
 #[inline(always)]
-fn is_tracked(segment: &Segment, state: State) -> bool {
+fn is_tracked(segment: Segment, state: State) -> bool {
     let open = matches!(state, State::Established | State::ClosingClient | State::ClosingBackend | State::Suspect);
     open && segment.flags & (SYN | RST) == 0
 }
 
 /// Sequence end, acknowledgement, time and next hop of a segment from the client.
 #[inline(always)]
-unsafe fn note_client<F: Frame>(frame: F, segment: &Segment, record: *mut Slot) {
+unsafe fn note_client<F: Frame>(frame: F, segment: Segment, record: *mut Slot) {
     // SAFETY: the caller's pointer is from a map lookup.
     unsafe {
         learn_hop(frame, record);
@@ -205,7 +203,7 @@ unsafe fn note_client<F: Frame>(frame: F, segment: &Segment, record: *mut Slot) 
 
 /// Sequence end, acknowledgement and time of a segment from the backend.
 #[inline(always)]
-unsafe fn note_backend(segment: &Segment, record: *mut Slot) {
+unsafe fn note_backend(segment: Segment, record: *mut Slot) {
     // SAFETY: the caller's pointer is from a map lookup.
     unsafe {
         let end = advance((*record).end_backend, segment.end());
@@ -222,13 +220,13 @@ unsafe fn note_backend(segment: &Segment, record: *mut Slot) {
 
 /// Whether a segment acknowledges something new, and nothing that was never sent.
 #[inline(always)]
-fn acknowledges(segment: &Segment, known: u32, sent: u64) -> bool {
+fn acknowledges(segment: Segment, known: u32, sent: u64) -> bool {
     segment.acknowledgement != known && within(known, segment.acknowledgement, sent as u32)
 }
 
 #[inline(always)]
 unsafe fn touch(record: *mut Slot) {
-    let now = ticks(clock::coarse());
+    let now = clock::ticks();
     // SAFETY: the caller's pointer is from a map lookup.
     unsafe {
         if (*record).last_seen != now {
@@ -263,7 +261,7 @@ unsafe fn learn_hop<F: Frame>(frame: F, record: *mut Slot) {
 
 /// Keeps of the client's SYN what another backend must see of it.
 #[inline(always)]
-fn save_syn<F: Frame>(frame: F, segment: &Segment, place: u32) {
+fn save_syn<F: Frame>(frame: F, segment: Segment, place: u32) {
     let Some(record) = flow::at(place) else { return };
     let mut bytes = frame.bytes();
     if !bytes.has(field::TCP + segment.header as usize) {
@@ -294,7 +292,7 @@ fn save_syn<F: Frame>(frame: F, segment: &Segment, place: u32) {
 
 /// Sends a segment of the client on to its backend.
 #[inline(always)]
-fn to_backend<F: Frame>(frame: F, segment: &Segment, place: u32) -> i32 {
+fn to_backend<F: Frame>(frame: F, segment: Segment, place: u32) -> i32 {
     let Some(pool) = maps::POOLS.get_ptr_mut(place >> 16) else { return F::DROP };
     // SAFETY: from a map lookup.
     let (hop, source, destination, source_port, destination_port) = unsafe {
@@ -312,7 +310,7 @@ fn to_backend<F: Frame>(frame: F, segment: &Segment, place: u32) -> i32 {
 /// Sends a segment of the backend on to the client. If the slot changes hands in this moment, the segment goes to its
 /// next client, who drops it by its sequence number.
 #[inline(always)]
-unsafe fn to_client<F: Frame>(frame: F, segment: &Segment, record: *mut Slot) -> i32 {
+unsafe fn to_client<F: Frame>(frame: F, segment: Segment, record: *mut Slot) -> i32 {
     // SAFETY: the caller's pointer is from a map lookup, and so is the listener.
     unsafe {
         let key = atomic::load(&raw const (*record).key);
@@ -325,7 +323,7 @@ unsafe fn to_client<F: Frame>(frame: F, segment: &Segment, record: *mut Slot) ->
 }
 
 #[inline(always)]
-fn send<F: Frame>(frame: F, segment: &Segment, hop: Hop, from: (u32, u16), to: (u32, u16)) -> i32 {
+fn send<F: Frame>(frame: F, segment: Segment, hop: Hop, from: (u32, u16), to: (u32, u16)) -> i32 {
     if segment.ttl <= 1 {
         return dropped::<F>(Reason::TtlExpired);
     }
