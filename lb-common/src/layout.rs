@@ -33,7 +33,7 @@ pub const SYN_OPTIONS: usize = 40;
 pub const CONNECT_TIME_BUCKETS: usize = 64;
 
 /// A number for all layouts of this file: raised by hand with every change of a record or of its meaning.
-pub const HASH: u64 = 0x4556_4b4c_0000_0004;
+pub const HASH: u64 = 0x4556_4b4c_0000_0005;
 
 /// Nanoseconds to ticks, the unit of `last_seen`: 2^20 ns, about 1.05 ms. Wraps after 52 days.
 #[inline(always)]
@@ -349,8 +349,10 @@ pub struct Service {
     pub half_open_cells: u32,
     /// `LOG`.
     pub flags: u32,
+    /// Most connections of one client, `clients::MOST` at most; 0: no limit.
+    pub client_limit: u32,
     /// Zero.
-    pub reserved: [u32; 9],
+    pub reserved: [u32; 8],
 
     /// Taken while a backend is chosen, so that two CPUs do not give the same share twice.
     pub lock: u32,
@@ -379,6 +381,10 @@ pub const fn turned_away_stretch(ticks: u32) -> u32 {
 
 /// In [`Service::flags`]: an event is wanted for every connection that ends, not only for those that fail.
 pub const LOG: u32 = 1;
+
+/// CLIENTS[service]: a bucket of words, see `clients::ClientCount`. There is a table if the service has, or has had, a
+/// limit. When a bucket is full, its next client is let in and not counted.
+pub type ClientLine = [u64; crate::hash::BUCKET as usize];
 
 /// RULES[service]: eight of its rules in a line, in their order; the list ends with the map or at the first rule without
 /// a verdict. A list is written before it is put in place, and never changed: another one replaces it whole.

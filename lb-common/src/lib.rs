@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod checksum;
+pub mod clients;
 pub mod event;
 pub mod hash;
 pub mod layout;

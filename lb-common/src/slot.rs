@@ -93,6 +93,8 @@ pub const FIN_BACKEND: u8 = 2;
 pub const KILLED: u8 = 4;
 /// The flow was established once: bytes and initial sequence numbers are valid.
 pub const CONNECTED: u8 = 8;
+/// The flow is counted for its client (`per_client_connections`): who ends it takes it back.
+pub const COUNTED: u8 = 16;
 
 /// The value of a slot's first word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +126,7 @@ impl Ctl {
         State::from_number((self.0 >> 8) as u8)
     }
 
-    /// `FIN_CLIENT`, `FIN_BACKEND`, `KILLED`, `CONNECTED`.
+    /// `FIN_CLIENT`, `FIN_BACKEND`, `KILLED`, `CONNECTED`, `COUNTED`.
     #[inline(always)]
     pub const fn flags(self) -> u8 {
         (self.0 >> 16) as u8

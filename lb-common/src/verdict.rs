@@ -64,6 +64,9 @@ reasons! {
     RewriteFailed = 27, "rewrite_failed", "the kernel refused to resize or rewrite the packet: dropped";
     HalfOpenJunk = 28, "half_open_junk", "a segment that fits no connection attempt: dropped";
 
+    // A connection was let in with something missing.
+    ClientUncounted = 30, "client_uncounted", "new connection not counted for per_client_connections: the table of clients was full";
+
     // A try to connect to a backend failed; the next one is tried.
     Refused = 40, "refused", "the backend answered the SYN with a RST";
     ConnectTimeout = 41, "connect_timeout", "the backend did not answer the SYN within connect_timeout";

@@ -10,13 +10,13 @@ use lb_common::{
         ACTIVE, Backend, LOG, NONE, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, OUT, Slot, UP, connect_time_bucket, ticks,
     },
     seq::within,
-    slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT, KILLED, State},
+    slot::{CONNECTED, COUNTED, Ctl, FIN_BACKEND, FIN_CLIENT, KILLED, State},
     tcp::{ACK, SYN, Side, Step, step},
     verdict::Reason,
 };
 
 use crate::{
-    admit, atomic, clock,
+    access, atomic, clock,
     index::{self, Inserted},
     maps, report,
     select::{self, Turned},
@@ -117,31 +117,43 @@ pub extern "C" fn open(key: u64, initial: u32) -> u64 {
     let Some(listener) = maps::LISTENERS.get_ptr_mut((key >> 48) as u32) else { return Outcome::at(Outcome::DROP, 0) };
     // SAFETY: from a map lookup.
     let (service, state) = unsafe { ((*listener).service, atomic::load(&raw const (*listener).state)) };
-    if admit::is_denied(service as u32, key as u32) {
-        report::turned_away(key, service, Reason::Denied);
-        return Outcome::at(Outcome::RESET, 0);
+    if access::is_denied(service as u32, key as u32) {
+        return turned_away(key, service, Reason::Denied);
+    }
+    let counted = access::count_client(service as u32, key as u32);
+    if counted == access::OVER {
+        return turned_away(key, service, Reason::ClientLimit);
     }
     let choice =
         if state == ACTIVE { select::backend(service as u32, 0, client_hash(key)) } else { Err(Turned::NoBackend) };
     match choice {
-        Ok(choice) => fill(key, initial, choice.place, 1 << choice.position, service as u32),
+        Ok(choice) => fill(key, initial, choice.place, choice.position | counted << 8, service as u32),
         Err(turned) => {
-            let reason = if turned == Turned::NoSlot { Reason::NoSlot } else { Reason::NoBackend };
-            report::turned_away(key, service, reason);
-            Outcome::at(Outcome::RESET, 0)
+            if counted != 0 {
+                access::uncount_client(service as u32, key as u32);
+            }
+            turned_away(key, service, if turned == Turned::NoSlot { Reason::NoSlot } else { Reason::NoBackend })
         }
     }
 }
 
-/// Fills a claimed slot and enters it in the index and in the ring of half-open flows.
+#[inline(always)]
+fn turned_away(key: u64, service: u16, reason: Reason) -> u64 {
+    report::turned_away(key, service, reason);
+    Outcome::at(Outcome::RESET, 0)
+}
+
+/// Fills a claimed slot and enters it in the index and in the ring of half-open flows. `chosen` is the backend's position
+/// and, from bit 8 on, flags for the slot's word.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn fill(key: u64, initial: u32, place: u32, tried: u64, service: u32) -> u64 {
+extern "C" fn fill(key: u64, initial: u32, place: u32, chosen: u32, service: u32) -> u64 {
     let Some(record) = at(place) else { return Outcome::at(Outcome::DROP, 0) };
-    let position = tried.trailing_zeros();
+    let position = chosen & 63;
+    let tried = 1_u64 << position;
     let now = clock::exact();
     // SAFETY: from a map lookup, and ours alone while its word says Claiming.
-    let generation = unsafe {
+    let ctl = unsafe {
         (*record).key = key;
         (*record).end_client = initial.wrapping_add(1) as u64;
         (*record).end_backend = 0;
@@ -155,56 +167,65 @@ extern "C" fn fill(key: u64, initial: u32, place: u32, tried: u64, service: u32)
         (*record).client6 = [0; 16];
         (*record).options_len = 0;
         (*record).connect_us = (now / 1000) as u32;
-        publish(record)
+        publish(record, (chosen >> 8) as u8)
     };
     let hash = mix(maps::seed(), key);
-    let entry = Entry::new(tag(hash), (place >> 16) as u16, place as u16, generation);
+    let entry = Entry::new(tag(hash), (place >> 16) as u16, place as u16, ctl.generation());
     match index::insert(key, hash, entry) {
         Inserted::Won => {
-            slots::enter_half_open(service, place, generation);
+            slots::enter_half_open(service, place, ctl.generation());
             Outcome::at(Outcome::OPENED, place)
         }
         Inserted::Lost => {
-            unfill(place, generation);
+            unfill(place, ctl.0);
             again(key, hash)
         }
         Inserted::Full => {
-            unfill(place, generation);
-            report::turned_away(key, service as u16, Reason::IndexFull);
-            Outcome::at(Outcome::RESET, 0)
+            unfill(place, ctl.0);
+            turned_away(key, service as u16, Reason::IndexFull)
         }
     }
 }
 
-/// Makes a filled slot a half-open flow: nothing before this can be seen after it. Returns the generation.
+/// Makes a filled slot a half-open flow: nothing before this can be seen after it. Returns its word.
 #[inline(always)]
-unsafe fn publish(record: *mut Slot) -> u32 {
+unsafe fn publish(record: *mut Slot, flags: u8) -> Ctl {
     // SAFETY: the caller owns the slot.
     unsafe {
-        let generation = word(record).generation();
-        atomic::swap(&raw mut (*record).ctl, Ctl::new(generation, State::HalfOpen).0);
-        generation
+        let ctl = Ctl::new(word(record).generation(), State::HalfOpen).with_flags(flags);
+        atomic::swap(&raw mut (*record).ctl, ctl.0);
+        ctl
     }
 }
 
 /// Gives back a slot that never became a flow, unless a segment of the backend has ended it meanwhile.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn unfill(place: u32, generation: u32) -> u32 {
+extern "C" fn unfill(place: u32, ctl: u64) -> u32 {
     let Some(record) = at(place) else { return 0 };
     // SAFETY: from map lookups.
     unsafe {
-        let number = (*record).backend;
-        if !change(record, Ctl::new(generation, State::HalfOpen), Ctl::new(generation, State::Free)) {
+        let (number, key) = ((*record).backend, (*record).key);
+        let ctl = Ctl(ctl);
+        if !change(record, ctl, Ctl::new(ctl.generation(), State::Free)) {
             return 0;
         }
         if let Some(backend) = backend_of(number) {
             atomic::add(&raw mut (*backend).active, u32::MAX);
             atomic::add(&raw mut (*backend).opened, u64::MAX);
+            uncount(ctl, (*backend).service, key);
         }
     }
     slots::release(place >> 16, place & 0xffff);
     0
+}
+
+/// Takes a flow that is over from its client's count, if it is in it.
+#[inline(always)]
+fn uncount(ctl: Ctl, service: u16, key: u64) {
+    if ctl.flags() & COUNTED != 0 {
+        access::uncount_client(service as u32, key as u32);
+    }
 }
 
 /// Another CPU was first with the same SYN: this one is a repetition of it.
@@ -498,10 +519,11 @@ pub extern "C" fn close(place: u32, ctl: u64, reason: u32) -> u32 {
     let Some(record) = at(place) else { return 0 };
     // SAFETY: from a map lookup.
     unsafe {
-        let ended = Ctl(ctl).closed(reason as u8);
         let now = word(record);
-        // Flags are only ever added, and only by who changes the state.
-        if now.state() != Ctl(ctl).state() || now.generation() != ended.generation() || !change(record, now, ended) {
+        // Flags are only ever added: those that the caller knows, and what was added meanwhile.
+        let ended = now.with_flags(Ctl(ctl).flags()).closed(reason as u8);
+        let same = now.state() == Ctl(ctl).state() && now.generation() == Ctl(ctl).generation();
+        if !same || !change(record, now, ended) {
             return 0;
         }
         finish(place, ended.0)
@@ -509,9 +531,8 @@ pub extern "C" fn close(place: u32, ctl: u64, reason: u32) -> u32 {
 }
 
 /// The consequences of an end: the backend's counts, the event, the port.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn finish(place: u32, ctl: u64) -> u32 {
+#[inline(always)]
+fn finish(place: u32, ctl: u64) -> u32 {
     let Some(record) = at(place) else { return 1 };
     let ctl = Ctl(ctl);
     // SAFETY: from map lookups.
@@ -519,6 +540,7 @@ extern "C" fn finish(place: u32, ctl: u64) -> u32 {
         if let Some(backend) = backend_of((*record).backend) {
             let (bytes_in, bytes_out) = report::bytes(record, ctl);
             atomic::add(&raw mut (*backend).active, u32::MAX);
+            uncount(ctl, (*backend).service, (*record).key);
             atomic::add(&raw mut (*backend).bytes_in, bytes_in);
             atomic::add(&raw mut (*backend).bytes_out, bytes_out);
             if ctl.flags() & CONNECTED != 0 && ctl.reason() != Reason::Closed as u8 {
@@ -577,6 +599,7 @@ pub extern "C" fn move_on(place: u32, reason: u32) -> u64 {
         }
         if next < 0 {
             report::flow(TURNED_AWAY, reason as u8, place, record, ctl, service);
+            uncount(ctl, service, (*record).key);
             forget((*record).key, place, ctl);
             release_closed(place, ctl);
             return Outcome::at(Outcome::REFUSE, place);
@@ -666,15 +689,15 @@ extern "C" fn hand_over(from: u32, next: u64, generation: u32, fresh_port: u32, 
         (*new).options_len = (*old).options_len;
         (*new).connect_us = (now / 1000) as u32;
         (*old).last_seen = ticks(now);
-        let new_generation = publish(new);
+        let ctl = publish(new, word(old).flags() & COUNTED);
         let hash = mix(maps::seed(), (*new).key);
         let entry = |place: u32, generation| Entry::new(tag(hash), (place >> 16) as u16, place as u16, generation);
-        if !index::replace(hash, entry(from, generation), entry(to, new_generation)) {
+        if !index::replace(hash, entry(from, generation), entry(to, ctl.generation())) {
             // The client began anew meanwhile: nobody waits for this try any more.
-            unfill(to, new_generation);
+            unfill(to, ctl.0);
             return Outcome::at(Outcome::DROP, 0);
         }
-        slots::enter_half_open(service, to, new_generation);
+        slots::enter_half_open(service, to, ctl.generation());
         Outcome::at(Outcome::SEND_SYN, to)
     }
 }

@@ -11,7 +11,7 @@
 #![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(internal_features, reason = "BPF atomics with a result exist only as intrinsics, see atomic.rs")]
 
-mod admit;
+mod access;
 mod atomic;
 mod clock;
 mod cursor;

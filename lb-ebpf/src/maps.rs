@@ -9,11 +9,12 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
+    clients::CLIENT_BUCKETS,
     event::Event,
     layout::{
-        Backend, ConnectTimes, EVENTS_BYTES, FreeLine, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener,
-        MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MaglevLine, Meta, POOL_BITS, Pool, Ring, RuleLine,
-        Service, Slot,
+        Backend, ClientLine, ConnectTimes, EVENTS_BYTES, FreeLine, Interface, LEASE_BITS, LISTENER_BITS, Lease,
+        Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MaglevLine, Meta, POOL_BITS, Pool, Ring,
+        RuleLine, Service, Slot,
     },
     verdict::REASON_LIMIT,
 };
@@ -66,6 +67,9 @@ pub static MAGLEV: ArrayOfMaps<Array<MaglevLine, { MAGLEV_LINES as usize }, INNE
     ArrayOfMaps::new();
 #[btf_map]
 pub static RULES: ArrayOfMaps<Array<RuleLine, 1, INNER>, { MAX_SERVICES as usize }> = ArrayOfMaps::new();
+#[btf_map]
+pub static CLIENTS: ArrayOfMaps<Array<ClientLine, { CLIENT_BUCKETS as usize }, INNER>, { MAX_SERVICES as usize }> =
+    ArrayOfMaps::new();
 #[btf_map]
 pub static LINKS: HashMap<u32, u32, { MAX_INTERFACES as usize }> = HashMap::new();
 #[btf_map]

@@ -177,9 +177,8 @@ pub extern "C" fn enter_half_open(service: u32, place: u32, generation: u32) -> 
     }
 }
 
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn evict(pool: u32, slot: u32, generation: u32) -> u32 {
+#[inline(always)]
+fn evict(pool: u32, slot: u32, generation: u32) -> u32 {
     let Some(record) = get(pool, slot) else { return 0 };
     // SAFETY: from a map lookup.
     let ctl = Ctl(unsafe { atomic::load(&raw const (*record).ctl) });

@@ -336,6 +336,7 @@ impl Daemon {
                     }
                 }
                 Action::Retry(flow) => apply::retry(&self.dataplane, &flow),
+                Action::Client(step) => apply::client(self.dataplane.tables(), step),
                 Action::Correct(drift) => self.dataplane.tables().correct_active(drift.backend, -drift.by),
                 Action::Record { record, .. } => self.logs.write(*record, Instant::now()),
                 Action::Note(notice) => self.tell(notice),

@@ -78,6 +78,7 @@ fn new_service() -> ServiceSetup {
         half_open_cells: 128,
         log: false,
         rules: Vec::new(),
+        client_limit: 0,
         backends: vec![3],
     }
 }

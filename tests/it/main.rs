@@ -1,7 +1,7 @@
 //! Everything that needs root and the kernel. One crate, so that it links once.
 
+mod access;
 mod admin;
-mod admission;
 mod balancing;
 mod bench;
 mod beside_peers;

@@ -85,6 +85,7 @@ impl Default for Setup {
             half_open_cells: 64,
             log: true,
             rules: Vec::new(),
+            client_limit: 0,
             backends: Vec::new(),
         };
         Setup { backends: 3, ports: 64, weights: vec![1; 64], service, max_connections: 1024 }

@@ -97,7 +97,7 @@ pub struct Service {
     pub reset_rate: NonZeroU32,
     /// At most 65,536.
     pub max_half_open: NonZeroU32,
-    /// 0: no limit.
+    /// At most 65,535; 0: no limit.
     pub per_client_connections: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,

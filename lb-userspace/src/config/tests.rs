@@ -148,6 +148,7 @@ fn every_mistake_is_told_with_its_place_and_what_would_be_right() {
         ),
         ("interface = [\"eth0\", \"eth0\"]", "", "5:22: interface eth0 stands twice"),
         ("max_half_open = 0x1_0001", "", "5:17: max_half_open: 65537 is out of range: 1 to 65536"),
+        ("per_client_connections = 65536", "", "5:26: per_client_connections: 65536 is out of range: 0 to 65535"),
         ("max_half_open = 1.5", "", "5:17: max_half_open: the number 1.5 where a whole number from 1 to 65536 belongs"),
         ("health = { expect = [] }", "", "5:10: [service.health]: `expect` names no status"),
         ("reset_rate = 0", "", "5:14: reset_rate: 0 is out of range: 1 to 1000000"),

@@ -52,6 +52,8 @@ pub struct DesiredService {
     pub log: bool,
     /// Who is let in; the first rule that matches decides.
     pub rules: Vec<Rule>,
+    /// Most connections of one client; 0: no limit.
+    pub client_limit: u32,
     /// In the order of the file.
     pub backends: Vec<DesiredBackend>,
 }
@@ -128,6 +130,7 @@ fn translate(service: &model::Service, errors: &mut Vec<String>) -> Option<Desir
         reset_rate: service.reset_rate.get(),
         log: service.access_log.is_some(),
         rules: service.rules.iter().map(rule).collect(),
+        client_limit: service.per_client_connections,
         backends: backends?,
     })
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
+    clients::ClientCount,
     layout::{
         ACTIVE, Backend, CLOSING, Listener, NEVER, NONE, OUT, Pool, Slot, UP, half_open_cell, half_open_flow, ticks,
     },
@@ -26,6 +27,7 @@ pub struct Fake {
     pub records: BTreeMap<u16, Backend>,
     pub slots: BTreeMap<Place, (Ctl, Slot)>,
     pub rings: BTreeMap<u16, Vec<u64>>,
+    pub clients: BTreeMap<u16, Vec<ClientCount>>,
 }
 
 impl Fake {
@@ -51,7 +53,7 @@ impl Fake {
                     let record = self.records.get_mut(&drift.backend).expect("a backend");
                     record.active = record.active.wrapping_add_signed(-drift.by);
                 }
-                Action::Retry(_) | Action::Record { .. } | Action::Note(..) => {}
+                Action::Client(_) | Action::Retry(_) | Action::Record { .. } | Action::Note(..) => {}
             }
         }
     }
@@ -230,6 +232,10 @@ impl View for Fake {
         }
     }
 
+    fn clients(&self, service: u16, each: &mut dyn FnMut(ClientCount)) {
+        self.clients.get(&service).into_iter().flatten().copied().for_each(each);
+    }
+
     fn slots(&self, pool: u16) -> u32 {
         self.pools.get(&pool).map_or(0, |(pool, _)| u32::from(pool.ports))
     }
@@ -240,7 +246,7 @@ impl View for Fake {
             let held = ctl.state().is_active() || ctl.state() == State::Abandoned;
             if held && (from..to).contains(&u32::from(place.slot)) {
                 let flow = FlowAt { place: *place, ctl: *ctl };
-                each(Head { flow, last_seen: slot.last_seen, backend: slot.backend });
+                each(Head { flow, key: slot.key, last_seen: slot.last_seen, backend: slot.backend });
             }
         }
     }

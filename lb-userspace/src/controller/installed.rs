@@ -39,6 +39,8 @@ pub struct ServiceRow {
     pub flags: u32,
     /// Who is let in, in the order of the file.
     pub rules: Vec<Rule>,
+    /// Most connections of one client; 0: no limit.
+    pub client_limit: u32,
     /// Its backends in the order of the file, places in BACKENDS.
     pub backends: Vec<u16>,
 }

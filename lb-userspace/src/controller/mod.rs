@@ -27,6 +27,7 @@ use lb_common::{
 use log::Level;
 
 pub mod admission;
+pub mod clients;
 pub mod desired;
 mod drains;
 pub mod half_open;
@@ -97,6 +98,8 @@ pub enum Action {
     Retry(FlowAt),
     /// Take a drift out of a backend's `active`.
     Correct(reconcile::Drift),
+    /// Bring a client's count in line.
+    Client(clients::Step),
     /// Write a line of the service's access log.
     Record {
         /// The service's number.
@@ -168,6 +171,7 @@ pub struct Controller {
     tasks: tasks::Tasks,
     retire: retire::Retire,
     reconcile: reconcile::Reconcile,
+    clients: clients::Clients,
     recorder: Recorder,
     /// When the next look at half-open flows, turn of the sweep, and turn of everything else are due.
     due: (u64, u64, u64),
@@ -383,6 +387,7 @@ impl Controller {
         if now >= self.due.2 {
             actions.extend(self.heal(view, lost, now));
             actions.extend(self.reconcile(view));
+            actions.extend(self.count_clients(view, now));
             actions.extend(self.retire.turn(&mut self.installed, view, now).into_iter().map(Action::Write));
             actions.extend(self.silent_hosts(now));
             self.forget_removed();
@@ -459,6 +464,20 @@ impl Controller {
         vec![Action::Correct(drift), Action::Note(Notice::daemon(Level::Warn, Kind::Datapath, text))]
     }
 
+    fn count_clients(&mut self, view: &impl View, now: u64) -> Vec<Action> {
+        let Controller { installed, clients, .. } = self;
+        let corrected = clients.corrected();
+        let limited = installed.services.iter().filter(|(_, row)| row.client_limit > 0);
+        let limited: Vec<_> = limited.map(|(number, _)| *number).collect();
+        let pools: Vec<_> = installed.pools.keys().copied().collect();
+        let service_of = |backend| installed.backends.get(&backend).map(|row| row.service);
+        let steps = clients.turn(&limited, &pools, &service_of, view, now);
+        let off = clients.corrected() - corrected;
+        let text = || format!("the counts of clients' connections were off by {off} in all, corrected");
+        let note = (off > 0).then(|| Action::Note(Notice::daemon(Level::Warn, Kind::Datapath, text())));
+        steps.into_iter().map(Action::Client).chain(note).collect()
+    }
+
     fn silent_hosts(&mut self, now: u64) -> Vec<Action> {
         let silent = self.reach.silent(now);
         let of_pools = silent.into_iter().flat_map(|pool| self.backends_of(pool));
@@ -495,6 +514,11 @@ impl Controller {
     pub fn is_reachable(&self, backend: u16) -> bool {
         let row = self.installed.backends.get(&backend);
         row.is_some_and(|row| row.pools.iter().any(|pool| self.reach.is_known(*pool)))
+    }
+
+    /// Corrections of the counts of clients' connections so far, in connections.
+    pub fn client_drift(&self) -> u64 {
+        self.clients.corrected()
     }
 
     /// Corrections of least_conn's counters so far, in connections.

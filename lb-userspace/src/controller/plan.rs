@@ -199,6 +199,7 @@ impl Planner {
             half_open_cells: service.max_half_open,
             flags: if service.log { LOG } else { 0 },
             rules: service.rules.clone(),
+            client_limit: service.client_limit,
             backends: backends.clone(),
         };
         self.write_service(number, row);

@@ -2,6 +2,7 @@
 //! the mapped tables, so that tests can be their own tables.
 
 use lb_common::{
+    clients::ClientCount,
     layout::{Backend, Slot},
     slot::Ctl,
 };
@@ -29,6 +30,8 @@ pub struct FlowAt {
 pub struct Head {
     /// Where and what it is.
     pub flow: FlowAt,
+    /// The client and its listener, as in the flow index.
+    pub key: u64,
     /// When the last packet was seen, in `layout::ticks`.
     pub last_seen: u32,
     /// Its backend.
@@ -43,6 +46,8 @@ pub trait View {
     fn half_open_head(&self, service: u16) -> u32;
     /// The cells of a service's ring of half-open flows: place and the low 31 bits of the generation. Most are stale.
     fn half_open(&self, service: u16, each: &mut dyn FnMut(Place, u32));
+    /// The words of a service's clients; none if it never had a limit.
+    fn clients(&self, service: u16, each: &mut dyn FnMut(ClientCount));
     /// How many slots a pool has; 0 if there is no such pool.
     fn slots(&self, pool: u16) -> u32;
     /// Those of the slots `from..to` of a pool that hold a flow or are held back.

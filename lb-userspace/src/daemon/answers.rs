@@ -67,6 +67,7 @@ impl Daemon {
         *counters.entry("access_log_suppressed".into()).or_default() += suppressed;
         counters.insert(Reason::ApiRefused.name().into(), self.listener.refused());
         counters.insert("least_conn_drift".into(), self.controller.drift());
+        counters.insert("client_count_drift".into(), self.controller.client_drift());
         counters
     }
 

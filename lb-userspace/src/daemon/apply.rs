@@ -14,6 +14,7 @@ use log::{debug, warn};
 use super::hops::Hops;
 use crate::{
     controller::{
+        clients,
         installed::{BackendRow, ServiceRow, listener_address, pool_backend, pool_snat},
         plan::Write,
         sweep::Step,
@@ -98,6 +99,7 @@ fn service_setup(row: &ServiceRow) -> ServiceSetup {
         half_open_cells: row.half_open_cells,
         log: row.flags & LOG != 0,
         rules: row.rules.clone(),
+        client_limit: row.client_limit,
         backends: row.backends.clone(),
     }
 }
@@ -122,6 +124,15 @@ pub fn step(dataplane: &Dataplane, step: &Step) -> Option<Event> {
             }
             Some(ended(tables, &closed, *reason))
         }
+    }
+}
+
+/// Brings a client's count in line.
+pub fn client(tables: &Tables, step: clients::Step) {
+    match step {
+        // Who has changed meanwhile is met at the next look.
+        clients::Step::Count(flow) => _ = tables.count_flow(flow.place.pool, flow.place.slot, flow.ctl),
+        clients::Step::Correct { service, client, by } => tables.move_client_count(service, client, -by),
     }
 }
 

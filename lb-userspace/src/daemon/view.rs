@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use lb_common::{
+    clients::ClientCount,
     layout::{Backend, MAX_BACKENDS, MAX_SERVICES, NONE, Pool, Slot},
     slot::Ctl,
 };
@@ -30,6 +31,10 @@ impl View for Tables {
         }
     }
 
+    fn clients(&self, service: u16, each: &mut dyn FnMut(ClientCount)) {
+        Tables::clients(self, service).into_iter().for_each(each);
+    }
+
     fn slots(&self, pool: u16) -> u32 {
         Tables::slots(self, pool)
     }
@@ -37,7 +42,7 @@ impl View for Tables {
     fn heads(&self, pool: u16, from: u32, to: u32, each: &mut dyn FnMut(Head)) {
         for head in Tables::heads(self, pool, from..to) {
             let flow = FlowAt { place: Place { pool, slot: head.slot }, ctl: head.ctl };
-            each(Head { flow, last_seen: head.last_seen, backend: head.backend });
+            each(Head { flow, key: head.key, last_seen: head.last_seen, backend: head.backend });
         }
     }
 
@@ -87,6 +92,7 @@ pub fn installed(tables: &Tables) -> Installed {
             half_open_cells: record.half_open_cells,
             flags: record.flags,
             rules: tables.rules(number),
+            client_limit: record.client_limit,
             backends: backends.to_vec(),
         };
         installed.services.insert(number, row);

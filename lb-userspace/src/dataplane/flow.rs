@@ -28,6 +28,8 @@ pub struct Head {
     pub slot: u16,
     /// Its word.
     pub ctl: Ctl,
+    /// The client and its listener, as in the flow index.
+    pub key: u64,
     /// When the last packet was seen, in [`layout::ticks`].
     pub last_seen: u32,
     /// The backend.
@@ -45,6 +47,11 @@ impl Flow {
     /// The client.
     pub fn client(&self) -> SocketAddr {
         self.record.client()
+    }
+
+    /// The client as its connections are counted (`lb_common::clients`).
+    pub fn client_word(&self) -> u32 {
+        self.record.key as u32
     }
 
     /// The listener it came in by, its place in LISTENERS.

@@ -1,5 +1,5 @@
-//! The maps inside maps: one array of slots and one ring for each pool, one ring of half-open flows, one Maglev table
-//! and one list of rules for each service. Made here when a pool or service first appears; the pinned outer map keeps them alive.
+//! The maps inside maps: one array of slots and one ring for each pool, one ring of half-open flows, one Maglev table,
+//! one table of clients and one list of rules for each service. Made here when a pool or service first appears; the pinned outer map keeps them alive.
 
 use std::{
     os::fd::AsFd,
@@ -32,10 +32,12 @@ pub enum Outer {
     Maglev,
     /// By service: its rules.
     Rules,
+    /// By service: how many connections every client has.
+    Clients,
 }
 
 impl Outer {
-    const ALL: [Outer; 5] = [Outer::Slots, Outer::Free, Outer::HalfOpen, Outer::Maglev, Outer::Rules];
+    const ALL: [Outer; 6] = [Outer::Slots, Outer::Free, Outer::HalfOpen, Outer::Maglev, Outer::Rules, Outer::Clients];
 
     /// The name of the map.
     pub const fn name(self) -> &'static str {
@@ -45,6 +47,7 @@ impl Outer {
             Outer::HalfOpen => "HALF_OPEN",
             Outer::Maglev => "MAGLEV",
             Outer::Rules => "RULES",
+            Outer::Clients => "CLIENTS",
         }
     }
 }

@@ -16,6 +16,7 @@ use aya::maps::MapData;
 use lb_common::layout::{ACTIVE, MAX_SERVICES, Meta, POOL_BITS};
 
 mod attach;
+mod clients;
 mod events;
 mod flow;
 mod frames;
@@ -209,6 +210,8 @@ impl Tables {
             slots: RwLock::new(vec![None; 1 << POOL_BITS]),
             half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
             rules: RwLock::new(vec![None; MAX_SERVICES as usize]),
+            clients: RwLock::new(vec![None; MAX_SERVICES as usize]),
+            seed: mapped_table::<Meta>(&maps, "META")?.read(0).seed,
             kernel: None,
         };
         let kernel = Kernel::open(&maps)?;
@@ -234,6 +237,8 @@ impl Tables {
             tables::write(&self.half_open)[usize::from(number)] = ring.map(Arc::new);
             let rules = kernel.open_inner(Outer::Rules, number)?;
             tables::write(&self.rules)[usize::from(number)] = rules.map(Arc::new);
+            let clients = kernel.open_inner(Outer::Clients, number)?;
+            tables::write(&self.clients)[usize::from(number)] = clients.map(Arc::new);
         }
         Ok(())
     }

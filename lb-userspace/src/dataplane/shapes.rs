@@ -74,6 +74,7 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("HALF_OPEN", outer(MAX_SERVICES)),
         ("MAGLEV", outer(MAX_SERVICES)),
         ("RULES", outer(MAX_SERVICES)),
+        ("CLIENTS", outer(MAX_SERVICES)),
         ("LINKS", Shape { kind: MapType::Hash, key: 4, value: 4, entries: MAX_INTERFACES, flags: 0 }),
         ("COUNTERS", per_cpu(8, REASON_LIMIT)),
         ("RST_TOKENS", per_cpu(16, 1)),

@@ -70,7 +70,8 @@ impl Slots {
         }
         let last_seen = self.slots.word32(slot.into(), offset_of!(Slot, last_seen)).load(Ordering::Relaxed);
         let backend = self.slots.word32(slot.into(), BACKEND_WORD).load(Ordering::Relaxed).to_ne_bytes();
-        Some(Head { slot, ctl, last_seen, backend: u16::from_ne_bytes([backend[0], backend[1]]) })
+        let key = self.key(slot);
+        Some(Head { slot, ctl, key, last_seen, backend: u16::from_ne_bytes([backend[0], backend[1]]) })
     }
 
     /// A copy of what a slot holds, all of one generation and state; nothing if it holds no connection or changes hands
@@ -98,6 +99,11 @@ impl Slots {
     pub fn suspect(&self, slot: u16, ctl: Ctl) -> bool {
         matches!(ctl.state(), State::Established | State::ClosingClient | State::ClosingBackend)
             && self.swap(slot, ctl, ctl.suspected())
+    }
+
+    /// Sets a flag of an open flow whose word is still `ctl`.
+    pub fn flag(&self, slot: u16, ctl: Ctl, flag: u8) -> bool {
+        ctl.state().is_active() && self.swap(slot, ctl, ctl.with_flags(flag))
     }
 
     /// Ends a flow whose word is still `ctl`. The winner gets the flow as it was and owes the consequences: counters,

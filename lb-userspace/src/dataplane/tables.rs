@@ -15,8 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 use lb_common::{
     hash,
     layout::{
-        ACTIVE, BACKUP, Backend, CLOSING, CONNECT_TIME_BUCKETS, ConnectTimes, DELETED, EMPTY, Hop, Interface,
-        LEASE_BITS, LISTENER_BITS, LOG, Lease, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES,
+        ACTIVE, BACKUP, Backend, CLOSING, CONNECT_TIME_BUCKETS, ClientLine, ConnectTimes, DELETED, EMPTY, Hop,
+        Interface, LEASE_BITS, LISTENER_BITS, LOG, Lease, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES,
         MAX_SERVICE_BACKENDS, MAX_SERVICES, MAX_SNAT, MaglevLine, POOL_BITS, Pool, Ring, Rule, RuleLine, Service,
         half_open_flow,
     },
@@ -48,6 +48,10 @@ pub struct Tables {
     pub(super) half_open: RwLock<Vec<Option<Arc<Table<u64>>>>>,
     /// The rules of the services that have any, by number.
     pub(super) rules: RwLock<Vec<Option<Arc<Table<RuleLine>>>>>,
+    /// The tables of clients of the services that have or had a limit, by number.
+    pub(super) clients: RwLock<Vec<Option<Arc<Table<ClientLine>>>>>,
+    /// Seed of the kernel program's hashes.
+    pub(super) seed: u64,
     /// The maps behind all this; nothing if the tables stand in plain memory.
     pub(super) kernel: Option<Kernel>,
 }
@@ -84,6 +88,8 @@ pub struct ServiceSetup {
     pub log: bool,
     /// Who is let in, the first rule that matches decides; none: everybody. At most [`MAX_RULES`](lb_common::layout::MAX_RULES).
     pub rules: Vec<Rule>,
+    /// Most connections of one client, [`MOST`](lb_common::clients::MOST) at most; 0: no limit.
+    pub client_limit: u32,
     /// Its backends, places in BACKENDS; at most [`MAX_SERVICE_BACKENDS`].
     pub backends: Vec<u16>,
 }
@@ -114,6 +120,8 @@ impl Tables {
             slots: RwLock::new(vec![None; 1 << POOL_BITS]),
             half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
             rules: RwLock::new(vec![None; MAX_SERVICES as usize]),
+            clients: RwLock::new(vec![None; MAX_SERVICES as usize]),
+            seed: 0,
             kernel: None,
         };
         Ok(tables)
@@ -282,6 +290,10 @@ impl Tables {
         store(offset_of!(Service, balance), setup.balance);
         store(offset_of!(Service, tries), setup.tries.max(1));
         store(offset_of!(Service, flags), if setup.log { LOG } else { 0 });
+        if setup.client_limit > 0 {
+            self.make_clients(number)?;
+        }
+        store(offset_of!(Service, client_limit), setup.client_limit);
         // The list before its length: what stands beyond the length is never read. While the list changes, a backend may
         // be met twice or not at all by the SYNs of these nanoseconds.
         for (place, pair) in setup.backends.chunks(2).enumerate() {
@@ -320,6 +332,8 @@ impl Tables {
         write(&self.half_open)[index] = None;
         self.delete(Outer::HalfOpen, number)?;
         self.delete(Outer::Maglev, number)?;
+        self.services.word32(index, offset_of!(Service, client_limit)).store(0, Ordering::Release);
+        self.remove_clients(number)?;
         self.remove_rules(number)
     }
 
@@ -450,6 +464,7 @@ impl Tables {
         let slots = self.slots_of(pool)?;
         let flow = slots.close(slot, ctl, reason)?;
         self.account(&flow);
+        self.uncount_flow(&flow);
         self.count(reason);
         slots.push(&self.rings, slot);
         Some(flow)

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, setns};
 use super::{client, with_setup};
 
 /// Runs `work` in two threads inside the bench's network namespace, turn by turn at the same time.
-fn race(bench: &Bench, turns: u32, work: impl Fn(u32) + Sync) {
+pub(super) fn race(bench: &Bench, turns: u32, work: impl Fn(u32) + Sync) {
     let namespace = File::open("/proc/thread-self/ns/net").expect("own namespace");
     let meeting = AtomicU32::new(0);
     std::thread::scope(|scope| {
@@ -33,7 +33,7 @@ fn race(bench: &Bench, turns: u32, work: impl Fn(u32) + Sync) {
     let _ = bench;
 }
 
-fn many_ports() -> Setup {
+pub(super) fn many_ports() -> Setup {
     let mut setup = Setup { ports: 2000, max_connections: 8192, ..Setup::default() };
     setup.service.half_open_cells = 4096;
     setup

@@ -7,7 +7,7 @@ use crate::config::problem::Findings;
 use crate::config::raw::{At, Table, Value};
 use crate::config::units;
 use ipnet::IpNet;
-use lb_common::layout;
+use lb_common::{clients::MOST, layout};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 
@@ -38,10 +38,7 @@ pub fn service<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Servic
     let rules = rules(&mut table);
     let reset_rate = table.or("reset_rate", 5000, units::number(1..=1_000_000));
     let max_half_open = table.or("max_half_open", 8192, units::number(1..=65_536));
-    let per_client = table.optional("per_client_connections", units::number(0..=u32::MAX));
-    if let Some(limit) = per_client.filter(|limit| limit.value > 0) {
-        findings.warning(limit.place.problem("per_client_connections is not acted upon yet: there is no limit"));
-    }
+    let per_client_connections = table.or("per_client_connections", 0, units::number(0..=MOST));
     let access_log = table.table("access_log", "[service.access_log]").map(access_log::access_log);
     let health = table.table("health", "[service.health]").map(health::health);
     let backends = backends(&mut table, balance);
@@ -66,7 +63,7 @@ pub fn service<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Servic
         rules,
         reset_rate: NonZeroU32::new(reset_rate)?,
         max_half_open: NonZeroU32::new(max_half_open)?,
-        per_client_connections: per_client.map_or(0, |at| at.value),
+        per_client_connections,
         access_log: access_log.flatten(),
         health: health.flatten(),
         backends: backends.into_iter().map(|read| read.backend).collect::<Vec<Backend>>(),

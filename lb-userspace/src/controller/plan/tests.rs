@@ -35,6 +35,7 @@ pub fn service(name: &str, listen: &str, hosts: &[u8]) -> DesiredService {
         ports: 22_528,
         reset_rate: 5000,
         rules: Vec::new(),
+        client_limit: 0,
         log: true,
         backends: hosts.iter().map(|host| backend(*host)).collect(),
     }

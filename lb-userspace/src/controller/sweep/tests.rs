@@ -150,6 +150,9 @@ fn every_slot_is_visited_once_in_a_walk() {
         fn half_open(&self, service: u16, each: &mut dyn FnMut(Place, u32)) {
             self.0.half_open(service, each);
         }
+        fn clients(&self, service: u16, each: &mut dyn FnMut(lb_common::clients::ClientCount)) {
+            self.0.clients(service, each);
+        }
         fn slots(&self, pool: u16) -> u32 {
             View::slots(self.0, pool)
         }

@@ -145,6 +145,7 @@ fn a_service_is_configured_and_its_half_open_flows_survive_a_larger_ring() {
         half_open_cells: 8,
         log: true,
         rules: Vec::new(),
+        client_limit: 0,
         backends: vec![4, 5, 6],
     };
     tables.configure_service(9, &setup).unwrap();

@@ -1,8 +1,8 @@
-//! Who is let in: `rules`, with the shipped binary, real clients, reloads and the access log.
+//! Who is let in: `rules` and `per_client_connections`, with the shipped binary, real clients, reloads and the access log.
 
 use std::time::Duration;
 
-use lab::{Evenkeel, Plan, daemon::Service, topology::Topology, wait};
+use lab::{Evenkeel, Plan, client::hold::Holding, daemon::Service, topology::Topology, wait};
 
 use crate::cluster::{Cluster, SOON, VIP, all_served, both};
 
@@ -91,4 +91,77 @@ fn a_flood_of_denied_clients_is_counted_and_leaves_a_hundred_lines_a_second() {
     assert!((200..=500).contains(&told), "{told} lines");
     assert_eq!(cluster.evenkeel.counter("event_lost").expect("counters"), 0);
     all_served(&cluster.hold(&["--from", IN]).open(3).expect("open"), 3, VIP);
+}
+
+/// Opens 20 more: how many were let in. The others have to be refused.
+fn let_in(held: &mut Holding) -> u64 {
+    let opened = held.open(20).expect("open");
+    let refused = opened.failed.get("refused").copied().unwrap_or(0);
+    assert_eq!(opened.opened + refused, 20, "{opened:?}");
+    opened.opened
+}
+
+#[test]
+fn a_client_has_as_many_connections_as_the_limit_and_another_client_as_many_again() {
+    both(|hook| {
+        let mut cluster = two_addresses(hook, &["per_client_connections = 5"]);
+        let (mut one, mut other) = (cluster.hold(&["--from", IN]), cluster.hold(&["--from", OUT]));
+        assert_eq!((let_in(&mut one), let_in(&mut other)), (5, 5), "{hook}");
+        assert_eq!(cluster.evenkeel.counter("client_limit").expect("counters"), 30);
+        let lines = || (log_lines(&cluster.evenkeel, "10.0.1.101 503 client_limit - 0") == 15).then_some(());
+        wait::until("fifteen lines of the access log", SOON, lines)
+            .unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.evenkeel.log()));
+        for how in ["fin", "rst"] {
+            one.close(2, "-", how).expect("close");
+            wait::until("room for two", SOON, || (open_of(&cluster, IN) == 3).then_some(())).expect(how);
+            assert_eq!(let_in(&mut one), 2, "{hook}, {how}");
+        }
+        cluster.evenkeel.kill();
+        assert_eq!(let_in(&mut one), 0, "{hook}: without a controller");
+        one.close(1, "-", "fin").expect("close");
+        let again = || (let_in(&mut one) == 1).then_some(());
+        wait::until("room for one", SOON, again).expect("without a controller");
+        cluster.evenkeel.run().expect("a second start");
+        assert_eq!((let_in(&mut one), let_in(&mut other)), (0, 0), "{hook}");
+        assert_eq!((one.ask().expect("ask").answered, other.ask().expect("ask").answered), (5, 5), "{hook}");
+    });
+}
+
+/// Open connections of a client, as `conns` shows them.
+fn open_of(cluster: &Cluster, client: &str) -> usize {
+    let conns = cluster.evenkeel.json(&["conns", "--client", client]).expect("conns");
+    conns.as_array().expect("rows").len()
+}
+
+#[test]
+fn connections_that_are_older_than_the_limit_count_too_and_their_end_makes_room() {
+    let cluster = two_addresses("tc", &[]);
+    let mut held = cluster.hold(&["--from", IN]);
+    all_served(&held.open(6).expect("open"), 6, "without a limit");
+    reload(&cluster, &["per_client_connections = 4"]);
+    // The controller brings them into the count at its next look.
+    let full = || (held.open(1).expect("open").opened == 0).then_some(());
+    wait::until("the older ones are counted", SOON, full).expect("counted");
+    let open = held.status().expect("status").open;
+    held.close(open - 3, "-", "fin").expect("close");
+    wait::until("three are left", SOON, || (open_of(&cluster, IN) == 3).then_some(())).expect("closed");
+    assert_eq!(let_in(&mut held), 1);
+    reload(&cluster, &[]);
+    assert_eq!(let_in(&mut held), 20, "no limit any more");
+    assert_eq!(cluster.evenkeel.counter("client_count_drift").expect("counters"), 0);
+}
+
+#[test]
+fn thousands_of_short_connections_and_idle_timeouts_leave_the_counts_exact() {
+    let cluster = two_addresses("tc", &["per_client_connections = 60", "idle_timeout = \"3s\""]);
+    let mut idle = cluster.hold(&["--from", IN]);
+    all_served(&idle.open(30).expect("open"), 30, "beside the storm");
+    let storm = cluster.storm(&["--from", IN, "--connections", "4000", "--parallel", "20", "--close", "mixed"]);
+    let report = storm.finish(Duration::from_secs(60)).expect("its report");
+    assert_eq!((report.done, report.failures()), (4000, 0), "{report:?}");
+    cluster.active([0, 0, 0]);
+    let mut held = cluster.hold(&["--from", IN]);
+    assert_eq!([let_in(&mut held), let_in(&mut held), let_in(&mut held), let_in(&mut held)], [20, 20, 20, 0]);
+    assert_eq!(cluster.evenkeel.counter("client_count_drift").expect("counters"), 0);
+    assert_eq!(cluster.evenkeel.counter("client_uncounted").expect("counters"), 0);
 }
