@@ -64,9 +64,6 @@ reasons! {
     RewriteFailed = 27, "rewrite_failed", "the kernel refused to resize or rewrite the packet: dropped";
     HalfOpenJunk = 28, "half_open_junk", "a segment that fits no connection attempt: dropped";
 
-    // A connection was let in with something missing.
-    ClientUncounted = 30, "client_uncounted", "new connection not counted for per_client_connections: the table of clients was full";
-
     // A try to connect to a backend failed; the next one is tried.
     Refused = 40, "refused", "the backend answered the SYN with a RST";
     ConnectTimeout = 41, "connect_timeout", "the backend did not answer the SYN within connect_timeout";
@@ -94,6 +91,7 @@ reasons! {
     FailOpen = 81, "fail_open", "all backends were out: one that is out was given a connection all the same";
     AccessLogLost = 82, "access_log_lost", "a line of the access log could not be written: its queue was full or its target failed";
     AccessLogSuppressed = 83, "access_log_suppressed", "a connection was turned away without a log line: over 100 such lines a second";
+    ClientUncounted = 100, "client_uncounted", "new connection not counted for per_client_connections: the table of clients was full";
 
     // The API.
     ApiRefused = 84, "api_refused", "a connection to [api] was turned away: too many at once";

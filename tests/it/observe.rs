@@ -171,7 +171,7 @@ fn metrics_are_promtool_clean_agree_with_the_status_and_go_on_after_a_kill() {
     cluster.evenkeel.kill();
     cluster.evenkeel.run().expect("a second start");
     let after = counters(&scrape(&cluster));
-    let of_the_process = ["least_conn_drift", "access_log", "api_refused", "vrrp"];
+    let of_the_process = ["drift_total", "access_log", "api_refused", "vrrp"];
     for (row, value) in before {
         if !of_the_process.iter().any(|name| row.contains(name)) {
             assert!(after.get(&row).is_some_and(|after| *after >= value), "{row}: {value}, then {:?}", after.get(&row));

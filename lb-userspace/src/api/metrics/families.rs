@@ -65,6 +65,7 @@ metrics! {
     ENDED = Counter "evenkeel_connections_ended_total" ["reason"] "Connections by how they ended.";
     ANOMALIES = Counter "evenkeel_anomalies_total" ["reason"] "Losses of our own book-keeping, and emergencies: should stay where they are.";
     DRIFT = Counter "evenkeel_least_conn_drift_total" [] "Corrections of the counts of open connections, since the daemon's start: must stay 0.";
+    CLIENT_DRIFT = Counter "evenkeel_client_count_drift_total" [] "Corrections of the counts of clients' connections (per_client_connections), since the daemon's start: must stay 0.";
 }
 
 /// The metric that counts a group of reasons.

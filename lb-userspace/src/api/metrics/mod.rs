@@ -158,6 +158,9 @@ fn reasons(families: &mut Families, report: &Report) {
     if let Some(drift) = counted("least_conn_drift") {
         families.set(&DRIFT, &[], drift as f64);
     }
+    if let Some(drift) = counted("client_count_drift") {
+        families.set(&CLIENT_DRIFT, &[], drift as f64);
+    }
 }
 
 fn words<T: ToString>(all: &[T]) -> Vec<String> {

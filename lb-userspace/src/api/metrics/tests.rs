@@ -20,6 +20,7 @@ fn report() -> Report {
     });
     status.counters = Reason::ALL.iter().map(|reason| (reason.name().to_owned(), *reason as u64)).collect();
     status.counters.insert("least_conn_drift".into(), 0);
+    status.counters.insert("client_count_drift".into(), 0);
     status.counters.insert("of_a_newer_daemon".into(), 1);
     let mut times = [0; CONNECT_TIME_BUCKETS];
     (times[0], times[3], times[4], times[63]) = (1, 2, 3, 4);
