@@ -35,6 +35,10 @@ pub const CONNECT_TIME_BUCKETS: usize = 64;
 /// A number for all layouts of this file: raised by hand with every change of a record or of its meaning.
 pub const HASH: u64 = 0x4556_4b4c_0000_0005;
 
+/// The oldest layout whose tables may be taken over as they are: since then words that were zero have got a meaning, and
+/// zero is right for them, or there are more maps. Whoever changes more than that raises this to the new [`HASH`].
+pub const OLDEST: u64 = 0x4556_4b4c_0000_0001;
+
 /// Nanoseconds to ticks, the unit of `last_seen`: 2^20 ns, about 1.05 ms. Wraps after 52 days.
 #[inline(always)]
 pub const fn ticks(nanoseconds: u64) -> u32 {

@@ -12,7 +12,9 @@ mod journal;
 mod listener;
 mod logs;
 mod orders;
+mod pump;
 mod report;
+mod upgrade;
 mod view;
 
 use std::{
@@ -37,6 +39,7 @@ use crate::{
     config::{self, model::Config, model::OnExit},
     controller::{Action, Controller, Now, desired::Desired, orders::Orders},
     dataplane::{Dataplane, Options},
+    handover::{self, Predecessor},
     notice::{History, Kind, Notice},
     sys::{clock, mount, netlink},
 };
@@ -45,6 +48,8 @@ use admin_file::AdminFile;
 use hops::Hops;
 use interfaces::Wanted;
 use logs::Logs;
+use pump::Pump;
+use upgrade::Upgrading;
 
 /// What the command line gives to the daemon.
 #[derive(Clone, Debug)]
@@ -55,19 +60,23 @@ pub struct RunOptions {
     pub mount_bpffs: bool,
     /// Attach TC programs as on kernels before 6.6.
     pub clsact: bool,
+    /// Begin with new tables. Not for a daemon that takes over from another: it was meant for the first one.
+    pub reset_state: bool,
 }
 
 /// How long the start waits for the backends' neighbours to answer before it says that it is ready.
 const NEIGHBOURS: Duration = Duration::from_millis(300);
-/// Batches of events that may wait for the loop; each has at most 4,096.
-const BATCHES: usize = 2;
+/// The name under which the lock on the pins is handed over.
+const BPFFS: &str = "bpffs";
 
 /// Runs until it is told to end.
 pub fn run(options: RunOptions) -> Result<ExitCode> {
+    let mut predecessor = Predecessor::inherited()?;
     let loaded = match config::load(&options.config) {
         Ok(loaded) => loaded,
         Err(problems) => {
             eprintln!("{problems}");
+            predecessor.into_iter().for_each(|predecessor| predecessor.refuse(&problems));
             return Ok(ExitCode::FAILURE);
         }
     };
@@ -76,9 +85,14 @@ pub fn run(options: RunOptions) -> Result<ExitCode> {
     let history = Arc::new(History::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut daemon = Daemon::start(options, loaded.config, history).await?;
-        let detach = daemon.serve().await?;
-        daemon.end(detach).await
+        let started = Daemon::start(options, loaded.config, history, predecessor.as_mut()).await;
+        match &started {
+            Ok(_) => predecessor.into_iter().for_each(Predecessor::acting),
+            Err(error) => predecessor.into_iter().for_each(|old| old.refuse(format_args!("{error:#}"))),
+        }
+        let mut daemon = started?;
+        let end = daemon.serve().await?;
+        daemon.end(end).await
     })?;
     // Nobody waits any more for an answer that is still being put together.
     runtime.shutdown_background();
@@ -109,47 +123,96 @@ struct Daemon {
     /// Events lost so far.
     lost: u64,
     inputs: Option<Inputs>,
-    server: (tokio::task::JoinHandle<Result<()>>, Option<oneshot::Sender<()>>),
+    server: Server,
+    serving: Serving,
+    /// The file this process was started from.
+    binary: PathBuf,
+    upgrading: Option<Upgrading>,
 }
+
+/// The control socket's task, and what ends it when it is dropped.
+type Serving = (tokio::task::JoinHandle<Result<()>>, Option<oneshot::Sender<()>>);
 
 /// Where the loop's events come from.
 struct Inputs {
     requests: mpsc::Receiver<Request>,
-    events: mpsc::Receiver<Vec<Event>>,
+    events: Pump,
     changes: mpsc::Receiver<netlink::Change>,
+    signals: Signals,
+}
+
+struct Signals {
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
     reopen: Signal,
+    upgrade: Signal,
 }
 
-/// What ends the loop: whether the datapath is to be detached, and who waits to hear that it is.
-type End = (bool, Option<Reply<Result<(), Refused>>>);
+impl Signals {
+    fn register() -> Result<Signals> {
+        Ok(Signals {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            upgrade: signal(SignalKind::user_defined2())?,
+        })
+    }
+}
+
+/// What ends the loop.
+enum End {
+    /// We were told to end.
+    Stop {
+        /// The datapath goes as well.
+        detach: bool,
+        /// Who waits to hear that all is as it shall stay.
+        reply: Option<Reply<Result<(), Refused>>>,
+    },
+    /// Another daemon acts in our place.
+    HandedOver,
+}
 
 impl Daemon {
     /// From nothing, or from what an earlier daemon has left, to a datapath that balances.
-    async fn start(options: RunOptions, config: Config, history: Arc<History>) -> Result<Daemon> {
+    async fn start(
+        options: RunOptions,
+        config: Config,
+        history: Arc<History>,
+        mut predecessor: Option<&mut Predecessor>,
+    ) -> Result<Daemon> {
         let started = Instant::now();
-        // First of all: it makes sure that there is no other daemon.
-        let server = Server::bind(&config.daemon.socket(), &config.daemon.socket_group)?;
-        let signals = (
-            signal(SignalKind::hangup())?,
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::user_defined1())?,
-        );
+        let binary = handover::own_path()?;
+        // First of all: it makes sure that there is no other daemon, or that it hands over to us.
+        let server = match &mut predecessor {
+            Some(predecessor) => Server::inherit(&config.daemon.socket(), predecessor)?,
+            None => Server::bind(&config.daemon.socket(), &config.daemon.socket_group)?,
+        };
+        let signals = Signals::register()?;
         let desired = Desired::new(&config).map_err(several)?;
         let mut logs = Logs::default();
         let prepared = logs.prepare(&config)?;
         logs.commit(&config, prepared);
         mount_bpffs(&options, &config)?;
-        let dataplane = Dataplane::open(&Options {
+        let lock = predecessor.as_mut().map(|predecessor| predecessor.take_file(BPFFS, &config.daemon.bpffs));
+        let options_of_tables = Options {
             bpffs: config.daemon.bpffs.clone(),
             max_connections: config.daemon.max_connections,
-        })?;
+            reset: options.reset_state && predecessor.is_none(),
+        };
+        let prepared = Dataplane::prepare(&options_of_tables, lock.transpose()?)?;
         let (watch, changes) = netlink::Watch::start()?;
         let wanted = interfaces::wanted(&config).await.map_err(several)?;
         wanted.warnings.iter().for_each(|warning| warn!("{warning}"));
+        if let Some(predecessor) = &mut predecessor {
+            // Whether the tables have room for our configuration is better known before than after.
+            let installed = view::installed(&prepared.tables()?);
+            Controller::new(installed, Orders::default()).plan(&desired).map_err(several)?;
+            history.go_on(predecessor.ready(env!("CARGO_PKG_VERSION"))?.events);
+        }
+        // From here on it is we who act.
+        let dataplane = prepared.take()?;
         let admin_file = AdminFile::new(&config.daemon.state_dir);
         let orders = admin_file.load(now()).unwrap_or_else(|error| {
             history.tell(Notice::daemon(Level::Warn, Kind::Admin, format!("{error:#}")), Timestamp::now());
@@ -157,12 +220,9 @@ impl Daemon {
         });
         let controller = Controller::new(view::installed(dataplane.tables()), orders);
         let (ask, requests) = mpsc::channel(api::QUEUE);
-        let (shutdown, stopped) = oneshot::channel();
         let api = api::Daemon::new(ask, history.clone());
-        let serving = tokio::spawn(server.serve(api.clone(), async { _ = stopped.await }));
-        let (hangup, terminate, interrupt, reopen) = signals;
-        let events = pump(dataplane.events()?);
-        let inputs = Inputs { requests, events, changes, hangup, terminate, interrupt, reopen };
+        let (events, serving) = begin_inputs(&server, &dataplane, &api)?;
+        let inputs = Inputs { requests, events, changes, signals };
         let mut daemon = Daemon {
             options,
             config,
@@ -182,9 +242,16 @@ impl Daemon {
             waiting: Vec::new(),
             lost: 0,
             inputs: Some(inputs),
-            server: (serving, Some(shutdown)),
+            server,
+            serving,
+            binary,
+            upgrading: None,
         };
         daemon.first_configuration(desired).await?;
+        if predecessor.is_none() {
+            // In an upgrade the service is ready all the time, and what its main process is the old one says.
+            tell_systemd(&[NotifyState::Ready]);
+        }
         Ok(daemon)
     }
 
@@ -210,14 +277,21 @@ impl Daemon {
     /// The loop.
     async fn serve(&mut self) -> Result<End> {
         let mut inputs = self.inputs.take().context("the daemon serves once")?;
+        let end = self.until_the_end(&mut inputs).await?;
+        self.take_in_the_rest(&mut inputs).await;
+        Ok(end)
+    }
+
+    async fn until_the_end(&mut self, inputs: &mut Inputs) -> Result<End> {
         loop {
+            let stop = End::Stop { detach: self.config.daemon.on_exit == OnExit::Detach, reply: None };
             let deadline = Duration::from_nanos(self.controller.deadline().saturating_sub(clock::monotonic_ns()));
             tokio::select! {
                 Some(change) = inputs.changes.recv() => {
                     self.netlink_change(change);
                     self.write_hops();
                 }
-                batch = inputs.events.recv() => {
+                batch = inputs.events.next() => {
                     self.events(&batch.context("the ring buffer of events cannot be read any more")?);
                 }
                 Some(request) = inputs.requests.recv() => {
@@ -225,17 +299,33 @@ impl Daemon {
                         return Ok(end);
                     }
                 }
-                _ = inputs.hangup.recv() => self.hang_up().await,
-                _ = inputs.reopen.recv() => self.logs.reopen(),
-                _ = inputs.terminate.recv() => return Ok((self.config.daemon.on_exit == OnExit::Detach, None)),
-                _ = inputs.interrupt.recv() => return Ok((self.config.daemon.on_exit == OnExit::Detach, None)),
+                _ = inputs.signals.hangup.recv() => self.hang_up().await,
+                _ = inputs.signals.reopen.recv() => self.logs.reopen(),
+                _ = inputs.signals.upgrade.recv() => self.upgrade(None),
+                _ = inputs.signals.terminate.recv() => return Ok(stop),
+                _ = inputs.signals.interrupt.recv() => return Ok(stop),
+                readiness = Upgrading::outcome(&mut self.upgrading) => {
+                    if let Some(end) = self.hand_over(inputs, readiness).await {
+                        return Ok(end);
+                    }
+                }
                 () = tokio::time::sleep(deadline) => self.turn(),
             }
         }
     }
 
+    async fn end(self, end: End) -> Result<()> {
+        match end {
+            End::Stop { detach, reply } => self.stop(detach, reply).await,
+            End::HandedOver => self.leave().await,
+        }
+    }
+
     /// In order: the datapath as it shall stay, then the answer, then the socket.
-    async fn end(self, (detach, reply): End) -> Result<()> {
+    async fn stop(mut self, detach: bool, reply: Option<Reply<Result<(), Refused>>>) -> Result<()> {
+        if let Some(upgrading) = self.upgrading.take() {
+            upgrading.give_up().await;
+        }
         tell_systemd(&[NotifyState::Stopping]);
         let datapath = if detach { "is detached" } else { "stays and goes on balancing" };
         self.tell(Notice::daemon(Level::Info, Kind::Lifecycle, format!("ending; the datapath {datapath}")));
@@ -246,9 +336,10 @@ impl Daemon {
             // Who asked may be gone.
             _ = reply.send(answer.map(|_| ()));
         }
-        let (serving, shutdown) = self.server;
+        let (serving, shutdown) = self.serving;
         drop(shutdown);
         serving.await??;
+        self.server.remove()?;
         detached
     }
 
@@ -353,22 +444,11 @@ fn mount_bpffs(options: &RunOptions, config: &Config) -> Result<()> {
     mount::mount_bpffs(path)
 }
 
-/// Reads the ring buffer in a task of its own: in the loop, a wake-up for anything else would begin its wait anew.
-fn pump(mut events: crate::dataplane::Events) -> mpsc::Receiver<Vec<Event>> {
-    let (sender, receiver) = mpsc::channel(BATCHES);
-    tokio::spawn(async move {
-        let mut batch = Vec::new();
-        loop {
-            if let Err(error) = events.next_batch(&mut batch).await {
-                log::error!("events: {error:#}");
-                return;
-            }
-            if !batch.is_empty() && sender.send(std::mem::take(&mut batch)).await.is_err() {
-                return;
-            }
-        }
-    });
-    receiver
+/// Begins to read events and to serve the control socket.
+fn begin_inputs(server: &Server, dataplane: &Dataplane, api: &api::Daemon) -> Result<(Pump, Serving)> {
+    let (shutdown, stopped) = oneshot::channel();
+    let serving = server.serve(api.clone(), async { _ = stopped.await })?;
+    Ok((Pump::start(dataplane.events()?), (tokio::spawn(serving), Some(shutdown))))
 }
 
 fn now() -> Now {

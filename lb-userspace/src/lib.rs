@@ -7,6 +7,7 @@ pub mod config;
 pub mod controller;
 pub mod daemon;
 pub mod dataplane;
+pub mod handover;
 pub mod notice;
 pub mod sys;
 pub mod vrrp;

@@ -8,7 +8,10 @@ use std::{
 };
 
 use evenkeel::dataplane::{Dataplane, Mode, NewPool, Options, Requested, ServiceSetup, detach_left_behind};
-use lb_common::{layout::Hop, schedule::MAGLEV_PLACES};
+use lb_common::{
+    layout::{HASH, Hop, OLDEST},
+    schedule::MAGLEV_PLACES,
+};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -27,7 +30,7 @@ fn own_namespaces() -> Options {
     run("ip link add ek0 type veth peer name ek1");
     run("ip link set ek0 up");
     run("ip link set ek1 up");
-    Options { bpffs: Path::new(ROOT).join("instance"), max_connections: 4096 }
+    Options { bpffs: Path::new(ROOT).join("instance"), max_connections: 4096, reset: false }
 }
 
 fn run(command: &str) -> String {
@@ -193,7 +196,7 @@ fn tables_of_another_layout_are_refused_with_what_to_do() {
     let meta = map("META").display().to_string();
     run(&format!("bpftool map update pinned {meta} key 0 0 0 0 value {}", "7 ".repeat(24)));
     let error = refusal(&options);
-    assert!(error.contains("layout 0x707070707070707") && error.contains("stop --detach"), "{error}");
+    assert!(error.contains("layout 0x707070707070707") && error.contains("--reset-state"), "{error}");
     assert_eq!(hooks("ek0"), ["tcx/ingress"], "what runs is left alone");
 
     run(&format!("bpftool map update pinned {meta} key 0 0 0 0 value {}", "0 ".repeat(24)));
@@ -209,9 +212,82 @@ fn a_pinned_map_of_another_size_is_refused_before_anything_is_loaded() {
     std::fs::remove_file(&links).unwrap();
     run(&format!("bpftool map create {} type hash key 4 value 4 entries 65 name LINKS", links.display()));
     let error = refusal(&options);
-    assert!(error.contains("LINKS is Hash of 65 entries") && error.contains("stop --detach"), "{error}");
+    assert!(error.contains("LINKS is Hash of 65 entries") && error.contains("--reset-state"), "{error}");
     std::fs::remove_file(&links).unwrap();
     assert!(refusal(&options).contains("LINKS"), "a missing one is not made anew beside the others");
+}
+
+#[test]
+fn tables_of_a_layout_that_only_lacks_something_are_taken_over_and_are_of_ours_then() {
+    let options = own_namespaces();
+    let first = Dataplane::open(&options).unwrap();
+    let listener = first.tables().place_listener("10.0.1.100:6443".parse().unwrap(), 5).unwrap();
+    drop(first);
+    let meta = map("META").display().to_string();
+    let shown = || run(&format!("bpftool --json map dump pinned {meta}"));
+    let ours = shown();
+    for layout in OLDEST..HASH {
+        // What stands behind the layout stays: seed and buckets.
+        let bytes: Vec<_> = layout.to_ne_bytes().iter().map(|byte| format!("{byte:#04x}")).collect();
+        let rest = raw_value(&ours)[8..].join(" ");
+        run(&format!("bpftool map update pinned {meta} key 0 0 0 0 value {} {rest}", bytes.join(" ")));
+        assert_ne!(shown(), ours);
+        // An older version has not had these.
+        for young in ["RST_TOKENS", "CONNECT_TIMES"] {
+            std::fs::remove_file(map(young)).unwrap();
+        }
+        let mut taken = Dataplane::open(&options).unwrap();
+        assert!(taken.adopted());
+        assert_eq!(taken.tables().listener(listener).service, 5);
+        assert_ne!(shown(), ours, "a version that goes on after all finds what it knows");
+        taken.settle().unwrap();
+        assert_eq!(shown(), ours);
+    }
+}
+
+/// The bytes of the first value that bpftool shows, each as `0x..`.
+fn raw_value(shown: &str) -> Vec<String> {
+    let json: serde_json::Value = serde_json::from_str(shown).expect("bpftool's JSON");
+    let bytes = json[0]["value"].as_array().expect("a value").iter();
+    bytes.map(|byte| byte.as_str().expect("a byte").to_owned()).collect()
+}
+
+#[test]
+fn new_tables_take_the_place_of_old_ones_when_they_are_ready() {
+    let options = own_namespaces();
+    let mut first = Dataplane::open(&options).unwrap();
+    first.attach("ek0", Requested::Tc, false).unwrap();
+    first.tables().place_listener("10.0.1.100:6443".parse().unwrap(), 5).unwrap();
+    drop(first);
+    let old = tcx_program("ek0").unwrap();
+    let reset = Options { reset: true, max_connections: 8192, ..options.clone() };
+    // One that ended before its time leaves nothing that matters.
+    drop(Dataplane::open(&reset).unwrap());
+    let mut second = Dataplane::open(&reset).unwrap();
+    assert_eq!((second.adopted(), second.max_connections()), (false, 8192));
+    assert_eq!((tcx_program("ek0").unwrap(), second.tables().listeners().len()), (old.clone(), 0));
+    second.tables().place_listener("10.0.1.101:6443".parse().unwrap(), 6).unwrap();
+    second.attach("ek0", Requested::Tc, false).unwrap();
+    assert_ne!(tcx_program("ek0").unwrap(), old);
+    second.settle().unwrap();
+    assert!(!Path::new(ROOT).join("instance/maps-next").exists());
+    drop(second);
+
+    let third = Dataplane::open(&options).unwrap();
+    assert_eq!((third.adopted(), third.max_connections()), (true, 8192));
+    let services: Vec<_> = third.tables().listeners().iter().map(|(_, listener)| listener.service).collect();
+    assert_eq!(services, [6]);
+    third.detach_all().unwrap();
+    assert!(!options.bpffs.exists());
+}
+
+#[test]
+fn a_folder_of_pins_is_one_daemon_s() {
+    let options = own_namespaces();
+    let first = Dataplane::open(&options).unwrap();
+    assert!(refusal(&options).contains("another evenkeel has its programs and maps in"));
+    drop(first);
+    Dataplane::open(&options).unwrap();
 }
 
 #[test]
@@ -246,7 +322,7 @@ fn an_interface_that_went_and_came_back_gets_the_program_again() {
 
 #[test]
 fn a_folder_that_is_on_no_bpffs_is_refused_with_what_to_do() {
-    let options = Options { bpffs: "/tmp/evenkeel-no-bpffs".into(), max_connections: 1 };
+    let options = Options { bpffs: "/tmp/evenkeel-no-bpffs".into(), max_connections: 1, reset: false };
     let error = refusal(&options);
     assert!(error.contains("--mount-bpffs"), "{error}");
     assert!(!options.bpffs.exists());

@@ -15,3 +15,4 @@ mod nexthops;
 mod observe;
 mod topologies;
 mod trials;
+mod upgrade;

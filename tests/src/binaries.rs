@@ -12,6 +12,18 @@ pub fn evenkeel() -> Result<PathBuf> {
     ours("EVENKEEL_BIN", "evenkeel")
 }
 
+/// evenkeel built in another way: the debug build beside the release build, or the other way round.
+pub fn another_evenkeel() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("EVENKEEL_OTHER_BIN") {
+        return Ok(path.into());
+    }
+    let ours = evenkeel()?;
+    let target = ours.parent().and_then(Path::parent).context("no target folder")?;
+    let other = if ours.parent().is_some_and(|profile| profile.ends_with("release")) { "debug" } else { "release" };
+    let found = Some(target.join(other).join("evenkeel")).filter(|file| file.is_file());
+    found.with_context(|| format!("no {other} build of evenkeel: `cargo build --package lb-userspace`"))
+}
+
 /// The binary of this package: stand-ins and clients are processes of it.
 pub fn lab() -> Result<PathBuf> {
     ours("EVENKEEL_LAB_BIN", "evenkeel-lab")

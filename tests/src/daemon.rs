@@ -27,6 +27,8 @@ pub struct Evenkeel {
     host: Host,
     folder: PathBuf,
     bpffs: PathBuf,
+    /// The program, by the path it is started by.
+    binary: PathBuf,
     /// Further options of `evenkeel run`.
     options: Vec<String>,
     process: Option<Process>,
@@ -55,7 +57,8 @@ impl Evenkeel {
         let folder = lab.folder().join("evenkeel");
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let bpffs = lab.bpffs().join("evenkeel");
-        let evenkeel = Self { host: lab.balancer.clone(), folder, bpffs, options: Vec::new(), process: None };
+        let binary = binaries::evenkeel()?;
+        let evenkeel = Self { host: lab.balancer.clone(), folder, bpffs, binary, options: Vec::new(), process: None };
         evenkeel.write(services)?;
         Ok(evenkeel)
     }
@@ -92,9 +95,18 @@ impl Evenkeel {
         self.options.push(option.to_owned());
     }
 
+    /// Puts a program where the daemon is started from, in place of the one that is there, as a package does.
+    pub fn install(&mut self, program: &Path) -> Result<()> {
+        let (place, new) = (self.folder.join("bin-evenkeel"), self.folder.join("bin-evenkeel.new"));
+        fs::copy(program, &new).with_context(|| format!("{} to {}", program.display(), new.display()))?;
+        fs::rename(&new, &place)?;
+        self.binary = place;
+        Ok(())
+    }
+
     /// Starts the daemon, for the first time or again, and waits until it answers.
     pub fn run(&mut self) -> Result<()> {
-        let mut command = self.host.command(binaries::evenkeel()?);
+        let mut command = self.host.command(&self.binary);
         command.args(["run", "-c"]).arg(self.config()).args(&self.options);
         let mut process = self.host.start("evenkeel", &mut command)?;
         let ready = wait::until("evenkeel answers", START, || {
@@ -108,6 +120,34 @@ impl Evenkeel {
         }
         self.process = Some(process);
         Ok(())
+    }
+
+    /// `evenkeel upgrade`: the program that is there now takes over. Its log goes on.
+    pub fn upgrade(&mut self) -> Result<()> {
+        Process::inherit_orphans()?;
+        self.done(&["upgrade"])?;
+        self.after_upgrade()
+    }
+
+    /// The same by SIGUSR2.
+    pub fn upgrade_by_signal(&mut self) -> Result<()> {
+        Process::inherit_orphans()?;
+        self.signal(Signal::SIGUSR2)?;
+        self.after_upgrade()
+    }
+
+    /// The old process ends well, and another one answers.
+    fn after_upgrade(&mut self) -> Result<()> {
+        let process = self.process.as_mut().context("evenkeel does not run")?;
+        process.succeed(START)?;
+        let id = self.pid()?;
+        self.process.as_mut().context("evenkeel does not run")?.continue_as(id)
+    }
+
+    /// The process that answers.
+    pub fn pid(&self) -> Result<u32> {
+        let status = self.status()?;
+        status["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).context("no pid in the status")
     }
 
     pub fn id(&self) -> Option<u32> {
@@ -154,7 +194,12 @@ impl Evenkeel {
 
     /// Any command, with `--socket`.
     pub fn command(&self, args: &[&str]) -> Result<Answer> {
-        let mut command = self.host.command(binaries::evenkeel()?);
+        self.command_of(&self.binary, args)
+    }
+
+    /// The same by another program than that which the daemon is started from.
+    pub fn command_of(&self, program: &Path, args: &[&str]) -> Result<Answer> {
+        let mut command = self.host.command(program);
         let output = command.args(args).env("EVENKEEL_SOCKET", self.socket()).output()?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Ok(Answer { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) })

@@ -74,6 +74,15 @@ impl Host {
         self.run("ethtool", &["-K", device, feature, if on { "on" } else { "off" }]).map(drop)
     }
 
+    /// A counter of its TCP, as in `/proc/net/snmp`: `RetransSegs`, `OutRsts`.
+    pub fn tcp_counter(&self, name: &str) -> Result<u64> {
+        let snmp = self.run("cat", &["/proc/net/snmp"])?;
+        let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Tcp:")).map(str::split_whitespace);
+        let (names, values) = (lines.next().context("no names")?, lines.next().context("no values")?);
+        let found = names.zip(values).find(|(found, _)| *found == name);
+        found.and_then(|(_, value)| value.parse().ok()).with_context(|| format!("no counter {name} in\n{snmp}"))
+    }
+
     /// A sysctl of the namespace's network, e.g. `net.ipv4.tcp_tw_reuse`.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         self.run("sysctl", &["-qw", &format!("{name}={value}")]).map(drop)

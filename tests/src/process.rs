@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, Write},
-    os::unix::process::CommandExt,
+    os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     time::Duration,
@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::{
-    sys::signal::{self, Signal},
+    sys::{
+        signal::{self, Signal},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
     unistd::Pid,
 };
 
@@ -20,8 +23,14 @@ use crate::wait;
 /// A running program. Its errors go to a file; dropping it kills it by its process id.
 pub struct Process {
     name: String,
-    child: Child,
+    handle: Handle,
     log: PathBuf,
+}
+
+enum Handle {
+    Child(Child),
+    /// A child of one of our children, left to us by its end; and how it ended.
+    Left(Pid, Option<ExitStatus>),
 }
 
 impl Process {
@@ -31,7 +40,7 @@ impl Process {
         let file = File::create(log).with_context(|| log.display().to_string())?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
         let child = command.spawn().with_context(|| format!("cannot start {name}: {command:?}"))?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+        Ok(Self { name: name.to_owned(), handle: Handle::Child(child), log: log.to_owned() })
     }
 
     /// Starts `command` with pipes to talk to it; only its errors go to `log`.
@@ -41,32 +50,71 @@ impl Process {
         let mut child = command.spawn().with_context(|| format!("cannot start {name}: {command:?}"))?;
         let to = child.stdin.take().context("no pipe to the child")?;
         let from = BufReader::new(child.stdout.take().context("no pipe from the child")?);
-        Ok((Self { name: name.to_owned(), child, log: log.to_owned() }, Talk { to, from }))
+        Ok((Self { name: name.to_owned(), handle: Handle::Child(child), log: log.to_owned() }, Talk { to, from }))
+    }
+
+    /// Makes us the parent of what our children leave behind when they end, instead of process 1.
+    pub fn inherit_orphans() -> Result<()> {
+        nix::sys::prctl::set_child_subreaper(true).context("cannot become a subreaper")
+    }
+
+    /// The process goes on as another one, which it has started and which says the rest to the same log. It must have
+    /// ended; see [`inherit_orphans`](Self::inherit_orphans).
+    pub fn continue_as(&mut self, id: u32) -> Result<()> {
+        self.handle = Handle::Left(Pid::from_raw(i32::try_from(id)?), None);
+        Ok(())
     }
 
     pub fn id(&self) -> u32 {
-        self.child.id()
+        match &self.handle {
+            Handle::Child(child) => child.id(),
+            Handle::Left(pid, _) => pid.as_raw().cast_unsigned(),
+        }
     }
 
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+        let pid = Pid::from_raw(i32::try_from(self.id())?);
         signal::kill(pid, signal).with_context(|| format!("{signal} to {}", self.name))
     }
 
     pub fn is_running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+        matches!(self.ended(), Ok(None))
+    }
+
+    /// How it ended, if it has.
+    fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        match &mut self.handle {
+            Handle::Child(child) => Ok(child.try_wait()?),
+            Handle::Left(_, Some(status)) => Ok(Some(*status)),
+            Handle::Left(pid, ended) => {
+                *ended = match waitpid(*pid, Some(WaitPidFlag::WNOHANG))? {
+                    // The wait status as the kernel gives it: wait(2).
+                    WaitStatus::Exited(_, code) => Some(ExitStatus::from_raw(code << 8)),
+                    WaitStatus::Signaled(_, signal, _) => Some(ExitStatus::from_raw(signal as i32)),
+                    _ => None,
+                };
+                Ok(*ended)
+            }
+        }
     }
 
     /// `kill -9`, and waits for the end.
     pub fn kill(&mut self) {
-        // It may have ended already.
-        _ = self.child.kill();
-        _ = self.child.wait();
+        if self.is_running() {
+            // It may have ended meanwhile.
+            _ = self.signal(Signal::SIGKILL);
+        }
+        match &mut self.handle {
+            Handle::Child(child) => _ = child.wait(),
+            Handle::Left(pid, None) => _ = waitpid(*pid, None),
+            Handle::Left(..) => {}
+        }
     }
 
     /// Waits for the end by itself.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
-        wait::until(&format!("the end of {}", self.name), limit, || self.child.try_wait().ok().flatten())
+        let what = format!("the end of {}", self.name);
+        wait::until(&what, limit, || self.ended().transpose())?
     }
 
     /// Waits for the end, which has to be a good one.

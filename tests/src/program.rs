@@ -118,7 +118,8 @@ impl Bench {
 
     fn try_with(hook: Hook, mut setup: Setup) -> Result<Bench> {
         let bpffs = own_namespaces()?;
-        let mut dataplane = Dataplane::open(&Options { bpffs: bpffs.clone(), max_connections: setup.max_connections })?;
+        let mut dataplane =
+            Dataplane::open(&Options { bpffs: bpffs.clone(), max_connections: setup.max_connections, reset: false })?;
         let requested = if hook == Hook::Xdp { Requested::Xdp } else { Requested::Tc };
         let attached = dataplane.attach("ek0", requested, hook == Hook::Clsact)?;
         let tables = dataplane.tables().clone();

@@ -29,6 +29,8 @@ fn check() -> Result<()> {
 /// One at a time: they measure, and two cores are few. At full size they show what they measured.
 fn lab(filter: Option<&str>, full: bool) -> Result<()> {
     step("release build", &["build", "--release", "--package", "lb-userspace", "--package", "lab", "--bins"], &[])?;
+    // Upgrades need a program that was built in another way.
+    step("another build", &["build", "--package", "lb-userspace", "--bin", "evenkeel"], &[])?;
     let mut args = vec!["test", "--release", "--package", "lab", "--"];
     args.push("--test-threads=1");
     args.extend(filter);
@@ -36,6 +38,7 @@ fn lab(filter: Option<&str>, full: bool) -> Result<()> {
     let built = shell::target().join("release");
     let mut environment = vec![
         ("EVENKEEL_BIN", built.join("evenkeel")),
+        ("EVENKEEL_OTHER_BIN", shell::target().join("debug/evenkeel")),
         ("EVENKEEL_LAB_BIN", built.join("evenkeel-lab")),
         ("EVENKEEL_TOOLS", shell::tools()),
     ];

@@ -4,6 +4,7 @@ use super::admin::{Changed, Drain, InForce, Kill, Maint, Ready, Rebalance, Rebal
 use super::orders::Peer;
 use super::report::Report;
 use super::types::{Conn, ConnState, Counters, Refused, Reloaded};
+use crate::handover::Upgraded;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use tokio::sync::oneshot;
@@ -30,6 +31,8 @@ pub enum Request {
     Order(Order, Peer),
     /// Read the configuration anew; refused with nothing changed if it has an error.
     Reload(Reply<Result<Reloaded, Refused>>),
+    /// Start the program that is now on disk, which takes over. Answered when it has.
+    Upgrade(Reply<Result<Upgraded, Refused>>),
     /// End the daemon. Answered when the datapath is as it shall stay; the server is shut down after that.
     Stop {
         detach: bool,

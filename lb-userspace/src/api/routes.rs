@@ -13,7 +13,7 @@ use crate::notice::History;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -27,6 +27,8 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 /// A request that the daemon has not answered by then gets 503. Detaching and reloading are done in far less.
 const ANSWER_WITHIN: Duration = Duration::from_secs(9);
+/// An upgrade takes as long as the new daemon's start; its own limits are below this.
+const UPGRADE_WITHIN: Duration = Duration::from_secs(60);
 
 /// The loop has to take a request by then to count as alive.
 const TURN_WITHIN: Duration = Duration::from_secs(2);
@@ -84,7 +86,10 @@ fn reading_routes() -> Router<Daemon> {
 
 /// Every route: for the control socket, whose mode says who may use it.
 pub fn all(daemon: Daemon) -> Router {
-    let router = reading_routes().route("/api/v1/reload", post(reload)).route("/api/v1/stop", post(stop));
+    let router = reading_routes()
+        .route("/api/v1/reload", post(reload))
+        .route("/api/v1/upgrade", post(upgrade))
+        .route("/api/v1/stop", post(stop));
     finish(router.merge(orders::routes()), daemon)
 }
 
@@ -100,13 +105,15 @@ fn finish(router: Router<Daemon>, daemon: Daemon) -> Router {
 impl Daemon {
     /// Asks the daemon and waits for the answer, but not for ever.
     pub async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Response> {
+        self.ask_within(ANSWER_WITHIN, request).await
+    }
+
+    async fn ask_within<T>(&self, limit: Duration, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Response> {
         let (reply, answer) = oneshot::channel();
-        self.requests
-            .try_send(request(reply))
-            .map_err(|_| failure(StatusCode::SERVICE_UNAVAILABLE, "the daemon is busy or about to end: try again"))?;
-        match tokio::time::timeout(ANSWER_WITHIN, answer).await {
+        self.requests.try_send(request(reply)).map_err(|_| again("the daemon is busy or about to end: try again"))?;
+        match tokio::time::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(failure(StatusCode::SERVICE_UNAVAILABLE, "the daemon is about to end")),
+            Ok(Err(_)) => Err(again("the daemon is about to end")),
             Err(_) => Err(failure(StatusCode::SERVICE_UNAVAILABLE, "the daemon did not answer in time: see its log")),
         }
     }
@@ -152,6 +159,13 @@ async fn to_its_end<T: Send + 'static>(
 
 pub fn failure(status: StatusCode, what: &str) -> Response {
     (status, Json(Refused { errors: vec![what.into()] })).into_response()
+}
+
+/// The request was not looked at and may be sent again: to the daemon that takes over, perhaps.
+fn again(what: &str) -> Response {
+    let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, what);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
 }
 
 /// 200 with what was done, or 409 with why nothing was.
@@ -277,6 +291,10 @@ fn lines(events: &[Arc<Event>]) -> Bytes {
 
 async fn reload(State(daemon): State<Daemon>) -> Result<Response, Response> {
     daemon.ask(Request::Reload).await.map(outcome)
+}
+
+async fn upgrade(State(daemon): State<Daemon>) -> Result<Response, Response> {
+    daemon.ask_within(UPGRADE_WITHIN, Request::Upgrade).await.map(outcome)
 }
 
 /// The query string of `/api/v1/stop`.

@@ -3,6 +3,7 @@ use super::types::*;
 use super::*;
 use crate::cli::client::Client;
 use crate::cli::exit::Failure;
+use crate::handover::Upgraded;
 use crate::notice::{History, Kind, Notice};
 use lb_common::slot::State;
 use serde_json::json;
@@ -54,6 +55,7 @@ fn conn(number: u32) -> Conn {
 pub fn status() -> Status {
     Status {
         version: "0.1.0".into(),
+        pid: 7,
         uptime_s: 1,
         config: ConfigStatus { file: "e.toml".into(), loaded_at: backend().last_change, generation: 1 },
         services: vec![ServiceStatus {
@@ -85,7 +87,7 @@ fn the_json_has_the_names_and_the_order_of_the_contract() {
     let conn_json = r#"{"client":"10.0.0.2:40000","service":"api","backend":"cp01","snat":"10.0.1.100:10240","state":"established","age_s":2,"idle_s":0,"bytes_in":1,"bytes_out":2}"#;
     assert_eq!(serde_json::to_string(&conn(2)).unwrap(), conn_json);
     let status_json = format!(
-        r#"{{"version":"0.1.0","uptime_s":1,"config":{{"file":"e.toml","loaded_at":"2026-11-23T23:16:01Z","generation":1}},"services":[{{"name":"api","listen":["10.0.1.100:6443"],"balance":"least_conn","datapath":[{{"interface":"eth0","mode":"xdp-generic","reason":"asked for"}}],"connections":{{"active":2,"half_open":1,"capacity":22528,"total":3}},"backends":[{backend_json}]}}],"vrrp":[],"counters":{{"refused":4}}}}"#
+        r#"{{"version":"0.1.0","pid":7,"uptime_s":1,"config":{{"file":"e.toml","loaded_at":"2026-11-23T23:16:01Z","generation":1}},"services":[{{"name":"api","listen":["10.0.1.100:6443"],"balance":"least_conn","datapath":[{{"interface":"eth0","mode":"xdp-generic","reason":"asked for"}}],"connections":{{"active":2,"half_open":1,"capacity":22528,"total":3}},"backends":[{backend_json}]}}],"vrrp":[],"counters":{{"refused":4}}}}"#
     );
     assert_eq!(serde_json::to_string(&status()).unwrap(), status_json);
     assert_eq!(serde_json::from_str::<Status>(&status_json).unwrap(), status());
@@ -153,15 +155,19 @@ impl Running {
                     let (requests, asked) = mpsc::channel(QUEUE);
                     let (end, ended) = oneshot::channel();
                     let daemon = tokio::spawn(answer(asked, conns, end));
-                    server.serve(Daemon::new(requests, history), async { drop(ended.await) }).await?;
+                    server.serve(Daemon::new(requests, history), async { drop(ended.await) })?.await?;
                     daemon.await?;
-                    Ok(())
+                    server.remove()
                 })
             }
         });
         bound.recv_timeout(Duration::from_secs(10)).expect("the server starts");
         Running { folder, history, thread: Some(thread) }
     }
+}
+
+pub fn upgraded() -> Upgraded {
+    Upgraded { version: "0.2.0".into(), pid: 7 }
 }
 
 pub async fn answer(mut asked: mpsc::Receiver<Request>, conns: u32, end: oneshot::Sender<()>) {
@@ -183,6 +189,7 @@ pub async fn answer(mut asked: mpsc::Receiver<Request>, conns: u32, end: oneshot
             Request::Reload(reply) => {
                 drop(reply.send(Err(Refused { errors: vec!["e.toml:1:1: no".into(), "two".into()] })))
             }
+            Request::Upgrade(reply) => drop(reply.send(Ok(upgraded()))),
             Request::Stop { detach, reply } => {
                 assert!(detach);
                 drop(reply.send(Ok(())));
@@ -274,6 +281,8 @@ fn the_client_gets_what_the_daemon_answers_and_stop_ends_it() {
     let answer = client.get("/api/v1/conns?backend=cp01&older_s=4&limit=2").unwrap();
     assert_eq!(answer.total, Some(3));
     assert_eq!(answer.read::<Vec<Conn>>().unwrap(), [conn(4), conn(6)]);
+    let limit = Duration::from_secs(10);
+    assert_eq!(client.post_within("/api/v1/upgrade", limit).unwrap().read::<Upgraded>().unwrap(), upgraded());
     client.post("/api/v1/stop?detach=true").unwrap();
     assert!(client.wait_until_gone());
     running.thread.take().unwrap().join().unwrap().unwrap();
@@ -393,7 +402,7 @@ fn a_daemon_that_does_not_answer_is_told_from_one_that_is_not_there() {
     let (end, ended) = oneshot::channel::<()>();
     let history = Arc::default();
     let thread = std::thread::spawn(move || {
-        runtime.block_on(server.serve(Daemon::new(requests, history), async { drop(ended.await) }))
+        runtime.block_on(async { server.serve(Daemon::new(requests, history), async { drop(ended.await) })?.await })
     });
     match Client::new(&socket).get("/api/v1/status").map(|answer| answer.body) {
         Err(Failure::Unreachable(what)) => assert_eq!(what, "the daemon is busy or about to end: try again"),

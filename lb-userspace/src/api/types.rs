@@ -14,6 +14,8 @@ pub type Counters = BTreeMap<String, u64>;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     pub version: String,
+    /// The daemon's process: another one after an upgrade.
+    pub pid: u32,
     pub uptime_s: u64,
     pub config: ConfigStatus,
     pub services: Vec<ServiceStatus>,

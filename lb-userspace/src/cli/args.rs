@@ -35,14 +35,19 @@ pub struct Cli {
 pub enum Command {
     /// Run the daemon, in the foreground
     ///
-    /// SIGHUP reads the configuration anew, SIGUSR1 opens the access logs anew, SIGTERM ends it in order: the datapath
-    /// stays or goes as `on_exit` says. Killed with -9 and started again it goes on where it was.
+    /// SIGHUP reads the configuration anew, SIGUSR1 opens the access logs anew, SIGUSR2 upgrades (see `evenkeel upgrade`),
+    /// SIGTERM ends it in order: the datapath stays or goes as `on_exit` says. Killed with -9 and started again it goes on where it was.
     Run {
         #[arg(short, long, default_value = DEFAULT_PATH, value_name = "FILE")]
         config: PathBuf,
         /// Mount a bpffs where `bpffs` is to be, if there is none (labs and containers)
         #[arg(long)]
         mount_bpffs: bool,
+        /// Begin with new tables: open connections are reset, counters begin at 0
+        ///
+        /// For tables that this version cannot take over. The old ones balance until the new ones are ready.
+        #[arg(long)]
+        reset_state: bool,
         /// Attach TC programs by clsact, as on kernels before 6.6
         #[arg(long, hide = true)]
         clsact: bool,
@@ -215,6 +220,14 @@ Ctrl-C stops it: what was reset stays so, the rest is left alone.")]
         #[command(flatten)]
         output: Output,
     },
+    /// Give the daemon's place to the program that is now on disk
+    ///
+    /// It is started beside the old one with the same arguments, by the path that was given at the start, and takes over:
+    /// connections, counters and the control socket go on. SIGUSR2 does the same.
+    #[command(after_help = "\
+Exit code 0: the new one acts, the old one ends. 1: refused, with the reason; the old one goes on.
+Example: install -m755 evenkeel.new /usr/sbin/evenkeel && evenkeel upgrade")]
+    Upgrade,
     /// Have the daemon read its configuration anew
     #[command(after_help = "Exit code 0: applied. 1: refused, the errors are printed, nothing has changed.")]
     Reload,

@@ -5,11 +5,12 @@ use crate::api::TOTAL_HEADER;
 use crate::api::types::Refused;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{CONTENT_TYPE, HOST, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::io::{self, ErrorKind};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,6 +18,9 @@ use tokio::net::UnixStream;
 
 /// Longer than the daemon takes to say that it is too busy, so that this is what is shown.
 const WITHIN: Duration = Duration::from_secs(10);
+/// How long a request that was not looked at is sent again: the daemon may just give its place to another one.
+const AGAIN_FOR: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The way to one daemon.
 pub struct Client {
@@ -28,6 +32,8 @@ pub struct Answer {
     pub body: Bytes,
     /// Of `conns`: how many there are without the limit.
     pub total: Option<u64>,
+    /// The request was not looked at and may be sent again.
+    again: bool,
 }
 
 impl Answer {
@@ -45,17 +51,22 @@ impl Client {
     }
 
     pub fn get(&self, path: &str) -> Result<Answer, Failure> {
-        self.ask(Method::GET, path, Bytes::new())
+        self.ask(Method::GET, path, Bytes::new(), WITHIN)
     }
 
     pub fn post(&self, path: &str) -> Result<Answer, Failure> {
-        self.ask(Method::POST, path, Bytes::new())
+        self.ask(Method::POST, path, Bytes::new(), WITHIN)
+    }
+
+    /// For what takes the daemon longer than most things.
+    pub fn post_within(&self, path: &str, limit: Duration) -> Result<Answer, Failure> {
+        self.ask(Method::POST, path, Bytes::new(), limit)
     }
 
     /// Posts what is asked as JSON.
     pub fn order(&self, path: &str, asked: &impl Serialize) -> Result<Answer, Failure> {
         let body = serde_json::to_vec(asked).map_err(|error| Failure::Refused(format!("cannot be asked: {error}")))?;
-        self.ask(Method::POST, path, body.into())
+        self.ask(Method::POST, path, body.into(), WITHIN)
     }
 
     /// Gives every line of an answer to `each` as it comes, until that breaks or the daemon ends, which is a failure.
@@ -80,7 +91,7 @@ impl Client {
                     text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
                     while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
                         let line = text.drain(..=end).collect::<Bytes>();
-                        if each(Answer { body: line, total: None }.read()?)?.is_break() {
+                        if each(Answer { body: line, total: None, again: false }.read()?)?.is_break() {
                             return Ok(());
                         }
                     }
@@ -91,16 +102,36 @@ impl Client {
         })
     }
 
-    fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, Failure> {
+    fn ask(&self, method: Method, path: &str, body: Bytes, limit: Duration) -> Result<Answer, Failure> {
         run(async {
-            match tokio::time::timeout(WITHIN, self.exchange(method, path, body)).await {
+            match tokio::time::timeout(limit, self.exchange_patiently(method, path, body)).await {
                 Ok(exchanged) => {
                     let (status, answer) = exchanged.map_err(|error| self.unreachable(&error.to_string()))?;
                     judge(status, answer)
                 }
-                Err(_) => Err(self.unreachable("no answer within 10 s")),
+                Err(_) => Err(self.unreachable(&format!("no answer within {} s", limit.as_secs()))),
             }
         })
+    }
+
+    async fn exchange_patiently(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<(StatusCode, Answer)> {
+        let began = Instant::now();
+        loop {
+            let exchanged = self.exchange(method.clone(), path, body.clone()).await;
+            let again = match &exchanged {
+                Ok((_, answer)) => answer.again,
+                Err(error) => is_unread(error),
+            };
+            if !again || began.elapsed() > AGAIN_FOR {
+                return exchanged;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     async fn begin(&self) -> anyhow::Result<(Sender, impl Future<Output = hyper::Result<()>>)> {
@@ -165,7 +196,15 @@ async fn send(mut sender: Sender, method: Method, path: &str, body: Bytes) -> an
 
 async fn read(response: Response<Incoming>) -> anyhow::Result<Answer> {
     let total = response.headers().get(TOTAL_HEADER).and_then(|total| total.to_str().ok()?.parse().ok());
-    Ok(Answer { body: response.into_body().collect().await?.to_bytes(), total })
+    let again = response.headers().contains_key(RETRY_AFTER);
+    Ok(Answer { body: response.into_body().collect().await?.to_bytes(), total, again })
+}
+
+/// Whether the daemon closed the connection before the first byte of an answer: nobody has read the request.
+fn is_unread(error: &anyhow::Error) -> bool {
+    let by_hyper = |error: &hyper::Error| error.is_incomplete_message() || error.is_canceled();
+    let by_kernel = |error: &io::Error| matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(by_hyper) || cause.downcast_ref().is_some_and(by_kernel))
 }
 
 fn judge(status: StatusCode, answer: Answer) -> Result<Answer, Failure> {

@@ -16,6 +16,7 @@ mod units;
 use crate::api::EventsFilter;
 use crate::api::types::{Counters, Event, Reloaded, Status};
 use crate::daemon::{self, RunOptions};
+use crate::handover::Upgraded;
 use args::{Cli, Command, Format};
 use clap::Parser;
 use client::{Answer, Client};
@@ -23,6 +24,7 @@ use exit::Failure;
 use lb_common::verdict::Reason;
 use serde::Serialize;
 use std::process::ExitCode;
+use std::time::Duration;
 use table::Style;
 
 /// Reads the arguments, does what they say, and gives the exit code.
@@ -38,7 +40,10 @@ pub fn main() -> ExitCode {
     };
     let client = Client::new(&cli.socket);
     let done = match cli.command {
-        Command::Run { config, mount_bpffs, clsact } => return run(RunOptions { config, mount_bpffs, clsact }),
+        Command::Run { config, mount_bpffs, clsact, reset_state } => {
+            return run(RunOptions { config, mount_bpffs, clsact, reset_state });
+        }
+        Command::Upgrade => upgrade(&client),
         Command::Check { config, output } => config_commands::check(&config, output.format),
         Command::Dump { config, output } => config_commands::dump(&config, output.format),
         Command::Stop { detach } => stop(&client, detach),
@@ -71,6 +76,14 @@ fn stop(client: &Client, detach: bool) -> Result<(), Failure> {
         return Err(Failure::Refused("the daemon agreed to end but still listens after 10 s: see its log".into()));
     }
     output::print(if detach { "stopped, the datapath is detached\n" } else { "stopped\n" })
+}
+
+/// Above the daemon's own limits, so that they are what is told.
+const UPGRADE_WITHIN: Duration = Duration::from_secs(65);
+
+fn upgrade(client: &Client) -> Result<(), Failure> {
+    let upgraded: Upgraded = client.post_within("/api/v1/upgrade", UPGRADE_WITHIN)?.read()?;
+    output::print(&format!("evenkeel {} (process {}) has taken over\n", upgraded.version, upgraded.pid))
 }
 
 fn reload(client: &Client) -> Result<(), Failure> {

@@ -37,9 +37,10 @@ impl Daemon {
             Request::Reload(reply) => {
                 _ = reply.send(self.reload().await.map_err(|errors| Refused { errors }));
             }
+            Request::Upgrade(reply) => self.upgrade(Some(reply)),
             Request::Stop { detach, reply } => {
                 let detach = detach || self.config.daemon.on_exit == OnExit::Detach;
-                return Some((detach, Some(reply)));
+                return Some(End::Stop { detach, reply: Some(reply) });
             }
         }
         None

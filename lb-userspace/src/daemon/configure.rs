@@ -33,10 +33,10 @@ impl Daemon {
             format!("evenkeel {} is ready after {after} ms: {adopted}{services} service(s)", env!("CARGO_PKG_VERSION"));
         self.tell(Notice::daemon(Level::Info, Kind::Lifecycle, text));
         if self.dataplane.max_connections() < self.config.daemon.max_connections {
-            warn!("max_connections stays {} until `evenkeel stop --detach`", self.dataplane.max_connections());
+            let stays = self.dataplane.max_connections();
+            warn!("max_connections stays {stays} until tables are made anew (`evenkeel run --reset-state`)");
         }
-        tell_systemd(&[NotifyState::Ready]);
-        Ok(())
+        self.dataplane.settle()
     }
 
     pub(super) async fn hang_up(&mut self) {
@@ -57,6 +57,9 @@ impl Daemon {
 
     /// Everything that can fail comes before the first write that changes anything.
     async fn try_reload(&mut self) -> Result<Reloaded, Vec<String>> {
+        if self.upgrading.is_some() {
+            return Err(vec!["an upgrade is under way: try again when it is done".into()]);
+        }
         let loaded = config::load(&self.options.config)
             .map_err(|problems| problems.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let desired = Desired::new(&loaded.config)?;
@@ -84,12 +87,12 @@ impl Daemon {
     }
 
     /// Brings the listener of `[api]` in line with the configuration; what is wrong with it, if it has to be tried again.
-    fn listen(&mut self) -> Option<String> {
+    pub(super) fn listen(&mut self) -> Option<String> {
         let address = self.config.api.as_ref().map(|api| api.listen);
         self.listener.set(address, &self.api)
     }
 
-    fn write(&mut self, plan: &plan::Plan) -> Result<()> {
+    pub(super) fn write(&mut self, plan: &plan::Plan) -> Result<()> {
         for write in &plan.writes {
             if let Err(error) = apply::write(self.dataplane.tables(), &self.hops, write, &mut self.waiting) {
                 // What was written serves nobody yet, or is what the old configuration had; the core takes it from there.
@@ -100,7 +103,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn commit(&mut self, desired: Desired, plan: plan::Plan) {
+    pub(super) fn commit(&mut self, desired: Desired, plan: plan::Plan) {
         let tables = self.dataplane.tables().clone();
         let actions = self.controller.commit(desired, plan, &*tables, clock::monotonic_ns());
         self.act(actions);

@@ -159,6 +159,7 @@ pub fn report(snapshot: &Snapshot, tables: &Tables) -> Report {
     Report {
         status: Status {
             version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
             uptime_s: snapshot.uptime.as_secs(),
             config: ConfigStatus {
                 file: snapshot.file.display().to_string(),

@@ -1,6 +1,6 @@
 //! Loading the programs onto the tables: new ones, or those that an earlier run has pinned.
 
-use std::{mem::offset_of, os::fd::AsFd, path::Path};
+use std::{fs, mem::offset_of, os::fd::AsFd, path::PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
@@ -38,7 +38,8 @@ pub struct Loaded {
     pub adopted: bool,
 }
 
-/// Loads the programs onto the tables that are pinned, or onto new ones for `max_connections`.
+/// Loads the programs onto the tables that are pinned, or onto new ones for `max_connections`. The programs that an
+/// earlier run has pinned stay where they are until [`in_use`].
 pub fn load(pins: &Pins, max_connections: u32) -> Result<Loaded> {
     let (meta, adopted) = match pinned_tables(pins)? {
         Some(meta) => (meta, true),
@@ -54,11 +55,31 @@ pub fn load(pins: &Pins, max_connections: u32) -> Result<Loaded> {
     load_and_pin(&mut ebpf, pins)?;
     drop(ebpf);
     let programs = Programs {
-        xdp: Xdp::from_pin(pins.programs().join(XDP), XdpAttachType::Interface)?,
-        tc: SchedClassifier::from_pin(pins.programs().join(TC))?,
+        xdp: Xdp::from_pin(next(pins, XDP), XdpAttachType::Interface)?,
+        tc: SchedClassifier::from_pin(next(pins, TC))?,
     };
     allocator::trim();
     Ok(Loaded { programs, meta, adopted })
+}
+
+/// The programs that were loaded take the place of those that an earlier run has pinned. Where those are attached, they
+/// go on until their links are given the new ones.
+pub fn in_use(pins: &Pins) -> Result<()> {
+    for name in [XDP, TC] {
+        let place = pins.programs().join(name);
+        fs::rename(next(pins, name), &place)
+            .with_context(|| format!("cannot pin the program at {}", place.display()))?;
+    }
+    Ok(())
+}
+
+/// Writes down that the tables have this version's layout: an older version may have made them.
+pub fn settle_layout(pins: &Pins, meta: &mut Meta) -> Result<()> {
+    if meta.layout != layout::HASH {
+        meta.layout = layout::HASH;
+        Table::<Meta>::map(open_meta(pins)?.fd().as_fd(), 1)?.publish(0, meta, offset_of!(Meta, layout));
+    }
+    Ok(())
 }
 
 fn new_meta(max_connections: u32) -> Result<Meta> {
@@ -70,20 +91,17 @@ fn new_meta(max_connections: u32) -> Result<Meta> {
 fn pinned_tables(pins: &Pins) -> Result<Option<Meta>> {
     let meta = if pins.has_map("META") { Some(read_meta(pins)?) } else { None };
     match meta {
-        Some(meta) if meta.layout == layout::HASH => {
+        Some(meta) if (layout::OLDEST..=layout::HASH).contains(&meta.layout) => {
             compare(&pins.maps(), meta.buckets).with_context(|| refusal(pins))?;
             Ok(Some(meta))
         }
-        Some(meta) if meta.layout != 0 => bail!(
-            "the tables in {} have layout {:#x}, this version works on {:#x}: {}",
-            pins.maps().display(),
-            meta.layout,
-            layout::HASH,
-            refusal(pins)
-        ),
+        Some(meta) if meta.layout != 0 => {
+            bail!("{}: they have layout {:#x}, this version works on {:#x}", refusal(pins), meta.layout, layout::HASH)
+        }
         // A run that ended while it made the tables. Nothing can be attached to them yet.
         _ => {
-            ensure!(pins.all_links()?.is_empty(), "the tables are incomplete but in use: {}", refusal(pins));
+            let in_use = !pins.are_new() && !pins.all_links()?.is_empty();
+            ensure!(!in_use, "{}: they are incomplete but in use", refusal(pins));
             pins.remove_maps()?;
             Ok(None)
         }
@@ -92,8 +110,9 @@ fn pinned_tables(pins: &Pins) -> Result<Option<Meta>> {
 
 fn refusal(pins: &Pins) -> String {
     format!(
-        "the tables pinned in {} cannot be taken over. Go on with the version that made them, or run `evenkeel stop \
-         --detach`, which ends all connections, and start again",
+        "the tables in {} cannot be taken over; their connections go on meanwhile. Either go on with the version that \
+         made them, or start this one with `evenkeel run --reset-state`: it puts new tables in their place, and all \
+         connections that are open then are reset. Why",
         pins.maps().display()
     )
 }
@@ -107,7 +126,7 @@ fn read_meta(pins: &Pins) -> Result<Meta> {
     let info = map.info()?;
     // Too small even to say which layout it is.
     if (info.value_size() as usize) < size_of::<Meta>() {
-        bail!("map META is not evenkeel's: {}", refusal(pins));
+        bail!("{}: map META is not evenkeel's", refusal(pins));
     }
     let table = Table::<Meta>::map(map.fd().as_fd(), 1).context("cannot map META")?;
     Ok(table.read(0))
@@ -141,14 +160,18 @@ fn is_known<T>(name: &str, known: &[(&str, T)]) -> bool {
 fn load_and_pin(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
     let xdp: &mut Xdp = ebpf.program_mut(XDP).context("the object has no XDP program")?.try_into()?;
     xdp.load().context("the kernel refuses the XDP program")?;
-    replace_pin(&pins.programs().join(XDP), |path| Ok(xdp.pin(path)?))?;
+    replace_pin(next(pins, XDP), |path| Ok(xdp.pin(path)?))?;
     let tc: &mut SchedClassifier = ebpf.program_mut(TC).context("the object has no TC program")?.try_into()?;
     tc.load().context("the kernel refuses the TC program")?;
-    replace_pin(&pins.programs().join(TC), |path| Ok(tc.pin(path)?))
+    replace_pin(next(pins, TC), |path| Ok(tc.pin(path)?))
 }
 
-/// The program that was pinned goes on where it is attached, until its links are given the new one.
-fn replace_pin(path: &Path, pin: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    remove_file(path)?;
-    pin(path).with_context(|| format!("cannot pin the program at {}", path.display()))
+fn next(pins: &Pins, program: &str) -> PathBuf {
+    pins.programs().join(format!("{program}-next"))
+}
+
+/// What stands there was left by a run that ended before its programs were in use.
+fn replace_pin(path: PathBuf, pin: impl FnOnce(&PathBuf) -> Result<()>) -> Result<()> {
+    remove_file(&path)?;
+    pin(&path).with_context(|| format!("cannot pin the program at {}", path.display()))
 }

@@ -6,7 +6,8 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::AsFd,
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, RwLock},
 };
@@ -42,7 +43,7 @@ pub use tables::{BackendSetup, HalfOpen, ServiceSetup, Tables};
 
 use attach::{Hooks, detach, left_behind};
 use inner::{Kernel, Outer};
-use load::{Loaded, Programs, load};
+use load::{Loaded, Programs, in_use, load, settle_layout};
 use pins::Pins;
 use slots::Slots;
 use tables::numbered;
@@ -60,6 +61,15 @@ pub struct Options {
     pub bpffs: PathBuf,
     /// Upper limit of flows. Taken when the tables are made; those that are there keep theirs.
     pub max_connections: u32,
+    /// Begin with new tables; those that are there are given up when the new ones are in use.
+    pub reset: bool,
+}
+
+/// Programs that are loaded onto the tables and not in use yet. Until they are, an earlier run may go on.
+pub struct Prepared {
+    pins: Pins,
+    loaded: Loaded,
+    lock: File,
 }
 
 /// The open datapath.
@@ -73,13 +83,14 @@ pub struct Dataplane {
     attached: BTreeMap<u32, Attached>,
     asked: BTreeMap<u32, (Requested, bool)>,
     socket: PacketSocket,
+    lock: File,
 }
 
-impl Dataplane {
-    /// Loads the programs onto the pinned tables, or onto new ones. Tables of another layout are refused.
-    pub fn open(options: &Options) -> Result<Dataplane> {
-        let pins = Pins::make(&options.bpffs)?;
-        let Loaded { programs, meta, adopted } = load(&pins, options.max_connections)?;
+impl Prepared {
+    /// The tables and hooks are ours from here on.
+    pub fn take(self) -> Result<Dataplane> {
+        let Prepared { pins, loaded: Loaded { programs, meta, adopted }, lock } = self;
+        in_use(&pins)?;
         left_behind(&pins)?;
         Ok(Dataplane {
             tables: Arc::new(Tables::open(&pins)?),
@@ -90,7 +101,52 @@ impl Dataplane {
             adopted,
             attached: BTreeMap::new(),
             asked: BTreeMap::new(),
+            lock,
         })
+    }
+
+    /// The tables as the earlier run has them.
+    pub fn tables(&self) -> Result<Tables> {
+        Tables::open(&self.pins)
+    }
+}
+
+impl Dataplane {
+    /// Loads the programs onto the pinned tables, or onto new ones. Tables of another layout are refused.
+    pub fn open(options: &Options) -> Result<Dataplane> {
+        Dataplane::prepare(options, None)?.take()
+    }
+
+    /// All of that which may fail and changes nothing. `lock` is what a daemon that hands over has taken.
+    pub fn prepare(options: &Options, lock: Option<File>) -> Result<Prepared> {
+        let mut pins = Pins::make(&options.bpffs)?;
+        let lock = lock.map_or_else(|| pins.lock(), Ok)?;
+        if options.reset {
+            pins = pins.with_new_maps()?;
+        } else {
+            pins.remove_new_maps()?;
+        }
+        let loaded = load(&pins, options.max_connections)?;
+        Ok(Prepared { pins, loaded, lock })
+    }
+
+    /// The lock, for a daemon that takes over.
+    pub fn lock(&self) -> std::io::Result<OwnedFd> {
+        Ok(self.lock.try_clone()?.into())
+    }
+
+    /// Everything is in its place: tables that were to be replaced are given up.
+    pub fn settle(&mut self) -> Result<()> {
+        self.pins.settle()?;
+        settle_layout(&self.pins, &mut self.meta)
+    }
+
+    /// Whoever was to take over has failed, and may have begun to: reads the tables anew, and lets [`attach`](Self::attach)
+    /// bring our programs back to where the other's may be.
+    pub fn reclaim(&mut self) -> Result<()> {
+        self.tables = Arc::new(Tables::open(&self.pins)?);
+        self.asked.clear();
+        Ok(())
     }
 
     /// Whether the tables were there already.
@@ -172,7 +228,10 @@ impl Dataplane {
 
     /// Takes everything away: links, programs, tables and the folder. All connections through us end.
     pub fn detach_all(self) -> Result<()> {
-        remove_all(self.pins)
+        let Dataplane { pins, lock, .. } = self;
+        // An open folder keeps its bpffs from being unmounted.
+        drop(lock);
+        remove_all(pins)
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! BPFFS/maps/NAME               every map
+//! BPFFS/maps-next/NAME          new maps that are to replace those, while `--reset-state` makes them
 //! BPFFS/programs/NAME           the programs now in use
+//! BPFFS/programs/NAME-next      programs of a daemon that is about to take over
 //! BPFFS/links/IFINDEX-xdp       a native XDP link      (a folder on a bpffs takes no names with dots: no "eth0.100")
 //! BPFFS/links/IFINDEX-generic   a generic XDP link
 //! BPFFS/links/IFINDEX-tcx       a tcx link
@@ -10,21 +12,29 @@
 //! ```
 
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io::{self, ErrorKind},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::sys::mount;
+use crate::sys::{lock, mount};
 
 /// The folder of one instance.
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
+    /// The folder of the maps in use: `MAPS`, or `NEXT_MAPS` before they are settled.
+    maps: &'static str,
 }
+
+const MAPS: &str = "maps";
+const NEXT_MAPS: &str = "maps-next";
+/// How long an earlier run may take to end.
+const PREDECESSOR: Duration = Duration::from_secs(5);
 
 /// How a program hangs on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,21 +72,58 @@ impl Pins {
                 root.display()
             );
         }
-        let pins = Pins { root: root.to_owned() };
-        for folder in [root.to_owned(), pins.maps(), pins.programs(), pins.links()] {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-            made.with_context(|| format!("cannot make the folder {}", folder.display()))?;
-        }
+        let pins = Pins { root: root.to_owned(), maps: MAPS };
+        [root.to_owned(), pins.maps(), pins.programs(), pins.links()].iter().try_for_each(|folder| make(folder))?;
         Ok(pins)
     }
 
     /// The folder at `root` as it is; nothing if it does not exist.
     pub fn existing(root: &Path) -> Option<Pins> {
-        root.is_dir().then(|| Pins { root: root.to_owned() })
+        root.is_dir().then(|| Pins { root: root.to_owned(), maps: MAPS })
+    }
+
+    /// Takes the folder for this process: two daemons with the same pins would undo each other's work.
+    pub fn lock(&self) -> Result<File> {
+        let folder = self.root.display();
+        let file = File::open(&self.root).with_context(|| format!("cannot open {folder}"))?;
+        let is_ours = lock::exclusive(&file, PREDECESSOR, || false).with_context(|| format!("cannot lock {folder}"))?;
+        ensure!(is_ours, "another evenkeel has its programs and maps in {folder}: give this one a bpffs of its own");
+        Ok(file)
+    }
+
+    /// The same folder with new maps, to be made beside the old ones.
+    pub fn with_new_maps(self) -> Result<Pins> {
+        self.remove_new_maps()?;
+        let pins = Pins { maps: NEXT_MAPS, ..self };
+        make(&pins.maps())?;
+        Ok(pins)
+    }
+
+    /// Whether the maps are made beside others that are in use.
+    pub fn are_new(&self) -> bool {
+        self.maps == NEXT_MAPS
+    }
+
+    /// Takes away what a run has left that ended before its new maps were in use everywhere.
+    pub fn remove_new_maps(&self) -> Result<()> {
+        let folder = self.root.join(NEXT_MAPS);
+        remove_files(&folder)?;
+        missing_is_fine(fs::remove_dir(&folder)).with_context(|| format!("cannot remove {}", folder.display()))
+    }
+
+    /// The new maps are in use: they take the place of the old ones.
+    pub fn settle(&mut self) -> Result<()> {
+        let (new, old) = (self.maps(), self.root.join(MAPS));
+        if new != old {
+            remove_files(&old)?;
+            fs::rename(&new, &old).with_context(|| format!("cannot rename {} to {}", new.display(), old.display()))?;
+            self.maps = MAPS;
+        }
+        Ok(())
     }
 
     pub fn maps(&self) -> PathBuf {
-        self.root.join("maps")
+        self.root.join(self.maps)
     }
 
     pub fn programs(&self) -> PathBuf {
@@ -117,6 +164,7 @@ impl Pins {
     pub fn remove(self) -> Result<()> {
         remove_files(&self.links())?;
         remove_files(&self.programs())?;
+        self.remove_new_maps()?;
         remove_files(&self.maps())?;
         for folder in [self.links(), self.programs(), self.maps()] {
             missing_is_fine(fs::remove_dir(&folder)).with_context(|| format!("cannot remove {}", folder.display()))?;
@@ -130,6 +178,11 @@ impl Pins {
             removed => missing_is_fine(removed).with_context(|| format!("cannot remove {}", self.root.display())),
         }
     }
+}
+
+fn make(folder: &Path) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.with_context(|| format!("cannot make the folder {}", folder.display()))
 }
 
 /// Unpins or removes a path; fine if there is none.

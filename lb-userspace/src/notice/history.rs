@@ -50,6 +50,14 @@ impl History {
         });
     }
 
+    /// Goes on after what an earlier daemon has told.
+    pub fn go_on(&self, events: Vec<Event>) {
+        let mut kept = self.kept();
+        let surplus = events.len().saturating_sub(KEPT);
+        *kept = events.into_iter().skip(surplus).map(Arc::new).collect();
+        self.latest.send_replace(kept.back().map_or(0, |last| last.number));
+    }
+
     /// Those after a number, oldest first.
     pub fn after(&self, number: u64) -> Vec<Arc<Event>> {
         let kept = self.kept();

@@ -4,6 +4,8 @@
 pub mod allocator;
 pub mod bpf;
 pub mod clock;
+pub mod inherit;
+pub mod lock;
 pub mod memory;
 pub mod mount;
 pub mod netdev;

@@ -4,15 +4,20 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
-use tokio::{task::JoinSet, time};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+    time,
+};
 use tokio_rustls::TlsConnector;
 
 use super::{
@@ -42,7 +47,7 @@ pub struct Options {
     /// How many; left out: until the time is over
     #[arg(long)]
     pub connections: Option<u64>,
-    /// For how long; left out: until all are done
+    /// For how long; left out: until all are done. SIGTERM ends it before its time, with its report
     #[arg(long)]
     pub seconds: Option<f64>,
     /// Connections begun a second; left out: as fast as it goes
@@ -100,6 +105,8 @@ struct Storm {
     tls: Option<TlsConnector>,
     started: Instant,
     begun: AtomicU64,
+    /// No more are to begin.
+    over: AtomicBool,
     seen: std::sync::Mutex<Seen>,
 }
 
@@ -112,8 +119,20 @@ struct Seen {
 
 pub async fn run(options: Options) -> Result<()> {
     let tls = options.target.connector()?;
-    let storm = Storm { options, tls, started: Instant::now(), begun: AtomicU64::new(0), seen: Default::default() };
-    let storm = Arc::new(storm);
+    let storm = Arc::new(Storm {
+        options,
+        tls,
+        started: Instant::now(),
+        begun: AtomicU64::new(0),
+        over: AtomicBool::new(false),
+        seen: Default::default(),
+    });
+    let mut terminate = signal(SignalKind::terminate())?;
+    let told = Arc::clone(&storm);
+    tokio::spawn(async move {
+        terminate.recv().await;
+        told.over.store(true, Ordering::Relaxed);
+    });
     if let Some(every) = storm.options.every {
         tokio::spawn(report_every(Arc::clone(&storm), Duration::from_secs_f64(every)));
     }
@@ -157,7 +176,8 @@ impl Storm {
             time::sleep_until((self.started + Duration::from_secs_f64(number as f64 / rate)).into()).await;
         }
         let is_over = |seconds| self.started.elapsed().as_secs_f64() >= seconds;
-        (!self.options.seconds.is_some_and(is_over)).then_some(number)
+        let is_over = self.over.load(Ordering::Relaxed) || self.options.seconds.is_some_and(is_over);
+        (!is_over).then_some(number)
     }
 
     fn note(&self, ended: Result<(), Failure>, answered: Option<(String, Duration)>) {
@@ -265,6 +285,12 @@ impl Running {
     pub fn finish(mut self, limit: Duration) -> Result<Report> {
         self.process.succeed(limit)?;
         self.latest()
+    }
+
+    /// Begins no more connections and reports.
+    pub fn stop(self, limit: Duration) -> Result<Report> {
+        self.process.signal(Signal::SIGTERM)?;
+        self.finish(limit)
     }
 
     /// The last line it printed: with `--every`, how it stands.

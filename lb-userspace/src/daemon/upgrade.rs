@@ -1,0 +1,180 @@
+//! An upgrade as the old daemon sees it: another one gets ready beside it, then takes its place. See [`handover`].
+//!
+//! [`handover`]: crate::handover
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use log::{Level, warn};
+use sd_notify::NotifyState;
+use tokio::task::JoinHandle;
+
+use super::{Daemon, End, Inputs, begin_inputs, interfaces, several, tell_systemd, view};
+use crate::{
+    api::{Reply, types::Refused},
+    handover::{Memory, Successor, Upgraded},
+    notice::{Kind, Notice},
+};
+
+/// Who waits to hear how it went.
+pub type Asked = Reply<Result<Upgraded, Refused>>;
+/// The process that is to take over, and its version if it is ready.
+pub type Readiness = (Successor, Result<String>);
+
+/// A daemon that gets ready beside this one.
+pub struct Upgrading {
+    task: JoinHandle<Readiness>,
+    asked: Option<Asked>,
+}
+
+impl Upgrading {
+    /// Waits until it is ready, or is not going to be; for ever, if there is none.
+    pub async fn outcome(upgrading: &mut Option<Upgrading>) -> Readiness {
+        if let Some(upgrading) = upgrading
+            && let Ok(readiness) = (&mut upgrading.task).await
+        {
+            return readiness;
+        }
+        std::future::pending().await
+    }
+
+    /// Ends it.
+    pub async fn give_up(self) {
+        self.task.abort();
+        _ = self.task.await;
+    }
+}
+
+impl Daemon {
+    /// Starts the program that is now on disk.
+    pub(super) fn upgrade(&mut self, asked: Option<Asked>) {
+        let started = match &self.upgrading {
+            Some(_) => Err(anyhow::anyhow!("an upgrade is under way already")),
+            None => self.start_successor(),
+        };
+        match started {
+            Ok((binary, mut successor)) => {
+                let text = format!("{} is started to take over", binary.display());
+                self.tell(Notice::daemon(Level::Info, Kind::Lifecycle, text));
+                let task = tokio::spawn(async move {
+                    let ready = successor.ready().await;
+                    (successor, ready)
+                });
+                self.upgrading = Some(Upgrading { task, asked });
+            }
+            Err(error) => self.not_upgraded(asked, &error),
+        }
+    }
+
+    fn start_successor(&self) -> Result<(PathBuf, Successor)> {
+        let mut descriptors = self.server.inheritance()?;
+        descriptors.push((super::BPFFS, self.dataplane.lock()?));
+        let binary = self.binary.clone();
+        let successor = Successor::start(&binary, descriptors)?;
+        Ok((binary, successor))
+    }
+
+    /// Gives our place to a daemon that is ready; if that fails, everything is as before.
+    pub(super) async fn hand_over(&mut self, inputs: &mut Inputs, readiness: Readiness) -> Option<End> {
+        let asked = self.upgrading.take().and_then(|upgrading| upgrading.asked);
+        let (mut successor, ready) = readiness;
+        let taken = match ready {
+            Ok(version) => {
+                self.pause(inputs).await;
+                let taken = successor.hand_over(self.memory()).await;
+                if taken.is_err() {
+                    // It must not act any more when we do.
+                    drop(successor);
+                    self.resume(inputs);
+                }
+                taken.map(|pid| Upgraded { version, pid })
+            }
+            Err(error) => Err(error),
+        };
+        match taken {
+            Ok(upgraded) => {
+                tell_systemd(&[NotifyState::MainPid(upgraded.pid)]);
+                let text = format!("evenkeel {} (process {}) has taken over", upgraded.version, upgraded.pid);
+                self.tell(Notice::daemon(Level::Info, Kind::Lifecycle, text));
+                // Who asked may be gone.
+                _ = asked.map(|asked| asked.send(Ok(upgraded)));
+                Some(End::HandedOver)
+            }
+            Err(error) => {
+                self.not_upgraded(asked, &error);
+                None
+            }
+        }
+    }
+
+    fn not_upgraded(&self, asked: Option<Asked>, error: &anyhow::Error) {
+        let text = format!("no upgrade, this daemon goes on: {}: {error:#}", self.binary.display());
+        self.tell(Notice::daemon(Level::Error, Kind::Lifecycle, text.clone()));
+        _ = asked.map(|asked| asked.send(Err(Refused { errors: vec![text] })));
+    }
+
+    /// Everything that acts stops here, before another daemon acts: the control socket (who connects now waits for the
+    /// next one), the listener of `[api]`, whose address the other needs, and the events, which are still taken in as far
+    /// as they were read.
+    async fn pause(&mut self, inputs: &mut Inputs) {
+        self.serving.1 = None;
+        self.listener.set(None, &self.api);
+        self.take_in_the_rest(inputs).await;
+    }
+
+    /// Takes in what was read from the ring and leaves the rest to the next daemon.
+    pub(super) async fn take_in_the_rest(&mut self, inputs: &mut Inputs) {
+        inputs.events.stop();
+        while let Some(batch) = inputs.events.next().await {
+            self.events(&batch);
+        }
+    }
+
+    /// The other way round: whoever was to act does not, and may have begun to.
+    fn resume(&mut self, inputs: &mut Inputs) {
+        let resumed = self.reclaim().and_then(|()| begin_inputs(&self.server, &self.dataplane, &self.api));
+        match resumed {
+            Ok((events, serving)) => {
+                inputs.events = events;
+                self.serving = serving;
+                // An address that cannot be had is tried again.
+                _ = self.listen();
+            }
+            Err(error) => {
+                let text = format!("after an upgrade that failed: {error:#}; restart evenkeel, connections go on");
+                self.tell(Notice::daemon(Level::Error, Kind::Lifecycle, text));
+            }
+        }
+    }
+
+    /// Tables and hooks as our configuration wants them.
+    fn reclaim(&mut self) -> Result<()> {
+        self.dataplane.reclaim()?;
+        self.controller.reread(view::installed(self.dataplane.tables()));
+        let desired = self.controller.desired().clone();
+        let plan = self.controller.plan(&desired).map_err(several)?;
+        self.write(&plan)?;
+        self.commit(desired, plan);
+        let attached = interfaces::attach(&mut self.dataplane, &self.wanted, self.options.clsact).map_err(several)?;
+        attached.into_iter().for_each(|notice| self.tell(notice));
+        self.detach_unused();
+        self.write_hops();
+        Ok(())
+    }
+
+    fn memory(&self) -> Memory {
+        Memory { events: self.history.after(0).iter().map(|event| (**event).clone()).collect() }
+    }
+
+    /// After the handover: answers under way are finished, lines of the access log are written. The socket and the locks
+    /// are the other one's.
+    pub(super) async fn leave(self) -> Result<()> {
+        self.history.close();
+        let (serving, shutdown) = self.serving;
+        drop(shutdown);
+        if let Err(error) = serving.await.context("the control socket's task has died").and_then(|served| served) {
+            warn!("{error:#}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,200 @@
+//! Controllers come and go, the datapath stays: restarts, upgrades, and what becomes of them when they fail.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+
+use lab::{StandIn, binaries, wait};
+use nix::sys::signal::Signal;
+
+use crate::cluster::{Cluster, SOON, VIP, all_served};
+
+/// The API's certificates, for held connections over TLS.
+fn tls(cluster: &Cluster) -> String {
+    cluster.lab.folder().display().to_string()
+}
+
+/// Starts evenkeel from a place of its own, where another program can be put; returns the one that was built.
+fn move_in(cluster: &mut Cluster) -> PathBuf {
+    let built = binaries::evenkeel().expect("evenkeel");
+    cluster.evenkeel.terminate().expect("its end");
+    cluster.evenkeel.install(&built).expect("a binary");
+    cluster.evenkeel.run().expect("a start from another place");
+    built
+}
+
+/// Restarts in every way, and upgrades between two builds, while connections are held and others come and go.
+fn controllers_come_and_go(hook: &str, restarts: usize, upgrades: usize) {
+    let mut cluster = Cluster::new(hook, |service| service);
+    let client = cluster.lab.client().clone();
+    let builds = [binaries::another_evenkeel().expect("another build"), move_in(&mut cluster)];
+    let mut held = cluster.hold(&["--tls", &tls(&cluster)]);
+    all_served(&held.open(150).expect("open"), 150, hook);
+    let retransmitted = client.tcp_counter("RetransSegs").expect("a counter");
+    let storm = cluster.storm(&["--seconds", "300", "--rate", "300", "--close", "mixed"]);
+    for round in 0..restarts {
+        match round % 3 {
+            0 => cluster.evenkeel.upgrade_by_signal(),
+            1 => cluster.evenkeel.terminate().and_then(|()| cluster.evenkeel.run()),
+            _ => {
+                cluster.evenkeel.kill();
+                cluster.evenkeel.run()
+            }
+        }
+        .unwrap_or_else(|error| panic!("{hook}, restart {round}: {error:#}\n{}", cluster.evenkeel.log()));
+    }
+    for build in builds.iter().cycle().take(upgrades) {
+        cluster.evenkeel.install(build).expect("a binary");
+        cluster.evenkeel.upgrade().unwrap_or_else(|error| panic!("{hook}: {error:#}\n{}", cluster.evenkeel.log()));
+    }
+    let report = storm.stop(Duration::from_secs(60)).expect("its report");
+    let retransmitted = client.tcp_counter("RetransSegs").expect("a counter") - retransmitted;
+    println!("{hook}: {restarts} restarts, {upgrades} upgrades: {report:?}, {retransmitted} retransmissions");
+    assert_eq!(report.failures(), 0, "{hook}: {report:?}");
+    let status = held.status().expect("status");
+    assert_eq!((status.open, held.ask().expect("ask").answered), (150, 150), "{hook}: {status:?}");
+    cluster.active([50, 50, 50]);
+    let total: u64 = cluster.evenkeel.backends().expect("backends").iter().map(|backend| backend.total).sum();
+    assert_eq!(total, report.done + 150, "{hook}: the counters go on");
+    // A busy machine makes clients send again, too; a gap in the datapath would show in every connection of a moment.
+    assert!(retransmitted <= report.done / 200, "{hook}: {retransmitted} retransmissions");
+}
+
+#[test]
+fn restarts_and_upgrades_under_load_lose_no_connection() {
+    for (hook, restarts, upgrades) in [("tc", 8, 2), ("clsact", 6, 1), ("xdp", 6, 2)] {
+        controllers_come_and_go(hook, restarts, upgrades);
+    }
+}
+
+#[test]
+#[ignore = "minutes: twenty restarts and five upgrades on each hook"]
+fn restarts_and_upgrades_under_load_lose_no_connection_at_length() {
+    ["tc", "clsact", "xdp"].into_iter().for_each(|hook| controllers_come_and_go(hook, 20, 5));
+}
+
+/// A program for the daemon to be upgraded to.
+fn script(cluster: &Cluster, text: &str) -> PathBuf {
+    let path = cluster.lab.folder().join("script");
+    fs::write(&path, text).expect("a script");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
+    path
+}
+
+#[test]
+fn an_upgrade_that_fails_leaves_the_old_daemon_where_it_was_and_says_why() {
+    let mut cluster = Cluster::new("tc", |service| service);
+    let evenkeel = move_in(&mut cluster);
+    let mut held = cluster.hold(&[]);
+    all_served(&held.open(9).expect("open"), 9, "before");
+    let pid = cluster.evenkeel.pid().expect("pid");
+    // It gets ready, is given the place, and dies.
+    let dies = "#!/bin/bash\nfor pair in $EVENKEEL_HANDOVER; do declare \"${pair%%=*}=${pair##*=}\"; done\n\
+                echo '{\"ready\":{\"version\":\"9.9.9\"}}' >&$channel\nread -u $channel go\nexit 3\n";
+    let cases = [
+        ("#!/bin/sh\nexit 7\n", "it ended without a word (exit status: 7)"),
+        ("no program\n", "it ended without a word (exit status: 127)"),
+        ("#!/bin/sh\nexec /nonexistent\n", "it ended without a word (exit status: 127)"),
+        (dies, "it ended without a word (exit status: 3)"),
+    ];
+    for (text, why) in cases {
+        let path = script(&cluster, text);
+        cluster.evenkeel.install(&path).expect("a script");
+        let refused = cluster.evenkeel.command_of(&evenkeel, &["upgrade"]).expect("upgrade");
+        assert_eq!(refused.code, 1, "{refused:?}");
+        assert!(refused.err.contains("no upgrade, this daemon goes on") && refused.err.contains(why), "{refused:?}");
+        let answer = cluster.evenkeel.command_of(&evenkeel, &["status", "-o", "json"]).expect("status");
+        assert!(answer.out.contains(&format!("\"pid\":{pid},")), "{answer:?}");
+    }
+    cluster.evenkeel.install(&evenkeel).expect("the binary");
+    cluster.evenkeel.write("[[service]]\nname = 5\n").expect("a configuration");
+    let refused = cluster.evenkeel.command(&["upgrade"]).expect("upgrade");
+    assert!(refused.code == 1 && refused.err.contains("evenkeel.toml:7:8: name: "), "{refused:?}");
+    cluster.evenkeel.write(&cluster.service.toml()).expect("the configuration");
+
+    // All is as before: events, reloads, new connections, and an upgrade to a program that is right.
+    let service = cluster.service.clone().line("idle_timeout = \"5m\"");
+    cluster.reload(&service);
+    all_served(&held.open(9).expect("open"), 9, "after");
+    assert_eq!(held.ask().expect("ask").answered, 18);
+    held.close(9, "-", "fin").expect("close");
+    cluster.active([3, 3, 3]);
+    cluster.evenkeel.upgrade().unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.evenkeel.log()));
+    assert_ne!(cluster.evenkeel.pid().expect("pid"), pid);
+}
+
+#[test]
+fn a_daemon_told_to_end_takes_the_one_with_it_that_gets_ready_beside_it() {
+    let mut cluster = Cluster::new("tc", |service| service);
+    let evenkeel = move_in(&mut cluster);
+    let waits = cluster.lab.folder().join("waits");
+    let path =
+        script(&cluster, &format!("#!/bin/sh\necho $$ >{0}.new; mv {0}.new {0}\nexec sleep 300\n", waits.display()));
+    cluster.evenkeel.install(&path).expect("a script");
+    cluster.evenkeel.signal(Signal::SIGUSR2).expect("SIGUSR2");
+    let child = wait::until("it is started", SOON, || fs::read_to_string(&waits).ok()).expect("started");
+    let reload = cluster.evenkeel.command_of(&evenkeel, &["reload"]).expect("reload");
+    assert!(reload.code == 1 && reload.err.contains("an upgrade is under way"), "{reload:?}");
+    cluster.evenkeel.terminate().expect("its end");
+    assert!(!PathBuf::from(format!("/proc/{}", child.trim())).exists(), "it was left behind");
+}
+
+#[test]
+fn no_command_fails_while_one_daemon_gives_its_place_to_another() {
+    let mut cluster = Cluster::new("tc", |service| service);
+    let (program, socket) = (binaries::evenkeel().expect("evenkeel"), cluster.evenkeel.socket());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let asked = std::thread::scope(|scope| {
+        let askers = [["status"].as_slice(), &["reload"], &["conns", "-o", "json"]].map(|command| {
+            let (program, socket, stop) = (&program, &socket, &stop);
+            scope.spawn(move || {
+                let mut asked = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let mut asking = std::process::Command::new(program);
+                    let answer = asking.args(command).arg("--socket").arg(socket).output().expect("a command");
+                    let told = String::from_utf8_lossy(&answer.stderr).into_owned();
+                    // A reload is refused, not lost, while another daemon reads the file.
+                    assert!(answer.status.success() || told.contains("an upgrade is under way"), "{command:?}: {told}");
+                    asked += 1;
+                }
+                asked
+            })
+        });
+        for _ in 0..5 {
+            cluster
+                .evenkeel
+                .upgrade_by_signal()
+                .unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.evenkeel.log()));
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        askers.map(|asker| asker.join().expect("its commands")).iter().sum::<u32>()
+    });
+    println!("{asked} commands");
+    let events = cluster.evenkeel.json(&["events"]).expect("events");
+    let ready = |event: &&serde_json::Value| event["text"].as_str().is_some_and(|text| text.contains("is ready after"));
+    assert_eq!(events.as_array().expect("a list").iter().filter(ready).count(), 6, "the history goes on: {events}");
+}
+
+#[test]
+fn why_and_since_when_a_backend_is_out_survives_every_way_to_restart() {
+    let mut cluster = Cluster::new("tc", |service| service.backend_line(0, "fail_timeout = \"10m\""));
+    cluster.standins[0].kill();
+    let mut held = cluster.hold(&[]);
+    all_served(&held.open(30).expect("open"), 30, VIP);
+    cluster.wait_state("cp01", "down", SOON);
+    let standing = |cluster: &Cluster| {
+        let rows = cluster.evenkeel.json(&["backends"]).expect("backends");
+        let row = rows.as_array().and_then(|rows| rows.iter().find(|row| row["name"] == "cp01")).cloned();
+        let row = row.expect("cp01");
+        let second = row["last_change"].as_str().and_then(|time| time.get(..19)).expect("a time").to_owned();
+        (row["state"].clone(), row["reason"].clone(), second)
+    };
+    let before = standing(&cluster);
+    assert_eq!((&before.0, &before.1), (&"down".into(), &"refused".into()));
+    cluster.evenkeel.kill();
+    cluster.evenkeel.run().expect("a start");
+    assert_eq!(standing(&cluster), before);
+    cluster.evenkeel.upgrade().expect("an upgrade");
+    assert_eq!(standing(&cluster), before);
+    cluster.evenkeel.terminate().and_then(|()| cluster.evenkeel.run()).expect("a restart");
+    assert_eq!(standing(&cluster), before);
+    cluster.standins[0] = StandIn::start(&cluster.lab.backends[0]).expect("a stand-in");
+}
