@@ -11,6 +11,7 @@ mod dataplane;
 mod endurance;
 mod injection;
 mod lab_itself;
+mod many;
 mod nexthops;
 mod observe;
 mod topologies;
