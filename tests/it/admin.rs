@@ -174,13 +174,18 @@ fn a_drain_goes_on_through_reload_stop_kill_and_start() {
     holds(&cluster, "a storm");
     assert_eq!(held.ask().expect("ask").answered, 30);
 
-    // And to its deadline: one that has passed while the controller was dead is kept at its start.
+    // And to its deadline: one that has passed while the controller was dead is kept at its start. Who waits for a drain
+    // outlasts a daemon that is restarted.
+    let (mut waits, _said) = cluster.evenkeel.begin(&["drain", "cp01", "--wait"]).expect("drain");
+    wait::until("it is waited for", SOON, || cluster.evenkeel.log().contains("is drained by").then_some(()))
+        .expect("log");
     cluster.done(&["drain", "cp01", "--deadline", "1s", "--rate", "1000"]);
     cluster.evenkeel.kill();
     wait::until("the deadline", SOON, wait_for(Duration::from_millis(1200))).expect("a second");
     assert_eq!(held.ask().expect("ask").answered, 30);
     cluster.evenkeel.run().expect("a start");
     cluster.active([0, 10, 10]);
+    waits.succeed(SOON).expect("exit 0");
 
     for name in ["cp01", "cp03"] {
         cluster.done(&["ready", name]);

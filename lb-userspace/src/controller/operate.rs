@@ -142,8 +142,8 @@ impl Controller {
     }
 
     /// Has connections reset; nothing if there are none.
-    pub fn kill(&mut self, whose: Whose, reason: Reason, view: &impl View, now: u64) -> Option<Task> {
-        let flows = self.flows_of(whose, view);
+    pub fn kill(&mut self, whose: Whose, (only, reason): (Only, Reason), view: &impl View, now: u64) -> Option<Task> {
+        let flows = self.flows_of(whose, only, view);
         let total = flows.len() as u64;
         if total == 0 {
             return None;
@@ -156,7 +156,7 @@ impl Controller {
             }
         };
         let rate = self.reset_rate(service);
-        let job = Job { which, only: Only::Open, reason, rate, not_before: now, begun_by: now };
+        let job = Job { which, only, reason, rate, not_before: now, begun_by: now };
         let id = self.resets.push(job);
         Some(self.tasks.begin(total, rate, Work::Job(id)))
     }
@@ -168,7 +168,7 @@ impl Controller {
         service.as_ref().and_then(of).or_else(all).unwrap_or(super::RESET_RATE)
     }
 
-    fn flows_of(&self, whose: Whose, view: &impl View) -> VecDeque<FlowAt> {
+    fn flows_of(&self, whose: Whose, only: Only, view: &impl View) -> VecDeque<FlowAt> {
         let pools: Vec<_> = match whose {
             Whose::Backend(number) => {
                 self.installed.backends.get(&number).map(|row| row.pools.clone()).unwrap_or_default()
@@ -184,7 +184,7 @@ impl Controller {
                     Whose::Client(address) => client().is_some_and(|client| client.ip() == address),
                     Whose::Connection(address) => client() == Some(address),
                 };
-                if head.flow.ctl.state().is_active() && ours {
+                if only.takes(head.flow.ctl) && ours {
                     flows.push_back(head.flow);
                 }
             });

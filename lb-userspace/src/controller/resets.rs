@@ -60,7 +60,7 @@ pub enum Only {
 }
 
 impl Only {
-    fn takes(self, ctl: Ctl) -> bool {
+    pub(super) fn takes(self, ctl: Ctl) -> bool {
         let state = if ctl.state() == State::Suspect { ctl.previous() } else { ctl.state() };
         match self {
             Only::Open => state.is_active(),

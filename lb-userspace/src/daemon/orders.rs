@@ -20,6 +20,7 @@ use crate::{
         operate::{Uneven, Whose},
         orders::{Name, Order, Orders, Said},
         rebalance::spread,
+        resets::Only,
         view::active,
     },
     notice::{Kind, Notice, Subject},
@@ -70,8 +71,9 @@ impl Daemon {
         let mut changed = self.order(number, Some(Order::Maint), peer)?;
         if asked.reset {
             let tables = self.dataplane.tables().clone();
-            let whose = Whose::Backend(number);
-            changed.task = self.controller.kill(whose, Reason::Maintenance, &*tables, now().monotonic);
+            // Clients whose SYN was not answered yet are served elsewhere when they send it again.
+            let how = (Only::Connected, Reason::Maintenance);
+            changed.task = self.controller.kill(Whose::Backend(number), how, &*tables, now().monotonic);
         }
         let what = if asked.reset { "are reset" } else { "stay" };
         let active = changed.active;
@@ -168,7 +170,7 @@ impl Daemon {
             _ => return Err(refused("say one of connection, client, and backend (with its service, if need be)")),
         };
         let tables = self.dataplane.tables().clone();
-        let task = self.controller.kill(whose, Reason::Killed, &*tables, now().monotonic);
+        let task = self.controller.kill(whose, (Only::Open, Reason::Killed), &*tables, now().monotonic);
         let task = task.ok_or_else(|| refused(format!("there is no {shown}")))?;
         let text = format!("every {shown} is reset by {peer}: {} at {}/s", task.total, task.rate);
         self.tell(Notice::daemon(Level::Info, Kind::Admin, text));

@@ -167,7 +167,7 @@ fn a_kill_takes_what_it_names_and_nothing_else() {
     ];
     for (whose, expected) in cases {
         let mut world = world();
-        let task = world.controller.kill(whose, Reason::Killed, &world.tables, START);
+        let task = world.controller.kill(whose, (Only::Open, Reason::Killed), &world.tables, START);
         assert_eq!(task.as_ref().map_or(0, |task| task.total), expected.len() as u64, "{whose:?}");
         world.run(START, START + SECOND, 0);
         let closed: Vec<_> = world
