@@ -24,7 +24,7 @@ fn fill(lab: &Lab, bpffs: &std::path::Path, count: u32) {
             // For this thread alone: the interfaces are those of the balancer.
             let namespace = std::fs::File::open(format!("/run/netns/{}", lab.balancer.namespace())).expect("netns");
             setns(namespace, CloneFlags::CLONE_NEWNET).expect("setns");
-            let options = Options { bpffs: bpffs.to_owned(), max_connections: 262_144 };
+            let options = Options { bpffs: bpffs.to_owned(), max_connections: 262_144, reset: false };
             let mut dataplane = Dataplane::open(&options).expect("the tables");
             let device = dataplane.attach("eth0", Requested::Tc, false).expect("attach");
             let vip = SocketAddrV4::new(ADDRESS, PORT);
