@@ -282,6 +282,32 @@ fn new_tables_take_the_place_of_old_ones_when_they_are_ready() {
 }
 
 #[test]
+fn the_clsact_qdisc_goes_with_us_if_it_came_with_us_and_nobody_else_uses_it() {
+    let options = own_namespaces();
+    let qdisc = || run("tc qdisc show dev ek0").contains("clsact");
+    let attached = || {
+        let mut dataplane = Dataplane::open(&options).unwrap();
+        dataplane.attach("ek0", Requested::Tc, true).unwrap();
+        dataplane
+    };
+    drop(attached());
+    attached().detach_all().unwrap();
+    assert!(!qdisc() && !options.bpffs.exists(), "it was ours, through a restart");
+
+    let dataplane = attached();
+    // Any program will do for somebody else's.
+    let program = options.bpffs.join("programs/evenkeel_tc").display().to_string();
+    run(&format!("tc filter add dev ek0 egress bpf direct-action pinned {program}"));
+    dataplane.detach_all().unwrap();
+    assert!(qdisc(), "another filter needs it");
+    assert!(run("tc filter show dev ek0 egress").contains("bpf"));
+
+    run("tc filter del dev ek0 egress");
+    attached().detach_all().unwrap();
+    assert!(qdisc(), "it was there before us");
+}
+
+#[test]
 fn a_folder_of_pins_is_one_daemon_s() {
     let options = own_namespaces();
     let first = Dataplane::open(&options).unwrap();

@@ -18,11 +18,17 @@ use super::{
     load::Programs,
     pins::{Hook, Pins, remove_file},
 };
-use crate::sys::netdev::{self, Device};
+use crate::sys::{
+    netdev::{self, Device},
+    netlink,
+};
 
 /// Where our clsact filter stands, so that it is found again: it has no link.
 const FILTER_PRIORITY: u16 = 0x4556;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// In the folder that stands for a filter: the sign that its queueing discipline is ours too.
+const QDISC: &str = "qdisc";
 
 /// `datapath` in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,14 +231,13 @@ impl Hooks<'_> {
     fn attach_clsact(&mut self, device: &Device) -> Result<()> {
         let path = self.pins.link(device.ifindex, Hook::Clsact);
         // The sign before the filter: what it stands for may be missing, but no filter is without its sign.
-        match std::fs::create_dir(&path) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(error).with_context(|| format!("cannot make {}", path.display()));
-            }
-            _ => {}
-        }
+        make_sign(&path)?;
+        let ours = path.join(QDISC);
+        let was_ours = make_sign(&ours)?;
         match tc::qdisc_add_clsact(&device.name) {
             Err(error) if !is_already_there(&error) => return Err(error).context("cannot add the clsact qdisc"),
+            // Somebody else's, who may want to keep it.
+            Err(_) if !was_ours => remove_file(&ours)?,
             _ => {}
         }
         let program = &mut self.programs.tc;
@@ -251,12 +256,31 @@ impl Hooks<'_> {
     }
 }
 
+/// Makes a folder that stands for something; whether it was there already.
+fn make_sign(path: &Path) -> Result<bool> {
+    match std::fs::create_dir(path) {
+        Ok(()) => Ok(false),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(true),
+        Err(error) => Err(error).with_context(|| format!("cannot make {}", path.display())),
+    }
+}
+
 /// Takes the program from one hook. Fine if it is not there, or the interface is gone.
 pub fn detach(pins: &Pins, ifindex: u32, hook: Hook) -> Result<()> {
     let path = pins.link(ifindex, hook);
     if hook == Hook::Clsact {
         if let Ok(filter) = netdev::name_of(ifindex).map_err(anyhow::Error::from).and_then(|name| our_filter(&name)) {
             drop(filter);
+        }
+        let ours = path.join(QDISC);
+        if ours.exists() {
+            // What is left behind costs nothing; it goes with its interface.
+            match netlink::remove_unused_clsact(ifindex) {
+                Ok(true) => {}
+                Ok(false) => log::info!("interface {ifindex}: the clsact qdisc stays, others have filters on it"),
+                Err(error) => log::debug!("interface {ifindex}: the clsact qdisc stays: {error:#}"),
+            }
+            remove_file(&ours)?;
         }
         return remove_file(&path);
     }

@@ -8,7 +8,8 @@
 //! BPFFS/links/IFINDEX-xdp       a native XDP link      (a folder on a bpffs takes no names with dots: no "eth0.100")
 //! BPFFS/links/IFINDEX-generic   a generic XDP link
 //! BPFFS/links/IFINDEX-tcx       a tcx link
-//! BPFFS/links/IFINDEX-clsact    a folder that stands for a clsact filter, which cannot be pinned
+//! BPFFS/links/IFINDEX-clsact    a folder that stands for a clsact filter, which cannot be pinned; with a folder `qdisc`
+//!                               in it if the queueing discipline is ours too
 //! ```
 
 use std::{

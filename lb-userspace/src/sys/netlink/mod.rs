@@ -1,5 +1,6 @@
 //! Routes, neighbours and links: where frames for a backend go, kept up to date by netlink (rtnetlink(7)).
 
+mod clsact;
 mod hops;
 mod watch;
 mod wire;
@@ -8,6 +9,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 
+pub use clsact::remove_unused_clsact;
 pub use hops::{Change, Destination, NextHop};
 pub use watch::Watch;
 

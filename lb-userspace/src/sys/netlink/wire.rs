@@ -153,6 +153,6 @@ pub async fn interface_towards(handle: &Handle, address: IpAddr) -> Result<Optio
     Ok(way.map(|way| way.ifindex))
 }
 
-async fn patiently<T>(answer: impl Future<Output = T>) -> Result<T> {
+pub async fn patiently<T>(answer: impl Future<Output = T>) -> Result<T> {
     tokio::time::timeout(PATIENCE, answer).await.context("the kernel's netlink does not answer")
 }

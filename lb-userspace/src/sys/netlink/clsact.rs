@@ -1,0 +1,36 @@
+//! The clsact queueing discipline, on which TC programs hang before Linux 6.6.
+
+use anyhow::{Context, Result, anyhow};
+use futures_util::TryStreamExt;
+use rtnetlink::{Handle, packet_route::tc::TcHandle};
+
+use super::wire::patiently;
+
+/// Takes the clsact queueing discipline from an interface, unless filters hang on it: then somebody else uses it. Gives
+/// whether it is gone. Asks on a thread of its own, so that it may be called from anywhere.
+pub fn remove_unused_clsact(ifindex: u32) -> Result<bool> {
+    let asked = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+            tokio::spawn(connection);
+            remove(&handle, i32::try_from(ifindex)?).await
+        })
+    });
+    asked.join().map_err(|_| anyhow!("the thread died"))?
+}
+
+async fn remove(handle: &Handle, ifindex: i32) -> Result<bool> {
+    let filters = || handle.traffic_filter(ifindex).get();
+    for hook in [filters().ingress(), filters().egress()] {
+        let mut filters = std::pin::pin!(hook.execute());
+        if patiently(filters.try_next()).await?.context("cannot list filters")?.is_some() {
+            return Ok(false);
+        }
+    }
+    let mut removal = handle.qdisc().del(ifindex);
+    let header = &mut removal.message_mut().header;
+    (header.parent, header.handle) = (TcHandle::CLSACT, TcHandle { major: 0xffff, minor: 0 });
+    patiently(removal.execute()).await?.context("cannot remove it")?;
+    Ok(true)
+}
