@@ -1,6 +1,12 @@
 //! Controllers come and go, the datapath stays: restarts, upgrades, and what becomes of them when they fail.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use lab::{StandIn, binaries, wait};
 use nix::sys::signal::Signal;
@@ -197,4 +203,105 @@ fn why_and_since_when_a_backend_is_out_survives_every_way_to_restart() {
     cluster.evenkeel.terminate().and_then(|()| cluster.evenkeel.run()).expect("a restart");
     assert_eq!(standing(&cluster), before);
     cluster.standins[0] = StandIn::start(&cluster.lab.backends[0]).expect("a stand-in");
+}
+
+/// Makes the pinned tables those of a version that nobody knows.
+fn of_another_layout(bpffs: &Path) {
+    let meta = bpffs.join("maps/META");
+    let mut bpftool = Command::new("bpftool");
+    bpftool.args(["map", "update", "pinned"]).arg(meta).args("key 0 0 0 0 value".split(' ')).args(["9"; 24]);
+    assert!(bpftool.status().expect("bpftool").success());
+}
+
+#[test]
+fn tables_of_another_layout_are_refused_and_go_on_until_new_ones_are_asked_for() {
+    let mut cluster = Cluster::new("tc", |service| service);
+    let mut held = cluster.hold(&[]);
+    all_served(&held.open(9).expect("open"), 9, "before");
+    of_another_layout(cluster.evenkeel.bpffs());
+    let refused = cluster.evenkeel.command(&["upgrade"]).expect("upgrade");
+    let advice = |text: &str| text.contains("layout 0x909090909090909") && text.contains("evenkeel run --reset-state");
+    assert!(refused.code == 1 && advice(&refused.err), "{refused:?}");
+
+    cluster.evenkeel.terminate().expect("its end");
+    let refused = cluster.evenkeel.run().expect_err("not its tables");
+    assert!(advice(&format!("{refused:#}")), "{refused:#}");
+    assert_eq!(held.ask().expect("ask").answered, 9, "what they hold goes on");
+    all_served(&held.open(3).expect("open"), 3, "and takes more");
+
+    cluster.evenkeel.run_options(&["--reset-state"]);
+    cluster.evenkeel.run().expect("new tables");
+    assert_eq!(held.ask().expect("ask").answered, 0, "connections of the old tables are reset");
+    all_served(&held.open(9).expect("open"), 9, "after");
+    cluster.active([3, 3, 3]);
+    // The option was meant for this start, not for a daemon that takes over.
+    cluster.evenkeel.upgrade().unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.evenkeel.log()));
+    assert_eq!(held.ask().expect("ask").answered, 9);
+    cluster.active([3, 3, 3]);
+}
+
+#[test]
+fn a_second_daemon_is_refused_whatever_it_shares_with_the_first() {
+    let cluster = Cluster::new("tc", |service| service);
+    let config = cluster.evenkeel.config();
+    let start = |config: &Path| {
+        let config = config.display().to_string();
+        cluster.evenkeel.command(&["run", "-c", &config]).expect("a start")
+    };
+    let same = start(&config);
+    assert!(same.code == 1 && same.err.contains("another evenkeel runs with state_dir"), "{same:?}");
+    // A state_dir of its own, but the same pins.
+    let other = cluster.lab.folder().join("other.toml");
+    let text = fs::read_to_string(&config).expect("the configuration");
+    let state_dir = cluster.lab.folder().join("other").display().to_string();
+    let first = cluster.lab.folder().join("evenkeel").display().to_string();
+    let text = text.replace(&format!("state_dir = \"{first}\""), &format!("state_dir = \"{state_dir}\""));
+    fs::write(&other, text).expect("a configuration");
+    let pins = start(&other);
+    assert!(pins.code == 1 && pins.err.contains("another evenkeel has its programs and maps in"), "{pins:?}");
+    all_served(&cluster.hold(&[]).open(3).expect("open"), 3, "the first one goes on");
+}
+
+#[test]
+fn two_daemons_in_two_network_namespaces_do_not_notice_each_other() {
+    let mut one = Cluster::new("tc", |service| service);
+    let mut two = Cluster::new("clsact", |service| service);
+    let (mut by_one, mut by_two) = (one.hold(&[]), two.hold(&[]));
+    all_served(&by_one.open(30).expect("open"), 30, "one");
+    all_served(&by_two.open(60).expect("open"), 60, "two");
+    one.active([10, 10, 10]);
+    two.active([20, 20, 20]);
+    one.evenkeel.upgrade().expect("an upgrade of one");
+    two.evenkeel.kill();
+    two.evenkeel.run().expect("a start of two");
+    assert_eq!((by_one.ask().expect("ask").answered, by_two.ask().expect("ask").answered), (30, 60));
+    one.evenkeel.stop_detach().expect("the end of one");
+    assert_eq!(by_two.ask().expect("ask").answered, 60);
+    two.active([20, 20, 20]);
+}
+
+#[test]
+fn systemd_is_told_when_it_is_ready_reloads_gives_its_place_away_and_ends() {
+    let mut cluster = Cluster::new("tc", |service| service);
+    let path = cluster.lab.folder().join("notify");
+    let socket = UnixDatagram::bind(&path).expect("a socket");
+    socket.set_read_timeout(Some(SOON)).expect("a limit");
+    let hear = || {
+        let mut text = [0; 1024];
+        let length = socket.recv(&mut text).expect("a notification");
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    };
+    cluster.evenkeel.terminate().expect("its end");
+    cluster.evenkeel.run_with("NOTIFY_SOCKET", &path.display().to_string());
+    cluster.evenkeel.run().expect("a start");
+    assert_eq!(hear().trim(), "READY=1");
+    cluster.evenkeel.hang_up().expect("SIGHUP");
+    let reloading = hear();
+    assert!(reloading.contains("RELOADING=1") && reloading.contains("MONOTONIC_USEC="), "{reloading}");
+    assert_eq!(hear().trim(), "READY=1");
+    cluster.evenkeel.upgrade_by_signal().expect("an upgrade");
+    let pid = cluster.evenkeel.pid().expect("pid");
+    assert_eq!(hear().trim(), format!("MAINPID={pid}"), "and nothing from a process that is not the main one yet");
+    cluster.evenkeel.terminate().expect("its end");
+    assert_eq!(hear().trim(), "STOPPING=1");
 }

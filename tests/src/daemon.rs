@@ -31,6 +31,8 @@ pub struct Evenkeel {
     binary: PathBuf,
     /// Further options of `evenkeel run`.
     options: Vec<String>,
+    /// Further variables of its environment.
+    environment: Vec<(String, String)>,
     process: Option<Process>,
 }
 
@@ -58,7 +60,8 @@ impl Evenkeel {
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let bpffs = lab.bpffs().join("evenkeel");
         let binary = binaries::evenkeel()?;
-        let evenkeel = Self { host: lab.balancer.clone(), folder, bpffs, binary, options: Vec::new(), process: None };
+        let (host, options, environment) = (lab.balancer.clone(), Vec::new(), Vec::new());
+        let evenkeel = Self { host, folder, bpffs, binary, options, environment, process: None };
         evenkeel.write(services)?;
         Ok(evenkeel)
     }
@@ -104,10 +107,21 @@ impl Evenkeel {
         Ok(())
     }
 
+    /// A variable in the environment of every start from now on.
+    pub fn run_with(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Options for every start from now on are only these.
+    pub fn run_options(&mut self, options: &[&str]) {
+        self.options = options.iter().map(|option| (*option).to_owned()).collect();
+    }
+
     /// Starts the daemon, for the first time or again, and waits until it answers.
     pub fn run(&mut self) -> Result<()> {
         let mut command = self.host.command(&self.binary);
         command.args(["run", "-c"]).arg(self.config()).args(&self.options);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut process = self.host.start("evenkeel", &mut command)?;
         let ready = wait::until("evenkeel answers", START, || {
             let is_over = !process.is_running();
