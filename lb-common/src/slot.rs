@@ -95,6 +95,9 @@ pub const KILLED: u8 = 4;
 pub const CONNECTED: u8 = 8;
 /// The flow is counted for its client (`per_client_connections`): who ends it takes it back.
 pub const COUNTED: u8 = 16;
+/// The flow was taken over from the other host without taking its port from the ring of free ports: the port still waits
+/// there. Whoever meets it there clears the flag; whoever ends the flow gives the port back only if the flag is clear.
+pub const IN_RING: u8 = 64;
 
 /// The value of a slot's first word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +139,12 @@ impl Ctl {
     #[inline(always)]
     pub const fn reason(self) -> u8 {
         (self.0 >> 24) as u8
+    }
+
+    /// The same word with `flags` cleared.
+    #[inline(always)]
+    pub const fn without_flags(self, flags: u8) -> Ctl {
+        Ctl(self.0 & !((flags as u64) << 16))
     }
 
     /// The same flow in another state.

@@ -86,6 +86,9 @@ reasons! {
     Rebalanced = 78, "rebalanced", "reset by a rebalancing, so that its client comes back to a less busy backend";
     MovedOn = 79, "moved_on", "the client sent its SYN again while the backend was drained or taken out: it went to the next one";
 
+    // The other host of a pair.
+    EndedElsewhere = 90, "ended_elsewhere", "the connection ended on the other host, which told us so";
+
     // Losses of our own book-keeping.
     EventLost = 80, "event_lost", "the ring buffer was full: an event was lost, the tables are read instead";
     FailOpen = 81, "fail_open", "all backends were out: one that is out was given a connection all the same";

@@ -10,7 +10,7 @@ use lb_common::{
         ACTIVE, Backend, LOG, NONE, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, OUT, Slot, UP, connect_time_bucket, ticks,
     },
     seq::within,
-    slot::{CONNECTED, COUNTED, Ctl, FIN_BACKEND, FIN_CLIENT, KILLED, State},
+    slot::{CONNECTED, COUNTED, Ctl, FIN_BACKEND, FIN_CLIENT, IN_RING, KILLED, State},
     tcp::{ACK, SYN, Side, Step, step},
     verdict::Reason,
 };
@@ -520,8 +520,8 @@ pub extern "C" fn close(place: u32, ctl: u64, reason: u32) -> u32 {
     // SAFETY: from a map lookup.
     unsafe {
         let now = word(record);
-        // Flags are only ever added: those that the caller knows, and what was added meanwhile.
-        let ended = now.with_flags(Ctl(ctl).flags()).closed(reason as u8);
+        // Flags are only ever added: those that the caller knows, and what was added meanwhile. Only IN_RING is taken away.
+        let ended = now.with_flags(Ctl(ctl).without_flags(IN_RING).flags()).closed(reason as u8);
         let same = now.state() == Ctl(ctl).state() && now.generation() == Ctl(ctl).generation();
         if !same || !change(record, now, ended) {
             return 0;
@@ -550,7 +550,9 @@ fn finish(place: u32, ctl: u64) -> u32 {
         }
     }
     count_number(ctl.reason() as u32);
-    slots::release(place >> 16, place & 0xffff);
+    if ctl.flags() & IN_RING == 0 {
+        slots::release(place >> 16, place & 0xffff);
+    }
     1
 }
 

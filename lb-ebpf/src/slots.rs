@@ -4,7 +4,7 @@ use lb_common::{
     hash::{Entry, mix, tag},
     layout::{Ring, Slot, half_open_cell, half_open_flow},
     ring::{cell, slot_at},
-    slot::{Ctl, State},
+    slot::{Ctl, IN_RING, State},
     verdict::Reason,
 };
 
@@ -96,17 +96,24 @@ pub fn release(pool: u32, slot: u32) {
     }
 }
 
-/// Makes a free or closed slot ours. A slot that changed since it was pushed is left alone.
+/// Makes a free or closed slot ours. A slot that changed since it was pushed is left alone; if it holds a flow of the
+/// other host's, that flow is told that its port waits in the ring no longer.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn take(pool: u32, slot: u32) -> u32 {
     let Some(record) = get(pool, slot) else { return 0 };
-    // SAFETY: from a map lookup.
-    let ctl = Ctl(unsafe { atomic::load(&raw const (*record).ctl) });
-    match ctl.state() {
-        State::Free | State::Closed => own(pool, slot, ctl.0),
-        _ => 0,
+    for _ in 0..4 {
+        // SAFETY: from a map lookup.
+        let ctl = Ctl(unsafe { atomic::load(&raw const (*record).ctl) });
+        match ctl.state() {
+            State::Free | State::Closed => return own(pool, slot, ctl.0),
+            _ if ctl.flags() & IN_RING == 0 => return 0,
+            _ => {}
+        }
+        // SAFETY: as above. Who loses looks again: the flow may have ended in this moment.
+        unsafe { atomic::compare_swap(&raw mut (*record).ctl, ctl.0, ctl.without_flags(IN_RING).0) };
     }
+    0
 }
 
 /// Swaps the slot's word for the next generation's, and removes the index entry of the flow that stood there.

@@ -9,5 +9,6 @@ pub mod daemon;
 pub mod dataplane;
 pub mod handover;
 pub mod notice;
+pub mod sync;
 pub mod sys;
 pub mod vrrp;

@@ -16,11 +16,13 @@ use anyhow::{Context, Result, bail};
 use aya::maps::MapData;
 use lb_common::layout::{ACTIVE, MAX_SERVICES, Meta, POOL_BITS};
 
+mod adopt;
 mod attach;
 mod clients;
 mod events;
 mod flow;
 mod frames;
+mod index;
 mod inject;
 mod inner;
 mod leases;
@@ -32,6 +34,7 @@ mod shapes;
 mod slots;
 mod tables;
 
+pub use adopt::{Foreign, NotAdopted};
 pub use attach::{Attached, Mode, Requested};
 pub use events::Events;
 pub use flow::{Flow, Head, address_of, mapped};
@@ -42,6 +45,7 @@ pub use shapes::index_buckets;
 pub use tables::{BackendSetup, HalfOpen, ServiceSetup, Tables};
 
 use attach::{Hooks, detach, left_behind};
+use index::Index;
 use inner::{Kernel, Outer};
 use load::{Loaded, Programs, in_use, load, settle_layout};
 use pins::Pins;
@@ -93,7 +97,7 @@ impl Prepared {
         in_use(&pins)?;
         left_behind(&pins)?;
         Ok(Dataplane {
-            tables: Arc::new(Tables::open(&pins)?),
+            tables: Arc::new(Tables::open(&pins, meta)?),
             socket: PacketSocket::open().context("cannot open a packet socket")?,
             pins,
             programs,
@@ -255,7 +259,7 @@ impl Tables {
     }
 
     /// Maps all tables pinned in a folder, the inner ones of the pools and services in use too.
-    fn open(pins: &Pins) -> Result<Tables> {
+    fn open(pins: &Pins, meta: Meta) -> Result<Tables> {
         let maps = pins.maps();
         let mut tables = Tables {
             listeners: mapped_table(&maps, "LISTENERS")?,
@@ -266,6 +270,7 @@ impl Tables {
             interfaces: mapped_table(&maps, "INTERFACES")?,
             leases: mapped_table(&maps, "LEASES")?,
             connect_times: mapped_table(&maps, "CONNECT_TIMES")?,
+            index: Index { table: mapped_table(&maps, "INDEX")?, meta },
             slots: RwLock::new(vec![None; 1 << POOL_BITS]),
             half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
             rules: RwLock::new(vec![None; MAX_SERVICES as usize]),

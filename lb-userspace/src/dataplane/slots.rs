@@ -53,9 +53,19 @@ impl Slots {
         self.slots.word64(slot.into(), offset_of!(Slot, key)).load(Ordering::Relaxed)
     }
 
-    fn swap(&self, slot: u16, from: Ctl, to: Ctl) -> bool {
+    pub(super) fn swap(&self, slot: u16, from: Ctl, to: Ctl) -> bool {
         let word = self.slots.word64(slot.into(), offset_of!(Slot, ctl));
         word.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The records, for what is written word by word.
+    pub(super) fn table(&self) -> &Table<Slot> {
+        &self.slots
+    }
+
+    /// Writes a slot whose word says that it is being claimed by us; its own word goes last.
+    pub(super) fn publish(&self, slot: u16, record: &Slot) {
+        self.slots.publish(slot.into(), record, offset_of!(Slot, ctl));
     }
 
     /// The slots of `range` that hold a connection or are held back, each by one cache line.

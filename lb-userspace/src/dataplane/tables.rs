@@ -15,18 +15,19 @@ use anyhow::{Context, Result, bail, ensure};
 use lb_common::{
     hash,
     layout::{
-        ACTIVE, BACKUP, Backend, CLOSING, CONNECT_TIME_BUCKETS, ClientLine, ConnectTimes, DELETED, EMPTY, Hop,
+        ACTIVE, BACKUP, Backend, CLOSING, CONNECT_TIME_BUCKETS, ClientLine, ConnectTimes, DELETED, EMPTY, HASH, Hop,
         Interface, LEASE_BITS, LISTENER_BITS, LOG, Lease, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES,
-        MAX_SERVICE_BACKENDS, MAX_SERVICES, MAX_SNAT, MaglevLine, POOL_BITS, Pool, Ring, Rule, RuleLine, Service,
+        MAX_SERVICE_BACKENDS, MAX_SERVICES, MAX_SNAT, MaglevLine, Meta, POOL_BITS, Pool, Ring, Rule, RuleLine, Service,
         half_open_flow,
     },
     schedule::MAGLEV_PLACES,
-    slot::{CONNECTED, Ctl},
+    slot::{CONNECTED, Ctl, IN_RING},
     verdict::Reason,
 };
 
 use super::{
     flow::{Flow, Head, mapped},
+    index::Index,
     inner::{Kernel, Outer},
     slots::Slots,
 };
@@ -42,6 +43,7 @@ pub struct Tables {
     pub(super) interfaces: Table<Interface>,
     pub(super) leases: Table<Lease>,
     pub(super) connect_times: Table<ConnectTimes>,
+    pub(super) index: Index,
     /// The inner maps of the pools, by number.
     pub(super) slots: RwLock<Vec<Option<Arc<Slots>>>>,
     /// The rings of half-open flows of the services, by number.
@@ -105,6 +107,9 @@ pub struct HalfOpen {
     pub generation: u32,
 }
 
+/// Buckets of the flow index of tables in plain memory.
+const IN_MEMORY_BUCKETS: u32 = 1024;
+
 impl Tables {
     /// Tables in plain memory, without a kernel program: for simulations of the controller.
     pub fn in_memory() -> Result<Tables> {
@@ -117,6 +122,10 @@ impl Tables {
             interfaces: Table::anonymous(MAX_INTERFACES as usize)?,
             leases: Table::anonymous(1 << LEASE_BITS)?,
             connect_times: Table::anonymous(MAX_BACKENDS as usize)?,
+            index: Index {
+                table: Table::anonymous(IN_MEMORY_BUCKETS as usize)?,
+                meta: Meta { layout: HASH, seed: 1, buckets: IN_MEMORY_BUCKETS, reserved: 0 },
+            },
             slots: RwLock::new(vec![None; 1 << POOL_BITS]),
             half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
             rules: RwLock::new(vec![None; MAX_SERVICES as usize]),
@@ -466,7 +475,9 @@ impl Tables {
         self.account(&flow);
         self.uncount_flow(&flow);
         self.count(reason);
-        slots.push(&self.rings, slot);
+        if flow.ctl.flags() & IN_RING == 0 {
+            slots.push(&self.rings, slot);
+        }
         Some(flow)
     }
 

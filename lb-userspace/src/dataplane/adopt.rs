@@ -1,0 +1,192 @@
+//! Flows that come from the other host of a pair: put into their slots here, kept up to date, and ended without a sound,
+//! for whoever is master sends what is to be sent.
+//!
+//! The slot is the SNAT port, so a flow stands at the same place on both hosts. It is claimed by compare-and-swap like any
+//! other, against the kernel program and against ourselves, but not through the ring of free ports: the port goes on
+//! waiting there, which the flag `IN_RING` says.
+
+use std::{mem::offset_of, sync::atomic::Ordering};
+
+use lb_common::{
+    layout::{Backend, Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, SYN_OPTIONS, Slot},
+    seq,
+    slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT, IN_RING, State},
+    verdict::Reason,
+};
+
+use super::{flow::Flow, index::Entered, tables::Tables};
+
+/// A flow of the other host's, in the numbers of our own tables and the clock of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// The pool of its backend and SNAT address.
+    pub pool: u16,
+    /// The slot: its SNAT port less the pool's first.
+    pub slot: u16,
+    /// The backend.
+    pub backend: u16,
+    /// Client and listener, as in the flow index.
+    pub key: u64,
+    /// `Established`, `ClosingClient` or `ClosingBackend`.
+    pub state: State,
+    /// Next hop towards the client; unknown: learnt from its next packet.
+    pub hop: Hop,
+    /// Initial sequence numbers of client and backend.
+    pub initial: [u32; 2],
+    /// Highest sequence ends of client and backend.
+    pub ends: [u64; 2],
+    /// Last acknowledgement numbers of client and backend.
+    pub acks: [u32; 2],
+    /// When its first SYN came, CLOCK_MONOTONIC of this host in nanoseconds.
+    pub started: u64,
+    /// When its last packet was seen, in `layout::ticks` of this host.
+    pub last_seen: u32,
+    /// How long the backend took to answer, in microseconds.
+    pub connect_us: u32,
+    /// Backends tried.
+    pub tries: u8,
+}
+
+impl Foreign {
+    fn flags(&self) -> u8 {
+        CONNECTED
+            | match self.state {
+                State::ClosingClient => FIN_CLIENT,
+                State::ClosingBackend => FIN_BACKEND,
+                _ => 0,
+            }
+    }
+
+    fn record(&self, ctl: Ctl) -> Slot {
+        let mut opening = [0; SYN_OPTIONS / 4];
+        opening[OPENING_ISN_CLIENT] = self.initial[0];
+        opening[OPENING_ISN_BACKEND] = self.initial[1];
+        Slot {
+            ctl: ctl.0,
+            key: self.key,
+            end_client: self.ends[0],
+            end_backend: self.ends[1],
+            ack_client: self.acks[0],
+            ack_backend: self.acks[1],
+            hop: self.hop,
+            last_seen: self.last_seen,
+            backend: self.backend,
+            tries: self.tries,
+            heals: 0,
+            started: self.started,
+            client6: [0; 16],
+            opening,
+            window: [0; 2],
+            tos: 0,
+            options_len: 0,
+            connect_us: self.connect_us,
+        }
+    }
+}
+
+/// Why a flow was not taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotAdopted {
+    /// Its slot is in use, reserved or changing hands.
+    SlotTaken,
+    /// The client has another flow.
+    ClientTaken,
+    /// The flow index has no room.
+    IndexFull,
+}
+
+impl Tables {
+    /// The open flow in a slot.
+    pub fn occupant(&self, pool: u16, slot: u16) -> Option<Flow> {
+        self.flow(pool, slot).filter(|flow| flow.ctl.state().is_active())
+    }
+
+    /// Takes a flow over into its free slot.
+    pub fn adopt(&self, foreign: &Foreign) -> Result<(), NotAdopted> {
+        let slots = self.slots_of(foreign.pool).filter(|slots| u32::from(foreign.slot) < slots.len());
+        let slots = slots.ok_or(NotAdopted::SlotTaken)?;
+        let old = slots.ctl(foreign.slot);
+        // One that is held back is in no ring.
+        let in_ring = match old.state() {
+            State::Free | State::Closed => IN_RING,
+            State::Abandoned => 0,
+            _ => return Err(NotAdopted::SlotTaken),
+        };
+        let claimed = old.claimed();
+        let old_key = slots.key(foreign.slot);
+        if !slots.swap(foreign.slot, old, claimed) {
+            return Err(NotAdopted::SlotTaken);
+        }
+        if old.state() != State::Free {
+            self.leave(old_key, foreign.pool, foreign.slot, old.generation());
+        }
+        let ctl = claimed.with_state(foreign.state).with_flags(foreign.flags() | in_ring);
+        self.count_active(foreign.backend, 1);
+        slots.publish(foreign.slot, &foreign.record(ctl));
+        let refusal = match self.enter(foreign.key, foreign.pool, foreign.slot, ctl.generation()) {
+            Entered::Won => return Ok(()),
+            Entered::Lost => NotAdopted::ClientTaken,
+            Entered::Full => NotAdopted::IndexFull,
+        };
+        self.end_quietly(foreign.pool, foreign.slot, |flow| flow.ctl.generation() == ctl.generation());
+        Err(refusal)
+    }
+
+    /// Brings a flow that stands in its slot up to date with what the other host has seen of it. Nothing goes back: what
+    /// was seen here in the meantime counts.
+    pub fn refresh(&self, current: &Flow, foreign: &Foreign) {
+        let Some(slots) = self.slots_of(foreign.pool) else { return };
+        let table = slots.table();
+        let index = usize::from(foreign.slot);
+        let ahead = |offset: usize, current: u64, new: u64| {
+            if new > current {
+                table.word64(index, offset).store(new, Ordering::Relaxed);
+            }
+        };
+        ahead(offset_of!(Slot, end_client), current.record.end_client, foreign.ends[0]);
+        ahead(offset_of!(Slot, end_backend), current.record.end_backend, foreign.ends[1]);
+        let later = |offset: usize, current: u32, new: u32| {
+            if seq::before(current, new) {
+                table.word32(index, offset).store(new, Ordering::Relaxed);
+            }
+        };
+        later(offset_of!(Slot, ack_client), current.record.ack_client, foreign.acks[0]);
+        later(offset_of!(Slot, ack_backend), current.record.ack_backend, foreign.acks[1]);
+        later(offset_of!(Slot, last_seen), current.record.last_seen, foreign.last_seen);
+        if foreign.hop.is_known() {
+            table.word64(index, offset_of!(Slot, hop)).store(foreign.hop.0, Ordering::Relaxed);
+        }
+        if foreign.state != State::Established && current.ctl.state() == State::Established {
+            let closing = current.ctl.with_state(foreign.state).with_flags(foreign.flags());
+            // Whoever changed it meanwhile knows better.
+            _ = slots.swap(foreign.slot, current.ctl, closing);
+        }
+    }
+
+    /// Ends a flow that has ended on the other host: no RST, no event, no counter but the backend's active connections.
+    /// Late segments are still translated, as after any end that both sides know of.
+    pub fn end_quietly(&self, pool: u16, slot: u16, is_meant: impl Fn(&Flow) -> bool) -> bool {
+        let Some(slots) = self.slots_of(pool) else { return false };
+        for _ in 0..4 {
+            let Some(flow) = self.occupant(pool, slot).filter(&is_meant) else { return false };
+            if slots.swap(slot, flow.ctl, flow.ctl.closed(Reason::EndedElsewhere as u8)) {
+                self.count_active(flow.record.backend, -1);
+                if flow.ctl.flags() & IN_RING == 0 {
+                    slots.push(&self.rings, slot);
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    fn count_active(&self, backend: u16, by: i32) {
+        if usize::from(backend) < self.backends.len() {
+            let active = self.backends.word32(backend.into(), offset_of!(Backend, active));
+            active.fetch_add(by as u32, Ordering::AcqRel);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+use std::net::SocketAddr;
+
+use lb_common::layout::flow_key;
+
+use super::*;
+use crate::dataplane::{NewPool, tables::Tables};
+
+const PORTS: u16 = 64;
+
+fn tables() -> (Tables, u16) {
+    let tables = Tables::in_memory().unwrap();
+    let pool = tables
+        .create_pool(&NewPool {
+            backend: "10.0.1.10:6443".parse().unwrap(),
+            snat: "10.0.1.100".parse().unwrap(),
+            first_port: 10_240,
+            ports: PORTS,
+            reserved: vec![],
+            hop: Hop::default(),
+        })
+        .unwrap();
+    (tables, pool)
+}
+
+fn key(client: &str) -> u64 {
+    let SocketAddr::V4(client) = client.parse().unwrap() else { panic!("IPv4 only") };
+    flow_key(u32::from_ne_bytes(client.ip().octets()), u16::from_ne_bytes(client.port().to_be_bytes()), 5)
+}
+
+fn foreign(pool: u16, slot: u16, client: &str) -> Foreign {
+    Foreign {
+        pool,
+        slot,
+        backend: 3,
+        key: key(client),
+        state: State::Established,
+        hop: Hop::new([2, 0, 0, 0, 0, 7], 1),
+        initial: [1000, 2000],
+        ends: [1501, 2001],
+        acks: [2001, 1501],
+        started: 77,
+        last_seen: 10,
+        connect_us: 40,
+        tries: 1,
+    }
+}
+
+fn active(tables: &Tables) -> u32 {
+    tables.backend(3).active
+}
+
+#[test]
+fn a_flow_taken_over_is_found_by_its_client_and_counted_once() {
+    let (tables, pool) = tables();
+    tables.adopt(&foreign(pool, 9, "10.0.1.7:5000")).unwrap();
+    let (found_pool, slot, ctl) = tables.find_key(key("10.0.1.7:5000")).unwrap();
+    assert_eq!((found_pool, slot, ctl.state()), (pool, 9, State::Established));
+    assert_eq!(active(&tables), 1);
+    let flow = tables.occupant(pool, 9).unwrap();
+    assert_eq!((flow.bytes_in(), flow.bytes_out(), flow.connect_us()), (500, 0, 40));
+    assert_eq!(tables.find_key(key("10.0.1.7:5001")), None);
+}
+
+#[test]
+fn a_slot_or_a_client_that_has_a_flow_takes_no_other() {
+    let (tables, pool) = tables();
+    tables.adopt(&foreign(pool, 9, "10.0.1.7:5000")).unwrap();
+    assert_eq!(tables.adopt(&foreign(pool, 9, "10.0.1.8:5000")), Err(NotAdopted::SlotTaken));
+    assert_eq!(tables.adopt(&foreign(pool, 10, "10.0.1.7:5000")), Err(NotAdopted::ClientTaken));
+    assert_eq!(tables.adopt(&foreign(pool, PORTS, "10.0.1.9:1")), Err(NotAdopted::SlotTaken));
+    assert_eq!((active(&tables), tables.occupant(pool, 10)), (1, None));
+}
+
+#[test]
+fn an_end_frees_the_slot_for_the_next_flow_without_a_second_place_in_the_ring() {
+    let (tables, pool) = tables();
+    let free = tables.free_slots(pool);
+    for turn in 0..3 * u32::from(PORTS) {
+        let client = format!("10.0.1.7:{}", 5000 + turn);
+        tables.adopt(&foreign(pool, 9, &client)).unwrap();
+        assert!(tables.end_quietly(pool, 9, |_| true));
+        assert_eq!(tables.find_key(key(&client)), None);
+    }
+    assert_eq!((active(&tables), tables.free_slots(pool)), (0, free));
+    assert!(!tables.end_quietly(pool, 9, |_| true), "nothing is open there");
+}
+
+#[test]
+fn an_end_that_is_meant_for_another_flow_ends_nothing() {
+    let (tables, pool) = tables();
+    tables.adopt(&foreign(pool, 9, "10.0.1.7:5000")).unwrap();
+    assert!(!tables.end_quietly(pool, 9, |flow| flow.record.key == key("10.0.1.8:5000")));
+    assert_eq!(active(&tables), 1);
+}
+
+#[test]
+fn a_refresh_goes_forward_only_and_brings_a_half_close() {
+    let (tables, pool) = tables();
+    let first = foreign(pool, 9, "10.0.1.7:5000");
+    tables.adopt(&first).unwrap();
+    let newer = Foreign { ends: [9000, 2001], acks: [2001, 9000], last_seen: 30, state: State::ClosingClient, ..first };
+    tables.refresh(&tables.occupant(pool, 9).unwrap(), &newer);
+    let flow = tables.occupant(pool, 9).unwrap();
+    assert_eq!((flow.record.end_client, flow.record.ack_backend, flow.record.last_seen), (9000, 9000, 30));
+    assert_eq!((flow.ctl.state(), flow.ctl.flags() & FIN_CLIENT), (State::ClosingClient, FIN_CLIENT));
+    tables.refresh(&flow, &first);
+    let again = tables.occupant(pool, 9).unwrap();
+    assert_eq!(again.record, flow.record, "what is older changes nothing");
+}
+
+#[test]
+fn every_slot_can_be_taken_over_and_each_client_is_found() {
+    let (tables, pool) = tables();
+    for slot in 0..PORTS {
+        tables.adopt(&foreign(pool, slot, &format!("10.0.2.{slot}:443"))).unwrap();
+    }
+    for slot in 0..PORTS {
+        let found = tables.find_key(key(&format!("10.0.2.{slot}:443")));
+        assert_eq!(found.map(|(_, slot, _)| slot), Some(slot));
+    }
+    assert_eq!(active(&tables), u32::from(PORTS));
+}

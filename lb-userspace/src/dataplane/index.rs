@@ -1,0 +1,119 @@
+//! The flow index from user space: the same entries in the same buckets as the kernel program's, by the same protocol.
+//!
+//! Needed for flows that come from the other host; what the kernel program opens it enters itself. An entry is a hint that
+//! its slot confirms (see `lb_common::hash`), so a stale one does no harm and is overwritten.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lb_common::{
+    hash::{BUCKET, Entry, buckets, mix, tag},
+    layout::Meta,
+    slot::{Ctl, State},
+};
+
+use super::tables::Tables;
+use crate::sys::memory::Table;
+
+/// One bucket.
+pub type Bucket = [u64; BUCKET as usize];
+
+/// The mapped index and what is needed to find a place in it.
+pub struct Index {
+    pub(super) table: Table<Bucket>,
+    pub(super) meta: Meta,
+}
+
+/// What came of entering a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entered {
+    /// It can be found from now on.
+    Won,
+    /// Another flow of the same client stands there.
+    Lost,
+    /// Both buckets are full of live flows.
+    Full,
+}
+
+impl Index {
+    fn hash(&self, key: u64) -> u64 {
+        mix(self.meta.seed, key)
+    }
+
+    /// The places of a key: those of its two buckets, each once.
+    fn places(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> {
+        let (primary, secondary) = buckets(hash, self.meta.buckets);
+        let second = (primary != secondary).then_some(secondary);
+        let both = [Some(primary), second].into_iter().flatten();
+        let places = both.flat_map(|bucket| (0..BUCKET as usize).map(move |place| (bucket as usize, place * 8)));
+        places.map(|(bucket, offset)| self.table.word64(bucket, offset))
+    }
+}
+
+impl Tables {
+    /// The slot of an entry and its word, if the entry is of this client and its slot confirms it.
+    fn confirmed(&self, word: u64, key: u64, tag: u64) -> Option<(u16, u16, Ctl)> {
+        let entry = Entry(word);
+        if !entry.may_be(tag) {
+            return None;
+        }
+        let (pool, slot) = (entry.pool() as u16, entry.slot() as u16);
+        let slots = self.slots_of(pool).filter(|slots| u32::from(slot) < slots.len())?;
+        let ctl = slots.ctl(slot);
+        let is_flow = entry.is_of(ctl.generation()) && slots.key(slot) == key && ctl.state().is_active();
+        is_flow.then_some((pool, slot, ctl))
+    }
+
+    /// The open flow of a client: pool, slot and word.
+    pub fn find_key(&self, key: u64) -> Option<(u16, u16, Ctl)> {
+        let hash = self.index.hash(key);
+        self.index.places(hash).find_map(|place| self.confirmed(place.load(Ordering::Acquire), key, tag(hash)))
+    }
+
+    /// Enters a flow whose slot is filled and published: provisional first, then committed unless a twin is found that is
+    /// committed or stands at a lower place. The kernel program enters flows at the same time in the same way.
+    pub(super) fn enter(&self, key: u64, pool: u16, slot: u16, generation: u32) -> Entered {
+        let hash = self.index.hash(key);
+        let entry = Entry::new(tag(hash), pool, slot, generation);
+        let provisional = entry.provisional().0;
+        let put = |place: &&AtomicU64| {
+            let old = place.load(Ordering::Acquire);
+            let free = old == 0 || self.is_over(old);
+            free && place.compare_exchange(old, provisional, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        };
+        let Some(own) = self.index.places(hash).find(put) else { return Entered::Full };
+        let position = std::ptr::from_ref(own).addr();
+        let lost = self.index.places(hash).any(|place| {
+            let word = place.load(Ordering::Acquire);
+            let other = std::ptr::from_ref(place).addr();
+            if other == position || self.confirmed(word, key, tag(hash)).is_none() {
+                return false;
+            }
+            // One that is provisional and stands higher gives way, unless it is committed in this very moment.
+            let ours = Entry(word).is_provisional() && other > position;
+            !ours || place.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Acquire) == Err(Entry(word).committed().0)
+        });
+        let settle = if lost { 0 } else { entry.committed().0 };
+        let settled = own.compare_exchange(provisional, settle, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if settled && !lost { Entered::Won } else { Entered::Lost }
+    }
+
+    /// Removes the entry of a flow, if it stands there.
+    pub(super) fn leave(&self, key: u64, pool: u16, slot: u16, generation: u32) {
+        let hash = self.index.hash(key);
+        let entry = Entry::new(tag(hash), pool, slot, generation).0;
+        for place in self.index.places(hash) {
+            // Who finds another word there finds the entry gone: nothing to do.
+            _ = place.compare_exchange(entry, 0, Ordering::AcqRel, Ordering::Acquire);
+        }
+    }
+
+    /// Whether the flow that an entry names has ended.
+    fn is_over(&self, word: u64) -> bool {
+        let entry = Entry(word);
+        let Some(slots) = self.slots_of(entry.pool() as u16).filter(|slots| entry.slot() < slots.len()) else {
+            return true;
+        };
+        let ctl = slots.ctl(entry.slot() as u16);
+        !entry.is_of(ctl.generation()) || !(ctl.state().is_active() || ctl.state() == State::Claiming)
+    }
+}

@@ -1,0 +1,176 @@
+//! Sealing and opening datagrams: ChaCha20-Poly1305 (RFC 8439) under a key of this session alone, and a window against
+//! replays.
+//!
+//! ```text
+//! "EKS1" (4) | session (16) | number (8) | messages, encrypted | tag (16)
+//! ```
+//! The session is drawn at random by its sender when it starts, and its key is derived from the shared one and the session
+//! (HKDF-SHA256, RFC 5869), so the number, which counts datagrams, is a nonce that is never used twice under one key. Which
+//! session of a peer is to be believed is not decided here but by [`link`](super::link).
+
+use ring::{aead, hkdf};
+
+/// In front of every datagram; the last character is the version of this format.
+const MAGIC: [u8; 4] = *b"EKS1";
+const HEADER: usize = 4 + 16 + 8;
+const TAG: usize = 16;
+/// What the derived keys are for.
+const PURPOSE: &[u8] = b"evenkeel flow sync 1";
+/// Datagrams that may arrive late, behind a newer one.
+const WINDOW: u64 = 1024;
+
+/// The random number that names a session.
+pub type Session = [u8; 16];
+
+/// The key both hosts share, from `key_file`.
+#[derive(Clone)]
+pub struct SharedKey(Vec<u8>);
+
+impl SharedKey {
+    /// The key in the text of a key file: an even number of hexadecimal digits, 32 at least.
+    pub fn parse(text: &str) -> Option<SharedKey> {
+        let text = text.trim();
+        if text.len() < 32 || !text.len().is_multiple_of(2) || !text.is_ascii() {
+            return None;
+        }
+        let bytes = (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok());
+        bytes.collect::<Option<Vec<_>>>().map(SharedKey)
+    }
+
+    fn of_session(&self, session: &Session) -> aead::LessSafeKey {
+        let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, session).extract(&self.0);
+        let okm = derived.expand(&[PURPOSE], &aead::CHACHA20_POLY1305).expect("32 bytes are not too many for HKDF");
+        aead::LessSafeKey::new(okm.into())
+    }
+}
+
+impl std::fmt::Debug for SharedKey {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("SharedKey")
+    }
+}
+
+/// The sending side of a session.
+pub struct Sealer {
+    session: Session,
+    key: aead::LessSafeKey,
+    number: u64,
+}
+
+impl Sealer {
+    /// A new session.
+    pub fn new(key: &SharedKey, session: Session) -> Sealer {
+        Sealer { session, key: key.of_session(&session), number: 0 }
+    }
+
+    /// Seals messages into the next datagram.
+    pub fn seal(&mut self, messages: &[u8]) -> Vec<u8> {
+        self.number += 1;
+        let mut datagram = Vec::with_capacity(HEADER + messages.len() + TAG);
+        datagram.extend_from_slice(&MAGIC);
+        datagram.extend_from_slice(&self.session);
+        datagram.extend_from_slice(&self.number.to_be_bytes());
+        let header = aead::Aad::from(<[u8; HEADER]>::try_from(&datagram[..]).expect("just written"));
+        let mut sealed = messages.to_vec();
+        let sealing = self.key.seal_in_place_append_tag(nonce(self.number), header, &mut sealed);
+        sealing.expect("a datagram is far below the limit of the cipher");
+        datagram.extend_from_slice(&sealed);
+        datagram
+    }
+}
+
+fn nonce(number: u64) -> aead::Nonce {
+    let mut nonce = [0; 12];
+    nonce[4..].copy_from_slice(&number.to_be_bytes());
+    aead::Nonce::assume_unique_for_key(nonce)
+}
+
+/// The head of a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The session of its sender.
+    pub session: Session,
+    /// Its number in the session, from 1.
+    pub number: u64,
+}
+
+/// The head, if it can be a datagram of ours at all.
+pub fn head(datagram: &[u8]) -> Option<Head> {
+    if datagram.len() < HEADER + TAG || datagram[..4] != MAGIC {
+        return None;
+    }
+    let session = datagram[4..20].try_into().ok()?;
+    Some(Head { session, number: u64::from_be_bytes(datagram[20..HEADER].try_into().ok()?) })
+}
+
+/// The receiving side of one session of a peer.
+pub struct Opener {
+    /// Which one.
+    pub session: Session,
+    key: aead::LessSafeKey,
+    window: Window,
+}
+
+impl Opener {
+    /// For a session that the peer has begun.
+    pub fn new(key: &SharedKey, session: Session) -> Opener {
+        Opener { session, key: key.of_session(&session), window: Window::default() }
+    }
+
+    /// The messages in a datagram that was sealed with our key in this session; else nothing.
+    pub fn open(&self, datagram: &[u8]) -> Option<Vec<u8>> {
+        let head = head(datagram).filter(|head| head.session == self.session)?;
+        let (header, sealed) = datagram.split_at(HEADER);
+        let mut sealed = sealed.to_vec();
+        let opened = self.key.open_in_place(nonce(head.number), aead::Aad::from(header), &mut sealed).ok()?.len();
+        sealed.truncate(opened);
+        Some(sealed)
+    }
+
+    /// Notes the number of a datagram that was opened. `None`: it was there before, or is older than the window. Else how
+    /// many datagrams are missing between it and the newest before it.
+    pub fn note(&mut self, number: u64) -> Option<u64> {
+        self.window.note(number)
+    }
+}
+
+/// Which numbers were seen: the newest, and a bit for each of those before it (as RFC 6479 does it for IPsec).
+#[derive(Debug)]
+struct Window {
+    newest: u64,
+    seen: [u64; (WINDOW / 64) as usize],
+}
+
+impl Default for Window {
+    fn default() -> Window {
+        Window { newest: 0, seen: [0; (WINDOW / 64) as usize] }
+    }
+}
+
+impl Window {
+    fn note(&mut self, number: u64) -> Option<u64> {
+        let missing = number.saturating_sub(self.newest).saturating_sub(1);
+        if number > self.newest {
+            // The bits of the numbers skipped are those of a lap ago.
+            for skipped in (self.newest + 1..=number).rev().take(WINDOW as usize) {
+                *self.word(skipped) &= !bit(skipped);
+            }
+            self.newest = number;
+        } else if number == 0 || self.newest - number >= WINDOW || *self.word(number) & bit(number) != 0 {
+            return None;
+        }
+        *self.word(number) |= bit(number);
+        Some(missing)
+    }
+
+    fn word(&mut self, number: u64) -> &mut u64 {
+        &mut self.seen[(number / 64 % (WINDOW / 64)) as usize]
+    }
+}
+
+fn bit(number: u64) -> u64 {
+    1 << (number % 64)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+use super::*;
+
+fn key(digit: &str) -> SharedKey {
+    SharedKey::parse(&digit.repeat(64)).unwrap()
+}
+
+#[test]
+fn what_was_sealed_is_opened_by_who_has_the_key() {
+    let mut sealer = Sealer::new(&key("a"), [7; 16]);
+    let opener = Opener::new(&key("a"), [7; 16]);
+    for text in [&b""[..], b"one", &[0; 1380]] {
+        assert_eq!(opener.open(&sealer.seal(text)).as_deref(), Some(text));
+    }
+    let datagram = sealer.seal(b"secret");
+    assert_eq!(head(&datagram), Some(Head { session: [7; 16], number: 4 }));
+    assert!(!datagram.windows(6).any(|part| part == b"secret"));
+}
+
+#[test]
+fn another_key_another_session_and_any_changed_byte_are_refused() {
+    let datagram = Sealer::new(&key("a"), [7; 16]).seal(b"drain cp01");
+    assert_eq!(Opener::new(&key("b"), [7; 16]).open(&datagram), None);
+    assert_eq!(Opener::new(&key("a"), [8; 16]).open(&datagram), None);
+    let opener = Opener::new(&key("a"), [7; 16]);
+    for place in 0..datagram.len() {
+        let mut changed = datagram.clone();
+        changed[place] ^= 1;
+        assert_eq!(opener.open(&changed), None, "byte {place}");
+    }
+    for length in 0..datagram.len() {
+        assert_eq!(opener.open(&datagram[..length]), None, "{length} bytes");
+    }
+}
+
+#[test]
+fn a_number_counts_once_and_late_ones_within_the_window() {
+    let mut window = Window::default();
+    assert_eq!(window.note(0), None);
+    assert_eq!((window.note(1), window.note(2), window.note(2)), (Some(0), Some(0), None));
+    assert_eq!((window.note(10), window.note(5), window.note(5)), (Some(7), Some(0), None));
+    assert_eq!(window.note(10 + WINDOW), Some(WINDOW - 1));
+    assert_eq!((window.note(10), window.note(11), window.note(11)), (None, Some(0), None));
+}
+
+#[test]
+fn the_window_is_right_for_every_jump() {
+    for jump in 1..3 * WINDOW {
+        let mut window = Window::default();
+        for number in 1..=100 {
+            window.note(number);
+        }
+        assert_eq!(window.note(100 + jump), Some(jump - 1));
+        for number in 1..=100 + jump {
+            let seen = number <= 100 || number == 100 + jump;
+            let old = 100 + jump - number >= WINDOW;
+            let fresh = window.note(number).is_some();
+            assert_eq!(fresh, !seen && !old, "jump {jump}, number {number}");
+        }
+    }
+}
+
+#[test]
+fn a_key_file_holds_hexadecimal_digits() {
+    assert!(SharedKey::parse(&"0123456789abcdef".repeat(2)).is_some());
+    assert!(SharedKey::parse(&format!("{}\n", "0F".repeat(32))).is_some());
+    for wrong in ["", "00112233", &"g".repeat(32), &"ä".repeat(32), &"0".repeat(33)] {
+        assert!(SharedKey::parse(wrong).is_none(), "{wrong}");
+    }
+}
