@@ -90,7 +90,9 @@ impl Tables {
             }
             // One that is provisional and stands higher gives way, unless it is committed in this very moment.
             let ours = Entry(word).is_provisional() && other > position;
-            !ours || place.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Acquire) == Err(Entry(word).committed().0)
+            !ours
+                || place.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Acquire)
+                    == Err(Entry(word).committed().0)
         });
         let settle = if lost { 0 } else { entry.committed().0 };
         let settled = own.compare_exchange(provisional, settle, Ordering::AcqRel, Ordering::Acquire).is_ok();

@@ -367,6 +367,20 @@ impl Tables {
         cells.map(|(pool, slot, generation)| HalfOpen { pool: pool as u16, slot: slot as u16, generation }).collect()
     }
 
+    /// The cells that a service's ring of half-open flows was given since it had had `since` flows (modulo 2^32), and how
+    /// many it has had now. Those that were overwritten since are not among them.
+    pub fn half_open_since(&self, service: u16, since: u32) -> (Vec<HalfOpen>, u32) {
+        let head = self.services.word32(service.into(), offset_of!(Service, half_open)).load(Ordering::Acquire);
+        let Some(ring) = read(&self.half_open).get(usize::from(service)).cloned().flatten() else {
+            return (Vec::new(), head);
+        };
+        let count = (head.wrapping_sub(since) as usize).min(ring.len());
+        let cell = |back: usize| ring.read(head.wrapping_sub(back as u32) as usize % ring.len());
+        let flows = (1..=count).rev().filter_map(|back| half_open_flow(cell(back)));
+        let flows = flows.map(|(pool, slot, generation)| HalfOpen { pool: pool as u16, slot: slot as u16, generation });
+        (flows.collect(), head)
+    }
+
     // ---- interfaces ----
 
     /// Enters one of our interfaces, or brings its MAC address up to date; returns its number.

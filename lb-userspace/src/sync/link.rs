@@ -9,6 +9,8 @@
 //! second. A copy is whole if as many flows came as its end says and nothing was lost since its beginning; whatever we
 //! have beyond it is over then.
 
+use std::net::SocketAddr;
+
 use super::{
     seal::{self, Opener, Sealer, Session, SharedKey},
     wire::{self, Message},
@@ -78,18 +80,22 @@ pub enum News {
     CopyWanted(u32),
     /// A copy begins: whatever was noted of one before is void.
     CopyBegins,
-    /// A copy is whole: flows that were not in it are over.
-    CopyWhole,
+    /// A copy is whole: flows of these listeners that were not in it are over.
+    CopyWhole(Vec<SocketAddr>),
     /// An operator's decision.
     Admin(wire::Admin),
 }
 
+/// Most listeners that a copy may cover: as many as there can be.
+const MOST_COVERED: usize = 1 << lb_common::layout::LISTENER_BITS;
+
 /// A copy we asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Copy {
     number: u32,
     begun: bool,
     flows: u32,
+    covered: Vec<SocketAddr>,
     /// When it is asked for anew.
     until: u64,
 }
@@ -170,22 +176,22 @@ impl Link {
             self.hello_at = now + if self.is_accepted() { HELLO.1 } else { HELLO.0 };
             datagrams.push(self.hello());
         }
-        if self.copy.is_some_and(|copy| now >= copy.until) {
+        if self.copy.as_ref().is_some_and(|copy| now >= copy.until) {
             self.copy = None;
             self.copy_wanted_at = Some(now);
         }
         if self.is_accepted() && self.copy_wanted_at.is_some_and(|at| now >= at) {
             self.copies += 1;
             self.copy_wanted_at = None;
-            self.copy = Some(Copy { number: self.copies, begun: false, flows: 0, until: now + PATIENCE });
+            let until = now + PATIENCE;
+            self.copy = Some(Copy { number: self.copies, begun: false, flows: 0, covered: Vec::new(), until });
             datagrams.push(self.message(&Message::Request { copy: self.copies }));
         }
         datagrams
     }
 
     fn hello(&mut self) -> Vec<u8> {
-        let hello =
-            Message::Hello { challenge: self.challenge, echo: self.heard, version: self.version.clone() };
+        let hello = Message::Hello { challenge: self.challenge, echo: self.heard, version: self.version.clone() };
         self.message(&hello)
     }
 
@@ -197,7 +203,12 @@ impl Link {
 
     /// A datagram from the peer's address. `fresh` is a random number for the next challenge. The second value is an
     /// answer to be sent at once.
-    pub fn receive(&mut self, datagram: &[u8], fresh: Session, now: u64) -> Result<(Vec<News>, Option<Vec<u8>>), Refused> {
+    pub fn receive(
+        &mut self,
+        datagram: &[u8],
+        fresh: Session,
+        now: u64,
+    ) -> Result<(Vec<News>, Option<Vec<u8>>), Refused> {
         let head = seal::head(datagram).ok_or(Refused::NotAuthentic)?;
         if self.opener.as_ref().is_some_and(|opener| opener.session == head.session) {
             return Ok((self.of_session(datagram, head.number, now)?, None));
@@ -276,7 +287,7 @@ impl Link {
             Message::Request { copy } => News::CopyWanted(copy),
             Message::CopyBegin { copy: number } => {
                 let copy = self.copy.as_mut().filter(|copy| copy.number == number)?;
-                *copy = Copy { begun: true, flows: 0, until: now + PATIENCE, ..*copy };
+                *copy = Copy { number, begun: true, flows: 0, covered: Vec::new(), until: now + PATIENCE };
                 News::CopyBegins
             }
             Message::CopyEnd { copy: number, flows } => {
@@ -285,7 +296,16 @@ impl Link {
                     self.copy_wanted_at = Some(now + PATIENCE);
                     return None;
                 }
-                News::CopyWhole
+                News::CopyWhole(copy.covered)
+            }
+            Message::Covers(listener) => {
+                let copy = self.copy.as_mut().filter(|copy| copy.covered.len() < MOST_COVERED)?;
+                copy.covered.push(listener);
+                return None;
+            }
+            Message::CopyOffered => {
+                self.want_copy(now);
+                return None;
             }
             Message::Admin(admin) => News::Admin(admin),
         })

@@ -15,5 +15,6 @@
 //! Half-open connections are not synced: their clients send the SYN again.
 
 pub mod link;
+pub mod mirror;
 pub mod seal;
 pub mod wire;

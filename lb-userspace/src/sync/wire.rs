@@ -97,9 +97,13 @@ pub enum Message {
     },
     /// What follows up to `CopyEnd` holds every flow.
     CopyBegin {
-        /// Of the request; 0: on the sender's own accord.
+        /// Of the request.
         copy: u32,
     },
+    /// The copy holds every flow of this listener: the sender has its address.
+    Covers(SocketAddr),
+    /// The sender has become master of something, or has left something out: it is better to ask for a copy.
+    CopyOffered,
     /// The copy is whole.
     CopyEnd {
         /// As in `CopyBegin`.
@@ -118,6 +122,8 @@ const REQUEST: u8 = 4;
 const COPY_BEGIN: u8 = 5;
 const COPY_END: u8 = 6;
 const ADMIN: u8 = 7;
+const COVERS: u8 = 8;
+const COPY_OFFERED: u8 = 9;
 
 /// A message that is cut short or says what cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,6 +161,11 @@ pub fn write(message: &Message, out: &mut Vec<u8>) {
             out.extend_from_slice(&flows.to_be_bytes());
             COPY_END
         }
+        Message::Covers(listener) => {
+            write_address(*listener, out);
+            COVERS
+        }
+        Message::CopyOffered => COPY_OFFERED,
         Message::Admin(admin) => {
             write_text(&admin.service, out);
             write_text(&admin.backend, out);
@@ -226,6 +237,8 @@ fn read_body(kind: u8, body: &mut Reader<'_>) -> Result<Option<Message>, Malform
         REQUEST => Message::Request { copy: body.u32()? },
         COPY_BEGIN => Message::CopyBegin { copy: body.u32()? },
         COPY_END => Message::CopyEnd { copy: body.u32()?, flows: body.u32()? },
+        COVERS => Message::Covers(body.address()?),
+        COPY_OFFERED => Message::CopyOffered,
         ADMIN => Message::Admin(Admin {
             service: body.text()?,
             backend: body.text()?,

@@ -66,8 +66,8 @@ fn pair() -> (Link, Link, Fresh) {
 fn synced() -> (Link, Link, Fresh) {
     let (mut a, mut b, fresh) = pair();
     let copy = [Message::CopyBegin { copy: 1 }, Message::CopyEnd { copy: 1, flows: 0 }];
-    assert_eq!(send(&mut a, &mut b, &copy, 0), Ok(vec![News::CopyBegins, News::CopyWhole]));
-    assert_eq!(send(&mut b, &mut a, &copy, 0), Ok(vec![News::CopyBegins, News::CopyWhole]));
+    assert_eq!(send(&mut a, &mut b, &copy, 0), Ok(vec![News::CopyBegins, News::CopyWhole(vec![])]));
+    assert_eq!(send(&mut b, &mut a, &copy, 0), Ok(vec![News::CopyBegins, News::CopyWhole(vec![])]));
     assert_eq!((a.standing(0), b.standing(0)), (Standing::Synced, Standing::Synced));
     (a, b, fresh)
 }
@@ -94,17 +94,17 @@ fn what_was_recorded_of_an_older_session_does_not_bring_it_back() {
     let mut recorded = Vec::new();
     let mut old = link(1);
     // The old session's whole conversation is recorded on the way to b.
-    for _ in 0..3 {
-        for datagram in old.due(0).into_iter().chain([sealed(&mut old, &[Message::Flow(flow(7))])]) {
+    for now in [0, HELLO.0, 2 * HELLO.0] {
+        for datagram in old.due(now).into_iter().chain([sealed(&mut old, &[Message::Flow(flow(7))])]) {
             recorded.push(datagram.clone());
-            if let Ok((_, Some(answer))) = b.receive(&datagram, fresh.next(), 0) {
-                _ = old.receive(&answer, fresh.next(), 0);
+            if let Ok((_, Some(answer))) = b.receive(&datagram, fresh.next(), now) {
+                _ = old.receive(&answer, fresh.next(), now);
             }
         }
-        for datagram in b.due(0) {
-            if let Ok((_, Some(answer))) = old.receive(&datagram, fresh.next(), 0) {
+        for datagram in b.due(now) {
+            if let Ok((_, Some(answer))) = old.receive(&datagram, fresh.next(), now) {
                 recorded.push(answer.clone());
-                _ = b.receive(&answer, fresh.next(), 0);
+                _ = b.receive(&answer, fresh.next(), now);
             }
         }
     }
@@ -149,11 +149,14 @@ fn a_copy_of_which_something_was_lost_is_not_whole_and_is_asked_for_again() {
     sealed(&mut a, &[Message::Flow(flow(2))]);
     let end = [Message::Flow(flow(3)), Message::CopyEnd { copy: 1, flows: 3 }];
     let news = send(&mut a, &mut b, &end, now).unwrap();
-    assert!(!news.contains(&News::CopyWhole), "{news:?}");
+    assert!(!news.iter().any(|news| matches!(news, News::CopyWhole(_))), "{news:?}");
     let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, now + PATIENCE);
     assert!(heard_a.contains(&News::CopyWanted(2)), "{heard_a:?}");
-    let copy = [Message::CopyBegin { copy: 2 }, Message::Flow(flow(1)), Message::CopyEnd { copy: 2, flows: 1 }];
-    assert!(send(&mut a, &mut b, &copy, now + PATIENCE).unwrap().contains(&News::CopyWhole));
+    let vip = flow(1).name.listener;
+    let (begin, end) = (Message::CopyBegin { copy: 2 }, Message::CopyEnd { copy: 2, flows: 1 });
+    let copy = [begin, Message::Covers(vip), Message::Flow(flow(1)), end];
+    let news = send(&mut a, &mut b, &copy, now + PATIENCE).unwrap();
+    assert!(news.contains(&News::CopyWhole(vec![vip])), "{news:?}");
     assert_eq!(b.standing(now + PATIENCE), Standing::Synced);
 }
 

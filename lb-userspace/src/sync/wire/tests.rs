@@ -31,7 +31,9 @@ fn all() -> Vec<Message> {
         Message::Ended(flow(5000).name),
         Message::Request { copy: 7 },
         Message::CopyBegin { copy: 7 },
+        Message::Covers("10.0.1.100:6443".parse().unwrap()),
         Message::CopyEnd { copy: 7, flows: 2 },
+        Message::CopyOffered,
         Message::Admin(admin),
     ]
 }
@@ -88,7 +90,9 @@ fn many_flows_fit_into_a_datagram() {
 #[test]
 fn a_text_is_cut_at_a_character() {
     let long = Admin { service: "ä".repeat(200), backend: String::new(), state: 0, decided_at: 0 };
-    let Ok([Message::Admin(read)]) = read(&bytes(&[Message::Admin(long)])).as_deref().map(|m| <[_; 1]>::try_from(m.to_vec()).unwrap()) else {
+    let Ok([Message::Admin(read)]) =
+        read(&bytes(&[Message::Admin(long)])).as_deref().map(|m| <[_; 1]>::try_from(m.to_vec()).unwrap())
+    else {
         panic!("not read back")
     };
     assert_eq!(read.service, "ä".repeat(127));
