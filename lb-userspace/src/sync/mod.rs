@@ -16,5 +16,7 @@
 
 pub mod link;
 pub mod mirror;
+pub mod peer;
 pub mod seal;
+pub mod station;
 pub mod wire;

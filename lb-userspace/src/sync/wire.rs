@@ -108,7 +108,7 @@ pub enum Message {
     CopyEnd {
         /// As in `CopyBegin`.
         copy: u32,
-        /// How many flows were sent in it.
+        /// How many flows were sent since it began, changes that came between included.
         flows: u32,
     },
     /// An operator's decision.

@@ -1,0 +1,265 @@
+use std::time::Duration;
+
+use super::*;
+use crate::{
+    dataplane::NewPool,
+    sync::{
+        mirror::{ListenerAt, PoolAt},
+        wire::tests::flow,
+    },
+};
+
+const MS: u64 = 1_000_000;
+const A: &str = "10.0.9.1:9644";
+const B: &str = "10.0.9.2:9644";
+const PORTS: u16 = 2000;
+
+/// Two hosts and the wire between them.
+struct Pair {
+    a: Station,
+    b: Station,
+    now: u64,
+    /// Datagrams lost of a hundred.
+    loss: u64,
+    chance: u64,
+}
+
+fn host(own: u8, peer: &str) -> Station {
+    let tables = Tables::in_memory().unwrap();
+    let example = flow(1).name;
+    let new = NewPool {
+        backend: example.backend,
+        snat: example.snat.ip(),
+        first_port: 10_240,
+        ports: PORTS,
+        reserved: vec![],
+        hop: Default::default(),
+    };
+    tables.create_pool(&new).unwrap();
+    tables.place_listener(example.listener, 0).unwrap();
+    let key = SharedKey::parse(&"7e".repeat(32)).unwrap();
+    let mut count = 0_u64;
+    let fresh = Box::new(move || {
+        count += 1;
+        let mut session = [own; 16];
+        session[8..].copy_from_slice(&count.to_be_bytes());
+        session
+    });
+    Station::new(&key, &[peer.parse().unwrap()], Arc::new(tables), "0.1.0", fresh)
+}
+
+fn directory(station: &Station, ours: bool) -> Arc<Directory> {
+    let example = flow(1).name;
+    let number = station.mirror.tables.listeners()[0].0;
+    let pool = station.mirror.tables.pools()[0].0;
+    Arc::new(Directory {
+        listeners: [(example.listener, ListenerAt { number, service: 0, ours, interface: Some(1) })].into(),
+        backends: [((0, example.backend), 7)].into(),
+        pools: [((example.backend, example.snat.ip()), PoolAt { number: pool, first_port: 10_240, ports: PORTS })]
+            .into(),
+        refresh: Duration::from_secs(30),
+    })
+}
+
+impl Pair {
+    fn new(loss: u64) -> Pair {
+        let mut pair = Pair { a: host(1, B), b: host(2, A), now: 1_000_000 * MS, loss, chance: 0x9e37_79b9 + loss };
+        pair.master('a');
+        pair
+    }
+
+    fn at(&self) -> Now {
+        Now { monotonic: self.now, coarse: self.now, wall_ms: 1_795_000_000_000 + self.now / MS }
+    }
+
+    /// Moves the VIP.
+    fn master(&mut self, who: char) {
+        let at = self.at();
+        let (of_a, of_b) = (directory(&self.a, who == 'a'), directory(&self.b, who == 'b'));
+        self.a.direct(of_a, at);
+        self.b.direct(of_b, at);
+    }
+
+    fn is_lost(&mut self) -> bool {
+        self.chance ^= self.chance << 13;
+        self.chance ^= self.chance >> 7;
+        self.chance ^= self.chance << 17;
+        self.chance % 100 < self.loss
+    }
+
+    fn carry(&mut self, milliseconds: u64) {
+        for _ in 0..milliseconds / 20 {
+            self.now += 20 * MS;
+            let at = self.at();
+            let mut to_b: Vec<_> = self.a.turn(at).into_iter().map(|(_, datagram)| datagram).collect();
+            let mut to_a: Vec<_> = self.b.turn(at).into_iter().map(|(_, datagram)| datagram).collect();
+            while !(to_a.is_empty() && to_b.is_empty()) {
+                let (for_a, for_b) = (std::mem::take(&mut to_a), std::mem::take(&mut to_b));
+                for datagram in for_b {
+                    if !self.is_lost() {
+                        to_a.extend(self.b.receive(A.parse().unwrap(), &datagram, at));
+                    }
+                }
+                for datagram in for_a {
+                    if !self.is_lost() {
+                        to_b.extend(self.a.receive(B.parse().unwrap(), &datagram, at));
+                    }
+                }
+            }
+        }
+    }
+
+    fn standing(&self) -> (Standing, Standing) {
+        (self.a.status(self.at())[0].standing, self.b.status(self.at())[0].standing)
+    }
+}
+
+/// Opens a flow in a slot, as a connection of this host's own; its end is told by [`end`].
+fn open(station: &mut Station, slot: u16, at: Now) {
+    let mut flow = flow(5000 + slot);
+    flow.name.snat.set_port(10_240 + slot);
+    flow.established_at = at.wall_ms;
+    // As the kernel program would: by way of the directory of a host that is not master, which takes what comes.
+    let applied = station.mirror.apply(&flow, at);
+    let Applied::Taken(place) = applied else { panic!("{applied:?}") };
+    let generation = station.mirror.tables.occupant(place.pool, place.slot).unwrap().ctl.generation();
+    station.peers.iter_mut().for_each(|(peer, ..)| peer.push(Item::Flow(place, generation)));
+}
+
+fn end(station: &mut Station, slot: u16) {
+    let pool = station.mirror.tables.pools()[0].0;
+    let flow = station.mirror.tables.occupant(pool, slot).unwrap();
+    assert!(station.mirror.tables.end_quietly(pool, slot, |_| true));
+    station.ended(flow.listener(), flow.client(), pool, slot);
+}
+
+fn open_slots(station: &Station) -> Vec<u16> {
+    let pool = station.mirror.tables.pools()[0].0;
+    let heads = station.mirror.tables.heads(pool, 0..u32::MAX);
+    heads.filter(|head| head.ctl.state().is_active()).map(|head| head.slot).collect()
+}
+
+#[test]
+fn flows_are_on_the_other_host_after_a_turn_and_their_ends_too() {
+    let mut pair = Pair::new(0);
+    pair.carry(100);
+    assert_eq!(pair.standing(), (Standing::Synced, Standing::Synced));
+    let at = pair.at();
+    (0..50).for_each(|slot| open(&mut pair.a, slot, at));
+    pair.carry(20);
+    assert_eq!(open_slots(&pair.b), (0..50).collect::<Vec<_>>());
+    (0..50).step_by(2).for_each(|slot| end(&mut pair.a, slot));
+    pair.carry(20);
+    assert_eq!(open_slots(&pair.b), (1..50).step_by(2).collect::<Vec<_>>());
+    let counts = pair.b.status(pair.at())[0].counts;
+    assert_eq!((counts.ends_received, counts.conflicts), (25, 0));
+    // Some were sent once more in their turn.
+    assert!((50..60).contains(&counts.flows_received), "{counts:?}");
+}
+
+#[test]
+fn a_host_that_joins_late_gets_a_full_copy() {
+    let mut pair = Pair::new(0);
+    let at = pair.at();
+    (0..PORTS).for_each(|slot| open(&mut pair.a, slot, at));
+    pair.carry(400);
+    assert_eq!(open_slots(&pair.b).len(), usize::from(PORTS));
+    assert_eq!(pair.standing().1, Standing::Synced);
+}
+
+#[test]
+fn whatever_is_lost_on_the_way_heals() {
+    for loss in [5, 20, 40] {
+        let mut pair = Pair::new(loss);
+        pair.carry(3000);
+        let at = pair.at();
+        (0..600).for_each(|slot| open(&mut pair.a, slot, at));
+        pair.carry(200);
+        (0..600).step_by(3).for_each(|slot| end(&mut pair.a, slot));
+        pair.carry(200);
+        let at = pair.at();
+        (600..700).for_each(|slot| open(&mut pair.a, slot, at));
+        pair.loss = 0;
+        pair.carry(5000);
+        assert_eq!(open_slots(&pair.a), open_slots(&pair.b), "{loss} % lost");
+        assert_eq!(pair.standing(), (Standing::Synced, Standing::Synced));
+    }
+}
+
+#[test]
+fn when_the_vip_moves_the_flows_go_on_there_and_their_ends_come_back() {
+    let mut pair = Pair::new(0);
+    let at = pair.at();
+    (0..300).for_each(|slot| open(&mut pair.a, slot, at));
+    pair.carry(400);
+    pair.master('b');
+    pair.carry(400);
+    assert_eq!((open_slots(&pair.a).len(), open_slots(&pair.b).len()), (300, 300));
+    (0..100).for_each(|slot| end(&mut pair.b, slot));
+    pair.carry(100);
+    assert_eq!(open_slots(&pair.a).len(), 200);
+    pair.master('a');
+    pair.carry(400);
+    assert_eq!((open_slots(&pair.a).len(), open_slots(&pair.b).len()), (200, 200));
+}
+
+#[test]
+fn while_both_have_the_vip_neither_ends_what_the_other_has() {
+    let mut pair = Pair::new(0);
+    let at = pair.at();
+    (0..100).for_each(|slot| open(&mut pair.a, slot, at));
+    pair.carry(400);
+    let both = (directory(&pair.a, true), directory(&pair.b, true));
+    pair.a.direct(both.0, at);
+    pair.b.direct(both.1, at);
+    (0..50).for_each(|slot| end(&mut pair.a, slot));
+    pair.carry(2000);
+    assert_eq!((open_slots(&pair.a).len(), open_slots(&pair.b).len()), (100, 100), "b has them all, and a has b's");
+}
+
+#[test]
+fn a_host_that_was_started_anew_asks_and_is_told() {
+    let mut pair = Pair::new(0);
+    let at = pair.at();
+    (0..100).for_each(|slot| open(&mut pair.a, slot, at));
+    pair.carry(400);
+    let tables = pair.b.mirror.tables.clone();
+    let at = pair.at();
+    (0..30).for_each(|slot| end(&mut pair.a, slot));
+    pair.b = host(77, A);
+    pair.b.mirror.tables = tables;
+    let of_b = directory(&pair.b, false);
+    pair.b.direct(of_b, at);
+    assert_eq!(open_slots(&pair.b).len(), 100, "what the tables held");
+    pair.carry(2000);
+    assert_eq!(open_slots(&pair.b), (30..100).collect::<Vec<_>>());
+}
+
+#[test]
+fn decisions_of_an_operator_travel_and_are_repeated() {
+    let mut pair = Pair::new(0);
+    let drain = Admin { service: "api".into(), backend: "cp01".into(), state: 1, decided_at: 5 };
+    pair.a.administer(vec![drain.clone()]);
+    pair.carry(200);
+    assert!(pair.b.notices().contains(&Notice::Admin(drain.clone())));
+    pair.carry(1100);
+    assert!(pair.b.notices().contains(&Notice::Admin(drain)));
+}
+
+#[test]
+fn a_backend_that_is_unknown_here_is_told_once() {
+    let mut pair = Pair::new(0);
+    pair.carry(200);
+    let mut blind = Directory::clone(&directory(&pair.b, false));
+    blind.backends.clear();
+    let at = pair.at();
+    pair.b.direct(Arc::new(blind), at);
+    (0..20).for_each(|slot| open(&mut pair.a, slot, at));
+    pair.carry(200);
+    let unknown = pair.b.notices().into_iter().filter(|notice| matches!(notice, Notice::UnknownBackend { .. })).count();
+    assert_eq!((unknown, pair.b.status(at)[0].counts.unknown >= 20), (1, true));
+    let known = directory(&pair.b, false);
+    pair.b.direct(known, pair.at());
+    pair.carry(2000);
+    assert_eq!(open_slots(&pair.b).len(), 20, "a copy brings what was turned away");
+}
