@@ -121,7 +121,8 @@ fn open_meta(pins: &Pins) -> Result<MapData> {
     MapData::from_pin(pins.maps().join("META")).context("cannot open map META")
 }
 
-fn read_meta(pins: &Pins) -> Result<Meta> {
+/// What stands in META.
+pub fn read_meta(pins: &Pins) -> Result<Meta> {
     let map = open_meta(pins)?;
     let info = map.info()?;
     // Too small even to say which layout it is.

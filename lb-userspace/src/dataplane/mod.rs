@@ -255,7 +255,8 @@ impl Tables {
     /// The tables of a daemon that runs, for another process to look into.
     pub fn beside(bpffs: &Path) -> Result<Tables> {
         let pins = Pins::existing(bpffs).with_context(|| format!("nothing is pinned in {}", bpffs.display()))?;
-        Tables::open(&pins)
+        let meta = load::read_meta(&pins)?;
+        Tables::open(&pins, meta)
     }
 
     /// Maps all tables pinned in a folder, the inner ones of the pools and services in use too.
