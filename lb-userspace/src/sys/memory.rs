@@ -81,7 +81,6 @@ macro_rules! records {
 records! {
     layout::Meta, layout::Lease, layout::Listener, layout::Interface, layout::Pool, layout::Ring, layout::FreeLine, layout::MaglevLine,
     layout::ConnectTimes, layout::Slot, layout::Backend, layout::Service, layout::RuleLine, layout::ClientLine, u64,
-    [u64; lb_common::hash::BUCKET as usize],
 }
 
 /// A mapped array of records.
