@@ -97,7 +97,7 @@ impl Prepared {
         in_use(&pins)?;
         left_behind(&pins)?;
         Ok(Dataplane {
-            tables: Arc::new(Tables::open(&pins, meta)?),
+            tables: Arc::new(Tables::open(&pins)?),
             socket: PacketSocket::open().context("cannot open a packet socket")?,
             pins,
             programs,
@@ -255,13 +255,12 @@ impl Tables {
     /// The tables of a daemon that runs, for another process to look into.
     pub fn beside(bpffs: &Path) -> Result<Tables> {
         let pins = Pins::existing(bpffs).with_context(|| format!("nothing is pinned in {}", bpffs.display()))?;
-        let meta = load::read_meta(&pins)?;
-        Tables::open(&pins, meta)
+        Tables::open(&pins)
     }
 
     /// Maps all tables pinned in a folder, the inner ones of the pools and services in use too.
-    fn open(pins: &Pins, meta: Meta) -> Result<Tables> {
-        let maps = pins.maps();
+    fn open(pins: &Pins) -> Result<Tables> {
+        let (maps, meta) = (pins.maps(), load::read_meta(pins)?);
         let mut tables = Tables {
             listeners: mapped_table(&maps, "LISTENERS")?,
             pools: mapped_table(&maps, "POOLS")?,
