@@ -134,21 +134,3 @@ fn stop_detach_leaves_nothing_behind() {
     cluster.evenkeel.stop_detach().expect("stop --detach");
     assert!(!folder.exists(), "pins are left");
 }
-
-#[test]
-fn twenty_thousand_short_connections_beside_held_ones_leave_every_count_at_zero() {
-    let cluster = Cluster::new("tc", |service| service);
-    let mut held = cluster.hold(&[]);
-    held.open(300).expect("open");
-    cluster.lab.client().sysctl("net.ipv4.ip_local_port_range", "1024 65535").expect("sysctl");
-    let report = cluster
-        .storm(&["--connections", "20000", "--close", "mixed"])
-        .finish(Duration::from_secs(120))
-        .expect("its report");
-    assert_eq!((report.done, report.failures()), (20_000, 0), "{report:?}");
-    assert!(report.slow <= 10, "{report:?}");
-    assert_eq!(held.ask().expect("ask").answered, 300);
-    cluster.active([100, 100, 100]);
-    held.close(300, "-", "fin").expect("close");
-    cluster.active([0, 0, 0]);
-}

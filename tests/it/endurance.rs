@@ -12,7 +12,7 @@ use lab::{
     wait,
 };
 
-use crate::cluster::{Cluster, Slots, VIP, all_served, full};
+use crate::cluster::{Cluster, Slots, VIP, all_served, both, both_at_once, full};
 
 /// How much.
 struct Size {
@@ -114,6 +114,63 @@ fn storm(host: &Host, size: &Size, close: &str, from: &str) -> Report {
     let mut sum = Report::default();
     running.into_iter().for_each(|storm| sum.add(&storm.finish(Duration::from_secs(600)).expect("its report")));
     sum
+}
+
+#[test]
+fn connections_that_end_by_chance_leave_no_drift_and_no_slot_behind() {
+    // At full size for a minute on each hook.
+    if full() { both(by_chance) } else { both_at_once(by_chance) }
+}
+
+/// By FIN, by RST, from either side, half-closed, and by clients that vanish.
+fn by_chance(hook: &str) {
+    let seconds = if full() { "60" } else { "12" };
+    let cluster = Cluster::new(hook, |service| service.line("idle_timeout = \"5s\""));
+    let client = cluster.lab.client();
+    client.sysctl("net.ipv4.ip_local_port_range", "1024 65535").expect("sysctl");
+    let mut held = cluster.hold(&[]);
+    all_served(&held.open(300).expect("open"), 300, hook);
+    let options = [VIP, "--seconds", seconds, "--close", "random"];
+    let mut storms: Vec<_> = (0..STORMS).map(|_| storm::start(client, &options).expect("storm")).collect();
+    // Those that are held say something now and then, as watches do, so they are not idle.
+    let mut keep = || assert_eq!(held.ask().expect("ask").answered, 300, "{hook}\n{}", told(&cluster));
+    while storms.iter_mut().any(|storm| storm.is_running()) {
+        keep();
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let mut report = Report::default();
+    storms.into_iter().for_each(|storm| report.add(&storm.finish(Duration::from_secs(60)).expect("its report")));
+    println!("{hook}: {} connections ended by chance, {} failed, {} slow", report.done, report.failures(), report.slow);
+    assert_eq!(report.failures(), 0, "{hook}: {report:?}\n{}", told(&cluster));
+    assert!(report.slow <= report.done / 2000, "{hook}: {report:?}\n{}", told(&cluster));
+
+    let over = Instant::now();
+    let settled = || {
+        keep();
+        (counted(&cluster) == [300; 4]).then_some(())
+    };
+    wait::until("only those that are held stand, wherever one looks", Duration::from_secs(15), settled)
+        .unwrap_or_else(|error| panic!("{hook}: {error:#}: {:?}\n{}", counted(&cluster), told(&cluster)));
+    println!("{hook}: all counts right after {:.1?}", over.elapsed());
+    let slots = Slots::of(&cluster.evenkeel);
+    assert!(slots.are_whole(), "{hook}: {slots:?}");
+    assert_eq!(
+        cluster.evenkeel.counter("least_conn_drift").expect("a counter"),
+        0,
+        "{hook}\n{}",
+        cluster.evenkeel.log()
+    );
+}
+
+/// Connections by the backends' `active`, by the slots, by `conns`, and by the backends' own kernels.
+fn counted(cluster: &Cluster) -> [u64; 4] {
+    let active = cluster.evenkeel.backends().expect("backends").iter().map(|backend| backend.active).sum();
+    let flows = cluster.evenkeel.json(&["conns", "--limit", "100000"]).expect("conns").as_array().map_or(0, Vec::len);
+    let of = |host: &Host| {
+        host.run("ss", &["-Htn", "state", "established", "sport", "=", ":6443"]).map_or(0, |told| told.lines().count())
+    };
+    let open: usize = cluster.lab.backends.iter().map(of).sum();
+    [active, Slots::of(&cluster.evenkeel).open, flows as u64, open as u64]
 }
 
 /// For a failure: what the datapath has counted.

@@ -67,6 +67,8 @@ impl From<io::Error> for Failure {
 pub enum End {
     Fin,
     Rst,
+    /// Without a word, as a host that loses its power.
+    Vanish,
 }
 
 pub enum Connection {
@@ -200,6 +202,8 @@ impl Connection {
     pub async fn end(mut self, how: End, limit: Duration) -> Result<(), Failure> {
         match how {
             End::Rst => self.socket().set_zero_linger()?,
+            // A socket under repair (CRIU) is closed silently.
+            End::Vanish => setsockopt(self.socket(), sockopt::TcpRepair, &1).map_err(io::Error::from)?,
             End::Fin => {
                 self.half_close().await?;
                 match time::timeout(limit, self.drain()).await {

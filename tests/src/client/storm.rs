@@ -36,8 +36,12 @@ pub enum Close {
     ServerRst,
     /// The client's FIN first, the answer after it. Plain protocol only.
     Half,
-    /// All of these, in turn.
+    /// The client is gone from one moment to the next and says nothing. Plain protocol only.
+    Vanish,
+    /// All but vanishing, in turn.
     Mixed,
+    /// All, by chance. Plain protocol only.
+    Random,
 }
 
 #[derive(clap::Args, Clone, Debug)]
@@ -227,14 +231,24 @@ impl Storm {
         let all = if self.tls.is_some() { &TLS[..] } else { &PLAIN[..] };
         match self.options.close {
             Close::Mixed => pick(all, number).unwrap_or(Close::ClientFin),
+            Close::Random => pick(&[&PLAIN[..], &[Close::Vanish]].concat(), scattered(number)).unwrap_or(Close::Vanish),
             close => close,
         }
     }
 }
 
+/// The finalizer of splitmix64: numbers in turn become numbers by chance, and the same ones in every run.
+fn scattered(number: u64) -> u64 {
+    let mixed = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ mixed >> 31
+}
+
 async fn ask(connection: &mut Connection, close: Close) -> Result<String, Failure> {
     match close {
-        Close::ClientFin | Close::ClientRst | Close::Mixed => connection.ask("name", "/version").await,
+        Close::ClientFin | Close::ClientRst | Close::Vanish | Close::Mixed | Close::Random => {
+            connection.ask("name", "/version").await
+        }
         Close::ServerFin => connection.ask("fin", "/version?close").await,
         Close::ServerRst => connection.ask("rst", "/version?close").await,
         Close::Half => {
@@ -247,8 +261,9 @@ async fn ask(connection: &mut Connection, close: Close) -> Result<String, Failur
 
 async fn end(mut connection: Connection, close: Close, limit: Duration) -> Result<(), Failure> {
     match close {
-        Close::ClientFin | Close::Mixed => connection.end(End::Fin, limit).await,
+        Close::ClientFin | Close::Mixed | Close::Random => connection.end(End::Fin, limit).await,
         Close::ClientRst => connection.end(End::Rst, limit).await,
+        Close::Vanish => connection.end(End::Vanish, limit).await,
         Close::ServerFin | Close::Half => {
             connection.drain().await?;
             connection.end(End::Fin, limit).await
