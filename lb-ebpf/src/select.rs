@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use lb_common::{
     layout::{BACKUP, Backend, MAX_SERVICE_BACKENDS, MAX_SNAT, NONE, OUT, Service, UP},
-    schedule::{self, MAGLEV_PLACES, equally_loaded, less_loaded},
+    schedule::{self, MAGLEV_PLACES, less_loaded},
     verdict::Reason,
 };
 
@@ -189,10 +189,20 @@ fn pick(service: u32, tried: u64, mode: u32, client: u32, balance: u32) -> i32 {
         }
     }
     if balance == schedule::RANDOM_TWO {
-        return of_two(service, tried, mode);
+        let position = of_two(service, tried, mode);
+        if position >= 0 {
+            return position;
+        }
+    } else if balance != schedule::ROUND_ROBIN {
+        let least = least_loaded(service, tried, mode);
+        let position = if least == 0 { -1 } else { round_robin(service, tried, mode, least) };
+        if position >= 0 {
+            return position;
+        }
     }
-    let least = if balance == schedule::ROUND_ROBIN { 0 } else { least_loaded(service, tried, mode) };
-    round_robin(service, tried, mode, least)
+    // Connections end while loads are compared, so that nobody may have been found: whoever may take it, takes it. Only
+    // if there is nobody at all the next mode's turn has come.
+    round_robin(service, tried, mode, 0)
 }
 
 /// The load and weight of a backend that may be given a connection in `mode`, as active << 32 | weight; 0 if it may not.
@@ -320,7 +330,7 @@ extern "C" fn forgotten(position: u32) -> i32 {
     position as i32
 }
 
-/// Smooth weighted round-robin (nginx) among the backends as loaded as `least`; 0: among all.
+/// Smooth weighted round-robin (nginx) among the backends that are not more loaded than `least`; 0: among all.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn round_robin(service: u32, tried: u64, mode: u32, least: u64) -> i32 {
@@ -333,8 +343,7 @@ extern "C" fn round_robin(service: u32, tried: u64, mode: u32, least: u64) -> i3
             break;
         }
         let load = eligible(service, position, tried, mode);
-        if load == 0
-            || least != 0 && !equally_loaded((load >> 32) as u32, load as u32, (least >> 32) as u32, least as u32)
+        if load == 0 || least != 0 && less_loaded((least >> 32) as u32, least as u32, (load >> 32) as u32, load as u32)
         {
             continue;
         }

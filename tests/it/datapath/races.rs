@@ -7,7 +7,11 @@ use lab::{
     packet::{ACK, RST, SYN},
     program::{Bench, Setup, Verdict, backend_of},
 };
-use lb_common::slot::State;
+use lb_common::{
+    layout::{NEVER, OUT},
+    slot::State,
+    verdict::Reason,
+};
 use nix::sched::{CloneFlags, setns};
 
 use super::{client, with_setup};
@@ -102,5 +106,28 @@ fn a_refusal_and_the_same_syn_again_at_once_leave_one_try() {
             assert_eq!(open, 1, "client {n}");
         }
         assert_eq!(bench.active().iter().sum::<u32>(), 1000);
+    });
+}
+
+#[test]
+fn a_backend_that_is_out_gets_nothing_while_the_loads_of_the_others_change() {
+    with_setup(many_ports(), |bench| {
+        const OPEN: u16 = 100;
+        bench.tables().admit(2, OUT, NEVER);
+        (0..OPEN).for_each(|n| drop(bench.forward(&bench.from_client(client(n), SYN).numbers(1000, 0))));
+        let side = AtomicU32::new(0);
+        race(bench, 3000, |turn| {
+            let n = turn as u16;
+            // One connection ends in the moment in which a backend is chosen for another one.
+            if side.fetch_add(1, Ordering::AcqRel).is_multiple_of(2) {
+                bench.forward(&bench.from_client(client(n + OPEN), SYN).numbers(1000, 0));
+            } else {
+                bench.forward(&bench.from_client(client(n), RST).numbers(1001, 0));
+            }
+        });
+        assert_eq!(bench.tables().backend(2).opened, 0);
+        assert_eq!(bench.active().iter().sum::<u32>(), u32::from(OPEN));
+        let moved = bench.moved();
+        assert!(moved.iter().all(|(reason, _)| *reason != Reason::FailOpen), "{moved:?}");
     });
 }
