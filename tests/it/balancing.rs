@@ -1,12 +1,6 @@
 //! Real connections through the real program in the kernel, to stand-in API servers, with the shipped binary.
 
-use std::time::Duration;
-
-use lab::{
-    StandIn,
-    client::bulk,
-    daemon::{Service, kubectl},
-};
+use lab::{StandIn, client::bulk, daemon::kubectl};
 
 use crate::cluster::{Cluster, SOON, VIP, both};
 
@@ -88,42 +82,6 @@ fn kubectl_and_bulk_transfers_over_tls_pass_unharmed_through_both_hooks() {
                 .unwrap_or_else(|error| panic!("{datapath}, {direction}: {error:#}"));
         }
     });
-}
-
-#[test]
-fn the_controller_may_be_killed_and_comes_back_with_the_same_connections() {
-    let mut cluster = Cluster::new("tc", |service| service);
-    let mut held = cluster.hold(&[]);
-    held.open(30).expect("open");
-    cluster.evenkeel.kill();
-    let report = cluster.storm(&["--connections", "2000"]);
-    let report = report.finish(Duration::from_secs(60)).expect("its report");
-    assert_eq!((report.done, report.failures()), (2000, 0), "{report:?}");
-    assert_eq!(held.ask().expect("ask").answered, 30);
-    cluster.evenkeel.run().expect("a second start");
-    cluster.active([10, 10, 10]);
-    let total: u64 = cluster.evenkeel.backends().expect("backends").iter().map(|backend| backend.total).sum();
-    assert_eq!(total, 2030, "the counters go on");
-}
-
-#[test]
-fn reloads_under_load_fail_no_connection() {
-    let cluster = Cluster::new("tc", |service| service);
-    let mut held = cluster.hold(&[]);
-    held.open(30).expect("open");
-    let storm = cluster.storm(&["--seconds", "6", "--rate", "500"]);
-    let all = Service::new(&cluster.lab, "tc");
-    for round in 0..20 {
-        let mut service = all.clone().backend_line(0, &format!("weight = {}", round % 5 + 1));
-        if round % 2 == 0 {
-            service.backends.remove(2);
-        }
-        cluster.evenkeel.write(&service.toml()).expect("a configuration");
-        cluster.evenkeel.done(&["reload"]).expect("reload");
-    }
-    let report = storm.finish(Duration::from_secs(30)).expect("its report");
-    assert_eq!(report.failures(), 0, "{report:?}");
-    assert_eq!(held.ask().expect("ask").answered, 30);
 }
 
 #[test]

@@ -14,6 +14,8 @@ mod lab_itself;
 mod many;
 mod nexthops;
 mod observe;
+mod reloads;
 mod topologies;
 mod trials;
 mod upgrade;
+mod without_controller;

@@ -1,0 +1,115 @@
+//! The configuration changed under load: backends that come, go and get another weight, and changes that fail half-way.
+
+use std::{fs, process::Command, time::Duration};
+
+use lab::{
+    Plan,
+    client::hold::Holding,
+    daemon::Service,
+    topology::{PORT, Topology},
+    wait,
+};
+
+use crate::cluster::{Cluster, SOON, Slots, VIP, all_served, full};
+
+/// Without the backends of which the bit is set; cp01 gets a weight.
+fn variant(all: &Service, round: usize) -> Service {
+    let without = [0b0100, 0b1000, 0b0010, 0b1100, 0b0000, 0b0110][round % 6];
+    let mut service = all.clone().backend_line(0, &format!("weight = {}", round % 5 + 1));
+    let mut number = 0;
+    service.backends.retain(|_| {
+        number += 1;
+        without >> (number - 1) & 1 == 0
+    });
+    service
+}
+
+#[test]
+fn a_hundred_reloads_under_load_fail_no_connection_and_end_none_that_is_held() {
+    let rounds = if full() { 100 } else { 40 };
+    let cluster = Cluster::of(Plan::new(Topology::Segment).backends(4), "tc", |service| service);
+    let mut held = cluster.hold(&[]);
+    all_served(&held.open(400).expect("open"), 400, "held");
+    let storm = cluster.storm(&["--rate", "500", "--every", "0.1"]);
+    for round in 0..rounds {
+        cluster.reload(&variant(&cluster.service, round));
+        // Each of them meets some traffic.
+        let done = storm.latest().map_or(0, |report| report.done);
+        wait::until("traffic goes on", SOON, || (storm.latest().ok()?.done >= done + 20).then_some(()))
+            .expect("traffic");
+    }
+    cluster.reload(&cluster.service);
+    let report = storm.stop(Duration::from_secs(30)).expect("its report");
+    println!(
+        "{rounds} reloads beside {} new connections: {} failed, {} slow",
+        report.done,
+        report.failures(),
+        report.slow
+    );
+    assert_eq!((report.failures(), report.slow), (0, 0), "{report:?}\n{}", cluster.evenkeel.log());
+    assert!(report.by.len() == 4, "all were used: {report:?}");
+    assert_eq!(held.ask().expect("ask").answered, 400);
+    cluster.active([100, 100, 100]);
+    assert!(Slots::of(&cluster.evenkeel).are_whole());
+    assert_eq!(cluster.evenkeel.counter("least_conn_drift").expect("a counter"), 0);
+}
+
+/// How much memory the daemon may map beside what it has; nothing: as much as it likes.
+fn limit_memory(cluster: &Cluster, more: Option<u64>) {
+    let id = cluster.evenkeel.id().expect("it runs").to_string();
+    let pages = fs::read_to_string(format!("/proc/{id}/statm")).expect("its memory");
+    let pages: u64 = pages.split(' ').next().and_then(|pages| pages.parse().ok()).expect("a number");
+    let limit = more.map_or("unlimited".to_owned(), |more| (pages * 4096 + more).to_string());
+    let done = Command::new("prlimit").args(["--pid", &id, &format!("--as={limit}:")]).status().expect("prlimit");
+    assert!(done.success());
+}
+
+/// What the daemon logs about a SIGHUP.
+fn hang_up(cluster: &Cluster) -> String {
+    let told = cluster.evenkeel.log().len();
+    cluster.evenkeel.hang_up().expect("SIGHUP");
+    let since = || cluster.evenkeel.log()[told..].to_owned();
+    let done = || Some(since()).filter(|log| log.contains("was not reloaded") || log.contains("applied"));
+    wait::until("an answer to SIGHUP", SOON, done).expect("an answer")
+}
+
+#[test]
+fn a_reload_that_fails_half_way_leaves_what_was_there() {
+    let cluster = Cluster::of(Plan::new(Topology::Segment).backends(4), "tc", |mut service| {
+        service.lines.retain(|line| !line.starts_with("listen"));
+        service.backends.remove(3);
+        service.line("listen = [\"10.0.1.100:6443\", \"10.0.1.100:6444\"]")
+    });
+    let mut held = cluster.hold(&[]);
+    all_served(&held.open(30).expect("open"), 30, "held");
+    // A listener and a backend go, and another backend comes, for which 2.75 MiB of slots have to be made.
+    let mut other = Service::new(&cluster.lab, "tc").backend_line(0, "weight = 100");
+    other.backends.remove(2);
+    cluster.evenkeel.write(&other.toml()).expect("a configuration");
+    limit_memory(&cluster, Some(2 << 20));
+    let told = hang_up(&cluster);
+    limit_memory(&cluster, None);
+    assert!(told.contains("slots for backend 10.0.1.13:6443"), "{told}");
+    as_before(&cluster, &told);
+    let told = hang_up(&cluster);
+    assert!(told.contains("applied"), "{told}");
+    assert_eq!(held.ask().expect("ask").answered, 30);
+    let opened = cluster.hold(&[]).open(12).expect("open");
+    all_served(&opened, 12, "with the new configuration");
+    assert!(!opened.by.contains_key("cp03") && opened.by.contains_key("cp01"), "{opened:?}");
+}
+
+/// Both listeners serve, with the three backends of the old configuration.
+fn as_before(cluster: &Cluster, told: &str) {
+    for port in [PORT, 6444] {
+        // A listener that is closed lets nobody in.
+        let vip = VIP.replace("6443", &port.to_string());
+        let mut held = Holding::start(cluster.lab.client(), &[&vip]).expect("hold");
+        let opened = held.open(6).expect("open");
+        all_served(&opened, 6, &format!("port {port} after\n{told}"));
+        assert!(!opened.by.contains_key("cp04") && opened.by.len() == 3, "port {port}: {opened:?} after\n{told}");
+    }
+    let backends = cluster.evenkeel.backends().expect("backends");
+    assert_eq!(backends.len(), 3, "{backends:?} after\n{told}");
+    assert!(backends.iter().all(|backend| backend.state == "up"), "{backends:?} after\n{told}");
+}
