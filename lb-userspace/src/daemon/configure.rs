@@ -55,7 +55,8 @@ impl Daemon {
         reloaded
     }
 
-    /// Everything that can fail comes before the first write that changes anything.
+    /// What can be checked is checked before the first write; what fails all the same (no memory for the slots of a new
+    /// backend) is undone.
     async fn try_reload(&mut self) -> Result<Reloaded, Vec<String>> {
         if self.upgrading.is_some() {
             return Err(vec!["an upgrade is under way: try again when it is done".into()]);
@@ -68,7 +69,9 @@ impl Daemon {
         let prepared = self.logs.prepare(&loaded.config).map_err(one)?;
         let attached = interfaces::attach(&mut self.dataplane, &wanted, self.options.clsact)?;
         attached.into_iter().for_each(|notice| self.tell(notice));
-        self.write(&plan).map_err(one)?;
+        if let Err(error) = self.write(&plan) {
+            return Err(self.back_to_the_configuration_in_force(error));
+        }
 
         let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
         warnings.extend(plan.warnings.iter().chain(&wanted.warnings).cloned());
@@ -86,6 +89,24 @@ impl Daemon {
         Ok(Reloaded { generation: self.generation, changes, warnings })
     }
 
+    /// Some writes of a plan were done and one failed, with `error`. The configuration in force needs nothing new, so it
+    /// can be written again.
+    fn back_to_the_configuration_in_force(&mut self, error: anyhow::Error) -> Vec<String> {
+        let before = self.controller.desired().clone();
+        let planned = self.controller.plan(&before).map_err(several);
+        match planned.and_then(|plan| self.write(&plan).map(|()| plan)) {
+            Ok(plan) => {
+                self.commit(before, plan);
+                self.write_hops();
+                self.detach_unused();
+                one(error)
+            }
+            Err(again) => {
+                [one(error), one(again.context("and what was changed could not be undone: reload again"))].concat()
+            }
+        }
+    }
+
     /// Brings the listener of `[api]` in line with the configuration; what is wrong with it, if it has to be tried again.
     pub(super) fn listen(&mut self) -> Option<String> {
         let address = self.config.api.as_ref().map(|api| api.listen);
@@ -95,7 +116,7 @@ impl Daemon {
     pub(super) fn write(&mut self, plan: &plan::Plan) -> Result<()> {
         for write in &plan.writes {
             if let Err(error) = apply::write(self.dataplane.tables(), &self.hops, write, &mut self.waiting) {
-                // What was written serves nobody yet, or is what the old configuration had; the core takes it from there.
+                // The core goes on from what stands there now.
                 self.controller.reread(view::installed(self.dataplane.tables()));
                 return Err(error);
             }
