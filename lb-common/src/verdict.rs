@@ -115,6 +115,19 @@ pub enum Group {
     Anomaly,
 }
 
+impl Group {
+    /// The word for it in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Group::Packet => "packet",
+            Group::TurnedAway => "turned_away",
+            Group::Try => "try",
+            Group::End => "end",
+            Group::Anomaly => "anomaly",
+        }
+    }
+}
+
 impl Reason {
     /// By the blocks in which the numbers are given out.
     pub const fn group(self) -> Group {

@@ -14,6 +14,7 @@ mod lab_itself;
 mod many;
 mod nexthops;
 mod observe;
+mod page;
 mod reloads;
 mod topologies;
 mod trials;

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use lab::{StandIn, daemon::Service, wait};
+use lab::{StandIn, daemon::Service, picture::API, wait};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, SOON};
@@ -74,9 +74,6 @@ fn events_tell_of_health_reloads_and_the_daemon_and_are_followed_until_it_ends()
     assert_eq!(numbers, (1..=followed.len() as u64).collect::<Vec<_>>(), "none is missing and none comes twice");
     cluster.standins.iter_mut().for_each(StandIn::kill);
 }
-
-/// Where `[api]` listens: the balancer's own address.
-const API: &str = "10.0.1.1:9643";
 
 /// The configuration with `[api]` on, made to count by a reload.
 fn turn_api_on(cluster: &Cluster) {

@@ -7,12 +7,14 @@
 pub mod apiserver;
 pub mod bench;
 pub mod binaries;
+pub mod browser;
 pub mod capture;
 pub mod client;
 pub mod daemon;
 pub mod host;
 pub mod packet;
 pub mod peers;
+pub mod picture;
 pub mod pki;
 pub mod process;
 pub mod program;
@@ -23,6 +25,7 @@ pub mod topology;
 pub mod wait;
 pub mod xdp_pass;
 
+pub use browser::Browser;
 pub use capture::Capture;
 pub use daemon::Evenkeel;
 pub use host::Host;

@@ -149,6 +149,11 @@ impl Talk {
         writeln!(self.to, "{line}")
     }
 
+    /// For a program that does not speak in lines.
+    pub fn into_pipes(self) -> (ChildStdin, BufReader<ChildStdout>) {
+        (self.to, self.from)
+    }
+
     /// The next line; an error when the child has ended.
     pub fn hear(&mut self) -> Result<String> {
         let mut line = String::new();

@@ -5,6 +5,7 @@ pub mod admin;
 mod listener;
 mod metrics;
 mod orders;
+mod page;
 mod report;
 mod request;
 mod routes;

@@ -6,9 +6,10 @@
 use super::TOTAL_HEADER;
 use super::metrics::Metrics;
 use super::orders;
+use super::page;
 use super::report::Report;
 use super::request::{Conns, ConnsFilter, EventsFilter, Reply, Request};
-use super::types::{Event, Refused};
+use super::types::{Event, Meaning, Refused, meanings};
 use crate::notice::History;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
@@ -72,6 +73,7 @@ pub fn reading(daemon: Daemon) -> Router {
 
 fn reading_routes() -> Router<Daemon> {
     Router::new()
+        .route("/", get(page::page))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -80,6 +82,7 @@ fn reading_routes() -> Router<Daemon> {
         .route("/api/v1/conns", get(conns))
         .route("/api/v1/counters", get(counters))
         .route("/api/v1/events", get(events))
+        .route("/api/v1/reasons", get(reasons))
         .route("/api/v1/admin", get(in_force))
         .route("/api/v1/tasks/{id}", get(task))
 }
@@ -224,6 +227,11 @@ async fn in_force(State(daemon): State<Daemon>) -> Result<Response, Response> {
 
 async fn task(State(daemon): State<Daemon>, Path(id): Path<u64>) -> Result<Response, Response> {
     daemon.ask(|reply| Request::Task(id, reply)).await.map(outcome)
+}
+
+/// What the words in the counters mean.
+async fn reasons() -> Json<Vec<Meaning>> {
+    Json(meanings())
 }
 
 async fn conns(

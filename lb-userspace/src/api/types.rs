@@ -1,6 +1,7 @@
 //! The JSON of the control socket and of `-o json`: names and order of the fields are a contract with other programs.
 
 use lb_common::slot::State;
+use lb_common::verdict::Reason;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,6 +10,22 @@ use std::sync::Arc;
 
 /// Packets and connections by reason (`lb_common::verdict`), and the controller's own losses.
 pub type Counters = BTreeMap<String, u64>;
+
+/// A row of `/api/v1/reasons` and of `counters --list`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Meaning {
+    pub reason: &'static str,
+    /// What it is counted for: packet, turned_away, try, end or anomaly.
+    pub group: &'static str,
+    pub meaning: &'static str,
+}
+
+/// The one list of reasons.
+pub fn meanings() -> Vec<Meaning> {
+    let meaning =
+        |reason: &Reason| Meaning { reason: reason.name(), group: reason.group().name(), meaning: reason.meaning() };
+    Reason::ALL.iter().map(meaning).collect()
+}
 
 /// `/api/v1/status`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -5,7 +5,9 @@ use super::meaning;
 use super::table::{Column, Style, Table, coloured};
 use super::units;
 use crate::api::admin::Rebalanced;
-use crate::api::types::{Backend, BackendState, Conn, Counters, Event, ServiceStatus, Status, VrrpState, VrrpStatus};
+use crate::api::types::{
+    Backend, BackendState, Conn, Counters, Event, ServiceStatus, Status, VrrpState, VrrpStatus, meanings,
+};
 use Column::{Left, Right};
 use comfy_table::{Cell, Color};
 use jiff::tz::TimeZone;
@@ -250,11 +252,7 @@ pub fn rebalanced(found: &Rebalanced, format: Format, style: Style) -> String {
 /// `counters --list`
 pub fn reasons(format: Format, style: Style) -> String {
     if format == Format::Json {
-        let list: Vec<_> = Reason::ALL
-            .iter()
-            .map(|reason| serde_json::json!({ "reason": reason.name(), "meaning": reason.meaning() }))
-            .collect();
-        return format!("{}\n", serde_json::Value::from(list));
+        return format!("{}\n", serde_json::json!(meanings()));
     }
     let mut table = Table::new(&[Left("REASON"), Left("MEANING")], style);
     for reason in Reason::ALL {

@@ -28,6 +28,11 @@ enum Program {
     Storm(client::storm::Options),
     /// A big transfer with checksums
     Bulk(client::bulk::Options),
+    /// Take the pictures of the status page in docs/
+    Picture {
+        #[arg(default_value = "docs")]
+        folder: std::path::PathBuf,
+    },
     /// Build a lab and hold it until killed
     HoldLab,
     /// Remove a lab when standard input ends (the lab starts this itself)
@@ -43,6 +48,7 @@ fn main() -> Result<()> {
             return Ok(());
         }
         Program::HoldLab => return hold_lab(),
+        Program::Picture { folder } => return lab::picture::take(&folder),
         Program::Run { once } => return lab::round::run(once),
         Program::Bench(options) => return bench::run(&options),
         _ => {}
@@ -54,7 +60,9 @@ fn main() -> Result<()> {
         Program::Hold(options) => runtime.block_on(client::hold::run(options)),
         Program::Storm(options) => runtime.block_on(client::storm::run(options)),
         Program::Bulk(options) => runtime.block_on(client::bulk::run(options)),
-        Program::Run { .. } | Program::Bench(_) | Program::HoldLab | Program::Reap { .. } => Ok(()),
+        Program::Run { .. } | Program::Bench(_) | Program::Picture { .. } | Program::HoldLab | Program::Reap { .. } => {
+            Ok(())
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::{Outcome, apt};
 use crate::ebpf;
 
 /// A file or program, and the Debian package that has it.
-const NEEDED: [(&str, &str); 11] = [
+const NEEDED: [(&str, &str); 12] = [
     ("nginx", "nginx-light"),
     ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
     ("haproxy", "haproxy"),
@@ -20,6 +20,7 @@ const NEEDED: [(&str, &str); 11] = [
     ("tcpdump", "tcpdump"),
     ("bpftool", "bpftool"),
     ("promtool", "prometheus"),
+    ("chromium", "chromium"),
 ];
 
 pub fn provide() -> Result<Outcome> {

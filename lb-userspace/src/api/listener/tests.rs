@@ -65,7 +65,7 @@ fn ask(listener: &Listener, method: &str, path: &str) -> (String, String) {
 #[test]
 fn anybody_may_read_and_change_nothing() {
     let listener = listen(Limits::default());
-    for path in ["/metrics", "/healthz", "/readyz", "/api/v1/status", "/api/v1/backends", "/api/v1/counters"] {
+    for path in ["/", "/api/v1/reasons", "/metrics", "/healthz", "/readyz", "/api/v1/status", "/api/v1/backends", "/api/v1/counters"] {
         assert_eq!(get(&listener, path).0, "HTTP/1.1 200 OK", "{path}");
     }
     for (method, path, status) in [
@@ -84,6 +84,22 @@ fn anybody_may_read_and_change_nothing() {
     }
     let rows = |query: &str| get(&listener, &format!("/api/v1/conns{query}")).1.matches("\"client\"").count();
     assert_eq!([rows(""), rows("?limit=2"), rows("?limit=4000000000")], [1000, 2, 10_000]);
+}
+
+#[test]
+fn the_page_allows_its_own_script_and_no_other_and_names_nothing_outside() {
+    let listener = listen(Limits::default());
+    let ask = || say(&listener, b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let (first, second) = (ask(), ask());
+    let nonce = |page: &str| page.split("script-src 'nonce-").nth(1).expect("a policy")[..32].to_owned();
+    let number = nonce(&first);
+    assert!(number.bytes().all(|digit| digit.is_ascii_hexdigit()) && number != nonce(&second), "{number}");
+    assert!(first.contains("default-src 'none'") && first.contains("frame-ancestors 'none'"));
+    assert_eq!(first.matches(&format!("nonce=\"{number}\"")).count(), 2, "the style and the script");
+    assert!(!first.contains("{{"), "a part of the page is missing");
+    // The names of the SVG language are no places to fetch from.
+    let outside = first.replace("http://www.w3.org/2000/svg", "");
+    assert!(!outside.contains("http://") && !outside.contains("https://") && !outside.contains("src=\""));
 }
 
 #[test]
