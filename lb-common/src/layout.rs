@@ -33,7 +33,7 @@ pub const SYN_OPTIONS: usize = 40;
 pub const CONNECT_TIME_BUCKETS: usize = 64;
 
 /// A number for all layouts of this file: raised by hand with every change of a record or of its meaning.
-pub const HASH: u64 = 0x4556_4b4c_0000_0005;
+pub const HASH: u64 = 0x4556_4b4c_0000_0006;
 
 /// The oldest layout whose tables may be taken over as they are: since then words that were zero have got a meaning, and
 /// zero is right for them, or there are more maps. Whoever changes more than that raises this to the new [`HASH`].
@@ -174,9 +174,16 @@ pub struct Pool {
     pub state: u8,
     /// Next hop towards the backend.
     pub hop: Hop,
+    /// When anything came from the backend last, in [`ticks`]; brought up to date once in [`HEARD_STEP`]. Written by the
+    /// kernel program.
+    pub heard: u32,
     /// Zero.
-    pub reserved: [u64; 2],
+    pub reserved: [u32; 3],
 }
+
+/// How old [`Pool::heard`] gets before the kernel program writes it anew, in ticks: its cache line is read for every
+/// packet on every CPU, and must not be written as often.
+pub const HEARD_STEP: u32 = 32;
 
 /// RINGS: the two ends of a pool's ring of free slots (the cells are in FREE), and the cursor of the emergency search.
 /// Written by whoever opens and closes flows, the kernel program and the controller alike.
@@ -326,6 +333,19 @@ pub struct Backend {
     pub connect_us: u64,
 }
 
+/// SLOW_STARTS\[backend\]: a backend that has come back and gets less than its share for a while, growing from nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SlowStart {
+    /// Until then; CLOCK_MONOTONIC, ns. Written by who lets it take part again: the controller, or the kernel program after
+    /// a trial.
+    pub until: u64,
+    /// How long that takes: slow_start in milliseconds; 0: no such time. Written by the controller.
+    pub ms: u32,
+    /// What it has saved up of its share, in 2^-32 connections. Written by the kernel program under the service's lock.
+    pub credit: u32,
+}
+
 /// Gets no connections: `down`, `maint`, draining, or a tombstone.
 pub const NONE: u32 = 0;
 /// Out by health: a trial connection at `retry_at`, or when nothing else is left.
@@ -355,8 +375,10 @@ pub struct Service {
     pub flags: u32,
     /// Most connections of one client, `clients::MOST` at most; 0: no limit.
     pub client_limit: u32,
+    /// The latest [`SlowStart::until`] of its backends: after it none needs a look. Written with those.
+    pub slow_until: u64,
     /// Zero.
-    pub reserved: [u32; 8],
+    pub reserved: [u32; 6],
 
     /// Taken while a backend is chosen, so that two CPUs do not give the same share twice.
     pub lock: u32,
@@ -457,6 +479,7 @@ const _: () = {
     assert!(size_of::<Slot>() == 128);
     assert!(core::mem::offset_of!(Slot, client6) == 64);
     assert!(size_of::<Backend>() == 128);
+    assert!(size_of::<SlowStart>() == 16);
     assert!(core::mem::offset_of!(Backend, opened) == 64);
     assert!(size_of::<Rule>() == 24);
     assert!(size_of::<Service>() == 256);

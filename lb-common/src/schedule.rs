@@ -18,6 +18,24 @@ pub const fn less_loaded(active: u32, weight: u32, than_active: u32, than_weight
     (active as u64) * (than_weight as u64) < (than_active as u64) * (weight as u64)
 }
 
+/// The share of new connections that a backend gets while it starts slowly, in 2^-32: growing linearly from nothing over
+/// `slow_ms`, of which `left` nanoseconds are left. Of every connection, or if `total` is not 0 of the part that its
+/// weight is of `total`.
+#[inline(always)]
+pub const fn slow_share(left: u64, slow_ms: u32, weight: u32, total: u32) -> u32 {
+    if slow_ms == 0 {
+        return u32::MAX;
+    }
+    let whole = slow_ms as u64;
+    let passed = whole.saturating_sub(left / 1_000_000);
+    // At most 2^32 x 2^22 (an hour in milliseconds).
+    let mut share = (passed << 32) / whole;
+    if total != 0 {
+        share = share * (weight as u64) / (total as u64);
+    }
+    if share > u32::MAX as u64 { u32::MAX } else { share as u32 }
+}
+
 /// The Maglev table of backends with these `(hash of the name, weight)`: place → position in the list.
 ///
 /// Every backend walks the places in an order of its own and takes the next free one in its turn; a weight above one
@@ -62,6 +80,21 @@ mod tests {
         assert!(less_loaded(2, 3, 1, 1));
         assert!(!less_loaded(3, 3, 1, 1) && !less_loaded(1, 1, 3, 3), "equally loaded");
         assert!(less_loaded(u32::MAX - 1, u32::MAX, u32::MAX, u32::MAX));
+    }
+
+    #[test]
+    fn a_slow_start_grows_linearly_to_the_whole_share() {
+        let second = 1_000_000_000;
+        let share = |left| f64::from(slow_share(left, 10_000, 1, 0)) / 2_f64.powi(32);
+        for tenth in 0..=10 {
+            let expected = tenth as f64 / 10.0;
+            assert!((share((10 - tenth) * second) - expected).abs() < 1e-6, "{tenth}");
+        }
+        assert_eq!(share(11 * second), 0.0, "a clock that lies behind");
+        assert_eq!(slow_share(0, 10_000, 1, 0), u32::MAX);
+        assert_eq!(slow_share(5 * second, 10_000, 3, 12), 1 << 29, "half of a quarter");
+        assert_eq!(slow_share(0, 3_600_000, 65_535, 65_535), u32::MAX);
+        assert_eq!(slow_share(second, 0, 1, 0), u32::MAX, "switched off meanwhile");
     }
 
     fn shares(backends: &[(u64, u32)]) -> Vec<usize> {

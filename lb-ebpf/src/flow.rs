@@ -7,7 +7,8 @@ use lb_common::{
     event::{ENDED, RECOVERED, TRY_FAILED, TURNED_AWAY},
     hash::{Entry, mix, tag},
     layout::{
-        ACTIVE, Backend, LOG, NONE, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, OUT, Slot, UP, connect_time_bucket, ticks,
+        ACTIVE, Backend, LOG, NEVER, NONE, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, OUT, Slot, UP, connect_time_bucket,
+        ticks,
     },
     seq::within,
     slot::{CONNECTED, COUNTED, Ctl, FIN_BACKEND, FIN_CLIENT, IN_RING, KILLED, State},
@@ -503,10 +504,37 @@ extern "C" fn connect(place: u32, ctl: u64, sequence: u32, acknowledgement: u32)
             core::arch::asm!("{0} &= 63", inout(reg) bucket);
             atomic::add(times.cast::<u32>().add(bucket as usize), 1);
         }
-        if atomic::load(&raw const (*backend).admission) == OUT
-            && atomic::compare_swap(&raw mut (*backend).admission, OUT, UP) == OUT
+        readmit(place, ctl, number as u32);
+    }
+    1
+}
+
+/// A backend that is out has answered: it is up again, unless it shall come back by its probe alone.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn readmit(place: u32, ctl: u64, number: u32) -> u32 {
+    let (Some(record), Some(backend)) = (at(place), maps::BACKENDS.get_ptr_mut(number)) else { return 0 };
+    // SAFETY: from map lookups.
+    unsafe {
+        if atomic::load(&raw const (*backend).admission) != OUT || atomic::load(&raw const (*backend).retry_at) == NEVER
         {
-            report::flow(RECOVERED, 0, place, record, Ctl(ctl), (*backend).service);
+            return 0;
+        }
+        let service = (*backend).service;
+        if let Some(slow) = maps::SLOW_STARTS.get_ptr_mut(number)
+            && (*slow).ms != 0
+        {
+            // Before it takes part, so that it never has its whole share.
+            let until = clock::coarse() + (*slow).ms as u64 * 1_000_000;
+            atomic::store(&raw mut (*slow).until, until);
+            if let Some(table) = maps::SERVICES.get_ptr_mut(service as u32)
+                && (*table).slow_until < until
+            {
+                atomic::store(&raw mut (*table).slow_until, until);
+            }
+        }
+        if atomic::compare_swap(&raw mut (*backend).admission, OUT, UP) == OUT {
+            report::flow(RECOVERED, 0, place, record, Ctl(ctl), service);
         }
     }
     1
@@ -631,8 +659,7 @@ unsafe fn failed(backend: *mut Backend, place: u32, reason: u8) {
         if reason != Reason::MovedOn as u8 {
             atomic::add(&raw mut (*backend).connect_failures, 1);
         }
-        if atomic::load(&raw const (*backend).admission) == OUT
-            && atomic::load(&raw const (*backend).retry_at) != lb_common::layout::NEVER
+        if atomic::load(&raw const (*backend).admission) == OUT && atomic::load(&raw const (*backend).retry_at) != NEVER
         {
             atomic::store(&raw mut (*backend).retry_at, clock::coarse() + (*backend).retry_after);
         }

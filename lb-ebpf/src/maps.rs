@@ -14,7 +14,7 @@ use lb_common::{
     layout::{
         Backend, ClientLine, ConnectTimes, EVENTS_BYTES, FreeLine, Interface, LEASE_BITS, LISTENER_BITS, Lease,
         Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MaglevLine, Meta, POOL_BITS, Pool, Ring,
-        RuleLine, Service, Slot,
+        RuleLine, Service, Slot, SlowStart,
     },
     verdict::REASON_LIMIT,
 };
@@ -54,6 +54,8 @@ pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MAPPED> = Array::
 pub static SERVICES: Array<Service, { MAX_SERVICES as usize }, MAPPED> = Array::new();
 #[btf_map]
 pub static CONNECT_TIMES: Array<ConnectTimes, { MAX_BACKENDS as usize }, MAPPED> = Array::new();
+#[btf_map]
+pub static SLOW_STARTS: Array<SlowStart, { MAX_BACKENDS as usize }, MAPPED> = Array::new();
 #[btf_map]
 pub static INDEX: Array<Bucket, 1, MAPPED> = Array::new();
 #[btf_map]

@@ -136,8 +136,13 @@ extern "C" fn choose(service: u32, tried: u64, client: u32) -> i32 {
     lock(record);
     let mut position = -1;
     for mode in [PRIMARY, SPARE, ANY] {
+        let held_back = held_back(service, tried, mode);
         // SAFETY: from a map lookup.
-        position = pick(service, tried, mode, client, unsafe { (*record).balance });
+        let balance = unsafe { (*record).balance };
+        position = pick(service, tried | held_back, mode, client, balance);
+        if position < 0 && held_back != 0 {
+            position = pick(service, tried, mode, client, balance);
+        }
         if position >= 0 {
             count_in(service, position as u32, mode);
             break;
@@ -146,6 +151,59 @@ extern "C" fn choose(service: u32, tried: u64, client: u32) -> i32 {
     // SAFETY: from a map lookup.
     unsafe { atomic::store(&raw mut (*record).lock, 0) };
     position
+}
+
+/// Backends that have come back a short while ago and have had their share of that time: a mask of positions.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn held_back(service: u32, tried: u64, mode: u32) -> u64 {
+    let Some(record) = maps::SERVICES.get_ptr_mut(service) else { return 0 };
+    let now = clock::coarse();
+    // SAFETY: from a map lookup.
+    let (until, balance) = unsafe { (atomic::load(&raw const (*record).slow_until), (*record).balance) };
+    if until <= now || mode == ANY {
+        return 0;
+    }
+    // A method that prefers the less busy would give it everything: its share of all is counted. The others choose it
+    // as often as its weight says.
+    let prefers = balance == schedule::LEAST_CONN || balance == schedule::RANDOM_TWO;
+    let total = if prefers { total_weight(service, tried, mode) } else { 0 };
+    let count = backend_count(service);
+    let mut held_back = 0;
+    for position in 0..MAX_SERVICE_BACKENDS {
+        if position >= count {
+            break;
+        }
+        if eligible(service, position, tried, mode) != 0 && save_up(service, position, total, now) == 0 {
+            held_back |= 1 << position;
+        }
+    }
+    held_back
+}
+
+/// Adds to what a backend has saved up of its share since it came back. 1: that is a whole connection, or it has its
+/// whole share.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn save_up(service: u32, position: u32, total: u32, now: u64) -> u32 {
+    let backend = backend_at(service, position);
+    let (Some(record), Some(slow)) =
+        (maps::BACKENDS.get_ptr_mut(backend as u32), maps::SLOW_STARTS.get_ptr_mut(backend as u32))
+    else {
+        return 1;
+    };
+    // SAFETY: from map lookups; the service's lock is held.
+    unsafe {
+        let until = atomic::load(&raw const (*slow).until);
+        if until <= now {
+            return 1;
+        }
+        let share = schedule::slow_share(until - now, (*slow).ms, (*record).weight, total);
+        let before = (*slow).credit;
+        let credit = before.wrapping_add(share);
+        (*slow).credit = credit;
+        (credit < before) as u32
+    }
 }
 
 /// A bounded lock: its holder runs a few hundred instructions and cannot be interrupted by another holder on the same CPU.

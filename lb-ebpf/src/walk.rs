@@ -2,7 +2,9 @@
 
 use lb_common::{
     hash::{PROBES, listener_place, mix, pool_place},
-    layout::{CLOSING, DELETED, EMPTY, Hop, Interface, LISTENER_BITS, Listener, POOL_BITS, Pool, Slot, flow_key},
+    layout::{
+        CLOSING, DELETED, EMPTY, HEARD_STEP, Hop, Interface, LISTENER_BITS, Listener, POOL_BITS, Pool, Slot, flow_key,
+    },
     seq::{advance, within},
     slot::{Ctl, State},
     tcp::{ACK, CONTROL, RST, SYN},
@@ -134,6 +136,8 @@ fn from_backend<F: Frame>(frame: F, segment: Segment, number: u32, pool: *mut Po
     let place = number << 16 | slot as u32;
     let Some(record) = slots::get(number, slot as u32) else { return passed::<F>(Reason::NotOurs) };
     // SAFETY: from a map lookup.
+    unsafe { note_life(pool) };
+    // SAFETY: from a map lookup.
     let ctl = unsafe { atomic::load(&raw const (*record).ctl) };
     if is_tracked(segment, Ctl(ctl).state()) {
         // SAFETY: as above.
@@ -215,6 +219,18 @@ unsafe fn note_backend(segment: Segment, record: *mut Slot) {
             (*record).ack_backend = segment.acknowledgement;
         }
         touch(record);
+    }
+}
+
+/// The backend lives. Written seldom: every CPU reads this line for every packet.
+#[inline(always)]
+unsafe fn note_life(pool: *mut Pool) {
+    let now = clock::ticks();
+    // SAFETY: the caller's pointer is from a map lookup.
+    unsafe {
+        if now.wrapping_sub((*pool).heard) >= HEARD_STEP {
+            (*pool).heard = now;
+        }
     }
 }
 

@@ -414,12 +414,13 @@ impl Daemon {
                 Action::Admit { backend, to: NONE, retry_at, .. } => {
                     self.dataplane.tables().admit(backend, NONE, retry_at);
                 }
-                Action::Admit { backend, from, to, retry_at } => {
-                    self.dataplane.tables().swap_admission(backend, from, to, retry_at);
+                Action::Admit { backend, from, to, retry_at, slow_until } => {
+                    self.dataplane.tables().swap_admission(backend, (from, to), retry_at, slow_until);
                 }
                 Action::Remember { backend, reason, changed_at } => {
                     self.dataplane.tables().remember_standing(backend, reason, changed_at);
                 }
+                Action::Ask(flow) => apply::ask(&self.dataplane, &flow),
                 Action::Step(step) => {
                     if let Some(event) = apply::step(&self.dataplane, &step) {
                         let actions = self.controller.event(&event, now());

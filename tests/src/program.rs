@@ -254,8 +254,15 @@ pub fn backend_of(segment: &Segment) -> u16 {
 }
 
 fn configure(tables: &Tables, n: u16, weight: u32, backup: bool, max_conns: u32, pool: u16) {
-    let setup =
-        BackendSetup { service: 0, weight, max_conns, backup, retry_after_ns: 10_000_000_000, pools: vec![pool] };
+    let setup = BackendSetup {
+        service: 0,
+        weight,
+        max_conns,
+        backup,
+        retry_after_ns: 10_000_000_000,
+        slow_start_ms: 0,
+        pools: vec![pool],
+    };
     tables.configure_backend(n, &setup);
 }
 

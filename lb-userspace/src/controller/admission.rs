@@ -1,12 +1,21 @@
 //! Whether a backend gets connections: what the file says, what an operator said and what its health is, brought together
 //! in one place.
+//!
+//! | in the file | operator | health | state | new connections |
+//! |---|---|---|---|---|
+//! | `down = true` | | | down, config | never |
+//! | | maint | | maint, admin | never |
+//! | | drain | out | down, the cause | never |
+//! | | drain | up or not ready | draining, admin | never |
+//! | | | next hop unknown | down, silent | when nothing else is left, should it answer |
+//! | | | out, connections reset | down, the cause | a trial at `retry_at`; or when nothing else is left |
+//! | | | out, connections kept | draining, the cause | the same |
+//! | | | not ready | draining, `probe_status` | when nothing else is left |
+//! | | | up | up, or `slow_start` | its share |
 
-use lb_common::{
-    layout::{NEVER, NONE, OUT, UP},
-    verdict::Reason,
-};
+use lb_common::layout::{NEVER, NONE, OUT, UP};
 
-use super::{Controller, health, out_reason};
+use super::health::{Cause, State};
 use crate::api::types::{BackendReason, BackendState};
 
 /// What an operator has said about a backend.
@@ -19,6 +28,23 @@ pub enum Admin {
     Drain,
     /// Out at once.
     Maint,
+}
+
+/// All there is to know about one backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// `down = true`, or not in the file any more.
+    pub down: bool,
+    /// The operator's word.
+    pub admin: Admin,
+    /// Its health.
+    pub health: State,
+    /// Its next hop is known.
+    pub reachable: bool,
+    /// Its established connections stay although it is out: too many backends failed together.
+    pub spared: bool,
+    /// It gets less than its share until then, CLOCK_MONOTONIC in nanoseconds; 0: no.
+    pub slow_until: u64,
 }
 
 /// How a backend stands.
@@ -34,32 +60,45 @@ pub struct Standing {
     pub retry_at: u64,
 }
 
-impl Controller {
-    /// How a backend stands at `now`, CLOCK_MONOTONIC in nanoseconds.
-    pub fn standing(&self, backend: u16, _slow_until: u64, now: u64) -> Standing {
-        let Some(health) = self.health(backend) else {
-            let (state, reason) = (BackendState::Down, Some(BackendReason::Config));
-            return Standing { state, reason, admission: NONE, retry_at: NEVER };
-        };
-        let admin = self.name_of(backend).map_or(Admin::None, |name| self.orders.admin(&name));
-        let out = match out_reason(health) {
-            Some(Reason::Refused) => Some(BackendReason::Refused),
-            Some(Reason::ConnectTimeout) => Some(BackendReason::Timeout),
-            _ => None,
-        };
-        let (state, reason) = match health.state() {
-            _ if admin == Admin::Maint => (BackendState::Maint, Some(BackendReason::Admin)),
-            _ if admin == Admin::Drain => (BackendState::Draining, Some(BackendReason::Admin)),
-            _ if !self.is_reachable(backend) => (BackendState::Down, Some(BackendReason::Silent)),
-            health::State::Up => (BackendState::Up, None),
-            health::State::Out { retry_at, .. } if now < retry_at => (BackendState::Down, out),
-            health::State::Out { .. } => (BackendState::Probing, out),
-        };
-        let (admission, retry_at) = match health.state() {
-            _ if admin != Admin::None => (NONE, NEVER),
-            health::State::Up => (UP, NEVER),
-            health::State::Out { retry_at, .. } => (OUT, retry_at),
-        };
-        Standing { state, reason, admission, retry_at }
+/// How a backend stands at `now`, CLOCK_MONOTONIC in nanoseconds.
+pub fn standing(facts: &Facts, now: u64) -> Standing {
+    let (state, reason) = shown(facts, now);
+    let (admission, retry_at) = match facts.health {
+        _ if facts.down || facts.admin != Admin::None => (NONE, NEVER),
+        State::Up => (UP, NEVER),
+        State::NotReady => (OUT, NEVER),
+        State::Out { retry_at, .. } => (OUT, retry_at),
+    };
+    Standing { state, reason, admission, retry_at }
+}
+
+fn shown(facts: &Facts, now: u64) -> (BackendState, Option<BackendReason>) {
+    let by_admin = Some(BackendReason::Admin);
+    match facts.health {
+        _ if facts.down => (BackendState::Down, Some(BackendReason::Config)),
+        _ if facts.admin == Admin::Maint => (BackendState::Maint, by_admin),
+        _ if !facts.reachable => (BackendState::Down, Some(BackendReason::Silent)),
+        State::Out { cause, .. } if facts.spared => (BackendState::Draining, cause.map(Cause::reason)),
+        State::Out { cause, retry_at } if now < retry_at => (BackendState::Down, cause.map(Cause::reason)),
+        _ if facts.admin == Admin::Drain => (BackendState::Draining, by_admin),
+        State::Out { cause, .. } => (BackendState::Probing, cause.map(Cause::reason)),
+        State::NotReady => (BackendState::Draining, Some(BackendReason::ProbeStatus)),
+        State::Up if now < facts.slow_until => (BackendState::SlowStart, None),
+        State::Up => (BackendState::Up, None),
     }
 }
+
+impl Cause {
+    /// The word for it in the JSON.
+    pub fn reason(self) -> BackendReason {
+        match self {
+            Cause::Refused => BackendReason::Refused,
+            Cause::Timeout => BackendReason::Timeout,
+            Cause::Silent => BackendReason::Silent,
+            Cause::ProbeTimeout => BackendReason::ProbeTimeout,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use lb_common::{
     schedule,
 };
 
-use super::installed::mapped;
+use super::{installed::mapped, tally::Tries};
 use crate::config::model;
 
 /// Every service of the configuration.
@@ -48,6 +48,8 @@ pub struct DesiredService {
     pub ports: u16,
     /// Connections a second, when many must be closed.
     pub reset_rate: u32,
+    /// How many probes bring a backend up or take it down, if it is probed.
+    pub probe: Option<Tries>,
     /// An event is wanted for every connection that ends.
     pub log: bool,
     /// Who is let in; the first rule that matches decides.
@@ -73,6 +75,8 @@ pub struct DesiredBackend {
     pub max_fails: u32,
     /// In nanoseconds.
     pub fail_timeout: u64,
+    /// For how long it gets less than its share when it has come back, in nanoseconds.
+    pub slow_start: u64,
     /// Used only when no other backend is up.
     pub backup: bool,
     /// Gets no connections.
@@ -111,6 +115,7 @@ fn translate(service: &model::Service, errors: &mut Vec<String>) -> Option<Desir
                 max_conns: backend.max_conns,
                 max_fails: backend.max_fails,
                 fail_timeout: nanoseconds(backend.fail_timeout),
+                slow_start: nanoseconds(backend.slow_start),
                 backup: backend.backup,
                 down: backend.down,
             })
@@ -128,6 +133,8 @@ fn translate(service: &model::Service, errors: &mut Vec<String>) -> Option<Desir
         first_port: service.snat_ports.first(),
         ports: service.snat_ports.count(),
         reset_rate: service.reset_rate.get(),
+        // Nobody probes yet: health is passive.
+        probe: None,
         log: service.access_log.is_some(),
         rules: service.rules.iter().map(rule).collect(),
         client_limit: service.per_client_connections,

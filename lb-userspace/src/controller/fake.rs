@@ -28,6 +28,11 @@ pub struct Fake {
     pub slots: BTreeMap<Place, (Ctl, Slot)>,
     pub rings: BTreeMap<u16, Vec<u64>>,
     pub clients: BTreeMap<u16, Vec<ClientCount>>,
+    pub heard: BTreeMap<u16, u32>,
+    /// Until when backends start slowly.
+    pub slow_until: BTreeMap<u16, u64>,
+    /// Flows on which the core has asked for a sign of life.
+    pub asked: Vec<FlowAt>,
 }
 
 impl Fake {
@@ -36,7 +41,10 @@ impl Fake {
         for action in actions {
             match action {
                 Action::Write(write) => self.write(write),
-                Action::Admit { backend, from, to, retry_at } => self.admit(*backend, *from, *to, *retry_at),
+                Action::Admit { backend, from, to, retry_at, slow_until } => {
+                    self.admit(*backend, (*from, *to), *retry_at, *slow_until);
+                }
+                Action::Ask(flow) => self.asked.push(*flow),
                 Action::Remember { backend, reason, changed_at } => {
                     let record = self.records.get_mut(backend).expect("a backend");
                     (record.out_reason, record.changed_at) = (reason.map_or(0, |reason| reason as u32), *changed_at);
@@ -58,11 +66,12 @@ impl Fake {
         }
     }
 
-    fn admit(&mut self, backend: u16, from: u32, to: u32, retry_at: u64) {
+    fn admit(&mut self, backend: u16, (from, to): (u32, u32), retry_at: u64, slow_until: u64) {
         let record = self.records.get_mut(&backend).expect("a backend");
         // To take it out counts whatever the kernel program has made of it meanwhile.
         if record.admission == from || to == NONE {
             (record.admission, record.retry_at) = (to, retry_at);
+            self.slow_until.insert(backend, slow_until);
         }
     }
 
@@ -84,7 +93,8 @@ impl Fake {
             }
             Write::NewBackend { number, row } => {
                 assert!(!self.rows.contains_key(number), "backend {number} is in use");
-                self.records.insert(*number, Backend { admission: UP, ..Backend::default() });
+                let admission = if row.closed { NONE } else { UP };
+                self.records.insert(*number, Backend { admission, retry_at: NEVER, ..Backend::default() });
                 self.backend(*number, row);
             }
             Write::SetBackend { number, row } => {
@@ -220,6 +230,11 @@ impl View for Fake {
         self.records.get(&number).copied().unwrap_or_default()
     }
 
+    fn heard(&self, pool: u16) -> u32 {
+        // Of the others everything is heard at once, which is what a tick that lies ahead means.
+        self.heard.get(&pool).copied().unwrap_or(1 << 30)
+    }
+
     fn half_open_head(&self, service: u16) -> u32 {
         self.rings.get(&service).map_or(0, |ring| ring.iter().filter(|cell| **cell != 0).count() as u32)
     }
@@ -241,10 +256,9 @@ impl View for Fake {
     }
 
     fn heads(&self, pool: u16, from: u32, to: u32, each: &mut dyn FnMut(Head)) {
-        let range = Place { pool, slot: 0 }..=Place { pool, slot: u16::MAX };
-        for (place, (ctl, slot)) in self.slots.range(range) {
-            let held = ctl.state().is_active() || ctl.state() == State::Abandoned;
-            if held && (from..to).contains(&u32::from(place.slot)) {
+        let place = |slot: u32| Place { pool, slot: u16::try_from(slot).unwrap_or(u16::MAX) };
+        for (place, (ctl, slot)) in self.slots.range(place(from)..place(to)) {
+            if ctl.state().is_active() || ctl.state() == State::Abandoned {
                 let flow = FlowAt { place: *place, ctl: *ctl };
                 each(Head { flow, key: slot.key, last_seen: slot.last_seen, backend: slot.backend });
             }

@@ -1,4 +1,4 @@
-//! Passive health of one backend: from tries that failed to whether it gets connections.
+//! Health of one backend: from tries that failed, probes and silence to whether it gets connections.
 //!
 //! ```text
 //!          max_fails failures within fail_timeout
@@ -14,16 +14,21 @@
 //! The trial is the kernel program's: it moves `retry_at` forward by compare-and-swap, so there is one trial at a time
 //! in the whole system; it swaps `OUT` for `UP` when the trial is answered. When every backend is out it gives them
 //! connections all the same; that needs nothing from here.
+//!
+//! With a probe (`[service.health]`) the [`Tally`] of its outcomes decides too, and alone brings the backend back,
+//! whatever has taken it out: no client is spent on a trial (`retry_at` is `NEVER`).
 
 use std::collections::VecDeque;
 
 use lb_common::{
-    layout::{Backend, OUT, UP},
+    layout::{Backend, NEVER, OUT, UP},
     verdict::Reason,
 };
 
+use super::tally::{Outcome, Tally, Tries, Verdict};
+
 /// What the configuration says about one backend. Times in nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Failures that take it out; 0: none do.
     pub max_fails: u32,
@@ -31,6 +36,48 @@ pub struct Settings {
     pub fail_timeout: u64,
     /// How long a try lasted that ended in `ConnectTimeout`.
     pub connect_timeout: u64,
+    /// For how long it gets less than its share after it has come back; 0: not at all.
+    pub slow_start: u64,
+    /// With a probe: how many it takes.
+    pub probe: Option<Tries>,
+}
+
+impl Settings {
+    /// When a client may try a backend that is out, if it may after `fail_timeout`.
+    fn retry_at(&self, then: u64) -> u64 {
+        if self.probe.is_some() { NEVER } else { then }
+    }
+}
+
+/// Why a backend is out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It refused connections, as a host does whose API server is restarting.
+    Refused,
+    /// It did not answer SYNs in time.
+    Timeout,
+    /// Nothing came from it any more, on any connection, though it was asked.
+    Silent,
+    /// It did not answer probes.
+    ProbeTimeout,
+}
+
+impl Cause {
+    /// How a record says it, and how connections end that are reset for it.
+    pub fn to_reason(self) -> Reason {
+        match self {
+            Cause::Refused => Reason::Refused,
+            Cause::Timeout => Reason::ConnectTimeout,
+            Cause::Silent => Reason::BackendSilent,
+            Cause::ProbeTimeout => Reason::ProbeTimeout,
+        }
+    }
+
+    /// The other way round.
+    pub fn from_reason(reason: Reason) -> Option<Cause> {
+        let all = [Cause::Refused, Cause::Timeout, Cause::Silent, Cause::ProbeTimeout];
+        all.into_iter().find(|cause| cause.to_reason() == reason)
+    }
 }
 
 /// Whether a backend gets its share.
@@ -38,12 +85,15 @@ pub struct Settings {
 pub enum State {
     /// It does.
     Up,
+    /// It answers probes, but is not ready for connections: no new ones.
+    NotReady,
     /// Not before `retry_at` (CLOCK_MONOTONIC, nanoseconds), and then one trial connection.
     Out {
-        /// The earliest trial, as this machine has set it; the kernel program moves the word in the map.
+        /// The earliest trial, as this machine has set it; the kernel program moves the word in the map. `NEVER` with a
+        /// probe.
         retry_at: u64,
-        /// `Refused` or `ConnectTimeout`; unknown if an earlier version took it out.
-        reason: Option<Reason>,
+        /// Unknown if an earlier version took it out.
+        cause: Option<Cause>,
     },
 }
 
@@ -52,11 +102,13 @@ pub enum State {
 pub enum Change {
     /// Nothing.
     Nothing,
-    /// Take it out until then.
+    /// Take it out until then; or it was out already, and now there is another cause.
     TakenOut {
         /// For the map.
         retry_at: u64,
     },
+    /// No new connections, while it is not ready.
+    Drained,
     /// A trial failed: out for longer.
     StaysOut {
         /// For the map.
@@ -79,24 +131,27 @@ pub struct Health {
     state: State,
     /// The last failures while up, `max_fails` at most.
     failures: VecDeque<u64>,
+    /// Of the probes, if there are any.
+    tally: Option<(Tries, Tally)>,
     changed_at: u64,
 }
 
 impl Health {
     /// A backend nothing is known about gets connections.
     pub fn new(now: u64) -> Health {
-        Health { state: State::Up, failures: VecDeque::new(), changed_at: now }
+        Health { state: State::Up, failures: VecDeque::new(), tally: None, changed_at: now }
     }
 
     /// As the map has it, after a restart of the controller.
     pub fn adopted(record: &Backend, now: u64) -> Health {
-        let reason = u8::try_from(record.out_reason).ok().filter(|number| *number != 0).and_then(Reason::from_number);
+        let reason = u8::try_from(record.out_reason).ok().and_then(Reason::from_number);
         let is_out = record.admission == OUT;
         // While nobody watched, the kernel program may have taken it in again without a word about when.
         let known = (1..=now).contains(&record.changed_at) && (is_out || record.out_reason == 0);
         let mut health = Health::new(if known { record.changed_at } else { now });
         if is_out {
-            health.state = State::Out { retry_at: record.retry_at, reason };
+            let cause = reason.and_then(Cause::from_reason);
+            health.state = State::Out { retry_at: record.retry_at, cause };
         }
         health
     }
@@ -111,28 +166,38 @@ impl Health {
         self.changed_at
     }
 
+    /// Whether clients can be sent there with confidence: it is up, and its last probe did not fail.
+    pub fn is_fit(&self) -> bool {
+        self.state == State::Up && !self.tally.is_some_and(|(_, tally)| tally.is_failing())
+    }
+
     /// A try that began before failed at `at` for `reason`.
     pub fn failed(&mut self, settings: &Settings, reason: Reason, at: u64) -> Change {
         if settings.max_fails == 0 {
             return Change::Nothing;
         }
-        let began = if reason == Reason::ConnectTimeout { at.saturating_sub(settings.connect_timeout) } else { at };
+        let timed_out = reason == Reason::ConnectTimeout;
+        let cause = if timed_out { Cause::Timeout } else { Cause::Refused };
+        let began = if timed_out { at.saturating_sub(settings.connect_timeout) } else { at };
         match self.state {
-            State::Up => self.counted(settings, reason, at),
+            State::Up | State::NotReady => self.counted(settings, cause, at),
+            // Given a connection because every backend is out; the probe will tell.
+            State::Out { .. } if settings.probe.is_some() => Change::Nothing,
             // Begun while it was up, or because every backend was out: no trial, and no news. The kernel program has put
             // the next trial off all the same; before its time that can be taken back without a second trial beside one.
             State::Out { retry_at, .. } if at < retry_at => Change::StaysOut { retry_at },
             State::Out { retry_at, .. } if began + CLOCK_STEP < retry_at => Change::Nothing,
             // From the beginning of the trial, so that a backend that is back is used within fail_timeout.
-            State::Out { .. } => {
+            State::Out { cause: before, .. } => {
                 let retry_at = (began + settings.fail_timeout).max(at);
-                self.state = State::Out { retry_at, reason: Some(reason) };
+                let silent = before.filter(|before| timed_out && *before == Cause::Silent);
+                self.state = State::Out { retry_at, cause: silent.or(Some(cause)) };
                 Change::StaysOut { retry_at }
             }
         }
     }
 
-    fn counted(&mut self, settings: &Settings, reason: Reason, at: u64) -> Change {
+    fn counted(&mut self, settings: &Settings, cause: Cause, at: u64) -> Change {
         let most = settings.max_fails.min(MAX_KEPT) as usize;
         self.failures.push_back(at);
         while self.failures.len() > most {
@@ -142,45 +207,116 @@ impl Health {
         if self.failures.len() < most || at.saturating_sub(oldest) > settings.fail_timeout {
             return Change::Nothing;
         }
+        self.distrust_probes();
+        self.take_out(settings, cause, at)
+    }
+
+    fn take_out(&mut self, settings: &Settings, cause: Cause, at: u64) -> Change {
+        let retry_at = match self.state {
+            State::Out { retry_at, .. } => retry_at,
+            _ => settings.retry_at(at + settings.fail_timeout),
+        };
         self.failures.clear();
-        let retry_at = at + settings.fail_timeout;
-        self.state = State::Out { retry_at, reason: Some(reason) };
-        self.changed_at = at;
+        self.enter(State::Out { retry_at, cause: Some(cause) }, at);
         Change::TakenOut { retry_at }
     }
 
-    /// A connection was answered while the backend was out.
-    pub fn recovered(&mut self, at: u64) -> Change {
+    /// What probes have found until now counts no more.
+    fn distrust_probes(&mut self) {
+        self.tally = self.tally.map(|(tries, _)| (tries, Tally::down()));
+    }
+
+    fn enter(&mut self, state: State, at: u64) {
+        self.state = state;
+        self.changed_at = at;
+    }
+
+    /// Nothing came from it any more, though it was asked again and again.
+    pub fn silent(&mut self, settings: &Settings, at: u64) -> Change {
         match self.state {
-            State::Up => Change::Nothing,
-            State::Out { .. } => {
-                self.state = State::Up;
-                self.failures.clear();
-                self.changed_at = at;
-                Change::Recovered
+            State::Out { cause: Some(Cause::Silent), .. } => Change::Nothing,
+            _ => {
+                self.distrust_probes();
+                self.take_out(settings, Cause::Silent, at)
             }
         }
     }
 
-    /// The host answers ARP again after a silence: the next connection may try it.
-    pub fn reachable(&mut self, now: u64) -> Change {
+    /// A probe has come to an end.
+    pub fn probed(&mut self, settings: &Settings, outcome: Outcome, at: u64) -> Change {
+        let Some((tries, mut tally)) = self.tally else { return Change::Nothing };
+        let verdict = tally.count(outcome, tries);
+        self.tally = Some((tries, tally));
+        match (verdict, self.state) {
+            (Verdict::Up, State::Up) | (Verdict::NotYet, State::NotReady | State::Out { .. }) => Change::Nothing,
+            (Verdict::Up, _) => self.recovered(at),
+            // Failures of both kinds: it was alive a moment ago.
+            (Verdict::NotYet, State::Up) | (Verdict::NotReady, State::Up | State::Out { .. }) => {
+                self.failures.clear();
+                self.enter(State::NotReady, at);
+                Change::Drained
+            }
+            (Verdict::NotReady, State::NotReady) => Change::Nothing,
+            (Verdict::Dead(outcome), _) => self.dead(settings, outcome, at),
+        }
+    }
+
+    fn dead(&mut self, settings: &Settings, outcome: Outcome, at: u64) -> Change {
+        let cause = if outcome == Outcome::Refused { Cause::Refused } else { Cause::ProbeTimeout };
         match self.state {
-            State::Out { retry_at, reason } if retry_at > now => {
-                self.state = State::Out { retry_at: now, reason };
+            State::Out { cause: Some(before), .. } if before == cause => Change::Nothing,
+            // No news.
+            State::Out { cause: Some(Cause::Silent), .. } if cause == Cause::ProbeTimeout => Change::Nothing,
+            _ => self.take_out(settings, cause, at),
+        }
+    }
+
+    /// A connection was answered while the backend was out, or enough probes were.
+    pub fn recovered(&mut self, at: u64) -> Change {
+        if self.state == State::Up {
+            return Change::Nothing;
+        }
+        self.failures.clear();
+        self.enter(State::Up, at);
+        Change::Recovered
+    }
+
+    /// The host answers ARP again after a silence: the next connection may try it.
+    pub fn reachable(&mut self, settings: &Settings, now: u64) -> Change {
+        match self.state {
+            State::Out { retry_at, cause } if retry_at > now && settings.probe.is_none() => {
+                self.state = State::Out { retry_at: now, cause };
                 Change::StaysOut { retry_at: now }
             }
             _ => Change::Nothing,
         }
     }
 
-    /// New settings: with `max_fails = 0` nothing keeps it out.
+    /// New settings: with `max_fails = 0` and no probe nothing keeps it out; without a probe it gets its trial.
     pub fn configured(&mut self, settings: &Settings, now: u64) -> Change {
-        if settings.max_fails == 0 { self.recovered(now) } else { Change::Nothing }
+        let up = self.state == State::Up;
+        self.tally = settings.probe.map(|tries| match self.tally {
+            Some((before, tally)) if before == tries => (tries, tally),
+            _ if up => (tries, Tally::up(tries)),
+            _ => (tries, Tally::down()),
+        });
+        match self.state {
+            State::Up => Change::Nothing,
+            _ if settings.probe.is_none() && settings.max_fails == 0 => self.recovered(now),
+            State::NotReady if settings.probe.is_none() => self.recovered(now),
+            State::NotReady => Change::Nothing,
+            State::Out { retry_at, cause } => {
+                let anew = if retry_at == NEVER { now } else { retry_at };
+                let anew = settings.retry_at(anew);
+                self.state = State::Out { retry_at: anew, cause };
+                if anew == retry_at { Change::Nothing } else { Change::StaysOut { retry_at: anew } }
+            }
+        }
     }
 
     /// Compares with the map, where the kernel program may have swapped `OUT` for `UP` without the event reaching us.
-    pub fn compared(&mut self, admission: u32, now: u64) -> Change {
-        if admission == UP { self.recovered(now) } else { Change::Nothing }
+    pub fn compared(&mut self, settings: &Settings, admission: u32, now: u64) -> Change {
+        if admission == UP && settings.probe.is_none() { self.recovered(now) } else { Change::Nothing }
     }
 }
 

@@ -60,6 +60,8 @@ pub struct BackendRow {
     pub backup: bool,
     /// How long a failed trial keeps it out: fail_timeout in nanoseconds.
     pub retry_after: u64,
+    /// For how long it gets less than its share when it has come back, in milliseconds.
+    pub slow_start_ms: u32,
     /// It gets no connections whatever its health: `down`, or a tombstone. Admission `NONE` in the map.
     pub closed: bool,
 }

@@ -19,17 +19,14 @@ use std::{
 };
 
 use jiff::Timestamp;
-use lb_common::{
-    event::{Event, RECOVERED, TRY_FAILED},
-    layout::{NEVER, OUT, UP},
-    verdict::Reason,
-};
+use lb_common::{event::Event, verdict::Reason};
 use log::Level;
 
 pub mod admission;
 pub mod clients;
 pub mod desired;
 mod drains;
+mod fitness;
 pub mod half_open;
 pub mod health;
 pub mod installed;
@@ -37,6 +34,7 @@ pub mod operate;
 pub mod orders;
 mod place;
 pub mod plan;
+pub mod rails;
 pub mod reach;
 pub mod rebalance;
 mod rebalancing;
@@ -44,7 +42,9 @@ pub mod reconcile;
 pub mod record;
 pub mod resets;
 pub mod retire;
+pub mod silence;
 pub mod sweep;
+pub mod tally;
 mod tasks;
 pub mod view;
 
@@ -54,7 +54,8 @@ mod fake;
 mod tests;
 
 use desired::Desired;
-use health::{Change, Health};
+pub use fitness::cause_of;
+use health::Health;
 use installed::{Installed, listener_address};
 use orders::Orders;
 use plan::{Plan, Write};
@@ -76,12 +77,14 @@ pub enum Action {
     Admit {
         /// The backend.
         backend: u16,
-        /// `layout::{OUT, UP}`.
+        /// `layout::{NONE, OUT, UP}`.
         from: u32,
         /// Likewise.
         to: u32,
         /// For its record, CLOCK_MONOTONIC in nanoseconds.
         retry_at: u64,
+        /// For its record: until then it gets less than its share; 0: no.
+        slow_until: u64,
     },
     /// Write down how a backend stands, for the controller after this one.
     Remember {
@@ -92,6 +95,8 @@ pub enum Action {
         /// Since when it is as it is.
         changed_at: u64,
     },
+    /// Ask the backend of a connection for a sign of life.
+    Ask(FlowAt),
     /// Change one flow.
     Step(sweep::Step),
     /// A half-open flow's backend was silent for connect_timeout: run the client's SYN through the program once more.
@@ -140,6 +145,8 @@ pub struct BackendFacts {
     pub address: SocketAddrV4,
     /// For its health.
     pub settings: health::Settings,
+    /// `down = true`, or not in the file any more.
+    pub down: bool,
 }
 
 impl BackendFacts {
@@ -157,6 +164,8 @@ pub struct Controller {
     backends: BTreeMap<u16, BackendFacts>,
     /// Of every backend that is neither `down` nor a tombstone.
     health: BTreeMap<u16, Health>,
+    silence: silence::Silence,
+    rails: rails::Rails,
     /// Failures known of by events: compared with the map's count when events were lost.
     failures_seen: BTreeMap<u16, u64>,
     lost_before: u64,
@@ -198,6 +207,7 @@ impl Controller {
     /// A plan's writes were done: `desired` is the configuration from now on.
     pub fn commit(&mut self, desired: Desired, plan: Plan, view: &impl View, now: u64) -> Vec<Action> {
         self.installed = plan.after;
+        self.backends.values_mut().for_each(|facts| facts.down = true);
         for (service, (number, backends)) in desired.services.iter().zip(&plan.places) {
             let limits = sweep::Limits {
                 service: *number,
@@ -211,9 +221,12 @@ impl Controller {
                     max_fails: backend.max_fails,
                     fail_timeout: backend.fail_timeout,
                     connect_timeout: service.connect_timeout,
+                    slow_start: backend.slow_start,
+                    probe: service.probe,
                 };
-                let (service, name, address) = (service.name.clone(), backend.name.clone(), backend.address);
-                self.backends.insert(*number, BackendFacts { service, name, address, settings });
+                let (name, address, down) = (backend.name.clone(), backend.address, backend.down);
+                let service = service.name.clone();
+                self.backends.insert(*number, BackendFacts { service, name, address, settings, down });
             }
         }
         self.desired = desired;
@@ -240,7 +253,8 @@ impl Controller {
                 service: self.services.get(&row.service).map_or_else(|| Arc::from("-"), |facts| facts.name.clone()),
                 name: Arc::from(address.to_string()),
                 address,
-                settings: health::Settings { max_fails: 0, fail_timeout: 0, connect_timeout: 0 },
+                settings: health::Settings::default(),
+                down: true,
             });
         }
         self.names = Names {
@@ -260,81 +274,34 @@ impl Controller {
         self.reach.retain(|pool| installed.pools.contains_key(&pool));
     }
 
-    /// Health goes on for backends that stay; that of a new one, or of one found at the start, is what the map says.
+    /// Health goes on for backends that stay; that of a new one, or of one found at the start, is what the map says. Then
+    /// the map is made to say what the file, operators and health say together.
     fn keep_health(&mut self, view: &impl View, now: u64) -> Vec<Action> {
-        let Controller { installed, health, .. } = self;
-        health.retain(|number, _| installed.backends.get(number).is_some_and(|row| !row.closed));
-        let open: Vec<_> =
-            installed.backends.iter().filter(|(_, row)| !row.closed).map(|(number, _)| *number).collect();
+        let Controller { backends, health, rails, .. } = self;
+        health.retain(|number, _| backends.get(number).is_some_and(|facts| !facts.down));
+        rails.retain(|number| health.contains_key(&number));
+        let open: Vec<_> = self.backends.iter().filter(|(_, facts)| !facts.down).map(|(number, _)| *number).collect();
         let mut actions = Vec::new();
         for number in open {
             let record = view.backend(number);
             self.failures_seen.entry(number).or_insert(record.connect_failures);
-            let health = self.health.entry(number).or_insert_with(|| Health::adopted(&record, now));
-            let change = health.configured(&self.backends[&number].settings, now);
-            if health.changed_at() != record.changed_at {
-                actions.push(remember(number, health));
+            self.health.entry(number).or_insert_with(|| Health::adopted(&record, now));
+            let told = self.with_health(number, "", now, |health, settings| health.configured(settings, now));
+            if told.is_empty() && self.health[&number].changed_at() != record.changed_at {
+                actions.extend(self.remember(number));
             }
-            actions.extend(self.health_changed(number, change, now));
-            if change == Change::Nothing {
-                actions.extend(self.admit_anew(number, view, now));
-            }
+            actions.extend(told);
+            actions.extend(self.admit_anew(number, view, 0, now));
         }
         actions
     }
 
     /// One event of the ring buffer.
     pub fn event(&mut self, event: &Event, now: Now) -> Vec<Action> {
-        let mut actions = match event.kind {
-            TRY_FAILED => self.try_failed(event),
-            RECOVERED => self.with_health(event.backend, event.at, |health, _| health.recovered(event.at)),
-            _ => Vec::new(),
-        };
+        let mut actions = self.health_event(event);
         if let Some(record) = self.recorder.event(event, &self.names, (now.monotonic, now.wall)) {
             actions.push(Action::Record { service: event.service, record: Box::new(record) });
         }
-        actions
-    }
-
-    fn try_failed(&mut self, event: &Event) -> Vec<Action> {
-        let reason = match Reason::from_number(event.reason) {
-            Some(reason @ (Reason::Refused | Reason::ConnectTimeout)) => reason,
-            // An older connection on the port (TIME_WAIT) is no failure of the backend.
-            _ => return Vec::new(),
-        };
-        *self.failures_seen.entry(event.backend).or_default() += 1;
-        self.with_health(event.backend, event.at, |health, settings| health.failed(settings, reason, event.at))
-    }
-
-    fn with_health(
-        &mut self,
-        backend: u16,
-        now: u64,
-        input: impl Fn(&mut Health, &health::Settings) -> Change,
-    ) -> Vec<Action> {
-        let (Some(health), Some(facts)) = (self.health.get_mut(&backend), self.backends.get(&backend)) else {
-            return Vec::new();
-        };
-        let change = input(health, &facts.settings);
-        self.health_changed(backend, change, now)
-    }
-
-    fn health_changed(&self, backend: u16, change: Change, now: u64) -> Vec<Action> {
-        let Some(facts) = self.backends.get(&backend) else { return Vec::new() };
-        let mut actions = match change {
-            Change::Nothing => return Vec::new(),
-            Change::TakenOut { retry_at } => {
-                let reason = self.health.get(&backend).and_then(out_reason).map_or("unknown", Reason::name);
-                let seconds = retry_at.saturating_sub(now) as f64 / SECOND as f64;
-                let text = format!("is out for {seconds:.1} s: {reason} ({} failures)", facts.settings.max_fails);
-                vec![Action::Admit { backend, from: UP, to: OUT, retry_at }, facts.note(Level::Warn, text)]
-            }
-            Change::StaysOut { retry_at } => vec![Action::Admit { backend, from: OUT, to: OUT, retry_at }],
-            Change::Recovered => {
-                vec![Action::Admit { backend, from: OUT, to: UP, retry_at: NEVER }, facts.note(Level::Info, "is up")]
-            }
-        };
-        actions.extend(self.health.get(&backend).map(|health| remember(backend, health)));
         actions
     }
 
@@ -349,7 +316,7 @@ impl Controller {
         let mut actions = Vec::new();
         for backend in of_pool {
             actions.push(self.backends[&backend].note(Level::Info, "answers ARP again"));
-            actions.extend(self.with_health(backend, now, |health, _| health.reachable(now)));
+            actions.extend(self.with_health(backend, "", now, |health, settings| health.reachable(settings, now)));
         }
         actions
     }
@@ -361,7 +328,8 @@ impl Controller {
 
     /// When [`turn`](Self::turn) is due.
     pub fn deadline(&self) -> u64 {
-        self.due.0.min(self.due.1).min(self.due.2).min(self.resets.deadline()).min(self.operators_deadline())
+        let paced = self.resets.deadline().min(self.rails.deadline()).min(self.silence.deadline());
+        self.due.0.min(self.due.1).min(self.due.2).min(paced).min(self.operators_deadline())
     }
 
     /// Whatever is due at `now`. `lost` is how many events were lost so far.
@@ -380,6 +348,12 @@ impl Controller {
         }
         if now >= self.operators_deadline() {
             actions.extend(self.operators_turn(view, now));
+        }
+        if now >= self.silence.deadline() {
+            actions.extend(self.silence_turn(view, now));
+        }
+        if now >= self.rails.deadline() {
+            actions.extend(self.rails_turn(now));
         }
         if now >= self.resets.deadline() {
             actions.extend(self.resets_turn(view, now));
@@ -440,7 +414,10 @@ impl Controller {
         let mut actions = Vec::new();
         for number in numbers {
             let record = view.backend(number);
-            actions.extend(self.with_health(number, now, |health, _| health.compared(record.admission, now)));
+            actions.extend(
+                self.with_health(number, "", now, |health, settings| health.compared(settings, record.admission, now)),
+            );
+            actions.extend(self.admit_anew(number, view, 0, now));
             let seen = self.failures_seen.entry(number).or_insert(record.connect_failures);
             let missed = record.connect_failures.saturating_sub(*seen);
             if !events_lost || missed == 0 {
@@ -450,7 +427,7 @@ impl Controller {
             for _ in 0..missed.min(u64::from(self.backends[&number].settings.max_fails)) {
                 // A flood of events, which is what fills the ring, is one of refusals: silence is slow.
                 let fail = |health: &mut Health, settings: &_| health.failed(settings, Reason::Refused, now);
-                actions.extend(self.with_health(number, now, fail));
+                actions.extend(self.with_health(number, "", now, fail));
             }
         }
         actions
@@ -480,9 +457,10 @@ impl Controller {
 
     fn silent_hosts(&mut self, now: u64) -> Vec<Action> {
         let silent = self.reach.silent(now);
-        let of_pools = silent.into_iter().flat_map(|pool| self.backends_of(pool));
+        let of_pools: Vec<_> = silent.into_iter().flat_map(|pool| self.backends_of(pool)).collect();
+        of_pools.iter().for_each(|backend| self.silence.point_at(*backend));
         let text = "gets no connections: its next hop does not answer ARP";
-        of_pools.map(|number| self.backends[&number].note(Level::Warn, text)).collect()
+        of_pools.into_iter().map(|number| self.backends[&number].note(Level::Warn, text)).collect()
     }
 
     /// What stands in the maps.
@@ -524,17 +502,5 @@ impl Controller {
     /// Corrections of least_conn's counters so far, in connections.
     pub fn drift(&self) -> u64 {
         self.reconcile.corrected()
-    }
-}
-
-fn remember(backend: u16, health: &Health) -> Action {
-    Action::Remember { backend, reason: out_reason(health), changed_at: health.changed_at() }
-}
-
-/// Why a backend is out, if it is and that is known.
-pub fn out_reason(health: &Health) -> Option<Reason> {
-    match health.state() {
-        health::State::Out { reason, .. } => reason,
-        health::State::Up => None,
     }
 }

@@ -10,7 +10,7 @@ use log::Level;
 
 use super::{
     Action, Controller,
-    admission::Standing,
+    admission::{Admin, Standing},
     drains::Happened,
     health::Health,
     orders::{Name, Orders},
@@ -106,16 +106,18 @@ impl Controller {
                 continue;
             }
             self.drains.forget(number, &mut self.resets);
-            actions.extend(self.admit_anew(number, view, now));
+            // What was in maintenance may be another machine now, and cold.
+            let slow_until = if before.admin(&name) == Admin::Maint { self.slow_until(number, now) } else { 0 };
+            actions.extend(self.admit_anew(number, view, slow_until, now));
         }
         actions
     }
 
     /// Brings a backend's admission in the map to what file, operators and health say together.
-    pub(super) fn admit_anew(&self, number: u16, view: &impl View, now: u64) -> Option<Action> {
+    pub(super) fn admit_anew(&self, number: u16, view: &impl View, slow_until: u64, now: u64) -> Option<Action> {
         let from = view.backend(number).admission;
         let Standing { admission: to, retry_at, .. } = self.standing(number, 0, now);
-        (from != to).then_some(Action::Admit { backend: number, from, to, retry_at })
+        (from != to).then_some(Action::Admit { backend: number, from, to, retry_at, slow_until })
     }
 
     /// Another weight and limit, until the next reload.
@@ -162,7 +164,7 @@ impl Controller {
     }
 
     /// The `reset_rate` of a service, or the largest there is.
-    fn reset_rate(&self, service: Option<u16>) -> u32 {
+    pub(super) fn reset_rate(&self, service: Option<u16>) -> u32 {
         let of = |number: &u16| self.services.get(number).map(|facts| facts.limits.reset_rate);
         let all = || self.services.values().map(|facts| facts.limits.reset_rate).max();
         service.as_ref().and_then(of).or_else(all).unwrap_or(super::RESET_RATE)

@@ -249,6 +249,7 @@ impl Planner {
             max_conns: backend.max_conns,
             backup: backend.backup,
             retry_after: backend.fail_timeout,
+            slow_start_ms: u32::try_from(backend.slow_start / 1_000_000).unwrap_or(u32::MAX),
             closed: backend.down,
         };
         if let Some(number) = self.plan.after.backend(of, backend.address) {

@@ -3,7 +3,7 @@
 use super::*;
 use fake::Fake;
 use lb_common::{
-    event::{ENDED, TURNED_AWAY},
+    event::{ENDED, RECOVERED, TRY_FAILED, TURNED_AWAY},
     layout::{NONE, OUT, UP},
     slot::State as FlowState,
 };
@@ -136,11 +136,12 @@ fn health_survives_a_reload_and_a_restart() {
     }
     world.configure(vec![service("api", "10.0.1.100:6443", &[10, 11, 12])], START + SECOND);
     assert_eq!(world.tables.admission(0), OUT);
-    assert_eq!(out_reason(world.controller.health(0).expect("health")), Some(Reason::Refused));
+    assert_eq!(cause_of(world.controller.health(0).expect("health")), Some(health::Cause::Refused));
     world.restart(START + 2 * SECOND);
     assert_eq!(world.tables.admission(0), OUT);
     let state = world.controller.health(0).expect("health").state();
-    assert_eq!(state, health::State::Out { retry_at: START + 10 * SECOND, reason: Some(Reason::Refused) });
+    let cause = Some(health::Cause::Refused);
+    assert_eq!(state, health::State::Out { retry_at: START + 10 * SECOND, cause });
     assert_eq!(world.controller.health(0).expect("health").changed_at(), START);
     world.event(TRY_FAILED, Reason::Refused, 0, START + 12 * SECOND);
     assert_eq!(world.tables.records[&0].retry_at, START + 22 * SECOND);

@@ -42,6 +42,8 @@ pub struct Head {
 pub trait View {
     /// A record of BACKENDS.
     fn backend(&self, number: u16) -> Backend;
+    /// When anything came from a pool's backend last, in `layout::ticks`; up to `layout::HEARD_STEP` behind.
+    fn heard(&self, pool: u16) -> u32;
     /// How many half-open flows a service has had so far, modulo 2^32.
     fn half_open_head(&self, service: u16) -> u32;
     /// The cells of a service's ring of half-open flows: place and the low 31 bits of the generation. Most are stale.

@@ -112,7 +112,8 @@ impl Daemon {
         let mut known = self.controller.backends().iter();
         let (number, _) = known
             .find(|(_, facts)| facts.service == service.name && SocketAddr::V4(facts.address) == backend.address)?;
-        let standing = self.controller.standing(*number, 0, clock::monotonic_ns());
+        let slow_until = self.dataplane.tables().slow_start(*number).until;
+        let standing = self.controller.standing(*number, slow_until, clock::monotonic_ns());
         let changed = self.controller.changed_at(*number);
         Some(BackendView {
             number: *number,

@@ -87,6 +87,7 @@ fn backend_setup(row: &BackendRow) -> BackendSetup {
         max_conns: row.max_conns,
         backup: row.backup,
         retry_after_ns: row.retry_after,
+        slow_start_ms: row.slow_start_ms,
         pools: row.pools.clone(),
     }
 }
@@ -142,6 +143,15 @@ pub fn retry(dataplane: &Dataplane, flow: &FlowAt) {
     let Some(current) = current.filter(|current| current.ctl == flow.ctl) else { return };
     if let Err(error) = dataplane.resend_syn(&current) {
         warn!("the SYN of {} cannot be sent to another backend: {error:#}", current.client());
+    }
+}
+
+/// Asks a connection's backend for a sign of life.
+pub fn ask(dataplane: &Dataplane, flow: &FlowAt) {
+    let current = dataplane.tables().flow(flow.place.pool, flow.place.slot);
+    let Some(current) = current.filter(|current| current.ctl == flow.ctl) else { return };
+    if let Err(error) = dataplane.ask(&current) {
+        debug!("the backend of {} cannot be asked for a sign of life: {error:#}", current.client());
     }
 }
 

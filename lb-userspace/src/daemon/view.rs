@@ -21,6 +21,10 @@ impl View for Tables {
         Tables::backend(self, number)
     }
 
+    fn heard(&self, pool: u16) -> u32 {
+        Tables::heard(self, pool)
+    }
+
     fn half_open_head(&self, service: u16) -> u32 {
         self.service(service).half_open
     }
@@ -73,6 +77,7 @@ pub fn installed(tables: &Tables) -> Installed {
             max_conns: record.max_conns,
             backup: record.flags & lb_common::layout::BACKUP != 0,
             retry_after: record.retry_after,
+            slow_start_ms: tables.slow_start(number).ms,
             closed: record.admission == NONE,
         };
         installed.backends.insert(number, row);

@@ -160,6 +160,25 @@ pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) ->
     frames
 }
 
+/// What a keepalive of the client would be (RFC 1122 section 4.2.3.6): the number before the next that the backend
+/// expects, no data. It has to be acknowledged, and changes nothing. Nothing if the way to the backend is not known.
+pub fn keepalive(flow: &Flow, pool: &Pool, mac: [u8; 6]) -> Option<Vec<u8>> {
+    let segment = Segment {
+        source_mac: mac,
+        target_mac: pool.hop.mac(),
+        source: v4(SocketAddr::new(address_of(&pool.snat), pool.first_port.wrapping_add(flow.slot)))?,
+        target: v4(SocketAddr::new(address_of(&pool.backend), u16::from_be_bytes(pool.port)))?,
+        seq: flow.record.ack_backend.wrapping_sub(1),
+        ack: flow.record.ack_client,
+        flags: ACK,
+        // Not acceptable, so nobody looks at it.
+        window: [0xff, 0xff],
+        tos: 0,
+        options: &[],
+    };
+    (flow.is_connected() && pool.hop.is_known()).then(|| segment.frame())
+}
+
 /// Where the receiver of a reset may stand: at what it acknowledged last, or at the end of what was sent to it.
 fn sequences(acknowledged: u32, sent: u32) -> Vec<u32> {
     if seq::before(acknowledged, sent) { vec![acknowledged, sent] } else { vec![acknowledged] }

@@ -89,6 +89,17 @@ impl Dataplane {
         (hop.is_known() && ifindex != 0).then_some(ifindex)
     }
 
+    /// Asks the backend of an open flow for a sign of life: an answer is forwarded to the client, which takes it for one
+    /// to its own keepalive.
+    pub fn ask(&self, flow: &Flow) -> Result<()> {
+        let pool = self.tables.pool(flow.pool);
+        let interface = self.tables.interface(pool.hop.interface());
+        if let Some(frame) = frames::keepalive(flow, &pool, interface.mac) {
+            self.send(interface.ifindex, &frame)?;
+        }
+        Ok(())
+    }
+
     /// Resets both sides of a flow that [`Tables::close`](super::tables::Tables::close) has just given us.
     pub fn reset(&self, flow: &Flow) -> Result<()> {
         let listener = self.tables.listener(flow.listener());

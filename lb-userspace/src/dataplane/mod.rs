@@ -271,6 +271,7 @@ impl Tables {
             leases: mapped_table(&maps, "LEASES")?,
             connect_times: mapped_table(&maps, "CONNECT_TIMES")?,
             index: Index { table: mapped_table(&maps, "INDEX")?, meta },
+            slow_starts: mapped_table(&maps, "SLOW_STARTS")?,
             slots: RwLock::new(vec![None; 1 << POOL_BITS]),
             half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
             rules: RwLock::new(vec![None; MAX_SERVICES as usize]),

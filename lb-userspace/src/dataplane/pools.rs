@@ -3,7 +3,7 @@
 use std::{
     mem::offset_of,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -43,6 +43,11 @@ impl Tables {
         (self.pool(place).state == ACTIVE).then_some(place)
     }
 
+    /// When anything came from a pool's backend last, in ticks.
+    pub fn heard(&self, pool: u16) -> u32 {
+        self.pools.word32(pool.into(), offset_of!(Pool, heard)).load(Ordering::Relaxed)
+    }
+
     fn pool_place(&self, backend: SocketAddr, snat: IpAddr) -> Result<u16> {
         let (octets, port, source) = (mapped(backend.ip()), backend.port().to_be_bytes(), mapped(snat));
         let snat_word = ipv4_word(SocketAddr::new(snat, 0))?;
@@ -77,7 +82,8 @@ impl Tables {
             family: 4,
             state: ACTIVE,
             hop: new.hop,
-            reserved: [0; 2],
+            heard: 0,
+            reserved: [0; 3],
         };
         self.pools.publish(number.into(), &record, offset_of!(Pool, state));
         Ok(number)

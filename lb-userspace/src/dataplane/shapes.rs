@@ -9,7 +9,7 @@ use lb_common::{
     hash,
     layout::{
         Backend, ConnectTimes, EVENTS_BYTES, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAX_BACKENDS,
-        MAX_INTERFACES, MAX_SERVICES, Meta, POOL_BITS, Pool, Ring, Service,
+        MAX_INTERFACES, MAX_SERVICES, Meta, POOL_BITS, Pool, Ring, Service, SlowStart,
     },
     verdict::REASON_LIMIT,
 };
@@ -68,6 +68,7 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("BACKENDS", mapped(size_of::<Backend>(), MAX_BACKENDS)),
         ("SERVICES", mapped(size_of::<Service>(), MAX_SERVICES)),
         ("CONNECT_TIMES", mapped(size_of::<ConnectTimes>(), MAX_BACKENDS)),
+        ("SLOW_STARTS", mapped(size_of::<SlowStart>(), MAX_BACKENDS)),
         ("INDEX", mapped(8 * hash::BUCKET as usize, buckets)),
         ("SLOTS", outer(1 << POOL_BITS)),
         ("FREE", outer(1 << POOL_BITS)),

@@ -18,7 +18,7 @@ use lb_common::{
         ACTIVE, BACKUP, Backend, CLOSING, CONNECT_TIME_BUCKETS, ClientLine, ConnectTimes, DELETED, EMPTY, HASH, Hop,
         Interface, LEASE_BITS, LISTENER_BITS, LOG, Lease, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES,
         MAX_SERVICE_BACKENDS, MAX_SERVICES, MAX_SNAT, MaglevLine, Meta, POOL_BITS, Pool, Ring, Rule, RuleLine, Service,
-        half_open_flow,
+        SlowStart, half_open_flow,
     },
     schedule::MAGLEV_PLACES,
     slot::{CONNECTED, Ctl, IN_RING},
@@ -44,6 +44,7 @@ pub struct Tables {
     pub(super) leases: Table<Lease>,
     pub(super) connect_times: Table<ConnectTimes>,
     pub(super) index: Index,
+    pub(super) slow_starts: Table<SlowStart>,
     /// The inner maps of the pools, by number.
     pub(super) slots: RwLock<Vec<Option<Arc<Slots>>>>,
     /// The rings of half-open flows of the services, by number.
@@ -71,6 +72,8 @@ pub struct BackendSetup {
     pub backup: bool,
     /// How long a failed trial keeps it out, in nanoseconds.
     pub retry_after_ns: u64,
+    /// For how long it gets less than its share when it has come back, in milliseconds.
+    pub slow_start_ms: u32,
     /// Its pools, one for each SNAT address; at most [`MAX_SNAT`].
     pub pools: Vec<u16>,
 }
@@ -126,6 +129,7 @@ impl Tables {
                 table: Table::anonymous(IN_MEMORY_BUCKETS as usize)?,
                 meta: Meta { layout: HASH, seed: 1, buckets: IN_MEMORY_BUCKETS, reserved: 0 },
             },
+            slow_starts: Table::anonymous(MAX_BACKENDS as usize)?,
             slots: RwLock::new(vec![None; 1 << POOL_BITS]),
             half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
             rules: RwLock::new(vec![None; MAX_SERVICES as usize]),
@@ -213,6 +217,7 @@ impl Tables {
     pub fn reset_backend(&self, number: u16) {
         self.backends.publish(number.into(), &Backend::default(), offset_of!(Backend, admission));
         self.connect_times.publish(number.into(), &[0; CONNECT_TIME_BUCKETS], 0);
+        self.slow_starts.publish(number.into(), &SlowStart::default(), 0);
     }
 
     /// Writes what the controller decides about a backend, but for its admission; counters are left alone.
@@ -224,6 +229,7 @@ impl Tables {
         store(offset_of!(Backend, flags), if setup.backup { BACKUP } else { 0 });
         let retry_after = self.backends.word64(index, offset_of!(Backend, retry_after));
         retry_after.store(setup.retry_after_ns, Ordering::Relaxed);
+        self.slow_starts.word32(index, offset_of!(SlowStart, ms)).store(setup.slow_start_ms, Ordering::Release);
         let mut pools = [0; MAX_SNAT as usize];
         let count = setup.pools.len().min(pools.len());
         pools[..count].copy_from_slice(&setup.pools[..count]);
@@ -242,13 +248,15 @@ impl Tables {
         self.backends.word32(index, offset_of!(Backend, admission)).store(admission, Ordering::Release);
     }
 
-    /// The same, unless the kernel program has changed the admission meanwhile (a trial that succeeded).
-    pub fn swap_admission(&self, backend: u16, from: u32, to: u32, retry_at: u64) -> bool {
+    /// The same, unless the kernel program has changed the admission meanwhile (a trial that succeeded). Until
+    /// `slow_until` (CLOCK_MONOTONIC in nanoseconds; 0: no) it gets less than its share.
+    pub fn swap_admission(&self, backend: u16, (from, to): (u32, u32), retry_at: u64, slow_until: u64) -> bool {
         let index = usize::from(backend);
         let word = self.backends.word32(index, offset_of!(Backend, admission));
         if word.load(Ordering::Acquire) != from {
             return false;
         }
+        self.start_slowly(backend, slow_until);
         self.backends.word64(index, offset_of!(Backend, retry_at)).store(retry_at, Ordering::Release);
         word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
@@ -261,6 +269,15 @@ impl Tables {
         self.backends.word64(index, offset_of!(Backend, changed_at)).store(changed_at, Ordering::Relaxed);
     }
 
+    fn start_slowly(&self, backend: u16, until: u64) {
+        let service = self.backend(backend).service;
+        self.slow_starts.word64(backend.into(), offset_of!(SlowStart, until)).store(until, Ordering::Release);
+        if u32::from(service) < MAX_SERVICES {
+            let latest = self.services.word64(service.into(), offset_of!(Service, slow_until));
+            latest.fetch_max(until, Ordering::AcqRel);
+        }
+    }
+
     /// A copy of a backend's record.
     pub fn backend(&self, number: u16) -> Backend {
         self.backends.read(number.into())
@@ -270,6 +287,11 @@ impl Tables {
     pub fn correct_active(&self, backend: u16, by: i32) {
         let active = self.backends.word32(backend.into(), offset_of!(Backend, active));
         active.fetch_add(by as u32, Ordering::AcqRel);
+    }
+
+    /// Whether a backend starts slowly, and how.
+    pub fn slow_start(&self, backend: u16) -> SlowStart {
+        self.slow_starts.read(backend.into())
     }
 
     /// How many connects to a backend took how long.

@@ -80,7 +80,8 @@ macro_rules! records {
 
 records! {
     layout::Meta, layout::Lease, layout::Listener, layout::Interface, layout::Pool, layout::Ring, layout::FreeLine, layout::MaglevLine,
-    layout::ConnectTimes, layout::Slot, layout::Backend, layout::Service, layout::RuleLine, layout::ClientLine, u64,
+    layout::ConnectTimes, layout::Slot, layout::Backend, layout::Service, layout::RuleLine, layout::ClientLine, layout::SlowStart,
+    u64,
 }
 
 /// A mapped array of records.

@@ -4,7 +4,8 @@
 use super::*;
 
 const SECOND: u64 = 1_000_000_000;
-const SETTINGS: Settings = Settings { max_fails: 3, fail_timeout: 10 * SECOND, connect_timeout: 2 * SECOND };
+const SETTINGS: Settings =
+    Settings { max_fails: 3, fail_timeout: 10 * SECOND, connect_timeout: 2 * SECOND, slow_start: 0, probe: None };
 
 fn out_at(seconds: u64) -> Health {
     let mut health = Health::new(0);
@@ -22,7 +23,7 @@ fn the_third_failure_within_fail_timeout_takes_it_out_for_fail_timeout() {
     assert_eq!(health.failed(&SETTINGS, Reason::ConnectTimeout, 6 * SECOND), Change::Nothing);
     let change = health.failed(&SETTINGS, Reason::Refused, 11 * SECOND);
     assert_eq!(change, Change::TakenOut { retry_at: 21 * SECOND });
-    assert_eq!(health.state(), State::Out { retry_at: 21 * SECOND, reason: Some(Reason::Refused) });
+    assert_eq!(health.state(), State::Out { retry_at: 21 * SECOND, cause: Some(Cause::Refused) });
     assert_eq!(health.changed_at(), 11 * SECOND);
 }
 
@@ -65,7 +66,7 @@ fn a_failed_trial_keeps_it_out_for_fail_timeout_from_its_beginning() {
     assert_eq!(refused, Change::StaysOut { retry_at: 26 * SECOND });
     let silent = health.failed(&SETTINGS, Reason::ConnectTimeout, 28 * SECOND);
     assert_eq!(silent, Change::StaysOut { retry_at: 36 * SECOND }, "begun at 26 s");
-    assert_eq!(health.state(), State::Out { retry_at: 36 * SECOND, reason: Some(Reason::ConnectTimeout) });
+    assert_eq!(health.state(), State::Out { retry_at: 36 * SECOND, cause: Some(Cause::Timeout) });
     assert_eq!(health.changed_at(), 5 * SECOND, "it has been out since then");
 }
 
@@ -89,7 +90,7 @@ fn connections_begun_before_it_went_out_do_not_prolong_it() {
     }
     let late = health.failed(&SETTINGS, Reason::ConnectTimeout, 16 * SECOND);
     assert_eq!(late, Change::Nothing, "begun at 14 s: a trial may be under way");
-    assert_eq!(health.state(), State::Out { retry_at: 15 * SECOND, reason: Some(Reason::Refused) });
+    assert_eq!(health.state(), State::Out { retry_at: 15 * SECOND, cause: Some(Cause::Refused) });
 }
 
 #[test]
@@ -105,9 +106,9 @@ fn an_answered_trial_brings_it_back_at_once_with_a_clean_record() {
 #[test]
 fn a_lost_recovery_is_seen_in_the_map() {
     let mut health = out_at(5);
-    assert_eq!(health.compared(OUT, 16 * SECOND), Change::Nothing);
-    assert_eq!(health.compared(UP, 17 * SECOND), Change::Recovered);
-    assert_eq!(health.compared(UP, 18 * SECOND), Change::Nothing);
+    assert_eq!(health.compared(&SETTINGS, OUT, 16 * SECOND), Change::Nothing);
+    assert_eq!(health.compared(&SETTINGS, UP, 17 * SECOND), Change::Recovered);
+    assert_eq!(health.compared(&SETTINGS, UP, 18 * SECOND), Change::Nothing);
 }
 
 #[test]
@@ -129,7 +130,7 @@ fn adopted(admission: u32, retry_at: u64, out_reason: u32, changed_at: u64) -> H
 #[test]
 fn a_restarted_controller_takes_health_from_the_map() {
     let mut health = adopted(OUT, 30 * SECOND, Reason::Refused as u32, 20 * SECOND);
-    assert_eq!(health.state(), State::Out { retry_at: 30 * SECOND, reason: Some(Reason::Refused) });
+    assert_eq!(health.state(), State::Out { retry_at: 30 * SECOND, cause: Some(Cause::Refused) });
     assert_eq!(health.changed_at(), 20 * SECOND);
     assert_eq!(health.failed(&SETTINGS, Reason::Refused, 31 * SECOND), Change::StaysOut { retry_at: 41 * SECOND });
     let up = adopted(UP, 0, 0, 7 * SECOND);
@@ -139,19 +140,126 @@ fn a_restarted_controller_takes_health_from_the_map() {
 #[test]
 fn what_the_map_does_not_say_is_unknown_and_began_now() {
     let by_an_earlier_version = adopted(OUT, 30 * SECOND, 0, 0);
-    assert_eq!(by_an_earlier_version.state(), State::Out { retry_at: 30 * SECOND, reason: None });
+    assert_eq!(by_an_earlier_version.state(), State::Out { retry_at: 30 * SECOND, cause: None });
     assert_eq!(by_an_earlier_version.changed_at(), 25 * SECOND);
     let recovered_unseen = adopted(UP, 0, Reason::Refused as u32, 20 * SECOND);
     assert_eq!((recovered_unseen.state(), recovered_unseen.changed_at()), (State::Up, 25 * SECOND));
     let damaged = adopted(OUT, 30 * SECOND, u32::MAX, u64::MAX);
-    assert_eq!(damaged.state(), State::Out { retry_at: 30 * SECOND, reason: None });
+    assert_eq!(damaged.state(), State::Out { retry_at: 30 * SECOND, cause: None });
     assert_eq!(damaged.changed_at(), 25 * SECOND);
 }
 
 #[test]
 fn a_host_that_answers_arp_again_is_tried_without_waiting() {
     let mut health = out_at(5);
-    assert_eq!(health.reachable(7 * SECOND), Change::StaysOut { retry_at: 7 * SECOND });
-    assert_eq!(health.reachable(8 * SECOND), Change::Nothing);
-    assert_eq!(Health::new(0).reachable(SECOND), Change::Nothing);
+    assert_eq!(health.reachable(&SETTINGS, 7 * SECOND), Change::StaysOut { retry_at: 7 * SECOND });
+    assert_eq!(health.reachable(&SETTINGS, 8 * SECOND), Change::Nothing);
+    assert_eq!(Health::new(0).reachable(&SETTINGS, SECOND), Change::Nothing);
+}
+
+const PROBED: Settings = Settings { probe: Some(Tries { rise: 2, fall: 3 }), ..SETTINGS };
+
+fn probed(health: &mut Health, outcomes: &[Outcome], at: u64) -> Vec<Change> {
+    outcomes.iter().map(|outcome| health.probed(&PROBED, *outcome, at)).collect()
+}
+
+fn with_probe() -> Health {
+    let mut health = Health::new(0);
+    assert_eq!(health.configured(&PROBED, 0), Change::Nothing);
+    health
+}
+
+use Outcome::{Failed, NotReady, Passed};
+
+#[test]
+fn probes_that_are_not_answered_take_it_out_until_probes_pass_and_no_client_is_spent_on_a_trial() {
+    let mut health = with_probe();
+    assert!(health.is_fit());
+    let out = Change::TakenOut { retry_at: NEVER };
+    assert_eq!(probed(&mut health, &[Failed, Failed], 5), [Change::Nothing; 2]);
+    assert!(health.state() == State::Up && !health.is_fit());
+    assert_eq!(probed(&mut health, &[Failed, Failed], 6), [out, Change::Nothing]);
+    assert_eq!(health.state(), State::Out { retry_at: NEVER, cause: Some(Cause::ProbeTimeout) });
+    assert_eq!(health.failed(&PROBED, Reason::Refused, 7), Change::Nothing, "given one because all are out");
+    assert_eq!(probed(&mut health, &[Passed, Failed, Passed, Passed], 9)[3], Change::Recovered);
+    assert!(health.is_fit() && health.changed_at() == 9);
+}
+
+#[test]
+fn an_unlisted_status_drains_and_a_listed_one_ends_it() {
+    let mut health = with_probe();
+    assert_eq!(probed(&mut health, &[NotReady; 3], 5)[2], Change::Drained);
+    assert_eq!(health.state(), State::NotReady);
+    assert_eq!(probed(&mut health, &[NotReady, Passed, NotReady, Passed], 6), [Change::Nothing; 4]);
+    assert_eq!(probed(&mut health, &[Passed], 7), [Change::Recovered]);
+}
+
+#[test]
+fn one_that_is_not_ready_and_then_dies_is_out_and_one_that_answers_again_is_not_ready() {
+    let mut health = with_probe();
+    probed(&mut health, &[NotReady; 3], 5);
+    let changes = probed(&mut health, &[Outcome::Refused; 3], 6);
+    assert_eq!(changes, [Change::Nothing, Change::Nothing, Change::TakenOut { retry_at: NEVER }]);
+    assert_eq!(health.state(), State::Out { retry_at: NEVER, cause: Some(Cause::Refused) });
+    assert_eq!(probed(&mut health, &[NotReady], 7), [Change::Drained]);
+}
+
+#[test]
+fn failures_of_both_kinds_drain_and_do_not_kill() {
+    let mut health = with_probe();
+    assert_eq!(probed(&mut health, &[NotReady, Failed, Failed], 5)[2], Change::Drained);
+    assert_eq!(probed(&mut health, &[Failed], 6), [Change::TakenOut { retry_at: NEVER }]);
+}
+
+#[test]
+fn what_clients_meet_takes_it_out_beside_the_probe_and_only_the_probe_brings_it_back() {
+    let mut health = with_probe();
+    probed(&mut health, &[Passed; 5], 4);
+    for _ in 0..2 {
+        health.failed(&PROBED, Reason::Refused, 5);
+    }
+    assert_eq!(health.failed(&PROBED, Reason::Refused, 5), Change::TakenOut { retry_at: NEVER });
+    assert_eq!(health.compared(&PROBED, UP, 6), Change::Nothing);
+    assert_eq!(health.reachable(&PROBED, 6), Change::Nothing);
+    assert_eq!(probed(&mut health, &[Passed, Passed], 7), [Change::Nothing, Change::Recovered]);
+}
+
+#[test]
+fn silence_is_worse_than_a_timeout_and_bears_out_probes_that_were_not_answered() {
+    let mut health = Health::new(0);
+    for _ in 0..3 {
+        health.failed(&SETTINGS, Reason::ConnectTimeout, 5 * SECOND);
+    }
+    let retry_at = 15 * SECOND;
+    assert_eq!(health.silent(&SETTINGS, 6 * SECOND), Change::TakenOut { retry_at });
+    assert_eq!(health.state(), State::Out { retry_at, cause: Some(Cause::Silent) });
+    assert_eq!(health.silent(&SETTINGS, 7 * SECOND), Change::Nothing);
+    health.failed(&SETTINGS, Reason::ConnectTimeout, 17 * SECOND);
+    let state = State::Out { retry_at: 25 * SECOND, cause: Some(Cause::Silent) };
+    assert_eq!(health.state(), state, "a trial that is not answered changes nothing about that");
+
+    let mut health = Health::new(0);
+    assert_eq!(health.silent(&SETTINGS, SECOND), Change::TakenOut { retry_at: 11 * SECOND });
+    let mut health = with_probe();
+    probed(&mut health, &[Failed; 3], 5);
+    assert_eq!(health.silent(&PROBED, 6), Change::TakenOut { retry_at: NEVER });
+    assert_eq!(probed(&mut health, &[Failed; 3], 6), [Change::Nothing; 3], "that is no news");
+    assert_eq!(probed(&mut health, &[Outcome::Refused], 6), [Change::TakenOut { retry_at: NEVER }], "it has restarted");
+}
+
+#[test]
+fn a_probe_that_is_configured_or_removed_keeps_what_is_known() {
+    let mut health = out_at(5);
+    assert_eq!(health.configured(&PROBED, 6 * SECOND), Change::StaysOut { retry_at: NEVER });
+    assert_eq!(probed(&mut health, &[Passed], 7 * SECOND), [Change::Nothing], "it has to pass twice");
+    assert_eq!(health.configured(&SETTINGS, 8 * SECOND), Change::StaysOut { retry_at: 8 * SECOND });
+    let mut health = with_probe();
+    probed(&mut health, &[NotReady; 3], 5);
+    assert_eq!(health.configured(&PROBED, 6), Change::Nothing);
+    assert_eq!(health.configured(&SETTINGS, 6), Change::Recovered);
+    let other = Settings { probe: Some(Tries { rise: 9, fall: 1 }), ..SETTINGS };
+    let mut health = with_probe();
+    health.configured(&other, 6);
+    assert_eq!(health.probed(&other, Passed, 7), Change::Nothing);
+    assert_eq!(health.state(), State::Up, "up stays up under other numbers");
 }

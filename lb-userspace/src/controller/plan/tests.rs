@@ -15,6 +15,7 @@ pub fn backend(host: u8) -> DesiredBackend {
         max_conns: 0,
         max_fails: 3,
         fail_timeout: 10 * SECOND,
+        slow_start: 0,
         backup: false,
         down: false,
     }
@@ -36,6 +37,7 @@ pub fn service(name: &str, listen: &str, hosts: &[u8]) -> DesiredService {
         reset_rate: 5000,
         rules: Vec::new(),
         client_limit: 0,
+        probe: None,
         log: true,
         backends: hosts.iter().map(|host| backend(*host)).collect(),
     }

@@ -141,6 +141,9 @@ fn every_slot_is_visited_once_in_a_walk() {
     let mut visits = BTreeMap::new();
     struct Counting<'a>(&'a Fake, std::cell::RefCell<&'a mut BTreeMap<(u16, u32), u32>>);
     impl View for Counting<'_> {
+        fn heard(&self, pool: u16) -> u32 {
+            self.0.heard(pool)
+        }
         fn backend(&self, number: u16) -> lb_common::layout::Backend {
             self.0.backend(number)
         }

@@ -25,7 +25,8 @@ fn pool() -> Pool {
         family: 4,
         state: ACTIVE,
         hop: Hop::new(BACKEND_MAC, 1),
-        reserved: [0; 2],
+        heard: 0,
+        reserved: [0; 3],
     }
 }
 

@@ -119,6 +119,7 @@ fn configuring_a_backend_leaves_its_counters_and_its_admission_alone() {
         max_conns: 100,
         backup: true,
         retry_after_ns: 10_000_000_000,
+        slow_start_ms: 30_000,
         pools: vec![11, 12, 13],
     };
     tables.configure_backend(5, &setup);
@@ -126,9 +127,10 @@ fn configuring_a_backend_leaves_its_counters_and_its_admission_alone() {
     assert_eq!((record.active, record.bytes_out, record.admission, record.retry_at), (9, 1 << 40, OUT, 77));
     assert_eq!((record.service, record.weight, record.max_conns, record.flags), (3, 1, 100, BACKUP));
     assert_eq!((record.pool_count, &record.pools[..4]), (3, &[11, 12, 13, 0][..]));
-    assert_eq!((record.retry_after, record.out_reason), (10_000_000_000, 0));
-    assert!(!tables.swap_admission(5, UP, OUT, 1), "not what it was thought to be");
-    assert!(tables.swap_admission(5, OUT, UP, 0));
+    assert_eq!((record.retry_after, tables.slow_start(5).ms, record.out_reason), (10_000_000_000, 30_000, 0));
+    assert!(!tables.swap_admission(5, (UP, OUT), 1, 0), "not what it was thought to be");
+    assert!(tables.swap_admission(5, (OUT, UP), 0, 77));
+    assert_eq!((tables.slow_start(5).until, tables.service(3).slow_until), (77, 77));
     tables.correct_active(5, -9);
     assert_eq!((tables.backend(5).admission, tables.backend(5).active), (UP, 0));
     tables.reset_backend(5);

@@ -1,0 +1,232 @@
+//! The part of the core that decides about backends: what comes in about their health goes through their machines, and
+//! what follows from it comes out: admission, the fate of their connections, a word to the operator.
+
+use lb_common::{
+    event::{Event, RECOVERED, TRY_FAILED},
+    layout::{OUT, UP},
+    verdict::Reason,
+};
+use log::Level;
+
+use super::{
+    Action, Controller, SECOND,
+    admission::{self, Admin, Facts, Standing},
+    health::{self, Cause, Change, Health, State},
+    rails::{Member, Reset, Ruling},
+    resets::{Job, Only, Which},
+    silence::Subject,
+    tally::Outcome,
+    view::View,
+};
+
+impl Controller {
+    // ---- what comes in ----
+
+    /// What an event of the ring buffer says about health.
+    pub(super) fn health_event(&mut self, event: &Event) -> Vec<Action> {
+        match event.kind {
+            TRY_FAILED => self.try_failed(event),
+            RECOVERED => self.with_health(event.backend, "", event.at, |health, _| health.recovered(event.at)),
+            _ => Vec::new(),
+        }
+    }
+
+    fn try_failed(&mut self, event: &Event) -> Vec<Action> {
+        let reason = match Reason::from_number(event.reason) {
+            Some(reason @ (Reason::Refused | Reason::ConnectTimeout)) => reason,
+            // An older connection on the port (TIME_WAIT) is no failure of the backend.
+            _ => return Vec::new(),
+        };
+        *self.failures_seen.entry(event.backend).or_default() += 1;
+        if reason == Reason::ConnectTimeout {
+            self.silence.point_at(event.backend);
+        }
+        self.with_health(event.backend, "", event.at, |health, settings| health.failed(settings, reason, event.at))
+    }
+
+    /// A probe of a backend has come to an end; `detail` says how, for the log.
+    pub fn probed(&mut self, backend: u16, outcome: Outcome, detail: &str, now: u64) -> Vec<Action> {
+        self.with_health(backend, detail, now, |health, settings| health.probed(settings, outcome, now))
+    }
+
+    // ---- what follows ----
+
+    /// How a backend stands. `slow_until` is that of its record.
+    pub fn standing(&self, number: u16, slow_until: u64, now: u64) -> Standing {
+        let facts = Facts {
+            down: self.backends.get(&number).is_none_or(|facts| facts.down),
+            admin: self.admin(number),
+            health: self.health.get(&number).map_or(State::Up, Health::state),
+            reachable: self.is_reachable(number),
+            spared: self.rails.is_spared(number),
+            slow_until,
+        };
+        admission::standing(&facts, now)
+    }
+
+    /// What an operator has said about a backend.
+    fn admin(&self, number: u16) -> Admin {
+        self.name_of(number).map_or(Admin::None, |name| self.orders.admin(&name))
+    }
+
+    pub(super) fn with_health(
+        &mut self,
+        backend: u16,
+        detail: &str,
+        now: u64,
+        input: impl Fn(&mut Health, &health::Settings) -> Change,
+    ) -> Vec<Action> {
+        let before = self.standing(backend, 0, now);
+        let (Some(health), Some(facts)) = (self.health.get_mut(&backend), self.backends.get(&backend)) else {
+            return Vec::new();
+        };
+        let change = input(health, &facts.settings);
+        let state = health.state();
+        self.changed(backend, change, state, now);
+        let after = self.standing(backend, 0, now);
+        let again = matches!(change, Change::StaysOut { .. });
+        let slow_until = if after.admission == UP { self.slow_until(backend, now) } else { 0 };
+        let mut actions = Vec::new();
+        if again || before.admission != after.admission {
+            actions.extend(self.admit(backend, before, after, slow_until));
+        }
+        if change != Change::Nothing {
+            actions.extend(self.remember(backend));
+        }
+        actions.extend(self.note(backend, change, detail, now));
+        actions
+    }
+
+    fn changed(&mut self, backend: u16, change: Change, state: State, now: u64) {
+        match (change, state) {
+            (Change::TakenOut { .. }, State::Out { cause: Some(cause), .. }) => {
+                self.rails.went_out(backend, cause, now)
+            }
+            (Change::Recovered | Change::Drained, _) => self.rails.came_back(backend),
+            _ => {}
+        }
+    }
+
+    fn admit(&self, backend: u16, before: Standing, after: Standing, slow_until: u64) -> Option<Action> {
+        let (from, to, retry_at) = (before.admission, after.admission, after.retry_at);
+        (from != to || to == OUT).then_some(Action::Admit { backend, from, to, retry_at, slow_until })
+    }
+
+    /// Until when a backend gets less than its share if it comes back now; 0: it does not start slowly.
+    pub(super) fn slow_until(&self, backend: u16, now: u64) -> u64 {
+        let slow_start = self.backends.get(&backend).map_or(0, |facts| facts.settings.slow_start);
+        if slow_start == 0 { 0 } else { now + slow_start }
+    }
+
+    fn note(&self, backend: u16, change: Change, detail: &str, now: u64) -> Option<Action> {
+        let facts = self.backends.get(&backend)?;
+        let why = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
+        let (level, text) = match change {
+            Change::Nothing | Change::StaysOut { .. } => return None,
+            Change::TakenOut { retry_at } => {
+                let cause = self.health.get(&backend).and_then(cause_of);
+                let word = cause.map_or_else(|| "unknown".to_owned(), |cause| cause.reason().to_string());
+                let until = match facts.settings.probe {
+                    Some(_) => "until its probe passes".to_owned(),
+                    None => format!("for {:.1} s", retry_at.saturating_sub(now) as f64 / SECOND as f64),
+                };
+                // What clients met is counted, all else says what happened.
+                let why = if detail.is_empty() { format!(" ({} failures)", facts.settings.max_fails) } else { why };
+                (Level::Warn, format!("is out {until}: {word}{why}"))
+            }
+            Change::Drained => (Level::Warn, format!("is not ready and gets no new connections: probe_status{why}")),
+            Change::Recovered if facts.settings.slow_start > 0 => {
+                let seconds = facts.settings.slow_start as f64 / SECOND as f64;
+                (Level::Info, format!("is up; it starts slowly, for {seconds} s"))
+            }
+            Change::Recovered => (Level::Info, "is up".to_owned()),
+        };
+        Some(facts.note(level, text))
+    }
+
+    /// Why and since when it is as it is, for the next controller.
+    pub(super) fn remember(&self, backend: u16) -> Option<Action> {
+        let health = self.health.get(&backend)?;
+        let reason = cause_of(health).map(Cause::to_reason);
+        Some(Action::Remember { backend, reason, changed_at: health.changed_at() })
+    }
+
+    // ---- in its turn ----
+
+    /// Asks backends that are quiet while something waits for them, and takes out those that are silent.
+    pub(super) fn silence_turn(&mut self, view: &impl View, now: u64) -> Vec<Action> {
+        let look = self.silence.turn(&self.subjects(), view, now);
+        let mut actions: Vec<_> = look.ask.into_iter().map(Action::Ask).collect();
+        for backend in look.silent {
+            let detail = "nothing comes from it any more, on no connection";
+            actions.extend(self.with_health(backend, detail, now, |health, settings| health.silent(settings, now)));
+        }
+        actions
+    }
+
+    /// Whom to watch: everybody who may be taken out by what clients meet and is not known to be dead. Of one whose
+    /// connections were spared the flows may tell more than its probes.
+    fn subjects(&self) -> Vec<Subject> {
+        let watched = |number: &u16, health: &Health| {
+            let settings = self.backends.get(number)?.settings;
+            let row = self.installed.backends.get(number)?;
+            let known = match cause_of(health) {
+                Some(Cause::Silent) => true,
+                Some(Cause::ProbeTimeout) => !self.rails.is_spared(*number),
+                _ => false,
+            };
+            let passive = settings.max_fails > 0 || settings.probe.is_some();
+            let connect_timeout = settings.connect_timeout;
+            (passive && !known).then(|| Subject { backend: *number, pools: row.pools.clone(), connect_timeout })
+        };
+        self.health.iter().filter_map(|(number, health)| watched(number, health)).collect()
+    }
+
+    /// Has the connections of dead backends reset, or spares them.
+    pub(super) fn rails_turn(&mut self, now: u64) -> Vec<Action> {
+        let mut rails = std::mem::take(&mut self.rails);
+        let rulings = rails.turn(&|backend| self.members(backend), now);
+        self.rails = rails;
+        rulings.into_iter().filter_map(|ruling| self.carry_out(ruling)).collect()
+    }
+
+    /// The backends of the same service that could have connections.
+    fn members(&self, of: u16) -> Vec<Member> {
+        let service = self.installed.backends.get(&of).map(|row| row.service);
+        let same = self.installed.backends.iter().filter(|(_, row)| Some(row.service) == service);
+        let member = |number: u16| {
+            let health = self.health.get(&number)?;
+            let fit = health.is_fit() && self.is_reachable(number) && !self.silence.is_in_doubt(number);
+            let out = matches!(health.state(), State::Out { .. }).then(|| cause_of(health)).flatten();
+            // What an operator has taken out is no refuge, and no sign that the others are in trouble.
+            (self.admin(number) == Admin::None || number == of).then_some(Member { backend: number, fit, out })
+        };
+        same.filter_map(|(number, _)| member(*number)).collect()
+    }
+
+    fn carry_out(&mut self, ruling: Ruling) -> Option<Action> {
+        match ruling {
+            Ruling::Reset(Reset { backend, cause, begun_by }) => {
+                let (only, reason) = match cause {
+                    Cause::Refused => (Only::Established, Reason::BackendRestarted),
+                    _ => (Only::Connected, cause.to_reason()),
+                };
+                let rate = self.reset_rate(self.installed.backends.get(&backend).map(|row| row.service));
+                self.resets.push(Job { which: Which::Backend(backend), only, reason, rate, not_before: 0, begun_by });
+                None
+            }
+            Ruling::Spare(backend, why) => {
+                let text = format!("keeps its connections: {}", why.text());
+                self.backends.get(&backend).map(|facts| facts.note(Level::Warn, text))
+            }
+        }
+    }
+}
+
+/// Why a backend is out, if it is and that is known.
+pub fn cause_of(health: &Health) -> Option<Cause> {
+    match health.state() {
+        State::Out { cause, .. } => cause,
+        State::Up | State::NotReady => None,
+    }
+}

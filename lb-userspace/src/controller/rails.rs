@@ -1,0 +1,170 @@
+//! What becomes of the connections of a backend that is out: whether they are reset, and when.
+//!
+//! *Refused*: its kernel resets what it had; two seconds later every flow that is still established is dead. *Silent*, or
+//! no answer to probes: they are reset at once. *Timeout* of SYNs alone says nothing about established connections.
+//!
+//! The rails: a balancer that is mistaken must not throw every client at servers that are overloaded already.
+//! - When half or more of the backends of a service fail together, nothing is reset: their connections stay.
+//! - Probes alone reset the connections of one backend at a time; for a second one the flows themselves have to say that
+//!   it is silent.
+//! - Without another backend that is well nobody is reset: there is nowhere to go.
+//!
+//! A backend that is spared is looked at again each second, for as long as it is out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::health::Cause;
+
+const SECOND: u64 = 1_000_000_000;
+/// How long the kernel of a backend that refuses has to reset its own connections.
+const ITS_OWN: u64 = 2 * SECOND;
+
+/// One backend of a service, as far as the rails need it. None of those that the file or an operator has taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Which.
+    pub backend: u16,
+    /// It is up and nothing speaks against it, a failed probe or an unanswered question included.
+    pub fit: bool,
+    /// Why it is out, if it is.
+    pub out: Option<Cause>,
+}
+
+/// Why connections are not reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spared {
+    /// Half or more of the backends are not well.
+    TooMany,
+    /// Another one was reset because of its probes, and is not back.
+    OneAtATime,
+    /// No other backend is well.
+    NowhereToGo,
+}
+
+impl Spared {
+    /// For the log.
+    pub fn text(self) -> &'static str {
+        match self {
+            Spared::TooMany => "half or more of the service's backends fail together",
+            Spared::OneAtATime => "probes alone reset the connections of one backend at a time",
+            Spared::NowhereToGo => "no other backend is well",
+        }
+    }
+}
+
+/// The connections of a backend are to be reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reset {
+    /// Whose.
+    pub backend: u16,
+    /// Why.
+    pub cause: Cause,
+    /// Flows that began later are alive, CLOCK_MONOTONIC in nanoseconds.
+    pub begun_by: u64,
+}
+
+/// A decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ruling {
+    /// Reset them.
+    Reset(Reset),
+    /// Not; told once.
+    Spare(u16, Spared),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    cause: Cause,
+    due: u64,
+    begun_by: u64,
+    spared: bool,
+}
+
+/// The machine.
+#[derive(Debug, Default)]
+pub struct Rails {
+    cases: BTreeMap<u16, Case>,
+    /// Backends whose connections were reset for want of answers to probes, while they are out.
+    by_probe: BTreeSet<u16>,
+}
+
+impl Rails {
+    /// A backend went out.
+    pub fn went_out(&mut self, backend: u16, cause: Cause, now: u64) {
+        let due = match cause {
+            Cause::Refused => now + ITS_OWN,
+            Cause::Silent | Cause::ProbeTimeout => now,
+            Cause::Timeout => return,
+        };
+        let spared = self.is_spared(backend);
+        self.cases.insert(backend, Case { cause, due, begun_by: now, spared });
+    }
+
+    /// A backend answers again. What it refused for stays dead.
+    pub fn came_back(&mut self, backend: u16) {
+        self.by_probe.remove(&backend);
+        if let Some(case) = self.cases.get_mut(&backend) {
+            case.spared = false;
+        }
+        self.cases.retain(|number, case| *number != backend || case.cause == Cause::Refused);
+    }
+
+    /// Forgets backends that are gone.
+    pub fn retain(&mut self, keep: impl Fn(u16) -> bool) {
+        self.cases.retain(|backend, _| keep(*backend));
+        self.by_probe.retain(|backend| keep(*backend));
+    }
+
+    /// Whether a backend's connections stay although it is out.
+    pub fn is_spared(&self, backend: u16) -> bool {
+        self.cases.get(&backend).is_some_and(|case| case.spared)
+    }
+
+    /// When the next turn is due; `u64::MAX` if nothing waits.
+    pub fn deadline(&self) -> u64 {
+        self.cases.values().map(|case| case.due).min().unwrap_or(u64::MAX)
+    }
+
+    /// Decides what is due. `members` gives the backends of the service that a backend belongs to, itself included.
+    pub fn turn(&mut self, members: &dyn Fn(u16) -> Vec<Member>, now: u64) -> Vec<Ruling> {
+        let due: Vec<_> = self.cases.iter().filter(|(_, case)| case.due <= now).map(|(b, case)| (*b, *case)).collect();
+        let mut rulings = Vec::new();
+        for (backend, case) in due {
+            let members = members(backend);
+            let is_out = members.iter().any(|member| member.backend == backend && member.out.is_some());
+            match self.rule(backend, case.cause, &members) {
+                None => {
+                    self.cases.remove(&backend);
+                    if case.cause == Cause::ProbeTimeout {
+                        self.by_probe.insert(backend);
+                    }
+                    rulings.push(Ruling::Reset(Reset { backend, cause: case.cause, begun_by: case.begun_by }));
+                }
+                Some(_) if !is_out => _ = self.cases.remove(&backend),
+                Some(why) => {
+                    self.cases.insert(backend, Case { due: now + SECOND, spared: true, ..case });
+                    if !case.spared {
+                        rulings.push(Ruling::Spare(backend, why));
+                    }
+                }
+            }
+        }
+        rulings
+    }
+
+    fn rule(&self, backend: u16, cause: Cause, members: &[Member]) -> Option<Spared> {
+        let others = || members.iter().filter(|member| member.backend != backend);
+        let all = 1 + others().count();
+        let unfit = 1 + others().filter(|member| !member.fit).count();
+        let reset_by_probe = |member: &Member| member.out.is_some() && self.by_probe.contains(&member.backend);
+        match () {
+            () if unfit > 1 && 2 * unfit >= all => Some(Spared::TooMany),
+            () if !others().any(|member| member.fit) => Some(Spared::NowhereToGo),
+            () if cause == Cause::ProbeTimeout && others().any(reset_by_probe) => Some(Spared::OneAtATime),
+            () => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+use super::*;
+
+const NOW: u64 = 100 * SECOND;
+const CAUSES: [Cause; 4] = [Cause::Refused, Cause::Timeout, Cause::Silent, Cause::ProbeTimeout];
+
+/// A service of which backend 0 is out, and so are others; `unfit` are up but their last probe failed.
+fn service(count: u16, out: &[u16], unfit: &[u16]) -> Vec<Member> {
+    let member = |backend| Member {
+        backend,
+        fit: !out.contains(&backend) && !unfit.contains(&backend),
+        out: out.contains(&backend).then_some(Cause::ProbeTimeout),
+    };
+    (0..count).map(member).collect()
+}
+
+/// Backend 0 goes out for `cause` at NOW; what is decided when that is due.
+fn decided(cause: Cause, members: &[Member]) -> Vec<Ruling> {
+    let mut rails = Rails::default();
+    rails.went_out(0, cause, NOW);
+    let due = rails.deadline();
+    if due == u64::MAX { Vec::new() } else { rails.turn(&|_| members.to_vec(), due) }
+}
+
+fn reset(cause: Cause) -> Vec<Ruling> {
+    vec![Ruling::Reset(Reset { backend: 0, cause, begun_by: NOW })]
+}
+
+#[test]
+fn one_of_many_is_reset_when_it_is_silent_at_once_and_when_it_refuses_after_two_seconds() {
+    for (cause, after) in [(Cause::Silent, 0), (Cause::ProbeTimeout, 0), (Cause::Refused, 2 * SECOND)] {
+        let mut rails = Rails::default();
+        rails.went_out(0, cause, NOW);
+        assert_eq!(rails.deadline(), NOW + after);
+        assert_eq!(rails.turn(&|_| service(3, &[0], &[]), NOW + after), reset(cause));
+        assert_eq!(rails.deadline(), u64::MAX);
+    }
+}
+
+#[test]
+fn unanswered_syns_say_nothing_about_established_connections() {
+    assert_eq!(decided(Cause::Timeout, &service(3, &[0], &[])), []);
+}
+
+#[test]
+fn every_service_of_up_to_eight_is_spared_exactly_when_half_or_more_fail_together_or_nobody_is_left() {
+    for count in 1..=8_u16 {
+        // Every subset of the others is not fit: some out, some failing.
+        for set in 0..1_u16 << (count - 1) {
+            let others: Vec<_> = (1..count).filter(|n| set >> (n - 1) & 1 == 1).collect();
+            for out in [true, false] {
+                let (mut gone, mut failing) = (vec![0], Vec::new());
+                if out {
+                    gone.extend(&others)
+                } else {
+                    failing.extend(&others)
+                };
+                let members = service(count, &gone, &failing);
+                let unfit = 1 + others.len();
+                let spared = if unfit > 1 && 2 * unfit >= usize::from(count) {
+                    Some(Spared::TooMany)
+                } else if unfit == usize::from(count) {
+                    Some(Spared::NowhereToGo)
+                } else {
+                    None
+                };
+                for cause in [Cause::Silent, Cause::ProbeTimeout, Cause::Refused] {
+                    let expected = spared.map_or_else(|| reset(cause), |why| vec![Ruling::Spare(0, why)]);
+                    assert_eq!(decided(cause, &members), expected, "{count} {others:?} {cause:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn probes_alone_reset_one_backend_at_a_time_and_the_next_when_the_first_is_back() {
+    let mut rails = Rails::default();
+    rails.went_out(0, Cause::ProbeTimeout, NOW);
+    let mut members = service(8, &[0], &[]);
+    assert_eq!(rails.turn(&|_| members.clone(), NOW).len(), 1);
+    members = service(8, &[0, 1], &[]);
+    rails.went_out(1, Cause::ProbeTimeout, NOW + SECOND);
+    assert_eq!(rails.turn(&|_| members.clone(), NOW + SECOND), [Ruling::Spare(1, Spared::OneAtATime)]);
+    assert!(rails.is_spared(1) && !rails.is_spared(0));
+    assert_eq!(rails.turn(&|_| members.clone(), NOW + 2 * SECOND), [], "told once");
+    rails.came_back(0);
+    members = service(8, &[1], &[]);
+    let reset = Reset { backend: 1, cause: Cause::ProbeTimeout, begun_by: NOW + SECOND };
+    assert_eq!(rails.turn(&|_| members.clone(), NOW + 3 * SECOND), [Ruling::Reset(reset)]);
+    assert!(!rails.is_spared(1));
+}
+
+#[test]
+fn the_flows_may_say_what_probes_alone_may_not() {
+    let mut rails = Rails::default();
+    rails.went_out(0, Cause::ProbeTimeout, NOW);
+    let members = service(8, &[0, 1], &[]);
+    rails.turn(&|_| members.clone(), NOW);
+    rails.went_out(1, Cause::ProbeTimeout, NOW);
+    rails.turn(&|_| members.clone(), NOW);
+    rails.went_out(1, Cause::Silent, NOW + SECOND);
+    let reset = Reset { backend: 1, cause: Cause::Silent, begun_by: NOW + SECOND };
+    assert_eq!(rails.turn(&|_| members.clone(), NOW + SECOND), [Ruling::Reset(reset)]);
+}
+
+#[test]
+fn a_backend_that_was_spared_is_reset_when_the_others_are_well_again_and_it_is_not() {
+    let mut rails = Rails::default();
+    rails.went_out(0, Cause::Silent, NOW);
+    assert_eq!(rails.turn(&|_| service(3, &[0, 1], &[]), NOW), [Ruling::Spare(0, Spared::TooMany)]);
+    assert_eq!(rails.deadline(), NOW + SECOND);
+    assert_eq!(rails.turn(&|_| service(3, &[0], &[]), NOW + SECOND), reset(Cause::Silent));
+}
+
+#[test]
+fn what_came_back_in_time_keeps_its_connections_but_not_those_from_before_a_restart() {
+    for cause in CAUSES {
+        let mut rails = Rails::default();
+        rails.went_out(0, cause, NOW);
+        rails.came_back(0);
+        let members = service(3, &[], &[]);
+        let expected = if cause == Cause::Refused { reset(cause) } else { Vec::new() };
+        assert_eq!(rails.turn(&|_| members.clone(), NOW + 2 * SECOND), expected, "{cause:?}");
+    }
+}
+
+#[test]
+fn a_restart_of_many_is_forgotten_when_they_are_back() {
+    let mut rails = Rails::default();
+    rails.went_out(0, Cause::Refused, NOW);
+    assert_eq!(rails.turn(&|_| service(2, &[0, 1], &[]), NOW + 2 * SECOND).len(), 1);
+    rails.came_back(0);
+    assert_eq!(rails.turn(&|_| service(2, &[], &[1]), NOW + 3 * SECOND), []);
+    assert_eq!(rails.deadline(), u64::MAX);
+}
+
+#[test]
+fn a_backend_that_is_gone_is_forgotten() {
+    let mut rails = Rails::default();
+    rails.went_out(0, Cause::Silent, NOW);
+    rails.retain(|backend| backend != 0);
+    assert_eq!(rails.deadline(), u64::MAX);
+}

@@ -1,0 +1,259 @@
+//! Silent death, seen in the flows: a backend from which nothing comes any more, on no connection, though it was asked.
+//!
+//! That nothing comes proves nothing: watches are idle. So a backend that is quiet while something waits for it (a client
+//! has sent and got no answer, a SYN was not answered, its host answers no ARP) is asked: some of its connections get what
+//! a keepalive of the client would be, a segment with the sequence number before the next, which every TCP answers with
+//! an acknowledgement (RFC 9293 section 3.10.7.4; RFC 1122 section 4.2.3.6). The kernel of a server that is slow, full or
+//! hung answers too. Only a host that leaves several such questions on several connections unanswered, for a whole
+//! connect_timeout, is silent.
+//!
+//! ```text
+//! quiet ── something waits ──▶ asked ── no answer ──▶ asked again ─ ... ─▶ silent     ROUNDS of them, connect_timeout / ROUNDS apart
+//!   ▲                            │                        │
+//!   └──────── any packet ────────┴────────────────────────┘
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::{
+    layout::ticks,
+    slot::{Ctl, State},
+};
+
+use super::view::{FlowAt, Head, View};
+
+/// Times a backend is asked before it is called silent.
+const ROUNDS: u32 = 4;
+/// Connections asked each time.
+const ASKED: usize = 3;
+/// Most slots looked at in one turn: a cache line each.
+const SLOTS: u32 = 8_192;
+/// Slots looked at in one go.
+const PIECE: u32 = 256;
+/// Between two turns while the slots are walked over, in nanoseconds.
+const SOON: u64 = 10_000_000;
+/// The least and the most time between two rounds, in nanoseconds.
+const STEP: (u64, u64) = (50_000_000, 500_000_000);
+const SECOND: u64 = 1_000_000_000;
+/// A client's packet this much later than the last one of the backend is one that waits for an answer, not the
+/// acknowledgement of what the backend has sent (at most 200 ms late in Linux). Nanoseconds.
+const UNANSWERED: u64 = 250_000_000;
+
+/// A backend that is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Which.
+    pub backend: u16,
+    /// Its pools.
+    pub pools: Vec<u16>,
+    /// How long it has to answer, in nanoseconds.
+    pub connect_timeout: u64,
+}
+
+/// What a turn has found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Connections on which the backend is to be asked for a sign of life.
+    pub ask: Vec<FlowAt>,
+    /// Backends that are silent.
+    pub silent: Vec<u16>,
+}
+
+/// What is known about one backend.
+#[derive(Clone, Copy, Debug, Default)]
+struct Watch {
+    /// Where the walk over its slots goes on: which of its pools, which slot.
+    at: (usize, u32),
+    /// Slots looked at since the walk began.
+    walked: u32,
+    /// It is being asked.
+    doubt: Option<Doubt>,
+    /// Not to be walked over before.
+    rest_until: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Doubt {
+    /// When it was heard last, before it was asked.
+    heard: u32,
+    rounds: u32,
+    /// When the answer to the last question is due.
+    due: u64,
+}
+
+/// The machine.
+#[derive(Debug, Default)]
+pub struct Silence {
+    watches: BTreeMap<u16, Watch>,
+    /// Backends that did not answer a SYN or an ARP request.
+    pointed_at: BTreeSet<u16>,
+    due: u64,
+}
+
+impl Silence {
+    /// Something was not answered by a backend.
+    pub fn point_at(&mut self, backend: u16) {
+        self.pointed_at.insert(backend);
+        self.due = 0;
+    }
+
+    /// Whether a backend is being asked for a sign of life.
+    pub fn is_in_doubt(&self, backend: u16) -> bool {
+        self.watches.get(&backend).is_some_and(|watch| watch.doubt.is_some_and(|doubt| doubt.rounds > 0))
+    }
+
+    /// When the next turn is due.
+    pub fn deadline(&self) -> u64 {
+        self.due
+    }
+
+    /// One turn over all backends that may be called silent.
+    pub fn turn(&mut self, subjects: &[Subject], view: &impl View, now: u64) -> Look {
+        self.watches.retain(|backend, _| subjects.iter().any(|subject| subject.backend == *backend));
+        let pointed_at = std::mem::take(&mut self.pointed_at);
+        let mut turn = Turn { view, now, budget: SLOTS, look: Look::default() };
+        self.due = now + SECOND;
+        for subject in subjects {
+            if view.backend(subject.backend).active == 0 {
+                self.watches.remove(&subject.backend);
+                continue;
+            }
+            let watch = self.watches.entry(subject.backend).or_default();
+            let next = watch.look(subject, pointed_at.contains(&subject.backend), &mut turn);
+            self.due = self.due.min(next);
+        }
+        turn.look
+    }
+}
+
+/// One turn: what it reads, how much it may still read, what it has found.
+struct Turn<'a, V> {
+    view: &'a V,
+    now: u64,
+    budget: u32,
+    look: Look,
+}
+
+impl Watch {
+    /// Looks at one backend; when it is to be looked at next.
+    fn look<V: View>(&mut self, subject: &Subject, pointed_at: bool, turn: &mut Turn<V>) -> u64 {
+        let now = turn.now;
+        let step = (subject.connect_timeout / u64::from(ROUNDS)).clamp(STEP.0, STEP.1);
+        let Some(heard) = last_heard(subject, turn.view, now) else { return now + SECOND };
+        if since(heard, now) < step || self.doubt.is_some_and(|doubt| doubt.heard != heard) {
+            *self = Watch { at: self.at, ..Watch::default() };
+            return now + step;
+        }
+        if self.doubt.is_none() && pointed_at {
+            self.begin(heard, now);
+        }
+        match self.doubt {
+            Some(doubt) if now < doubt.due => doubt.due,
+            Some(doubt) if doubt.rounds == ROUNDS => {
+                *self = Watch::default();
+                turn.look.silent.push(subject.backend);
+                now + step
+            }
+            Some(doubt) => self.ask(doubt, subject, step, turn),
+            None => self.search(heard, subject, step, turn),
+        }
+    }
+
+    fn begin(&mut self, heard: u32, now: u64) {
+        self.doubt = Some(Doubt { heard, rounds: 0, due: now });
+        self.walked = 0;
+    }
+
+    /// Looks for a connection whose client waits for an answer.
+    fn search<V: View>(&mut self, heard: u32, subject: &Subject, step: u64, turn: &mut Turn<V>) -> u64 {
+        if turn.now < self.rest_until {
+            return self.rest_until;
+        }
+        if !self.walk(subject, 1, turn, &|head| spoke_after(head.last_seen, heard)).is_empty() {
+            self.begin(heard, turn.now);
+            return turn.now;
+        }
+        if !self.is_round(subject, turn.view) {
+            return turn.now + SOON;
+        }
+        self.walked = 0;
+        self.rest_until = turn.now + step;
+        self.rest_until
+    }
+
+    /// One round: asks a few connections, others than the round before if there are others.
+    fn ask<V: View>(&mut self, doubt: Doubt, subject: &Subject, step: u64, turn: &mut Turn<V>) -> u64 {
+        let flows = self.walk(subject, ASKED, turn, &|_| true);
+        if flows.is_empty() && !self.is_round(subject, turn.view) {
+            return turn.now + SOON;
+        }
+        if flows.is_empty() {
+            // It has no connection that could be asked, or be reset.
+            *self = Watch { rest_until: turn.now + SECOND, ..Watch::default() };
+            return self.rest_until;
+        }
+        turn.look.ask.extend(flows);
+        self.walked = 0;
+        let due = turn.now + step;
+        self.doubt = Some(Doubt { rounds: doubt.rounds + 1, due, ..doubt });
+        due
+    }
+
+    /// Goes on over the slots until `most` connections of the backend are found that `takes` takes, or the turn's budget
+    /// is used up, or it has been everywhere.
+    fn walk<V: View>(
+        &mut self,
+        subject: &Subject,
+        most: usize,
+        turn: &mut Turn<V>,
+        takes: &dyn Fn(&Head) -> bool,
+    ) -> Vec<FlowAt> {
+        let mut found = Vec::new();
+        while turn.budget > 0 && found.len() < most && !self.is_round(subject, turn.view) {
+            let pool = subject.pools[self.at.0 % subject.pools.len()];
+            let slots = turn.view.slots(pool);
+            let from = self.at.1.min(slots);
+            let to = slots.min(from + PIECE.min(turn.budget));
+            turn.view.heads(pool, from, to, &mut |head| {
+                let ours = head.backend == subject.backend && is_connected(head.flow.ctl);
+                if found.len() < most && ours && takes(&head) {
+                    found.push(head.flow);
+                }
+            });
+            let looked_at = (to - from).max(1);
+            turn.budget = turn.budget.saturating_sub(looked_at);
+            self.walked += looked_at;
+            // Behind the last one found: the next round asks others.
+            let last = found.last().filter(|_| found.len() == most).map(|flow| u32::from(flow.place.slot) + 1);
+            let to = last.unwrap_or(to);
+            self.at = if to >= slots { ((self.at.0 + 1) % subject.pools.len(), 0) } else { (self.at.0, to) };
+        }
+        found
+    }
+
+    fn is_round(&self, subject: &Subject, view: &impl View) -> bool {
+        let all: u32 = subject.pools.iter().map(|pool| view.slots(*pool).max(1)).sum();
+        self.walked >= all
+    }
+}
+
+fn is_connected(ctl: Ctl) -> bool {
+    ctl.state().is_active() && ctl.state() != State::HalfOpen
+}
+
+/// When anything came from the backend last, in ticks.
+fn last_heard(subject: &Subject, view: &impl View, now: u64) -> Option<u32> {
+    subject.pools.iter().map(|pool| view.heard(*pool)).min_by_key(|heard| since(*heard, now))
+}
+
+/// How long ago a tick was, in nanoseconds. One that lies ahead is a packet that came after `now` was read.
+fn since(tick: u32, now: u64) -> u64 {
+    ((ticks(now).wrapping_sub(tick) as i32).max(0) as u64) << 20
+}
+
+fn spoke_after(last_seen: u32, heard: u32) -> bool {
+    last_seen.wrapping_sub(heard) as i32 >= ticks(UNANSWERED) as i32
+}
+
+#[cfg(test)]
+mod tests;

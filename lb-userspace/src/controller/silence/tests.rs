@@ -1,0 +1,206 @@
+//! A backend in these tests is a function of time: what it lets be heard, and whether it answers when asked.
+
+use super::*;
+use crate::controller::{Action, fake::Fake, installed::BackendRow, plan::Write};
+use lb_common::layout::{ACTIVE, HEARD_STEP, Pool};
+
+const START: u64 = 1_000 * SECOND;
+const MILLI: u64 = 1_000_000;
+const PORTS: u16 = 22_528;
+
+struct World {
+    tables: Fake,
+    silence: Silence,
+    subjects: Vec<Subject>,
+    /// The backends that answer.
+    alive: BTreeSet<u16>,
+    asked: Vec<(u64, FlowAt)>,
+}
+
+impl World {
+    fn new(backends: u16, connect_timeout: u64) -> World {
+        let mut tables = Fake::default();
+        for number in 0..backends {
+            let pool = Pool { first_port: 10_240, ports: PORTS, state: ACTIVE, ..Pool::default() };
+            tables.write(&Write::NewPool { number, pool, withheld: Vec::new() });
+            let row = BackendRow { pools: vec![number], ..BackendRow::default() };
+            tables.write(&Write::NewBackend { number, row });
+            tables.heard.insert(number, ticks(START));
+        }
+        let subject = |backend| Subject { backend, pools: vec![backend], connect_timeout };
+        let subjects = (0..backends).map(subject).collect();
+        let alive = (0..backends).collect();
+        World { tables, silence: Silence::default(), subjects, alive, asked: Vec::new() }
+    }
+
+    fn open(&mut self, backend: u16, count: u16) -> Vec<FlowAt> {
+        (0..count).map(|n| self.tables.open(backend, n * 20, State::Established, 0, START)).collect()
+    }
+
+    /// A client of the flow sends something; a backend that lives answers.
+    fn client_speaks(&mut self, flow: FlowAt, now: u64) {
+        self.tables.slots.get_mut(&flow.place).expect("a flow").1.last_seen = ticks(now);
+        if self.alive.contains(&flow.place.pool) {
+            self.answer(flow.place.pool, now);
+        }
+    }
+
+    fn answer(&mut self, pool: u16, now: u64) {
+        let heard = self.tables.heard.get_mut(&pool).expect("a pool");
+        if ticks(now).wrapping_sub(*heard) >= HEARD_STEP {
+            *heard = ticks(now);
+        }
+    }
+
+    /// Turns whenever one is due, with `each` called every 10 ms; when a backend was found silent, and which.
+    fn run(&mut self, from: u64, to: u64, mut each: impl FnMut(&mut World, u64)) -> Option<(u64, u16)> {
+        let mut turns = 0;
+        for now in (from..to).step_by(10 * MILLI as usize) {
+            each(self, now);
+            if now < self.silence.deadline() {
+                continue;
+            }
+            turns += 1;
+            let look = self.silence.turn(&self.subjects, &self.tables, now);
+            self.tables.act(&look.ask.iter().map(|flow| Action::Ask(*flow)).collect::<Vec<_>>());
+            for flow in look.ask {
+                self.asked.push((now, flow));
+                if self.alive.contains(&flow.place.pool) {
+                    self.answer(flow.place.pool, now + MILLI);
+                }
+            }
+            if let Some(backend) = look.silent.first() {
+                return Some((now, *backend));
+            }
+        }
+        let most = (to - from) / SOON;
+        assert!(turns <= most, "{turns} turns");
+        None
+    }
+}
+
+#[test]
+fn a_dead_backend_is_found_with_one_client_that_speaks_within_twice_connect_timeout() {
+    for connect_timeout in [200 * MILLI, SECOND, 2 * SECOND, 10 * SECOND] {
+        let mut world = World::new(3, connect_timeout);
+        let flows = world.open(1, 1000);
+        world.open(0, 1000);
+        world.alive.remove(&1);
+        let speaks = |world: &mut World, now: u64| {
+            if now >= START + 500 * MILLI {
+                world.client_speaks(flows[700], now);
+            }
+        };
+        let (at, backend) = world.run(START, START + 30 * SECOND, speaks).expect("it is found");
+        assert_eq!(backend, 1);
+        let took = at - START - 500 * MILLI;
+        assert!(took <= 2 * connect_timeout + SECOND, "{connect_timeout} ns: {took} ns");
+        assert!(took >= connect_timeout.min(2 * SECOND), "{connect_timeout} ns: {took} ns is hasty");
+        let asked: BTreeSet<_> = world.asked.iter().map(|(_, flow)| flow.place).collect();
+        assert_eq!(asked.len(), ROUNDS as usize * ASKED, "several connections, others each time");
+    }
+}
+
+#[test]
+fn a_syn_that_is_not_answered_is_enough_to_ask() {
+    let mut world = World::new(1, 2 * SECOND);
+    world.open(0, 10);
+    world.alive.clear();
+    assert_eq!(world.run(START, START + 60 * SECOND, |_, _| ()), None, "nobody speaks: it may be idle");
+    assert_eq!(world.asked, []);
+    let later = START + 60 * SECOND;
+    world.silence.point_at(0);
+    let (at, _) = world.run(later, later + 10 * SECOND, |_, _| ()).expect("it is found");
+    assert!((2 * SECOND..=2200 * MILLI).contains(&(at - later)), "{} ns", at - later);
+}
+
+#[test]
+fn an_idle_backend_is_never_asked_and_one_that_answers_never_called_silent() {
+    let mut world = World::new(3, 2 * SECOND);
+    let flows = world.open(0, 1000);
+    world.open(1, 1000);
+    // Ten minutes of one keepalive every 20 s to backend 0, which answers; backend 1 is quiet all the time.
+    for minute in 0..10 {
+        let from = START + minute * 60 * SECOND;
+        let speaks = |world: &mut World, now: u64| {
+            if now.is_multiple_of(20 * SECOND) {
+                world.client_speaks(flows[minute as usize], now);
+            }
+        };
+        assert_eq!(world.run(from, from + 60 * SECOND, speaks), None);
+    }
+    assert_eq!(world.asked, []);
+}
+
+#[test]
+fn a_backend_that_is_slow_but_alive_answers_when_asked_and_that_is_the_end_of_it() {
+    let mut world = World::new(1, SECOND);
+    let flows = world.open(0, 100);
+    // The server hangs: its clients' packets are acknowledged late, by chance never before they are looked at.
+    let speaks = |world: &mut World, now: u64| {
+        world.tables.slots.get_mut(&flows[5].place).expect("a flow").1.last_seen = ticks(now);
+        if now.is_multiple_of(700 * MILLI) {
+            world.answer(0, now);
+        }
+    };
+    assert_eq!(world.run(START, START + 60 * SECOND, speaks), None);
+    assert!(!world.asked.is_empty());
+    let asked_at: Vec<_> = world.asked.iter().map(|(at, _)| *at).collect();
+    let close = asked_at.chunk_by(|a, b| b - a < 100 * MILLI).count();
+    assert!(close <= 90, "{close} times in a minute");
+}
+
+#[test]
+fn a_single_answer_in_the_last_round_is_enough() {
+    for answered in 1..=ROUNDS as usize * ASKED {
+        let mut world = World::new(1, SECOND);
+        world.open(0, 100);
+        world.alive.clear();
+        world.silence.point_at(0);
+        // The tick of HEARD_STEP has to have passed since it was heard.
+        let begin = START + SECOND;
+        let mut done = false;
+        let answers = |world: &mut World, now: u64| {
+            if world.asked.len() >= answered && !done {
+                done = true;
+                world.answer(0, now);
+            }
+        };
+        assert_eq!(world.run(begin, begin + 2 * SECOND, answers), None, "answered after {answered} questions");
+    }
+}
+
+#[test]
+fn a_backend_without_connections_is_not_asked_and_one_with_half_open_ones_neither() {
+    let mut world = World::new(2, SECOND);
+    world.alive.clear();
+    for slot in 0..50 {
+        let flow = world.tables.open(1, slot, State::Established, 0, START);
+        world.tables.slots.get_mut(&flow.place).expect("a flow").0 = flow.ctl.with_state(State::HalfOpen);
+    }
+    world.silence.point_at(0);
+    world.silence.point_at(1);
+    assert_eq!(world.run(START + SECOND, START + 10 * SECOND, |_, _| ()), None);
+    assert_eq!(world.asked, []);
+    assert!(!world.silence.is_in_doubt(1));
+}
+
+#[test]
+fn while_it_is_asked_it_is_in_doubt() {
+    let mut world = World::new(1, 2 * SECOND);
+    world.open(0, 10);
+    world.alive.clear();
+    world.silence.point_at(0);
+    world.run(START + SECOND, START + 2 * SECOND, |_, _| ());
+    assert!(world.silence.is_in_doubt(0));
+    world.answer(0, START + 2 * SECOND);
+    world.run(START + 2 * SECOND, START + 3 * SECOND, |_, _| ());
+    assert!(!world.silence.is_in_doubt(0));
+}
+
+#[test]
+fn with_no_connection_it_wakes_once_a_second() {
+    let mut world = World::new(3, 2 * SECOND);
+    world.silence.turn(&world.subjects, &world.tables, START);
+    assert_eq!(world.silence.deadline(), START + SECOND);
+}

@@ -1,0 +1,168 @@
+//! One probe, from the SYN to the end of its connection.
+//!
+//! `tcp` ends in the middle of the handshake, with a RST in place of its last acknowledgement, so that the API server never
+//! hears of it (it logs every connection that ends before TLS has begun). `https` is a whole request; it is closed in
+//! order and by us, so that TIME_WAIT stays here.
+
+use std::{
+    io::{self, ErrorKind},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{
+    Request, StatusCode,
+    body::Bytes,
+    client::conn::http1,
+    header::{ACCEPT, HOST, USER_AGENT},
+};
+use hyper_util::rt::TokioIo;
+use nix::errno::Errno;
+use socket2::SockRef;
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{ClientConfig, pki_types::ServerName},
+};
+
+use super::tls;
+use crate::{config::model, controller::tally::Outcome};
+
+/// Most bytes of an answer's body that are read; the verbose answer of `/readyz` has some 2,000.
+const BODY: usize = 64 * 1024;
+
+/// What is done.
+#[derive(Debug)]
+pub enum Check {
+    /// The kernel answers the SYN.
+    Tcp,
+    /// The server answers a request.
+    Https(Https),
+}
+
+/// The request and what is expected.
+#[derive(Debug)]
+pub struct Https {
+    path: String,
+    expect: Vec<u16>,
+    tls: Arc<ClientConfig>,
+}
+
+/// Why there was no answer.
+enum Fault {
+    Refused,
+    /// With the reason.
+    Failed(String),
+    /// For want of something on this host: says nothing about the backend.
+    Ours(io::Error),
+}
+
+impl Check {
+    /// Reads the CA, if one is named.
+    pub fn new(settings: &model::Health) -> Result<Check> {
+        Ok(match settings.probe {
+            model::Probe::Tcp => Check::Tcp,
+            model::Probe::Https => Check::Https(Https {
+                path: settings.path.clone(),
+                expect: settings.expect.clone(),
+                tls: tls::config(settings.ca.as_deref())?,
+            }),
+        })
+    }
+
+    /// Does it, within `timeout` for everything. The outcome and how it came, for the log; an error is one of this host.
+    pub async fn run(&self, address: SocketAddr, timeout: Duration) -> Result<(Outcome, String)> {
+        let by = Deadline { at: Instant::now() + timeout, timeout };
+        let found = match self {
+            Check::Tcp => connect(address, true, &by).await.and_then(|stream| {
+                // With the RST goes the connection, before anybody has accepted it.
+                stream.set_zero_linger().map_err(Fault::Ours)?;
+                Ok((Outcome::Passed, "connected".to_owned()))
+            }),
+            Check::Https(https) => https.ask(address, &by).await.map(|status| https.judge(status)),
+        };
+        match found {
+            Ok(answer) => Ok(answer),
+            Err(Fault::Refused) => Ok((Outcome::Refused, "connection refused".to_owned())),
+            Err(Fault::Failed(why)) => Ok((Outcome::Failed, why)),
+            Err(Fault::Ours(error)) => Err(error).context("on this host"),
+        }
+    }
+}
+
+/// When a check has to be over.
+struct Deadline {
+    at: Instant,
+    timeout: Duration,
+}
+
+impl Deadline {
+    async fn keep<T>(&self, what: &str, work: impl Future<Output = T>) -> Result<T, Fault> {
+        let late = |_| Fault::Failed(format!("{what}: no answer within {} ms", self.timeout.as_millis()));
+        timeout_at(self.at, work).await.map_err(late)
+    }
+}
+
+/// `half`: leaves the handshake one acknowledgement short.
+async fn connect(address: SocketAddr, half: bool, by: &Deadline) -> Result<TcpStream, Fault> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(Fault::Ours)?;
+    if half {
+        // The acknowledgement of the SYN-ACK waits for data to go with (tcp(7), TCP_QUICKACK).
+        SockRef::from(&socket).set_tcp_quickack(false).map_err(Fault::Ours)?;
+    }
+    by.keep("connect", socket.connect(address)).await?.map_err(|error| match error.kind() {
+        ErrorKind::ConnectionRefused => Fault::Refused,
+        _ if is_ours(&error) => Fault::Ours(error),
+        _ => Fault::Failed(format!("connect: {error}")),
+    })
+}
+
+/// Whether it is this host that lacks something: ports, files, memory, permission.
+fn is_ours(error: &io::Error) -> bool {
+    let kinds =
+        [ErrorKind::AddrNotAvailable, ErrorKind::AddrInUse, ErrorKind::PermissionDenied, ErrorKind::OutOfMemory];
+    let number = error.raw_os_error().map(Errno::from_raw);
+    kinds.contains(&error.kind()) || matches!(number, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS))
+}
+
+impl Https {
+    fn judge(&self, status: StatusCode) -> (Outcome, String) {
+        let listed = self.expect.contains(&status.as_u16());
+        (if listed { Outcome::Passed } else { Outcome::NotReady }, format!("status {}", status.as_u16()))
+    }
+
+    async fn ask(&self, address: SocketAddr, by: &Deadline) -> Result<StatusCode, Fault> {
+        let stream = connect(address, false, by).await?;
+        stream.set_nodelay(true).map_err(Fault::Ours)?;
+        // An address: it is no SNI, and need not stand in the certificate.
+        let connecting = TlsConnector::from(self.tls.clone()).connect(ServerName::from(address.ip()), stream);
+        let stream = by.keep("TLS handshake", connecting).await?;
+        let stream = stream.map_err(|error| Fault::Failed(format!("TLS handshake: {error}")))?;
+        let failed = |error: hyper::Error| Fault::Failed(format!("HTTP: {error}"));
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+        // Ends with this function, whatever becomes of the connection.
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        let answer = by.keep("HTTP", sender.send_request(self.request(address)?)).await?.map_err(failed)?;
+        let status = answer.status();
+        _ = by.keep("body", Limited::new(answer.into_body(), BODY).collect()).await;
+        // Without a sender the connection says goodbye and closes; the answer counts even if that takes too long.
+        drop(sender);
+        _ = by.keep("close", driver.join_next()).await;
+        Ok(status)
+    }
+
+    fn request(&self, address: SocketAddr) -> Result<Request<Empty<Bytes>>, Fault> {
+        let agent = concat!("evenkeel/", env!("CARGO_PKG_VERSION"));
+        let request = Request::get(&self.path).header(HOST, address.to_string());
+        let request = request.header(USER_AGENT, agent).header(ACCEPT, "*/*").body(Empty::new());
+        request.map_err(|error| Fault::Failed(format!("the request cannot be made: {error}")))
+    }
+}
