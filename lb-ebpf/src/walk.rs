@@ -110,7 +110,7 @@ fn from_client<F: Frame>(frame: F, segment: Segment, number: u32, listener: *mut
             // SAFETY: from a map lookup.
             let closing = unsafe { atomic::load(&raw const (*listener).state) } == CLOSING;
             if segment.flags & CONTROL != SYN || segment.flags & ACK != 0 || closing {
-                report::count(Reason::UnknownFlow);
+                report::count(if segment.is_self_test() { Reason::SelfTest } else { Reason::UnknownFlow });
                 return reply::reset(frame, segment);
             }
             Outcome::OPEN << 32

@@ -16,6 +16,7 @@ mod pump;
 mod report;
 mod upgrade;
 mod view;
+mod vrrp;
 
 use std::{
     path::PathBuf,
@@ -50,6 +51,7 @@ use interfaces::Wanted;
 use logs::Logs;
 use pump::Pump;
 use upgrade::Upgrading;
+use vrrp::Vrrp;
 
 /// What the command line gives to the daemon.
 #[derive(Clone, Debug)]
@@ -118,6 +120,7 @@ struct Daemon {
     api: api::Daemon,
     listener: listener::ApiListener,
     wanted: Wanted,
+    vrrp: Vrrp,
     /// SNAT ports that are to be withheld and are in use: (pool, port).
     waiting: Vec<(u16, u16)>,
     /// Events lost so far.
@@ -239,6 +242,7 @@ impl Daemon {
             api,
             listener: listener::ApiListener::default(),
             wanted,
+            vrrp: Vrrp::default(),
             waiting: Vec::new(),
             lost: 0,
             inputs: Some(inputs),
@@ -283,6 +287,8 @@ impl Daemon {
     }
 
     async fn until_the_end(&mut self, inputs: &mut Inputs) -> Result<End> {
+        let mut test = tokio::time::interval(vrrp::TEST);
+        test.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let stop = End::Stop { detach: self.config.daemon.on_exit == OnExit::Detach, reply: None };
             let deadline = Duration::from_nanos(self.controller.deadline().saturating_sub(clock::monotonic_ns()));
@@ -309,6 +315,8 @@ impl Daemon {
                         return Ok(end);
                     }
                 }
+                events = self.vrrp.events() => self.vrrp_events(&events?),
+                _ = test.tick(), if self.vrrp.is_running() => self.look_at_usefulness().await,
                 () = tokio::time::sleep(deadline) => self.turn(),
             }
         }
@@ -321,12 +329,14 @@ impl Daemon {
         }
     }
 
-    /// In order: the datapath as it shall stay, then the answer, then the socket.
+    /// In order: the addresses given up, the datapath as it shall stay, then the answer, then the socket.
     async fn stop(mut self, detach: bool, reply: Option<Reply<Result<(), Refused>>>) -> Result<()> {
         if let Some(upgrading) = self.upgrading.take() {
             upgrading.give_up().await;
         }
         tell_systemd(&[NotifyState::Stopping]);
+        // First of all: with the program gone and the address still there, the host itself would reset every connection.
+        self.end_vrrp().await?;
         let datapath = if detach { "is detached" } else { "stays and goes on balancing" };
         self.tell(Notice::daemon(Level::Info, Kind::Lifecycle, format!("ending; the datapath {datapath}")));
         self.history.close();

@@ -11,7 +11,7 @@
 //!   │◀─────────────────────────────────── Acting ───│
 //!   ▼ ends                                          ▼
 //! ```
-//! At no moment do both act. Whatever goes wrong before `Acting` ends the new daemon, and the old one acts again. When
+//! At no moment do both act (but where this host is VRRP's MASTER, the old one advertises until the new one does). Whatever goes wrong before `Acting` ends the new daemon, and the old one acts again. When
 //! the old one dies meanwhile, the new one acts at once. The datapath does not notice any of this; commands that come in
 //! between wait in the socket's queue.
 //!

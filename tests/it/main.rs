@@ -19,4 +19,5 @@ mod reloads;
 mod topologies;
 mod trials;
 mod upgrade;
+mod vrrp;
 mod without_controller;

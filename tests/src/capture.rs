@@ -16,8 +16,13 @@ pub struct Capture {
 impl Capture {
     /// Watches a device for what `filter` (pcap-filter(7)) selects; returns when it sees.
     pub fn start(host: &Host, device: &str, filter: &str) -> Result<Self> {
+        Self::start_with(host, device, filter, &[])
+    }
+
+    /// The same with further options: `-e` for the MAC addresses, `-x` for [`packets`](Self::packets).
+    pub fn start_with(host: &Host, device: &str, filter: &str, options: &[&str]) -> Result<Self> {
         let mut command = host.command("tcpdump");
-        command.args(["-i", device, "-n", "-tt", "-l", "--immediate-mode", filter]);
+        command.args(["-i", device, "-n", "-tt", "-l", "--immediate-mode"]).args(options).arg(filter);
         let process = host.start("tcpdump", &mut command)?;
         wait::until("tcpdump listens", START, || process.log().contains("listening on").then_some(()))?;
         Ok(Self { process })
@@ -32,6 +37,23 @@ impl Capture {
     pub fn seen(&self) -> Vec<Duration> {
         let seconds = |line: &str| line.split(' ').next()?.parse().ok();
         self.process.log().lines().filter_map(seconds).map(Duration::from_secs_f64).collect()
+    }
+
+    /// When each packet was seen, and its bytes from the network header on; of a capture with `-x`.
+    pub fn packets(&self) -> Vec<(Duration, Vec<u8>)> {
+        let mut packets: Vec<(Duration, Vec<u8>)> = Vec::new();
+        for line in self.process.log().lines() {
+            if let Some((_, hex)) = line.trim_start().strip_prefix("0x").and_then(|line| line.split_once(':')) {
+                let digits: Vec<u8> =
+                    hex.chars().filter_map(|char| char.to_digit(16)).map(|digit| digit as u8).collect();
+                if let Some((_, bytes)) = packets.last_mut() {
+                    bytes.extend(digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]));
+                }
+            } else if let Some(seconds) = line.split(' ').next().and_then(|word| word.parse().ok()) {
+                packets.push((Duration::from_secs_f64(seconds), Vec::new()));
+            }
+        }
+        packets
     }
 
     /// What stands in the lines, such as `10.0.1.100.31999 > 10.0.1.10.6443: Flags [S], …`.

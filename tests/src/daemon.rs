@@ -56,11 +56,17 @@ impl Evenkeel {
 
     /// The same without starting it.
     pub fn stopped(lab: &Lab, services: &str) -> Result<Self> {
-        let folder = lab.folder().join("evenkeel");
+        Self::on(lab, &lab.balancer, services)
+    }
+
+    /// The same on any host: each has its own files and pins.
+    pub fn on(lab: &Lab, host: &Host, services: &str) -> Result<Self> {
+        let name = format!("evenkeel-{}", host.name);
+        let folder = lab.folder().join(&name);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        let bpffs = lab.bpffs().join("evenkeel");
+        let bpffs = lab.bpffs().join(&name);
         let binary = binaries::evenkeel()?;
-        let (host, options, environment) = (lab.balancer.clone(), Vec::new(), Vec::new());
+        let (host, options, environment) = (host.clone(), Vec::new(), Vec::new());
         let evenkeel = Self { host, folder, bpffs, binary, options, environment, process: None };
         evenkeel.write(services)?;
         Ok(evenkeel)

@@ -6,6 +6,8 @@
 //! two sides   clients ── switch ── lb ── switch ── backends         10.0.1.0/24 and 10.0.2.0/24
 //! routed      clients and lb ── switch ── router ── backends        10.0.1.0/24 and 10.0.3.0/24
 //! ```
+//! With `Plan::pair` the segment has a second balancer, and the VIP is on neither of them.
+//!
 //! The switch is a bridge in a namespace of its own, so the balancer's cable ends in a port as on a real one.
 
 use std::{
@@ -29,11 +31,12 @@ use crate::{
     xdp_pass,
 };
 
-/// What clients connect to. The lab puts it on the balancer's eth0.
+/// What clients connect to. The lab puts it on the balancer's eth0, unless there are two of them.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 100);
 pub const PORT: u16 = 6443;
 
 const BALANCER: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
+const SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 const BALANCER_BACK: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 254);
 const ROUTER_BACK: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 254);
@@ -61,12 +64,14 @@ pub struct Plan {
     /// False: finished checksums and MTU-sized frames leave every host, as native XDP needs it on veth, and the far ends
     /// of the balancer's cables run XDP_PASS. True: veth's offloads stay as they are, as TC meets them.
     pub offloads: bool,
+    /// A second balancer on the segment; the VIP is theirs to put on an interface.
+    pub pair: bool,
 }
 
 impl Plan {
     /// One client and three backends.
     pub fn new(topology: Topology) -> Self {
-        Self { topology, clients: 1, addresses: 1, backends: 3, offloads: true }
+        Self { topology, clients: 1, addresses: 1, backends: 3, offloads: true, pair: false }
     }
 
     pub fn clients(self, clients: u8) -> Self {
@@ -81,6 +86,11 @@ impl Plan {
         Self { backends, ..self }
     }
 
+    /// With a second balancer, see `pair`.
+    pub fn pair(self) -> Self {
+        Self { pair: true, ..self }
+    }
+
     /// For native XDP, see `offloads`.
     pub fn for_xdp(self) -> Self {
         Self { offloads: false, ..self }
@@ -92,6 +102,8 @@ pub struct Lab {
     pub plan: Plan,
     pub clients: Vec<Host>,
     pub balancer: Host,
+    /// The other balancer of a pair.
+    pub second: Option<Host>,
     pub backends: Vec<Host>,
     /// The switch of the clients' segment; port names are the hosts' names.
     pub switch: Host,
@@ -130,6 +142,7 @@ impl Lab {
             plan: plan.clone(),
             clients: Vec::new(),
             balancer: nobody.clone(),
+            second: None,
             backends: Vec::new(),
             switch: nobody,
             back_switch: None,
@@ -167,7 +180,12 @@ impl Lab {
         self.balancer = self.add_host("lb")?;
         self.cable(&self.balancer.clone(), "eth0", &self.switch.clone())?;
         self.balancer.addresses = vec![BALANCER];
-        configure(&self.balancer, &[address("eth0", BALANCER, 24), address("eth0", VIP, 32)])?;
+        configure(&self.balancer, &[address("eth0", BALANCER, 24)])?;
+        if self.plan.pair {
+            self.second = Some(self.add_second()?);
+        } else {
+            configure(&self.balancer, &[address("eth0", VIP, 32)])?;
+        }
         for number in 0..self.plan.clients {
             let client = self.add_client(number)?;
             self.clients.push(client);
@@ -182,6 +200,14 @@ impl Lab {
             self.backends.push(backend);
         }
         Ok(())
+    }
+
+    fn add_second(&self) -> Result<Host> {
+        let mut host = self.add_host("lb2")?;
+        self.cable(&host, "eth0", &self.switch)?;
+        host.addresses = vec![SECOND];
+        configure(&host, &[address("eth0", SECOND, 24)])?;
+        Ok(host)
     }
 
     fn add_client(&self, number: u8) -> Result<Host> {
@@ -262,12 +288,15 @@ impl Lab {
 
     /// See `Plan::offloads`.
     fn suit_native_xdp(&self) -> Result<()> {
-        let hosts = self.clients.iter().chain(&self.backends).chain([&self.balancer]);
+        let hosts = self.clients.iter().chain(&self.backends).chain([&self.balancer]).chain(&self.second);
         hosts.into_iter().try_for_each(|host| host.offload("eth0", "tx", false))?;
         if let Some(router) = &self.router {
             router.offload("eth1", "tx", false)?;
         }
         xdp_pass::attach(&self.switch, &self.balancer.name)?;
+        if let Some(second) = &self.second {
+            xdp_pass::attach(&self.switch, &second.name)?;
+        }
         match (&self.plan.topology, &self.back_switch) {
             (Topology::TwoSides, Some(switch)) => {
                 self.balancer.offload("eth1", "tx", false)?;
@@ -279,7 +308,7 @@ impl Lab {
 
     /// Every address that a certificate may be asked for.
     fn addresses(&self) -> Vec<Ipv4Addr> {
-        let hosts = self.backends.iter().chain([&self.balancer]);
+        let hosts = self.backends.iter().chain([&self.balancer]).chain(&self.second);
         hosts.flat_map(|host| host.addresses.iter().copied()).chain([VIP, Ipv4Addr::LOCALHOST]).collect()
     }
 }

@@ -8,6 +8,7 @@
 //! | `set` | [`Set`] | [`Changed`] |
 //! | `kill` | [`Kill`] | [`Task`] |
 //! | `rebalance` | [`Rebalance`] | [`Rebalanced`] |
+//! | `failover` | [`Failover`] | [`FailedOver`](super::types::FailedOver) |
 //! | `tasks/ID/stop` | | [`Task`] |
 //!
 //! An answer comes when the kernel's tables are written. Resets go on after it, at their pace: `GET /api/v1/tasks/ID` says
@@ -67,6 +68,13 @@ pub struct Ready {
     pub backend: String,
     #[serde(default)]
     pub service: Option<String>,
+}
+
+/// The mastership of a VRRP instance, and of its group, is given to another host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failover {
+    pub instance: Arc<str>,
 }
 
 /// Other settings until the next reload. What is left out stays.

@@ -1,6 +1,6 @@
 //! The routes of the commands that act (see [`admin`](super::admin)), and who is behind them.
 
-use super::admin::{Drain, Kill, Maint, Ready, Rebalance, Set};
+use super::admin::{Drain, Failover, Kill, Maint, Ready, Rebalance, Set};
 use super::request::{Order, Reply, Request};
 use super::routes::{Daemon, failure, outcome};
 use super::types::Refused;
@@ -47,6 +47,7 @@ pub fn routes() -> Router<Daemon> {
         .route("/api/v1/set", post(set))
         .route("/api/v1/kill", post(kill))
         .route("/api/v1/rebalance", post(rebalance))
+        .route("/api/v1/failover", post(failover))
         .route("/api/v1/tasks/{id}/stop", post(stop_task))
 }
 
@@ -88,6 +89,10 @@ async fn kill(State(daemon): State<Daemon>, from: From, asked: Asked<Kill>) -> A
 
 async fn rebalance(State(daemon): State<Daemon>, from: From, asked: Asked<Rebalance>) -> Answer {
     order(&daemon, from, asked, Order::Rebalance).await
+}
+
+async fn failover(State(daemon): State<Daemon>, from: From, asked: Asked<Failover>) -> Answer {
+    order(&daemon, from, asked, Order::Failover).await
 }
 
 async fn stop_task(State(daemon): State<Daemon>, from: From, Path(id): Path<u64>) -> Answer {

@@ -1,9 +1,9 @@
 //! What the control socket asks the daemon: values over one bounded queue, each with the place for its answer.
 
-use super::admin::{Changed, Drain, InForce, Kill, Maint, Ready, Rebalance, Rebalanced, Set, Task};
+use super::admin::{Changed, Drain, Failover, InForce, Kill, Maint, Ready, Rebalance, Rebalanced, Set, Task};
 use super::orders::Peer;
 use super::report::Report;
-use super::types::{Conn, ConnState, Counters, Refused, Reloaded};
+use super::types::{Conn, ConnState, Counters, FailedOver, Refused, Reloaded, VrrpStatus};
 use crate::handover::Upgraded;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -23,6 +23,7 @@ pub enum Request {
     Report(Reply<Report>),
     Conns(ConnsFilter, Reply<Conns>),
     Counters(Reply<Counters>),
+    Vrrp(Reply<Vec<VrrpStatus>>),
     /// Which backends operators have taken out.
     InForce(Reply<Vec<InForce>>),
     /// How far a task is.
@@ -49,6 +50,7 @@ pub enum Order {
     Set(Set, Reply<Result<Changed, Refused>>),
     Kill(Kill, Reply<Result<Task, Refused>>),
     Rebalance(Rebalance, Reply<Result<Rebalanced, Refused>>),
+    Failover(Failover, Reply<Result<FailedOver, Refused>>),
     StopTask(u64, Reply<Result<Task, Refused>>),
 }
 

@@ -81,6 +81,7 @@ fn reading_routes() -> Router<Daemon> {
         .route("/api/v1/backends", get(backends))
         .route("/api/v1/conns", get(conns))
         .route("/api/v1/counters", get(counters))
+        .route("/api/v1/vrrp", get(vrrp))
         .route("/api/v1/events", get(events))
         .route("/api/v1/reasons", get(reasons))
         .route("/api/v1/admin", get(in_force))
@@ -212,6 +213,10 @@ async fn backends(State(daemon): State<Daemon>) -> Result<Response, Response> {
     let report = daemon.report().await?;
     let backends: Vec<_> = report.status.services.iter().flat_map(|service| &service.backends).collect();
     Ok(Json(backends).into_response())
+}
+
+async fn vrrp(State(daemon): State<Daemon>) -> Result<Response, Response> {
+    Ok(Json(daemon.ask(Request::Vrrp).await?).into_response())
 }
 
 async fn counters(State(daemon): State<Daemon>) -> Result<Response, Response> {

@@ -176,6 +176,7 @@ pub async fn answer(mut asked: mpsc::Receiver<Request>, conns: u32, end: oneshot
         match request {
             Request::Ping(reply) => drop(reply.send(())),
             Request::Report(reply) => drop(reply.send(report())),
+            Request::Vrrp(reply) => drop(reply.send(status().vrrp)),
             Request::Counters(reply) => drop(reply.send(status().counters)),
             Request::Conns(filter, reply) => {
                 let taken: Vec<_> = (0..conns).map(conn).filter(|conn| filter.takes(conn)).collect();
@@ -214,6 +215,7 @@ fn carry_out(order: Order, peer: Peer) {
         Order::Set(asked, reply) => drop(reply.send(Err(seen(&asked)))),
         Order::Kill(asked, reply) => drop(reply.send(Err(seen(&asked)))),
         Order::Rebalance(asked, reply) => drop(reply.send(Err(seen(&asked)))),
+        Order::Failover(asked, reply) => drop(reply.send(Err(seen(&asked)))),
         Order::StopTask(id, reply) => drop(reply.send(Ok(task(id)))),
     }
 }
@@ -238,6 +240,7 @@ fn orders_arrive_as_they_were_meant_and_what_is_no_order_is_refused() {
             "Drain { backend: \"cp01\", service: Some(\"api\"), deadline_ms: Some(5000), rate: 7 }",
         ),
         ("maint", json!({ "backend": "cp01" }), "Maint { backend: \"cp01\", service: None, reset: false }"),
+        ("failover", json!({ "instance": "VI_1" }), "Failover { instance: \"VI_1\" }"),
         ("ready", json!({ "backend": "cp01" }), "Ready { backend: \"cp01\", service: None }"),
         (
             "set",

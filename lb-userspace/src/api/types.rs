@@ -167,6 +167,67 @@ pub struct VrrpStatus {
     pub transitions: u64,
     /// The address of the host that is MASTER, if one is known.
     pub master: Option<IpAddr>,
+    pub interface: String,
+    pub virtual_router_id: u8,
+    pub version: u8,
+    /// What made the state what it is.
+    pub reason: String,
+    /// What changes the priority, and by how much.
+    pub weights: Vec<VrrpWeight>,
+    /// What makes it FAULT.
+    pub faults: Vec<String>,
+    /// The address that this host speaks from.
+    pub source: Option<IpAddr>,
+    /// While MASTER: how long this host goes on to answer for the addresses if it does not advertise any more.
+    pub lease_ms: u64,
+    pub peers: Vec<VrrpPeer>,
+    pub adverts: VrrpAdverts,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VrrpWeight {
+    pub what: String,
+    pub weight: i16,
+}
+
+/// Another router that was heard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VrrpPeer {
+    pub address: IpAddr,
+    /// The priority it advertised last; 0: it has resigned.
+    pub priority: u8,
+    pub last_heard: jiff::Timestamp,
+}
+
+/// What an instance has counted since it was started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VrrpAdverts {
+    pub sent: u64,
+    /// Of those sent: with priority 0.
+    pub resignations_sent: u64,
+    pub send_failures: u64,
+    /// Those that count.
+    pub received: u64,
+    pub resignations_received: u64,
+    /// Of those received: with other addresses than ours.
+    pub address_mismatches: u64,
+    /// Of another master, while this host was MASTER.
+    pub dual_master: u64,
+    /// Claims of other hosts, by ARP or ND, to an address that this host held.
+    pub claims: u64,
+    /// Gratuitous ARP packets and neighbour advertisements sent.
+    pub announcements: u64,
+    /// Those that did not count, by reason.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// The answer to `vrrp failover`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedOver {
+    pub instance: Arc<str>,
+    /// The host that has taken over; none: it was not heard yet.
+    pub master: Option<IpAddr>,
+    pub after_ms: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -228,9 +228,39 @@ Ctrl-C stops it: what was reset stays so, the rest is left alone.")]
 Exit code 0: the new one acts, the old one ends. 1: refused, with the reason; the old one goes on.
 Example: install -m755 evenkeel.new /usr/sbin/evenkeel && evenkeel upgrade")]
     Upgrade,
+    /// VRRP instances: state, since when, priority and what changed it, who is master, who was heard
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "\
+Examples:
+  evenkeel vrrp                    how they stand
+  evenkeel vrrp -o wide            what was sent, heard and not counted, too
+  evenkeel vrrp failover VI_1      give it to the other host, before work on this one"
+    )]
+    Vrrp {
+        #[command(subcommand)]
+        action: Option<VrrpAction>,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Have the daemon read its configuration anew
     #[command(after_help = "Exit code 0: applied. 1: refused, the errors are printed, nothing has changed.")]
     Reload,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VrrpAction {
+    /// Give an instance's mastership away, and its group's; returns when another host has it
+    ///
+    /// This host does not take it back, even with a higher priority, until the other one is gone or gives it away itself.
+    #[command(after_help = "Exit code 1: it was not master, or nobody has taken it and this host is master again.")]
+    Failover {
+        /// The instance
+        #[arg(value_name = "NAME")]
+        name: String,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Args)]

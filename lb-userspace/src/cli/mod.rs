@@ -17,7 +17,7 @@ use crate::api::EventsFilter;
 use crate::api::types::{Counters, Event, Reloaded, Status};
 use crate::daemon::{self, RunOptions};
 use crate::handover::Upgraded;
-use args::{Cli, Command, Format};
+use args::{Cli, Command, Format, VrrpAction};
 use clap::Parser;
 use client::{Answer, Client};
 use exit::Failure;
@@ -59,6 +59,10 @@ pub fn main() -> ExitCode {
         Command::Rebalance { args, output } => orders::rebalance(&client, args, output.format),
         Command::Events { follow, limit, output } => {
             events(&client, EventsFilter { after: 0, limit, follow }, output.format)
+        }
+        Command::Vrrp { action: None, output } => vrrp(&client, output.format),
+        Command::Vrrp { action: Some(VrrpAction::Failover { name, output }), .. } => {
+            orders::failover(&client, &name, output.format)
         }
         Command::Counters { list: true, output } => output::print(&show::reasons(output.format, Style::of_stdout())),
         Command::Counters { list: false, output } => counters(&client, output.format),
@@ -132,6 +136,14 @@ fn conns(client: &Client, filter: &args::ConnsArgs, format: Format) -> Result<()
         eprintln!("{hidden} more are not shown: --limit 0 shows all");
     }
     Ok(())
+}
+
+fn vrrp(client: &Client, format: Format) -> Result<(), Failure> {
+    let answer = client.get("/api/v1/vrrp")?;
+    match format {
+        Format::Json => raw(&answer),
+        _ => output::print(&show::instances(&answer.read::<Vec<_>>()?, format, Style::of_stdout())),
+    }
 }
 
 fn counters(client: &Client, format: Format) -> Result<(), Failure> {

@@ -1,4 +1,4 @@
-//! The commands that act: `drain`, `maint`, `ready`, `set`, `kill`, `rebalance`.
+//! The commands that act: `drain`, `maint`, `ready`, `set`, `kill`, `rebalance`, `vrrp failover`.
 //!
 //! The daemon does the work and goes on with it by itself; what waits here only looks. Ctrl-C ends the looking. A
 //! rebalancing, which nobody else may want to its end, it stops.
@@ -10,9 +10,10 @@ use super::interrupt::Interrupt;
 use super::table::Style;
 use super::{output, raw, show, units};
 use crate::api::admin::{
-    Changed, Drain, InForce, Kill, Maint, Ready, Rebalance, Rebalanced, RebalancedService, Set, Task, TaskState,
+    Changed, Drain, Failover, InForce, Kill, Maint, Ready, Rebalance, Rebalanced, RebalancedService, Set, Task,
+    TaskState,
 };
-use crate::api::types::BackendState;
+use crate::api::types::{BackendState, FailedOver};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -325,5 +326,15 @@ impl Progress {
         } else {
             Ok(())
         }
+    }
+}
+
+pub fn failover(client: &Client, name: &str, format: Format) -> Result<(), Failure> {
+    let answer = client.order("/api/v1/failover", &Failover { instance: name.into() })?;
+    let done: FailedOver = answer.read()?;
+    match (format, done.master) {
+        (Format::Json, _) => raw(&answer),
+        (_, Some(master)) => output::print(&format!("{name}: {master} is master, after {} ms\n", done.after_ms)),
+        (_, None) => output::print(&format!("{name}: given away; the next master was not heard yet\n")),
     }
 }

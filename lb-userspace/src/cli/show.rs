@@ -8,11 +8,13 @@ use crate::api::admin::Rebalanced;
 use crate::api::types::{
     Backend, BackendState, Conn, Counters, Event, ServiceStatus, Status, VrrpState, VrrpStatus, meanings,
 };
+use crate::vrrp::receive::Refusal;
 use Column::{Left, Right};
 use comfy_table::{Cell, Color};
 use jiff::tz::TimeZone;
 use lb_common::verdict::Reason;
 use std::fmt::Write;
+use std::net::IpAddr;
 
 /// `status`
 pub fn status(status: &Status, format: Format, style: Style) -> String {
@@ -117,6 +119,7 @@ fn state_colour(state: BackendState) -> Color {
     }
 }
 
+/// The instances in `status`.
 fn vrrp(instances: &[VrrpStatus], style: Style) -> String {
     let columns = [
         Left("VRRP"),
@@ -130,23 +133,118 @@ fn vrrp(instances: &[VrrpStatus], style: Style) -> String {
     ];
     let mut table = Table::new(&columns, style);
     for instance in instances {
-        let colour = match instance.state {
-            VrrpState::Master => Color::Green,
-            VrrpState::Fault => Color::Red,
-            VrrpState::Backup | VrrpState::Init => Color::Yellow,
-        };
         table.row(vec![
             Cell::new(&instance.name),
-            coloured(&instance.state.to_string(), colour),
+            vrrp_state(instance.state),
             Cell::new(instance.priority),
             Cell::new(instance.base_priority),
             Cell::new(instance.addresses.join(", ")),
             Cell::new(instance.since),
             Cell::new(instance.transitions),
-            Cell::new(instance.master.map_or("-".into(), |master| master.to_string())),
+            Cell::new(address(instance.master)),
         ]);
     }
     table.lines()
+}
+
+fn vrrp_state(state: VrrpState) -> Cell {
+    let colour = match state {
+        VrrpState::Master => Color::Green,
+        VrrpState::Fault => Color::Red,
+        VrrpState::Backup | VrrpState::Init => Color::Yellow,
+    };
+    coloured(&state.to_string(), colour)
+}
+
+fn address(address: Option<IpAddr>) -> String {
+    address.map_or("-".into(), |address| address.to_string())
+}
+
+/// `vrrp`: the table, and behind it what a row has no room for.
+pub fn instances(instances: &[VrrpStatus], format: Format, style: Style) -> String {
+    let mut columns = vec![
+        Left("VRRP"),
+        Left("STATE"),
+        Left("SINCE"),
+        Right("PRIORITY"),
+        Left("INTERFACE"),
+        Right("ROUTER ID"),
+        Left("ADDRESSES"),
+        Left("MASTER"),
+        Right("SENT"),
+        Right("HEARD"),
+        Right("REFUSED"),
+    ];
+    let wide = format == Format::Wide;
+    if wide {
+        columns.extend([
+            Right("VERSION"),
+            Left("SOURCE"),
+            Right("CHANGES"),
+            Right("LEASE"),
+            Right("SEND FAILURES"),
+            Right("TWO MASTERS"),
+            Right("CLAIMS"),
+            Right("ANNOUNCED"),
+        ]);
+    }
+    let mut table = Table::new(&columns, style);
+    for instance in instances {
+        table.row(instance_row(instance, wide));
+    }
+    table.lines() + &instances.iter().map(details).collect::<String>()
+}
+
+fn instance_row(instance: &VrrpStatus, wide: bool) -> Vec<Cell> {
+    let adverts = &instance.adverts;
+    let mut row = vec![
+        Cell::new(&instance.name),
+        vrrp_state(instance.state),
+        Cell::new(instance.since),
+        Cell::new(instance.priority),
+        Cell::new(&instance.interface),
+        Cell::new(instance.virtual_router_id),
+        Cell::new(instance.addresses.join(", ")),
+        Cell::new(address(instance.master)),
+        Cell::new(adverts.sent),
+        Cell::new(adverts.received),
+        Cell::new(adverts.refused.values().sum::<u64>()),
+    ];
+    if wide {
+        row.extend([
+            Cell::new(instance.version),
+            Cell::new(address(instance.source)),
+            Cell::new(instance.transitions),
+            Cell::new(units::milliseconds((instance.lease_ms > 0).then_some(instance.lease_ms as f64))),
+            Cell::new(adverts.send_failures),
+            Cell::new(adverts.dual_master),
+            Cell::new(adverts.claims),
+            Cell::new(adverts.announcements),
+        ]);
+    }
+    row
+}
+
+/// Why an instance is as it is, who was heard, and what was heard and does not count.
+fn details(instance: &VrrpStatus) -> String {
+    let name = &instance.name;
+    let mut text = format!("\n{name} is {}: {}\n", instance.state, instance.reason);
+    if instance.priority != instance.base_priority || !instance.weights.is_empty() {
+        let weights: Vec<_> = instance.weights.iter().map(|it| format!("{:+} {}", it.weight, it.what)).collect();
+        // Writing to a String cannot fail, here and below.
+        _ = writeln!(text, "  priority {} of {}: {}", instance.priority, instance.base_priority, weights.join(", "));
+    }
+    for fault in &instance.faults {
+        _ = writeln!(text, "  fault: {fault}");
+    }
+    for peer in &instance.peers {
+        _ = writeln!(text, "  heard {} with priority {} at {}", peer.address, peer.priority, peer.last_heard);
+    }
+    for (why, count) in instance.adverts.refused.iter().filter(|(_, count)| **count > 0) {
+        let meaning = Refusal::ALL.iter().find(|refusal| refusal.name() == why).map_or("", |it| it.meaning());
+        _ = writeln!(text, "  refused {count} ({why}): {meaning}");
+    }
+    text
 }
 
 /// `conns`

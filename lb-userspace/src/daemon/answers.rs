@@ -30,6 +30,7 @@ impl Daemon {
             }
             // Who asked may be gone, here and below.
             Request::Ping(reply) => _ = reply.send(()),
+            Request::Vrrp(reply) => _ = reply.send(report::vrrp::instances(&self.snapshot())),
             Request::Counters(reply) => _ = reply.send(self.counters()),
             Request::InForce(reply) => _ = reply.send(self.in_force()),
             Request::Task(id, reply) => _ = reply.send(self.task(id)),
@@ -89,6 +90,7 @@ impl Daemon {
             names: names.collect(),
             installed: self.controller.installed().clone(),
             counters: self.counters(),
+            vrrp: self.vrrp.reports(),
         }
     }
 

@@ -26,6 +26,7 @@ impl Daemon {
         self.detach_unused();
         self.listen().into_iter().for_each(|warning| warn!("{warning}"));
         self.meet_neighbours().await;
+        self.configure_vrrp().await?;
         let adopted = if self.dataplane.adopted() { "took over the tables of an earlier run, " } else { "" };
         let services = self.config.services.len();
         let after = self.started.elapsed().as_millis();
@@ -85,6 +86,7 @@ impl Daemon {
         warnings.extend(self.listen());
         self.commit(desired, plan);
         self.write_hops();
+        self.configure_vrrp().await.map_err(one)?;
         self.detach_unused();
         Ok(Reloaded { generation: self.generation, changes, warnings })
     }

@@ -1,5 +1,6 @@
 //! Which interfaces the program has to be on: those through which clients come, and those through which backends are
-//! reached, for their answers come in there.
+//! reached, for their answers come in there; and those of the VRRP instances, on which it keeps two hosts from answering
+//! for one address.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,6 +10,7 @@ use std::{
 
 use log::Level;
 
+use super::vrrp;
 use crate::{
     config::model::{Config, Datapath, Service},
     controller::installed::Installed,
@@ -36,8 +38,13 @@ const LOOPBACK: &str = "lo";
 pub async fn wanted(config: &Config) -> Result<Wanted, Vec<String>> {
     let mut wanted = Wanted::default();
     let mut errors = Vec::new();
+    let carried = vrrp::carried(config);
     for service in &config.services {
         let mut names: BTreeSet<_> = service.interfaces.iter().cloned().collect();
+        let moving = service.listen.iter().filter_map(|listen| carried.get(&listen.ip()));
+        if names.is_empty() {
+            names = moving.cloned().collect();
+        }
         if names.is_empty() {
             names = by_route(service, service.listen.iter().map(|listen| listen.ip()), &mut wanted.warnings).await;
         }
@@ -53,7 +60,11 @@ pub async fn wanted(config: &Config) -> Result<Wanted, Vec<String>> {
             }
         }
         wanted.of_service.insert(service.name.clone(), names);
-        wanted.warnings.extend(service.listen.iter().filter_map(|listen| no_such_address(service, listen.ip())));
+        let stay = service.listen.iter().map(|listen| listen.ip()).filter(|address| !carried.contains_key(address));
+        wanted.warnings.extend(stay.filter_map(|address| no_such_address(service, address)));
+    }
+    for interface in carried.into_values() {
+        wanted.interfaces.entry(interface).or_insert(Requested::Auto);
     }
     if errors.is_empty() { Ok(wanted) } else { Err(errors) }
 }

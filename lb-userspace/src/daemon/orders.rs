@@ -40,6 +40,7 @@ impl Daemon {
             api::Order::Set(asked, reply) => _ = reply.send(self.set(&asked, peer)),
             api::Order::Kill(asked, reply) => _ = reply.send(self.kill(&asked, peer)),
             api::Order::Rebalance(asked, reply) => _ = reply.send(self.rebalance(&asked, peer)),
+            api::Order::Failover(asked, reply) => self.failover(&asked.instance, reply, peer),
             api::Order::StopTask(id, reply) => _ = reply.send(self.stop_task(id, peer)),
         }
     }

@@ -24,6 +24,8 @@ use crate::{
     dataplane::{Attached, Flow, Head, Mode, Tables},
 };
 
+pub mod vrrp;
+
 /// What the controller knows at one moment.
 pub struct Snapshot {
     pub now_ns: u64,
@@ -40,6 +42,8 @@ pub struct Snapshot {
     pub names: BTreeMap<u16, (Arc<str>, Arc<str>, SocketAddr)>,
     pub installed: Installed,
     pub counters: Counters,
+    /// The VRRP instances.
+    pub vrrp: Arc<Vec<crate::vrrp::report::Report>>,
 }
 
 /// One service of the configuration.
@@ -167,7 +171,7 @@ pub fn report(snapshot: &Snapshot, tables: &Tables) -> Report {
                 generation: snapshot.generation,
             },
             services: snapshot.services.iter().map(service).collect(),
-            vrrp: Vec::new(),
+            vrrp: vrrp::instances(snapshot),
             counters: snapshot.counters.clone(),
         },
         reloaded: snapshot.reloaded,

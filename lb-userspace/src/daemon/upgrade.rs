@@ -85,7 +85,7 @@ impl Daemon {
                 if taken.is_err() {
                     // It must not act any more when we do.
                     drop(successor);
-                    self.resume(inputs);
+                    self.resume(inputs).await;
                 }
                 taken.map(|pid| Upgraded { version, pid })
             }
@@ -119,6 +119,7 @@ impl Daemon {
     async fn pause(&mut self, inputs: &mut Inputs) {
         self.serving.1 = None;
         self.listener.set(None, &self.api);
+        self.pause_vrrp().await;
         self.take_in_the_rest(inputs).await;
     }
 
@@ -131,7 +132,10 @@ impl Daemon {
     }
 
     /// The other way round: whoever was to act does not, and may have begun to.
-    fn resume(&mut self, inputs: &mut Inputs) {
+    async fn resume(&mut self, inputs: &mut Inputs) {
+        if let Err(error) = self.configure_vrrp().await {
+            warn!("{error:#}");
+        }
         let resumed = self.reclaim().and_then(|()| begin_inputs(&self.server, &self.dataplane, &self.api));
         match resumed {
             Ok((events, serving)) => {
@@ -168,7 +172,8 @@ impl Daemon {
 
     /// After the handover: answers under way are finished, lines of the access log are written. The socket and the locks
     /// are the other one's.
-    pub(super) async fn leave(self) -> Result<()> {
+    pub(super) async fn leave(mut self) -> Result<()> {
+        self.hand_over_vrrp().await;
         self.history.close();
         let (serving, shutdown) = self.serving;
         drop(shutdown);

@@ -29,6 +29,8 @@ const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// In the folder that stands for a filter: the sign that its queueing discipline is ours too.
 const QDISC: &str = "qdisc";
+/// The same for netlink: priority and handle.
+pub const FILTER: (u16, u32) = (FILTER_PRIORITY, 1);
 
 /// `datapath` in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

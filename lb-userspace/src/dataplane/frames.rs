@@ -179,6 +179,37 @@ pub fn keepalive(flow: &Flow, pool: &Pool, mac: [u8; 6]) -> Option<Vec<u8>> {
     (flow.is_connected() && pool.hop.is_known()).then(|| segment.frame())
 }
 
+/// The controller's own test packet to a listener: a segment of no connection, from no address, with the number that the
+/// program knows it by.
+pub fn self_test(listener: &Listener, mac: [u8; 6], number: u32) -> Option<Vec<u8>> {
+    let segment = Segment {
+        source_mac: [2, 0, 0, 0, 0, 0],
+        target_mac: mac,
+        source: SELF_TEST,
+        target: v4(SocketAddr::new(address_of(&listener.address), u16::from_be_bytes(listener.port)))?,
+        seq: number,
+        ack: SELF_TEST_ACK,
+        flags: ACK,
+        window: [0; 2],
+        tos: 0,
+        options: &[],
+    };
+    Some(segment.frame())
+}
+
+const SELF_TEST: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 1);
+const SELF_TEST_ACK: u32 = 0x4556_4b4c;
+
+/// Whether a frame is the right answer to [`self_test`]: the RST of the listener.
+pub fn answers_self_test(frame: &[u8], listener: &Listener) -> bool {
+    let tcp = frame.get(ETHERNET + IPV4..);
+    let sequence = tcp.and_then(|tcp| tcp.get(4..8)).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
+    let flags = tcp.and_then(|tcp| tcp.get(13));
+    let vip = SocketAddr::new(address_of(&listener.address), u16::from_be_bytes(listener.port));
+    let ends = endpoints(frame).map(|(source, target)| (SocketAddr::V4(source), target));
+    (ends, sequence, flags) == (Some((vip, SELF_TEST)), Some(SELF_TEST_ACK), Some(&RST))
+}
+
 /// Where the receiver of a reset may stand: at what it acknowledged last, or at the end of what was sent to it.
 fn sequences(acknowledged: u32, sent: u32) -> Vec<u32> {
     if seq::before(acknowledged, sent) { vec![acknowledged, sent] } else { vec![acknowledged] }

@@ -30,6 +30,7 @@ mod load;
 mod pins;
 mod pools;
 mod rules;
+mod self_test;
 mod shapes;
 mod slots;
 mod tables;

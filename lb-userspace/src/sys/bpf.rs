@@ -1,8 +1,13 @@
-//! The two BPF commands that aya does not offer, or not in the form needed.
+//! The BPF commands that aya does not offer, or not in the form needed.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
 };
 
 /// `union bpf_attr` for BPF_MAP_DELETE_ELEM (linux/bpf.h): the part that the command reads.
@@ -31,6 +36,71 @@ pub fn delete_inner_map(array_of_maps: BorrowedFd<'_>, index: u32) -> io::Result
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_DELETE_ELEM, &raw const attributes, size_of::<DeleteElement>()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The part of `union bpf_attr` for BPF_OBJ_GET.
+#[repr(C)]
+struct ObjectGet {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+const BPF_OBJ_GET: libc::c_int = 7;
+
+/// The part of `union bpf_attr` for BPF_OBJ_GET_INFO_BY_FD.
+#[repr(C)]
+struct InfoByFd {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+
+/// The beginning of `struct bpf_link_info` as XDP and tcx links fill it.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    ifindex: u32,
+    rest: [u32; 3],
+}
+
+/// Where a pinned XDP or tcx link leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkState {
+    /// The program's number.
+    pub program: u32,
+    /// The interface's number; 0: it was detached from outside, or the interface is gone.
+    pub ifindex: u32,
+}
+
+/// Looks at a pinned link.
+pub fn pinned_link(path: &Path) -> io::Result<LinkState> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let get = ObjectGet { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    // SAFETY: the attributes and the path they point to live through the call; the kernel writes nothing.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const get, size_of::<ObjectGet>()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor just opened, owned by nobody else.
+    let link = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let mut info = LinkInfo::default();
+    let mut attributes =
+        InfoByFd { fd: link.as_raw_fd() as u32, length: size_of::<LinkInfo>() as u32, info: (&raw mut info) as u64 };
+    let size = size_of::<InfoByFd>();
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which has them, and the length back; both live through
+    // the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw mut attributes, size) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(LinkState { program: info.program, ifindex: info.ifindex })
 }
 
 /// The part of `union bpf_attr` for BPF_MAP_CREATE (linux/bpf.h) that an array needs.

@@ -7,6 +7,11 @@
 pub mod group;
 pub mod machine;
 pub mod receive;
+pub mod report;
+pub mod setup;
+pub mod shell;
 #[cfg(test)]
 mod simulation;
+pub mod tell;
+pub mod tracking;
 pub mod wire;

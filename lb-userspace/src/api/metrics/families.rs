@@ -59,6 +59,12 @@ metrics! {
     VRRP_PRIORITY = Gauge "evenkeel_vrrp_priority" ["vrrp_instance"] "The priority in force, tracking included.";
     VRRP_SINCE = Gauge "evenkeel_vrrp_last_change_timestamp_seconds" ["vrrp_instance"] "When the instance's state changed last.";
     VRRP_TRANSITIONS = Counter "evenkeel_vrrp_transitions_total" ["vrrp_instance"] "Changes of state since the daemon's start.";
+    VRRP_SENT = Counter "evenkeel_vrrp_adverts_sent_total" ["vrrp_instance"] "Advertisements sent.";
+    VRRP_SEND_FAILURES = Counter "evenkeel_vrrp_adverts_send_failures_total" ["vrrp_instance"] "Advertisements that the interface did not take.";
+    VRRP_RECEIVED = Counter "evenkeel_vrrp_adverts_received_total" ["vrrp_instance"] "Advertisements of other routers that counted.";
+    VRRP_REFUSED = Counter "evenkeel_vrrp_adverts_refused_total" ["vrrp_instance", "reason"] "Advertisements that did not count, by the check that they failed.";
+    VRRP_TWO_MASTERS = Counter "evenkeel_vrrp_dual_master_total" ["vrrp_instance"] "Advertisements of another master while this host was MASTER: should stay where it is.";
+    VRRP_CLAIMS = Counter "evenkeel_vrrp_address_claims_total" ["vrrp_instance"] "Claims of other hosts, by ARP or ND, to an address that this host held.";
     PACKETS = Counter "evenkeel_packets_not_forwarded_total" ["reason"] "Packets that were passed to the host, answered or dropped, or are out of the ordinary.";
     TURNED_AWAY = Counter "evenkeel_connections_turned_away_total" ["reason"] "New connections that were given to no backend.";
     TRIES = Counter "evenkeel_connect_tries_failed_total" ["reason"] "Tries to connect that failed; the next backend was tried.";

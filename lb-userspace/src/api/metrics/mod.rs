@@ -146,6 +146,15 @@ fn of_instance(families: &mut Families, instance: &VrrpStatus) {
     families.set(&VRRP_PRIORITY, &labels, f64::from(instance.priority));
     families.set(&VRRP_SINCE, &labels, seconds(instance.since));
     families.set(&VRRP_TRANSITIONS, &labels, instance.transitions as f64);
+    let adverts = &instance.adverts;
+    families.set(&VRRP_SENT, &labels, adverts.sent as f64);
+    families.set(&VRRP_SEND_FAILURES, &labels, adverts.send_failures as f64);
+    families.set(&VRRP_RECEIVED, &labels, adverts.received as f64);
+    families.set(&VRRP_TWO_MASTERS, &labels, adverts.dual_master as f64);
+    families.set(&VRRP_CLAIMS, &labels, adverts.claims as f64);
+    for (reason, count) in &adverts.refused {
+        families.set(&VRRP_REFUSED, &[&*instance.name, reason], *count as f64);
+    }
 }
 
 fn reasons(families: &mut Families, report: &Report) {

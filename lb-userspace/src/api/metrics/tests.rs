@@ -2,7 +2,7 @@ use super::families::{ALL, Kind, Metric};
 use super::*;
 use crate::api::report::PoolUse;
 use crate::api::tests::{backend, status};
-use crate::api::types::VrrpStatus;
+use crate::api::types::{VrrpAdverts, VrrpStatus};
 use std::collections::BTreeSet;
 
 fn report() -> Report {
@@ -17,6 +17,16 @@ fn report() -> Report {
         since: backend().last_change,
         transitions: 3,
         master: None,
+        interface: "eth0".into(),
+        virtual_router_id: 51,
+        version: 3,
+        reason: "started".into(),
+        weights: vec![],
+        faults: vec![],
+        source: None,
+        lease_ms: 0,
+        peers: vec![],
+        adverts: VrrpAdverts { sent: 7, refused: [("password".to_owned(), 3)].into(), ..VrrpAdverts::default() },
     });
     status.counters = Reason::ALL.iter().map(|reason| (reason.name().to_owned(), *reason as u64)).collect();
     status.counters.insert("least_conn_drift".into(), 0);
@@ -83,6 +93,7 @@ fn a_state_is_one_row_of_ones_and_labels_are_escaped() {
     assert_eq!(states.len(), BackendState::ALL.len());
     assert!(states.contains(&r#"{service="api",backend="a\"b\\c\nd",state="slow_start"} 1"#.to_owned()), "{states:?}");
     assert_eq!(states.iter().filter(|row| row.ends_with(" 1")).count(), 1);
+    assert_eq!(rows(&text, "evenkeel_vrrp_adverts_refused_total"), [r#"{vrrp_instance="VI_1",reason="password"} 3"#]);
     assert!(rows(&text, "evenkeel_vrrp_state").contains(&r#"{vrrp_instance="VI_1",state="BACKUP"} 1"#.to_owned()));
 }
 

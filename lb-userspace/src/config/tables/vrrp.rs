@@ -62,7 +62,6 @@ pub fn vrrp<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Vrrp> {
         warn_of_program("notify", notify, findings);
     }
     let place = table.place;
-    findings.warning(place.problem("[[vrrp]] is not acted upon yet: the addresses are the operator's own"));
     table.finish();
     let instance = Vrrp {
         name: name?.value.into(),

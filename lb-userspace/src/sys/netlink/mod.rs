@@ -1,5 +1,6 @@
 //! Routes, neighbours and links: where frames for a backend go, kept up to date by netlink (rtnetlink(7)).
 
+mod addresses;
 mod clsact;
 mod hops;
 mod watch;
@@ -9,11 +10,21 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 
+pub use addresses::{Addresses, Interface};
 pub use clsact::remove_unused_clsact;
 pub use hops::{Change, Destination, NextHop};
 pub use watch::Watch;
 
 use super::netdev;
+
+/// Whether an interface has a filter of this priority and handle on its ingress.
+pub async fn has_filter(ifindex: u32, priority: u16, filter: u32) -> Result<bool> {
+    let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+    let connection = tokio::spawn(connection);
+    let found = wire::has_filter(&handle, ifindex, priority, filter).await;
+    connection.abort();
+    found
+}
 
 /// The name of the interface of a listen address: the one that has the address; while none has it (another host may be
 /// master of it), the one to which the routes lead for it.

@@ -1,0 +1,65 @@
+//! Answers about VRRP.
+
+use super::{Snapshot, ago};
+use crate::{
+    api::types::{VrrpAdverts, VrrpPeer, VrrpState, VrrpStatus, VrrpWeight},
+    config::model::VrrpVersion,
+    vrrp::{machine::State, report::Report, tell},
+};
+
+/// `/api/v1/vrrp`
+pub fn instances(snapshot: &Snapshot) -> Vec<VrrpStatus> {
+    snapshot.vrrp.iter().map(|report| instance(snapshot, report)).collect()
+}
+
+fn instance(snapshot: &Snapshot, report: &Report) -> VrrpStatus {
+    let counted = &report.counters;
+    VrrpStatus {
+        name: report.name.to_string(),
+        state: match report.state {
+            State::Init => VrrpState::Init,
+            State::Backup => VrrpState::Backup,
+            State::Master => VrrpState::Master,
+            State::Fault => VrrpState::Fault,
+        },
+        priority: report.priority,
+        base_priority: report.base_priority,
+        addresses: report.addresses.iter().map(ToString::to_string).collect(),
+        since: ago(snapshot, report.since),
+        transitions: report.transitions,
+        master: report.master,
+        interface: report.interface.clone(),
+        virtual_router_id: report.router,
+        version: if report.version == VrrpVersion::V2 { 2 } else { 3 },
+        reason: tell::words(report.why),
+        weights: report
+            .weights
+            .iter()
+            .map(|(what, weight)| VrrpWeight { what: what.clone(), weight: *weight })
+            .collect(),
+        faults: report.faults.clone(),
+        source: report.source,
+        lease_ms: report.lease.saturating_sub(snapshot.now_ns) / 1_000_000,
+        peers: report
+            .peers
+            .iter()
+            .map(|peer| VrrpPeer {
+                address: peer.address,
+                priority: peer.priority,
+                last_heard: ago(snapshot, peer.heard),
+            })
+            .collect(),
+        adverts: VrrpAdverts {
+            sent: counted.sent,
+            resignations_sent: counted.resignations_sent,
+            send_failures: counted.send_failures,
+            received: counted.received,
+            resignations_received: counted.resignations_received,
+            address_mismatches: counted.address_mismatches,
+            dual_master: counted.dual_master,
+            claims: counted.claims,
+            announcements: counted.announcements,
+            refused: counted.refused().map(|(why, count)| (why.name().to_owned(), count)).collect(),
+        },
+    }
+}

@@ -1,0 +1,137 @@
+//! Sockets for an IP protocol of our own on one interface: what VRRP speaks through. Nothing here waits.
+
+use std::{
+    io::{self, IoSliceMut},
+    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
+
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, sendmsg, setsockopt, sockopt,
+};
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, Socket, Type};
+
+/// TC_PRIO_CONTROL (linux/pkt_sched.h): before everything else in the queue of the interface.
+const PRIORITY: u32 = 7;
+/// Room for what arrives while the process is stopped.
+const RECEIVE_BUFFER: usize = 256 * 1024;
+
+/// How packets leave.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// The protocol's number.
+    pub protocol: u8,
+    /// Whether it is spoken over IPv4.
+    pub ipv4: bool,
+    /// Hop limit over IPv6. Over IPv4 the sender brings the whole header.
+    pub hop_limit: u8,
+    /// Traffic class over IPv6.
+    pub traffic_class: u8,
+}
+
+/// The socket.
+pub struct RawIp {
+    socket: Socket,
+    ifindex: u32,
+}
+
+/// What came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// So many bytes: an IPv4 packet with its header.
+    V4(usize),
+    /// What an IPv6 packet carried, and what its header said.
+    V6 {
+        /// Bytes.
+        length: usize,
+        /// Who sent it.
+        source: Ipv6Addr,
+        /// To whom.
+        destination: Ipv6Addr,
+        /// The hop limit it arrived with.
+        hop_limit: u8,
+    },
+}
+
+impl RawIp {
+    /// Opens it on one interface, which it joins `group` on.
+    pub fn open(kind: Kind, interface: &str, ifindex: u32, group: Option<IpAddr>) -> io::Result<RawIp> {
+        let domain = if kind.ipv4 { Domain::IPV4 } else { Domain::IPV6 };
+        let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(i32::from(kind.protocol))))?;
+        socket.set_nonblocking(true)?;
+        // From now on, so that not even the first packets are those of another interface.
+        socket.bind_device(Some(interface.as_bytes()))?;
+        socket.set_priority(PRIORITY)?;
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        if kind.ipv4 {
+            socket.set_header_included_v4(true)?;
+            socket.set_multicast_loop_v4(false)?;
+            socket.set_multicast_all_v4(false)?;
+        } else {
+            socket.set_multicast_loop_v6(false)?;
+            socket.set_multicast_all_v6(false)?;
+            socket.set_multicast_if_v6(ifindex)?;
+            socket.set_multicast_hops_v6(kind.hop_limit.into())?;
+            socket.set_unicast_hops_v6(kind.hop_limit.into())?;
+            socket.set_tclass_v6(kind.traffic_class.into())?;
+            socket.set_recv_hoplimit_v6(true)?;
+            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        }
+        match group {
+            Some(IpAddr::V4(group)) => socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(ifindex))?,
+            Some(IpAddr::V6(group)) => socket.join_multicast_v6(&group, ifindex)?,
+            None => {}
+        }
+        Ok(RawIp { socket, ifindex })
+    }
+
+    /// Sends a packet: over IPv4 with its header, which says whom it is from.
+    pub fn send(&self, packet: &[u8], source: IpAddr, destination: IpAddr) -> io::Result<()> {
+        let sent = match (source, destination) {
+            (IpAddr::V6(source), IpAddr::V6(destination)) => self.send_v6(packet, source, destination)?,
+            _ => self.socket.send_to(packet, &SockAddr::from(SocketAddr::new(destination, 0)))?,
+        };
+        if sent == packet.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+
+    fn send_v6(&self, payload: &[u8], source: Ipv6Addr, destination: Ipv6Addr) -> io::Result<usize> {
+        let address = libc::in6_addr { s6_addr: source.octets() };
+        let from = libc::in6_pktinfo { ipi6_addr: address, ipi6_ifindex: self.ifindex };
+        let to = SockaddrIn6::from(SocketAddrV6::new(destination, 0, 0, self.ifindex));
+        let control = [ControlMessage::Ipv6PacketInfo(&from)];
+        let payload = [io::IoSlice::new(payload)];
+        Ok(sendmsg(self.socket.as_raw_fd(), &payload, &control, MsgFlags::MSG_DONTWAIT, Some(&to))?)
+    }
+
+    /// Takes a packet; nothing if there is none.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+        let mut control = nix::cmsg_space!(libc::in6_pktinfo, libc::c_int);
+        let mut parts = [IoSliceMut::new(buffer)];
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let message = match recvmsg::<SockaddrIn6>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), flags) {
+            Err(nix::Error::EAGAIN) => return Ok(None),
+            message => message?,
+        };
+        let length = message.bytes;
+        let (mut destination, mut hop_limit) = (None, None);
+        for part in message.cmsgs()? {
+            match part {
+                ControlMessageOwned::Ipv6PacketInfo(info) => destination = Some(info.ipi6_addr.s6_addr.into()),
+                ControlMessageOwned::Ipv6HopLimit(hops) => hop_limit = u8::try_from(hops).ok(),
+                _ => {}
+            }
+        }
+        Ok(Some(match (message.address.map(|from| from.ip()), destination, hop_limit) {
+            (Some(source), Some(destination), Some(hop_limit)) => {
+                Received::V6 { length, source, destination, hop_limit }
+            }
+            _ => Received::V4(length),
+        }))
+    }
+}
+
+impl AsFd for RawIp {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,99 @@
+//! How the instances stand, for `evenkeel vrrp`, `status` and the metrics.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+
+use super::{
+    machine::{State, Why},
+    receive::Refusal,
+};
+use crate::config::model::VrrpVersion;
+
+/// One instance. Times are CLOCK_MONOTONIC in nanoseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The interface.
+    pub interface: String,
+    /// The virtual router's number.
+    pub router: u8,
+    /// 2 or 3.
+    pub version: VrrpVersion,
+    /// Its state.
+    pub state: State,
+    /// Since when.
+    pub since: u64,
+    /// What made it so.
+    pub why: Why,
+    /// With all weights.
+    pub priority: u8,
+    /// As configured.
+    pub base_priority: u8,
+    /// What changes it, and by how much.
+    pub weights: Vec<(String, i16)>,
+    /// What makes it FAULT.
+    pub faults: Vec<String>,
+    /// The addresses.
+    pub addresses: Vec<IpNet>,
+    /// Changes between BACKUP, MASTER and FAULT.
+    pub transitions: u64,
+    /// The host that is MASTER, if one is known.
+    pub master: Option<IpAddr>,
+    /// This host's own address, which it speaks from.
+    pub source: Option<IpAddr>,
+    /// Until when this host answers for the addresses; 0 while it is not MASTER.
+    pub lease: u64,
+    /// Other routers that were heard.
+    pub peers: Vec<Peer>,
+    /// What was counted.
+    pub counters: Counters,
+}
+
+/// Another router of the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its priority, when it was heard last.
+    pub priority: u8,
+    /// When that was.
+    pub heard: u64,
+}
+
+/// What an instance counts, since it was started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Advertisements sent; to several peers is one.
+    pub sent: u64,
+    /// Of them: resignations.
+    pub resignations_sent: u64,
+    /// Advertisements that did not get out.
+    pub send_failures: u64,
+    /// Advertisements heard that count.
+    pub received: u64,
+    /// Of them: resignations.
+    pub resignations_received: u64,
+    /// Of them: with other addresses than ours.
+    pub address_mismatches: u64,
+    /// Advertisements of another master while this host was MASTER.
+    pub dual_master: u64,
+    /// Claims of other hosts to an address that this host held.
+    pub claims: u64,
+    /// Gratuitous ARP packets and neighbour advertisements sent.
+    pub announcements: u64,
+    refused: [u64; Refusal::ALL.len()],
+}
+
+impl Counters {
+    /// Counts an advertisement that did not count.
+    pub fn refuse(&mut self, why: Refusal) {
+        self.refused[why as usize] += 1;
+    }
+
+    /// Advertisements that did not count, by reason.
+    pub fn refused(&self) -> impl Iterator<Item = (Refusal, u64)> + '_ {
+        Refusal::ALL.iter().map(|why| (*why, self.refused[*why as usize]))
+    }
+}

@@ -1,0 +1,65 @@
+use super::*;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn from() -> IpAddr {
+    [10, 0, 1, 2].into()
+}
+
+fn text(trouble: Trouble) -> String {
+    Event { instance: "VI".into(), what: What::Trouble(trouble) }.notice(51).text
+}
+
+#[test]
+fn a_change_of_state_says_why() {
+    let moved = |to, why, faults: &[&str]| {
+        let faults = faults.iter().map(|fault| fault.to_string()).collect();
+        let what = What::Moved { from: State::Master, to, why, priority: 150, faults };
+        Event { instance: "VI".into(), what }.notice(51)
+    };
+    let backup = moved(State::Backup, Why::Outranked(from()), &[]);
+    assert_eq!(
+        backup.to_string(),
+        "VRRP instance VI is BACKUP with priority 150 (was MASTER): 10.0.1.2 has a higher priority, or the same and a \
+         higher address"
+    );
+    assert_eq!(backup.level, Level::Info);
+    let fault = moved(State::Fault, Why::Fault, &["interface eth0 is down"]);
+    assert!(fault.text.ends_with("(was MASTER): interface eth0 is down"), "{}", fault.text);
+    assert_eq!(fault.level, Level::Warn);
+}
+
+#[test]
+fn every_refusal_says_what_to_do_or_what_it_is() {
+    for why in Refusal::ALL {
+        let text = text(Trouble::Refused { why: *why, from: from(), agreement: Some(Agreement::Same) });
+        assert!(text.contains("10.0.1.2"), "{text}");
+    }
+    let password = Trouble::Refused { why: Refusal::Password, from: from(), agreement: Some(Agreement::Same) };
+    assert!(text(password).contains("the same `auth_pass`"));
+}
+
+#[test]
+fn a_stranger_with_our_number_is_told_from_a_peer_with_another_configuration() {
+    let strange = |why| text(Trouble::Refused { why, from: from(), agreement: Some(Agreement::Strange) });
+    for why in [Refusal::Password, Refusal::Version, Refusal::Interval, Refusal::AuthenticationType] {
+        assert!(strange(why).contains("virtual_router_id 51 for other addresses"), "{why:?}");
+    }
+    let disagrees = |agreement| text(Trouble::Disagrees { from: from(), agreement });
+    assert!(disagrees(Agreement::Strange).contains("somebody else's virtual router"));
+    assert!(disagrees(Agreement::Partly).contains("other `addresses`"));
+}
+
+#[test]
+fn the_same_is_told_once_a_minute_and_a_flood_of_different_ones_is_bounded() {
+    let mut limit = Limit::default();
+    let name: Arc<str> = "VI".into();
+    let lower = |last| Trouble::LowerMaster { from: [10, 0, 1, last].into(), priority: 1 };
+    assert!(limit.lets_pass(&name, &lower(2), 0));
+    assert!(!limit.lets_pass(&name, &lower(2), 59 * SECOND));
+    assert!(limit.lets_pass(&name, &lower(3), 59 * SECOND));
+    assert!(limit.lets_pass(&"other".into(), &lower(2), 59 * SECOND));
+    assert!(limit.lets_pass(&name, &lower(2), 60 * SECOND));
+    let told = (0..=255).filter(|last| limit.lets_pass(&name, &lower(*last), 200 * SECOND)).count();
+    assert_eq!(told, KNOWN);
+}

@@ -1,0 +1,109 @@
+//! VRRP on real hosts: with another evenkeel, with keepalived in both roles, and alone with what goes wrong.
+
+mod pair;
+mod with_keepalived;
+
+use std::{fmt::Write as _, time::Duration};
+
+use anyhow::Context;
+use lab::{
+    Capture, Host, Keepalived, Lab, Plan,
+    daemon::{Evenkeel, Service},
+    topology::Topology,
+    wait,
+};
+use serde_json::Value;
+
+/// Far longer than anything takes that is not measured.
+const SOON: Duration = Duration::from_secs(10);
+const VIP: &str = "10.0.1.100";
+
+/// An instance as it stands in the file; every key at its default, but for those in `keys`.
+fn instance(priority: u8, keys: &[&str]) -> String {
+    let mut text = format!(
+        "[[vrrp]]\nname = \"VI_1\"\ninterface = \"eth0\"\nvirtual_router_id = 51\npriority = {priority}\n\
+         addresses = [\"{VIP}/24\"]\n"
+    );
+    keys.iter().for_each(|key| _ = writeln!(text, "{key}"));
+    text
+}
+
+/// The same for keepalived.
+fn keepalived(state: &str, priority: u8, keys: &[&str]) -> String {
+    format!(
+        "vrrp_instance VI_1 {{\n  state {state}\n  interface eth0\n  virtual_router_id 51\n  priority {priority}\n  {}\n  \
+         virtual_ipaddress {{\n    {VIP}/24\n  }}\n}}\n",
+        keys.join("\n  ")
+    )
+}
+
+/// A segment with a client, a backend and two balancers.
+fn lab() -> Lab {
+    Lab::build(&Plan::new(Topology::Segment).backends(1).pair()).expect("the lab")
+}
+
+fn second(lab: &Lab) -> &Host {
+    lab.second.as_ref().expect("a pair has a second balancer")
+}
+
+fn service(lab: &Lab) -> String {
+    Service::new(lab, "tc").toml()
+}
+
+/// evenkeel on a host, with the lab's service and this instance.
+fn evenkeel(lab: &Lab, host: &Host, instance: &str) -> Evenkeel {
+    let mut evenkeel = Evenkeel::on(lab, host, &(service(lab) + "\n" + instance)).expect("files");
+    evenkeel.run().expect("evenkeel");
+    evenkeel
+}
+
+/// An instance's entry in `evenkeel vrrp`.
+fn report(evenkeel: &Evenkeel) -> anyhow::Result<Value> {
+    let all = evenkeel.json(&["vrrp"])?;
+    all.as_array().and_then(|all| all.first().cloned()).context("no instance")
+}
+
+fn state(evenkeel: &Evenkeel) -> String {
+    report(evenkeel).ok().and_then(|report| report["state"].as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Waits until it is in a state.
+#[track_caller]
+fn becomes(evenkeel: &Evenkeel, wanted: &str) {
+    let late = wait::until(wanted, SOON, || (state(evenkeel) == wanted).then_some(()));
+    if let Err(late) = late {
+        panic!("{late:#}, but {:?}\n{}", report(evenkeel), evenkeel.log());
+    }
+}
+
+/// Whether a host has the VIP.
+fn has_vip(host: &Host) -> bool {
+    host.ip(&["address", "show", "dev", "eth0"]).expect("ip").contains(&format!(" {VIP}/"))
+}
+
+#[track_caller]
+fn vip_goes(host: &Host, there: bool) {
+    let what = format!("{} {} the VIP", host.name, if there { "gets" } else { "loses" });
+    wait::until(&what, SOON, || (has_vip(host) == there).then_some(())).expect("the address");
+}
+
+/// The MAC address of a host's eth0.
+fn mac(host: &Host) -> String {
+    let text = host.ip(&["-o", "link", "show", "dev", "eth0"]).expect("ip");
+    let word = text.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+    word.expect("a MAC address").to_owned()
+}
+
+/// Asks the segment for an address, having forgotten what was known: the MAC address of who answers, if anybody does.
+fn resolve(host: &Host, address: &str) -> Option<String> {
+    host.sysctl("net.ipv4.neigh.eth0.retrans_time_ms", "100").expect("sysctl");
+    // It may not have been known.
+    _ = host.ip(&["neighbour", "del", address, "dev", "eth0"]);
+    host.run("bash", &["-c", &format!("echo > /dev/udp/{address}/9")]).expect("a datagram");
+    let known = || {
+        let text = host.ip(&["neighbour", "show", "to", address]).expect("ip");
+        let word = text.split_whitespace().skip_while(|word| *word != "lladdr").nth(1).map(str::to_owned);
+        if word.is_some() { Some(word) } else { text.contains("FAILED").then_some(None) }
+    };
+    wait::until(&format!("ARP for {address}"), SOON, known).expect("an answer or none")
+}

@@ -1,0 +1,59 @@
+//! keepalived on a host of the lab, as people run it beside a balancer: what evenkeel's VRRP has to live with.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+
+use crate::{Host, Process};
+
+/// keepalived with one configuration.
+pub struct Keepalived {
+    host: Host,
+    folder: PathBuf,
+    process: Option<Process>,
+}
+
+impl Keepalived {
+    /// Starts it with these `vrrp_instance`s.
+    pub fn start(host: &Host, instances: &str) -> Result<Self> {
+        let folder = host.folder().join(format!("keepalived-{}", host.name));
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let config = format!("global_defs {{\n  router_id {}\n  script_user root\n}}\n{instances}", host.name);
+        fs::write(folder.join("keepalived.conf"), config)?;
+        let mut keepalived = Self { host: host.clone(), folder, process: None };
+        keepalived.run()?;
+        Ok(keepalived)
+    }
+
+    /// Starts it again.
+    pub fn run(&mut self) -> Result<()> {
+        let mut command = self.host.command("keepalived");
+        command.args(["--dont-fork", "--log-console", "--log-detail", "--vrrp", "--dont-respawn", "--use-file"]);
+        command.arg(self.folder.join("keepalived.conf"));
+        command.arg("--pid").arg(self.folder.join("pid")).arg("--vrrp_pid").arg(self.folder.join("vrrp.pid"));
+        self.process = Some(self.host.start("keepalived", &mut command)?);
+        Ok(())
+    }
+
+    /// Ends it in order: priority 0, the VIP removed.
+    pub fn terminate(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("keepalived does not run")?;
+        process.signal(Signal::SIGTERM)?;
+        process.succeed(std::time::Duration::from_secs(10))
+    }
+
+    /// `kill -9` to it and to its child, which speaks VRRP: the VIP stays behind.
+    pub fn kill(&mut self) -> Result<()> {
+        let pid: i32 = fs::read_to_string(self.folder.join("vrrp.pid"))?.trim().parse()?;
+        // The child first: it would end in order when its parent is gone.
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).context("keepalived's child")?;
+        self.process = None;
+        Ok(())
+    }
+
+    /// What it has said.
+    pub fn log(&self) -> String {
+        self.process.as_ref().map(Process::log).unwrap_or_default()
+    }
+}
