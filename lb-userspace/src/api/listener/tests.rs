@@ -65,7 +65,16 @@ fn ask(listener: &Listener, method: &str, path: &str) -> (String, String) {
 #[test]
 fn anybody_may_read_and_change_nothing() {
     let listener = listen(Limits::default());
-    for path in ["/", "/api/v1/reasons", "/metrics", "/healthz", "/readyz", "/api/v1/status", "/api/v1/backends", "/api/v1/counters"] {
+    for path in [
+        "/",
+        "/api/v1/reasons",
+        "/metrics",
+        "/healthz",
+        "/readyz",
+        "/api/v1/status",
+        "/api/v1/backends",
+        "/api/v1/counters",
+    ] {
         assert_eq!(get(&listener, path).0, "HTTP/1.1 200 OK", "{path}");
     }
     for (method, path, status) in [
