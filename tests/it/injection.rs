@@ -9,11 +9,10 @@ use std::{
 
 use lab::{
     packet::{ACK, LINUX_OPTIONS, RST, SYN, Segment},
-    program::{Bench, CLIENT_MAC, HOOKS, Setup, VIP, Verdict, backend, backend_mac, backend_of},
+    program::{Bench, CLIENT_MAC, HOOKS, Setup, VIP, backend, backend_mac, backend_of},
 };
 use lb_common::{
     event::{TRY_FAILED, TURNED_AWAY},
-    layout::NONE,
     slot::State,
     verdict::Reason,
 };
@@ -179,20 +178,21 @@ fn events_come_out_of_the_ring_buffer_in_batches_and_none_is_lost_silently() {
         assert_eq!((batch[0].client_port, batch[0].backend, batch[0].service), (CLIENT.port().to_be_bytes(), 0, 0));
         assert!(tokio::time::timeout(Duration::from_millis(50), events.next_batch(&mut batch)).await.is_err());
 
-        bench.tables().admit(0, NONE, 0);
+        // Every refusal is two events, and those of tries that failed are not limited.
+        const EVENTS: u64 = 2 * SYNS as u64;
         bench.moved();
         for port in 1..=SYNS {
-            let syn = bench.from_client(SocketAddrV4::new(*CLIENT.ip(), port), SYN);
-            assert!(!matches!(bench.send(&syn), Verdict::Passed));
+            let syn = bench.forward(&bench.from_client(SocketAddrV4::new(*CLIENT.ip(), port), SYN).numbers(1, 0));
+            bench.forward(&bench.from_backend(0, syn.from.port(), RST | ACK).numbers(0, 2));
         }
         let lost = bench.moved().into_iter().find(|(reason, _)| *reason == Reason::EventLost).map_or(0, |(_, n)| n);
         assert!(lost > 0, "the ring is smaller than that");
         let mut found = 0;
-        while found + lost < u64::from(SYNS) {
+        while found + lost < EVENTS {
             events.next_batch(&mut batch).await.unwrap();
             assert!((1..=4096).contains(&batch.len()));
-            found += batch.iter().filter(|event| event.reason == Reason::NoBackend as u8).count() as u64;
+            found += batch.iter().filter(|event| event.reason == refused).count() as u64;
         }
-        assert_eq!((found + lost, events.malformed()), (SYNS.into(), 0));
+        assert_eq!((found + lost, events.malformed()), (EVENTS, 0));
     });
 }
