@@ -124,7 +124,8 @@ fn the_example_alerts_are_rules_over_metrics_that_there_are() {
     let page = include_str!("../../docs/operations.md");
     let rules = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("rules");
     let told = promtool_likes(&["rules", "/dev/stdin"], rules);
-    assert!(told.contains("SUCCESS: 9 rules found"), "{told}");
+    let alerts = rules.matches("- alert:").count();
+    assert!(alerts > 0 && told.contains(&format!("SUCCESS: {alerts} rules found")), "{told}");
     let words = rules.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
     for name in words.filter(|word| word.starts_with("evenkeel_")) {
         assert!(page.contains(&format!("| `{name}` |")), "{name} is no metric of ours");

@@ -254,7 +254,7 @@ fn a_second_daemon_is_refused_whatever_it_shares_with_the_first() {
     let other = cluster.lab.folder().join("other.toml");
     let text = fs::read_to_string(&config).expect("the configuration");
     let state_dir = cluster.lab.folder().join("other").display().to_string();
-    let first = cluster.lab.folder().join("evenkeel").display().to_string();
+    let first = config.parent().expect("its folder").display().to_string();
     let text = text.replace(&format!("state_dir = \"{first}\""), &format!("state_dir = \"{state_dir}\""));
     fs::write(&other, text).expect("a configuration");
     let pins = start(&other);
