@@ -33,11 +33,11 @@ pub const SYN_OPTIONS: usize = 40;
 pub const CONNECT_TIME_BUCKETS: usize = 64;
 
 /// A number for all layouts of this file: raised by hand with every change of a record or of its meaning.
-pub const HASH: u64 = 0x4556_4b4c_0000_0006;
+pub const HASH: u64 = 0x4556_4b4c_0000_0007;
 
 /// The oldest layout whose tables may be taken over as they are: since then words that were zero have got a meaning, and
 /// zero is right for them, or there are more maps. Whoever changes more than that raises this to the new [`HASH`].
-pub const OLDEST: u64 = 0x4556_4b4c_0000_0001;
+pub const OLDEST: u64 = 0x4556_4b4c_0000_0007;
 
 /// Nanoseconds to ticks, the unit of `last_seen`: 2^20 ns, about 1.05 ms. Wraps after 52 days.
 #[inline(always)]
@@ -154,7 +154,7 @@ pub struct Interface {
 }
 
 /// POOLS: the slots of one (backend address:port, SNAT address), one for each SNAT port. Its place in the table is its
-/// number, in SLOTS, FREE and RINGS too. Written by the controller, read for every packet.
+/// number, in SLOTS, OPENINGS, FREE and RINGS too. Written by the controller, read for every packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Pool {
@@ -216,8 +216,8 @@ pub const MAGLEV_LINES: u32 = crate::schedule::MAGLEV_PLACES.div_ceil(4);
 /// CONNECT_TIMES\[backend\]: how many connects took how long; see [`connect_time_bucket`].
 pub type ConnectTimes = [u32; CONNECT_TIME_BUCKETS];
 
-/// SLOTS[pool]: everything about one flow. The slot's number plus the pool's `first_port` is the SNAT port.
-/// Written by the kernel program; the controller writes `ctl` only, by compare-and-swap.
+/// SLOTS[pool]: one flow, as far as its packets need it: one cache line. The slot's number plus the pool's `first_port`
+/// is the SNAT port. Written by the kernel program; the controller writes `ctl` only, by compare-and-swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Slot {
@@ -245,37 +245,41 @@ pub struct Slot {
     pub heals: u8,
     /// When the client's first SYN came, CLOCK_MONOTONIC in nanoseconds.
     pub started: u64,
+}
 
+/// OPENINGS[pool]: the rest of a flow, for its beginning and its end. In arrays of their own: lines of which every second
+/// one is used take only half of the places in a processor's caches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Opening {
     /// The client's IPv6 address; all zero for IPv4.
     pub client6: [u8; 16],
     /// While half-open the options of the client's SYN. Once connected: see the constants `OPENING_*`.
-    pub opening: [u32; SYN_OPTIONS / 4],
+    pub words: [u32; SYN_OPTIONS / 4],
     /// The window field of the client's SYN.
     pub window: [u8; 2],
     /// The type of service of the client's SYN.
     pub tos: u8,
-    /// Bytes of options in `opening`.
+    /// Bytes of options in `words`.
     pub options_len: u8,
     /// While half-open, when this try's SYN was sent; afterwards how long the backend took. Microseconds.
     pub connect_us: u32,
 }
 
-impl Slot {
-    /// The client's address and port.
-    pub fn client(&self) -> SocketAddr {
-        let port = u16::from_be_bytes(((self.key >> 32) as u16).to_ne_bytes());
-        let address = if self.client6 == [0; 16] {
-            IpAddr::V4(Ipv4Addr::from((self.key as u32).to_ne_bytes()))
-        } else {
-            IpAddr::V6(Ipv6Addr::from(self.client6))
-        };
-        SocketAddr::new(address, port)
-    }
+/// The client's address and port, from [`Slot::key`] and [`Opening::client6`].
+pub fn client(key: u64, client6: [u8; 16]) -> SocketAddr {
+    let port = u16::from_be_bytes(((key >> 32) as u16).to_ne_bytes());
+    let address = if client6 == [0; 16] {
+        IpAddr::V4(Ipv4Addr::from((key as u32).to_ne_bytes()))
+    } else {
+        IpAddr::V6(Ipv6Addr::from(client6))
+    };
+    SocketAddr::new(address, port)
 }
 
-/// In [`Slot::opening`] of a connected flow: the client's initial sequence number.
+/// In [`Opening::words`] of a connected flow: the client's initial sequence number.
 pub const OPENING_ISN_CLIENT: usize = 0;
-/// In [`Slot::opening`] of a connected flow: the backend's initial sequence number.
+/// In [`Opening::words`] of a connected flow: the backend's initial sequence number.
 pub const OPENING_ISN_BACKEND: usize = 1;
 
 /// The index key of an IPv4 client: address and port as they stand in the packet, and the listener's number.
@@ -476,8 +480,8 @@ const _: () = {
     assert!(size_of::<Interface>() == 16);
     assert!(size_of::<Pool>() == 64);
     assert!(size_of::<Ring>() == 64);
-    assert!(size_of::<Slot>() == 128);
-    assert!(core::mem::offset_of!(Slot, client6) == 64);
+    assert!(size_of::<Slot>() == 64);
+    assert!(size_of::<Opening>() == 64);
     assert!(size_of::<Backend>() == 128);
     assert!(size_of::<SlowStart>() == 16);
     assert!(core::mem::offset_of!(Backend, opened) == 64);

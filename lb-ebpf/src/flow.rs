@@ -7,8 +7,8 @@ use lb_common::{
     event::{ENDED, RECOVERED, TRY_FAILED, TURNED_AWAY},
     hash::{Entry, mix, tag},
     layout::{
-        ACTIVE, Backend, LOG, NEVER, NONE, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, OUT, Slot, UP, connect_time_bucket,
-        ticks,
+        ACTIVE, Backend, LOG, NEVER, NONE, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, OUT, Opening, Slot, UP,
+        connect_time_bucket, ticks,
     },
     seq::within,
     slot::{CONNECTED, COUNTED, Ctl, FIN_BACKEND, FIN_CLIENT, IN_RING, KILLED, State},
@@ -149,7 +149,9 @@ fn turned_away(key: u64, service: u16, reason: Reason) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn fill(key: u64, initial: u32, place: u32, chosen: u32, service: u32) -> u64 {
-    let Some(record) = at(place) else { return Outcome::at(Outcome::DROP, 0) };
+    let (Some(record), Some(opening)) = (at(place), slots::opening(place)) else {
+        return Outcome::at(Outcome::DROP, 0);
+    };
     let position = chosen & 63;
     let tried = 1_u64 << position;
     let now = clock::exact();
@@ -165,9 +167,9 @@ extern "C" fn fill(key: u64, initial: u32, place: u32, chosen: u32, service: u32
         (*record).tries = 1;
         (*record).heals = 0;
         (*record).started = now;
-        (*record).client6 = [0; 16];
-        (*record).options_len = 0;
-        (*record).connect_us = (now / 1000) as u32;
+        (*opening).client6 = [0; 16];
+        (*opening).options_len = 0;
+        (*opening).connect_us = (now / 1000) as u32;
         publish(record, (chosen >> 8) as u8)
     };
     let hash = mix(maps::seed(), key);
@@ -303,11 +305,13 @@ unsafe fn client_reset(place: u32, ctl: u64, sequence: u32) {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn from_client_syn(place: u32, ctl: u64, sequence: u32) -> u64 {
-    let Some(record) = at(place) else { return Outcome::at(Outcome::DROP, 0) };
+    let (Some(record), Some(opening)) = (at(place), slots::opening(place)) else {
+        return Outcome::at(Outcome::DROP, 0);
+    };
     let ctl = Ctl(ctl);
-    // SAFETY: from a map lookup.
+    // SAFETY: from map lookups.
     let (key, end, backend, initial) = unsafe {
-        ((*record).key, (*record).end_client as u32, (*record).backend, (*record).opening[OPENING_ISN_CLIENT])
+        ((*record).key, (*record).end_client as u32, (*record).backend, (*opening).words[OPENING_ISN_CLIENT])
     };
     match ctl.state() {
         State::HalfOpen if sequence.wrapping_add(1) == end => return retransmitted(place, ctl.0),
@@ -357,7 +361,9 @@ unsafe fn is_closed(backend: *const Backend) -> bool {
 /// more (drained, in maintenance, removed); then to the next one.
 #[inline(always)]
 fn retransmitted(place: u32, ctl: u64) -> u64 {
-    let Some(record) = at(place) else { return Outcome::at(Outcome::DROP, 0) };
+    let (Some(record), Some(opening)) = (at(place), slots::opening(place)) else {
+        return Outcome::at(Outcome::DROP, 0);
+    };
     let ctl = Ctl(ctl);
     // SAFETY: from map lookups.
     unsafe {
@@ -365,7 +371,7 @@ fn retransmitted(place: u32, ctl: u64) -> u64 {
         let Some(service) = maps::SERVICES.get_ptr_mut((*backend).service as u32) else {
             return Outcome::at(Outcome::DROP, 0);
         };
-        let waited = clock::microseconds().wrapping_sub((*record).connect_us) as u64 * 1000;
+        let waited = clock::microseconds().wrapping_sub((*opening).connect_us) as u64 * 1000;
         let reason = if waited >= (*service).connect_timeout {
             Reason::ConnectTimeout
         } else if is_closed(backend) {
@@ -485,16 +491,16 @@ unsafe fn backend_reset(place: u32, ctl: u64, sequence: u32) {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn connect(place: u32, ctl: u64, sequence: u32, acknowledgement: u32) -> u32 {
-    let Some(record) = at(place) else { return 0 };
+    let (Some(record), Some(opening)) = (at(place), slots::opening(place)) else { return 0 };
     // SAFETY: from map lookups; the winner of the swap writes these, the fast path only moves them on.
     unsafe {
         (*record).end_backend = sequence.wrapping_add(1) as u64;
         (*record).ack_client = sequence.wrapping_add(1);
         (*record).ack_backend = acknowledgement;
-        (*record).opening[OPENING_ISN_CLIENT] = acknowledgement.wrapping_sub(1);
-        (*record).opening[OPENING_ISN_BACKEND] = sequence;
-        let took = clock::microseconds().wrapping_sub((*record).connect_us);
-        (*record).connect_us = took;
+        (*opening).words[OPENING_ISN_CLIENT] = acknowledgement.wrapping_sub(1);
+        (*opening).words[OPENING_ISN_BACKEND] = sequence;
+        let took = clock::microseconds().wrapping_sub((*opening).connect_us);
+        (*opening).connect_us = took;
         let number = (*record).backend;
         let Some(backend) = backend_of(number) else { return 0 };
         atomic::add(&raw mut (*backend).connected, 1);
@@ -561,12 +567,12 @@ pub extern "C" fn close(place: u32, ctl: u64, reason: u32) -> u32 {
 /// The consequences of an end: the backend's counts, the event, the port.
 #[inline(always)]
 fn finish(place: u32, ctl: u64) -> u32 {
-    let Some(record) = at(place) else { return 1 };
+    let (Some(record), Some(opening)) = (at(place), slots::opening(place)) else { return 1 };
     let ctl = Ctl(ctl);
     // SAFETY: from map lookups.
     unsafe {
         if let Some(backend) = backend_of((*record).backend) {
-            let (bytes_in, bytes_out) = report::bytes(record, ctl);
+            let (bytes_in, bytes_out) = report::bytes(record, opening, ctl);
             atomic::add(&raw mut (*backend).active, u32::MAX);
             uncount(ctl, (*backend).service, (*record).key);
             atomic::add(&raw mut (*backend).bytes_in, bytes_in);
@@ -686,6 +692,22 @@ unsafe fn next_backend(place: u32, service: u32, left: *const Backend) -> i64 {
     }
 }
 
+/// Copies what a flow began with; its next try begins at `sent_us`. A function of its own, for the stack of the deepest
+/// chain of calls is nearly full.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn copy_opening(from: u32, to: u32, sent_us: u32) -> u32 {
+    let (Some(old), Some(new)) = (slots::opening(from), slots::opening(to)) else { return 0 };
+    // SAFETY: from map lookups; two records of eight words each.
+    unsafe {
+        for word in 0..size_of::<Opening>() / 8 {
+            *new.cast::<u64>().add(word) = *old.cast::<u64>().add(word);
+        }
+        (*new).connect_us = sent_us;
+    }
+    0
+}
+
 /// Copies a flow into the slot claimed for it and lets the index entry point there.
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -711,12 +733,7 @@ extern "C" fn hand_over(from: u32, next: u64, generation: u32, fresh_port: u32, 
         (*new).tries = if fresh_port != 0 { (*old).tries } else { (*old).tries + 1 };
         (*new).heals = if fresh_port != 0 { (*old).heals + 1 } else { 0 };
         (*new).started = (*old).started;
-        (*new).client6 = (*old).client6;
-        (*new).opening = (*old).opening;
-        (*new).window = (*old).window;
-        (*new).tos = (*old).tos;
-        (*new).options_len = (*old).options_len;
-        (*new).connect_us = (now / 1000) as u32;
+        copy_opening(from, to, (now / 1000) as u32);
         (*old).last_seen = ticks(now);
         let ctl = publish(new, word(old).flags() & COUNTED);
         let hash = mix(maps::seed(), (*new).key);

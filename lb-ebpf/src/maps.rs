@@ -13,8 +13,8 @@ use lb_common::{
     event::Event,
     layout::{
         Backend, ClientLine, ConnectTimes, EVENTS_BYTES, FreeLine, Interface, LEASE_BITS, LISTENER_BITS, Lease,
-        Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MaglevLine, Meta, POOL_BITS, Pool, Ring,
-        RuleLine, Service, Slot, SlowStart,
+        Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MaglevLine, Meta, Opening, POOL_BITS, Pool,
+        Ring, RuleLine, Service, Slot, SlowStart,
     },
     verdict::REASON_LIMIT,
 };
@@ -60,6 +60,8 @@ pub static SLOW_STARTS: Array<SlowStart, { MAX_BACKENDS as usize }, MAPPED> = Ar
 pub static INDEX: Array<Bucket, 1, MAPPED> = Array::new();
 #[btf_map]
 pub static SLOTS: ArrayOfMaps<Array<Slot, 1, INNER>, POOLS_LEN> = ArrayOfMaps::new();
+#[btf_map]
+pub static OPENINGS: ArrayOfMaps<Array<Opening, 1, INNER>, POOLS_LEN> = ArrayOfMaps::new();
 #[btf_map]
 pub static FREE: ArrayOfMaps<Array<FreeLine, 1, INNER>, POOLS_LEN> = ArrayOfMaps::new();
 #[btf_map]

@@ -12,7 +12,7 @@ use crate::{
     cursor::{Frame, Headers, field},
     flow, maps,
     parse::Segment,
-    report,
+    report, slots,
 };
 
 /// RSTs that one CPU answers in a burst, and in a second.
@@ -66,12 +66,13 @@ pub fn refuse<F: Frame>(frame: F, place: u32) -> i32 {
 /// Turns the frame into the client's SYN, from the flow at `place` to that flow's backend.
 #[inline(never)]
 pub fn saved_syn<F: Frame>(frame: F, place: u32) -> i32 {
-    let (Some(slot), Some(pool)) = (flow::at(place), maps::POOLS.get_ptr_mut(place >> 16)) else { return F::DROP };
+    let (Some(slot), Some(opening)) = (flow::at(place), slots::opening(place)) else { return F::DROP };
+    let Some(pool) = maps::POOLS.get_ptr_mut(place >> 16) else { return F::DROP };
     // SAFETY: from map lookups.
     unsafe {
         let mut headers = empty();
         let Some(interface) = ethernet(&mut headers, (*pool).hop) else { return no_next_hop::<F>() };
-        let length = 20 + ((*slot).options_len as u32 & 0x3c);
+        let length = 20 + ((*opening).options_len as u32 & 0x3c);
         if length > 60 {
             return F::DROP;
         }
@@ -79,13 +80,13 @@ pub fn saved_syn<F: Frame>(frame: F, place: u32) -> i32 {
         headers.ip[4] = address(&raw const (*pool).backend);
         headers.tcp[0] = snat_port(pool, place) as u32 | (backend_port(pool) as u32) << 16;
         headers.tcp[1] = ((*slot).end_client as u32).wrapping_sub(1).to_be();
-        headers.tcp[3] = tcp_word(length, SYN, (*slot).window);
+        headers.tcp[3] = tcp_word(length, SYN, (*opening).window);
         for i in 0..SYN_OPTIONS / 4 {
             if (i as u32) * 4 + 20 < length {
-                headers.tcp[5 + i] = (*slot).opening[i];
+                headers.tcp[5 + i] = (*opening).words[i];
             }
         }
-        finish(frame, &mut headers, length, (*slot).tos, (*interface).ifindex)
+        finish(frame, &mut headers, length, (*opening).tos, (*interface).ifindex)
     }
 }
 

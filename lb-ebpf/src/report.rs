@@ -3,13 +3,13 @@
 
 use lb_common::{
     event::{ENDED, Event, TURNED_AWAY},
-    layout::{LOG, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Slot, TURNED_AWAY_EVENTS, turned_away_stretch},
+    layout::{LOG, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Opening, Slot, TURNED_AWAY_EVENTS, turned_away_stretch},
     seq::payload,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT},
     verdict::Reason,
 };
 
-use crate::{atomic, clock, maps};
+use crate::{atomic, clock, maps, slots};
 
 /// Adds one to the counter of `reason`, on this CPU.
 #[inline(always)]
@@ -22,16 +22,16 @@ pub fn count(reason: Reason) {
 
 /// Payload bytes of a flow: from the client, and to the client.
 #[inline(always)]
-pub unsafe fn bytes(slot: *const Slot, ctl: Ctl) -> (u64, u64) {
+pub unsafe fn bytes(slot: *const Slot, opening: *const Opening, ctl: Ctl) -> (u64, u64) {
     if ctl.flags() & CONNECTED == 0 {
         return (0, 0);
     }
-    // SAFETY: the caller's pointer is from a map lookup.
+    // SAFETY: the caller's pointers are from map lookups.
     unsafe {
-        let opening = &(*slot).opening;
+        let words = &(*opening).words;
         (
-            payload(opening[OPENING_ISN_CLIENT], (*slot).end_client, ctl.flags() & FIN_CLIENT != 0),
-            payload(opening[OPENING_ISN_BACKEND], (*slot).end_backend, ctl.flags() & FIN_BACKEND != 0),
+            payload(words[OPENING_ISN_CLIENT], (*slot).end_client, ctl.flags() & FIN_CLIENT != 0),
+            payload(words[OPENING_ISN_BACKEND], (*slot).end_backend, ctl.flags() & FIN_BACKEND != 0),
         )
     }
 }
@@ -39,11 +39,12 @@ pub unsafe fn bytes(slot: *const Slot, ctl: Ctl) -> (u64, u64) {
 /// Tells what happened to the flow in a slot.
 #[inline(always)]
 pub unsafe fn flow(kind: u8, reason: u8, place: u32, slot: *const Slot, ctl: Ctl, service: u16) {
-    // SAFETY: the caller's pointer is from a map lookup.
+    let Some(opening) = slots::opening(place) else { return };
+    // SAFETY: the pointers are from map lookups.
     unsafe {
         let key = (*slot).key;
-        let (bytes_in, bytes_out) = bytes(slot, ctl);
-        emit(Event {
+        let (bytes_in, bytes_out) = bytes(slot, opening, ctl);
+        emit(|| Event {
             at: clock::coarse(),
             started: (*slot).started,
             bytes_in,
@@ -56,7 +57,7 @@ pub unsafe fn flow(kind: u8, reason: u8, place: u32, slot: *const Slot, ctl: Ctl
             pool: (place >> 16) as u16,
             slot: place as u16,
             generation: ctl.generation(),
-            connect_us: if kind == ENDED { (*slot).connect_us } else { 0 },
+            connect_us: if kind == ENDED { (*opening).connect_us } else { 0 },
             kind,
             reason,
             tries: (*slot).tries,
@@ -73,7 +74,7 @@ pub fn turned_away(key: u64, service: u16, reason: Reason) {
     if !may_tell(service) {
         return;
     }
-    emit(Event {
+    emit(|| Event {
         at: clock::coarse(),
         started: 0,
         bytes_in: 0,
@@ -122,11 +123,12 @@ fn mapped(address: u32) -> [u8; 16] {
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
 }
 
+/// Makes the event in the ring itself: it would take a third of the stack that calls may use.
 #[inline(always)]
-fn emit(event: Event) {
+fn emit(event: impl FnOnce() -> Event) {
     match maps::EVENTS.reserve(0) {
         Some(mut place) => {
-            place.write(event);
+            place.write(event());
             place.submit(0);
         }
         None => count(Reason::EventLost),

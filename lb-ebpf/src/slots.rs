@@ -2,7 +2,7 @@
 
 use lb_common::{
     hash::{Entry, mix, tag},
-    layout::{Ring, Slot, half_open_cell, half_open_flow},
+    layout::{Opening, Ring, Slot, half_open_cell, half_open_flow},
     ring::{cell, slot_at},
     slot::{Ctl, IN_RING, State},
     verdict::Reason,
@@ -21,6 +21,12 @@ const RECLAIMS: u32 = 64;
 #[inline(always)]
 pub fn get(pool: u32, slot: u32) -> Option<*mut Slot> {
     maps::SLOTS.get_value_ptr_mut(pool, &slot)
+}
+
+/// The rest of a flow, at `pool << 16 | slot`.
+#[inline(always)]
+pub fn opening(place: u32) -> Option<*mut Opening> {
+    maps::OPENINGS.get_value_ptr_mut(place >> 16, &(place & 0xffff))
 }
 
 /// Takes a free slot of the pool; its word is then `Claiming` in a new generation, which is ours alone.

@@ -278,7 +278,7 @@ unsafe fn learn_hop<F: Frame>(frame: F, record: *mut Slot) {
 /// Keeps of the client's SYN what another backend must see of it.
 #[inline(always)]
 fn save_syn<F: Frame>(frame: F, segment: Segment, place: u32) {
-    let Some(record) = flow::at(place) else { return };
+    let (Some(record), Some(opening)) = (flow::at(place), slots::opening(place)) else { return };
     let mut bytes = frame.bytes();
     if !bytes.has(field::TCP + segment.header as usize) {
         frame.pull(LONGEST_HEADERS);
@@ -289,18 +289,18 @@ fn save_syn<F: Frame>(frame: F, segment: Segment, place: u32) {
     }
     // SAFETY: from a map lookup; reads are checked against the end.
     unsafe {
-        (*record).window = bytes.read(field::WINDOW);
-        (*record).tos = bytes.read(field::TOS);
+        (*opening).window = bytes.read(field::WINDOW);
+        (*opening).tos = bytes.read(field::TOS);
         let mut saved = 0;
-        for i in 0..(*record).opening.len() {
+        for i in 0..(*opening).words.len() {
             let offset = field::PAYLOAD + i * 4;
             if 20 + i as u32 * 4 >= segment.header || !bytes.has(offset + 4) {
                 break;
             }
-            (*record).opening[i] = bytes.read(offset);
+            (*opening).words[i] = bytes.read(offset);
             saved += 4;
         }
-        (*record).options_len = saved;
+        (*opening).options_len = saved;
         (*record).hop = Hop(0);
         learn_hop(frame, record);
     }

@@ -226,11 +226,16 @@ fn tables_of_a_layout_that_only_lacks_something_are_taken_over_and_are_of_ours_t
     let meta = map("META").display().to_string();
     let shown = || run(&format!("bpftool --json map dump pinned {meta}"));
     let ours = shown();
-    for layout in OLDEST..HASH {
+    let set_layout = |layout: u64| {
         // What stands behind the layout stays: seed and buckets.
         let bytes: Vec<_> = layout.to_ne_bytes().iter().map(|byte| format!("{byte:#04x}")).collect();
         let rest = raw_value(&ours)[8..].join(" ");
         run(&format!("bpftool map update pinned {meta} key 0 0 0 0 value {} {rest}", bytes.join(" ")));
+    };
+    // There may be none: then only the refusal below is to be seen.
+    let oldest = OLDEST;
+    for layout in oldest..HASH {
+        set_layout(layout);
         assert_ne!(shown(), ours);
         // An older version has not had these.
         for young in ["RST_TOKENS", "CONNECT_TIMES"] {
@@ -243,6 +248,8 @@ fn tables_of_a_layout_that_only_lacks_something_are_taken_over_and_are_of_ours_t
         taken.settle().unwrap();
         assert_eq!(shown(), ours);
     }
+    set_layout(OLDEST - 1);
+    assert!(refusal(&options).contains("--reset-state"), "one that has other records is not");
 }
 
 /// The bytes of the first value that bpftool shows, each as `0x..`.

@@ -448,8 +448,8 @@ pub struct Capacity {
     pub memory_bytes: u64,
 }
 
-/// Bytes of a slot and its cell in the ring of free ones.
-const SLOT_BYTES: u64 = size_of::<layout::Slot>() as u64 + size_of::<u32>() as u64;
+/// Bytes of a slot with all that belongs to it: two lines, and its cell in the ring of free ones.
+const SLOT_BYTES: u64 = (size_of::<layout::Slot>() + size_of::<layout::Opening>() + size_of::<u32>()) as u64;
 /// Bytes of the flow index for each of `max_connections`: two entries, for it is kept half full.
 const INDEX_BYTES: u64 = 2 * size_of::<u64>() as u64;
 

@@ -1,11 +1,15 @@
 //! Tables for tests: they do what a plan says, check that it may be done at that moment, and read back what stands.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use lb_common::{
     clients::ClientCount,
     layout::{
-        ACTIVE, Backend, CLOSING, Listener, NEVER, NONE, OUT, Pool, Slot, UP, half_open_cell, half_open_flow, ticks,
+        self, ACTIVE, Backend, CLOSING, Listener, NEVER, NONE, OUT, Opening, Pool, Slot, UP, half_open_cell,
+        half_open_flow, ticks,
     },
     slot::{Ctl, State},
 };
@@ -161,14 +165,8 @@ impl Fake {
         let place = Place { pool: self.rows[&backend].pools[0], slot };
         let generation = self.slots.get(&place).map_or(1, |(ctl, _)| ctl.generation() + 1);
         let ctl = Ctl::new(generation, state);
-        let record = Slot {
-            key: u64::from(listener) << 48,
-            last_seen: ticks(now),
-            backend,
-            started: now,
-            connect_us: (now / 1000) as u32,
-            ..empty_slot()
-        };
+        let record =
+            Slot { key: u64::from(listener) << 48, last_seen: ticks(now), backend, started: now, ..empty_slot() };
         self.slots.insert(place, (ctl, record));
         let counts = self.records.get_mut(&backend).expect("a backend");
         counts.opened += 1;
@@ -216,12 +214,6 @@ pub fn empty_slot() -> Slot {
         tries: 1,
         heals: 0,
         started: 0,
-        client6: [0; 16],
-        opening: [0; 10],
-        window: [0; 2],
-        tos: 0,
-        options_len: 0,
-        connect_us: 0,
     }
 }
 
@@ -267,5 +259,14 @@ impl View for Fake {
 
     fn slot(&self, place: Place) -> Option<(Ctl, Slot)> {
         self.slots.get(&place).copied()
+    }
+
+    fn opening(&self, place: Place) -> Option<(Ctl, Opening)> {
+        let connect_us = |slot: &Slot| (slot.started / 1000) as u32;
+        self.slots.get(&place).map(|(ctl, slot)| (*ctl, Opening { connect_us: connect_us(slot), ..Opening::default() }))
+    }
+
+    fn client(&self, place: Place) -> Option<SocketAddr> {
+        self.slots.get(&place).map(|(_, slot)| layout::client(slot.key, [0; 16]))
     }
 }

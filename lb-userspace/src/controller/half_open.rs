@@ -58,12 +58,12 @@ impl HalfOpen {
             }
             let mut open = 0;
             view.half_open(*service, &mut |place, generation| {
-                let Some((ctl, slot)) = view.slot(place) else { return };
+                let Some((ctl, opening)) = view.opening(place) else { return };
                 if ctl.state() != State::HalfOpen || !is_generation(ctl, generation) {
                     return;
                 }
                 open += 1;
-                let due = now.max(due_at(slot.connect_us, *connect_timeout, now));
+                let due = now.max(due_at(opening.connect_us, *connect_timeout, now));
                 if due > now {
                     look.next = look.next.min(due);
                 } else if look.due.len() < MOST {

@@ -180,7 +180,7 @@ impl Controller {
         let mut flows = VecDeque::new();
         for pool in pools {
             view.heads(pool, 0, view.slots(pool), &mut |head| {
-                let client = || view.slot(head.flow.place).map(|(_, slot)| slot.client());
+                let client = || view.client(head.flow.place);
                 let ours = match whose {
                     Whose::Backend(number) => head.backend == number,
                     Whose::Client(address) => client().is_some_and(|client| client.ip() == address),

@@ -287,17 +287,12 @@ impl Job {
             Which::Backend(number) => head.backend == number,
             _ => true,
         };
-        by_head
-            && self.only.takes(head.flow.ctl)
-            && view.slot(head.flow.place).is_some_and(|(ctl, slot)| ctl == head.flow.ctl && self.takes_slot(&slot))
-    }
-
-    fn takes_slot(&self, slot: &Slot) -> bool {
-        let by_client = match self.which {
-            Which::Client(address) => slot.client().ip() == address,
+        let by_client = || match self.which {
+            Which::Client(address) => view.client(head.flow.place).is_some_and(|client| client.ip() == address),
             _ => true,
         };
-        by_client && slot.started <= self.begun_by
+        let began = |(ctl, slot): (Ctl, Slot)| ctl == head.flow.ctl && slot.started <= self.begun_by;
+        by_head && self.only.takes(head.flow.ctl) && by_client() && view.slot(head.flow.place).is_some_and(began)
     }
 }
 

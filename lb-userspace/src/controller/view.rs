@@ -1,9 +1,11 @@
 //! What the core reads of the maps while it works: memory, shared with the kernel program. The seam between the core and
 //! the mapped tables, so that tests can be their own tables.
 
+use std::net::SocketAddr;
+
 use lb_common::{
     clients::ClientCount,
-    layout::{Backend, Slot},
+    layout::{Backend, Opening, Slot},
     slot::Ctl,
 };
 
@@ -54,8 +56,12 @@ pub trait View {
     fn slots(&self, pool: u16) -> u32;
     /// Those of the slots `from..to` of a pool that hold a flow or are held back.
     fn heads(&self, pool: u16, from: u32, to: u32, each: &mut dyn FnMut(Head));
-    /// A whole slot; nothing while it changes hands.
+    /// A slot's record; nothing while it changes hands.
     fn slot(&self, place: Place) -> Option<(Ctl, Slot)>;
+    /// The rest of a slot, likewise.
+    fn opening(&self, place: Place) -> Option<(Ctl, Opening)>;
+    /// The client of the flow in a slot.
+    fn client(&self, place: Place) -> Option<SocketAddr>;
 }
 
 /// How many connections are open to a backend.

@@ -1,10 +1,10 @@
 //! The mapped tables as the core reads them, and what a controller that starts finds in them.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use lb_common::{
     clients::ClientCount,
-    layout::{Backend, MAX_BACKENDS, MAX_SERVICES, NONE, Pool, Slot},
+    layout::{Backend, MAX_BACKENDS, MAX_SERVICES, NONE, Opening, Pool, Slot},
     slot::Ctl,
 };
 
@@ -52,6 +52,14 @@ impl View for Tables {
 
     fn slot(&self, place: Place) -> Option<(Ctl, Slot)> {
         self.flow(place.pool, place.slot).map(|flow| (flow.ctl, flow.record))
+    }
+
+    fn opening(&self, place: Place) -> Option<(Ctl, Opening)> {
+        self.flow(place.pool, place.slot).map(|flow| (flow.ctl, flow.opening))
+    }
+
+    fn client(&self, place: Place) -> Option<SocketAddr> {
+        self.flow(place.pool, place.slot).map(|flow| flow.client())
     }
 }
 

@@ -8,7 +8,7 @@
 use std::{mem::offset_of, sync::atomic::Ordering};
 
 use lb_common::{
-    layout::{Backend, Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, SYN_OPTIONS, Slot},
+    layout::{Backend, Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Opening, Slot},
     seq,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT, IN_RING, State},
     verdict::Reason,
@@ -58,9 +58,6 @@ impl Foreign {
     }
 
     fn record(&self, ctl: Ctl) -> Slot {
-        let mut opening = [0; SYN_OPTIONS / 4];
-        opening[OPENING_ISN_CLIENT] = self.initial[0];
-        opening[OPENING_ISN_BACKEND] = self.initial[1];
         Slot {
             ctl: ctl.0,
             key: self.key,
@@ -74,13 +71,14 @@ impl Foreign {
             tries: self.tries,
             heals: 0,
             started: self.started,
-            client6: [0; 16],
-            opening,
-            window: [0; 2],
-            tos: 0,
-            options_len: 0,
-            connect_us: self.connect_us,
         }
+    }
+
+    fn opening(&self) -> Opening {
+        let mut opening = Opening { connect_us: self.connect_us, ..Opening::default() };
+        opening.words[OPENING_ISN_CLIENT] = self.initial[0];
+        opening.words[OPENING_ISN_BACKEND] = self.initial[1];
+        opening
     }
 }
 
@@ -122,7 +120,7 @@ impl Tables {
         }
         let ctl = claimed.with_state(foreign.state).with_flags(foreign.flags() | in_ring);
         self.count_active(foreign.backend, 1);
-        slots.publish(foreign.slot, &foreign.record(ctl));
+        slots.publish(foreign.slot, &foreign.record(ctl), &foreign.opening());
         let refusal = match self.enter(foreign.key, foreign.pool, foreign.slot, ctl.generation()) {
             Entered::Won => return Ok(()),
             Entered::Lost => NotAdopted::ClientTaken,

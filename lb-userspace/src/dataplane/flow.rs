@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use lb_common::{
-    layout::{self, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Slot},
+    layout::{self, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Opening, Slot},
     seq,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT},
 };
@@ -19,6 +19,8 @@ pub struct Flow {
     pub ctl: Ctl,
     /// The record.
     pub record: Slot,
+    /// The rest of it.
+    pub opening: Opening,
 }
 
 /// The first look at a slot: what a sweep needs, from its hot line.
@@ -46,7 +48,7 @@ impl Head {
 impl Flow {
     /// The client.
     pub fn client(&self) -> SocketAddr {
-        self.record.client()
+        layout::client(self.record.key, self.opening.client6)
     }
 
     /// The client as its connections are counted (`lb_common::clients`).
@@ -83,12 +85,12 @@ impl Flow {
         if !self.is_connected() {
             return 0;
         }
-        seq::payload(self.record.opening[initial], highest, self.ctl.flags() & fin != 0)
+        seq::payload(self.opening.words[initial], highest, self.ctl.flags() & fin != 0)
     }
 
     /// How long the backend took to answer, in microseconds; 0 if it has not yet.
     pub fn connect_us(&self) -> u32 {
-        if self.is_connected() { self.record.connect_us } else { 0 }
+        if self.is_connected() { self.opening.connect_us } else { 0 }
     }
 
     /// When the client's first SYN came, CLOCK_MONOTONIC in nanoseconds.
@@ -137,12 +139,6 @@ pub(crate) fn empty_record() -> Slot {
         tries: 0,
         heals: 0,
         started: 0,
-        client6: [0; 16],
-        opening: [0; layout::SYN_OPTIONS / 4],
-        window: [0; 2],
-        tos: 0,
-        options_len: 0,
-        connect_us: 0,
     }
 }
 
@@ -156,12 +152,12 @@ mod tests {
         let mut record = empty_record();
         let address = u32::from_ne_bytes([10, 0, 1, 7]);
         record.key = layout::flow_key(address, u16::from_ne_bytes(50_123_u16.to_be_bytes()), 300);
-        record.opening[OPENING_ISN_CLIENT] = u32::MAX;
-        record.opening[OPENING_ISN_BACKEND] = 1000;
+        let mut opening = Opening { connect_us: 77, ..Opening::default() };
+        opening.words[OPENING_ISN_CLIENT] = u32::MAX;
+        opening.words[OPENING_ISN_BACKEND] = 1000;
         record.end_client = 500;
         record.end_backend = 1001 + (1 << 33) + 1;
-        record.connect_us = 77;
-        Flow { pool: 3, slot: 9, ctl: Ctl::new(1, state).with_flags(flags), record }
+        Flow { pool: 3, slot: 9, ctl: Ctl::new(1, state).with_flags(flags), record, opening }
     }
 
     #[test]

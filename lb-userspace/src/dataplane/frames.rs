@@ -95,7 +95,7 @@ fn sum(bytes: &[u8]) -> u64 {
 /// The client's first SYN as it came in, from a flow that is half-open: what the program has to see again so that it
 /// moves on to the next backend. `mac` is our interface's.
 pub fn client_syn(flow: &Flow, listener: &Listener, mac: [u8; 6]) -> Option<Vec<u8>> {
-    let options: Vec<u8> = flow.record.opening.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let options: Vec<u8> = flow.opening.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let segment = Segment {
         source_mac: flow.record.hop.mac(),
         target_mac: mac,
@@ -104,9 +104,9 @@ pub fn client_syn(flow: &Flow, listener: &Listener, mac: [u8; 6]) -> Option<Vec<
         seq: (flow.record.end_client as u32).wrapping_sub(1),
         ack: 0,
         flags: SYN,
-        window: flow.record.window,
-        tos: flow.record.tos,
-        options: options.get(..flow.record.options_len.into())?,
+        window: flow.opening.window,
+        tos: flow.opening.tos,
+        options: options.get(..flow.opening.options_len.into())?,
     };
     Some(segment.frame())
 }

@@ -1,4 +1,4 @@
-//! The maps inside maps: one array of slots and one ring for each pool, one ring of half-open flows, one Maglev table,
+//! The maps inside maps: two arrays of slots and one ring for each pool, one ring of half-open flows, one Maglev table,
 //! one table of clients and one list of rules for each service. Made here when a pool or service first appears; the pinned outer map keeps them alive.
 
 use std::{
@@ -24,6 +24,8 @@ use crate::sys::{
 pub enum Outer {
     /// By pool: its slots.
     Slots,
+    /// By pool: what the slots' flows began with.
+    Openings,
     /// By pool: the cells of its ring of free slots.
     Free,
     /// By service: its ring of half-open flows.
@@ -37,12 +39,14 @@ pub enum Outer {
 }
 
 impl Outer {
-    const ALL: [Outer; 6] = [Outer::Slots, Outer::Free, Outer::HalfOpen, Outer::Maglev, Outer::Rules, Outer::Clients];
+    const ALL: [Outer; 7] =
+        [Outer::Slots, Outer::Openings, Outer::Free, Outer::HalfOpen, Outer::Maglev, Outer::Rules, Outer::Clients];
 
     /// The name of the map.
     pub const fn name(self) -> &'static str {
         match self {
             Outer::Slots => "SLOTS",
+            Outer::Openings => "OPENINGS",
             Outer::Free => "FREE",
             Outer::HalfOpen => "HALF_OPEN",
             Outer::Maglev => "MAGLEV",

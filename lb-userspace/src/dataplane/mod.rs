@@ -289,14 +289,18 @@ impl Tables {
     fn adopt_inner(&mut self, kernel: &Kernel) -> Result<()> {
         for (number, record) in numbered(&self.pools).filter(|(_, record)| record.state == ACTIVE) {
             let slots = kernel.open_inner(Outer::Slots, number)?;
-            let (Some(slots), Some(free)) = (slots, kernel.open_inner(Outer::Free, number)?) else {
+            let openings = kernel.open_inner(Outer::Openings, number)?;
+            let (Some(slots), Some(openings), Some(free)) = (slots, openings, kernel.open_inner(Outer::Free, number)?)
+            else {
                 bail!("pool {number} has no slots: the tables are damaged");
             };
-            if slots.len() != usize::from(record.ports) || free.len() != slots::free_lines(record.ports.into()) as usize
+            if slots.len() != usize::from(record.ports)
+                || openings.len() != slots.len()
+                || free.len() != slots::free_lines(record.ports.into()) as usize
             {
                 bail!("pool {number} has {} slots, not {}: the tables are damaged", slots.len(), record.ports);
             }
-            tables::write(&self.slots)[usize::from(number)] = Some(Arc::new(Slots::new(number, slots, free)));
+            tables::write(&self.slots)[usize::from(number)] = Some(Arc::new(Slots::new(number, slots, openings, free)));
         }
         for number in 0..MAX_SERVICES as u16 {
             let ring = kernel.open_inner(Outer::HalfOpen, number)?;

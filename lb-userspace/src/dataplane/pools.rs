@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lb_common::{
     hash,
-    layout::{ACTIVE, DELETED, FreeLine, Hop, POOL_BITS, Pool, Slot},
+    layout::{ACTIVE, DELETED, FreeLine, Hop, Opening, POOL_BITS, Pool, Slot},
 };
 
 use super::{
@@ -67,10 +67,12 @@ impl Tables {
         let number = self.pool_place(new.backend, new.snat)?;
         ensure!(self.pool(number).state != ACTIVE, "the pool of {} and {} exists already", new.backend, new.snat);
         let slots = self.make::<Slot>(Outer::Slots, ports)?;
+        let openings = self.make::<Opening>(Outer::Openings, ports)?;
         let free = self.make::<FreeLine>(Outer::Free, free_lines(ports))?;
         self.install(Outer::Slots, number, &slots)?;
+        self.install(Outer::Openings, number, &openings)?;
         self.install(Outer::Free, number, &free)?;
-        let slots = Slots::new(number, slots.table, free.table);
+        let slots = Slots::new(number, slots.table, openings.table, free.table);
         slots.fill(&self.rings, |slot| new.reserved.contains(&(new.first_port + slot)));
         write(&self.slots)[usize::from(number)] = Some(Arc::new(slots));
         let record = Pool {
@@ -108,6 +110,7 @@ impl Tables {
         self.pools.publish(number.into(), &record, offset_of!(Pool, state));
         write(&self.slots)[usize::from(number)] = None;
         self.delete(Outer::Slots, number)?;
+        self.delete(Outer::Openings, number)?;
         self.delete(Outer::Free, number)
     }
 }

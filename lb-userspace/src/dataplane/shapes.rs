@@ -71,6 +71,7 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("SLOW_STARTS", mapped(size_of::<SlowStart>(), MAX_BACKENDS)),
         ("INDEX", mapped(8 * hash::BUCKET as usize, buckets)),
         ("SLOTS", outer(1 << POOL_BITS)),
+        ("OPENINGS", outer(1 << POOL_BITS)),
         ("FREE", outer(1 << POOL_BITS)),
         ("HALF_OPEN", outer(MAX_SERVICES)),
         ("MAGLEV", outer(MAX_SERVICES)),

@@ -13,7 +13,7 @@ use std::{
 };
 
 use lb_common::{
-    layout::{FreeLine, Ring, Slot},
+    layout::{FreeLine, Opening, Ring, Slot},
     ring,
     slot::{Ctl, KILLED, State},
     verdict::Reason,
@@ -30,12 +30,13 @@ pub struct Slots {
     /// The pool's number.
     pub pool: u16,
     slots: Table<Slot>,
+    openings: Table<Opening>,
     free: Table<FreeLine>,
 }
 
 impl Slots {
-    pub fn new(pool: u16, slots: Table<Slot>, free: Table<FreeLine>) -> Slots {
-        Slots { pool, slots, free }
+    pub fn new(pool: u16, slots: Table<Slot>, openings: Table<Opening>, free: Table<FreeLine>) -> Slots {
+        Slots { pool, slots, openings, free }
     }
 
     /// How many there are.
@@ -64,7 +65,8 @@ impl Slots {
     }
 
     /// Writes a slot whose word says that it is being claimed by us; its own word goes last.
-    pub(super) fn publish(&self, slot: u16, record: &Slot) {
+    pub(super) fn publish(&self, slot: u16, record: &Slot, opening: &Opening) {
+        self.openings.publish(slot.into(), opening, 0);
         self.slots.publish(slot.into(), record, offset_of!(Slot, ctl));
     }
 
@@ -95,11 +97,11 @@ impl Slots {
             if matches!(ctl.state(), State::Free | State::Claiming) {
                 return None;
             }
-            let record = self.slots.read(slot.into());
+            let (record, opening) = (self.slots.read(slot.into()), self.openings.read(slot.into()));
             // The reads of the record come before the second look at its word.
             fence(Ordering::Acquire);
             if self.ctl(slot) == ctl {
-                return Some(Flow { pool: self.pool, slot, ctl, record });
+                return Some(Flow { pool: self.pool, slot, ctl, record, opening });
             }
         }
         None

@@ -135,12 +135,12 @@ impl Mirror {
             phase,
             tries: record.tries,
             mac: record.hop.mac(),
-            initial: [record.opening[OPENING_ISN_CLIENT], record.opening[OPENING_ISN_BACKEND]],
+            initial: [flow.opening.words[OPENING_ISN_CLIENT], flow.opening.words[OPENING_ISN_BACKEND]],
             ends: [record.end_client, record.end_backend],
             acks: [record.ack_client, record.ack_backend],
             established_at: now.wall_ms.saturating_sub(now.monotonic.saturating_sub(record.started) / 1_000_000),
             idle_ms: u32::try_from(flow.idle_ms(now.coarse)).unwrap_or(u32::MAX),
-            connect_us: record.connect_us,
+            connect_us: flow.opening.connect_us,
         })
     }
 
@@ -170,7 +170,7 @@ impl Mirror {
         };
         let place = Place { pool: foreign.pool, slot: foreign.slot };
         let Some(current) = self.tables.occupant(place.pool, place.slot) else { return self.adopt(&foreign, false) };
-        let initial = [current.record.opening[OPENING_ISN_CLIENT], current.record.opening[OPENING_ISN_BACKEND]];
+        let initial = [current.opening.words[OPENING_ISN_CLIENT], current.opening.words[OPENING_ISN_BACKEND]];
         let is_same = current.record.key == foreign.key && current.is_connected() && initial == foreign.initial;
         if is_same && listener.ours {
             return Applied::Ours;

@@ -168,6 +168,12 @@ fn every_slot_is_visited_once_in_a_walk() {
         fn slot(&self, place: Place) -> Option<(lb_common::slot::Ctl, lb_common::layout::Slot)> {
             self.0.slot(place)
         }
+        fn opening(&self, place: Place) -> Option<(lb_common::slot::Ctl, lb_common::layout::Opening)> {
+            self.0.opening(place)
+        }
+        fn client(&self, place: Place) -> Option<std::net::SocketAddr> {
+            self.0.client(place)
+        }
     }
     let counting = Counting(&tables, std::cell::RefCell::new(&mut visits));
     for second in 0..=30 {

@@ -37,7 +37,7 @@ fn flow(ctl: Ctl) -> Flow {
     record.key = lb_common::layout::flow_key(address, u16::from_ne_bytes([0xc3, 0xcb]), 0);
     record.hop = Hop::new(CLIENT_MAC, 0);
     record.ctl = ctl.0;
-    Flow { pool: 0, slot: 9, ctl, record }
+    Flow { pool: 0, slot: 9, ctl, record, opening: Default::default() }
 }
 
 fn mac(interface: u8) -> [u8; 6] {
@@ -57,13 +57,13 @@ fn assert_checksums(frame: &[u8]) {
 fn the_clients_syn_is_built_again_byte_by_byte() {
     let mut flow = flow(Ctl::new(1, State::HalfOpen));
     flow.record.end_client = 0x0000_0001_0000_0000 | 0x1234_5679;
-    flow.record.window = [0xfa, 0xf0];
-    flow.record.tos = 0x48;
+    flow.opening.window = [0xfa, 0xf0];
+    flow.opening.tos = 0x48;
     // MSS 1460, SACK permitted, window scale 7, one NOP.
-    flow.record.opening[0] = u32::from_ne_bytes([2, 4, 0x05, 0xb4]);
-    flow.record.opening[1] = u32::from_ne_bytes([4, 2, 1, 3]);
-    flow.record.opening[2] = u32::from_ne_bytes([3, 7, 0, 0]);
-    flow.record.options_len = 12;
+    flow.opening.words[0] = u32::from_ne_bytes([2, 4, 0x05, 0xb4]);
+    flow.opening.words[1] = u32::from_ne_bytes([4, 2, 1, 3]);
+    flow.opening.words[2] = u32::from_ne_bytes([3, 7, 0, 0]);
+    flow.opening.options_len = 12;
     let frame = client_syn(&flow, &listener(), OUR_MACS[0]).unwrap();
     #[rustfmt::skip]
     let expected = [
@@ -86,7 +86,7 @@ fn the_clients_syn_is_built_again_byte_by_byte() {
 fn a_slot_with_impossible_options_gives_no_syn() {
     let mut flow = flow(Ctl::new(1, State::HalfOpen));
     for len in 0..=u8::MAX {
-        flow.record.options_len = len;
+        flow.opening.options_len = len;
         let frame = client_syn(&flow, &listener(), OUR_MACS[0]);
         assert_eq!(frame.is_some(), len <= 40, "{len}");
         if let Some(frame) = frame {

@@ -106,8 +106,10 @@ fn a_flow_that_we_close_is_accounted_and_its_slot_free_again_once() {
     let (slot, ctl) = program.open(client(50_000)).unwrap();
     let slots = program.slots();
     let mut record = program.tables.flow(program.pool, slot).unwrap().record;
-    record.opening[OPENING_ISN_CLIENT] = 99;
-    record.opening[OPENING_ISN_BACKEND] = 199;
+    let mut opening = slots.openings.read(slot.into());
+    opening.words[OPENING_ISN_CLIENT] = 99;
+    opening.words[OPENING_ISN_BACKEND] = 199;
+    slots.openings.publish(slot.into(), &opening, 0);
     (record.end_client, record.end_backend) = (100 + 1000 + 1, 200 + (5 << 32));
     let ctl = ctl.with_flags(FIN_CLIENT).with_state(State::ClosingClient);
     record.ctl = ctl.0;
