@@ -157,17 +157,22 @@ mod tests {
     #[test]
     fn two_buckets_of_eight_take_half_the_places_without_overflow() {
         let count = 16_384_u32;
-        let mut load = vec![0_u32; count as usize];
+        let mut taken = vec![0_u8; count as usize];
         for key in 0..u64::from(count * BUCKET / 2) {
-            let (primary, secondary) = buckets(mix(0x5eed, key << 16), count);
-            let place = if load[primary as usize] < PRIMARY_FILL || load[primary as usize] <= load[secondary as usize] {
-                primary
-            } else {
-                secondary
-            };
-            load[place as usize] += 1;
+            let hash = mix(0x5eed, key << 16);
+            let (primary, secondary) = buckets(hash, count);
+            let load = |bucket: u32| taken[bucket as usize].count_ones();
+            let bucket =
+                if load(primary) < PRIMARY_FILL || load(primary) <= load(secondary) { primary } else { secondary };
+            let own = 1 << place(hash);
+            if taken[primary as usize] & own == 0 {
+                taken[primary as usize] |= own;
+                continue;
+            }
+            let bucket = if load(bucket) < BUCKET { bucket } else { primary + secondary - bucket };
+            assert!(taken[bucket as usize] != u8::MAX, "both buckets of key {key} are full");
+            taken[bucket as usize] |= 1 << taken[bucket as usize].trailing_ones();
         }
-        assert!(load.iter().all(|entries| *entries <= BUCKET));
     }
 
     #[test]

@@ -74,9 +74,8 @@ extern "C" fn find_any(key: u64, hash: u64) -> u64 {
     if entry != 0 { entry } else { find_in(secondary, key, tag(hash)) }
 }
 
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn find_in(bucket: u32, key: u64, tag: u64) -> u64 {
+#[inline(always)]
+fn find_in(bucket: u32, key: u64, tag: u64) -> u64 {
     let Some(entries) = maps::INDEX.get_ptr_mut(bucket) else { return 0 };
     for place in 0..BUCKET as usize {
         // SAFETY: a place of the bucket.
@@ -106,6 +105,14 @@ fn word(position: u64) -> Option<*mut u64> {
     Some(unsafe { (&raw mut (*entries)).cast::<u64>().add(place as usize) })
 }
 
+/// Stores `new` at a position if `old` stands there.
+#[inline(always)]
+fn swap(position: u64, old: u64, new: u64) -> bool {
+    let Some(at) = word(position) else { return false };
+    // SAFETY: a place of the index.
+    unsafe { atomic::load(at) == old && atomic::compare_swap(at, old, new) == old }
+}
+
 /// Position of another flow's live entry for the same client in `bucket`, from `place` on; -1 if there is none.
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -124,17 +131,12 @@ extern "C" fn twin_in(bucket: u32, own: u64, key: u64, tag: u64) -> i64 {
     -1
 }
 
-/// Puts an entry into its own place of the bucket or into an empty one, else in the place of an entry whose flow is over. Its position; -1 if
+/// Puts an entry into an empty place of the bucket, else in the place of an entry whose flow is over. Its position; -1 if
 /// the bucket is full.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn put_in(bucket: u32, hash: u64, entry: u64) -> i64 {
-    let own = position(bucket, place(hash));
-    let (Some(entries), Some(at)) = (maps::INDEX.get_ptr_mut(bucket), word(own)) else { return -1 };
-    // SAFETY: a place of the index.
-    if unsafe { atomic::load(at) == 0 && atomic::compare_swap(at, 0, entry) == 0 } {
-        return own as i64;
-    }
+extern "C" fn put_in(bucket: u32, entry: u64) -> i64 {
+    let Some(entries) = maps::INDEX.get_ptr_mut(bucket) else { return -1 };
     for place in 0..BUCKET {
         // SAFETY: a place of the bucket.
         unsafe {
@@ -202,13 +204,16 @@ pub fn insert(key: u64, hash: u64, entry: Entry) -> Inserted {
 #[unsafe(no_mangle)]
 extern "C" fn insert_entry(key: u64, hash: u64, entry: u64) -> u32 {
     let (primary, secondary) = buckets(hash, maps::buckets());
-    let (first, second) = emptier(primary, secondary);
-    let mut own = put_in(first, hash, entry);
-    if own < 0 {
-        own = put_in(second, hash, entry);
-    }
-    if own < 0 {
-        return 2;
+    let mut own = position(primary, place(hash)) as i64;
+    if !swap(own as u64, 0, entry) {
+        let (first, second) = emptier(primary, secondary);
+        own = put_in(first, entry);
+        if own < 0 {
+            own = put_in(second, entry);
+        }
+        if own < 0 {
+            return 2;
+        }
     }
     let own = own as u64;
     let lost = contest(primary, own, key, tag(hash)) != 0
@@ -262,7 +267,9 @@ extern "C" fn beaten_by(own: u64, twin: u64) -> u32 {
 #[inline(always)]
 pub fn replace(hash: u64, old: Entry, new: Entry) -> bool {
     let (primary, secondary) = buckets(hash, maps::buckets());
-    replace_in(primary, old.0, new.0) != 0 || replace_in(secondary, old.0, new.0) != 0
+    swap(position(primary, place(hash)), old.0, new.0)
+        || replace_in(primary, old.0, new.0) != 0
+        || replace_in(secondary, old.0, new.0) != 0
 }
 
 #[inline(never)]

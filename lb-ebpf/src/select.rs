@@ -2,19 +2,32 @@
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use lb_common::{
-    layout::{BACKUP, Backend, MAX_SERVICE_BACKENDS, MAX_SNAT, NONE, OUT, Service, UP},
+    layout::{BACKUP, Backend, MAX_SERVICE_BACKENDS, MAX_SNAT, OUT, Service, UP},
     schedule::{self, MAGLEV_PLACES, less_loaded},
     verdict::Reason,
 };
 
 use crate::{atomic, clock, maps, report, slots};
 
-/// Backends that are UP and no backups, and those that are due for a trial.
-const PRIMARY: u32 = 0;
-/// The same of the backups.
-const SPARE: u32 = 1;
+/// Who may be given a connection: a set of classes, see [`class`]. Here: backends that are UP and no backups.
+const PRIMARY: u32 = 1 << (UP << 1);
+/// Backups that are UP.
+const SPARE: u32 = 1 << (UP << 1 | BACKUP);
 /// Whatever is not administratively out: nothing better is left.
-const ANY: u32 = 2;
+const ANY: u32 = PRIMARY | SPARE | trials(PRIMARY) | trials(SPARE);
+
+/// The classes that a trial may bring among those of `mode`: the same, but OUT.
+const fn trials(mode: u32) -> u32 {
+    mode >> ((UP - OUT) << 1)
+}
+
+/// The class of a backend, a number for its admission and whether it is a backup: one look instead of several branches, of
+/// which the verifier would follow every combination.
+#[inline(always)]
+unsafe fn class(backend: *const Backend) -> u32 {
+    // SAFETY: the caller's pointer is from a map lookup.
+    unsafe { (atomic::load(&raw const (*backend).admission) << 1 | (*backend).flags & BACKUP) & 31 }
+}
 
 /// How often a CPU tries to get the lock before it goes on without: then two CPUs may give the same share twice.
 const LOCK_TRIES: u32 = 128;
@@ -92,7 +105,8 @@ pub extern "C" fn claim_towards(backend: u32, client: u32) -> i64 {
         if i >= count {
             break;
         }
-        let mut which = (client.wrapping_add(i)) % count;
+        // Mostly there is one SNAT address, and nothing to divide.
+        let mut which = if count == 1 { 0 } else { client.wrapping_add(i) % count };
         // SAFETY: touches one register; MAX_SNAT is 8.
         unsafe { core::arch::asm!("{0} &= 7", inout(reg) which) };
         // SAFETY: 0..=7 lies in `pools`.
@@ -136,7 +150,9 @@ extern "C" fn choose(service: u32, tried: u64, client: u32) -> i32 {
     lock(record);
     let mut position = -1;
     for mode in [PRIMARY, SPARE, ANY] {
-        let held_back = held_back(service, tried, mode);
+        // SAFETY: from a map lookup.
+        let is_slow = unsafe { atomic::load(&raw const (*record).slow_until) } != 0;
+        let held_back = if is_slow { held_back(service, tried, mode) } else { 0 };
         // SAFETY: from a map lookup.
         let balance = unsafe { (*record).balance };
         position = pick(service, tried | held_back, mode, client, balance);
@@ -218,9 +234,8 @@ fn lock(service: *mut Service) {
     }
 }
 
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn count_in(service: u32, position: u32, mode: u32) -> u32 {
+#[inline(always)]
+fn count_in(service: u32, position: u32, mode: u32) -> u32 {
     let Some(record) = maps::BACKENDS.get_ptr_mut(backend_at(service, position) as u32) else { return 0 };
     // SAFETY: from a map lookup.
     unsafe {
@@ -233,10 +248,13 @@ extern "C" fn count_in(service: u32, position: u32, mode: u32) -> u32 {
     0
 }
 
+/// A load that is above no other.
+const MOST_LOADED: u64 = (u32::MAX as u64) << 32 | 1;
+
 /// One pass over the backends in `mode`, by the service's method. A trial that is due goes before everything else.
 #[inline(always)]
 fn pick(service: u32, tried: u64, mode: u32, client: u32, balance: u32) -> i32 {
-    let trial = due_trial(service, tried, mode, clock::coarse());
+    let trial = due_trial(service, tried, mode);
     if trial >= 0 {
         return trial;
     }
@@ -253,40 +271,35 @@ fn pick(service: u32, tried: u64, mode: u32, client: u32, balance: u32) -> i32 {
         }
     } else if balance != schedule::ROUND_ROBIN {
         let least = least_loaded(service, tried, mode);
-        let position = if least == 0 { -1 } else { round_robin(service, tried, mode, least) };
+        let position = if least == MOST_LOADED { -1 } else { round_robin(service, tried, mode, least) };
         if position >= 0 {
             return position;
         }
     }
     // Connections end while loads are compared, so that nobody may have been found: whoever may take it, takes it. Only
     // if there is nobody at all the next mode's turn has come.
-    round_robin(service, tried, mode, 0)
+    round_robin(service, tried, mode, MOST_LOADED)
 }
 
-/// The load and weight of a backend that may be given a connection in `mode`, as active << 32 | weight; 0 if it may not.
+/// [`load`] for the loops that are not run for every connection: the verifier looks at it once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn eligible(service: u32, position: u32, tried: u64, mode: u32) -> u64 {
-    if tried >> (position & 63) & 1 != 0 {
-        return 0;
-    }
+    load(service, position, tried, mode)
+}
+
+/// The load and weight of a backend that may be given a connection in `mode`, as active << 32 | weight; 0 if it may not.
+#[inline(always)]
+fn load(service: u32, position: u32, tried: u64, mode: u32) -> u64 {
     let backend = backend_at(service, position);
-    if backend < 0 {
-        return 0;
-    }
     let Some(record) = maps::BACKENDS.get_ptr_mut(backend as u32) else { return 0 };
     // SAFETY: from map lookups.
     unsafe {
-        let admission = atomic::load(&raw const (*record).admission);
-        let spare = (*record).flags & BACKUP != 0;
-        let admitted = match mode {
-            PRIMARY => admission == UP && !spare,
-            SPARE => admission == UP && spare,
-            _ => admission != NONE,
-        };
         let active = atomic::load(&raw const (*record).active);
-        let full = (*record).max_conns != 0 && active >= (*record).max_conns;
-        if !admitted || full || !is_reachable(record) {
+        // No limit is 0, which becomes the highest number. One bit: the limit is exceeded.
+        let is_full = ((*record).max_conns.wrapping_sub(1) as u64).wrapping_sub(active as u64) >> 63;
+        let is_tried = tried >> (position & 63);
+        if (mode >> class(record)) as u64 & !is_tried & !is_full & 1 == 0 || !is_reachable(record) {
             return 0;
         }
         (active as u64) << 32 | (*record).weight as u64
@@ -308,7 +321,7 @@ unsafe fn is_reachable(backend: *const Backend) -> bool {
 /// system; it lapses when the outcome would be known.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn due_trial(service: u32, tried: u64, mode: u32, now: u64) -> i32 {
+extern "C" fn due_trial(service: u32, tried: u64, mode: u32) -> i32 {
     if mode == ANY {
         return -1;
     }
@@ -317,7 +330,10 @@ extern "C" fn due_trial(service: u32, tried: u64, mode: u32, now: u64) -> i32 {
         if position >= count {
             break;
         }
-        if tried >> position & 1 == 0 && take_trial(service, position, mode, now) != 0 {
+        let Some(record) = maps::BACKENDS.get_ptr_mut(backend_at(service, position) as u32) else { break };
+        // SAFETY: from a map lookup.
+        let may_be_due = (trials(mode) >> unsafe { class(record) }) as u64 & !(tried >> position) & 1;
+        if may_be_due != 0 && take_trial(service, position, mode) != 0 {
             return position as i32;
         }
     }
@@ -335,7 +351,7 @@ fn backend_count(service: u32) -> u32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn take_trial(service: u32, position: u32, mode: u32, now: u64) -> u32 {
+extern "C" fn take_trial(service: u32, position: u32, mode: u32) -> u32 {
     let backend = backend_at(service, position);
     let (Some(record), Some(service)) =
         (maps::BACKENDS.get_ptr_mut(backend as u32), maps::SERVICES.get_ptr_mut(service))
@@ -344,12 +360,11 @@ extern "C" fn take_trial(service: u32, position: u32, mode: u32, now: u64) -> u3
     };
     // SAFETY: from map lookups.
     unsafe {
-        if atomic::load(&raw const (*record).admission) != OUT {
+        if trials(mode) >> class(record) & 1 == 0 {
             return 0;
         }
-        let spare = (*record).flags & BACKUP != 0;
-        let due = atomic::load(&raw const (*record).retry_at);
-        if spare != (mode == SPARE) || now < due || !is_reachable(record) {
+        let (now, due) = (clock::coarse(), atomic::load(&raw const (*record).retry_at));
+        if now < due || !is_reachable(record) {
             return 0;
         }
         let lapse = now + (*service).connect_timeout + (*record).retry_after;
@@ -357,59 +372,57 @@ extern "C" fn take_trial(service: u32, position: u32, mode: u32, now: u64) -> u3
     }
 }
 
-/// least_conn: the load and weight of the least loaded backend, as `eligible` gives it; 0 if there is none.
+/// least_conn: the load and weight of the least loaded backend, as `load` gives it; `MOST_LOADED` if there is none.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn least_loaded(service: u32, tried: u64, mode: u32) -> u64 {
     let count = backend_count(service);
-    let mut least = 0_u64;
+    let mut least = forgotten(MOST_LOADED);
     for position in 0..MAX_SERVICE_BACKENDS {
         if position >= count {
             break;
         }
-        let load = eligible(service, position, tried, mode);
-        if load != 0
-            && (least == 0 || less_loaded((load >> 32) as u32, load as u32, (least >> 32) as u32, least as u32))
-        {
+        let load = load(service, position, tried, mode);
+        if load != 0 && less_loaded((load >> 32) as u32, load as u32, (least >> 32) as u32, least as u32) {
             least = load;
         }
     }
     least
 }
 
+/// Zero, which the verifier does not know, for it is the program's to change.
+#[unsafe(no_mangle)]
+static mut ZERO: u64 = 0;
+
 /// The same number, of which the verifier no longer knows which one it is: it would follow every choice of a loop to the
 /// end of the next.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn forgotten(position: u32) -> i32 {
-    let mut position = position as u64;
-    // Without this LLVM would see through the function. SAFETY: touches one register.
-    unsafe { core::arch::asm!("{0} += 0", inout(reg) position) };
-    position as i32
+#[inline(always)]
+fn forgotten(number: u64) -> u64 {
+    // SAFETY: a word of this program's own.
+    number ^ unsafe { atomic::load(&raw const ZERO) }
 }
 
-/// Smooth weighted round-robin (nginx) among the backends that are not more loaded than `least`; 0: among all.
+/// Smooth weighted round-robin (nginx) among the backends that are not more loaded than `least`.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn round_robin(service: u32, tried: u64, mode: u32, least: u64) -> i32 {
     let count = backend_count(service);
     let mut total = 0_i32;
-    let mut best = -1_i32;
-    let mut highest = i32::MIN;
+    let mut best = forgotten(u64::MAX) as i32;
+    let mut highest = forgotten(i64::MIN as u64) as i64;
     for position in 0..MAX_SERVICE_BACKENDS {
         if position >= count {
             break;
         }
-        let load = eligible(service, position, tried, mode);
-        if load == 0 || least != 0 && less_loaded((least >> 32) as u32, least as u32, (load >> 32) as u32, load as u32)
-        {
+        let load = load(service, position, tried, mode);
+        if load == 0 || less_loaded((least >> 32) as u32, least as u32, (load >> 32) as u32, load as u32) {
             continue;
         }
         let weight = load as u32 as i32;
         total = total.wrapping_add(weight);
-        let current = add_current(service, position, weight);
-        if best < 0 || current > highest {
-            best = forgotten(position);
+        let current = add_current(service, position, weight) as i64;
+        if current > highest {
+            best = forgotten(position as u64) as i32;
             highest = current;
         }
     }
@@ -420,9 +433,8 @@ extern "C" fn round_robin(service: u32, tried: u64, mode: u32, least: u64) -> i3
 }
 
 /// Moves a backend's current weight; its new value.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn add_current(service: u32, position: u32, change: i32) -> i32 {
+#[inline(always)]
+fn add_current(service: u32, position: u32, change: i32) -> i32 {
     let backend = backend_at(service, position);
     let Some(record) = maps::BACKENDS.get_ptr_mut(backend as u32) else { return 0 };
     // SAFETY: from a map lookup; the service's lock is held.

@@ -104,9 +104,8 @@ pub fn release(pool: u32, slot: u32) {
 
 /// Makes a free or closed slot ours. A slot that changed since it was pushed is left alone; if it holds a flow of the
 /// other host's, that flow is told that its port waits in the ring no longer.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn take(pool: u32, slot: u32) -> u32 {
+#[inline(always)]
+fn take(pool: u32, slot: u32) -> u32 {
     let Some(record) = get(pool, slot) else { return 0 };
     for _ in 0..4 {
         // SAFETY: from a map lookup.
