@@ -116,6 +116,12 @@ impl Slots {
     }
 }
 
+/// Without the second, half the ports are in TIME_WAIT soon, and a connect takes 50 ms of searching for another one.
+pub fn use_all_ports(client: &lab::Host) {
+    client.sysctl("net.ipv4.ip_local_port_range", "1024 65535").expect("sysctl");
+    client.sysctl("net.ipv4.tcp_tw_reuse", "1").expect("sysctl");
+}
+
 /// Whether the heavy tests run at their full size (`cargo xtask test --full`).
 pub fn full() -> bool {
     std::env::var_os("EVENKEEL_FULL").is_some()

@@ -12,7 +12,7 @@ use lab::{
     wait,
 };
 
-use crate::cluster::{Cluster, Slots, VIP, all_served, both, both_at_once, full};
+use crate::cluster::{Cluster, Slots, VIP, all_served, both, both_at_once, full, use_all_ports};
 
 /// How much.
 struct Size {
@@ -90,12 +90,6 @@ fn short_connections_of_every_kind_beside_40_percent_held_ones_neither_fail_nor_
         wait::until("every slot is free", Duration::from_secs(120), all_free).expect("slots");
     }
     assert_eq!(cluster.evenkeel.counter("least_conn_drift").expect("a counter"), 0);
-}
-
-/// Without the second, half the ports are in TIME_WAIT soon, and a connect takes 50 ms of searching for another one.
-fn use_all_ports(client: &Host) {
-    client.sysctl("net.ipv4.ip_local_port_range", "1024 65535").expect("sysctl");
-    client.sysctl("net.ipv4.tcp_tw_reuse", "1").expect("sysctl");
 }
 
 fn hold(host: &Host, count: u64) -> Vec<Holding> {

@@ -11,7 +11,7 @@ use std::{
 use lab::{StandIn, binaries, wait};
 use nix::sys::signal::Signal;
 
-use crate::cluster::{Cluster, SOON, VIP, all_served};
+use crate::cluster::{Cluster, SOON, VIP, all_served, full};
 
 /// The API's certificates, for held connections over TLS.
 fn tls(cluster: &Cluster) -> String {
@@ -66,15 +66,11 @@ fn controllers_come_and_go(hook: &str, restarts: usize, upgrades: usize) {
 
 #[test]
 fn restarts_and_upgrades_under_load_lose_no_connection() {
+    // Twenty and five on all of them together; at full size on each.
     for (hook, restarts, upgrades) in [("tc", 8, 2), ("clsact", 6, 1), ("xdp", 6, 2)] {
+        let (restarts, upgrades) = if full() { (20, 5) } else { (restarts, upgrades) };
         controllers_come_and_go(hook, restarts, upgrades);
     }
-}
-
-#[test]
-#[ignore = "minutes: twenty restarts and five upgrades on each hook"]
-fn restarts_and_upgrades_under_load_lose_no_connection_at_length() {
-    ["tc", "clsact", "xdp"].into_iter().for_each(|hook| controllers_come_and_go(hook, 20, 5));
 }
 
 /// A program for the daemon to be upgraded to.
