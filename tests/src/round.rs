@@ -110,8 +110,9 @@ impl Stage {
         let mut told = String::new();
         loop {
             let status = self.evenkeel.done(&["status"])?;
+            let events = self.evenkeel.done(&["events", "--limit", "6"])?;
             let watches = held.status()?;
-            print!("\x1b[2J\x1b[H{status}\n30 watches: {:?}, ended {:?}\n", watches.by, watches.ended);
+            print!("\x1b[2J\x1b[H{status}\n{events}\n30 watches: {:?}, ended {:?}\n", watches.by, watches.ended);
             println!("from a second terminal: evenkeel --socket {} backends", self.evenkeel.socket().display());
             println!(
                 "k1 kill, p1 pause, c1 cut off, b1 bring back cp01 (likewise 2, 3) and Enter; q or Ctrl-C ends   {told}"
