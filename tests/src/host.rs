@@ -83,6 +83,17 @@ impl Host {
         found.and_then(|(_, value)| value.parse().ok()).with_context(|| format!("no counter {name} in\n{snmp}"))
     }
 
+    /// Every flow that comes in by a device is worked off by one CPU, whichever brings it (RPS): so that its frames stay in
+    /// order. Without that a CPU's backlog overtakes another's. By `ip netns exec`, which shows the namespace's own /sys.
+    pub fn keep_order(&self, device: &str) -> Result<()> {
+        let file = format!("/sys/class/net/{device}/queues/rx-0/rps_cpus");
+        // All CPUs that may take part; more bits than there are CPUs are refused.
+        let cpus = std::thread::available_parallelism()?.get().min(32);
+        let mask = format!("{:x}", (1_u64 << cpus) - 1);
+        let write = format!("echo {mask} > {file}");
+        process::output(Command::new("ip").args(["netns", "exec", &self.namespace, "sh", "-c", &write])).map(drop)
+    }
+
     /// A sysctl of the namespace's network, e.g. `net.ipv4.tcp_tw_reuse`.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         self.run("sysctl", &["-qw", &format!("{name}={value}")]).map(drop)

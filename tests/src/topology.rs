@@ -290,6 +290,8 @@ impl Lab {
     fn suit_native_xdp(&self) -> Result<()> {
         let hosts = self.clients.iter().chain(&self.backends).chain([&self.balancer]).chain(&self.second);
         hosts.into_iter().try_for_each(|host| host.offload("eth0", "tx", false))?;
+        // Frames that an XDP program has sent are worked off by a poll that goes from CPU to CPU.
+        self.clients.iter().chain(&self.backends).try_for_each(|host| host.keep_order("eth0"))?;
         if let Some(router) = &self.router {
             router.offload("eth1", "tx", false)?;
         }
