@@ -1,6 +1,8 @@
 //! VRRP on real hosts: with another evenkeel, with keepalived in both roles, and alone with what goes wrong.
 
 mod pair;
+mod split;
+mod stopped;
 mod with_keepalived;
 
 use std::{fmt::Write as _, time::Duration};
@@ -57,10 +59,29 @@ fn evenkeel(lab: &Lab, host: &Host, instance: &str) -> Evenkeel {
     evenkeel
 }
 
-/// An instance's entry in `evenkeel vrrp`.
+/// The instance's entry in `evenkeel vrrp`.
 fn report(evenkeel: &Evenkeel) -> anyhow::Result<Value> {
+    report_of(evenkeel, "VI_1")
+}
+
+fn report_of(evenkeel: &Evenkeel, name: &str) -> anyhow::Result<Value> {
     let all = evenkeel.json(&["vrrp"])?;
-    all.as_array().and_then(|all| all.first().cloned()).context("no instance")
+    let instances = all.as_array().context("no list")?;
+    instances.iter().find(|instance| instance["name"] == name).cloned().context("no instance")
+}
+
+/// What `evenkeel events` says about VRRP.
+fn told(evenkeel: &Evenkeel) -> Vec<String> {
+    let events = evenkeel.json(&["events"]).expect("events");
+    let of_vrrp = events.as_array().expect("a list").iter().filter(|event| event["kind"] == "vrrp");
+    of_vrrp.filter_map(|event| event["text"].as_str().map(str::to_owned)).collect()
+}
+
+/// Waits until an event says this.
+#[track_caller]
+fn is_told(evenkeel: &Evenkeel, what: &str) {
+    let told = || told(evenkeel).iter().any(|text| text.contains(what)).then_some(());
+    wait::until(what, SOON, told).unwrap_or_else(|late| panic!("{late:#}\n{}", evenkeel.log()));
 }
 
 fn state(evenkeel: &Evenkeel) -> String {
@@ -89,9 +110,7 @@ fn vip_goes(host: &Host, there: bool) {
 
 /// The MAC address of a host's eth0.
 fn mac(host: &Host) -> String {
-    let text = host.ip(&["-o", "link", "show", "dev", "eth0"]).expect("ip");
-    let word = text.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
-    word.expect("a MAC address").to_owned()
+    lab::arp::text(lab::arp::mac(host, "eth0").expect("a MAC address"))
 }
 
 /// Asks the segment for an address, having forgotten what was known: the MAC address of who answers, if anybody does.

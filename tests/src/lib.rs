@@ -5,6 +5,7 @@
 //! run side by side, and is removed when it is dropped; a reaper process does it if ours dies before.
 
 pub mod apiserver;
+pub mod arp;
 pub mod bench;
 pub mod binaries;
 pub mod browser;
@@ -26,6 +27,7 @@ pub mod topology;
 pub mod wait;
 pub mod xdp_pass;
 
+pub use arp::Asker;
 pub use browser::Browser;
 pub use capture::Capture;
 pub use daemon::Evenkeel;

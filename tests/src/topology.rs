@@ -169,6 +169,11 @@ impl Lab {
         self.folder.join("bpffs")
     }
 
+    /// One more device of a host on the clients' segment, without an address.
+    pub fn second_cable(&self, host: &Host, device: &str) -> Result<()> {
+        self.cable_to_port(host, device, &self.switch, &format!("{}-{device}", host.name))
+    }
+
     fn prepare_folder(&self) -> Result<()> {
         let bpffs = self.bpffs();
         fs::create_dir_all(&bpffs).with_context(|| bpffs.display().to_string())?;
@@ -278,7 +283,10 @@ impl Lab {
 
     /// A veth pair from a host's device to a port of the switch, named after the host.
     fn cable(&self, host: &Host, device: &str, switch: &Host) -> Result<()> {
-        let port: &str = &host.name;
+        self.cable_to_port(host, device, switch, &host.name)
+    }
+
+    fn cable_to_port(&self, host: &Host, device: &str, switch: &Host, port: &str) -> Result<()> {
         let pair = ["link", "add", device, "netns", &host.namespace, "type", "veth", "peer", "name", port, "netns"];
         process::output(Command::new("ip").args(pair).arg(&*switch.namespace))?;
         configure(host, &[format!("link set {device} up")])?;

@@ -1,0 +1,93 @@
+//! Split brain: both hosts are master because neither hears the other, and how that ends.
+
+use lab::capture;
+
+use super::*;
+
+const API: &str = "127.0.0.1:9643";
+/// How long neither hears the other.
+const SPLIT: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Whether every client takes `mac` for the VIP's.
+fn all_know(lab: &Lab, mac: &str) -> bool {
+    let knows =
+        |client: &Host| client.ip(&["neighbour", "show", "to", VIP]).expect("ip").contains(&format!("lladdr {mac} "));
+    lab.clients.iter().all(knows)
+}
+
+fn metric(evenkeel: &Evenkeel, host: &Host, name: &str) -> u64 {
+    let text = host.run("curl", &["-s", "-m", "5", &format!("http://{API}/metrics")]).expect("curl");
+    let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")));
+    let value = line.and_then(|line| line.rsplit(' ').next()).and_then(|value| value.parse().ok());
+    value.unwrap_or_else(|| panic!("no metric {name}\n{text}\n{}", evenkeel.log()))
+}
+
+#[test]
+fn two_masters_see_each_other_s_claims_and_when_they_hear_each_other_again_one_is_left_and_every_client_finds_it() {
+    let lab = Lab::build(&Plan::new(Topology::Segment).backends(1).clients(3).pair()).expect("the lab");
+    let api = format!("[api]\nlisten = \"{API}\"\n\n");
+    let start = |host: &Host, priority| {
+        let file = api.clone() + &service(&lab) + "\n" + &instance(priority, &[]);
+        let mut evenkeel = Evenkeel::on(&lab, host, &file).expect("files");
+        evenkeel.run().expect("evenkeel");
+        evenkeel
+    };
+    let one = start(&lab.balancer, 150);
+    becomes(&one, "MASTER");
+    let two = start(second(&lab), 100);
+    becomes(&two, "BACKUP");
+    lab.clients.iter().for_each(|client| assert_eq!(resolve(client, VIP), Some(mac(&lab.balancer))));
+
+    // Adverts still leave both hosts and pass the client, so that its capture is the witness.
+    let witness = Capture::start(lab.client(), "eth0", "ip proto 112 and src 10.0.1.2").expect("tcpdump");
+    let hosts = [&lab.balancer, second(&lab)];
+    hosts.iter().for_each(|host| host.firewall(&["ip protocol 112 drop"], &[]).expect("nft"));
+    let blocked = std::time::Instant::now();
+    becomes(&two, "MASTER");
+    assert_eq!(state(&one), "MASTER");
+    // Seen by what the other one tells the segment, though no advertisement is heard.
+    let claims = |evenkeel: &Evenkeel, host: &Host| metric(evenkeel, host, "evenkeel_vrrp_address_claims_total");
+    let seen = || (claims(&one, &lab.balancer) > 0 && claims(&two, second(&lab)) > 0).then_some(());
+    wait::until("both have seen the other's claim", SOON, seen).expect("claims");
+    for (evenkeel, other) in [(&one, second(&lab)), (&two, &lab.balancer)] {
+        is_told(
+            evenkeel,
+            &format!("holds {VIP}, but {} claims it by ARP or ND: another master that is not heard", mac(other)),
+        );
+    }
+    let over = || (blocked.elapsed() >= SPLIT).then_some(());
+    wait::until("the split's end", SPLIT, over).expect("time");
+    assert_eq!((state(&one), state(&two)), ("MASTER".into(), "MASTER".into()));
+
+    let heard = capture::now();
+    hosts.iter().for_each(|host| host.open_firewall().expect("nft"));
+    wait::until("one is left", INTERVAL * 2, || (state(&two) == "BACKUP").then_some(())).expect("one master");
+    let found = wait::until("every client knows the master", INTERVAL, || {
+        all_know(&lab, &mac(&lab.balancer)).then(capture::now)
+    });
+    let found = found.expect("the clients");
+    let last = *witness.seen().last().expect("adverts");
+    assert!(
+        last < heard + INTERVAL + Duration::from_millis(100),
+        "the lower one still advertised {:?} after",
+        last.saturating_sub(heard)
+    );
+    println!(
+        "last advertisement of the lower one after {:?}, all clients right after {:?}",
+        last.saturating_sub(heard),
+        found.saturating_sub(heard)
+    );
+    // The other one's last word may come late: so the segment is told once more when it is silent.
+    is_told(&one, "is the only master again; the segment was told so");
+    assert!(all_know(&lab, &mac(&lab.balancer)));
+    assert_eq!((state(&one), state(&two)), ("MASTER".into(), "BACKUP".into()));
+    assert!(!has_vip(second(&lab)));
+    is_told(
+        &one,
+        "is not the only master: 10.0.1.2 advertises priority 100. If it goes on, that host does not hear this one: let IP protocol 112 through",
+    );
+    assert!(metric(&one, &lab.balancer, "evenkeel_vrrp_dual_master_total") > 0);
+    let transitions = |evenkeel: &Evenkeel| report(evenkeel).expect("a report")["transitions"].as_u64();
+    assert_eq!((transitions(&one), transitions(&two)), (Some(1), Some(2)));
+}

@@ -1,0 +1,146 @@
+//! A controller that stands still, as that of a paused or starved machine does: the other host takes over, and nobody
+//! hears of the address from the first one any more, whatever its kernel would like to say.
+
+use lab::{Asker, arp};
+use nix::sys::signal::Signal;
+
+use super::*;
+
+const FAST: &str = "advert_interval = \"100ms\"";
+const KEEPS: &str = "10.0.1.99";
+
+/// VI_1 preempts, VI_2 does not.
+fn two_instances(priority: u8) -> String {
+    let keeps = instance(priority, &[FAST, "preempt = false"])
+        .replace("VI_1", "VI_2")
+        .replace("= 51", "= 52")
+        .replace(VIP, KEEPS);
+    instance(priority, &[FAST]) + "\n" + &keeps
+}
+
+fn address(text: &str) -> std::net::Ipv4Addr {
+    text.parse().expect("an address")
+}
+
+fn transitions(evenkeel: &Evenkeel) -> [u64; 2] {
+    ["VI_1", "VI_2"].map(|name| report_of(evenkeel, name).expect("a report")["transitions"].as_u64().expect("a number"))
+}
+
+fn states(evenkeel: &Evenkeel) -> [String; 2] {
+    ["VI_1", "VI_2"].map(|name| {
+        report_of(evenkeel, name)
+            .ok()
+            .and_then(|report| report["state"].as_str().map(str::to_owned))
+            .unwrap_or_default()
+    })
+}
+
+#[track_caller]
+fn both_become(evenkeel: &Evenkeel, wanted: [&str; 2]) {
+    let late = wait::until(&format!("{wanted:?}"), SOON, || (states(evenkeel) == wanted).then_some(()));
+    late.unwrap_or_else(|late| panic!("{late:#}, but {:?}\n{}", states(evenkeel), evenkeel.log()));
+}
+
+#[test]
+fn a_master_stopped_for_ten_seconds_is_replaced_never_answers_beside_its_successor_and_comes_back_once_if_it_preempts()
+{
+    let lab = lab();
+    let one = evenkeel(&lab, &lab.balancer, &two_instances(150));
+    both_become(&one, ["MASTER", "MASTER"]);
+    let two = evenkeel(&lab, second(&lab), &two_instances(100));
+    both_become(&two, ["BACKUP", "BACKUP"]);
+    let before = (transitions(&one), transitions(&two));
+    let asker = Asker::start(lab.client(), &[address(VIP), address(KEEPS)]).expect("an asker");
+    let (first, other) = (&*mac(&lab.balancer), &*mac(second(&lab)));
+    let answered = |address: std::net::Ipv4Addr, by: &str| {
+        let answered = || (asker.answerers(address).last().map(String::as_str) == Some(by)).then_some(());
+        wait::until(&format!("{by} answers for {address}"), SOON, answered).expect("answers");
+    };
+    answered(address(VIP), first);
+    answered(address(KEEPS), first);
+
+    one.signal(Signal::SIGSTOP).expect("SIGSTOP");
+    let stopped = std::time::Instant::now();
+    both_become(&two, ["MASTER", "MASTER"]);
+    assert!(stopped.elapsed() < Duration::from_secs(2), "{:?}", stopped.elapsed());
+    answered(address(VIP), other);
+    answered(address(KEEPS), other);
+    let over = || (stopped.elapsed() >= Duration::from_secs(10)).then_some(());
+    wait::until("ten seconds", Duration::from_secs(11), over).expect("time");
+    assert!(has_vip(&lab.balancer), "the stopped host's kernel has the address all the time");
+    assert_eq!(states(&two), ["MASTER", "MASTER"]);
+
+    one.signal(Signal::SIGCONT).expect("SIGCONT");
+    both_become(&one, ["MASTER", "BACKUP"]);
+    both_become(&two, ["BACKUP", "MASTER"]);
+    answered(address(VIP), first);
+    // Ten more waits: nothing changes any more.
+    let sent = |evenkeel: &Evenkeel| report(evenkeel).expect("a report")["adverts"]["sent"].as_u64();
+    let enough = sent(&one).map(|sent| sent + 36);
+    wait::until("time goes by", SOON, || (sent(&one) >= enough).then_some(())).expect("adverts");
+    let after = (transitions(&one), transitions(&two));
+    // One: out of office when it woke up, and back where it preempts. Two: in, and out where it was preempted.
+    assert_eq!(after.0, [before.0[0] + 2, before.0[1] + 1], "{}", one.log());
+    assert_eq!(after.1, [before.1[0] + 2, before.1[1] + 1], "{}", two.log());
+    let answerers = (asker.answerers(address(VIP)), asker.answerers(address(KEEPS)));
+    assert_eq!(answerers.0, [first, other, first], "one after the other, never in turn: {:?}", asker.answers());
+    assert_eq!(answerers.1, [first, other], "one after the other, never in turn: {:?}", asker.answers());
+    let dropped = one.counter("lease_lapsed").expect("a counter");
+    assert!(dropped > 500, "most of 1,000 questions were dropped by the first host's program: {dropped}");
+    vip_goes(second(&lab), false);
+}
+
+/// What the host's own kernel would say: it is made to speak from the VIP to a neighbour that it does not know.
+fn speak_from(host: &Host, source: &str, neighbour: &str) {
+    // Nobody answers, or refuses: it is the question that counts.
+    let url =
+        if neighbour.contains(':') { format!("http://[{neighbour}]:9/") } else { format!("http://{neighbour}:9/") };
+    _ = host.run("curl", &["-s", "-m", "1", "--interface", source, &url]);
+}
+
+#[test]
+fn of_a_host_whose_lease_has_run_out_neither_another_interface_nor_its_own_questions_tell_of_the_address() {
+    const NOBODY: &str = "10.0.1.250";
+    let lab = lab();
+    lab.second_cable(&lab.balancer, "eth1").expect("a cable");
+    lab.balancer.ip(&["address", "add", "10.0.1.3/24", "dev", "eth1"]).expect("an address");
+    let file = service(&lab).replace("datapath =", "interface = \"eth0\"\ndatapath =") + "\n" + &instance(150, &[FAST]);
+    let mut one = Evenkeel::on(&lab, &lab.balancer, &file).expect("files");
+    one.run().expect("evenkeel");
+    becomes(&one, "MASTER");
+    vip_goes(&lab.balancer, true);
+    let own =
+        [arp::mac(&lab.balancer, "eth0"), arp::mac(&lab.balancer, "eth1")].map(|mac| arp::text(mac.expect("a MAC")));
+    let asker = Asker::start(lab.client(), &[address(VIP)]).expect("an asker");
+    let questions = Capture::start_with(
+        lab.client(),
+        "eth0",
+        &format!("arp[6:2] = 1 and arp[14:4] = {}", u32::from(address(VIP))),
+        &["-e"],
+    );
+    let questions = questions.expect("tcpdump");
+    wait::until("answers", SOON, || (asker.answers().len() > 20).then_some(())).expect("answers");
+    assert_eq!(asker.answerers(address(VIP)), [&*own[0]], "the VIP's own interface answers and no other");
+
+    one.signal(Signal::SIGSTOP).expect("SIGSTOP");
+    let lapsed = || one_is_silent(&asker);
+    wait::until("nobody answers", SOON, lapsed).expect("silence");
+    let told = questions.lines().len();
+    speak_from(&lab.balancer, VIP, NOBODY);
+    assert!(has_vip(&lab.balancer));
+    assert_eq!(asker.answerers(address(VIP)), [&*own[0]]);
+    assert_eq!(questions.lines().len(), told, "it asks for others in the VIP's name: {:?}", questions.lines());
+
+    // The traps are real: without what evenkeel has set, the other interface answers.
+    lab.balancer.sysctl("net.ipv4.conf.all.arp_ignore", "0").expect("sysctl");
+    let other = || (asker.answerers(address(VIP)).last() == Some(&own[1])).then_some(());
+    wait::until("the other interface answers", SOON, other).expect("the trap");
+    one.signal(Signal::SIGCONT).expect("SIGCONT");
+    becomes(&one, "MASTER");
+}
+
+/// Whether the last answer is 300 ms old: fifteen questions.
+fn one_is_silent(asker: &Asker) -> Option<()> {
+    let last = asker.answers().last()?.at;
+    (lab::capture::now() > last + Duration::from_millis(300)).then_some(())
+}
