@@ -56,6 +56,7 @@ pub mod arp {
 /// (RFC 4861 section 6.1, RFC 6980 for fragments).
 pub mod nd {
     pub const NEXT_HEADER: usize = 20;
+    pub const SOURCE: usize = 22;
     pub const TYPE: usize = 54;
     pub const TARGET: usize = 62;
     pub const END: usize = 78;
@@ -329,7 +330,7 @@ impl Frame for XdpFrame {
     }
 }
 
-/// A frame on the TC hook (tcx or clsact, ingress).
+/// A frame on the TC hook (tcx or clsact).
 #[derive(Clone, Copy)]
 pub struct TcFrame(pub *mut __sk_buff);
 
@@ -342,6 +343,12 @@ impl TcFrame {
     fn skb(&self) -> &__sk_buff {
         // SAFETY: the kernel's context, valid while the program runs.
         unsafe { &*self.0 }
+    }
+
+    /// The EtherType, without a look at the bytes.
+    #[inline(always)]
+    pub fn protocol(self) -> u16 {
+        self.skb().protocol as u16
     }
 
     /// Whether the TCP checksum is left for the sending device to finish. BPF cannot ask, but it can try: a change that

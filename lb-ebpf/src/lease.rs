@@ -1,5 +1,6 @@
 //! Who may answer for a virtual address: only a host whose VRRP lease holds. ARP requests and neighbour solicitations for
-//! one that does not are dropped, so that a controller that was killed or stopped leaves no second host that answers.
+//! one that does not are dropped, so that a controller that was killed or stopped leaves no second host that answers. What
+//! the host's own kernel says in its name is dropped on the way out: a neighbour believes questions as well as answers.
 //! Nothing here is on the way of TCP over IPv4.
 
 use lb_common::{
@@ -10,7 +11,7 @@ use lb_common::{
 
 use crate::{
     atomic, clock,
-    cursor::{Bytes, Frame, LONGEST_HEADERS, arp, field, nd},
+    cursor::{Bytes, Frame, LONGEST_HEADERS, TcFrame, arp, field, nd},
     maps, report, walk,
 };
 
@@ -48,7 +49,7 @@ fn of_arp<F: Frame>(frame: F, bytes: Bytes, reason: Reason) -> i32 {
         return walk::passed::<F>(reason);
     }
     if bytes.read::<u16>(arp::OPERATION) == REQUEST
-        && let Some(why) = must_not_answer(ipv4(bytes.read(arp::TARGET)))
+        && let Some(why) = is_not_ours(ipv4(bytes.read(arp::TARGET)))
     {
         return walk::dropped::<F>(why);
     }
@@ -71,7 +72,7 @@ fn of_nd<F: Frame>(frame: F, bytes: Bytes, reason: Reason) -> i32 {
     }
     let address: Address = (bytes.read(nd::TARGET), bytes.read(nd::TARGET + 8));
     match bytes.read::<u8>(nd::TYPE) {
-        SOLICITATION => match must_not_answer(address) {
+        SOLICITATION => match is_not_ours(address) {
             Some(why) => walk::dropped::<F>(why),
             None => walk::passed::<F>(reason),
         },
@@ -82,15 +83,60 @@ fn of_nd<F: Frame>(frame: F, bytes: Bytes, reason: Reason) -> i32 {
     }
 }
 
+/// The verdict on a frame that the host sends. Whoever gets an ARP packet or a neighbour solicitation learns from it
+/// where its sender is (RFC 826; RFC 4861 section 7.2.3), so in the name of an address without a lease there is none. Our
+/// own announcements do not come by here: they pass the queueing discipline, and are sent only under a lease.
+#[inline(always)]
+pub fn outgoing(frame: TcFrame) -> i32 {
+    let (protocol, end) = match frame.protocol() {
+        ARP => (ARP, arp::END),
+        IPV6 => (IPV6, nd::END),
+        _ => return TcFrame::PASS,
+    };
+    if frame.is_tagged() {
+        return TcFrame::PASS;
+    }
+    if !frame.bytes().has(end) {
+        frame.pull(LONGEST_HEADERS);
+    }
+    let said = if protocol == ARP { said_by_arp(frame.bytes()) } else { said_by_nd(frame.bytes()) };
+    match said.and_then(is_not_ours) {
+        Some(why) => walk::dropped::<TcFrame>(why),
+        None => TcFrame::PASS,
+    }
+}
+
+/// The address that an ARP packet tells the place of.
+#[inline(always)]
+fn said_by_arp(bytes: Bytes) -> Option<Address> {
+    if !bytes.has(arp::END) || bytes.read::<u32>(arp::KIND) != ARP_IPV4 {
+        return None;
+    }
+    Some(ipv4(bytes.read(arp::SENDER)))
+}
+
+/// The same of neighbour discovery.
+#[inline(always)]
+fn said_by_nd(bytes: Bytes) -> Option<Address> {
+    if !bytes.has(nd::END) || bytes.read::<u8>(nd::NEXT_HEADER) != ICMPV6 {
+        return None;
+    }
+    match bytes.read::<u8>(nd::TYPE) {
+        SOLICITATION => Some((bytes.read(nd::SOURCE), bytes.read(nd::SOURCE + 8))),
+        ADVERTISEMENT => Some((bytes.read(nd::TARGET), bytes.read(nd::TARGET + 8))),
+        _ => None,
+    }
+}
+
 #[inline(always)]
 fn ipv4(octets: [u8; 4]) -> Address {
     let [a, b, c, d] = octets;
     (0, u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d]))
 }
 
-/// Why the host must not answer for an address; nothing if it may, or if the address is none of VRRP's.
+/// Why the host must not speak for an address; nothing if it may, or if the address is none of VRRP's.
 #[inline(always)]
-fn must_not_answer(address: Address) -> Option<Reason> {
+fn is_not_ours(address: Address) -> Option<Reason> {
     let lease = find(address)?;
     // SAFETY: from a map lookup.
     match unsafe { atomic::load(&raw const (*lease).until) } {

@@ -39,6 +39,12 @@ pub fn evenkeel_xdp(ctx: XdpContext) -> u32 {
     walk::walk(XdpFrame(ctx.ctx)) as u32
 }
 
+/// The program for tcx and clsact, egress, on the interfaces of VRRP: what this host itself must not say.
+#[classifier]
+pub fn evenkeel_out(ctx: TcContext) -> i32 {
+    lease::outgoing(TcFrame(ctx.skb.skb))
+}
+
 /// The program for tcx and clsact, ingress.
 #[classifier]
 pub fn evenkeel_tc(ctx: TcContext) -> i32 {

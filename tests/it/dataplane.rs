@@ -2,6 +2,7 @@
 //! own thread, so nothing outlives it.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
@@ -312,6 +313,40 @@ fn the_clsact_qdisc_goes_with_us_if_it_came_with_us_and_nobody_else_uses_it() {
     run("tc filter del dev ek0 egress");
     attached().detach_all().unwrap();
     assert!(qdisc(), "it was there before us");
+}
+
+#[test]
+fn the_guard_of_the_egress_stands_through_a_restart_on_the_interfaces_it_is_asked_for_and_goes_with_us() {
+    for clsact in [false, true] {
+        let options = own_namespaces();
+        let device = evenkeel::sys::netdev::index_of("ek0").unwrap();
+        let pin = options.bpffs.join(format!("links/{device}-tcx-out"));
+        let by_link = || evenkeel::sys::bpf::pinned_link(&pin).is_ok_and(|link| link.ifindex == device);
+        let by_filter =
+            || run("tc filter show dev ek0 egress").lines().filter(|line| line.contains("evenkeel_out")).count();
+        let guard = || if clsact { by_filter() } else { usize::from(by_link()) };
+        let guarded = || {
+            let mut dataplane = Dataplane::open(&options).unwrap();
+            dataplane.attach("ek0", Requested::Tc, clsact).unwrap();
+            dataplane.guard("ek0", clsact).unwrap();
+            dataplane
+        };
+        drop(guarded());
+        assert_eq!(guard(), 1);
+        let mut dataplane = guarded();
+        dataplane.guard_only(&["ek0".to_owned()].into()).unwrap();
+        assert_eq!(guard(), 1);
+        dataplane.guard_only(&BTreeSet::new()).unwrap();
+        assert_eq!((guard(), dataplane.self_test()), (0, Ok(())), "the program itself stays");
+        dataplane.guard("ek0", clsact).unwrap();
+        // Frames come in by another hook; on the way out nothing changes.
+        dataplane.attach("ek0", Requested::Xdp, clsact).unwrap();
+        assert_eq!((guard(), dataplane.self_test()), (1, Ok(())));
+        dataplane.attach("ek0", Requested::Tc, clsact).unwrap();
+        dataplane.detach_all().unwrap();
+        assert_eq!(guard(), 0);
+        assert!(!run("tc qdisc show dev ek0").contains("clsact") && !options.bpffs.exists());
+    }
 }
 
 #[test]

@@ -10,6 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use aya::{
+    TestRunOptions,
+    programs::{SchedClassifier, TestRun},
+};
 use evenkeel::dataplane::{BackendSetup, Dataplane, NewPool, Options, Requested, ServiceSetup, Tables};
 use lb_common::{
     layout::{Hop, UP},
@@ -169,6 +173,18 @@ impl Bench {
             return Verdict::Passed;
         }
         Verdict::Dropped
+    }
+
+    /// Runs the program that guards the egress on a frame that the host would send.
+    pub fn send_out(&self, frame: &[u8]) -> Verdict {
+        let program = SchedClassifier::from_pin(self.bpffs.join("programs/evenkeel_out")).expect("the program");
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        match program.test_run(options).expect("BPF_PROG_TEST_RUN").return_value as i32 {
+            -1 => Verdict::Passed,
+            2 => Verdict::Dropped,
+            other => panic!("verdict {other} on {frame:02x?}"),
+        }
     }
 
     fn is_xdp(&self) -> bool {

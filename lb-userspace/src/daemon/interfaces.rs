@@ -26,6 +26,8 @@ pub struct Wanted {
     pub interfaces: BTreeMap<String, Requested>,
     /// The interfaces of each service, for `status`.
     pub of_service: BTreeMap<Arc<str>, BTreeSet<String>>,
+    /// Those of VRRP, where the host must not speak for an address without its lease.
+    pub guarded: BTreeSet<String>,
     /// For the operator.
     pub warnings: Vec<String>,
 }
@@ -64,7 +66,8 @@ pub async fn wanted(config: &Config) -> Result<Wanted, Vec<String>> {
         wanted.warnings.extend(stay.filter_map(|address| no_such_address(service, address)));
     }
     for interface in carried.into_values() {
-        wanted.interfaces.entry(interface).or_insert(Requested::Auto);
+        wanted.interfaces.entry(interface.clone()).or_insert(Requested::Auto);
+        wanted.guarded.insert(interface);
     }
     if errors.is_empty() { Ok(wanted) } else { Err(errors) }
 }
@@ -123,6 +126,8 @@ pub fn attach(dataplane: &mut Dataplane, wanted: &Wanted, clsact: bool) -> Resul
             Err(error) => errors.push(format!("interface {name}: {error:#}")),
         }
     }
+    let guarded = wanted.guarded.iter().map(|name| dataplane.guard(name, clsact));
+    errors.extend(guarded.filter_map(Result::err).map(|error| format!("{error:#}")));
     if errors.is_empty() { Ok(notices) } else { Err(errors) }
 }
 
@@ -130,7 +135,7 @@ fn notice(level: Level, interface: &str, text: &str) -> Notice {
     Notice::daemon(level, Kind::Datapath, format!("interface {interface}: {text}"))
 }
 
-/// Detaches what nothing leads through any more: no service, no pool of a tombstone.
+/// Detaches what nothing leads through any more: no service, no pool of a tombstone; and the guard where VRRP is not.
 pub fn detach_unused(dataplane: &mut Dataplane, wanted: &Wanted, installed: &Installed) -> Vec<Notice> {
     let mut notices = Vec::new();
     let tables = dataplane.tables().clone();
@@ -153,6 +158,9 @@ pub fn detach_unused(dataplane: &mut Dataplane, wanted: &Wanted, installed: &Ins
             Ok(()) => notice(Level::Info, &name, "detached, no service uses it"),
             Err(error) => notice(Level::Warn, &name, &format!("cannot be detached: {error:#}")),
         });
+    }
+    if let Err(error) = dataplane.guard_only(&wanted.guarded) {
+        log::warn!("what guards the egress of interfaces without VRRP cannot be detached: {error:#}");
     }
     notices
 }

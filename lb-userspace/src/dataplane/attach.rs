@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, io::ErrorKind, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::programs::{
-    LinkOrder, ProgramError, TcAttachType,
+    LinkOrder, ProgramError, SchedClassifier, TcAttachType,
     links::{FdLink, PinnedLink},
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     xdp::{XdpLink, XdpMode},
@@ -148,13 +148,13 @@ impl Hooks<'_> {
             Mode::Xdp => Hook::Xdp,
             Mode::XdpGeneric => Hook::Generic,
             Mode::Tc => {
-                let hook = self.attach_tc(device, clsact)?;
+                let hook = self.attach_tc(device, clsact, TcAttachType::Ingress)?;
                 return self.keep_only(device, hook);
             }
         };
         // A device takes native or generic XDP, not both: TC stands in while one is exchanged for the other.
         if before.iter().any(|hook| is_xdp(hook) && *hook != wanted) {
-            self.attach_tc(device, clsact)?;
+            self.attach_tc(device, clsact, TcAttachType::Ingress)?;
             let old = if wanted == Hook::Xdp { Hook::Generic } else { Hook::Xdp };
             detach(self.pins, device.ifindex, old)?;
         }
@@ -166,9 +166,16 @@ impl Hooks<'_> {
         Ok(self.pins.all_links()?.into_iter().filter(|(of, _)| *of == ifindex).map(|(_, hook)| hook).collect())
     }
 
+    /// Puts the guard on an interface: what the host sends passes it, however frames come in.
+    pub fn guard(&mut self, device: &Device, clsact: bool) -> Result<()> {
+        let hook = self.attach_tc(device, clsact, TcAttachType::Egress)?;
+        self.keep_only(device, hook).map(drop)
+    }
+
+    /// Of its direction.
     fn keep_only(&self, device: &Device, wanted: Hook) -> Result<Hook> {
         for hook in self.hooks_of(device.ifindex)? {
-            if hook != wanted {
+            if hook != wanted && hook.is_outgoing() == wanted.is_outgoing() {
                 detach(self.pins, device.ifindex, hook)?;
             }
         }
@@ -200,18 +207,29 @@ impl Hooks<'_> {
     }
 
     /// By tcx, or by clsact where that is asked for or the kernel has no tcx (before 6.6).
-    fn attach_tc(&mut self, device: &Device, clsact: bool) -> Result<Hook> {
-        if !clsact && self.attach_tcx(device)? {
-            return Ok(Hook::Tcx);
+    fn attach_tc(&mut self, device: &Device, clsact: bool, way: TcAttachType) -> Result<Hook> {
+        let [tcx, filter] = match way {
+            TcAttachType::Egress => [Hook::TcxOut, Hook::ClsactOut],
+            _ => [Hook::Tcx, Hook::Clsact],
+        };
+        if !clsact && self.attach_tcx(device, tcx, way)? {
+            return Ok(tcx);
         }
-        self.attach_clsact(device)?;
-        Ok(Hook::Clsact)
+        self.attach_clsact(device, filter, way)?;
+        Ok(filter)
+    }
+
+    fn tc_program(&mut self, way: TcAttachType) -> &mut SchedClassifier {
+        match way {
+            TcAttachType::Egress => &mut self.programs.out,
+            _ => &mut self.programs.tc,
+        }
     }
 
     /// `false`: this kernel has no tcx.
-    fn attach_tcx(&mut self, device: &Device) -> Result<bool> {
-        let path = self.pins.link(device.ifindex, Hook::Tcx);
-        let program = &mut self.programs.tc;
+    fn attach_tcx(&mut self, device: &Device, hook: Hook, way: TcAttachType) -> Result<bool> {
+        let path = self.pins.link(device.ifindex, hook);
+        let program = self.tc_program(way);
         if let Some(link) = pinned_link(&path)? {
             let link: SchedClassifierLink =
                 link.try_into().with_context(|| format!("{} is no tcx link", path.display()))?;
@@ -221,7 +239,7 @@ impl Hooks<'_> {
             remove_file(&path)?;
         }
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = match program.attach_with_options(&device.name, TcAttachType::Ingress, options) {
+        let id = match program.attach_with_options(&device.name, way, options) {
             Err(error) if os_error(&error) == Some(EINVAL) => return Ok(false),
             id => id.map_err(in_short)?,
         };
@@ -230,8 +248,8 @@ impl Hooks<'_> {
         Ok(true)
     }
 
-    fn attach_clsact(&mut self, device: &Device) -> Result<()> {
-        let path = self.pins.link(device.ifindex, Hook::Clsact);
+    fn attach_clsact(&mut self, device: &Device, hook: Hook, way: TcAttachType) -> Result<()> {
+        let path = self.pins.link(device.ifindex, hook);
         // The sign before the filter: what it stands for may be missing, but no filter is without its sign.
         make_sign(&path)?;
         let ours = path.join(QDISC);
@@ -242,14 +260,14 @@ impl Hooks<'_> {
             Err(_) if !was_ours => remove_file(&ours)?,
             _ => {}
         }
-        let program = &mut self.programs.tc;
-        let id = match program.attach_to_link(our_filter(&device.name)?) {
+        let program = self.tc_program(way);
+        let id = match program.attach_to_link(our_filter(&device.name, way)?) {
             Ok(id) => id,
             // No filter yet.
             Err(_) => {
                 let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
                 let options = TcAttachOptions::Netlink(options);
-                program.attach_with_options(&device.name, TcAttachType::Ingress, options).map_err(in_short)?
+                program.attach_with_options(&device.name, way, options).map_err(in_short)?
             }
         };
         // Dropping it would take the filter away.
@@ -270,8 +288,10 @@ fn make_sign(path: &Path) -> Result<bool> {
 /// Takes the program from one hook. Fine if it is not there, or the interface is gone.
 pub fn detach(pins: &Pins, ifindex: u32, hook: Hook) -> Result<()> {
     let path = pins.link(ifindex, hook);
-    if hook == Hook::Clsact {
-        if let Ok(filter) = netdev::name_of(ifindex).map_err(anyhow::Error::from).and_then(|name| our_filter(&name)) {
+    if matches!(hook, Hook::Clsact | Hook::ClsactOut) {
+        let way = if hook.is_outgoing() { TcAttachType::Egress } else { TcAttachType::Ingress };
+        let name = netdev::name_of(ifindex).map_err(anyhow::Error::from);
+        if let Ok(filter) = name.and_then(|name| our_filter(&name, way)) {
             drop(filter);
         }
         let ours = path.join(QDISC);
@@ -279,6 +299,10 @@ pub fn detach(pins: &Pins, ifindex: u32, hook: Hook) -> Result<()> {
             // What is left behind costs nothing; it goes with its interface.
             match netlink::remove_unused_clsact(ifindex) {
                 Ok(true) => {}
+                // Our own filter in the other direction: the sign goes to it.
+                Ok(false) if pins.link(ifindex, hook.other_way()).exists() => {
+                    make_sign(&pins.link(ifindex, hook.other_way()).join(QDISC))?;
+                }
                 Ok(false) => log::info!("interface {ifindex}: the clsact qdisc stays, others have filters on it"),
                 Err(error) => log::debug!("interface {ifindex}: the clsact qdisc stays: {error:#}"),
             }
@@ -306,8 +330,8 @@ pub fn left_behind(pins: &Pins) -> Result<BTreeMap<u32, String>> {
     Ok(found)
 }
 
-fn our_filter(interface: &str) -> Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(interface, TcAttachType::Ingress, FILTER_PRIORITY, FILTER_HANDLE, None)
+fn our_filter(interface: &str, way: TcAttachType) -> Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, way, FILTER_PRIORITY, FILTER_HANDLE, None)
         .with_context(|| format!("no interface {interface}"))
 }
 

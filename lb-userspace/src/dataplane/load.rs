@@ -23,11 +23,14 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EVENKEEL_BPF"));
 const XDP: &str = "evenkeel_xdp";
 /// The name of the TC program, which a clsact filter carries too.
 pub const TC: &str = "evenkeel_tc";
+const OUT: &str = "evenkeel_out";
 
 /// The programs in the kernel.
 pub struct Programs {
     pub xdp: Xdp,
     pub tc: SchedClassifier,
+    /// What this host itself must not say.
+    pub out: SchedClassifier,
 }
 
 /// What was loaded, onto what.
@@ -57,6 +60,7 @@ pub fn load(pins: &Pins, max_connections: u32) -> Result<Loaded> {
     let programs = Programs {
         xdp: Xdp::from_pin(next(pins, XDP), XdpAttachType::Interface)?,
         tc: SchedClassifier::from_pin(next(pins, TC))?,
+        out: SchedClassifier::from_pin(next(pins, OUT))?,
     };
     allocator::trim();
     Ok(Loaded { programs, meta, adopted })
@@ -65,7 +69,7 @@ pub fn load(pins: &Pins, max_connections: u32) -> Result<Loaded> {
 /// The programs that were loaded take the place of those that an earlier run has pinned. Where those are attached, they
 /// go on until their links are given the new ones.
 pub fn in_use(pins: &Pins) -> Result<()> {
-    for name in [XDP, TC] {
+    for name in [XDP, TC, OUT] {
         let place = pins.programs().join(name);
         fs::rename(next(pins, name), &place)
             .with_context(|| format!("cannot pin the program at {}", place.display()))?;
@@ -162,9 +166,13 @@ fn load_and_pin(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
     let xdp: &mut Xdp = ebpf.program_mut(XDP).context("the object has no XDP program")?.try_into()?;
     xdp.load().context("the kernel refuses the XDP program")?;
     replace_pin(next(pins, XDP), |path| Ok(xdp.pin(path)?))?;
-    let tc: &mut SchedClassifier = ebpf.program_mut(TC).context("the object has no TC program")?.try_into()?;
-    tc.load().context("the kernel refuses the TC program")?;
-    replace_pin(next(pins, TC), |path| Ok(tc.pin(path)?))
+    for name in [TC, OUT] {
+        let program = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+        let tc: &mut SchedClassifier = program.try_into()?;
+        tc.load().with_context(|| format!("the kernel refuses the TC program {name}"))?;
+        replace_pin(next(pins, name), |path| Ok(tc.pin(path)?))?;
+    }
+    Ok(())
 }
 
 fn next(pins: &Pins, program: &str) -> PathBuf {

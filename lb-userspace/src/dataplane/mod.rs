@@ -5,7 +5,7 @@
 //! counters as they are, brings its own program to the links, and goes on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
@@ -87,6 +87,8 @@ pub struct Dataplane {
     /// By ifindex, with what was asked for.
     attached: BTreeMap<u32, Attached>,
     asked: BTreeMap<u32, (Requested, bool)>,
+    /// The interfaces that the guard was put on.
+    guarded: BTreeSet<u32>,
     socket: PacketSocket,
     lock: File,
 }
@@ -106,6 +108,7 @@ impl Prepared {
             adopted,
             attached: BTreeMap::new(),
             asked: BTreeMap::new(),
+            guarded: BTreeSet::new(),
             lock,
         })
     }
@@ -151,6 +154,7 @@ impl Dataplane {
     pub fn reclaim(&mut self) -> Result<()> {
         self.tables = Arc::new(Tables::open(&self.pins)?);
         self.asked.clear();
+        self.guarded.clear();
         Ok(())
     }
 
@@ -200,6 +204,29 @@ impl Dataplane {
         Ok(attached)
     }
 
+    /// Puts the guard on an interface, or brings it up to date there: it keeps the host from speaking in the name of an
+    /// address whose lease does not hold.
+    pub fn guard(&mut self, interface: &str, clsact: bool) -> Result<()> {
+        let device = netdev::by_name(interface).with_context(|| format!("no interface {interface}"))?;
+        if self.guarded.insert(device.ifindex) {
+            let mut hooks = Hooks { pins: &self.pins, programs: &mut self.programs };
+            hooks.guard(&device, clsact).with_context(|| format!("cannot attach to the egress of {interface}"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the guard from all interfaces but these.
+    pub fn guard_only(&mut self, interfaces: &BTreeSet<String>) -> Result<()> {
+        let kept: BTreeSet<_> = interfaces.iter().filter_map(|name| netdev::index_of(name).ok()).collect();
+        for (ifindex, hook) in self.pins.all_links()? {
+            if hook.is_outgoing() && !kept.contains(&ifindex) {
+                detach(&self.pins, ifindex, hook)?;
+            }
+        }
+        self.guarded.retain(|ifindex| kept.contains(ifindex));
+        Ok(())
+    }
+
     /// The interfaces with the program on them, of this run.
     pub fn attached(&self) -> Vec<Attached> {
         self.attached.values().cloned().collect()
@@ -228,6 +255,7 @@ impl Dataplane {
         }
         self.attached.remove(&ifindex);
         self.asked.remove(&ifindex);
+        self.guarded.remove(&ifindex);
         self.tables.remove_interface(ifindex)
     }
 

@@ -8,8 +8,10 @@
 //! BPFFS/links/IFINDEX-xdp       a native XDP link      (a folder on a bpffs takes no names with dots: no "eth0.100")
 //! BPFFS/links/IFINDEX-generic   a generic XDP link
 //! BPFFS/links/IFINDEX-tcx       a tcx link
+//! BPFFS/links/IFINDEX-tcx-out   a tcx link on the way out
 //! BPFFS/links/IFINDEX-clsact    a folder that stands for a clsact filter, which cannot be pinned; with a folder `qdisc`
 //!                               in it if the queueing discipline is ours too
+//! BPFFS/links/IFINDEX-clsact-out  the same on the way out
 //! ```
 
 use std::{
@@ -37,9 +39,14 @@ const NEXT_MAPS: &str = "maps-next";
 /// How long an earlier run may take to end.
 const PREDECESSOR: Duration = Duration::from_secs(5);
 
-/// How a program hangs on an interface.
+/// How a program hangs on an interface. In the order in which they are taken away: the queueing discipline goes with the
+/// last of its filters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
+    /// TC by a link, on the way out.
+    TcxOut,
+    /// TC by a filter of clsact, on the way out.
+    ClsactOut,
     /// XDP in the driver.
     Xdp,
     /// XDP on socket buffers.
@@ -51,10 +58,22 @@ pub enum Hook {
 }
 
 impl Hook {
-    const ALL: [Hook; 4] = [Hook::Xdp, Hook::Generic, Hook::Tcx, Hook::Clsact];
+    const ALL: [Hook; 6] = [Hook::TcxOut, Hook::ClsactOut, Hook::Xdp, Hook::Generic, Hook::Tcx, Hook::Clsact];
+
+    /// Whether frames pass it on their way out.
+    pub const fn is_outgoing(self) -> bool {
+        matches!(self, Hook::TcxOut | Hook::ClsactOut)
+    }
+
+    /// Of clsact: the hook in the other direction.
+    pub const fn other_way(self) -> Hook {
+        if self.is_outgoing() { Hook::Clsact } else { Hook::ClsactOut }
+    }
 
     const fn name(self) -> &'static str {
         match self {
+            Hook::TcxOut => "tcx-out",
+            Hook::ClsactOut => "clsact-out",
             Hook::Xdp => "xdp",
             Hook::Generic => "generic",
             Hook::Tcx => "tcx",

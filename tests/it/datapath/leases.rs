@@ -156,3 +156,52 @@ fn forwarding_does_not_depend_on_the_lease() {
         bench.close(&flow);
     });
 }
+
+/// What a host says in the name of an address: its own questions for others, answers, and what it tells unasked.
+fn said_by(four: Ipv4Addr, six: Ipv6Addr) -> [Vec<u8>; 5] {
+    let mut padded = request(four, [10, 0, 1, 7].into());
+    padded.truncate(42);
+    [
+        request(four, [10, 0, 1, 7].into()),
+        padded,
+        arp::reply(ASKING, four),
+        solicitation(six, "fd00::7".parse().unwrap()),
+        nd::advertisement(ASKING, six, true),
+    ]
+}
+
+#[test]
+fn the_host_speaks_in_the_name_of_an_address_only_while_its_lease_holds() {
+    on_every_hook(|bench| {
+        let said = said_by(VIP, VIP6);
+        for frame in &said {
+            assert_eq!(bench.send_out(frame), Verdict::Passed, "no lease: the address is the operator's own");
+        }
+        let now = clock::monotonic_ns();
+        for (until, verdict, reason) in [
+            (now + 60 * SECOND, Verdict::Passed, None),
+            (now - 1, Verdict::Dropped, Some(Reason::LeaseLapsed)),
+            (0, Verdict::Dropped, Some(Reason::VipNotHeld)),
+        ] {
+            lease(bench, VIP, until);
+            lease(bench, VIP6, until);
+            for frame in &said {
+                assert_eq!(bench.send_out(frame), verdict, "{until}: {frame:02x?}");
+            }
+            // What goes out and is let through is not counted.
+            assert_eq!(bench.moved(), reason.map(|reason| (reason, 5)).into_iter().collect::<Vec<_>>());
+            // Its own address, questions for the virtual one, and all that is neither ARP nor ND.
+            let mut others = said_by([10, 0, 1, 1].into(), "fd00::1".parse().unwrap()).to_vec();
+            others.push(request([10, 0, 1, 1].into(), VIP));
+            others.push(solicitation("fd00::1".parse().unwrap(), VIP6));
+            let mut echo = solicitation(VIP6, "fd00::7".parse().unwrap());
+            echo[54] = 128;
+            others.push(echo);
+            others.push(bench.from_client(super::client(0), lb_common::tcp::SYN).bytes());
+            for frame in &others {
+                assert_eq!(bench.send_out(frame), Verdict::Passed, "{until}: {frame:02x?}");
+            }
+            assert_eq!(bench.moved(), []);
+        }
+    });
+}

@@ -123,7 +123,7 @@ fn of_a_host_whose_lease_has_run_out_neither_another_interface_nor_its_own_quest
     assert_eq!(asker.answerers(address(VIP)), [&*own[0]], "the VIP's own interface answers and no other");
 
     one.signal(Signal::SIGSTOP).expect("SIGSTOP");
-    let lapsed = || one_is_silent(&asker);
+    let lapsed = || is_silent(&asker);
     wait::until("nobody answers", SOON, lapsed).expect("silence");
     let told = questions.lines().len();
     speak_from(&lab.balancer, VIP, NOBODY);
@@ -139,8 +139,60 @@ fn of_a_host_whose_lease_has_run_out_neither_another_interface_nor_its_own_quest
     becomes(&one, "MASTER");
 }
 
+#[test]
+fn over_ipv6_the_host_s_own_questions_do_not_tell_of_an_address_whose_lease_has_run_out() {
+    const VIP6: &str = "fd00:1::100";
+    const NOBODY: &str = "fd00:1::250";
+    for clsact in [false, true] {
+        let lab = lab();
+        for host in [&lab.balancer, lab.client()] {
+            host.sysctl("net.ipv6.conf.eth0.accept_dad", "0").expect("sysctl");
+            host.sysctl("net.ipv6.conf.eth0.disable_ipv6", "0").expect("sysctl");
+        }
+        lab.balancer.ip(&["address", "add", "fd00:1::1/64", "dev", "eth0"]).expect("an address");
+        let six = instance(150, &[FAST]).replace("10.0.1.100/24", &format!("{VIP6}/64"));
+        let mut one = Evenkeel::on(&lab, &lab.balancer, &(service(&lab) + "\n" + &six)).expect("files");
+        if clsact {
+            one.run_option("--clsact");
+        }
+        one.run().expect("evenkeel");
+        becomes(&one, "MASTER");
+        let has =
+            || lab.balancer.ip(&["-6", "address", "show", "dev", "eth0"]).expect("ip").contains(VIP6).then_some(());
+        wait::until("the VIP", SOON, has).expect("the address");
+        let mac = mac(&lab.balancer);
+        // Solicitations from the VIP: everybody who gets one learns its place.
+        let filter = format!("icmp6 and ip6[40] = 135 and ip6 src {VIP6} and ether src {mac}");
+        let questions = Capture::start(lab.client(), "eth0", &filter).expect("tcpdump");
+        let of_nobody = || questions.lines().len();
+        speak_from(&lab.balancer, VIP6, NOBODY);
+        wait::until("a master asks in the VIP's name", SOON, || (of_nobody() > 0).then_some(())).expect("the trap");
+
+        one.signal(Signal::SIGSTOP).expect("SIGSTOP");
+        let before = lease_lapsed(&one);
+        wait::until("the lease lapses", SOON, || {
+            speak_from(&lab.balancer, VIP6, NOBODY);
+            (lease_lapsed(&one) > before).then_some(())
+        })
+        .expect("a question that is dropped");
+        has().expect("the kernel keeps it");
+        let told = of_nobody();
+        speak_from(&lab.balancer, VIP6, NOBODY);
+        assert_eq!(of_nobody(), told, "clsact {clsact}: {:?}", questions.lines());
+        one.signal(Signal::SIGCONT).expect("SIGCONT");
+        becomes(&one, "MASTER");
+    }
+}
+
+/// The counter in the kernel: a controller that is stopped answers nobody.
+fn lease_lapsed(evenkeel: &Evenkeel) -> u64 {
+    let tables = evenkeel::dataplane::Tables::beside(evenkeel.bpffs()).expect("the tables");
+    let counters = tables.counters().expect("counters");
+    counters.into_iter().find(|(reason, _)| *reason == lb_common::verdict::Reason::LeaseLapsed).map_or(0, |(_, n)| n)
+}
+
 /// Whether the last answer is 300 ms old: fifteen questions.
-fn one_is_silent(asker: &Asker) -> Option<()> {
+fn is_silent(asker: &Asker) -> Option<()> {
     let last = asker.answers().last()?.at;
     (lab::capture::now() > last + Duration::from_millis(300)).then_some(())
 }
