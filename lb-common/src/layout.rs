@@ -350,6 +350,8 @@ pub struct SlowStart {
     pub credit: u32,
 }
 
+/// In [`Backend::out_reason`], beyond every reason: it is alive and not ready.
+pub const NOT_READY: u32 = 1 << 8;
 /// Gets no connections: `down`, `maint`, draining, or a tombstone.
 pub const NONE: u32 = 0;
 /// Out by health: a trial connection at `retry_at`, or when nothing else is left.

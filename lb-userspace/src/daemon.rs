@@ -12,6 +12,7 @@ mod journal;
 mod listener;
 mod logs;
 mod orders;
+mod probes;
 mod pump;
 mod report;
 mod upgrade;
@@ -41,6 +42,7 @@ use crate::{
     controller::{Action, Controller, Now, desired::Desired, orders::Orders},
     dataplane::{Dataplane, Options},
     handover::{self, Predecessor},
+    health::Finding,
     notice::{History, Kind, Notice},
     sys::{clock, mount, netlink},
 };
@@ -49,6 +51,7 @@ use admin_file::AdminFile;
 use hops::Hops;
 use interfaces::Wanted;
 use logs::Logs;
+use probes::Probes;
 use pump::Pump;
 use upgrade::Upgrading;
 use vrrp::Vrrp;
@@ -121,6 +124,7 @@ struct Daemon {
     listener: listener::ApiListener,
     wanted: Wanted,
     vrrp: Vrrp,
+    probes: Probes,
     /// SNAT ports that are to be withheld and are in use: (pool, port).
     waiting: Vec<(u16, u16)>,
     /// Events lost so far.
@@ -141,6 +145,7 @@ struct Inputs {
     requests: mpsc::Receiver<Request>,
     events: Pump,
     changes: mpsc::Receiver<netlink::Change>,
+    findings: mpsc::Receiver<Finding>,
     signals: Signals,
 }
 
@@ -194,6 +199,7 @@ impl Daemon {
         };
         let signals = Signals::register()?;
         let desired = Desired::new(&config).map_err(several)?;
+        let (probes, findings) = Probes::start(&config)?;
         let mut logs = Logs::default();
         let prepared = logs.prepare(&config)?;
         logs.commit(&config, prepared);
@@ -225,7 +231,7 @@ impl Daemon {
         let (ask, requests) = mpsc::channel(api::QUEUE);
         let api = api::Daemon::new(ask, history.clone());
         let (events, serving) = begin_inputs(&server, &dataplane, &api)?;
-        let inputs = Inputs { requests, events, changes, signals };
+        let inputs = Inputs { requests, events, changes, findings, signals };
         let mut daemon = Daemon {
             options,
             config,
@@ -243,6 +249,7 @@ impl Daemon {
             listener: listener::ApiListener::default(),
             wanted,
             vrrp: Vrrp::default(),
+            probes,
             waiting: Vec::new(),
             lost: 0,
             inputs: Some(inputs),
@@ -299,6 +306,9 @@ impl Daemon {
                 }
                 batch = inputs.events.next() => {
                     self.events(&batch.context("the ring buffer of events cannot be read any more")?);
+                }
+                finding = inputs.findings.recv() => {
+                    self.probed(&finding.context("the thread of the probes has ended")?);
                 }
                 Some(request) = inputs.requests.recv() => {
                     if let Some(end) = self.request(request).await {
@@ -427,9 +437,10 @@ impl Daemon {
                 Action::Admit { backend, from, to, retry_at, slow_until } => {
                     self.dataplane.tables().swap_admission(backend, (from, to), retry_at, slow_until);
                 }
-                Action::Remember { backend, reason, changed_at } => {
-                    self.dataplane.tables().remember_standing(backend, reason, changed_at);
+                Action::Remember { backend, out_reason, changed_at } => {
+                    self.dataplane.tables().remember_standing(backend, out_reason, changed_at);
                 }
+                Action::Hurry(backend) => self.probes.hurry(backend),
                 Action::Ask(flow) => apply::ask(&self.dataplane, &flow),
                 Action::Step(step) => {
                     if let Some(event) = apply::step(&self.dataplane, &step) {

@@ -8,6 +8,7 @@ pub mod controller;
 pub mod daemon;
 pub mod dataplane;
 pub mod handover;
+pub mod health;
 pub mod notice;
 pub mod sync;
 pub mod sys;

@@ -134,13 +134,16 @@ fn translate(service: &model::Service, errors: &mut Vec<String>) -> Option<Desir
         first_port: service.snat_ports.first(),
         ports: service.snat_ports.count(),
         reset_rate: service.reset_rate.get(),
-        // Nobody probes yet: health is passive.
-        probe: None,
+        probe: service.health.as_ref().map(tries),
         log: service.access_log.is_some(),
         rules: service.rules.iter().map(rule).collect(),
         client_limit: service.per_client_connections,
         backends: backends?,
     })
+}
+
+fn tries(health: &model::Health) -> Tries {
+    Tries { rise: health.rise.get(), fall: health.fall.get() }
 }
 
 fn balance(balance: model::Balance) -> u32 {

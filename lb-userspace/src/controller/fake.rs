@@ -49,9 +49,9 @@ impl Fake {
                     self.admit(*backend, (*from, *to), *retry_at, *slow_until);
                 }
                 Action::Ask(flow) => self.asked.push(*flow),
-                Action::Remember { backend, reason, changed_at } => {
+                Action::Remember { backend, out_reason, changed_at } => {
                     let record = self.records.get_mut(backend).expect("a backend");
-                    (record.out_reason, record.changed_at) = (reason.map_or(0, |reason| reason as u32), *changed_at);
+                    (record.out_reason, record.changed_at) = (*out_reason, *changed_at);
                 }
                 Action::Step(Step::Suspect(flow)) => self.swap(*flow, flow.ctl.suspected()),
                 Action::Step(Step::Close(flow, reason)) => {
@@ -65,7 +65,7 @@ impl Fake {
                     let record = self.records.get_mut(&drift.backend).expect("a backend");
                     record.active = record.active.wrapping_add_signed(-drift.by);
                 }
-                Action::Client(_) | Action::Retry(_) | Action::Record { .. } | Action::Note(..) => {}
+                Action::Hurry(_) | Action::Client(_) | Action::Retry(_) | Action::Record { .. } | Action::Note(..) => {}
             }
         }
     }

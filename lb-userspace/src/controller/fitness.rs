@@ -19,6 +19,9 @@ use super::{
     view::View,
 };
 
+/// The least time between two haste orders for one backend, in nanoseconds.
+const HURRY: u64 = SECOND / 4;
+
 impl Controller {
     // ---- what comes in ----
 
@@ -41,12 +44,35 @@ impl Controller {
         if reason == Reason::ConnectTimeout {
             self.silence.point_at(event.backend);
         }
-        self.with_health(event.backend, "", event.at, |health, settings| health.failed(settings, reason, event.at))
+        let fail = |health: &mut Health, settings: &_| health.failed(settings, reason, event.at);
+        let mut actions = self.with_health(event.backend, "", event.at, fail);
+        actions.extend(self.hurry(event.backend, event.at));
+        actions
+    }
+
+    /// Has a backend probed soon, if it is probed; not again and again for a flood of failures.
+    pub(super) fn hurry(&mut self, backend: u16, now: u64) -> Option<Action> {
+        self.backends.get(&backend)?.settings.probe?;
+        let last = self.hurried.get(&backend).copied();
+        if last.is_some_and(|last| now < last + HURRY) {
+            return None;
+        }
+        self.hurried.insert(backend, now);
+        Some(Action::Hurry(backend))
     }
 
     /// A probe of a backend has come to an end; `detail` says how, for the log.
     pub fn probed(&mut self, backend: u16, outcome: Outcome, detail: &str, now: u64) -> Vec<Action> {
-        self.with_health(backend, detail, now, |health, settings| health.probed(settings, outcome, now))
+        let is_failing = |controller: &Controller| controller.health.get(&backend).is_some_and(Health::is_failing);
+        let failed_before = is_failing(self);
+        let mut actions =
+            self.with_health(backend, detail, now, |health, settings| health.probed(settings, outcome, now));
+        if !failed_before && is_failing(self) {
+            // Is it alone?
+            let others = self.peers(backend).filter(|other| *other != backend).collect::<Vec<_>>();
+            actions.extend(others.into_iter().filter_map(|other| self.hurry(other, now)));
+        }
+        actions
     }
 
     // ---- what follows ----
@@ -147,8 +173,7 @@ impl Controller {
     /// Why and since when it is as it is, for the next controller.
     pub(super) fn remember(&self, backend: u16) -> Option<Action> {
         let health = self.health.get(&backend)?;
-        let reason = cause_of(health).map(Cause::to_reason);
-        Some(Action::Remember { backend, reason, changed_at: health.changed_at() })
+        Some(Action::Remember { backend, out_reason: health.out_reason(), changed_at: health.changed_at() })
     }
 
     // ---- in its turn ----
@@ -160,6 +185,7 @@ impl Controller {
         for backend in look.silent {
             let detail = "nothing comes from it any more, on no connection";
             actions.extend(self.with_health(backend, detail, now, |health, settings| health.silent(settings, now)));
+            actions.extend(self.hurry(backend, now));
         }
         actions
     }
@@ -192,16 +218,23 @@ impl Controller {
 
     /// The backends of the same service that could have connections.
     fn members(&self, of: u16) -> Vec<Member> {
-        let service = self.installed.backends.get(&of).map(|row| row.service);
-        let same = self.installed.backends.iter().filter(|(_, row)| Some(row.service) == service);
+        let Some(dead) = self.health.get(&of) else { return Vec::new() };
         let member = |number: u16| {
             let health = self.health.get(&number)?;
+            let vouched = health.is_vouched_against(dead);
             let fit = health.is_fit() && self.is_reachable(number) && !self.silence.is_in_doubt(number);
             let out = matches!(health.state(), State::Out { .. }).then(|| cause_of(health)).flatten();
             // What an operator has taken out is no refuge, and no sign that the others are in trouble.
-            (self.admin(number) == Admin::None || number == of).then_some(Member { backend: number, fit, out })
+            (self.admin(number) == Admin::None || number == of).then_some(Member { backend: number, fit, vouched, out })
         };
-        same.filter_map(|(number, _)| member(*number)).collect()
+        self.peers(of).filter_map(member).collect()
+    }
+
+    /// The backends of the same service, itself included.
+    fn peers(&self, of: u16) -> impl Iterator<Item = u16> {
+        let service = self.installed.backends.get(&of).map(|row| row.service);
+        let same = self.installed.backends.iter().filter(move |(_, row)| Some(row.service) == service);
+        same.map(|(number, _)| *number)
     }
 
     fn carry_out(&mut self, ruling: Ruling) -> Option<Action> {
@@ -230,3 +263,6 @@ pub fn cause_of(health: &Health) -> Option<Cause> {
         State::Up | State::NotReady => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,7 @@
 use std::collections::VecDeque;
 
 use lb_common::{
-    layout::{Backend, NEVER, OUT, UP},
+    layout::{Backend, NEVER, NOT_READY, OUT, UP},
     verdict::Reason,
 };
 
@@ -133,25 +133,30 @@ pub struct Health {
     failures: VecDeque<u64>,
     /// Of the probes, if there are any.
     tally: Option<(Tries, Tally)>,
+    /// When a probe passed last, and since when they fail; 0: none did.
+    passed_at: u64,
+    failing_since: u64,
     changed_at: u64,
 }
 
 impl Health {
     /// A backend nothing is known about gets connections.
     pub fn new(now: u64) -> Health {
-        Health { state: State::Up, failures: VecDeque::new(), tally: None, changed_at: now }
+        Health { state: State::Up, failures: VecDeque::new(), tally: None, passed_at: 0, failing_since: 0, changed_at: now }
     }
 
     /// As the map has it, after a restart of the controller.
     pub fn adopted(record: &Backend, now: u64) -> Health {
         let reason = u8::try_from(record.out_reason).ok().and_then(Reason::from_number);
+        let not_ready = record.out_reason == NOT_READY;
         let is_out = record.admission == OUT;
         // While nobody watched, the kernel program may have taken it in again without a word about when.
         let known = (1..=now).contains(&record.changed_at) && (is_out || record.out_reason == 0);
         let mut health = Health::new(if known { record.changed_at } else { now });
         if is_out {
             let cause = reason.and_then(Cause::from_reason);
-            health.state = State::Out { retry_at: record.retry_at, cause };
+            let out = State::Out { retry_at: record.retry_at, cause };
+            health.state = if not_ready { State::NotReady } else { out };
         }
         health
     }
@@ -161,14 +166,33 @@ impl Health {
         self.state
     }
 
+    /// For its record: why it gets no connections.
+    pub fn out_reason(&self) -> u32 {
+        match self.state {
+            State::NotReady => NOT_READY,
+            State::Out { cause: Some(cause), .. } => cause.to_reason() as u32,
+            State::Out { cause: None, .. } | State::Up => 0,
+        }
+    }
+
     /// When the state last changed.
     pub fn changed_at(&self) -> u64 {
         self.changed_at
     }
 
+    /// Whether its last probe failed.
+    pub fn is_failing(&self) -> bool {
+        self.tally.is_some_and(|(_, tally)| tally.is_failing())
+    }
+
+    /// Whether it has passed a probe since those of `other` fail: it is not the same that ails both.
+    pub fn is_vouched_against(&self, other: &Health) -> bool {
+        self.passed_at >= other.failing_since
+    }
+
     /// Whether clients can be sent there with confidence: it is up, and its last probe did not fail.
     pub fn is_fit(&self) -> bool {
-        self.state == State::Up && !self.tally.is_some_and(|(_, tally)| tally.is_failing())
+        self.state == State::Up && !self.is_failing()
     }
 
     /// A try that began before failed at `at` for `reason`.
@@ -245,6 +269,11 @@ impl Health {
     /// A probe has come to an end.
     pub fn probed(&mut self, settings: &Settings, outcome: Outcome, at: u64) -> Change {
         let Some((tries, mut tally)) = self.tally else { return Change::Nothing };
+        if outcome == Outcome::Passed {
+            self.passed_at = at;
+        } else if !tally.is_failing() {
+            self.failing_since = at;
+        }
         let verdict = tally.count(outcome, tries);
         self.tally = Some((tries, tally));
         match (verdict, self.state) {

@@ -90,11 +90,13 @@ pub enum Action {
     Remember {
         /// The backend.
         backend: u16,
-        /// Why it is out.
-        reason: Option<Reason>,
+        /// `layout::Backend::out_reason`.
+        out_reason: u32,
         /// Since when it is as it is.
         changed_at: u64,
     },
+    /// Something speaks against a backend, or for it: have it probed soon.
+    Hurry(u16),
     /// Ask the backend of a connection for a sign of life.
     Ask(FlowAt),
     /// Change one flow.
@@ -166,6 +168,8 @@ pub struct Controller {
     health: BTreeMap<u16, Health>,
     silence: silence::Silence,
     rails: rails::Rails,
+    /// When probes were last asked to hurry.
+    hurried: BTreeMap<u16, u64>,
     /// Failures known of by events: compared with the map's count when events were lost.
     failures_seen: BTreeMap<u16, u64>,
     lost_before: u64,
@@ -246,6 +250,7 @@ impl Controller {
         self.services.retain(|number, _| installed.services.contains_key(number));
         self.backends.retain(|number, _| installed.backends.contains_key(number));
         self.failures_seen.retain(|number, _| installed.backends.contains_key(number));
+        self.hurried.retain(|number, _| installed.backends.contains_key(number));
         for (number, row) in &installed.backends {
             let Some(address) = installed.backend_address(row) else { continue };
             // A tombstone found at the start: the file does not know its name any more.
@@ -285,7 +290,11 @@ impl Controller {
         for number in open {
             let record = view.backend(number);
             self.failures_seen.entry(number).or_insert(record.connect_failures);
-            self.health.entry(number).or_insert_with(|| Health::adopted(&record, now));
+            if !self.health.contains_key(&number) {
+                let adopted = Health::adopted(&record, now);
+                self.rails.adopted(number, cause_of(&adopted), adopted.changed_at(), now);
+                self.health.insert(number, adopted);
+            }
             let told = self.with_health(number, "", now, |health, settings| health.configured(settings, now));
             if told.is_empty() && self.health[&number].changed_at() != record.changed_at {
                 actions.extend(self.remember(number));
@@ -317,6 +326,7 @@ impl Controller {
         for backend in of_pool {
             actions.push(self.backends[&backend].note(Level::Info, "answers ARP again"));
             actions.extend(self.with_health(backend, "", now, |health, settings| health.reachable(settings, now)));
+            actions.extend(self.hurry(backend, now));
         }
         actions
     }

@@ -4,7 +4,8 @@
 //! no answer to probes: they are reset at once. *Timeout* of SYNs alone says nothing about established connections.
 //!
 //! The rails: a balancer that is mistaken must not throw every client at servers that are overloaded already.
-//! - When half or more of the backends of a service fail together, nothing is reset: their connections stay.
+//! - When half or more of the backends of a service fail together, nothing is reset: their connections stay. What ails them
+//!   together shows at the one that is probed first, so that for a reset by probes the others have to pass one first.
 //! - Probes alone reset the connections of one backend at a time; for a second one the flows themselves have to say that
 //!   it is silent.
 //! - Without another backend that is well nobody is reset: there is nowhere to go.
@@ -16,6 +17,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::health::Cause;
 
 const SECOND: u64 = 1_000_000_000;
+/// How long the others have for a probe that passes, before it is assumed that they cannot, and how often that is looked at.
+const PATIENCE: u64 = SECOND;
+const SOON: u64 = SECOND / 20;
 /// How long the kernel of a backend that refuses has to reset its own connections.
 const ITS_OWN: u64 = 2 * SECOND;
 
@@ -26,6 +30,8 @@ pub struct Member {
     pub backend: u16,
     /// It is up and nothing speaks against it, a failed probe or an unanswered question included.
     pub fit: bool,
+    /// It has passed a probe since those of the backend in question fail.
+    pub vouched: bool,
     /// Why it is out, if it is.
     pub out: Option<Cause>,
 }
@@ -100,6 +106,19 @@ impl Rails {
         self.cases.insert(backend, Case { cause, due, begun_by: now, spared });
     }
 
+    /// A backend that an earlier controller took out at `since`: what that one has not come to is done now, by the same
+    /// rules. Of several that are out by their probes it is not known whose connections were reset; then no more are.
+    pub fn adopted(&mut self, backend: u16, cause: Option<Cause>, since: u64, now: u64) {
+        let Some(cause) = cause else { return };
+        self.went_out(backend, cause, now);
+        if let Some(case) = self.cases.get_mut(&backend) {
+            case.begun_by = since;
+        }
+        if cause == Cause::ProbeTimeout {
+            self.by_probe.insert(backend);
+        }
+    }
+
     /// A backend answers again. What it refused for stays dead.
     pub fn came_back(&mut self, backend: u16) {
         self.by_probe.remove(&backend);
@@ -131,6 +150,11 @@ impl Rails {
         let mut rulings = Vec::new();
         for (backend, case) in due {
             let members = members(backend);
+            let waits = |member: &Member| member.backend != backend && member.fit && !member.vouched;
+            if case.cause == Cause::ProbeTimeout && now < case.begun_by + PATIENCE && members.iter().any(waits) {
+                self.cases.insert(backend, Case { due: now + SOON, ..case });
+                continue;
+            }
             let is_out = members.iter().any(|member| member.backend == backend && member.out.is_some());
             match self.rule(backend, case.cause, &members) {
                 None => {
@@ -154,12 +178,13 @@ impl Rails {
 
     fn rule(&self, backend: u16, cause: Cause, members: &[Member]) -> Option<Spared> {
         let others = || members.iter().filter(|member| member.backend != backend);
+        let fit = |member: &Member| member.fit && (member.vouched || cause != Cause::ProbeTimeout);
         let all = 1 + others().count();
-        let unfit = 1 + others().filter(|member| !member.fit).count();
+        let unfit = 1 + others().filter(|member| !fit(member)).count();
         let reset_by_probe = |member: &Member| member.out.is_some() && self.by_probe.contains(&member.backend);
         match () {
             () if unfit > 1 && 2 * unfit >= all => Some(Spared::TooMany),
-            () if !others().any(|member| member.fit) => Some(Spared::NowhereToGo),
+            () if !others().any(fit) => Some(Spared::NowhereToGo),
             () if cause == Cause::ProbeTimeout && others().any(reset_by_probe) => Some(Spared::OneAtATime),
             () => None,
         }

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use log::{Level, error, info, warn};
 use sd_notify::NotifyState;
 
-use super::{Daemon, apply, interfaces, several, tell_systemd, view};
+use super::{Daemon, apply, interfaces, probes, several, tell_systemd, view};
 use crate::{
     api::types::Reloaded,
     config::{self, model::Config},
@@ -68,6 +68,7 @@ impl Daemon {
         let plan = self.controller.plan(&desired)?;
         let wanted = interfaces::wanted(&loaded.config).await?;
         let prepared = self.logs.prepare(&loaded.config).map_err(one)?;
+        let probes = probes::prepare(&loaded.config).map_err(one)?;
         let attached = interfaces::attach(&mut self.dataplane, &wanted, self.options.clsact)?;
         attached.into_iter().for_each(|notice| self.tell(notice));
         if let Err(error) = self.write(&plan) {
@@ -83,6 +84,7 @@ impl Daemon {
         self.loaded = (Timestamp::now(), clock::monotonic_ns());
         self.generation += 1;
         self.logs.commit(&self.config, prepared);
+        self.probes.replace(probes);
         warnings.extend(self.listen());
         self.commit(desired, plan);
         self.write_hops();
@@ -131,6 +133,7 @@ impl Daemon {
         let actions = self.controller.commit(desired, plan, &*tables, clock::monotonic_ns());
         self.act(actions);
         self.keep_orders();
+        self.probes.watch(&self.controller);
         self.hops.want(self.controller.installed());
     }
 }

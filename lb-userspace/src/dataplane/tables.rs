@@ -262,10 +262,9 @@ impl Tables {
     }
 
     /// Writes down why a backend is out and since when it is as it is; the kernel program reads neither.
-    pub fn remember_standing(&self, backend: u16, reason: Option<Reason>, changed_at: u64) {
+    pub fn remember_standing(&self, backend: u16, out_reason: u32, changed_at: u64) {
         let index = usize::from(backend);
-        let number = reason.map_or(0, |reason| reason as u32);
-        self.backends.word32(index, offset_of!(Backend, out_reason)).store(number, Ordering::Relaxed);
+        self.backends.word32(index, offset_of!(Backend, out_reason)).store(out_reason, Ordering::Relaxed);
         self.backends.word64(index, offset_of!(Backend, changed_at)).store(changed_at, Ordering::Relaxed);
     }
 

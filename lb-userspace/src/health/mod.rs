@@ -13,7 +13,7 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc, thread, time::Durati
 use anyhow::{Context, Result};
 use log::warn;
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
     task::AbortHandle,
     time::Instant,
 };
@@ -22,6 +22,7 @@ use crate::{config::model, controller::tally::Outcome, sys::clock};
 
 pub use check::Check;
 use pace::Pace;
+pub use tls::authorities;
 
 /// Findings that may wait for the controller; a probe waits for room.
 const QUEUE: usize = 256;
@@ -58,6 +59,8 @@ impl Probe {
 pub struct Finding {
     /// The backend.
     pub backend: u16,
+    /// Where it was probed: its number may be another one's by now.
+    pub address: SocketAddr,
     /// For the machine.
     pub outcome: Outcome,
     /// For the log.
@@ -87,7 +90,8 @@ impl Prober {
         Ok((Prober { orders }, found))
     }
 
-    /// Probes these from now on and no others. One that was probed the same way before goes on at its pace.
+    /// Probes these from now on and no others. One that was probed the same way before goes on at its pace, with what the
+    /// file of the authorities holds now.
     pub fn watch(&self, targets: Vec<Target>) {
         self.order(Order::Watch(targets));
     }
@@ -106,6 +110,7 @@ impl Prober {
 /// A backend that is being probed.
 struct Watched {
     target: Target,
+    probe: watch::Sender<Arc<Probe>>,
     hurry: Arc<Notify>,
     task: AbortHandle,
 }
@@ -125,31 +130,41 @@ async fn obey(mut orders: mpsc::UnboundedReceiver<Order>, findings: mpsc::Sender
                     watched.hurry.notify_one();
                 }
             }
-            Order::Watch(targets) => {
-                let same =
-                    |old: &Target, new: &Target| old.address == new.address && old.probe.settings == new.probe.settings;
-                watched
-                    .retain(|backend, old| targets.iter().any(|new| new.backend == *backend && same(&old.target, new)));
-                let new: Vec<_> = targets.into_iter().filter(|new| !watched.contains_key(&new.backend)).collect();
-                let count = new.len() as u32;
-                for (place, target) in new.into_iter().enumerate() {
-                    // Spread over the interval, so that they do not all come at once.
-                    let wait = target.probe.settings.interval * place as u32 / count;
-                    watched.insert(target.backend, begin(target, wait, findings.clone()));
-                }
-            }
+            Order::Watch(targets) => watch_others(&mut watched, targets, &findings),
         }
+    }
+}
+
+fn watch_others(watched: &mut HashMap<u16, Watched>, targets: Vec<Target>, findings: &mpsc::Sender<Finding>) {
+    let same = |old: &Target, new: &Target| old.address == new.address && old.probe.settings == new.probe.settings;
+    watched.retain(|backend, old| {
+        let new = targets.iter().find(|new| new.backend == *backend && same(&old.target, new));
+        new.inspect(|new| _ = old.probe.send_replace(new.probe.clone())).is_some()
+    });
+    let new: Vec<_> = targets.into_iter().filter(|new| !watched.contains_key(&new.backend)).collect();
+    let count = new.len() as u32;
+    for (place, target) in new.into_iter().enumerate() {
+        // Spread over the interval, so that they do not all come at once.
+        let wait = target.probe.settings.interval * place as u32 / count;
+        watched.insert(target.backend, begin(target, wait, findings.clone()));
     }
 }
 
 fn begin(target: Target, wait: Duration, findings: mpsc::Sender<Finding>) -> Watched {
     let hurry = Arc::new(Notify::new());
-    let task = tokio::spawn(probe(target.clone(), Instant::now() + wait, hurry.clone(), findings));
-    Watched { target, hurry, task: task.abort_handle() }
+    let (probe, probes) = watch::channel(target.probe.clone());
+    let task = tokio::spawn(watch_one(target.clone(), probes, Instant::now() + wait, hurry.clone(), findings));
+    Watched { target, probe, hurry, task: task.abort_handle() }
 }
 
 /// Probes one backend for ever.
-async fn probe(target: Target, first: Instant, hurry: Arc<Notify>, findings: mpsc::Sender<Finding>) {
+async fn watch_one(
+    target: Target,
+    probes: watch::Receiver<Arc<Probe>>,
+    first: Instant,
+    hurry: Arc<Notify>,
+    findings: mpsc::Sender<Finding>,
+) {
     let settings = &target.probe.settings;
     let mut pace = Pace::new(settings.interval, settings.rise.get(), settings.fall.get());
     let (mut began, mut next) = (first, first);
@@ -163,13 +178,16 @@ async fn probe(target: Target, first: Instant, hurry: Arc<Notify>, findings: mps
             }
         }
         began = Instant::now();
-        let found = target.probe.check.run(target.address, settings.timeout).await;
+        let probe = probes.borrow().clone();
+        let found = probe.check.run(target.address, settings.timeout).await;
         // A check may take as long as the interval; two never run at a time.
         match found {
             Ok((outcome, detail)) => {
                 hindered = false;
-                next = began + pace.after(outcome == Outcome::Passed);
-                let finding = Finding { backend: target.backend, outcome, detail, at: clock::monotonic_ns() };
+                let gap = pace.after(outcome == Outcome::Passed);
+                next = if gap < settings.interval { began + gap } else { in_turn(first, settings.interval, began) };
+                let (backend, address, at) = (target.backend, target.address, clock::monotonic_ns());
+                let finding = Finding { backend, address, outcome, detail, at };
                 if findings.send(finding).await.is_err() {
                     return;
                 }
@@ -183,6 +201,13 @@ async fn probe(target: Target, first: Instant, hurry: Arc<Notify>, findings: mps
             }
         }
     }
+}
+
+/// The next time that is a whole number of intervals after the first: however probes were hurried, they stay spread.
+fn in_turn(first: Instant, interval: Duration, began: Instant) -> Instant {
+    let since = began.saturating_duration_since(first).as_nanos();
+    let whole = since / interval.as_nanos().max(1) + 1;
+    first + interval * u32::try_from(whole).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

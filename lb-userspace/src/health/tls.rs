@@ -26,15 +26,23 @@ pub fn config(ca: Option<&Path>) -> Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-fn verifier(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>> {
+/// The certificates in a file of authorities; the error names the file.
+pub fn authorities(file: &Path) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(file).with_context(|| format!("ca {}", file.display()))? {
-        let certificate = certificate.with_context(|| format!("ca {}", file.display()))?;
-        roots.add(certificate).with_context(|| format!("ca {}", file.display()))?;
-    }
-    ensure!(!roots.is_empty(), "ca {}: there is no certificate in it", file.display());
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
-    verifier.with_context(|| format!("ca {}", file.display()))
+    let mut read = || -> Result<()> {
+        for certificate in CertificateDer::pem_file_iter(file)? {
+            roots.add(certificate?)?;
+        }
+        ensure!(!roots.is_empty(), "there is no certificate in it");
+        Ok(())
+    };
+    read().with_context(|| file.display().to_string())?;
+    Ok(roots)
+}
+
+fn verifier(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>> {
+    let roots = Arc::new(authorities(file)?);
+    Ok(WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build()?)
 }
 
 /// Verifies the chain, not the name: a backend is reached by an address that its certificate need not carry (HAProxy's

@@ -4,6 +4,7 @@ use super::{HOUR, millis, seconds};
 use crate::config::model::{Health, Probe};
 use crate::config::raw::{Table, Value};
 use crate::config::units;
+use crate::health::authorities;
 use std::num::NonZeroU32;
 
 /// Statuses that mean "ready" unless the file says otherwise: 401 and 403 are alive, anonymous access is off.
@@ -25,10 +26,13 @@ pub fn health(mut table: Table) -> Option<Health> {
     let rise = table.or("rise", 2, units::number(1..=1000));
     let fall = table.or("fall", 3, units::number(1..=1000));
     let ca = table.optional("ca", units::absolute_path);
-    if let Some(ca) = &ca
-        && let Err(error) = std::fs::File::open(&ca.value)
-    {
-        findings.warning(ca.place.problem(format!("ca: {} cannot be read: {error}", ca.value.display())));
+    if let Some(ca) = &ca {
+        // Not readable: maybe this is another host or another user than the daemon's, which refuses to start without it.
+        if let Err(error) = std::fs::File::open(&ca.value) {
+            findings.warning(ca.place.problem(format!("ca: {} cannot be read: {error}", ca.value.display())));
+        } else if let Err(error) = authorities(&ca.value) {
+            findings.error(ca.place.problem(format!("ca: {error:#}")));
+        }
     }
     let expect = match table.list("expect", units::number(100..=599)) {
         None => EXPECT.to_vec(),
@@ -39,7 +43,6 @@ pub fn health(mut table: Table) -> Option<Health> {
             table.place.problem("[service.health]: `expect` names no status, no backend could ever be up: [200]"),
         );
     }
-    findings.warning(table.place.problem("[service.health] is not acted upon yet: health is passive (max_fails)"));
     table.finish();
     Some(Health {
         probe,

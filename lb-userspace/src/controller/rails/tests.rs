@@ -8,6 +8,7 @@ fn service(count: u16, out: &[u16], unfit: &[u16]) -> Vec<Member> {
     let member = |backend| Member {
         backend,
         fit: !out.contains(&backend) && !unfit.contains(&backend),
+        vouched: true,
         out: out.contains(&backend).then_some(Cause::ProbeTimeout),
     };
     (0..count).map(member).collect()

@@ -1,0 +1,197 @@
+//! Probes in the core: what they find, what becomes of connections, and what another controller makes of it.
+
+use lb_common::{event::TRY_FAILED, slot::State as FlowState};
+
+use super::super::{
+    plan::tests::service,
+    tally::Tries,
+    tests::{START, World},
+    view::FlowAt,
+};
+use super::*;
+use crate::api::types::{BackendReason, BackendState};
+
+const MILLISECOND: u64 = SECOND / 1000;
+
+/// Backends cp10 and so on, with a probe; two that pass or fail decide.
+fn world(hosts: &[u8]) -> World {
+    let mut world = World::new(hosts);
+    let mut probed = service("api", "10.0.1.100:6443", hosts);
+    probed.probe = Some(Tries { rise: 2, fall: 2 });
+    world.configure(vec![probed], START);
+    world
+}
+
+/// A connection of each.
+fn opened(world: &mut World, count: u16) -> Vec<FlowAt> {
+    (0..count).map(|backend| world.tables.open(backend, 7, FlowState::Established, 0, START)).collect()
+}
+
+fn probe(world: &mut World, backend: u16, outcome: Outcome, at: u64) -> Vec<Action> {
+    let actions = world.controller.probed(backend, outcome, "as found", at);
+    world.act(&actions);
+    actions
+}
+
+fn hurried(actions: &[Action]) -> Vec<u16> {
+    actions.iter().filter_map(|action| if let Action::Hurry(backend) = action { Some(*backend) } else { None }).collect()
+}
+
+fn stands(world: &World, backend: u16, now: u64) -> (BackendState, Option<BackendReason>) {
+    let standing = world.controller.standing(backend, 0, now);
+    (standing.state, standing.reason)
+}
+
+fn is_open(world: &World, flow: FlowAt) -> bool {
+    world.tables.state(flow) == FlowState::Established
+}
+
+use Outcome::{Failed, NotReady, Passed, Refused};
+
+#[test]
+fn one_that_leaves_probes_unanswered_is_out_and_its_connections_are_reset_once_the_others_have_passed_one() {
+    let mut world = world(&[10, 11, 12]);
+    let flows = opened(&mut world, 3);
+    let first = probe(&mut world, 0, Failed, START + SECOND);
+    assert_eq!(hurried(&first), [1, 2], "are they well?");
+    probe(&mut world, 1, Passed, START + SECOND + MILLISECOND);
+    probe(&mut world, 0, Failed, START + 2 * SECOND);
+    let out = (BackendState::Down, Some(BackendReason::ProbeTimeout));
+    assert_eq!((world.tables.admission(0), stands(&world, 0, START + 2 * SECOND)), (OUT, out));
+    world.run(START + 2 * SECOND, START + 2 * SECOND + 100 * MILLISECOND, 0);
+    assert!(is_open(&world, flows[0]), "cp12 may be dead too");
+    probe(&mut world, 2, Passed, START + 2 * SECOND + 100 * MILLISECOND);
+    world.run(START + 2 * SECOND + 100 * MILLISECOND, START + 2 * SECOND + 200 * MILLISECOND, 0);
+    assert_eq!(flows.iter().map(|flow| is_open(&world, *flow)).collect::<Vec<_>>(), [false, true, true]);
+    let notes = [
+        "backend cp10 of service api is out until its probe passes: probe_timeout (as found)",
+        "backend cp10 of service api has had 1 connection(s) reset: probe_timeout",
+    ];
+    assert_eq!(world.notes, notes);
+}
+
+#[test]
+fn when_half_fail_together_nobody_is_reset_whatever_the_order_of_their_probes() {
+    for silent in [vec![1], vec![1, 2], vec![1, 2, 3]] {
+        let mut world = world(&[10, 11, 12, 13]);
+        let flows = opened(&mut world, 4);
+        // cp10 is known to be dead before a probe of the others has come to its end.
+        probe(&mut world, 0, Failed, START);
+        probe(&mut world, 0, Failed, START + 10 * MILLISECOND);
+        world.run(START + 10 * MILLISECOND, START + 500 * MILLISECOND, 0);
+        for backend in 1..4 {
+            let outcome = if silent.contains(&backend) { Failed } else { Passed };
+            probe(&mut world, backend, outcome, START + 500 * MILLISECOND);
+        }
+        world.run(START + 500 * MILLISECOND, START + 5 * SECOND, 0);
+        assert!(flows.iter().all(|flow| is_open(&world, *flow)), "{silent:?}");
+        assert_eq!(stands(&world, 0, START + 5 * SECOND).0, BackendState::Draining, "{silent:?}");
+        let kept = "backend cp10 of service api keeps its connections: half or more of the service's backends fail together";
+        assert_eq!(world.notes.last().map(String::as_str), Some(kept), "{silent:?}");
+    }
+}
+
+#[test]
+fn others_that_are_not_heard_of_at_all_count_as_failing_after_a_second() {
+    let mut world = world(&[10, 11, 12]);
+    let flows = opened(&mut world, 3);
+    probe(&mut world, 0, Failed, START);
+    probe(&mut world, 0, Failed, START + SECOND);
+    world.run(START + SECOND, START + 10 * SECOND, 0);
+    assert!(is_open(&world, flows[0]));
+    probe(&mut world, 1, Passed, START + 10 * SECOND);
+    probe(&mut world, 2, Passed, START + 10 * SECOND);
+    world.run(START + 10 * SECOND, START + 12 * SECOND, 0);
+    assert!(!is_open(&world, flows[0]), "it was looked at again");
+}
+
+/// cp10 of five is dead, then cp11, all others pass.
+fn two_dead(world: &mut World) {
+    for (dead, begin) in [(0, START), (1, START + 5 * SECOND)] {
+        probe(world, dead, Failed, begin);
+        (dead + 1..5).for_each(|well| _ = probe(world, well, Passed, begin + MILLISECOND));
+        probe(world, dead, Failed, begin + SECOND);
+        world.run(begin + SECOND, begin + 2 * SECOND, 0);
+    }
+}
+
+#[test]
+fn a_second_one_is_spared_while_the_first_is_out_and_another_controller_knows_that_too() {
+    for restarted in [false, true] {
+        let mut world = world(&[10, 11, 12, 13, 14]);
+        let flows = opened(&mut world, 5);
+        two_dead(&mut world);
+        let now = START + 7 * SECOND;
+        if restarted {
+            world.restart(now);
+        }
+        world.run(now, now + 5 * SECOND, 0);
+        assert_eq!([is_open(&world, flows[0]), is_open(&world, flows[1])], [false, true], "restarted: {restarted}");
+        probe(&mut world, 0, Passed, now + 5 * SECOND);
+        probe(&mut world, 0, Passed, now + 6 * SECOND);
+        world.run(now + 6 * SECOND, now + 8 * SECOND, 0);
+        assert!(!is_open(&world, flows[1]), "the first is back, the second still dead; restarted: {restarted}");
+    }
+}
+
+#[test]
+fn a_controller_that_was_killed_before_all_connections_were_reset_has_the_next_one_go_on() {
+    let mut world = world(&[10, 11, 12]);
+    let flows = opened(&mut world, 3);
+    probe(&mut world, 0, Failed, START);
+    (1..3).for_each(|well| _ = probe(&mut world, well, Passed, START + MILLISECOND));
+    probe(&mut world, 0, Failed, START + SECOND);
+    world.restart(START + SECOND);
+    let later = world.tables.open(0, 8, FlowState::Established, 0, START + 2 * SECOND);
+    world.run(START + 2 * SECOND, START + 3 * SECOND, 0);
+    assert!(!is_open(&world, flows[0]) && is_open(&world, flows[1]));
+    assert!(is_open(&world, later), "begun since, because nothing else was left");
+}
+
+#[test]
+fn one_that_is_not_ready_is_drained_stays_so_over_a_restart_and_nobody_is_reset() {
+    let mut world = world(&[10, 11, 12]);
+    let flows = opened(&mut world, 3);
+    probe(&mut world, 0, NotReady, START);
+    probe(&mut world, 0, NotReady, START + SECOND);
+    let draining = (BackendState::Draining, Some(BackendReason::ProbeStatus));
+    assert_eq!((world.tables.admission(0), stands(&world, 0, START + SECOND)), (OUT, draining));
+    world.restart(START + 2 * SECOND);
+    assert_eq!((world.tables.admission(0), stands(&world, 0, START + 2 * SECOND)), (OUT, draining));
+    assert_eq!(world.controller.health(0).map(Health::changed_at), Some(START + SECOND));
+    world.run(START + 2 * SECOND, START + 10 * SECOND, 0);
+    assert!(flows.iter().all(|flow| is_open(&world, *flow)));
+    probe(&mut world, 0, Passed, START + 10 * SECOND);
+    probe(&mut world, 0, Passed, START + 11 * SECOND);
+    assert_eq!((world.tables.admission(0), stands(&world, 0, START + 11 * SECOND)), (UP, (BackendState::Up, None)));
+    let last = world.notes.last().map(String::as_str);
+    assert_eq!(last, Some("backend cp10 of service api is up"));
+}
+
+#[test]
+fn of_one_that_refuses_only_what_is_still_established_two_seconds_later_is_reset() {
+    let mut world = world(&[10, 11, 12]);
+    let flows = opened(&mut world, 3);
+    let closing = world.tables.open(0, 8, FlowState::ClosingClient, 0, START);
+    probe(&mut world, 0, Refused, START);
+    probe(&mut world, 0, Refused, START + SECOND);
+    assert_eq!(stands(&world, 0, START + SECOND), (BackendState::Down, Some(BackendReason::Refused)));
+    world.run(START + SECOND, START + 2900 * MILLISECOND, 0);
+    assert!(is_open(&world, flows[0]), "its own kernel has two seconds");
+    world.run(START + 2900 * MILLISECOND, START + 4 * SECOND, 0);
+    assert!(!is_open(&world, flows[0]) && is_open(&world, flows[1]));
+    assert_eq!(world.tables.state(closing), FlowState::ClosingClient);
+}
+
+#[test]
+fn what_clients_meet_hurries_probes_and_a_flood_of_it_does_so_now_and_then() {
+    let mut world = world(&[10, 11]);
+    let mut orders = 0;
+    for turn in 0..1000 {
+        let actions = world.event(TRY_FAILED, Reason::Refused, 0, START + turn * MILLISECOND);
+        orders += hurried(&actions).len();
+    }
+    assert_eq!(orders, 4, "in a second");
+    let mut unprobed = World::new(&[10, 11]);
+    assert!(hurried(&unprobed.event(TRY_FAILED, Reason::Refused, 0, START)).is_empty());
+}
