@@ -8,6 +8,7 @@ mod beside_peers;
 mod cluster;
 mod datapath;
 mod dataplane;
+mod dead_backends;
 mod endurance;
 mod injection;
 mod lab_itself;

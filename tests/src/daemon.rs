@@ -307,6 +307,8 @@ pub struct Backend {
 pub struct Service {
     /// Lines of the service's own table, `key = value`.
     pub lines: Vec<String>,
+    /// Lines of `[service.health]`; none: no probe.
+    pub health: Vec<String>,
     /// Name, host address and further lines of each backend.
     pub backends: Vec<(String, std::net::Ipv4Addr, Vec<String>)>,
 }
@@ -320,7 +322,7 @@ impl Service {
             format!("datapath = \"{datapath}\""),
         ];
         let backends = lab.backends.iter().map(|host| (host.name.to_string(), host.address(), Vec::new()));
-        let mut service = Self { lines, backends: backends.collect() };
+        let mut service = Self { lines, health: Vec::new(), backends: backends.collect() };
         if lab.back_switch.is_some() && lab.router.is_none() {
             service = service.line("interface = [\"eth0\", \"eth1\"]");
         }
@@ -333,6 +335,12 @@ impl Service {
         self
     }
 
+    /// Adds a line to `[service.health]`, such as `interval = "1s"`.
+    pub fn probe(mut self, line: &str) -> Self {
+        self.health.push(line.to_owned());
+        self
+    }
+
     /// Adds a line to one of the backends, such as `weight = 3`.
     pub fn backend_line(mut self, backend: usize, line: &str) -> Self {
         self.backends[backend].2.push(line.to_owned());
@@ -341,6 +349,9 @@ impl Service {
 
     pub fn toml(&self) -> String {
         let mut text = format!("[[service]]\n{}\n", self.lines.join("\n"));
+        if !self.health.is_empty() {
+            text += &format!("\n[service.health]\n{}\n", self.health.join("\n"));
+        }
         for (name, address, lines) in &self.backends {
             text += &format!(
                 "\n[[service.backend]]\nname = \"{name}\"\naddress = \"{address}:{PORT}\"\n{}\n",

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, setns};
 
 use crate::process::{self, Process};
 
@@ -52,6 +53,17 @@ impl Host {
     /// Runs a program to its end and returns what it printed.
     pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
         process::output(self.command(program).args(args))
+    }
+
+    /// Runs `what` on a thread inside the namespace.
+    pub fn inside<T: Send>(&self, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let file = format!("{NETNS}/{}", self.namespace);
+        let entered = || {
+            let namespace = std::fs::File::open(&file).with_context(|| file.clone())?;
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            what()
+        };
+        std::thread::scope(|scope| scope.spawn(entered).join()).unwrap_or_else(|_| bail!("it panicked"))
     }
 
     /// Starts a program that runs until the guard is dropped.

@@ -1,19 +1,17 @@
 //! A stand-in API server as a process on a host of the lab.
 
-use std::{net::SocketAddrV4, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddrV4};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
-use crate::{Host, Process, binaries, topology::PORT, wait};
-
-const START: Duration = Duration::from_secs(5);
+use crate::{Host, Process, binaries, process::Talk, topology::PORT};
 
 pub struct StandIn {
     pub host: Host,
     /// What it answers when asked who it is: the host's name.
     pub name: String,
-    process: Option<Process>,
+    process: Option<(Process, Talk)>,
 }
 
 impl StandIn {
@@ -33,9 +31,10 @@ impl StandIn {
         self.kill();
         let mut command = self.host.command(binaries::lab()?);
         command.args(["apiserver", "--name", &self.name, "--listen", &self.address().to_string(), "--pki"]);
-        let process = self.host.start("apiserver", command.arg(self.host.folder()))?;
-        wait::until(&format!("{} listens", self.name), START, || process.log().contains("listening").then_some(()))?;
-        self.process = Some(process);
+        let (name, log) = (format!("apiserver on {}", self.name), self.host.log("apiserver"));
+        let (process, mut talk) = Process::start_talking(&name, command.arg(self.host.folder()), &log)?;
+        talk.hear().with_context(|| process.log())?;
+        self.process = Some((process, talk));
         Ok(())
     }
 
@@ -58,6 +57,45 @@ impl StandIn {
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
-        self.process.as_ref().map_or(Ok(()), |process| process.signal(signal))
+        self.process.as_ref().map_or(Ok(()), |(process, _)| process.signal(signal))
+    }
+
+    /// What `/readyz` answers from now on, until it is revived.
+    pub fn readyz(&mut self, status: u16) -> Result<()> {
+        self.order(&format!("readyz {status}"))
+    }
+
+    /// It goes on after a [`pause`](Self::pause), and `/readyz` answers with `status`.
+    pub fn resume_with(&mut self, status: u16) -> Result<()> {
+        let (process, talk) = self.process.as_mut().context("the stand-in does not run")?;
+        // What it finds on its standard input when it goes on.
+        talk.say(&format!("readyz {status}"))?;
+        process.signal(Signal::SIGCONT)?;
+        let answer = talk.hear()?;
+        ensure!(answer.trim_end() == "done", "readyz {status}: {answer}");
+        Ok(())
+    }
+
+    /// New connections are accepted and never answered.
+    pub fn hang(&mut self, hangs: bool) -> Result<()> {
+        self.order(if hangs { "hang on" } else { "hang off" })
+    }
+
+    /// How its plain connections have ended: `fin`, `reset`, or another error.
+    pub fn ended(&mut self) -> Result<BTreeMap<String, u64>> {
+        let answer = self.say("ended")?;
+        serde_json::from_str(&answer).with_context(|| answer)
+    }
+
+    fn order(&mut self, line: &str) -> Result<()> {
+        let answer = self.say(line)?;
+        ensure!(answer == "done", "{line}: {answer}");
+        Ok(())
+    }
+
+    fn say(&mut self, line: &str) -> Result<String> {
+        let (_, talk) = self.process.as_mut().context("the stand-in does not run")?;
+        talk.say(line)?;
+        Ok(talk.hear()?.trim_end().to_owned())
     }
 }

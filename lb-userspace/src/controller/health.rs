@@ -142,7 +142,14 @@ pub struct Health {
 impl Health {
     /// A backend nothing is known about gets connections.
     pub fn new(now: u64) -> Health {
-        Health { state: State::Up, failures: VecDeque::new(), tally: None, passed_at: 0, failing_since: 0, changed_at: now }
+        Health {
+            state: State::Up,
+            failures: VecDeque::new(),
+            tally: None,
+            passed_at: 0,
+            failing_since: 0,
+            changed_at: now,
+        }
     }
 
     /// As the map has it, after a restart of the controller.

@@ -24,6 +24,7 @@ type Reply = Response<Answer>;
 pub async fn answer(request: Request<Incoming>, server: Arc<Server>) -> Result<Reply, Infallible> {
     let query = request.uri().query().unwrap_or_default().to_owned();
     let mut reply = match request.uri().path() {
+        "/readyz" if server.mood.readyz() != 200 => not_ready(server.mood.readyz()),
         path @ ("/livez" | "/readyz" | "/healthz") => text(&health(&path[1..], asks(&query, "verbose"))),
         "/version" => json(json!({
             "major": "1", "minor": "33", "gitVersion": "v1.33.0", "gitCommit": server.name, "gitTreeState": "clean",
@@ -61,6 +62,12 @@ fn number(query: &str, name: &str) -> Option<u64> {
 
 fn health(path: &str, verbose: bool) -> String {
     if verbose { format!("[+]ping ok\n[+]log ok\n[+]etcd ok\n{path} check passed\n") } else { "ok".to_owned() }
+}
+
+/// As an API server that shuts down, or that wants to know who asks.
+fn not_ready(status: u16) -> Reply {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    reply(status, "text/plain", b"[-]shutdown failed: reason withheld\nreadyz check failed\n".to_vec())
 }
 
 fn text(text: &str) -> Reply {

@@ -2,9 +2,12 @@
 //!
 //! It runs as a process of its own, so that it can be killed, stopped and continued. Which of the two a client speaks
 //! shows in the first byte: 0x16 begins a TLS handshake.
+//!
+//! What it answers can be changed while it runs, by a line on its standard input (see [`orders`]).
 
 mod body;
 mod http;
+pub mod orders;
 pub mod pattern;
 mod plain;
 mod tls;
@@ -46,14 +49,17 @@ pub struct Server {
     name: String,
     watch: Duration,
     tls: TlsAcceptor,
+    mood: orders::Mood,
 }
 
 /// Serves until the process is killed.
 pub async fn run(options: Options) -> Result<()> {
     let tls = TlsAcceptor::from(Arc::new(tls::config(&options.pki)?));
-    let server = Arc::new(Server { name: options.name, watch: Duration::from_secs(options.watch_seconds), tls });
+    let watch = Duration::from_secs(options.watch_seconds);
+    let server = Arc::new(Server { name: options.name, watch, tls, mood: orders::Mood::default() });
     let listener = listen(options.listen).with_context(|| format!("cannot listen on {}", options.listen))?;
     println!("listening on {}", options.listen);
+    tokio::spawn(orders::obey(Arc::clone(&server)));
     loop {
         match listener.accept().await {
             Ok((stream, _)) => _ = tokio::spawn(connection(stream, Arc::clone(&server))),
@@ -77,10 +83,14 @@ async fn connection(stream: TcpStream, server: Arc<Server>) {
     // Answers are small and must not wait for an acknowledgement.
     _ = stream.set_nodelay(true);
     let mut first = [0];
+    if server.mood.hangs() {
+        // Accepted, and never answered.
+        return std::future::pending().await;
+    }
     match stream.peek(&mut first).await {
         // Boxed, so that the thousands of plain connections stay small.
         Ok(1) if first[0] == TLS_HANDSHAKE => Box::pin(speak_tls(stream, server)).await,
-        Ok(1) => _ = plain::serve(stream, &server.name).await,
+        Ok(1) => server.mood.ended(&plain::serve(stream, &server.name).await),
         _ => {}
     }
 }

@@ -34,7 +34,10 @@ fn probe(world: &mut World, backend: u16, outcome: Outcome, at: u64) -> Vec<Acti
 }
 
 fn hurried(actions: &[Action]) -> Vec<u16> {
-    actions.iter().filter_map(|action| if let Action::Hurry(backend) = action { Some(*backend) } else { None }).collect()
+    actions
+        .iter()
+        .filter_map(|action| if let Action::Hurry(backend) = action { Some(*backend) } else { None })
+        .collect()
 }
 
 fn stands(world: &World, backend: u16, now: u64) -> (BackendState, Option<BackendReason>) {
@@ -86,7 +89,8 @@ fn when_half_fail_together_nobody_is_reset_whatever_the_order_of_their_probes() 
         world.run(START + 500 * MILLISECOND, START + 5 * SECOND, 0);
         assert!(flows.iter().all(|flow| is_open(&world, *flow)), "{silent:?}");
         assert_eq!(stands(&world, 0, START + 5 * SECOND).0, BackendState::Draining, "{silent:?}");
-        let kept = "backend cp10 of service api keeps its connections: half or more of the service's backends fail together";
+        let kept =
+            "backend cp10 of service api keeps its connections: half or more of the service's backends fail together";
         assert_eq!(world.notes.last().map(String::as_str), Some(kept), "{silent:?}");
     }
 }

@@ -1,0 +1,77 @@
+//! What a stand-in is told while it runs, a line a command, each answered by a line:
+//!
+//! | command | |
+//! |---|---|
+//! | `readyz STATUS` | `/readyz` answers with this status from now on |
+//! | `hang on` / `hang off` | new connections are accepted, and never answered; those it has go on |
+//! | `ended` | how plain connections have ended so far, as JSON: `fin`, `reset`, or another error's kind |
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU16, Ordering},
+    },
+};
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::Server;
+
+/// How it feels.
+pub struct Mood {
+    readyz: AtomicU16,
+    hangs: AtomicBool,
+    ended: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Default for Mood {
+    fn default() -> Self {
+        Self { readyz: AtomicU16::new(200), hangs: AtomicBool::new(false), ended: Mutex::default() }
+    }
+}
+
+impl Mood {
+    pub fn readyz(&self) -> u16 {
+        self.readyz.load(Ordering::Relaxed)
+    }
+
+    pub fn hangs(&self) -> bool {
+        self.hangs.load(Ordering::Relaxed)
+    }
+
+    /// Counts the end of a plain connection.
+    pub fn ended(&self, how: &io::Result<()>) {
+        let how = match how {
+            Ok(()) => "fin".to_owned(),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => "reset".to_owned(),
+            Err(error) => error.kind().to_string(),
+        };
+        *self.ended.lock().expect("nobody panics while holding it").entry(how).or_default() += 1;
+    }
+
+    fn obey(&self, line: &str) -> String {
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["readyz", status] => match status.parse() {
+                Ok(status) => self.readyz.store(status, Ordering::Relaxed),
+                Err(error) => return format!("{status}: {error}"),
+            },
+            ["hang", how @ ("on" | "off")] => self.hangs.store(how == "on", Ordering::Relaxed),
+            ["ended"] => {
+                let ended = self.ended.lock().expect("nobody panics while holding it");
+                return serde_json::to_string(&*ended).unwrap_or_else(|error| error.to_string());
+            }
+            _ => return format!("no such command: {line}"),
+        }
+        "done".to_owned()
+    }
+}
+
+/// Until the end of standard input; the server goes on without it.
+pub async fn obey(server: Arc<Server>) {
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        println!("{}", server.mood.obey(&line));
+    }
+}
