@@ -1,1 +1,1 @@
-//! RSTs.
+//! RSTs that count, and RSTs that do not.
