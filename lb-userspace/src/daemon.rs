@@ -200,7 +200,7 @@ impl Daemon {
         let signals = Signals::register()?;
         let desired = Desired::new(&config).map_err(several)?;
         let (probes, findings) = Probes::start(&config)?;
-        let mut logs = Logs::default();
+        let mut logs = Logs::new(history.clone());
         let prepared = logs.prepare(&config)?;
         logs.commit(&config, prepared);
         mount_bpffs(&options, &config)?;
@@ -403,9 +403,8 @@ impl Daemon {
         }
         self.waiting.retain(|(pool, port)| !tables.reserve_port(*pool, *port));
         for service in self.logs.due(Instant::now()) {
-            for record in report::open_records(&self.snapshot(), &tables, &service) {
-                self.logs.write(record, Instant::now());
-            }
+            let records = report::open_records(self.snapshot(), tables.clone(), service.clone());
+            self.logs.list(&service, records, Instant::now());
         }
     }
 

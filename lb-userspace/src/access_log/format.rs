@@ -79,9 +79,28 @@ impl Serialize for Format {
 
 /// What is the same in every line of a process.
 pub struct Surroundings {
-    pub zone: TimeZone,
-    pub hostname: String,
-    pub pid: u32,
+    zone: TimeZone,
+    hostname: String,
+    pid: u32,
+}
+
+impl Surroundings {
+    /// The host's name is the only value that may hold any character: names in the configuration may not, and all else is
+    /// made of numbers.
+    pub fn new(zone: TimeZone, hostname: &str, pid: u32) -> Surroundings {
+        Surroundings { zone, hostname: escaped(hostname), pid }
+    }
+}
+
+/// nginx's `escape=default`: `"`, `\` and bytes below 32 or above 126 become `\xXX`.
+fn escaped(value: &str) -> String {
+    value.bytes().fold(String::new(), |mut text, byte| {
+        match byte {
+            b'"' | b'\\' | ..b' ' | 0x7f.. => text.push_str(&format!("\\x{byte:02X}")),
+            plain => text.push(plain.into()),
+        }
+        text
+    })
 }
 
 impl Format {

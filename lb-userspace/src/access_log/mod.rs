@@ -1,7 +1,9 @@
 //! The access log: one line a connection, in the words of nginx's `log_format`.
 
+mod batch;
 mod format;
 mod limit;
+mod output;
 mod record;
 #[cfg(test)]
 mod tests;
@@ -9,4 +11,4 @@ mod writer;
 
 pub use format::{Format, Wrong};
 pub use record::{Record, Status, Try};
-pub use writer::Writer;
+pub use writer::{Targets, Writer};

@@ -30,7 +30,7 @@ pub struct Record {
     pub reason: Option<Reason>,
     /// The source address that the backend saw.
     pub snat: Option<SocketAddr>,
-    /// Serial number of the connection.
+    /// The connection's own number, the same in all of its lines.
     pub connection: u64,
 }
 

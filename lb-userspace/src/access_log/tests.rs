@@ -1,12 +1,8 @@
 use super::format::Surroundings;
 use super::limit::Limit;
 use super::*;
-use crate::config::model::{AccessLog, LogTarget};
 use jiff::tz::{TimeZone, offset};
 use lb_common::verdict::Reason;
-use std::fs;
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 fn tried(address: &str, connected_in: Option<u64>) -> Try {
@@ -14,7 +10,7 @@ fn tried(address: &str, connected_in: Option<u64>) -> Try {
 }
 
 /// A connection that was served by the second backend after the first had refused.
-fn served() -> Record {
+pub(super) fn served() -> Record {
     Record {
         client: "10.0.3.7:40123".parse().unwrap(),
         server: "10.0.1.100:6443".parse().unwrap(),
@@ -32,12 +28,12 @@ fn served() -> Record {
     }
 }
 
-fn turned_away(status: Status) -> Record {
+pub(super) fn turned_away(status: Status) -> Record {
     Record { status, tries: vec![], backend: None, snat: None, reason: Some(Reason::NoBackend), ..served() }
 }
 
 fn line(format: &str, record: &Record, zone: TimeZone) -> String {
-    let surroundings = Surroundings { zone, hostname: "lb1".into(), pid: 7 };
+    let surroundings = Surroundings::new(zone, "lb1", 7);
     let mut line = String::new();
     Format::parse(format).unwrap().write(record, &surroundings, &mut line);
     line
@@ -46,7 +42,7 @@ fn line(format: &str, record: &Record, zone: TimeZone) -> String {
 #[test]
 fn the_default_line_is_as_nginx_writes_it() {
     let mut written = String::new();
-    let surroundings = Surroundings { zone: TimeZone::UTC, hostname: "lb1".into(), pid: 7 };
+    let surroundings = Surroundings::new(TimeZone::UTC, "lb1", 7);
     Format::default().write(&served(), &surroundings, &mut written);
     let wanted = "10.0.3.7 [23/Nov/2026:23:16:01 +0000] TCP 200 4096 517 1.234 \"10.0.1.10:6443, 10.0.1.11:6443\" \"-, 0.001\"\n";
     assert_eq!(written, wanted);
@@ -125,80 +121,10 @@ fn a_hundred_lines_a_second_are_allowed_and_a_new_second_begins_with_a_line() {
     assert_eq!(allowed(&mut limit, 5000), 100);
 }
 
-fn log_to(path: &Path) -> AccessLog {
-    let format = Format::parse("$connection $status").unwrap();
-    AccessLog { target: LogTarget::File(path.into()), interval: Duration::ZERO, format }
-}
-
-fn poll(what: &str, mut condition: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !condition() {
-        assert!(began.elapsed() < Duration::from_secs(20), "{what}");
-        std::thread::yield_now();
-    }
-}
-
 #[test]
-fn lines_are_appended_and_go_to_a_new_file_after_reopening() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("access.log");
-    let rotated = folder.path().join("access.log.1");
-    fs::write(&path, "old\n").unwrap();
-    let mut log = Writer::start(&log_to(&path)).unwrap();
-    log.write(served(), Instant::now());
-    poll("the first line is written", || fs::read_to_string(&path).unwrap() == "old\n42 200\n");
-    fs::rename(&path, &rotated).unwrap();
-    log.reopen();
-    poll("the file is made anew", || path.exists());
-    log.write(Record { connection: 43, ..served() }, Instant::now());
-    assert_eq!((log.lost(), log.suppressed()), (0, 0));
-    drop(log);
-    assert_eq!(fs::read_to_string(&path).unwrap(), "43 200\n");
-    assert_eq!(fs::read_to_string(&rotated).unwrap(), "old\n42 200\n");
-}
-
-#[test]
-fn only_lines_of_connections_that_were_turned_away_are_limited() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("access.log");
-    let mut log = Writer::start(&log_to(&path)).unwrap();
-    let now = Instant::now();
-    for _ in 0..150 {
-        log.write(turned_away(Status::NoBackend), now);
-        log.write(served(), now);
-        // A backend was tried: that is no flood.
-        log.write(Record { status: Status::NoBackend, ..served() }, now);
-    }
-    assert_eq!((log.lost(), log.suppressed()), (0, 50));
-    drop(log);
-    assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 400);
-}
-
-#[test]
-fn a_target_that_hangs_costs_lines_and_nothing_else() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("pipe");
-    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
-    // Read and write, so that opening it waits for nobody; what is in it is not read.
-    let pipe = fs::File::options().read(true).write(true).open(&path).unwrap();
-    let mut log = Writer::start(&log_to(&path)).unwrap();
-    let began = Instant::now();
-    let written = 200_000;
-    for _ in 0..written {
-        log.write(served(), began);
-    }
-    assert!(log.lost() > 0 && log.lost() < written, "{}", log.lost());
-    assert!(began.elapsed() < Duration::from_secs(5), "writing waited: {:?}", began.elapsed());
-    drop(pipe); // writing fails from now on: what is queued is lost too, but the end is quick
-    drop(log);
-    assert!(began.elapsed() < Duration::from_secs(5), "ending waited: {:?}", began.elapsed());
-}
-
-#[test]
-fn a_folder_that_is_not_there_is_told() {
-    let error = Writer::start(&log_to(Path::new("/nonexistent/access.log"))).err().expect("there is no folder");
-    assert_eq!(
-        format!("{error:#}"),
-        "access log /nonexistent/access.log cannot be opened: No such file or directory (os error 2)"
-    );
+fn what_a_line_cannot_hold_is_escaped_as_by_nginx() {
+    let mut line = String::new();
+    let surroundings = Surroundings::new(TimeZone::UTC, "a\"b\\c\nd\x7fé~ ", 7);
+    Format::parse("$hostname").unwrap().write(&served(), &surroundings, &mut line);
+    assert_eq!(line, "a\\x22b\\x5Cc\\x0Ad\\x7F\\xC3\\xA9~ \n");
 }

@@ -43,7 +43,13 @@ pub struct Recorder {
     failed: HashMap<Connection, Vec<Try>>,
     /// The same connections, oldest first.
     order: VecDeque<Connection>,
-    connections: u64,
+    /// Those that had no slot.
+    turned_away: u32,
+}
+
+/// `$connection`: the use of a slot, which no other connection has had. All lines of a connection have the same number.
+pub fn connection_number(pool: u16, slot: u16, generation: u32) -> u64 {
+    u64::from(generation) << 32 | u64::from(pool) << 16 | u64::from(slot)
 }
 
 impl Recorder {
@@ -66,7 +72,6 @@ impl Recorder {
                     let took = Duration::from_micros(u64::from(event.connect_us));
                     tries.push(Try { address: *address, connected_in: is_connected(event).then_some(took) });
                 }
-                self.connections += 1;
                 Some(Record {
                     client,
                     server: names.listeners.get(&event.listener).copied().unwrap_or(UNKNOWN),
@@ -83,11 +88,19 @@ impl Recorder {
                         .pools
                         .get(&event.pool)
                         .map(|pool| SocketAddr::new(pool_snat(pool).into(), pool.first_port.wrapping_add(event.slot))),
-                    connection: self.connections,
+                    connection: self.number(event),
                 })
             }
             _ => None,
         }
+    }
+
+    fn number(&mut self, event: &Event) -> u64 {
+        if event.pool == NO_SLOT {
+            self.turned_away = self.turned_away.wrapping_add(1);
+            return connection_number(NO_SLOT, 0, self.turned_away);
+        }
+        connection_number(event.pool, event.slot, event.generation)
     }
 
     fn remember(&mut self, connection: Connection, failed: Try) {
@@ -105,6 +118,8 @@ impl Recorder {
     }
 }
 
+/// In an event: no slot was claimed.
+const NO_SLOT: u16 = u16::MAX;
 /// For an event of a listener that is gone from our books.
 const UNKNOWN: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 0));
 

@@ -1,7 +1,7 @@
 //! The access logs: one writer a service that has one.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,16 +9,16 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    access_log::{Record, Writer},
+    access_log::{Record, Targets, Writer},
     config::model::{AccessLog, Config},
+    notice::History,
 };
 
-/// The writers by service.
-#[derive(Default)]
+/// The writers by service, and what they write to.
 pub struct Logs {
+    // In this order, for the targets end when nobody writes to them.
     open: BTreeMap<Arc<str>, Log>,
-    /// Lines lost and left out by writers that are gone.
-    gone: (u64, u64),
+    targets: Targets,
 }
 
 struct Log {
@@ -32,15 +32,21 @@ struct Log {
 pub struct Prepared(BTreeMap<Arc<str>, Log>);
 
 impl Logs {
+    /// None yet. Failures of targets are told to `history`.
+    pub fn new(history: Arc<History>) -> Logs {
+        Logs { open: BTreeMap::new(), targets: Targets::new(history) }
+    }
+
     /// Opens what a new configuration needs and is not open yet. An error changes nothing.
-    pub fn prepare(&self, config: &Config) -> Result<Prepared> {
+    pub fn prepare(&mut self, config: &Config) -> Result<Prepared> {
         let mut prepared = BTreeMap::new();
         for service in &config.services {
             let Some(settings) = &service.access_log else { continue };
             if self.open.get(&service.name).is_some_and(|log| log.settings == *settings) {
                 continue;
             }
-            let writer = Writer::start(settings).with_context(|| format!("service {}: access_log", service.name))?;
+            let writer =
+                self.targets.writer(settings).with_context(|| format!("service {}: access_log", service.name))?;
             let next = Instant::now() + settings.interval;
             prepared.insert(service.name.clone(), Log { settings: settings.clone(), writer, next });
         }
@@ -49,21 +55,10 @@ impl Logs {
 
     /// Takes the prepared ones into use and ends those that the configuration does not have any more.
     pub fn commit(&mut self, config: &Config, prepared: Prepared) {
-        for (service, log) in prepared.0 {
-            match self.open.entry(service) {
-                Entry::Occupied(mut old) => self.gone = add(self.gone, old.insert(log).losses()),
-                Entry::Vacant(place) => _ = place.insert(log),
-            }
-        }
-        let keep = |name: &Arc<str>| {
+        self.open.extend(prepared.0);
+        self.open.retain(|name, _| {
             config.services.iter().any(|service| service.name == *name && service.access_log.is_some())
-        };
-        let ended: Vec<_> = self.open.keys().filter(|name| !keep(name)).cloned().collect();
-        for name in ended {
-            if let Some(log) = self.open.remove(&name) {
-                self.gone = add(self.gone, log.losses());
-            }
-        }
+        });
     }
 
     /// Queues a line.
@@ -75,31 +70,27 @@ impl Logs {
 
     /// SIGUSR1.
     pub fn reopen(&self) {
-        self.open.values().for_each(|log| log.writer.reopen());
+        self.targets.reopen();
     }
 
     /// Services whose open connections are to be logged now (`interval`).
-    pub fn due(&mut self, now: Instant) -> Vec<Arc<str>> {
-        let due = self.open.iter_mut().filter(|(_, log)| log.settings.interval > Duration::ZERO && log.next <= now);
-        due.map(|(name, log)| {
+    pub fn due(&self, now: Instant) -> Vec<Arc<str>> {
+        let is_due = |log: &Log| log.settings.interval > Duration::ZERO && log.next <= now;
+        self.open.iter().filter(|(_, log)| is_due(log)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Lets a line be written for each of a service's open connections; if the lines of the time before are not written
+    /// yet, at a later turn.
+    pub fn list(&mut self, service: &str, records: impl Iterator<Item = Record> + Send + 'static, now: Instant) {
+        if let Some(log) = self.open.get_mut(service)
+            && log.writer.list(records)
+        {
             log.next = now + log.settings.interval;
-            name.clone()
-        })
-        .collect()
+        }
     }
 
     /// Lines lost, and lines left out by the limit of lines a second.
     pub fn losses(&self) -> (u64, u64) {
-        self.open.values().map(Log::losses).fold(self.gone, add)
+        self.targets.losses()
     }
-}
-
-impl Log {
-    fn losses(&self) -> (u64, u64) {
-        (self.writer.lost(), self.writer.suppressed())
-    }
-}
-
-fn add(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
-    (a.0 + b.0, a.1 + b.1)
 }

@@ -20,7 +20,7 @@ use crate::{
             DatapathMode, DatapathStatus, ServiceStatus, Status,
         },
     },
-    controller::{installed, installed::Installed},
+    controller::{installed, installed::Installed, record::connection_number},
     dataplane::{Attached, Flow, Head, Mode, Tables},
 };
 
@@ -281,32 +281,46 @@ fn snat(snapshot: &Snapshot, flow: &Flow) -> Option<SocketAddr> {
     Some(SocketAddr::new(installed::pool_snat(pool).into(), pool.first_port.wrapping_add(flow.slot)))
 }
 
-/// Lines for connections of a service that are still open (`interval` of its access log).
-pub fn open_records(snapshot: &Snapshot, tables: &Tables, service: &str) -> Vec<Record> {
-    let record = |flow: Flow| {
-        let (of_service, backend, address) = snapshot.names.get(&flow.backend())?;
-        let listener = snapshot.installed.listeners.get(&flow.listener())?;
-        if &**of_service != service {
-            return None;
-        }
-        let took = flow.is_connected().then(|| Duration::from_micros(u64::from(flow.connect_us())));
-        Some(Record {
-            client: flow.client(),
-            server: SocketAddr::V4(installed::listener_address(listener)),
-            ended: snapshot.wall,
-            session: Duration::from_nanos(snapshot.now_ns.saturating_sub(flow.started_ns())),
-            bytes_received: flow.bytes_in(),
-            bytes_sent: flow.bytes_out(),
-            status: LineStatus::Open,
-            tries: vec![Try { address: *address, connected_in: took }],
-            service: of_service.clone(),
-            backend: Some(backend.clone()),
-            reason: None,
-            snat: snat(snapshot, &flow),
-            connection: 0,
-        })
+/// Lines for connections of a service that are still open (`interval` of its access log), read when they are asked for:
+/// there may be hundreds of thousands.
+pub fn open_records(snapshot: Snapshot, tables: Arc<Tables>, service: Arc<str>) -> impl Iterator<Item = Record> + Send {
+    let slots = |(number, pool): (&u16, &Pool)| {
+        let number = *number;
+        (0..pool.ports).step_by(usize::from(PORTION)).map(move |first| (number, u32::from(first)))
     };
-    open_flows(snapshot, tables).filter_map(record).collect()
+    let portions: Vec<_> = snapshot.installed.pools.iter().flat_map(slots).collect();
+    portions.into_iter().flat_map(move |(pool, first)| {
+        let heads = tables.heads(pool, first..first + u32::from(PORTION));
+        let flows = heads.filter_map(|head| open_flow(&tables, pool, &head)).filter(Flow::is_connected);
+        flows.filter_map(|flow| open_record(&snapshot, &service, &flow)).collect::<Vec<_>>()
+    })
+}
+
+/// Slots read at once.
+const PORTION: u16 = 256;
+
+fn open_record(snapshot: &Snapshot, service: &str, flow: &Flow) -> Option<Record> {
+    let (of_service, backend, address) = snapshot.names.get(&flow.backend())?;
+    let listener = snapshot.installed.listeners.get(&flow.listener())?;
+    if &**of_service != service {
+        return None;
+    }
+    let took = Duration::from_micros(u64::from(flow.connect_us()));
+    Some(Record {
+        client: flow.client(),
+        server: SocketAddr::V4(installed::listener_address(listener)),
+        ended: snapshot.wall,
+        session: Duration::from_nanos(snapshot.now_ns.saturating_sub(flow.started_ns())),
+        bytes_received: flow.bytes_in(),
+        bytes_sent: flow.bytes_out(),
+        status: LineStatus::Open,
+        tries: vec![Try { address: *address, connected_in: Some(took) }],
+        service: of_service.clone(),
+        backend: Some(backend.clone()),
+        reason: None,
+        snat: snat(snapshot, flow),
+        connection: connection_number(flow.pool, flow.slot, flow.ctl.generation()),
+    })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! have, and netlink. Everything above works with safe types.
 
 pub mod allocator;
+pub mod append;
 pub mod bpf;
 pub mod clock;
 pub mod inherit;

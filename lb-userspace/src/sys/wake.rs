@@ -52,3 +52,8 @@ pub fn wait(descriptors: &[BorrowedFd], time: Option<Duration>) -> io::Result<Ve
         Ok(_) => Ok(polled.iter().map(|fd| fd.any().unwrap_or(true)).collect()),
     }
 }
+
+/// Waits until a descriptor takes more, or for a time. What happened is found by writing.
+pub fn wait_for_room(descriptor: BorrowedFd, time: Duration) {
+    _ = ppoll(&mut [PollFd::new(descriptor, PollFlags::POLLOUT)], Some(TimeSpec::from_duration(time)), None);
+}
