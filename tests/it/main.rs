@@ -12,6 +12,7 @@ mod dead_backends;
 mod endurance;
 mod injection;
 mod lab_itself;
+mod logs;
 mod many;
 mod nexthops;
 mod observe;
