@@ -3,6 +3,7 @@
 mod pair;
 mod split;
 mod stopped;
+mod takeover;
 mod with_keepalived;
 
 use std::{fmt::Write as _, time::Duration};

@@ -49,7 +49,8 @@ impl Keepalived {
         // The child first: it would end in order when its parent is gone.
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).context("keepalived's child")?;
         self.process = None;
-        Ok(())
+        // Of a dead child that nobody has taken note of keepalived would think that it runs.
+        ["pid", "vrrp.pid"].iter().try_for_each(|name| fs::remove_file(self.folder.join(name)).context("a pid file"))
     }
 
     /// What it has said.
