@@ -12,6 +12,8 @@ pub mod pattern;
 mod plain;
 mod tls;
 
+pub use tls::config as tls_config;
+
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};

@@ -1,27 +1,86 @@
 //! `evenkeel-lab bench`: how fast it is, beside what people use today.
 
+pub mod against;
+pub mod bars;
+pub mod lab;
 pub mod machine;
 pub mod packets;
+pub mod page;
+mod plots;
 pub mod results;
 pub mod statistics;
+mod tables;
 
-use anyhow::Result;
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result};
 
 use results::Results;
 
+/// Where whole runs go.
+const DOCS: &str = "docs/bench";
+/// Where quick looks and parts go.
+const SCRATCH: &str = "target/bench";
+
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
-    /// Nanoseconds a packet of the attached program
+    /// Nanoseconds a packet of the attached program, instead of the lab
     #[arg(long)]
     pub packets: bool,
-    /// Only this part of it
-    #[arg(long)]
+    /// Only this part, such as `kept-tcp`, `idle`, `daemon`; of the packets `flows`, `many`, `life`, `backends`, `services`
+    #[arg(long, conflicts_with = "quick")]
     pub only: Option<String>,
+    /// A quick look: TCP only, three systems, below 90 s
+    #[arg(long, conflicts_with = "packets")]
+    pub quick: bool,
+    /// Compare with the results of an earlier run: its lab.json or packets.json
+    #[arg(long)]
+    pub against: Option<PathBuf>,
+    /// Where page, plots and results go [default: docs/bench; target/bench for --quick and --only]
+    #[arg(long)]
+    pub into: Option<PathBuf>,
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let mut results = Results::new("cargo xtask bench --packets");
-    packets::run(options.only.as_deref(), &mut results)?;
-    print!("{}", packets::report(&results));
+    // Before anything is measured: a file that cannot be read must not be noticed only at the end.
+    let before = options.against.as_deref().map(Results::read).transpose()?;
+    let is_whole = !options.quick && options.only.is_none();
+    let folder = options.into.clone().unwrap_or_else(|| if is_whole { DOCS } else { SCRATCH }.into());
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut results = Results::new(&options.command());
+    let file = if options.packets {
+        packets::run(options.only.as_deref(), &mut results)?;
+        page::PACKETS
+    } else {
+        let extent = if options.quick { lab::Extent::QUICK } else { lab::Extent::FULL };
+        lab::run(extent, options.only.as_deref(), &mut results)?;
+        page::LAB
+    };
+    results.write(&folder.join(file))?;
+    page::write(&folder)?;
+    let (lab, packets) = if options.packets { (None, Some(&results)) } else { (Some(&results), None) };
+    let bars: Vec<_> = bars::all(lab, packets).into_iter().filter(|bar| bar.measured.is_some()).collect();
+    println!("\n{}", bars::report(&bars));
+    if let Some(before) = before {
+        println!("{}", against::report(&before, &results));
+    }
+    println!("written: {} and its plots, {}", folder.join(page::PAGE).display(), folder.join(file).display());
     Ok(())
+}
+
+impl Options {
+    /// How to run this again.
+    fn command(&self) -> String {
+        let mut command = "cargo xtask bench".to_owned();
+        if self.packets {
+            command += " --packets";
+        }
+        if self.quick {
+            command += " --quick";
+        }
+        if let Some(only) = &self.only {
+            command += &format!(" --only {only}");
+        }
+        command
+    }
 }

@@ -35,6 +35,11 @@ impl Results {
         Results { machine: Machine::this(), command: command.to_owned(), figures: Vec::new() }
     }
 
+    /// A run in which nothing was measured.
+    pub fn none() -> Results {
+        Results { machine: Machine::default(), command: String::new(), figures: Vec::new() }
+    }
+
     /// Adds one round of a figure.
     pub fn add(&mut self, name: &str, unit: &str, value: f64) {
         match self.figures.iter_mut().find(|figure| figure.name == name) {

@@ -20,6 +20,18 @@ enum Program {
     },
     /// How fast it is
     Bench(bench::Options),
+    /// The benchmark's server
+    #[command(hide = true)]
+    BenchServer(bench::lab::server::Options),
+    /// The benchmark's load
+    #[command(hide = true)]
+    BenchLoad(bench::lab::load::Options),
+    /// The benchmark's idle connections
+    #[command(hide = true)]
+    BenchHold(bench::lab::idle::Options),
+    /// The benchmark's first connection
+    #[command(hide = true)]
+    BenchFirst(bench::lab::idle::FirstOptions),
     /// A stand-in API server
     Apiserver(apiserver::Options),
     /// Hold connections; commands on standard input
@@ -51,6 +63,10 @@ fn main() -> Result<()> {
         Program::Picture { folder } => return lab::picture::take(&folder),
         Program::Run { once } => return lab::round::run(once),
         Program::Bench(options) => return bench::run(&options),
+        Program::BenchServer(options) => return bench::lab::server::run(&options),
+        Program::BenchLoad(options) => return bench::lab::load::run(options),
+        Program::BenchHold(options) => return bench::lab::idle::hold(&options),
+        Program::BenchFirst(options) => return bench::lab::idle::first(&options),
         _ => {}
     }
     // One thread a process: tests that need more start more of them.
@@ -60,9 +76,15 @@ fn main() -> Result<()> {
         Program::Hold(options) => runtime.block_on(client::hold::run(options)),
         Program::Storm(options) => runtime.block_on(client::storm::run(options)),
         Program::Bulk(options) => runtime.block_on(client::bulk::run(options)),
-        Program::Run { .. } | Program::Bench(_) | Program::Picture { .. } | Program::HoldLab | Program::Reap { .. } => {
-            Ok(())
-        }
+        Program::Run { .. }
+        | Program::Bench(_)
+        | Program::BenchServer(_)
+        | Program::BenchLoad(_)
+        | Program::BenchHold(_)
+        | Program::BenchFirst(_)
+        | Program::Picture { .. }
+        | Program::HoldLab
+        | Program::Reap { .. } => Ok(()),
     }
 }
 

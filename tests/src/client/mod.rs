@@ -7,7 +7,7 @@ pub mod storm;
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -45,14 +45,16 @@ impl Target {
     }
 
     fn connector(&self) -> Result<Option<TlsConnector>> {
-        let Some(folder) = &self.tls else { return Ok(None) };
-        let ca = CertificateDer::from_pem_file(folder.join(pki::CA)).context(pki::CA)?;
-        let certificate = CertificateDer::from_pem_file(folder.join(pki::CLIENT)).context(pki::CLIENT)?;
-        let key = PrivateKeyDer::from_pem_file(folder.join(pki::CLIENT_KEY)).context(pki::CLIENT_KEY)?;
-        let mut roots = RootCertStore::empty();
-        roots.add(ca)?;
-        let config =
-            ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(vec![certificate], key)?;
-        Ok(Some(TlsConnector::from(Arc::new(config))))
+        Ok(self.tls.as_deref().map(tls_config).transpose()?.map(|config| TlsConnector::from(Arc::new(config))))
     }
+}
+
+/// TLS of a client that shows a certificate, as kubectl does.
+pub fn tls_config(folder: &Path) -> Result<ClientConfig> {
+    let ca = CertificateDer::from_pem_file(folder.join(pki::CA)).context(pki::CA)?;
+    let certificate = CertificateDer::from_pem_file(folder.join(pki::CLIENT)).context(pki::CLIENT)?;
+    let key = PrivateKeyDer::from_pem_file(folder.join(pki::CLIENT_KEY)).context(pki::CLIENT_KEY)?;
+    let mut roots = RootCertStore::empty();
+    roots.add(ca)?;
+    Ok(ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(vec![certificate], key)?)
 }

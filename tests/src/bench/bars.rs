@@ -1,0 +1,135 @@
+//! What was asked for, and whether a run shows it.
+
+use super::{
+    lab::systems::System,
+    page::idle_added,
+    results::Results,
+    statistics::{Summary, differences, ratios},
+    tables::{number, spread, table},
+};
+
+/// One bar: a figure that is to stay at or below a limit.
+pub struct Bar {
+    pub what: String,
+    pub limit: f64,
+    pub measured: Option<Summary>,
+}
+
+impl Bar {
+    /// A figure itself.
+    pub fn of(results: &Results, what: &str, figure: &str, limit: f64) -> Bar {
+        Bar { what: what.to_owned(), limit, measured: results.summary(figure) }
+    }
+
+    /// What one system adds to its base, as a share of what another adds to its own; taken within each round.
+    pub fn added(results: &Results, what: &str, ours: (&str, &str), theirs: (&str, &str), limit: f64) -> Bar {
+        let added = |(of, base): (&str, &str)| differences(results.rounds(of), results.rounds(base));
+        Bar { what: what.to_owned(), limit, measured: Summary::of(&ratios(&added(ours), &added(theirs))) }
+    }
+
+    /// `yes`, `no`, or that it was not measured.
+    pub fn verdict(&self) -> &'static str {
+        match self.measured {
+            Some(measured) if measured.median <= self.limit => "yes",
+            Some(_) => "**no**",
+            None => "not measured",
+        }
+    }
+}
+
+/// Everything that was asked for, from the run in the lab and that of the packets.
+pub fn all(lab: Option<&Results>, packets: Option<&Results>) -> Vec<Bar> {
+    let none = Results::none();
+    let (lab, packets) = (lab.unwrap_or(&none), packets.unwrap_or(&none));
+    let mut all = of_packets(packets);
+    all.extend(of_works(lab));
+    all.extend(of_idle(lab));
+    all
+}
+
+fn of_packets(packets: &Results) -> Vec<Bar> {
+    let limits = [("forward", 1, 45.0), ("forward", 1024, 55.0), ("forward", 65_536, 150.0)];
+    let limits = limits.into_iter().chain([("reply", 1, 40.0), ("reply", 1024, 45.0), ("reply", 65_536, 110.0)]);
+    let flows = |(way, flows, limit): (&str, u32, f64)| {
+        let plural = if flows == 1 { "flow" } else { "flows" };
+        let what = format!("{way}, XDP, {} {plural}, ns", number(f64::from(flows)).trim_end_matches(".00"));
+        Bar::of(packets, &what, &format!("packets/xdp/{way}/{flows}"), limit)
+    };
+    let mut all: Vec<_> = limits.map(flows).collect();
+    all.push(Bar::of(packets, "new connection, XDP, all included, ns", "packets/xdp/new", 600.0));
+    all
+}
+
+fn of_works(lab: &Results) -> Vec<Bar> {
+    use System::{Nft, Nginx, Tc, Xdp};
+    let bar = |what: &str, work: &str, figure: &str, ours: System, theirs: System, limit: f64| {
+        let name = |system: System| format!("lab/{work}/{}/{figure}", system.name());
+        let pair = |system: System| (name(system), name(system.base()));
+        let (ours, base) = pair(ours);
+        let (others, others_base) = pair(theirs);
+        let what = format!("{what}, × {}'s", theirs.name());
+        Bar::added(lab, &what, (&ours, &base), (&others, &others_base), limit)
+    };
+    vec![
+        bar("CPU added per kept request, TC", "kept-tcp", "cpu", Tc, Nginx, 0.25),
+        bar("CPU added per kept request, TC", "kept-tcp", "cpu", Tc, Nft, 0.75),
+        bar("CPU added per new connection, TC", "new-tcp", "cpu", Tc, Nginx, 0.33),
+        bar("CPU added per new connection, TC", "new-tcp", "cpu", Tc, Nft, 0.85),
+        bar("the same at a fixed rate", "new-tcp-fixed", "cpu", Tc, Nginx, 0.22),
+        bar("median latency added there", "new-tcp-fixed", "p50", Tc, Nginx, 0.20),
+        bar("median latency added, one unloaded kept connection", "one", "p50", Tc, Nginx, 0.20),
+        bar("CPU added per GB, super-packets, TC", "bulk", "cpu", Tc, Nginx, 0.08),
+        bar("CPU added per GB, MTU-sized frames, TC", "bulk-mtu", "cpu", Tc, Nginx, 0.33),
+        bar("CPU added per GB, MTU-sized frames, TC", "bulk-mtu", "cpu", Tc, Nft, 0.65),
+        bar("CPU added per kept request, native XDP on veth", "kept-tcp", "cpu", Xdp, Nginx, 0.40),
+    ]
+}
+
+fn of_idle(lab: &Results) -> Vec<Bar> {
+    let daemon = |what: &str, figure: &str, limit: f64| Bar::of(lab, what, &format!("lab/daemon/{figure}"), limit);
+    let added = Summary::of(&idle_added(lab, System::Tc));
+    vec![
+        Bar { what: "memory added by an idle connection, bytes".to_owned(), limit: 64.0, measured: added },
+        Bar::of(lab, "all tables, bytes a slot", "lab/idle/evenkeel-tc/per slot", 192.0),
+        daemon("the daemon's own memory with 100,000 idle connections, MiB", "RssAnon, 100000 idle", 24.0),
+        daemon("its CPU then, % of a core", "cpu, 100000 idle", 0.5),
+        daemon("start to first forwarded connection, ms", "first connection", 400.0),
+        daemon("reload of 64 backends that have changed, ms", "reload, 64 backends changed", 50.0),
+    ]
+}
+
+/// All of them as a table.
+pub fn report(bars: &[Bar]) -> String {
+    let row = |bar: &Bar| vec![bar.what.clone(), number(bar.limit), spread(bar.measured), bar.verdict().to_owned()];
+    table(&["figure", "at most", "measured", "reached"], &bars.iter().map(row).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::machine::Machine;
+
+    fn results() -> Results {
+        let mut results = Results { machine: Machine::default(), command: String::new(), figures: Vec::new() };
+        for (name, rounds) in
+            [("direct", [10.0, 20.0, 30.0]), ("nginx", [20.0, 30.0, 40.0]), ("ours", [12.0, 22.5, 33.0])]
+        {
+            rounds.iter().for_each(|value| results.add(name, "µs", *value));
+        }
+        results
+    }
+
+    #[test]
+    fn what_is_added_is_compared_within_each_round() {
+        let bar = Bar::added(&results(), "x", ("ours", "direct"), ("nginx", "direct"), 0.25);
+        assert_eq!(bar.measured, Summary::of(&[0.2, 0.25, 0.3]));
+        assert_eq!(bar.verdict(), "yes");
+        assert_eq!(Bar { limit: 0.2, ..bar }.verdict(), "**no**");
+    }
+
+    #[test]
+    fn what_was_not_measured_is_neither_reached_nor_missed() {
+        assert_eq!(Bar::of(&results(), "x", "nothing", 1.0).verdict(), "not measured");
+        assert_eq!(Bar::added(&results(), "x", ("nothing", "direct"), ("nginx", "direct"), 1.0).measured, None);
+    }
+}
