@@ -33,7 +33,7 @@ pub const SYN_OPTIONS: usize = 40;
 pub const CONNECT_TIME_BUCKETS: usize = 64;
 
 /// A number for all layouts of this file: raised by hand with every change of a record or of its meaning.
-pub const HASH: u64 = 0x4556_4b4c_0000_0007;
+pub const HASH: u64 = 0x4556_4b4c_0000_0008;
 
 /// The oldest layout whose tables may be taken over as they are: since then words that were zero have got a meaning, and
 /// zero is right for them, or there are more maps. Whoever changes more than that raises this to the new [`HASH`].
@@ -241,7 +241,8 @@ pub struct Slot {
     pub backend: u16,
     /// Backends tried for this connection so far.
     pub tries: u8,
-    /// How often this try met an older connection on its port.
+    /// How often this try met an older connection on its port; from bit 4 on, how its backend was chosen
+    /// ([`schedule::CHOSEN`](crate::schedule::CHOSEN)).
     pub heals: u8,
     /// When the client's first SYN came, CLOCK_MONOTONIC in nanoseconds.
     pub started: u64,
@@ -438,6 +439,37 @@ pub struct Rule {
     pub reserved: [u8; 5],
 }
 
+/// TRACE: one record. The controller asks what would become of a SYN, and the kernel program answers when it meets it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Trace {
+    /// The SYN's key in the flow index.
+    pub key: u64,
+    /// [`TRACE_ASKED`] and the SYN's initial sequence number; 0: nothing is asked.
+    pub question: u64,
+    /// `TRACE_KNOWN`, `TRACE_OPENS` or `TRACE_TURNED_AWAY`; 0: the program did not come so far.
+    pub answer: u32,
+    /// Why it would be turned away, a number of `verdict::Reason`.
+    pub reason: u32,
+    /// The slot that it belongs to, or would get: pool << 16 | slot.
+    pub place: u32,
+    /// That slot's generation, if it belongs to it.
+    pub generation: u32,
+    /// The rule that decides: its number << 8 | its verdict; 0: none is about this client.
+    pub rule: u32,
+    /// Position of the backend in the service's list, and from bit 6 on how it would be chosen (`schedule::CHOSEN`).
+    pub chosen: u32,
+}
+
+/// In [`Trace::question`].
+pub const TRACE_ASKED: u64 = 1 << 32;
+/// It belongs to an open flow.
+pub const TRACE_KNOWN: u32 = 1;
+/// It would open a flow.
+pub const TRACE_OPENS: u32 = 2;
+/// It would be answered with a RST.
+pub const TRACE_TURNED_AWAY: u32 = 3;
+
 /// A cell of a service's ring of half-open flows: which slot, in which generation.
 #[inline(always)]
 pub const fn half_open_cell(pool: u32, slot: u32, generation: u32) -> u64 {
@@ -488,6 +520,7 @@ const _: () = {
     assert!(size_of::<SlowStart>() == 16);
     assert!(core::mem::offset_of!(Backend, opened) == 64);
     assert!(size_of::<Rule>() == 24);
+    assert!(size_of::<Trace>() == 40);
     assert!(size_of::<Service>() == 256);
     assert!(core::mem::offset_of!(Service, lock) == 64);
     assert!(core::mem::offset_of!(Service, backends) == 128);

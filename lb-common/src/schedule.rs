@@ -9,6 +9,17 @@ pub const RANDOM_TWO: u32 = 2;
 /// `balance = "hash"`: the client's address chooses a place in a Maglev table.
 pub const HASH: u32 = 3;
 
+/// How a backend was chosen: it is up and no backup.
+pub const CHOSEN_UP: u32 = 0;
+/// It is a backup, and no other backend is up.
+pub const CHOSEN_BACKUP: u32 = 1;
+/// It is not up, but nothing better is left.
+pub const CHOSEN_FAIL_OPEN: u32 = 2;
+/// It is out, and the time for a trial connection has come.
+pub const CHOSEN_TRIAL: u32 = 3;
+/// The four of them in words.
+pub const CHOSEN: [&str; 4] = ["up", "backup", "fail_open", "trial"];
+
 /// Places of a Maglev table: a prime well above 64 backends (Eisenbud et al., NSDI 2016, section 3.4).
 pub const MAGLEV_PLACES: u32 = 16_381;
 

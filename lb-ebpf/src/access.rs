@@ -158,6 +158,23 @@ extern "C" fn count_limited(service: u32, client: u32, limit: u32) -> u32 {
     0
 }
 
+/// Whether one more connection of a client would be one too many.
+#[inline(always)]
+pub fn is_over_limit(service: u32, client: u32) -> bool {
+    let Some(record) = maps::SERVICES.get_ptr_mut(service) else { return false };
+    // SAFETY: from a map lookup.
+    let limit = unsafe { atomic::load(&raw const (*record).client_limit) };
+    limit != 0 && connections_of(service, client) >= limit
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn connections_of(service: u32, client: u32) -> u32 {
+    let (first, second) = places(maps::seed(), client);
+    let b = if second == first { 0 } else { Seen(client_in(service, second, client)).connections() };
+    Seen(client_in(service, first, client)).connections() + b
+}
+
 /// Takes back what [`count_client`] has counted. Were it to miss it, the controller would find it when it compares.
 #[inline(never)]
 #[unsafe(no_mangle)]

@@ -12,7 +12,7 @@ use lb_common::{
     },
     seq::within,
     slot::{CONNECTED, COUNTED, Ctl, FIN_BACKEND, FIN_CLIENT, IN_RING, KILLED, State},
-    tcp::{ACK, SYN, Side, Step, step},
+    tcp::{ACK, CONTROL, SYN, Side, Step, step},
     verdict::Reason,
 };
 
@@ -21,7 +21,7 @@ use crate::{
     index::{self, Inserted},
     maps, report,
     select::{self, Turned},
-    slots,
+    slots, trace,
 };
 
 /// How often the older connection that a backend still holds on a port may be dodged by a fresh port. Each has a chance of a
@@ -56,7 +56,7 @@ impl Outcome {
     pub const OPEN: u64 = 8;
 
     #[inline(always)]
-    const fn at(kind: u64, place: u32) -> u64 {
+    pub const fn at(kind: u64, place: u32) -> u64 {
         kind << 32 | place as u64
     }
 
@@ -107,7 +107,7 @@ fn backend_of(number: u16) -> Option<*mut Backend> {
 
 /// Which client it is, for `balance = "hash"`: without the seed, so that both hosts of a pair choose alike.
 #[inline(always)]
-fn client_hash(key: u64) -> u32 {
+pub fn client_hash(key: u64) -> u32 {
     (mix(0, key & 0xffff_ffff) >> 32) as u32
 }
 
@@ -115,6 +115,9 @@ fn client_hash(key: u64) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn open(key: u64, initial: u32) -> u64 {
+    if trace::is_asked(key, initial) {
+        return trace::explain(key);
+    }
     let Some(listener) = maps::LISTENERS.get_ptr_mut((key >> 48) as u32) else { return Outcome::at(Outcome::DROP, 0) };
     // SAFETY: from a map lookup.
     let (service, state) = unsafe { ((*listener).service, atomic::load(&raw const (*listener).state)) };
@@ -128,12 +131,12 @@ pub extern "C" fn open(key: u64, initial: u32) -> u64 {
     let choice =
         if state == ACTIVE { select::backend(service as u32, 0, client_hash(key)) } else { Err(Turned::NoBackend) };
     match choice {
-        Ok(choice) => fill(key, initial, choice.place, choice.position | counted << 8, service as u32),
+        Ok(choice) => fill(key, initial, choice.place, choice.chosen | counted << 8, service as u32),
         Err(turned) => {
             if counted != 0 {
                 access::uncount_client(service as u32, key as u32);
             }
-            turned_away(key, service, if turned == Turned::NoSlot { Reason::NoSlot } else { Reason::NoBackend })
+            turned_away(key, service, turned.reason())
         }
     }
 }
@@ -144,8 +147,8 @@ fn turned_away(key: u64, service: u16, reason: Reason) -> u64 {
     Outcome::at(Outcome::RESET, 0)
 }
 
-/// Fills a claimed slot and enters it in the index and in the ring of half-open flows. `chosen` is the backend's position
-/// and, from bit 8 on, flags for the slot's word.
+/// Fills a claimed slot and enters it in the index and in the ring of half-open flows. `chosen` is that of
+/// [`select::Choice`] and, from bit 8 on, flags for the slot's word.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn fill(key: u64, initial: u32, place: u32, chosen: u32, service: u32) -> u64 {
@@ -165,7 +168,7 @@ extern "C" fn fill(key: u64, initial: u32, place: u32, chosen: u32, service: u32
         (*record).last_seen = ticks(now);
         (*record).backend = select::backend_at(service, position) as u16;
         (*record).tries = 1;
-        (*record).heals = 0;
+        (*record).heals = how_chosen(chosen);
         (*record).started = now;
         (*opening).client6 = [0; 16];
         (*opening).options_len = 0;
@@ -188,6 +191,18 @@ extern "C" fn fill(key: u64, initial: u32, place: u32, chosen: u32, service: u32
             turned_away(key, service as u16, Reason::IndexFull)
         }
     }
+}
+
+/// How a backend was chosen, for [`Slot::heals`].
+#[inline(always)]
+const fn how_chosen(chosen: u32) -> u8 {
+    (chosen as u8 >> 6) << 4
+}
+
+#[inline(always)]
+unsafe fn heals(record: *const Slot) -> u8 {
+    // SAFETY: the caller's pointer is from a map lookup.
+    unsafe { (*record).heals & 15 }
 }
 
 /// Makes a filled slot a half-open flow: nothing before this can be seen after it. Returns its word.
@@ -246,6 +261,12 @@ extern "C" fn again(key: u64, hash: u64) -> u64 {
 #[unsafe(no_mangle)]
 pub extern "C" fn from_client(place: u32, flags: u32, sequence: u32) -> u64 {
     let Some(record) = at(place) else { return Outcome::at(Outcome::DROP, 0) };
+    // SAFETY: from a map lookup.
+    unsafe {
+        if flags as u8 & CONTROL == SYN && trace::is_asked((*record).key, sequence) {
+            return trace::known(place, word(record));
+        }
+    }
     for _ in 0..SWAPS {
         // SAFETY: from a map lookup.
         unsafe {
@@ -417,8 +438,8 @@ pub extern "C" fn from_backend(place: u32, flags: u32, sequence: u32, acknowledg
                     return Outcome::move_on(Reason::Refused, place);
                 }
                 // The client answers it with a RST, which ends the older connection, and sends its SYN again: Linux at once.
-                Step::Stale if (*record).heals >= HEALS && flags == ACK as u32 => report::count(Reason::TimeWait),
-                Step::Stale if (*record).heals >= HEALS => return junk(0),
+                Step::Stale if heals(record) >= HEALS && flags == ACK as u32 => report::count(Reason::TimeWait),
+                Step::Stale if heals(record) >= HEALS => return junk(0),
                 Step::Stale => {
                     if !change(record, ctl, ctl.closed(Reason::TimeWait as u8)) {
                         continue;
@@ -673,7 +694,7 @@ unsafe fn failed(backend: *mut Backend, place: u32, reason: u8) {
     }
 }
 
-/// The next backend that this flow has not tried: `position << 32 | place`, or negative. There is no limit of tries if the
+/// The next backend that this flow has not tried: `chosen << 32 | place`, or negative. There is no limit of tries if the
 /// backend that it leaves is closed.
 #[inline(always)]
 unsafe fn next_backend(place: u32, service: u32, left: *const Backend) -> i64 {
@@ -686,7 +707,7 @@ unsafe fn next_backend(place: u32, service: u32, left: *const Backend) -> i64 {
         }
         let tried = (*record).ack_client as u64 | ((*record).ack_backend as u64) << 32;
         match select::backend(service, tried, client_hash((*record).key)) {
-            Ok(choice) => (choice.position as i64) << 32 | choice.place as i64,
+            Ok(choice) => (choice.chosen as i64) << 32 | choice.place as i64,
             Err(_) => -1,
         }
     }
@@ -731,7 +752,7 @@ extern "C" fn hand_over(from: u32, next: u64, generation: u32, fresh_port: u32, 
         (*new).last_seen = ticks(now);
         (*new).backend = if fresh_port != 0 { (*old).backend } else { select::backend_at(service, position) as u16 };
         (*new).tries = if fresh_port != 0 { (*old).tries } else { (*old).tries + 1 };
-        (*new).heals = if fresh_port != 0 { (*old).heals + 1 } else { 0 };
+        (*new).heals = if fresh_port != 0 { (*old).heals + 1 } else { how_chosen((next >> 32) as u32) };
         (*new).started = (*old).started;
         copy_opening(from, to, (now / 1000) as u32);
         (*old).last_seen = ticks(now);

@@ -4,7 +4,7 @@
 //! Loops over entries are in global functions, which the verifier looks at once and not once a path.
 
 use lb_common::{
-    hash::{BUCKET, Entry, PRIMARY_FILL, buckets, place, tag},
+    hash::{BUCKET, Entry, PRIMARY_FILL, buckets, mix, place, tag},
     layout::Slot,
     slot::{Ctl, State},
 };
@@ -111,6 +111,27 @@ fn swap(position: u64, old: u64, new: u64) -> bool {
     let Some(at) = word(position) else { return false };
     // SAFETY: a place of the index.
     unsafe { atomic::load(at) == old && atomic::compare_swap(at, old, new) == old }
+}
+
+/// Whether one more flow with this key would find a place.
+#[inline(always)]
+pub fn has_room(key: u64) -> bool {
+    let (primary, secondary) = buckets(mix(maps::seed(), key), maps::buckets());
+    has_room_in(primary) != 0 || has_room_in(secondary) != 0
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn has_room_in(bucket: u32) -> u32 {
+    let Some(entries) = maps::INDEX.get_ptr_mut(bucket) else { return 0 };
+    for place in 0..BUCKET as usize {
+        // SAFETY: a place of the bucket.
+        let entry = unsafe { atomic::load((&raw const (*entries)[place]).cast::<u64>()) };
+        if entry == 0 || is_over(entry) != 0 {
+            return 1;
+        }
+    }
+    0
 }
 
 /// Position of another flow's live entry for the same client in `bucket`, from `place` on; -1 if there is none.

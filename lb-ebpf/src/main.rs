@@ -24,6 +24,7 @@ mod reply;
 mod report;
 mod select;
 mod slots;
+mod trace;
 mod walk;
 
 use aya_ebpf::{

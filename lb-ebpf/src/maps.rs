@@ -14,7 +14,7 @@ use lb_common::{
     layout::{
         Backend, ClientLine, ConnectTimes, EVENTS_BYTES, FreeLine, Interface, LEASE_BITS, LISTENER_BITS, Lease,
         Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MaglevLine, Meta, Opening, POOL_BITS, Pool,
-        Ring, RuleLine, Service, Slot, SlowStart,
+        Ring, RuleLine, Service, Slot, SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -74,6 +74,8 @@ pub static RULES: ArrayOfMaps<Array<RuleLine, 1, INNER>, { MAX_SERVICES as usize
 #[btf_map]
 pub static CLIENTS: ArrayOfMaps<Array<ClientLine, { CLIENT_BUCKETS as usize }, INNER>, { MAX_SERVICES as usize }> =
     ArrayOfMaps::new();
+#[btf_map]
+pub static TRACE: Array<Trace, 1, MAPPED> = Array::new();
 #[btf_map]
 pub static LINKS: HashMap<u32, u32, { MAX_INTERFACES as usize }> = HashMap::new();
 #[btf_map]

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use lb_common::{
     layout::{BACKUP, Backend, MAX_SERVICE_BACKENDS, MAX_SNAT, OUT, Service, UP},
-    schedule::{self, MAGLEV_PLACES, less_loaded},
+    schedule::{self, CHOSEN_BACKUP, CHOSEN_FAIL_OPEN, CHOSEN_TRIAL, CHOSEN_UP, MAGLEV_PLACES, less_loaded},
     verdict::Reason,
 };
 
@@ -15,6 +15,18 @@ const PRIMARY: u32 = 1 << (UP << 1);
 const SPARE: u32 = 1 << (UP << 1 | BACKUP);
 /// Whatever is not administratively out: nothing better is left.
 const ANY: u32 = PRIMARY | SPARE | trials(PRIMARY) | trials(SPARE);
+/// One after the other, from the lowest byte on. An array would stand on the stack, of which the deepest chain of calls
+/// has nothing left.
+const MODES: u32 = PRIMARY << (8 * CHOSEN_UP) | SPARE << (8 * CHOSEN_BACKUP) | ANY << (8 * CHOSEN_FAIL_OPEN);
+/// Beside one of the three: it is only asked who would be chosen (`trace`), and nobody's turn passes by that. The highest
+/// bit, which is no class.
+pub const ASKED: u32 = 1 << 31;
+
+/// Whether it is the last of the three.
+#[inline(always)]
+fn is_any(mode: u32) -> bool {
+    mode & ANY == ANY
+}
 
 /// The classes that a trial may bring among those of `mode`: the same, but OUT.
 const fn trials(mode: u32) -> u32 {
@@ -34,13 +46,13 @@ const LOCK_TRIES: u32 = 128;
 /// Points of the Maglev table that are tried.
 const POINTS: u32 = 64;
 /// Backends without a free port that are passed over for one connection.
-const FULL_POOLS: u32 = 4;
+pub const FULL_POOLS: u32 = 4;
 
 /// A backend chosen and a slot claimed towards it.
 #[derive(Clone, Copy)]
 pub struct Choice {
-    /// Position in the service's list.
-    pub position: u32,
+    /// Position in the service's list, and from bit 6 on how it was chosen (`schedule::CHOSEN`).
+    pub chosen: u32,
     /// pool << 16 | slot.
     pub place: u32,
 }
@@ -54,6 +66,14 @@ pub enum Turned {
     NoSlot,
 }
 
+impl Turned {
+    /// The same among all reasons.
+    #[inline(always)]
+    pub fn reason(self) -> Reason {
+        if self == Turned::NoSlot { Reason::NoSlot } else { Reason::NoBackend }
+    }
+}
+
 /// Chooses a backend that is not in the mask `tried`, counts the flow in its `active`, and claims a slot.
 /// `client` is a hash of the client's address.
 #[inline(always)]
@@ -62,7 +82,7 @@ pub fn backend(service: u32, tried: u64, client: u32) -> Result<Choice, Turned> 
     match choice {
         -1 => Err(Turned::NoBackend),
         -2 => Err(Turned::NoSlot),
-        _ => Ok(Choice { position: (choice >> 32) as u32 & 63, place: choice as u32 }),
+        _ => Ok(Choice { chosen: (choice >> 32) as u32 & 255, place: choice as u32 }),
     }
 }
 
@@ -72,20 +92,20 @@ extern "C" fn choose_and_claim(service: u32, tried: u64, client: u32) -> i64 {
     let mut tried = tried;
     let mut failure = -1;
     for _ in 0..FULL_POOLS {
-        let position = choose(service, tried, client);
-        if position < 0 {
+        let chosen = choose(service, tried, client, 0);
+        if chosen < 0 {
             return failure;
         }
-        let backend = backend_at(service, position as u32);
+        let backend = backend_at(service, chosen as u32);
         if backend < 0 {
             return failure;
         }
         let place = claim_towards(backend as u32, client);
         if place >= 0 {
-            return (position as i64) << 32 | place;
+            return (chosen as i64) << 32 | place;
         }
         uncount(backend as u32);
-        tried |= 1 << (position & 63);
+        tried |= 1 << (chosen & 63);
         failure = -2;
     }
     failure
@@ -105,17 +125,24 @@ pub extern "C" fn claim_towards(backend: u32, client: u32) -> i64 {
         if i >= count {
             break;
         }
-        // Mostly there is one SNAT address, and nothing to divide.
-        let mut which = if count == 1 { 0 } else { client.wrapping_add(i) % count };
-        // SAFETY: touches one register; MAX_SNAT is 8.
-        unsafe { core::arch::asm!("{0} &= 7", inout(reg) which) };
-        // SAFETY: 0..=7 lies in `pools`.
-        let pool = unsafe { *(&raw const (*record).pools).cast::<u16>().add(which as usize) } as u32;
+        // SAFETY: from a map lookup.
+        let pool = unsafe { pool_at(record, i, client, count) };
         if let Some(slot) = slots::claim(pool) {
             return (pool << 16 | slot) as i64;
         }
     }
     -1
+}
+
+/// The pool to try in the `i`th place, of `count`: the client decides where it begins.
+#[inline(always)]
+pub unsafe fn pool_at(backend: *const Backend, i: u32, client: u32, count: u32) -> u32 {
+    // Mostly there is one SNAT address, and nothing to divide.
+    let mut which = if count == 1 { 0 } else { client.wrapping_add(i) % count };
+    // SAFETY: touches one register; MAX_SNAT is 8.
+    unsafe { core::arch::asm!("{0} &= 7", inout(reg) which) };
+    // SAFETY: the caller's pointer is from a map lookup; 0..=7 lies in `pools`.
+    unsafe { *(&raw const (*backend).pools).cast::<u16>().add(which as usize) as u32 }
 }
 
 /// Takes back what `count_in` has counted: no flow came of it.
@@ -142,31 +169,33 @@ pub fn backend_at(service: u32, position: u32) -> i32 {
     unsafe { *(&raw const (*record).backends).cast::<u16>().add(position as usize) as i32 }
 }
 
-/// The position of the backend to use, already counted in its `active`, or -1.
+/// The backend to use, as [`Choice::chosen`], already counted in its `active`; or -1. `asked` is 0 or [`ASKED`].
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn choose(service: u32, tried: u64, client: u32) -> i32 {
+pub extern "C" fn choose(service: u32, tried: u64, client: u32, asked: u32) -> i32 {
     let Some(record) = maps::SERVICES.get_ptr_mut(service) else { return -1 };
     lock(record);
-    let mut position = -1;
-    for mode in [PRIMARY, SPARE, ANY] {
+    let mut chosen = -1;
+    for how in CHOSEN_UP..=CHOSEN_FAIL_OPEN {
+        let mode = MODES >> (8 * how) & 0xff | asked;
         // SAFETY: from a map lookup.
         let is_slow = unsafe { atomic::load(&raw const (*record).slow_until) } != 0;
         let held_back = if is_slow { held_back(service, tried, mode) } else { 0 };
         // SAFETY: from a map lookup.
         let balance = unsafe { (*record).balance };
-        position = pick(service, tried | held_back, mode, client, balance);
-        if position < 0 && held_back != 0 {
-            position = pick(service, tried, mode, client, balance);
+        let mut picked = pick(service, tried | held_back, mode, client, balance);
+        if picked < 0 && held_back != 0 {
+            picked = pick(service, tried, mode, client, balance);
         }
-        if position >= 0 {
-            count_in(service, position as u32, mode);
+        if picked >= 0 {
+            count_in(service, picked as u32, mode);
+            chosen = picked | (how << 6) as i32;
             break;
         }
     }
     // SAFETY: from a map lookup.
     unsafe { atomic::store(&raw mut (*record).lock, 0) };
-    position
+    chosen
 }
 
 /// Backends that have come back a short while ago and have had their share of that time: a mask of positions.
@@ -177,7 +206,7 @@ extern "C" fn held_back(service: u32, tried: u64, mode: u32) -> u64 {
     let now = clock::coarse();
     // SAFETY: from a map lookup.
     let (until, balance) = unsafe { (atomic::load(&raw const (*record).slow_until), (*record).balance) };
-    if until <= now || mode == ANY {
+    if until <= now || is_any(mode) {
         return 0;
     }
     // A method that prefers the less busy would give it everything: its share of all is counted. The others choose it
@@ -190,7 +219,7 @@ extern "C" fn held_back(service: u32, tried: u64, mode: u32) -> u64 {
         if position >= count {
             break;
         }
-        if eligible(service, position, tried, mode) != 0 && save_up(service, position, total, now) == 0 {
+        if eligible(service, position, tried, mode) != 0 && save_up(service, position, total, now, mode & ASKED) == 0 {
             held_back |= 1 << position;
         }
     }
@@ -198,10 +227,10 @@ extern "C" fn held_back(service: u32, tried: u64, mode: u32) -> u64 {
 }
 
 /// Adds to what a backend has saved up of its share since it came back. 1: that is a whole connection, or it has its
-/// whole share.
+/// whole share. If it is only `asked`, nothing is added.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn save_up(service: u32, position: u32, total: u32, now: u64) -> u32 {
+extern "C" fn save_up(service: u32, position: u32, total: u32, now: u64, asked: u32) -> u32 {
     let backend = backend_at(service, position);
     let (Some(record), Some(slow)) =
         (maps::BACKENDS.get_ptr_mut(backend as u32), maps::SLOW_STARTS.get_ptr_mut(backend as u32))
@@ -217,7 +246,9 @@ extern "C" fn save_up(service: u32, position: u32, total: u32, now: u64) -> u32 
         let share = schedule::slow_share(until - now, (*slow).ms, (*record).weight, total);
         let before = (*slow).credit;
         let credit = before.wrapping_add(share);
-        (*slow).credit = credit;
+        if asked == 0 {
+            (*slow).credit = credit;
+        }
         (credit < before) as u32
     }
 }
@@ -236,13 +267,16 @@ fn lock(service: *mut Service) {
 
 #[inline(always)]
 fn count_in(service: u32, position: u32, mode: u32) -> u32 {
+    if mode & ASKED != 0 {
+        return 0;
+    }
     let Some(record) = maps::BACKENDS.get_ptr_mut(backend_at(service, position) as u32) else { return 0 };
     // SAFETY: from a map lookup.
     unsafe {
         atomic::add(&raw mut (*record).active, 1);
         atomic::add(&raw mut (*record).opened, 1);
     }
-    if mode == ANY {
+    if is_any(mode) {
         report::count(Reason::FailOpen);
     }
     0
@@ -251,12 +285,13 @@ fn count_in(service: u32, position: u32, mode: u32) -> u32 {
 /// A load that is above no other.
 const MOST_LOADED: u64 = (u32::MAX as u64) << 32 | 1;
 
-/// One pass over the backends in `mode`, by the service's method. A trial that is due goes before everything else.
+/// One pass over the backends in `mode`, by the service's method: a position, or -1. A trial that is due goes before
+/// everything else, and says so from bit 6 on.
 #[inline(always)]
 fn pick(service: u32, tried: u64, mode: u32, client: u32, balance: u32) -> i32 {
     let trial = due_trial(service, tried, mode);
     if trial >= 0 {
-        return trial;
+        return trial | (CHOSEN_TRIAL << 6) as i32;
     }
     if balance == schedule::HASH {
         let position = hashed(service, tried, mode, client);
@@ -322,7 +357,7 @@ unsafe fn is_reachable(backend: *const Backend) -> bool {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn due_trial(service: u32, tried: u64, mode: u32) -> i32 {
-    if mode == ANY {
+    if is_any(mode) {
         return -1;
     }
     let count = backend_count(service);
@@ -366,6 +401,9 @@ extern "C" fn take_trial(service: u32, position: u32, mode: u32) -> u32 {
         let (now, due) = (clock::coarse(), atomic::load(&raw const (*record).retry_at));
         if now < due || !is_reachable(record) {
             return 0;
+        }
+        if mode & ASKED != 0 {
+            return 1;
         }
         let lapse = now + (*service).connect_timeout + (*record).retry_after;
         (atomic::compare_swap(&raw mut (*record).retry_at, due, lapse) == due) as u32
@@ -420,27 +458,29 @@ extern "C" fn round_robin(service: u32, tried: u64, mode: u32, least: u64) -> i3
         }
         let weight = load as u32 as i32;
         total = total.wrapping_add(weight);
-        let current = add_current(service, position, weight) as i64;
+        let current = add_current(service, position, weight, mode) as i64;
         if current > highest {
             best = forgotten(position as u64) as i32;
             highest = current;
         }
     }
     if best >= 0 {
-        add_current(service, best as u32, total.wrapping_neg());
+        add_current(service, best as u32, total.wrapping_neg(), mode);
     }
     best
 }
 
-/// Moves a backend's current weight; its new value.
+/// Moves a backend's current weight, unless it is only asked; its new value.
 #[inline(always)]
-fn add_current(service: u32, position: u32, change: i32) -> i32 {
+fn add_current(service: u32, position: u32, change: i32, mode: u32) -> i32 {
     let backend = backend_at(service, position);
     let Some(record) = maps::BACKENDS.get_ptr_mut(backend as u32) else { return 0 };
     // SAFETY: from a map lookup; the service's lock is held.
     unsafe {
         let current = ((*record).current as i32).wrapping_add(change);
-        (*record).current = current as u32;
+        if mode & ASKED == 0 {
+            (*record).current = current as u32;
+        }
         current
     }
 }

@@ -76,6 +76,77 @@ extern "C" fn pop(pool: u32) -> i64 {
     -1
 }
 
+/// The slot that [`claim`] would take, or -1.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn peek(pool: u32) -> i64 {
+    for turn in 0..POPS {
+        let slot = peek_ring(pool, turn);
+        if slot < 0 {
+            break;
+        }
+        if may_be_taken(pool, slot as u32, 0) != 0 {
+            return slot;
+        }
+    }
+    peek_reclaim(pool)
+}
+
+/// The slot that the pop after `turn` others would give, or -1.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn peek_ring(pool: u32, turn: u32) -> i64 {
+    let Some(ring) = maps::RINGS.get_ptr_mut(pool) else { return -1 };
+    // SAFETY: the ring and the cell are from map lookups.
+    unsafe {
+        let head = atomic::load(&raw const (*ring).head);
+        if turn >= atomic::load(&raw const (*ring).tail).wrapping_sub(head) {
+            return -1;
+        }
+        let position = head.wrapping_add(turn);
+        let Some(at) = ring_cell(pool, ring, position) else { return -1 };
+        match slot_at(position, atomic::load(at), (*ring).bits & 31) {
+            Some(slot) => slot as i64,
+            None => -1,
+        }
+    }
+}
+
+/// What [`reclaim`] would find.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn peek_reclaim(pool: u32) -> i64 {
+    let (Some(ring), Some(table)) = (maps::RINGS.get_ptr_mut(pool), maps::POOLS.get_ptr_mut(pool)) else { return -1 };
+    // SAFETY: from map lookups.
+    let (ports, cursor) = unsafe { ((*table).ports as u32, atomic::load(&raw const (*ring).reclaim)) };
+    if ports == 0 {
+        return -1;
+    }
+    let now = clock::ticks();
+    for turn in 0..RECLAIMS {
+        let slot = cursor.wrapping_add(turn) % ports;
+        if may_be_taken(pool, slot, now) != 0 {
+            return slot as i64;
+        }
+    }
+    -1
+}
+
+/// Whether a slot may be taken from the ring; with the time now, whether it was held back for long enough.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn may_be_taken(pool: u32, slot: u32, now: u32) -> u32 {
+    let Some(record) = get(pool, slot) else { return 0 };
+    // SAFETY: from a map lookup.
+    let (ctl, seen) =
+        unsafe { (Ctl(atomic::load(&raw const (*record).ctl)), atomic::load(&raw const (*record).last_seen)) };
+    (match ctl.state() {
+        State::Free | State::Closed => now == 0,
+        State::Abandoned => now != 0 && now.wrapping_sub(seen) >= HOLD,
+        _ => false,
+    }) as u32
+}
+
 /// The cell of a position in the ring.
 #[inline(always)]
 unsafe fn ring_cell(pool: u32, ring: *const Ring, position: u32) -> Option<*mut u32> {

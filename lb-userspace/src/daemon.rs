@@ -15,6 +15,7 @@ mod orders;
 mod probes;
 mod pump;
 mod report;
+mod trace;
 mod upgrade;
 mod view;
 mod vrrp;

@@ -10,6 +10,7 @@ mod parsing;
 mod races;
 mod rules;
 mod schedulers;
+mod trace;
 mod trying;
 mod verifier;
 

@@ -19,6 +19,7 @@ mod observe;
 mod page;
 mod reloads;
 mod topologies;
+mod trace;
 mod trials;
 mod upgrade;
 mod vrrp;

@@ -12,6 +12,7 @@ mod routes;
 mod server;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 pub mod types;
 
 pub use listener::Listener;

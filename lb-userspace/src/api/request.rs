@@ -3,6 +3,7 @@
 use super::admin::{Changed, Drain, Failover, InForce, Kill, Maint, Ready, Rebalance, Rebalanced, Set, Task};
 use super::orders::Peer;
 use super::report::Report;
+use super::trace::{Trace, TraceQuery};
 use super::types::{Conn, ConnState, Counters, FailedOver, Refused, Reloaded, VrrpStatus};
 use crate::handover::Upgraded;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,8 @@ pub enum Request {
     Conns(ConnsFilter, Reply<Conns>),
     Counters(Reply<Counters>),
     Vrrp(Reply<Vec<VrrpStatus>>),
+    /// One connection explained, or what a SYN would meet.
+    Trace(TraceQuery, Reply<Result<Trace, Refused>>),
     /// Which backends operators have taken out.
     InForce(Reply<Vec<InForce>>),
     /// How far a task is.

@@ -9,6 +9,7 @@ use super::orders;
 use super::page;
 use super::report::Report;
 use super::request::{Conns, ConnsFilter, EventsFilter, Reply, Request};
+use super::trace::TraceQuery;
 use super::types::{Event, Meaning, Refused, meanings};
 use crate::notice::History;
 use axum::body::{Body, Bytes};
@@ -93,7 +94,9 @@ pub fn all(daemon: Daemon) -> Router {
     let router = reading_routes()
         .route("/api/v1/reload", post(reload))
         .route("/api/v1/upgrade", post(upgrade))
-        .route("/api/v1/stop", post(stop));
+        .route("/api/v1/stop", post(stop))
+        // Changes nothing, but runs the program, and tells of rules: not for anybody.
+        .route("/api/v1/trace", get(trace));
     finish(router.merge(orders::routes()), daemon)
 }
 
@@ -237,6 +240,14 @@ async fn task(State(daemon): State<Daemon>, Path(id): Path<u64>) -> Result<Respo
 /// What the words in the counters mean.
 async fn reasons() -> Json<Vec<Meaning>> {
     Json(meanings())
+}
+
+async fn trace(
+    State(daemon): State<Daemon>,
+    query: Result<Query<TraceQuery>, QueryRejection>,
+) -> Result<Response, Response> {
+    let Query(query) = query.map_err(|error| failure(StatusCode::BAD_REQUEST, &error.body_text()))?;
+    daemon.ask(|reply| Request::Trace(query, reply)).await.map(outcome)
 }
 
 async fn conns(

@@ -184,6 +184,7 @@ pub async fn answer(mut asked: mpsc::Receiver<Request>, conns: u32, end: oneshot
                 let rows = taken.into_iter().take(filter.limit.unwrap_or(usize::MAX)).collect();
                 drop(reply.send(Conns { rows, total }));
             }
+            Request::Trace(query, reply) => drop(reply.send(Err(Refused { errors: vec![format!("{query:?}")] }))),
             Request::InForce(reply) => drop(reply.send(Vec::new())),
             Request::Task(id, reply) => drop(reply.send(Ok(task(id)))),
             Request::Order(order, peer) => carry_out(order, peer),

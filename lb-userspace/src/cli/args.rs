@@ -103,6 +103,24 @@ Examples:
         #[command(flatten)]
         output: Output,
     },
+    /// Explain one connection, or say what a new one from this address would meet
+    #[command(after_help = "\
+Exit code 0 also without such a connection: then the attached program itself is asked what it would do with a SYN of this
+client, and nothing changes by that, no counter and no backend's turn.
+Examples:
+  evenkeel trace 10.0.3.7:50123
+  evenkeel trace 10.0.3.7:1 --service kube-apiserver    would this client be let in, and where to?
+  evenkeel trace 10.0.3.7:50123 -o json")]
+    Trace {
+        /// The client's address and port
+        #[arg(value_name = "CLIENT:PORT")]
+        client: SocketAddr,
+        /// Only this service
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Every reason why a packet or a connection was not forwarded, and how often
     #[command(after_help = "\
 Examples:

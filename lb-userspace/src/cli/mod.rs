@@ -11,6 +11,7 @@ mod show;
 mod table;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod units;
 
 use crate::api::EventsFilter;
@@ -51,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Status { output } => status(&client, output.format),
         Command::Backends { output } => backends(&client, output.format),
         Command::Conns { filter, output } => conns(&client, &filter, output.format),
+        Command::Trace { client: about, service, output } => trace::trace(&client, about, service, output.format),
         Command::Drain { which, args, output } => orders::drain(&client, which, args, output.format),
         Command::Maint { which, reset, output } => orders::maint(&client, which, reset, output.format),
         Command::Ready { which, output } => orders::ready(&client, which, output.format),

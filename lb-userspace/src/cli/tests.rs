@@ -1,9 +1,10 @@
 use super::args::{Cli, Command, Format, Setting};
 use super::units;
+use crate::api::trace::{Candidate, DecidingRule, Elsewhere, Foretold, Trace, Verdict};
 use crate::api::types::{
-    Backend, BackendReason, BackendState, ConnState, ConnectTime, Counters, Event, EventKind, EventLevel,
+    Backend, BackendReason, BackendState, ConnState, ConnectTime, Counters, Event, EventKind, EventLevel, VrrpState,
 };
-use crate::cli::show;
+use crate::cli::{show, trace};
 use clap::{CommandFactory, Parser};
 use lb_common::verdict::Reason;
 use std::time::Duration;
@@ -162,4 +163,56 @@ fn every_reason_is_listed_with_its_meaning() {
     for reason in Reason::ALL {
         assert!(listed.contains(reason.name()) && listed.contains(reason.meaning()));
     }
+}
+
+#[test]
+fn a_forecast_says_what_comes_of_a_syn_why_and_who_else_there_is() {
+    let candidate = |name: &str, state, reason| Candidate {
+        backend: name.into(),
+        address: "10.0.1.10:6443".parse().unwrap(),
+        state,
+        reason,
+        backup: false,
+        weight: 1,
+        active: 2,
+        max_conns: 0,
+    };
+    let it = Foretold {
+        service: "api".into(),
+        listen: "10.0.1.100:6443".parse().unwrap(),
+        verdict: Verdict::Refused,
+        reason: Some("no_backend".into()),
+        meaning: Some("nobody".into()),
+        rule: Some(DecidingRule { number: 1, text: "allow 10.0.0.0/8".into() }),
+        client_limit: None,
+        balance: "least_conn".into(),
+        chosen: None,
+        backend: None,
+        address: None,
+        snat: None,
+        mac: None,
+        interface: None,
+        backends: vec![
+            candidate("cp01", BackendState::Draining, Some(BackendReason::Admin)),
+            candidate("cp2", BackendState::Down, Some(BackendReason::Config)),
+        ],
+        elsewhere: Some(Elsewhere {
+            instance: "VI_1".into(),
+            state: VrrpState::Backup,
+            master: Some([10, 0, 1, 2].into()),
+        }),
+    };
+    let told = trace::told(&Trace { client: "10.0.3.7:1".parse().unwrap(), connections: vec![], new: vec![it] });
+    assert_eq!(
+        told,
+        "\
+10.0.3.7:1 has no connection. A SYN from it now:
+to 10.0.1.100:6443 (service api): is refused (RST)
+  but          this host is BACKUP of VI_1: SYNs go to 10.0.1.2, which has the address
+  reason       no_backend: nobody
+  rule         1: \"allow 10.0.0.0/8\"
+  backends     cp01  draining (admin), weight 1, 2 active
+               cp2   down (config), weight 1, 2 active
+"
+    );
 }

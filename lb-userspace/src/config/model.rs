@@ -222,10 +222,16 @@ pub struct Rule {
 
 impl Serialize for Rule {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let verb = if self.allow { "allow" } else { "deny" };
         match self.clients {
-            Some(clients) => serializer.collect_str(&format_args!("{verb} {clients}")),
-            None => serializer.collect_str(&format_args!("{verb} all")),
+            Some(clients) => write!(f, "{verb} {clients}"),
+            None => write!(f, "{verb} all"),
         }
     }
 }

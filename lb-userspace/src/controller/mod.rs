@@ -504,6 +504,11 @@ impl Controller {
         row.is_some_and(|row| row.pools.iter().any(|pool| self.reach.is_known(*pool)))
     }
 
+    /// Backends that an open connection has tried in vain, as far as events told of them.
+    pub fn failed_tries(&self, client: SocketAddr, listener: u16, started: u64) -> Vec<SocketAddr> {
+        self.recorder.failed(client, listener, started)
+    }
+
     /// Corrections of the counts of clients' connections so far, in connections.
     pub fn client_drift(&self) -> u64 {
         self.clients.corrected()

@@ -103,6 +103,12 @@ impl Recorder {
         connection_number(event.pool, event.slot, event.generation)
     }
 
+    /// The tries of a connection that is still open that have failed so far.
+    pub fn failed(&self, client: SocketAddr, listener: u16, started: u64) -> Vec<SocketAddr> {
+        let tries = self.failed.get(&(client, listener, started)).into_iter().flatten();
+        tries.map(|failed| failed.address).collect()
+    }
+
     fn remember(&mut self, connection: Connection, failed: Try) {
         let tries = self.failed.entry(connection).or_default();
         tries.push(failed);

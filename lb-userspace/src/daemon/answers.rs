@@ -32,6 +32,7 @@ impl Daemon {
             Request::Ping(reply) => _ = reply.send(()),
             Request::Vrrp(reply) => _ = reply.send(report::vrrp::instances(&self.snapshot())),
             Request::Counters(reply) => _ = reply.send(self.counters()),
+            Request::Trace(query, reply) => _ = reply.send(self.trace(&query)),
             Request::InForce(reply) => _ = reply.send(self.in_force()),
             Request::Task(id, reply) => _ = reply.send(self.task(id)),
             Request::Order(order, peer) => self.carry_out(order, &peer),
@@ -110,7 +111,7 @@ impl Daemon {
         self.config.services.iter().map(view).collect()
     }
 
-    fn backend_view(&self, service: &Service, backend: &Backend) -> Option<BackendView> {
+    pub(super) fn backend_view(&self, service: &Service, backend: &Backend) -> Option<BackendView> {
         let mut known = self.controller.backends().iter();
         let (number, _) = known
             .find(|(_, facts)| facts.service == service.name && SocketAddr::V4(facts.address) == backend.address)?;

@@ -111,6 +111,27 @@ pub fn client_syn(flow: &Flow, listener: &Listener, mac: [u8; 6]) -> Option<Vec<
     Some(segment.frame())
 }
 
+/// A SYN as a client's host would send it: to a listener, to our interface's MAC address. Nothing for IPv6.
+pub fn first_syn(client: SocketAddr, listener: &Listener, mac: [u8; 6], initial: u32) -> Option<Vec<u8>> {
+    /// Of a host that nobody has: locally administered (IEEE 802).
+    const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
+    /// Maximum segment size 1460, as on Ethernet.
+    const OPTIONS: [u8; 4] = [2, 4, 5, 180];
+    let segment = Segment {
+        source_mac: NOBODY,
+        target_mac: mac,
+        source: v4(client)?,
+        target: v4(SocketAddr::new(address_of(&listener.address), u16::from_be_bytes(listener.port)))?,
+        seq: initial,
+        ack: 0,
+        flags: SYN,
+        window: 64_240_u16.to_be_bytes(),
+        tos: 0,
+        options: &OPTIONS,
+    };
+    Some(segment.frame())
+}
+
 /// Resets for both sides of a flow that we have closed. `mac` gives the MAC address of one of our interfaces.
 ///
 /// A reset counts only at exactly the next sequence number its receiver expects (RFC 5961 section 3.2): that is the last

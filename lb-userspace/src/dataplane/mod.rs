@@ -34,6 +34,7 @@ mod self_test;
 mod shapes;
 mod slots;
 mod tables;
+mod trace;
 
 pub use adopt::{Foreign, NotAdopted};
 pub use attach::{Attached, Mode, Requested};
@@ -44,6 +45,7 @@ pub use leases::Claims;
 pub use pools::NewPool;
 pub use shapes::index_buckets;
 pub use tables::{BackendSetup, HalfOpen, ServiceSetup, Tables};
+pub use trace::Answer;
 
 use attach::{Hooks, detach, left_behind};
 use index::Index;
@@ -305,6 +307,7 @@ impl Tables {
             half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
             rules: RwLock::new(vec![None; MAX_SERVICES as usize]),
             clients: RwLock::new(vec![None; MAX_SERVICES as usize]),
+            trace: mapped_table(&maps, "TRACE")?,
             seed: mapped_table::<Meta>(&maps, "META")?.read(0).seed,
             kernel: None,
         };

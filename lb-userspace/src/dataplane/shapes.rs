@@ -9,7 +9,7 @@ use lb_common::{
     hash,
     layout::{
         Backend, ConnectTimes, EVENTS_BYTES, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAX_BACKENDS,
-        MAX_INTERFACES, MAX_SERVICES, Meta, POOL_BITS, Pool, Ring, Service, SlowStart,
+        MAX_INTERFACES, MAX_SERVICES, Meta, POOL_BITS, Pool, Ring, Service, SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -77,6 +77,7 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("MAGLEV", outer(MAX_SERVICES)),
         ("RULES", outer(MAX_SERVICES)),
         ("CLIENTS", outer(MAX_SERVICES)),
+        ("TRACE", mapped(size_of::<Trace>(), 1)),
         ("LINKS", Shape { kind: MapType::Hash, key: 4, value: 4, entries: MAX_INTERFACES, flags: 0 }),
         ("COUNTERS", per_cpu(8, REASON_LIMIT)),
         ("RST_TOKENS", per_cpu(16, 1)),

@@ -18,7 +18,7 @@ use lb_common::{
         ACTIVE, BACKUP, Backend, CLOSING, CONNECT_TIME_BUCKETS, ClientLine, ConnectTimes, DELETED, EMPTY, HASH, Hop,
         Interface, LEASE_BITS, LISTENER_BITS, LOG, Lease, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES,
         MAX_SERVICE_BACKENDS, MAX_SERVICES, MAX_SNAT, MaglevLine, Meta, POOL_BITS, Pool, Ring, Rule, RuleLine, Service,
-        SlowStart, half_open_flow,
+        SlowStart, Trace, half_open_flow,
     },
     schedule::MAGLEV_PLACES,
     slot::{CONNECTED, Ctl, IN_RING},
@@ -53,6 +53,8 @@ pub struct Tables {
     pub(super) rules: RwLock<Vec<Option<Arc<Table<RuleLine>>>>>,
     /// The tables of clients of the services that have or had a limit, by number.
     pub(super) clients: RwLock<Vec<Option<Arc<Table<ClientLine>>>>>,
+    /// The question that `trace` asks the kernel program.
+    pub(super) trace: Table<Trace>,
     /// Seed of the kernel program's hashes.
     pub(super) seed: u64,
     /// The maps behind all this; nothing if the tables stand in plain memory.
@@ -134,6 +136,7 @@ impl Tables {
             half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
             rules: RwLock::new(vec![None; MAX_SERVICES as usize]),
             clients: RwLock::new(vec![None; MAX_SERVICES as usize]),
+            trace: Table::anonymous(1)?,
             seed: 0,
             kernel: None,
         };

@@ -81,6 +81,7 @@ macro_rules! records {
 records! {
     layout::Meta, layout::Lease, layout::Listener, layout::Interface, layout::Pool, layout::Ring, layout::FreeLine, layout::MaglevLine,
     layout::ConnectTimes, layout::Slot, layout::Opening, layout::Backend, layout::Service, layout::RuleLine, layout::ClientLine, layout::SlowStart,
+    layout::Trace,
     u64,
 }
 

@@ -12,16 +12,21 @@ pub fn instances(snapshot: &Snapshot) -> Vec<VrrpStatus> {
     snapshot.vrrp.iter().map(|report| instance(snapshot, report)).collect()
 }
 
+/// The state in the words of the API.
+pub fn state(state: State) -> VrrpState {
+    match state {
+        State::Init => VrrpState::Init,
+        State::Backup => VrrpState::Backup,
+        State::Master => VrrpState::Master,
+        State::Fault => VrrpState::Fault,
+    }
+}
+
 fn instance(snapshot: &Snapshot, report: &Report) -> VrrpStatus {
     let counted = &report.counters;
     VrrpStatus {
         name: report.name.to_string(),
-        state: match report.state {
-            State::Init => VrrpState::Init,
-            State::Backup => VrrpState::Backup,
-            State::Master => VrrpState::Master,
-            State::Fault => VrrpState::Fault,
-        },
+        state: state(report.state),
         priority: report.priority,
         base_priority: report.base_priority,
         addresses: report.addresses.iter().map(ToString::to_string).collect(),

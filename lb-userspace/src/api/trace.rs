@@ -1,0 +1,158 @@
+//! `/api/v1/trace`: one connection explained, or what a SYN of its client would meet now.
+
+use super::types::{BackendReason, BackendState, ConnState, VrrpState};
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// Whom it is about: the query string.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceQuery {
+    /// The client's address and port.
+    pub client: SocketAddr,
+    /// Only this service; left out: all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+}
+
+/// The answer. Without an open connection of the client, `new` has a row for every listen address that was asked about.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trace {
+    pub client: SocketAddr,
+    pub connections: Vec<Connection>,
+    pub new: Vec<Foretold>,
+}
+
+/// One open connection, as its slot has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Connection {
+    pub service: Arc<str>,
+    pub listen: SocketAddr,
+    pub backend: Arc<str>,
+    pub address: SocketAddr,
+    /// The source that the backend sees: the SNAT address and port.
+    pub snat: SocketAddr,
+    pub state: ConnState,
+    pub balance: String,
+    /// How the backend was chosen: `up`, `backup`, `fail_open` or `trial`.
+    pub chosen: String,
+    /// Backends tried, the one it is with included.
+    pub tries: u8,
+    /// Those that failed before, as far as this daemon has heard of them.
+    pub failed: Vec<SocketAddr>,
+    /// Ports left because the backend still held an older connection on them.
+    pub ports_left: u8,
+    /// Whether it counts for `per_client_connections`.
+    pub counted: bool,
+    pub pool: u16,
+    pub slot: u16,
+    pub generation: u32,
+    pub client_side: Side,
+    pub backend_side: Side,
+    pub age_s: f64,
+    pub idle_s: f64,
+    /// Until idle_timeout; nothing while it is half-open.
+    pub idle_left_s: Option<f64>,
+    /// Until connect_timeout of this try; only while it is half-open.
+    pub connect_left_s: Option<f64>,
+    /// How long the backend took to answer.
+    pub connect_ms: Option<f64>,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+/// One side of a connection. Sequence numbers are those on the wire; nothing for what was not seen yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Side {
+    /// Initial sequence number.
+    pub isn: Option<u32>,
+    /// Behind the last byte that this side has sent.
+    pub end: Option<u32>,
+    /// The last acknowledgement from this side.
+    pub acknowledged: Option<u32>,
+    /// The next hop towards it; nothing if it is not known.
+    pub mac: Option<String>,
+    pub interface: Option<String>,
+    /// Our own MAC address there.
+    pub own_mac: Option<String>,
+    /// Whether this side has closed (FIN).
+    pub fin: bool,
+}
+
+/// What the attached program says about a SYN.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Foretold {
+    pub service: Arc<str>,
+    pub listen: SocketAddr,
+    pub verdict: Verdict,
+    /// Why it is refused: a reason of `counters --list`.
+    pub reason: Option<String>,
+    pub meaning: Option<String>,
+    /// The rule that decides.
+    pub rule: Option<DecidingRule>,
+    /// Present if the service has a limit.
+    pub client_limit: Option<ClientLimit>,
+    pub balance: String,
+    /// Nothing if it is refused, here and below.
+    pub chosen: Option<String>,
+    pub backend: Option<Arc<str>>,
+    pub address: Option<SocketAddr>,
+    pub snat: Option<SocketAddr>,
+    /// The next hop of the frame that would be sent.
+    pub mac: Option<String>,
+    pub interface: Option<String>,
+    /// All backends of the service, as they stand.
+    pub backends: Vec<Candidate>,
+    /// Present if a VRRP instance carries the listen address and this host is not its master: then SYNs go elsewhere.
+    pub elsewhere: Option<Elsewhere>,
+}
+
+/// A backend that may have been considered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Candidate {
+    pub backend: Arc<str>,
+    pub address: SocketAddr,
+    pub state: BackendState,
+    pub reason: Option<BackendReason>,
+    pub backup: bool,
+    pub weight: u32,
+    pub active: u32,
+    /// 0: no limit.
+    pub max_conns: u32,
+}
+
+/// Who has a listen address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Elsewhere {
+    pub instance: String,
+    pub state: VrrpState,
+    /// The master, if one is known.
+    pub master: Option<IpAddr>,
+}
+
+/// What becomes of a SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It goes to a backend.
+    Forwarded,
+    /// It is answered with a RST.
+    Refused,
+    /// It is left to this host: the program is on no interface of the service, or not the one it would come in by.
+    NotOurs,
+}
+
+/// A rule, by its position in `rules` (from 1 on) and as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecidingRule {
+    pub number: usize,
+    pub text: String,
+}
+
+/// `per_client_connections` and how many of them the client has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientLimit {
+    pub limit: u32,
+    pub open: u32,
+}

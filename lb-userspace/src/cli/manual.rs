@@ -1,0 +1,39 @@
+//! `completions` and `man`: both are made from the arguments as clap knows them, so that they cannot fall behind.
+
+use super::args::Cli;
+use super::exit::Failure;
+use super::output;
+use clap::{Command, CommandFactory};
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+const NAME: &str = "evenkeel";
+
+pub fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), NAME, &mut script);
+    output::print_bytes(&[&script])
+}
+
+pub fn man(command: &[String]) -> Result<(), Failure> {
+    output::print_bytes(&[&page(command)?])
+}
+
+/// The page, in roff.
+pub fn page(command: &[String]) -> Result<Vec<u8>, Failure> {
+    let mut all = Cli::command();
+    // Gives every command its whole name, and the options that all of them have.
+    all.build();
+    let found =
+        command.iter().try_fold(&all, |within, name| within.find_subcommand(name).ok_or_else(|| unknown(name, within)));
+    let mut page = Vec::new();
+    let man = Man::new(found?.clone()).manual("evenkeel").source(format!("{NAME} {}", env!("CARGO_PKG_VERSION")));
+    man.render(&mut page).map_err(|error| Failure::Refused(format!("the page cannot be made: {error}")))?;
+    Ok(page)
+}
+
+fn unknown(name: &str, within: &Command) -> Failure {
+    let names: Vec<_> = within.get_subcommands().map(Command::get_name).collect();
+    let there_are = if names.is_empty() { "it has none".into() } else { format!("there are {}", names.join(", ")) };
+    Failure::Refused(format!("{} has no command {name:?}: {there_are}", within.get_bin_name().unwrap_or(NAME)))
+}
