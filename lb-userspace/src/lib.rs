@@ -12,4 +12,5 @@ pub mod health;
 pub mod notice;
 pub mod sync;
 pub mod sys;
+pub mod top;
 pub mod vrrp;

@@ -18,6 +18,7 @@ mod nexthops;
 mod observe;
 mod page;
 mod reloads;
+mod top;
 mod topologies;
 mod trace;
 mod trials;

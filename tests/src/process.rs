@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
     os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
@@ -124,6 +124,19 @@ impl Process {
             bail!("{}: {status}\n{}", self.name, self.log());
         }
         Ok(())
+    }
+
+    /// The end of what it has said so far: so many bytes at most.
+    pub fn log_end(&self, bytes: u64) -> String {
+        let read = || {
+            let mut file = File::open(&self.log)?;
+            let length = file.seek(SeekFrom::End(0))?;
+            file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
+            let mut text = Vec::new();
+            file.read_to_end(&mut text)?;
+            Ok::<_, io::Error>(String::from_utf8_lossy(&text).into_owned())
+        };
+        read().unwrap_or_default()
     }
 
     /// What it has said so far.

@@ -1,11 +1,7 @@
 //! `evenkeel-lab run`: a first look. A lab with a client, evenkeel and three stand-in API servers; with `--once` a scripted
 //! round that says what it did and measured, else a screen that shows what happens until Ctrl-C.
 
-use std::{
-    io::{BufRead as _, Write as _},
-    sync::mpsc,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
@@ -13,23 +9,23 @@ use crate::{
     Lab, Plan, StandIn,
     client::{bulk, hold::Holding, storm},
     daemon::{Evenkeel, Service, kubectl},
+    show,
     topology::{PORT, Topology, VIP},
-    wait,
 };
 
 const SOON: Duration = Duration::from_secs(15);
 
 /// The lab and what runs in it.
-struct Stage {
-    evenkeel: Evenkeel,
-    standins: Vec<StandIn>,
-    lab: Lab,
-    vip: String,
+pub struct Stage {
+    pub evenkeel: Evenkeel,
+    pub standins: Vec<StandIn>,
+    pub lab: Lab,
+    pub vip: String,
 }
 
 pub fn run(once: bool) -> Result<()> {
     let mut stage = Stage::new()?;
-    if once { stage.round() } else { stage.show() }
+    if once { stage.round() } else { show::run(&mut stage) }
 }
 
 impl Stage {
@@ -41,7 +37,7 @@ impl Stage {
         Ok(Stage { evenkeel, standins, lab, vip: format!("{VIP}:{PORT}") })
     }
 
-    fn hold(&self, options: &[&str]) -> Result<Holding> {
+    pub fn hold(&self, options: &[&str]) -> Result<Holding> {
         Holding::start(self.lab.client(), &[&[self.vip.as_str()], options].concat())
     }
 
@@ -94,64 +90,6 @@ impl Stage {
         say(&format!("{what}: {connections} new connections, 0 failed"), &times);
         Ok(())
     }
-
-    /// Traffic, the status again every second, and a line of input to break something.
-    fn show(&mut self) -> Result<()> {
-        let folder = self.lab.folder().display().to_string();
-        let mut held = self.hold(&["--tls", &folder, "--watch"])?;
-        held.open(30)?;
-        let _traffic = storm::start(self.lab.client(), &[&self.vip, "--seconds", "86400", "--rate", "20"])?;
-        let (send, orders) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-                let _ = send.send(line);
-            }
-        });
-        let mut told = String::new();
-        loop {
-            let status = self.evenkeel.done(&["status"])?;
-            let events = self.evenkeel.done(&["events", "--limit", "6"])?;
-            let watches = held.status()?;
-            print!("\x1b[2J\x1b[H{status}\n{events}\n30 watches: {:?}, ended {:?}\n", watches.by, watches.ended);
-            println!("from a second terminal: evenkeel --socket {} backends", self.evenkeel.socket().display());
-            println!(
-                "k1 kill, p1 pause, c1 cut off, b1 bring back cp01 (likewise 2, 3) and Enter; q or Ctrl-C ends   {told}"
-            );
-            std::io::stdout().flush()?;
-            match orders.recv_timeout(Duration::from_secs(1)) {
-                Ok(order) if order.trim() == "q" => return Ok(()),
-                Ok(order) => told = self.obey(order.trim())?,
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-                // No terminal to take orders from: the screen goes on until it is ended.
-                Err(mpsc::RecvTimeoutError::Disconnected) => wait::until("a second", SOON, second())?,
-            }
-        }
-    }
-
-    fn obey(&mut self, order: &str) -> Result<String> {
-        let (what, number) = order.split_at_checked(1).unwrap_or(("", ""));
-        let Some(number) = number.parse::<usize>().ok().and_then(|number| number.checked_sub(1)).filter(|n| *n < 3)
-        else {
-            return Ok(format!("not understood: {order}"));
-        };
-        let name = self.standins[number].host.name.to_string();
-        match what {
-            "k" => self.standins[number].kill(),
-            "p" => self.standins[number].pause()?,
-            "c" => self.lab.switch.link(&name, false)?,
-            "b" => {
-                self.lab.switch.link(&name, true)?;
-                self.standins[number].revive()?;
-            }
-            _ => return Ok(format!("not understood: {order}")),
-        }
-        Ok(format!("done: {order}"))
-    }
-}
-
-fn second() -> impl FnMut() -> Option<()> {
-    let since = Instant::now();
-    move || (since.elapsed() >= Duration::from_secs(1)).then_some(())
 }
 
 fn say(what: &str, result: &str) {

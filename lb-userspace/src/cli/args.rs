@@ -85,6 +85,16 @@ Example: evenkeel check -c evenkeel.toml && evenkeel reload")]
         #[command(flatten)]
         output: Output,
     },
+    /// The live screen: rates, connections, how even they are, health, VRRP, events; keys drain and sort
+    #[command(after_help = "\
+On it: arrows select a backend, d drains it, m and r are maint and ready (each asks first), s sorts, Tab shows counters or
+VRRP instead of events, ? has the rest, q quits. It needs a terminal; NO_COLOR is respected. A daemon that is away is waited for.
+Example: evenkeel top --interval 5s    over a slow line")]
+    Top {
+        /// Between two looks at the daemon: 200ms to 60s
+        #[arg(short, long, value_parser = interval, default_value = "1s", value_name = "TIME")]
+        interval: Duration,
+    },
     /// A row a backend: state and reason, connections, failures, connect time, bytes
     Backends {
         #[command(flatten)]
@@ -397,6 +407,12 @@ fn state(text: &str) -> Result<ConnState, String> {
     let all = || ConnState::ALL.iter().map(|(state, _)| state.name()).collect::<Vec<_>>().join(", ");
     let found = states.clone().find(|(state, _)| state.name() == text).map(|(_, state)| *state);
     found.ok_or_else(|| format!("there are {}", all()))
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let time = units::parse_duration(text)?;
+    let ok = (Duration::from_millis(200)..=Duration::from_secs(60)).contains(&time);
+    ok.then_some(time).ok_or_else(|| "200ms to 60s".into())
 }
 
 fn setting(text: &str) -> Result<Setting, String> {

@@ -54,6 +54,11 @@ impl Client {
         self.ask(Method::GET, path, Bytes::new(), WITHIN)
     }
 
+    /// For who asks again soon.
+    pub fn get_within(&self, path: &str, limit: Duration) -> Result<Answer, Failure> {
+        self.ask(Method::GET, path, Bytes::new(), limit)
+    }
+
     pub fn post(&self, path: &str) -> Result<Answer, Failure> {
         self.ask(Method::POST, path, Bytes::new(), WITHIN)
     }

@@ -1,6 +1,6 @@
 //! How a command ends.
 
-use std::process::ExitCode;
+use std::{fmt, process::ExitCode};
 
 /// Why a command did not do what it was asked; the text is for the operator.
 #[derive(Debug)]
@@ -19,11 +19,19 @@ pub const UNREACHABLE: u8 = 2;
 impl Failure {
     /// Says what is wrong and gives the exit code.
     pub fn report(&self) -> ExitCode {
-        let (text, code) = match self {
-            Failure::Refused(text) => (text, REFUSED),
-            Failure::Unreachable(text) => (text, UNREACHABLE),
-        };
-        eprintln!("{text}");
-        ExitCode::from(code)
+        eprintln!("{self}");
+        ExitCode::from(match self {
+            Failure::Refused(_) => REFUSED,
+            Failure::Unreachable(_) => UNREACHABLE,
+        })
     }
 }
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let (Failure::Refused(text) | Failure::Unreachable(text)) = self;
+        f.write_str(text)
+    }
+}
+
+impl std::error::Error for Failure {}

@@ -3,7 +3,7 @@
 mod args;
 pub(crate) mod client;
 mod config_commands;
-pub(crate) mod exit;
+pub mod exit;
 mod interrupt;
 mod orders;
 mod output;
@@ -12,17 +12,19 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod trace;
-mod units;
+pub(crate) mod units;
 
 use crate::api::EventsFilter;
 use crate::api::types::{Counters, Event, Reloaded, Status};
 use crate::daemon::{self, RunOptions};
 use crate::handover::Upgraded;
+use crate::top;
 use args::{Cli, Command, Format, VrrpAction};
 use clap::Parser;
 use client::{Answer, Client};
 use exit::Failure;
 use lb_common::verdict::Reason;
+pub(crate) use orders::standing;
 use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -49,6 +51,7 @@ pub fn main() -> ExitCode {
         Command::Dump { config, output } => config_commands::dump(&config, output.format),
         Command::Stop { detach } => stop(&client, detach),
         Command::Reload => reload(&client),
+        Command::Top { interval } => top::run(&cli.socket, interval, None),
         Command::Status { output } => status(&client, output.format),
         Command::Backends { output } => backends(&client, output.format),
         Command::Conns { filter, output } => conns(&client, &filter, output.format),

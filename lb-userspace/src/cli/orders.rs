@@ -55,7 +55,7 @@ fn drained(changed: &Changed, rate: NonZeroU32) -> String {
 }
 
 /// `cp01 of kube-apiserver is draining (admin)`
-fn standing(changed: &Changed) -> String {
+pub fn standing(changed: &Changed) -> String {
     let reason = changed.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
     format!("{} of {} is {}{reason}", changed.backend, changed.service, changed.state)
 }

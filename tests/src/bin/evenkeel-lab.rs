@@ -47,6 +47,12 @@ enum Program {
     },
     /// Build a lab and hold it until killed
     HoldLab,
+    /// The live screen with a key, x, that panics: what becomes of the terminal?
+    #[command(hide = true)]
+    PanickingScreen {
+        #[arg(env = "EVENKEEL_SOCKET")]
+        socket: std::path::PathBuf,
+    },
     /// Remove a lab when standard input ends (the lab starts this itself)
     #[command(hide = true)]
     Reap { process: u32, count: u32 },
@@ -67,6 +73,7 @@ fn main() -> Result<()> {
         Program::BenchLoad(options) => return bench::lab::load::run(options),
         Program::BenchHold(options) => return bench::lab::idle::hold(&options),
         Program::BenchFirst(options) => return bench::lab::idle::first(&options),
+        Program::PanickingScreen { socket } => return lab::show::panic_at_a_key(&socket),
         _ => {}
     }
     // One thread a process: tests that need more start more of them.
@@ -76,15 +83,8 @@ fn main() -> Result<()> {
         Program::Hold(options) => runtime.block_on(client::hold::run(options)),
         Program::Storm(options) => runtime.block_on(client::storm::run(options)),
         Program::Bulk(options) => runtime.block_on(client::bulk::run(options)),
-        Program::Run { .. }
-        | Program::Bench(_)
-        | Program::BenchServer(_)
-        | Program::BenchLoad(_)
-        | Program::BenchHold(_)
-        | Program::BenchFirst(_)
-        | Program::Picture { .. }
-        | Program::HoldLab
-        | Program::Reap { .. } => Ok(()),
+        // Those above.
+        _ => Ok(()),
     }
 }
 

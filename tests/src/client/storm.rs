@@ -291,6 +291,9 @@ pub fn start(host: &crate::Host, options: &[&str]) -> Result<Running> {
     Ok(Running { process: host.start(&name, &mut command)? })
 }
 
+/// More than a report has, in bytes.
+const LINE: u64 = 16 << 10;
+
 /// A storm that is going on.
 pub struct Running {
     process: crate::Process,
@@ -310,7 +313,7 @@ impl Running {
 
     /// The last line it printed: with `--every`, how it stands.
     pub fn latest(&self) -> Result<Report> {
-        let log = self.process.log();
+        let log = self.process.log_end(LINE);
         // A line without its end is still being written.
         let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let line = whole.lines().next_back().context("no report yet")?;

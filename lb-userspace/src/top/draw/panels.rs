@@ -1,0 +1,143 @@
+//! The lower part: events, counters, VRRP, and what the lab adds.
+
+use lb_common::verdict::Reason;
+use ratatui::text::{Line, Span};
+
+use super::{
+    look::{Look, Tone, columns},
+    number::seconds_since,
+};
+use crate::{
+    api::types::{Event, EventLevel, VrrpState, VrrpStatus},
+    top::state::{Panel, Stage, State},
+};
+
+/// Where a panel stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    pub width: usize,
+    /// With its title.
+    pub height: usize,
+}
+
+/// A panel with its title, as many lines as there is room for at most.
+pub fn panel(state: &State, look: &Look, panel: Panel, title: &str, room: Room) -> Vec<Line<'static>> {
+    let height = room.height.saturating_sub(1);
+    let mut rows = match panel {
+        Panel::Events => events(state, look, room.width),
+        Panel::Counters => counters(state, look, room.width),
+        Panel::Vrrp => vrrp(state, look, room.width),
+    };
+    let scroll = if panel == state.panel { state.scroll.min(rows.len().saturating_sub(height)) } else { 0 };
+    rows.drain(..scroll);
+    rows.truncate(height);
+    let title = if scroll > 0 { format!("{title} +{scroll}") } else { title.to_owned() };
+    rows.insert(0, Line::from(look.text(Tone::Plain, look.rule(&title, room.width))));
+    rows
+}
+
+/// The names of all panels, that which is shown in brackets.
+pub fn tabs(state: &State) -> String {
+    let name = |panel: &Panel| {
+        if *panel == state.panel { format!("[{}]", panel.name()) } else { panel.name().to_owned() }
+    };
+    Panel::ALL.iter().map(name).collect::<Vec<_>>().join(" ")
+}
+
+/// The newest first: what has just happened stands where the eye looks.
+fn events(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
+    state.seen.events.iter().rev().map(|it| event(state, look, it, width)).collect()
+}
+
+fn event(state: &State, look: &Look, event: &Event, width: usize) -> Line<'static> {
+    let (word, tone) = match event.level {
+        EventLevel::Info => ("", Tone::Plain),
+        EventLevel::Warn => ("warn ", Tone::Mild),
+        EventLevel::Error => ("ERROR ", Tone::Bad),
+    };
+    let time = format!("{} ", look.moment(event.time, state.now.time));
+    // Texts of configuration errors may have several lines.
+    let text = event.text.replace('\n', "; ");
+    let room = width.saturating_sub(columns(&time) + columns(word));
+    Line::from(vec![look.text(Tone::Soft, time), look.text(tone, word), Span::raw(look.fit(&text, room, false))])
+}
+
+fn counters(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
+    let rows = state.counters.moved(&state.seen.status.counters);
+    let longest = rows.iter().map(|row| columns(row.reason)).max().unwrap_or(0).min(width / 2);
+    let line = |row: &crate::top::past::Moved| {
+        let meaning = Reason::ALL.iter().find(|it| it.name() == row.reason).map_or("", |it| it.meaning());
+        let lately = if row.lately > 0 { format!("+{}", row.lately) } else { String::new() };
+        let head = format!("{} {:>9} {:>8}  ", look.fit(row.reason, longest, false), row.all, lately);
+        let room = width.saturating_sub(columns(&head));
+        let tone = if row.lately > 0 { Tone::Strong } else { Tone::Plain };
+        Line::from(vec![look.text(tone, head), look.text(Tone::Soft, look.fit(meaning, room, false))])
+    };
+    rows.iter().map(line).collect()
+}
+
+/// What stands of an instance in one line.
+pub fn instance(state: &State, look: &Look, instance: &VrrpStatus, width: usize) -> Line<'static> {
+    let tone = match instance.state {
+        VrrpState::Master => Tone::Good,
+        VrrpState::Fault => Tone::Bad,
+        VrrpState::Backup | VrrpState::Init => Tone::Mild,
+    };
+    let base = match instance.priority == instance.base_priority {
+        true => String::new(),
+        false => format!(" of {}", instance.base_priority),
+    };
+    let master = match (instance.state, instance.master) {
+        (VrrpState::Master, _) => ", this host".into(),
+        (_, Some(master)) => format!(", master {master}"),
+        (_, None) => ", master unknown".into(),
+    };
+    let head = format!("vrrp {} ", instance.name);
+    let word = instance.state.to_string();
+    let rest = format!(
+        " for {}, priority {}{base}, {}{master}: {}",
+        seconds_since(instance.since, state.now.time),
+        instance.priority,
+        instance.addresses.join(" "),
+        instance.reason,
+    );
+    let room = width.saturating_sub(columns(&head) + columns(&word));
+    Line::from(vec![look.text(Tone::Plain, head), look.text(tone, word), Span::raw(look.fit(&rest, room, false))])
+}
+
+/// The same, and what it has no room for.
+fn vrrp(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
+    let instances = &state.seen.status.vrrp;
+    if instances.is_empty() {
+        return vec![Line::from(look.text(Tone::Soft, look.fit("no [[vrrp]] instance is configured", width, false)))];
+    }
+    let details = |it: &VrrpStatus| {
+        let weights = it.weights.iter().map(|weight| format!("priority {:+}: {}", weight.weight, weight.what));
+        let faults = it.faults.iter().map(|fault| format!("fault: {fault}"));
+        let peers = it.peers.iter().map(|peer| {
+            format!(
+                "heard {} with priority {} at {}",
+                peer.address,
+                peer.priority,
+                look.moment(peer.last_heard, state.now.time)
+            )
+        });
+        let refused: u64 = it.adverts.refused.values().sum();
+        let adverts = format!(
+            "adverts: {} sent, {} heard, {refused} refused; {} changes of state; two masters: {}",
+            it.adverts.sent, it.adverts.received, it.transitions, it.adverts.dual_master
+        );
+        faults.chain(weights).chain(peers).chain([adverts]).collect::<Vec<_>>()
+    };
+    let lines = instances.iter().flat_map(|it| {
+        let text = |text: String| Line::from(look.text(Tone::Plain, look.fit(&format!("  {text}"), width, false)));
+        std::iter::once(instance(state, look, it, width)).chain(details(it).into_iter().map(text))
+    });
+    lines.collect()
+}
+
+pub fn stage(stage: &Stage, look: &Look, width: usize) -> Vec<Line<'static>> {
+    let title = Line::from(look.text(Tone::Plain, look.rule(&stage.title, width)));
+    let lines = stage.lines.iter().map(|line| Line::from(Span::raw(look.fit(line, width, false))));
+    std::iter::once(title).chain(lines).collect()
+}
