@@ -15,6 +15,7 @@ mod orders;
 mod probes;
 mod pump;
 mod report;
+mod sync;
 mod trace;
 mod upgrade;
 mod view;
@@ -54,6 +55,7 @@ use interfaces::Wanted;
 use logs::Logs;
 use probes::Probes;
 use pump::Pump;
+use sync::Sync;
 use upgrade::Upgrading;
 use vrrp::Vrrp;
 
@@ -126,6 +128,7 @@ struct Daemon {
     wanted: Wanted,
     vrrp: Vrrp,
     probes: Probes,
+    sync: Sync,
     /// SNAT ports that are to be withheld and are in use: (pool, port).
     waiting: Vec<(u16, u16)>,
     /// Events lost so far.
@@ -201,6 +204,7 @@ impl Daemon {
         let signals = Signals::register()?;
         let desired = Desired::new(&config).map_err(several)?;
         let (probes, findings) = Probes::start(&config)?;
+        let key = sync::key(&config)?;
         let mut logs = Logs::new(history.clone());
         let prepared = logs.prepare(&config)?;
         logs.commit(&config, prepared);
@@ -251,6 +255,7 @@ impl Daemon {
             wanted,
             vrrp: Vrrp::default(),
             probes,
+            sync: Sync::default(),
             waiting: Vec::new(),
             lost: 0,
             inputs: Some(inputs),
@@ -259,7 +264,7 @@ impl Daemon {
             binary,
             upgrading: None,
         };
-        daemon.first_configuration(desired).await?;
+        daemon.first_configuration(desired, key).await?;
         if predecessor.is_none() {
             // In an upgrade the service is ready all the time, and what its main process is the old one says.
             tell_systemd(&[NotifyState::Ready]);
@@ -327,6 +332,7 @@ impl Daemon {
                     }
                 }
                 events = self.vrrp.events() => self.vrrp_events(&events?),
+                news = self.sync.news() => self.sync_news(news?),
                 _ = test.tick(), if self.vrrp.is_running() => self.look_at_usefulness().await,
                 () = tokio::time::sleep(deadline) => self.turn(),
             }
@@ -348,6 +354,7 @@ impl Daemon {
         tell_systemd(&[NotifyState::Stopping]);
         // First of all: with the program gone and the address still there, the host itself would reset every connection.
         self.end_vrrp().await?;
+        self.sync.end();
         let datapath = if detach { "is detached" } else { "stays and goes on balancing" };
         self.tell(Notice::daemon(Level::Info, Kind::Lifecycle, format!("ending; the datapath {datapath}")));
         self.history.close();
@@ -373,6 +380,7 @@ impl Daemon {
         {
             warn!("{error:#}");
         }
+        self.direct_sync();
     }
 
     fn write_hops(&mut self) {
@@ -385,6 +393,7 @@ impl Daemon {
 
     fn events(&mut self, batch: &[Event]) {
         let now = now();
+        self.sync.ended(batch);
         for event in batch {
             let actions = self.controller.event(event, now);
             self.act(actions);
@@ -394,13 +403,17 @@ impl Daemon {
     fn turn(&mut self) {
         let tables = self.dataplane.tables().clone();
         let lost = tables.counter(Reason::EventLost).unwrap_or(self.lost);
-        self.lost = lost;
+        if std::mem::replace(&mut self.lost, lost) != lost {
+            self.sync.ends_missed();
+        }
+        self.look_at_sync();
         let actions = self.controller.turn(&*tables, lost, clock::monotonic_ns());
         let pools_changed = actions.iter().any(|action| matches!(action, Action::Write(_)));
         self.act(actions);
         if pools_changed {
             self.hops.want(self.controller.installed());
             self.detach_unused();
+            self.direct_sync();
         }
         self.waiting.retain(|(pool, port)| !tables.reserve_port(*pool, *port));
         for service in self.logs.due(Instant::now()) {
@@ -425,7 +438,7 @@ impl Daemon {
         for action in actions {
             match action {
                 Action::Write(write) => {
-                    if let Err(error) = apply::write(self.dataplane.tables(), &self.hops, &write, &mut self.waiting) {
+                    if let Err(error) = self.write_one(&write) {
                         warn!("{error:#}");
                         self.controller.reread(view::installed(self.dataplane.tables()));
                     }
@@ -444,6 +457,7 @@ impl Daemon {
                 Action::Ask(flow) => apply::ask(&self.dataplane, &flow),
                 Action::Step(step) => {
                     if let Some(event) = apply::step(&self.dataplane, &step) {
+                        self.sync.ended(&[event]);
                         let actions = self.controller.event(&event, now());
                         self.act(actions);
                     }

@@ -71,6 +71,7 @@ fn new_pool() -> NewPool {
         ports: 1000,
         reserved: vec![20_500],
         hop: Hop::new([2, 0, 0, 0, 0, 9], 0),
+        upper_first: false,
     }
 }
 

@@ -10,6 +10,7 @@ mod datapath;
 mod dataplane;
 mod dead_backends;
 mod endurance;
+mod failover;
 mod injection;
 mod lab_itself;
 mod logs;

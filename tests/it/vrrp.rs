@@ -22,7 +22,7 @@ const SOON: Duration = Duration::from_secs(10);
 const VIP: &str = "10.0.1.100";
 
 /// An instance as it stands in the file; every key at its default, but for those in `keys`.
-fn instance(priority: u8, keys: &[&str]) -> String {
+pub fn instance(priority: u8, keys: &[&str]) -> String {
     let mut text = format!(
         "[[vrrp]]\nname = \"VI_1\"\ninterface = \"eth0\"\nvirtual_router_id = 51\npriority = {priority}\n\
          addresses = [\"{VIP}/24\"]\n"
@@ -45,7 +45,7 @@ fn lab() -> Lab {
     Lab::build(&Plan::new(Topology::Segment).backends(1).pair()).expect("the lab")
 }
 
-fn second(lab: &Lab) -> &Host {
+pub fn second(lab: &Lab) -> &Host {
     lab.second.as_ref().expect("a pair has a second balancer")
 }
 
@@ -61,7 +61,7 @@ fn evenkeel(lab: &Lab, host: &Host, instance: &str) -> Evenkeel {
 }
 
 /// The instance's entry in `evenkeel vrrp`.
-fn report(evenkeel: &Evenkeel) -> anyhow::Result<Value> {
+pub fn report(evenkeel: &Evenkeel) -> anyhow::Result<Value> {
     report_of(evenkeel, "VI_1")
 }
 
@@ -85,13 +85,13 @@ fn is_told(evenkeel: &Evenkeel, what: &str) {
     wait::until(what, SOON, told).unwrap_or_else(|late| panic!("{late:#}\n{}", evenkeel.log()));
 }
 
-fn state(evenkeel: &Evenkeel) -> String {
+pub fn state(evenkeel: &Evenkeel) -> String {
     report(evenkeel).ok().and_then(|report| report["state"].as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// Waits until it is in a state.
 #[track_caller]
-fn becomes(evenkeel: &Evenkeel, wanted: &str) {
+pub fn becomes(evenkeel: &Evenkeel, wanted: &str) {
     let late = wait::until(wanted, SOON, || (state(evenkeel) == wanted).then_some(()));
     if let Err(late) = late {
         panic!("{late:#}, but {:?}\n{}", report(evenkeel), evenkeel.log());
@@ -99,7 +99,7 @@ fn becomes(evenkeel: &Evenkeel, wanted: &str) {
 }
 
 /// Whether a host has the VIP.
-fn has_vip(host: &Host) -> bool {
+pub fn has_vip(host: &Host) -> bool {
     host.ip(&["address", "show", "dev", "eth0"]).expect("ip").contains(&format!(" {VIP}/"))
 }
 

@@ -136,6 +136,7 @@ impl Bench {
                 ports: setup.ports,
                 reserved: Vec::new(),
                 hop: Hop::new(backend_mac(n), attached.number),
+                upper_first: false,
             };
             pools.push(tables.create_pool(&pool)?);
             tables.reset_backend(n);

@@ -71,6 +71,7 @@ pub fn status() -> Status {
             backends: vec![backend()],
         }],
         vrrp: vec![],
+        sync: None,
         counters: Counters::from([("refused".into(), 4)]),
     }
 }

@@ -37,7 +37,75 @@ pub struct Status {
     pub config: ConfigStatus,
     pub services: Vec<ServiceStatus>,
     pub vrrp: Vec<VrrpStatus>,
+    /// Flow sync; nothing without `[sync]`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sync: Option<SyncStatus>,
     pub counters: Counters,
+}
+
+/// How it stands with the other hosts of a pair that share their connections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncStatus {
+    pub listen: SocketAddr,
+    /// Why nothing can be heard or sent, if so.
+    pub error: Option<String>,
+    /// The listen addresses that this host has: it sends their connections, and receives those of all others.
+    pub master_of: Vec<SocketAddr>,
+    /// Datagrams that did not get out.
+    pub send_failures: u64,
+    pub peers: Vec<SyncPeer>,
+}
+
+/// One of the other hosts. Counts are of this process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncPeer {
+    pub address: SocketAddr,
+    pub state: SyncState,
+    /// Its program's; empty before it was heard.
+    pub version: String,
+    /// Since it was heard.
+    pub silent_ms: Option<u64>,
+    /// Changes that wait to be sent to it, and how long the oldest has waited.
+    pub waiting: u64,
+    pub lag_ms: u64,
+    /// Its datagrams that never came.
+    pub lost: u64,
+    pub datagrams_sent: u64,
+    /// Connections sent, again and again.
+    pub flows_sent: u64,
+    pub ends_sent: u64,
+    /// Full copies sent.
+    pub copies_sent: u64,
+    /// Changes that found the queue full.
+    pub dropped: u64,
+    pub flows_received: u64,
+    pub ends_received: u64,
+    /// Full copies that came whole.
+    pub copies_received: u64,
+    /// Connections that met another one in their place.
+    pub conflicts: u64,
+    /// Connections that have no place here: another service, backend or port.
+    pub unknown: u64,
+    /// Datagrams that were turned away, by reason.
+    pub refused: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SyncState {
+    /// Not heard yet, or it has another key.
+    Connecting,
+    /// Its connections are on the way.
+    Copying,
+    /// All its connections are known here.
+    Synced,
+    /// Not heard for three seconds.
+    Lost,
+}
+
+impl SyncState {
+    /// Every state there is.
+    pub const ALL: &[SyncState] = &[SyncState::Connecting, SyncState::Copying, SyncState::Synced, SyncState::Lost];
 }
 
 /// Which configuration is in use.
@@ -326,6 +394,8 @@ pub enum EventKind {
     /// A backend went out or came back.
     Health,
     Vrrp,
+    /// Flow sync.
+    Sync,
     Reload,
     /// An operator's command.
     Admin,
@@ -361,4 +431,4 @@ macro_rules! shown_as_in_json {
     )*};
 }
 
-shown_as_in_json!(DatapathMode, BackendState, BackendReason, VrrpState, ConnState, EventLevel, EventKind);
+shown_as_in_json!(DatapathMode, BackendState, BackendReason, VrrpState, SyncState, ConnState, EventLevel, EventKind);

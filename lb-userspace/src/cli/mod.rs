@@ -8,6 +8,7 @@ mod interrupt;
 mod orders;
 mod output;
 mod show;
+mod sync;
 mod table;
 #[cfg(test)]
 mod tests;

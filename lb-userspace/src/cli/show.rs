@@ -33,6 +33,10 @@ pub fn status(status: &Status, format: Format, style: Style) -> String {
         text += "\n";
         text += &vrrp(&status.vrrp, style);
     }
+    if let Some(sync) = &status.sync {
+        text += "\n";
+        text += &super::sync::status(sync, format, style);
+    }
     if status.counters.values().any(|count| *count > 0) {
         text += "\n";
         text += &counters(&status.counters, Format::Table, style);

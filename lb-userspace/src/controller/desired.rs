@@ -88,12 +88,13 @@ impl Desired {
     /// named here all the same.
     pub fn new(config: &model::Config) -> Result<Desired, Vec<String>> {
         let mut errors = Vec::new();
-        let services = config.services.iter().filter_map(|service| translate(service, &mut errors)).collect();
+        let synced = config.sync.is_some();
+        let services = config.services.iter().filter_map(|service| translate(service, synced, &mut errors)).collect();
         if errors.is_empty() { Ok(Desired { services }) } else { Err(errors) }
     }
 }
 
-fn translate(service: &model::Service, errors: &mut Vec<String>) -> Option<DesiredService> {
+fn translate(service: &model::Service, synced: bool, errors: &mut Vec<String>) -> Option<DesiredService> {
     let mut v4 = |address: SocketAddr| match address {
         SocketAddr::V4(address) => Some(address),
         SocketAddr::V6(address) => {
@@ -135,7 +136,8 @@ fn translate(service: &model::Service, errors: &mut Vec<String>) -> Option<Desir
         ports: service.snat_ports.count(),
         reset_rate: service.reset_rate.get(),
         probe: service.health.as_ref().map(tries),
-        log: service.access_log.is_some(),
+        // Flow sync lives on them too.
+        log: service.access_log.is_some() || synced,
         rules: service.rules.iter().map(rule).collect(),
         client_limit: service.per_client_connections,
         backends: backends?,

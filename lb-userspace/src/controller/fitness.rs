@@ -191,7 +191,7 @@ impl Controller {
     }
 
     /// Whom to watch: everybody who may be taken out by what clients meet and is not known to be dead. Of one whose
-    /// connections were spared the flows may tell more than its probes.
+    /// connections were spared the flows may tell more than its probes. A host that has not the address sees no packet.
     fn subjects(&self) -> Vec<Subject> {
         let watched = |number: &u16, health: &Health| {
             let settings = self.backends.get(number)?.settings;
@@ -203,7 +203,11 @@ impl Controller {
             };
             let passive = settings.max_fails > 0 || settings.probe.is_some();
             let connect_timeout = settings.connect_timeout;
-            (passive && !known).then(|| Subject { backend: *number, pools: row.pools.clone(), connect_timeout })
+            (passive && !known && self.is_ours(row.service)).then(|| Subject {
+                backend: *number,
+                pools: row.pools.clone(),
+                connect_timeout,
+            })
         };
         self.health.iter().filter_map(|(number, health)| watched(number, health)).collect()
     }

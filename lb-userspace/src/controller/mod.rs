@@ -46,6 +46,7 @@ pub mod silence;
 pub mod sweep;
 pub mod tally;
 mod tasks;
+pub mod territory;
 pub mod view;
 
 #[cfg(test)]
@@ -61,6 +62,7 @@ use orders::Orders;
 use plan::{Plan, Write};
 use record::{Names, Recorder};
 use resets::Which;
+use territory::{Ours, Territory};
 use view::{FlowAt, View};
 
 use crate::{
@@ -186,6 +188,8 @@ pub struct Controller {
     reconcile: reconcile::Reconcile,
     clients: clients::Clients,
     recorder: Recorder,
+    /// Whose flows are ours to close.
+    territory: Territory,
     /// When the next look at half-open flows, turn of the sweep, and turn of everything else are due.
     due: (u64, u64, u64),
 }
@@ -344,29 +348,30 @@ impl Controller {
 
     /// Whatever is due at `now`. `lost` is how many events were lost so far.
     pub fn turn(&mut self, view: &impl View, lost: u64, now: u64) -> Vec<Action> {
+        let ours = Ours::new(&self.territory, view);
         let mut actions = Vec::new();
         if now >= self.due.0 {
             let services: Vec<_> =
                 self.installed.services.iter().map(|(number, row)| (*number, row.connect_timeout)).collect();
-            let look = self.half_open.look(&services, view, now);
+            let look = self.half_open.look(&services, &ours, now);
             actions.extend(look.due.into_iter().map(Action::Retry));
             self.due.0 = look.next;
         }
         if now >= self.due.1 {
-            actions.extend(self.sweep_turn(view, now).into_iter().map(Action::Step));
+            actions.extend(self.sweep_turn(&ours, now).into_iter().map(Action::Step));
             self.due.1 = self.sweep.deadline(now);
         }
         if now >= self.operators_deadline() {
-            actions.extend(self.operators_turn(view, now));
+            actions.extend(self.operators_turn(&ours, now));
         }
         if now >= self.silence.deadline() {
-            actions.extend(self.silence_turn(view, now));
+            actions.extend(self.silence_turn(&ours, now));
         }
         if now >= self.rails.deadline() {
             actions.extend(self.rails_turn(now));
         }
         if now >= self.resets.deadline() {
-            actions.extend(self.resets_turn(view, now));
+            actions.extend(self.resets_turn(&ours, now));
         }
         if now >= self.due.2 {
             actions.extend(self.heal(view, lost, now));
@@ -471,6 +476,17 @@ impl Controller {
         of_pools.iter().for_each(|backend| self.silence.point_at(*backend));
         let text = "gets no connections: its next hop does not answer ARP";
         of_pools.into_iter().map(|number| self.backends[&number].note(Level::Warn, text)).collect()
+    }
+
+    /// Whose flows are ours to close from now on.
+    pub fn set_territory(&mut self, territory: Territory) {
+        self.territory = territory;
+    }
+
+    /// Whether this host has the address of any of a service's listeners.
+    fn is_ours(&self, service: u16) -> bool {
+        let mut listeners = self.installed.listeners.iter().filter(|(_, listener)| listener.service == service);
+        listeners.any(|(number, _)| self.territory.holds(*number))
     }
 
     /// What stands in the maps.

@@ -13,12 +13,13 @@ use super::{
     admission::{Admin, Standing},
     drains::Happened,
     health::Health,
-    orders::{Name, Orders},
+    orders::{Name, Order, Orders},
     plan::Write,
     rebalance::{self, Load, Share},
     rebalancing::Rebalancing,
     resets::{Job, Only, Which},
     tasks::Work,
+    territory::Ours,
     view::{FlowAt, View, active},
 };
 use crate::{
@@ -145,7 +146,7 @@ impl Controller {
 
     /// Has connections reset; nothing if there are none.
     pub fn kill(&mut self, whose: Whose, (only, reason): (Only, Reason), view: &impl View, now: u64) -> Option<Task> {
-        let flows = self.flows_of(whose, only, view);
+        let flows = self.flows_of(whose, only, &Ours::new(&self.territory, view));
         let total = flows.len() as u64;
         if total == 0 {
             return None;
@@ -228,6 +229,7 @@ impl Controller {
         let is_under_way = self.tasks.is_rebalancing(service);
         let skipped = match row.balance {
             _ if is_under_way => Some("a rebalancing of it is under way"),
+            _ if !self.is_ours(service) => Some("another host has its address: rebalance there"),
             schedule::HASH => Some("balance = \"hash\": a client comes back to the backend it had"),
             schedule::ROUND_ROBIN => {
                 Some("balance = \"round_robin\": who comes back is not given to the least busy backend")
@@ -280,7 +282,12 @@ impl Controller {
         let mut orders = Vec::new();
         for number in self.backends.keys().filter(|number| !self.installed.is_tombstone(**number)) {
             let said = self.name_of(*number).and_then(|name| self.orders.get(&name));
-            orders.extend(said.map(|said| (*number, said.order)));
+            let service = self.installed.backends.get(number).map_or(u16::MAX, |row| row.service);
+            orders.extend(said.map(|said| match said.order {
+                // What is left at the deadline is reset by the host that has the address.
+                Order::Drain { rate, .. } if !self.is_ours(service) => (*number, Order::Drain { deadline: None, rate }),
+                order => (*number, order),
+            }));
         }
         let happened = self.drains.turn(&orders, &mut self.resets, view, now);
         let note = |(number, what): (u16, Happened)| {

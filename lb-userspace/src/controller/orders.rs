@@ -1,5 +1,8 @@
 //! What operators have said about backends: drained, or in maintenance. It holds until they take it back, through reloads
 //! and restarts, by the names of service and backend; a backend that leaves the configuration takes it along.
+//!
+//! Of a pair of hosts both hold what was said on either: the later word counts. So what was taken back is remembered too,
+//! with its time.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -47,6 +50,8 @@ pub struct Said {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Orders {
     by_name: BTreeMap<Name, Said>,
+    /// When the last word about a backend was said, that it is taken back included; milliseconds since 1970.
+    decided: BTreeMap<Name, u64>,
 }
 
 impl Orders {
@@ -60,14 +65,26 @@ impl Orders {
         self.get(name).map_or(Admin::None, |said| said.order.admin())
     }
 
-    /// Says it, in place of what was said before: that is returned.
-    pub fn say(&mut self, name: Name, said: Said) -> Option<Said> {
+    /// Says it, in place of what was said before: that is returned. `decided_at` in milliseconds since 1970.
+    pub fn say(&mut self, name: Name, said: Said, decided_at: u64) -> Option<Said> {
+        self.decided.insert(name.clone(), decided_at);
         self.by_name.insert(name, said)
     }
 
     /// Takes it back; what it was.
-    pub fn take_back(&mut self, name: &Name) -> Option<Said> {
+    pub fn take_back(&mut self, name: &Name, decided_at: u64) -> Option<Said> {
+        self.decided.insert(name.clone(), decided_at);
         self.by_name.remove(name)
+    }
+
+    /// When the last word about a backend was said, in milliseconds since 1970; 0: never.
+    pub fn decided_at(&self, name: &Name) -> u64 {
+        self.decided.get(name).copied().unwrap_or(0)
+    }
+
+    /// The backends about which anything was ever said, and when: what was taken back too.
+    pub fn decided(&self) -> impl Iterator<Item = (&Name, u64)> {
+        self.decided.iter().map(|(name, at)| (name, *at))
     }
 
     /// All of them, in the order of the names.
@@ -78,5 +95,6 @@ impl Orders {
     /// Forgets those of backends that are gone.
     pub fn retain(&mut self, is_there: impl Fn(&Name) -> bool) {
         self.by_name.retain(|name, _| is_there(name));
+        self.decided.retain(|name, _| is_there(name));
     }
 }

@@ -134,6 +134,38 @@ pub fn plan(installed: &Installed, desired: &Desired, known: &BTreeMap<Arc<str>,
     if planner.errors.is_empty() { Ok(planner.plan) } else { Err(planner.errors) }
 }
 
+/// What makes room for flows of a backend that the other host of a pair has and this one does not: a tombstone, which gets
+/// no connections and goes when its last flow has ended. Nothing if there is no such service, or no place.
+pub fn tombstone(
+    installed: &Installed,
+    desired: &Desired,
+    listener: SocketAddrV4,
+    backend: SocketAddrV4,
+    snat: Ipv4Addr,
+) -> Option<Plan> {
+    let of = installed.listener(listener)?.1.service;
+    let service = desired.services.iter().find(|service| service.listen.contains(&listener))?;
+    if installed.backend(of, backend).is_some() || !service.snat.contains(&snat) {
+        return None;
+    }
+    let nameless = DesiredBackend {
+        name: Arc::from(backend.to_string()),
+        address: backend,
+        weight: 1,
+        max_conns: 0,
+        max_fails: 0,
+        fail_timeout: 0,
+        slow_start: 0,
+        backup: false,
+        down: true,
+    };
+    let mut planner = Planner { plan: Plan { after: installed.clone(), ..Plan::default() }, errors: Vec::new() };
+    let pools: Option<Vec<_>> =
+        service.snat.iter().map(|snat| planner.pool(service, &nameless, *snat, desired)).collect();
+    planner.backend(service, of, &nameless, pools?)?;
+    Some(planner.plan)
+}
+
 /// The place of every desired service: that of the first of its listeners that is installed, else that of its name,
 /// else a free one.
 fn service_places(installed: &Installed, desired: &Desired, known: &BTreeMap<Arc<str>, u16>) -> Vec<Option<u16>> {

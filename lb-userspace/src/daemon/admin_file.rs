@@ -18,7 +18,7 @@ use crate::{
     api::admin::Word,
     controller::{
         Now,
-        orders::{Order, Orders, Said},
+        orders::{Name, Order, Orders, Said},
     },
 };
 
@@ -32,6 +32,17 @@ const MOST_BYTES: u64 = 1024 * 1024;
 struct Contents {
     version: u32,
     backends: Vec<Entry>,
+    /// What was taken back, and when: another host of a pair may still say the opposite.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    ready: Vec<Ready>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ready {
+    service: Arc<str>,
+    backend: Arc<str>,
+    since: Timestamp,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -95,14 +106,20 @@ impl AdminFile {
         let Version { version } = serde_json::from_slice(&bytes)?;
         ensure!(version == VERSION, "it has version {version}, this evenkeel reads and writes version {VERSION}");
         let contents: Contents = serde_json::from_slice(&bytes)?;
-        ensure!(contents.backends.len() <= MAX_BACKENDS as usize, "it names more than {MAX_BACKENDS} backends");
+        let named = contents.backends.len().max(contents.ready.len());
+        ensure!(named <= MAX_BACKENDS as usize, "it names more than {MAX_BACKENDS} backends");
         Ok(Some(contents))
     }
 
     /// Puts `orders` in place of what stands there: wholly, or not at all.
     pub fn save(&self, orders: &Orders, now: Now) -> Result<()> {
-        let contents =
-            Contents { version: VERSION, backends: orders.iter().map(|(name, said)| entry(name, said, now)).collect() };
+        let entry = |(name, said)| entry(name, said, orders.decided_at(name), now);
+        let taken_back = orders.decided().filter(|(name, _)| orders.get(name).is_none());
+        let contents = Contents {
+            version: VERSION,
+            backends: orders.iter().map(entry).collect(),
+            ready: taken_back.map(ready).collect(),
+        };
         self.replace(&serde_json::to_vec_pretty(&contents)?)
             .with_context(|| format!("{} cannot be written", self.path.display()))
     }
@@ -124,13 +141,17 @@ impl AdminFile {
     }
 }
 
-fn entry((service, backend): &(Arc<str>, Arc<str>), said: &Said, now: Now) -> Entry {
+fn ready(((service, backend), decided_at): (&Name, u64)) -> Ready {
+    Ready { service: service.clone(), backend: backend.clone(), since: timestamp(decided_at) }
+}
+
+fn entry((service, backend): &Name, said: &Said, decided_at: u64, now: Now) -> Entry {
     let (order, deadline, rate) = match said.order {
         Order::Drain { deadline, rate } => (Word::Drain, deadline.map(|at| wall(at, now)), Some(rate)),
         Order::Maint => (Word::Maint, None, None),
     };
     let (service, backend) = (service.clone(), backend.clone());
-    Entry { service, backend, order, since: wall(said.since, now), by: said.by.clone(), deadline, rate }
+    Entry { service, backend, order, since: timestamp(decided_at), by: said.by.clone(), deadline, rate }
 }
 
 fn orders(contents: Contents, now: Now) -> Result<Orders> {
@@ -146,11 +167,26 @@ fn orders(contents: Contents, now: Now) -> Result<Orders> {
         };
         let said = Said { order, since: monotonic(since, now), by };
         ensure!(
-            orders.say((service.clone(), backend.clone()), said).is_none(),
+            orders.say((service.clone(), backend.clone()), said, milliseconds(since)).is_none(),
             "backend {backend} of service {service} stands in it twice"
         );
     }
+    for Ready { service, backend, since } in contents.ready {
+        let taken_back = orders.take_back(&(service.clone(), backend.clone()), milliseconds(since));
+        ensure!(taken_back.is_none(), "backend {backend} of service {service} stands in it twice");
+    }
     Ok(orders)
+}
+
+/// Milliseconds since 1970.
+pub fn milliseconds(at: Timestamp) -> u64 {
+    u64::try_from(at.as_millisecond()).unwrap_or(0)
+}
+
+/// The other way round; the end of time for what lies behind it.
+fn timestamp(milliseconds: u64) -> Timestamp {
+    let at = i64::try_from(milliseconds).ok().and_then(|at| Timestamp::from_millisecond(at).ok());
+    at.unwrap_or(Timestamp::MAX)
 }
 
 /// A moment of CLOCK_MONOTONIC on the wall clock.
@@ -160,7 +196,7 @@ pub fn wall(at: u64, now: Now) -> Timestamp {
 }
 
 /// The other way round. What was before the host started is its start.
-fn monotonic(at: Timestamp, now: Now) -> u64 {
+pub fn monotonic(at: Timestamp, now: Now) -> u64 {
     let at = i128::from(now.monotonic) + at.duration_since(now.wall).as_nanos();
     at.clamp(0, i128::from(u64::MAX)) as u64
 }

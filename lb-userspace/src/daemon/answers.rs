@@ -92,6 +92,7 @@ impl Daemon {
             installed: self.controller.installed().clone(),
             counters: self.counters(),
             vrrp: self.vrrp.reports(),
+            sync: self.sync_status(),
         }
     }
 

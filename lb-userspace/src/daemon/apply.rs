@@ -24,8 +24,15 @@ use crate::{
     sys::clock,
 };
 
-/// Carries out one write. `waiting` takes ports that cannot be withheld yet.
-pub fn write(tables: &Tables, hops: &Hops, write: &Write, waiting: &mut Vec<(u16, u16)>) -> Result<()> {
+/// Carries out one write. `waiting` takes ports that cannot be withheld yet. `upper_first`: which half of the ports of a
+/// new pool is handed out first, see [`NewPool`].
+pub fn write(
+    tables: &Tables,
+    hops: &Hops,
+    write: &Write,
+    waiting: &mut Vec<(u16, u16)>,
+    upper_first: bool,
+) -> Result<()> {
     match write {
         Write::NewPool { number, pool, withheld } => {
             let backend = SocketAddr::V4(pool_backend(pool));
@@ -36,6 +43,7 @@ pub fn write(tables: &Tables, hops: &Hops, write: &Write, waiting: &mut Vec<(u16
                 ports: pool.ports,
                 reserved: withheld.clone(),
                 hop: hops.hop(tables, backend.ip()).unwrap_or_default(),
+                upper_first,
             };
             let made = tables.create_pool(&new).with_context(|| format!("slots for backend {backend}"))?;
             ensure!(made == *number, "the slots for backend {backend} were made in place {made}, not {number}");

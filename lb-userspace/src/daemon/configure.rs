@@ -5,18 +5,19 @@ use jiff::Timestamp;
 use log::{Level, error, info, warn};
 use sd_notify::NotifyState;
 
-use super::{Daemon, apply, interfaces, probes, several, tell_systemd, view};
+use super::{Daemon, apply, interfaces, probes, several, sync, tell_systemd, view};
 use crate::{
     api::types::Reloaded,
     config::{self, model::Config},
     controller::{desired::Desired, plan},
     notice::{Kind, Notice},
+    sync::seal::SharedKey,
     sys::clock,
 };
 
 impl Daemon {
     /// Tables first, then the hooks: the first packet finds everything in place.
-    pub(super) async fn first_configuration(&mut self, desired: Desired) -> Result<()> {
+    pub(super) async fn first_configuration(&mut self, desired: Desired, key: Option<SharedKey>) -> Result<()> {
         let plan = self.controller.plan(&desired).map_err(several)?;
         plan.warnings.iter().for_each(|warning| warn!("{warning}"));
         self.write(&plan)?;
@@ -26,6 +27,8 @@ impl Daemon {
         self.detach_unused();
         self.listen().into_iter().for_each(|warning| warn!("{warning}"));
         self.meet_neighbours().await;
+        // Before VRRP, which waits for the other host's flows.
+        self.configure_sync(key)?;
         self.configure_vrrp().await?;
         let adopted = if self.dataplane.adopted() { "took over the tables of an earlier run, " } else { "" };
         let services = self.config.services.len();
@@ -67,6 +70,7 @@ impl Daemon {
         let desired = Desired::new(&loaded.config)?;
         let plan = self.controller.plan(&desired)?;
         let wanted = interfaces::wanted(&loaded.config).await?;
+        let key = sync::key(&loaded.config).map_err(one)?;
         let prepared = self.logs.prepare(&loaded.config).map_err(one)?;
         let probes = probes::prepare(&loaded.config).map_err(one)?;
         let attached = interfaces::attach(&mut self.dataplane, &wanted, self.options.clsact)?;
@@ -88,6 +92,7 @@ impl Daemon {
         warnings.extend(self.listen());
         self.commit(desired, plan);
         self.write_hops();
+        self.configure_sync(key).map_err(one)?;
         self.configure_vrrp().await.map_err(one)?;
         self.detach_unused();
         Ok(Reloaded { generation: self.generation, changes, warnings })
@@ -119,13 +124,18 @@ impl Daemon {
 
     pub(super) fn write(&mut self, plan: &plan::Plan) -> Result<()> {
         for write in &plan.writes {
-            if let Err(error) = apply::write(self.dataplane.tables(), &self.hops, write, &mut self.waiting) {
+            if let Err(error) = self.write_one(write) {
                 // The core goes on from what stands there now.
                 self.controller.reread(view::installed(self.dataplane.tables()));
                 return Err(error);
             }
         }
         Ok(())
+    }
+
+    pub(super) fn write_one(&mut self, write: &plan::Write) -> Result<()> {
+        let upper_first = sync::begins_with_upper_half(&self.config);
+        apply::write(self.dataplane.tables(), &self.hops, write, &mut self.waiting, upper_first)
     }
 
     pub(super) fn commit(&mut self, desired: Desired, plan: plan::Plan) {

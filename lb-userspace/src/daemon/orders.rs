@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use log::{Level, warn};
 
-use super::{Daemon, admin_file::wall, now};
+use super::{
+    Daemon,
+    admin_file::{milliseconds, wall},
+    now,
+};
 use crate::{
     api::{
         self, Peer,
@@ -106,16 +110,22 @@ impl Daemon {
         let was = self.changed(number);
         let Some(name) = self.controller.name_of(number) else { return Err(refused("it has just been removed")) };
         let mut orders = self.controller.orders().clone();
+        let decided_at = milliseconds(now.wall);
         match order {
-            Some(order) => _ = orders.say(name, Said { order, since: now.monotonic, by: peer.to_string().into() }),
-            None => _ = orders.take_back(&name),
+            Some(order) => {
+                let said = Said { order, since: now.monotonic, by: peer.to_string().into() };
+                orders.say(name, said, decided_at);
+            }
+            // What was never said needs no word against it.
+            None if orders.get(&name).is_some() => _ = orders.take_back(&name, decided_at),
+            None => {}
         }
         self.set_orders(orders)?;
         Ok(Changed { was: was.state, ..self.changed(number) })
     }
 
     /// Kept first: a daemon that is killed in between goes on with what was to be.
-    fn set_orders(&mut self, orders: Orders) -> Outcome<()> {
+    pub(super) fn set_orders(&mut self, orders: Orders) -> Outcome<()> {
         let now = now();
         if orders == *self.controller.orders() {
             return Ok(());
@@ -124,6 +134,7 @@ impl Daemon {
         let tables = self.dataplane.tables().clone();
         let actions = self.controller.set_orders(orders, &*tables, now.monotonic);
         self.act(actions);
+        self.tell_peers_of_orders();
         Ok(())
     }
 

@@ -17,13 +17,14 @@ use crate::{
         Connects, Conns, ConnsFilter, PoolUse, Report,
         types::{
             Backend, BackendReason, BackendState, ConfigStatus, Conn, ConnState, ConnectTime, Connections, Counters,
-            DatapathMode, DatapathStatus, ServiceStatus, Status,
+            DatapathMode, DatapathStatus, ServiceStatus, Status, SyncStatus,
         },
     },
     controller::{installed, installed::Installed, record::connection_number},
     dataplane::{Attached, Flow, Head, Mode, Tables},
 };
 
+pub mod sync;
 pub mod vrrp;
 
 /// What the controller knows at one moment.
@@ -44,6 +45,8 @@ pub struct Snapshot {
     pub counters: Counters,
     /// The VRRP instances.
     pub vrrp: Arc<Vec<crate::vrrp::report::Report>>,
+    /// Flow sync, if it runs.
+    pub sync: Option<SyncStatus>,
 }
 
 /// One service of the configuration.
@@ -172,6 +175,7 @@ pub fn report(snapshot: &Snapshot, tables: &Tables) -> Report {
             },
             services: snapshot.services.iter().map(service).collect(),
             vrrp: vrrp::instances(snapshot),
+            sync: snapshot.sync.clone(),
             counters: snapshot.counters.clone(),
         },
         reloaded: snapshot.reloaded,

@@ -9,7 +9,7 @@ use log::{Level, warn};
 use sd_notify::NotifyState;
 use tokio::task::JoinHandle;
 
-use super::{Daemon, End, Inputs, begin_inputs, interfaces, several, tell_systemd, view};
+use super::{Daemon, End, Inputs, begin_inputs, interfaces, several, sync, tell_systemd, view};
 use crate::{
     api::{Reply, types::Refused},
     handover::{Memory, Successor, Upgraded},
@@ -121,6 +121,8 @@ impl Daemon {
         self.listener.set(None, &self.api);
         self.pause_vrrp().await;
         self.take_in_the_rest(inputs).await;
+        // The other one needs its address.
+        self.sync.end();
     }
 
     /// Takes in what was read from the ring and leaves the rest to the next daemon.
@@ -133,7 +135,8 @@ impl Daemon {
 
     /// The other way round: whoever was to act does not, and may have begun to.
     async fn resume(&mut self, inputs: &mut Inputs) {
-        if let Err(error) = self.configure_vrrp().await {
+        let configured = sync::key(&self.config).and_then(|key| self.configure_sync(key));
+        if let Err(error) = configured.and(self.configure_vrrp().await) {
             warn!("{error:#}");
         }
         let resumed = self.reclaim().and_then(|()| begin_inputs(&self.server, &self.dataplane, &self.api));

@@ -55,6 +55,13 @@ impl Vrrp {
         }
     }
 
+    /// Something is known of the host.
+    pub fn fact(&self, fact: Fact) {
+        if let Some(router) = &self.router {
+            router.fact(fact);
+        }
+    }
+
     /// How the instances stand.
     pub fn reports(&self) -> Arc<Vec<Report>> {
         self.router.as_ref().map(|router| router.reports().now()).unwrap_or_default()
@@ -80,13 +87,15 @@ impl Daemon {
         }
         if self.vrrp.router.is_none() {
             let (datapath, none) = self.usefulness().await;
-            let facts = vec![Fact::Datapath(datapath.clone()), Fact::NoBackend(none)];
+            let flows = Fact::LacksFlows(self.sync.lacks_flows());
+            let facts = vec![Fact::Datapath(datapath.clone()), Fact::NoBackend(none), flows];
             self.vrrp.router = Some(Router::start(self.dataplane.tables().clone(), facts)?);
             self.vrrp.told = Some((datapath, none));
         }
         if let Some(router) = &mut self.vrrp.router {
             router.configure(setups);
         }
+        self.tell_vrrp_of_flows();
         Ok(())
     }
 

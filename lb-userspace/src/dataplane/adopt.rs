@@ -130,6 +130,14 @@ impl Tables {
         Err(refusal)
     }
 
+    /// Takes the ports of flows that were taken over out of a pool's ring of free ones. The kernel program passes over a few
+    /// of them for each claim, but gives up on a long run.
+    pub fn weed(&self, pool: u16) {
+        if let Some(slots) = self.slots_of(pool) {
+            slots.weed(&self.rings);
+        }
+    }
+
     /// Brings a flow that stands in its slot up to date with what the other host has seen of it. Nothing goes back: what
     /// was seen here in the meantime counts.
     pub fn refresh(&self, current: &Flow, foreign: &Foreign) {

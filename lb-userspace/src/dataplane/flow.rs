@@ -43,6 +43,11 @@ impl Head {
     pub fn idle_ms(&self, now_ns: u64) -> u64 {
         idle_ms(self.last_seen, now_ns)
     }
+
+    /// The listener it came in by, its place in LISTENERS.
+    pub fn listener(&self) -> u16 {
+        (self.key >> 48) as u16
+    }
 }
 
 impl Flow {

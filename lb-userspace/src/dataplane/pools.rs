@@ -34,6 +34,9 @@ pub struct NewPool {
     pub reserved: Vec<u16>,
     /// Next hop towards the backend, if it is known.
     pub hop: Hop,
+    /// The upper half of the ports is handed out first: the other host of a pair begins with the lower one, so that they
+    /// seldom meet when both hand out ports for a while.
+    pub upper_first: bool,
 }
 
 impl Tables {
@@ -73,7 +76,8 @@ impl Tables {
         self.install(Outer::Openings, number, &openings)?;
         self.install(Outer::Free, number, &free)?;
         let slots = Slots::new(number, slots.table, openings.table, free.table);
-        slots.fill(&self.rings, |slot| new.reserved.contains(&(new.first_port + slot)));
+        let first = if new.upper_first { new.ports / 2 } else { 0 };
+        slots.fill(&self.rings, first, |slot| new.reserved.contains(&(new.first_port + slot)));
         write(&self.slots)[usize::from(number)] = Some(Arc::new(slots));
         let record = Pool {
             backend: mapped(new.backend.ip()),

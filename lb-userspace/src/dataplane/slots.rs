@@ -15,7 +15,7 @@ use std::{
 use lb_common::{
     layout::{FreeLine, Opening, Ring, Slot},
     ring,
-    slot::{Ctl, KILLED, State},
+    slot::{Ctl, IN_RING, KILLED, State},
     verdict::Reason,
 };
 
@@ -159,13 +159,64 @@ impl Slots {
         self.store_cell(position, bits, ring::cell(position, slot.into(), bits));
     }
 
+    /// Takes the port that was released longest ago from the ring; nothing if it is empty, or others are at it just now.
+    pub(super) fn pop(&self, rings: &Table<Ring>) -> Option<u16> {
+        let index = usize::from(self.pool);
+        let ring = |offset: usize| rings.word32(index, offset);
+        let bits = ring(offset_of!(Ring, bits)).load(Ordering::Relaxed);
+        for _ in 0..COPY_TRIES {
+            let head = ring(offset_of!(Ring, head)).load(Ordering::Acquire);
+            if head == ring(offset_of!(Ring, tail)).load(Ordering::Acquire) {
+                return None;
+            }
+            let place = head as usize & ((1 << bits) - 1);
+            let cell = self.free.word32(place >> 4, (place & 15) * 4).load(Ordering::Acquire);
+            let Some(slot) = ring::slot_at(head, cell, bits) else { continue };
+            let next = head.wrapping_add(1);
+            let word = ring(offset_of!(Ring, head));
+            if word.compare_exchange(head, next, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return Some(slot as u16);
+            }
+        }
+        None
+    }
+
+    /// Goes once round the ring and takes out the ports that carry a flow of the other host's: who ends it gives the port
+    /// back. The others keep their order. Claims go on meanwhile.
+    pub(super) fn weed(&self, rings: &Table<Ring>) {
+        let index = usize::from(self.pool);
+        let end = |offset: usize| rings.word32(index, offset).load(Ordering::Acquire);
+        let count = end(offset_of!(Ring, tail)).wrapping_sub(end(offset_of!(Ring, head)));
+        for _ in 0..count.min(self.len()) {
+            match self.pop(rings) {
+                Some(slot) if self.is_free(slot) => self.push(rings, slot),
+                Some(_) => {}
+                None => return,
+            }
+        }
+    }
+
+    /// Whether a port that was taken from the ring belongs into it. A flow that has it is told that it is not there.
+    fn is_free(&self, slot: u16) -> bool {
+        loop {
+            let ctl = self.ctl(slot);
+            match ctl.state() {
+                State::Free | State::Closed => return true,
+                _ if ctl.flags() & IN_RING == 0 => return false,
+                _ if self.swap(slot, ctl, ctl.without_flags(IN_RING)) => return false,
+                _ => {}
+            }
+        }
+    }
+
     fn store_cell(&self, position: u32, bits: u32, cell: u32) {
         let place = position as usize & ((1 << bits) - 1);
         self.free.word32(place >> 4, (place & 15) * 4).store(cell, Ordering::Release);
     }
 
-    /// Fills a new ring with all slots but those that `skip` names. Nobody else may use the pool yet.
-    pub fn fill(&self, rings: &Table<Ring>, skip: impl Fn(u16) -> bool) {
+    /// Fills a new ring with all slots but those that `skip` names, beginning with `first`. Nobody else may use the pool
+    /// yet.
+    pub fn fill(&self, rings: &Table<Ring>, first: u16, skip: impl Fn(u16) -> bool) {
         let bits = ring_bits(self.len());
         // What was not pushed yet must look like a lap that is over: zero would read as "slot 0" of the first lap.
         for position in 0..1_u32 << bits {
@@ -174,7 +225,8 @@ impl Slots {
         let index = usize::from(self.pool);
         let ring = Ring { head: 0, tail: 0, reclaim: 0, bits, reserved: [0; 12] };
         rings.publish(index, &ring, offset_of!(Ring, bits));
-        for slot in (0..self.len()).map(|slot| slot as u16).filter(|slot| !skip(*slot)) {
+        let all = (u32::from(first)..self.len()).chain(0..u32::from(first).min(self.len()));
+        for slot in all.map(|slot| slot as u16).filter(|slot| !skip(*slot)) {
             self.push(rings, slot);
         }
     }

@@ -39,6 +39,8 @@ pub struct ListenerAt {
     pub service: u16,
     /// Its address is on an interface of this host: we are master of it.
     pub ours: bool,
+    /// It was until a moment ago, and clients may not know yet: what begins or ends here is still told.
+    pub lingers: bool,
     /// Through which of our interfaces its clients are reached; its place in INTERFACES.
     pub interface: Option<u8>,
 }
@@ -73,9 +75,9 @@ impl Directory {
         self.listeners.iter().find(|(_, at)| at.number == number).map(|(address, at)| (*address, *at))
     }
 
-    /// Whether the flows of a listener are this host's to close: an unknown one's are.
+    /// Whether this host is master of the listener with this number.
     pub fn is_ours(&self, number: u16) -> bool {
-        self.listener(number).is_none_or(|(_, at)| at.ours)
+        self.listener(number).is_some_and(|(_, at)| at.ours)
     }
 
     /// The addresses of the listeners this host is master of.
@@ -87,8 +89,10 @@ impl Directory {
 /// What became of a flow that the other host has told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Applied {
-    /// It stands in this slot now, or did before.
+    /// It stands in this slot now.
     Taken(Place),
+    /// It stood there before, and is up to date now.
+    Kept(Place),
     /// This host is master and has the same flow: it knows better.
     Ours,
     /// Another flow stood in the slot or had the client, and was younger: it stays.
@@ -114,7 +118,8 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// The record of a flow, if the other host is to have it: connected, and of a listener that we are master of.
+    /// The record of a flow, if the other host is to have it: connected, and of a listener that we are master of, or were a
+    /// moment ago.
     pub fn record(&self, flow: &Flow, now: Now) -> Option<wire::Flow> {
         let phase = match flow.ctl.state() {
             State::Suspect => flow.ctl.previous(),
@@ -144,7 +149,7 @@ impl Mirror {
         })
     }
 
-    /// The name of a flow of a listener that we are master of.
+    /// The name of a flow of such a listener.
     pub fn name(&self, flow: &Flow) -> Option<wire::Name> {
         self.name_of(flow.listener(), flow.client(), flow.pool, flow.slot)
     }
@@ -153,7 +158,7 @@ impl Mirror {
     pub fn name_of(&self, listener: u16, client: SocketAddr, pool: u16, slot: u16) -> Option<wire::Name> {
         let (listener, at) = self.directory.listener(listener)?;
         let pool = self.tables.pool(pool);
-        at.ours.then(|| wire::Name {
+        (at.ours || at.lingers).then(|| wire::Name {
             listener,
             client,
             backend: SocketAddr::new(address_of(&pool.backend), u16::from_be_bytes(pool.port)),
@@ -177,7 +182,7 @@ impl Mirror {
         }
         if is_same {
             self.tables.refresh(&current, &foreign);
-            return Applied::Taken(place);
+            return Applied::Kept(place);
         }
         if current.record.started >= foreign.started {
             return Applied::Conflict;

@@ -18,5 +18,6 @@ pub mod link;
 pub mod mirror;
 pub mod peer;
 pub mod seal;
+pub mod shell;
 pub mod station;
 pub mod wire;

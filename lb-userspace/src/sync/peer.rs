@@ -80,6 +80,8 @@ pub struct Peer {
     /// The flows of the copy that is coming in.
     pub present: HashSet<Place>,
     queue: VecDeque<Item>,
+    /// When the queue was empty last; what waits in it came after that.
+    empty_at: u64,
     copy: Option<CopyOut>,
     offer: bool,
 }
@@ -88,7 +90,7 @@ impl Peer {
     /// A peer to whom nothing was said yet.
     pub fn new(address: SocketAddr, link: Link) -> Peer {
         let (queue, counts) = (VecDeque::new(), Counts::default());
-        Peer { address, link, counts, present: HashSet::new(), queue, copy: None, offer: false }
+        Peer { address, link, counts, present: HashSet::new(), queue, empty_at: 0, copy: None, offer: false }
     }
 
     /// Puts a change in the queue. To a peer that is not there nothing is said: it will ask for a copy.
@@ -126,6 +128,11 @@ impl Peer {
         self.queue.len()
     }
 
+    /// For how long the oldest of them has waited, at most; in nanoseconds.
+    pub fn lag(&self, now: u64) -> u64 {
+        if self.queue.is_empty() { 0 } else { now.saturating_sub(self.empty_at) }
+    }
+
     /// The datagrams of this turn.
     pub fn turn(&mut self, mirror: &Mirror, now: Now) -> Vec<Vec<u8>> {
         let mut datagrams = self.link.due(now.monotonic);
@@ -135,6 +142,9 @@ impl Peer {
                 payloads.add(&Message::CopyOffered);
             }
             self.drain_queue(mirror, now, &mut payloads);
+            if self.queue.is_empty() {
+                self.empty_at = now.monotonic;
+            }
             self.go_on_with_copy(mirror, now, &mut payloads);
             datagrams.extend(payloads.finish().iter().map(|payload| self.link.seal(payload)));
         }
@@ -182,7 +192,8 @@ impl Peer {
             }
             // As many slots as surely fit, should each of them hold a flow.
             let to = (copy.next.1 + slots.min(512)).min(u32::from(pool.ports));
-            for head in mirror.tables.heads(pool.number, copy.next.1..to).filter(|head| head.ctl.state().is_active()) {
+            let heads = mirror.tables.heads(pool.number, copy.next.1..to);
+            for head in heads.filter(|head| head.ctl.state().is_active() && mirror.directory.is_ours(head.listener())) {
                 let flow = mirror.tables.occupant(pool.number, head.slot);
                 if let Some(flow) = flow.and_then(|flow| mirror.record(&flow, now)) {
                     copy.flows += 1;

@@ -23,7 +23,7 @@ const WINDOW: u64 = 1024;
 pub type Session = [u8; 16];
 
 /// The key both hosts share, from `key_file`.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct SharedKey(Vec<u8>);
 
 impl SharedKey {

@@ -27,6 +27,11 @@ const OPENING: usize = 65_536;
 /// How often the admin states are sent, in nanoseconds.
 const ADMIN: u64 = 1_000_000_000;
 
+/// How often rings of free ports are weeded at most, in nanoseconds: some 20 ns for each port of the pool.
+const WEED: u64 = 250_000_000;
+/// Ports in a ring that carry flows which the kernel program passes over easily: half of what it does.
+const RUN: u32 = 4;
+
 /// What the daemon should hear.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
@@ -49,7 +54,12 @@ pub enum Notice {
         snat: IpAddr,
     },
     /// An operator's decision on the other host.
-    Admin(Admin),
+    Admin {
+        /// Which host.
+        peer: SocketAddr,
+        /// What.
+        admin: Admin,
+    },
 }
 
 /// How it stands with a peer, for `status`.
@@ -65,6 +75,8 @@ pub struct PeerStatus {
     pub silent_ms: Option<u64>,
     /// Changes that wait to be sent to it.
     pub waiting: usize,
+    /// For how long the oldest of them has waited, in milliseconds.
+    pub lag_ms: u64,
     /// Its datagrams that never came.
     pub missing: u64,
     /// What was counted.
@@ -74,12 +86,16 @@ pub struct PeerStatus {
 /// See the module.
 pub struct Station {
     mirror: Mirror,
+    /// Each with how it stood when that was last told, and its version.
     peers: Vec<(Peer, Standing, String)>,
     fresh: Box<dyn FnMut() -> Session + Send>,
     /// By service: how many half-open flows it had had at the last turn and at the one before. A cell is looked at twice,
     /// for it may have been taken but not written yet.
     heads: BTreeMap<u16, (u32, u32)>,
     opening: BTreeMap<Place, u32>,
+    /// By pool: flows taken over whose ports still wait in the ring of free ones; and when rings were weeded last.
+    adopted: BTreeMap<u16, u32>,
+    weeded_at: u64,
     /// Where the walk over all flows goes on: rank of the pool and slot.
     walk: (usize, u32),
     walked_at: Option<u64>,
@@ -109,6 +125,8 @@ impl Station {
             fresh,
             heads: BTreeMap::new(),
             opening: BTreeMap::new(),
+            adopted: BTreeMap::new(),
+            weeded_at: 0,
             walk: (0, 0),
             walked_at: None,
             admin: Vec::new(),
@@ -122,6 +140,9 @@ impl Station {
     pub fn direct(&mut self, directory: Arc<Directory>, now: Now) {
         let (before, after) = (self.mirror.directory.ours(), directory.ours());
         let known = directory.backends != self.mirror.directory.backends;
+        // An earlier run may have taken flows over and not come to it.
+        let new = directory.pools.values().filter(|pool| !self.mirror.directory.pools.values().any(|old| old == *pool));
+        self.adopted.extend(new.map(|pool| (pool.number, RUN)));
         self.mirror.directory = directory;
         for (peer, ..) in &mut self.peers {
             if after.iter().any(|listener| !before.contains(listener)) {
@@ -170,6 +191,7 @@ impl Station {
             version: version.clone(),
             silent_ms: peer.link.silent_ms(now.monotonic),
             waiting: peer.waiting(),
+            lag_ms: peer.lag(now.monotonic) / 1_000_000,
             missing: peer.link.missing,
             counts: peer.counts,
         };
@@ -180,6 +202,7 @@ impl Station {
     pub fn turn(&mut self, now: Now) -> Vec<(SocketAddr, Vec<u8>)> {
         self.look_for_new_flows();
         self.walk(now);
+        self.weed(now);
         let admin = self.due_admin(now);
         let mut out = Vec::new();
         for (peer, standing, version) in &mut self.peers {
@@ -189,7 +212,9 @@ impl Station {
             }
             out.extend(datagrams.into_iter().map(|datagram| (peer.address, datagram)));
             let stands = peer.link.standing(now.monotonic);
-            if stands != *standing {
+            // That something was lost and is copied once more is nothing to tell of.
+            let is_news = stands != *standing && (*standing, stands) != (Standing::Synced, Standing::Copying);
+            if is_news {
                 if *standing == Standing::Connecting {
                     self.admin_at = 0;
                 }
@@ -229,6 +254,9 @@ impl Station {
     /// Sends every flow once more in its turn: sequence numbers and idle times grow old, and whatever was missed heals.
     fn walk(&mut self, now: Now) {
         let elapsed = now.monotonic.saturating_sub(self.walked_at.replace(now.monotonic).unwrap_or(now.monotonic));
+        if self.mirror.directory.ours().is_empty() {
+            return;
+        }
         let pools: Vec<_> = self.mirror.directory.pools.values().copied().collect();
         let all: u64 = pools.iter().map(|pool| u64::from(pool.ports)).sum();
         let round = self.mirror.directory.refresh.as_nanos().max(1) as u64;
@@ -243,12 +271,32 @@ impl Station {
             };
             let to = (u64::from(self.walk.1) + share).min(u64::from(pool.ports)) as u32;
             for head in self.mirror.tables.heads(pool.number, self.walk.1..to) {
+                if !self.mirror.directory.is_ours(head.listener()) {
+                    continue;
+                }
                 let item = Item::Flow(Place { pool: pool.number, slot: head.slot }, head.ctl.generation());
                 self.peers.iter_mut().for_each(|(peer, ..)| peer.push(item));
             }
             share -= u64::from(to - self.walk.1).clamp(1, share);
             self.walk = if to >= u32::from(pool.ports) { (self.walk.0 + 1, 0) } else { (self.walk.0, to) };
         }
+    }
+
+    /// Takes the ports of flows that were taken over out of the rings of free ones: a long run of them in the ring would
+    /// turn clients away when this host becomes master.
+    fn weed(&mut self, now: Now) {
+        if self.adopted.is_empty() || now.monotonic < self.weeded_at + WEED {
+            return;
+        }
+        self.weeded_at = now.monotonic;
+        let tables = &self.mirror.tables;
+        self.adopted.retain(|pool, adopted| {
+            let is_run = *adopted >= RUN;
+            if is_run {
+                tables.weed(*pool);
+            }
+            !is_run
+        });
     }
 
     fn due_admin(&mut self, now: Now) -> Vec<Vec<u8>> {
@@ -264,13 +312,14 @@ impl Station {
     /// A datagram has come; an answer that is to go out at once.
     pub fn receive(&mut self, from: SocketAddr, datagram: &[u8], now: Now) -> Option<Vec<u8>> {
         let fresh = (self.fresh)();
-        let Station { peers, mirror, notices, told, .. } = self;
+        let Station { peers, mirror, notices, told, adopted, .. } = self;
         // Who is no peer is not answered.
         let (peer, _, version) = peers.iter_mut().find(|(peer, ..)| peer.address == from)?;
         match peer.link.receive(datagram, fresh, now.monotonic) {
             Ok((news, answer)) => {
                 for news in news {
-                    take_in(news, peer, version, mirror, now, notices, told);
+                    let taken = take_in(news, peer, version, mirror, now, notices, told);
+                    taken.into_iter().for_each(|place| *adopted.entry(place.pool).or_default() += 1);
                 }
                 answer
             }
@@ -294,19 +343,26 @@ fn take_in(
     now: Now,
     notices: &mut Vec<Notice>,
     told: &mut Vec<Notice>,
-) {
+) -> Option<Place> {
+    let mut taken = None;
     match news {
         News::Accepted(theirs) => *version = theirs,
         News::Flow { flow, in_copy } => {
             peer.counts.flows_received += 1;
             let applied = mirror.apply(&flow, now);
             match applied {
-                Applied::Taken(place) | Applied::Replaced(place) if in_copy => _ = peer.present.insert(place),
+                Applied::Taken(place) | Applied::Replaced(place) => taken = Some(place),
                 Applied::UnknownBackend => tell_unknown(&flow.name, notices, told),
                 _ => {}
             }
             match applied {
-                Applied::Taken(_) | Applied::Ours => {}
+                Applied::Taken(place) | Applied::Kept(place) | Applied::Replaced(place) if in_copy => {
+                    peer.present.insert(place);
+                }
+                _ => {}
+            }
+            match applied {
+                Applied::Taken(_) | Applied::Kept(_) | Applied::Ours => {}
                 Applied::Replaced(_) | Applied::Conflict => peer.counts.conflicts += 1,
                 _ => peer.counts.unknown += 1,
             }
@@ -321,8 +377,9 @@ fn take_in(
             peer.counts.copies_received += 1;
             mirror.end_absent(&covered, &std::mem::take(&mut peer.present));
         }
-        News::Admin(admin) => notices.push(Notice::Admin(admin)),
+        News::Admin(admin) => notices.push(Notice::Admin { peer: peer.address, admin }),
     }
+    taken
 }
 
 /// Once each; the list is short, for a host has few backends that the other does not know.

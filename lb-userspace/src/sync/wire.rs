@@ -72,6 +72,10 @@ pub struct Admin {
     pub state: u8,
     /// Milliseconds since 1970: the later decision holds.
     pub decided_at: u64,
+    /// Of a drain: when what is left is reset, in milliseconds since 1970; 0: never.
+    pub deadline: u64,
+    /// Of a drain: resets a second, from then on.
+    pub rate: u32,
 }
 
 /// One message.
@@ -171,6 +175,8 @@ pub fn write(message: &Message, out: &mut Vec<u8>) {
             write_text(&admin.backend, out);
             out.push(admin.state);
             out.extend_from_slice(&admin.decided_at.to_be_bytes());
+            out.extend_from_slice(&admin.deadline.to_be_bytes());
+            out.extend_from_slice(&admin.rate.to_be_bytes());
             ADMIN
         }
     };
@@ -244,6 +250,8 @@ fn read_body(kind: u8, body: &mut Reader<'_>) -> Result<Option<Message>, Malform
             backend: body.text()?,
             state: body.byte()?,
             decided_at: body.u64()?,
+            deadline: body.u64()?,
+            rate: body.u32()?,
         }),
         _ => return Ok(None),
     }))

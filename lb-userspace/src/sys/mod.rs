@@ -17,4 +17,5 @@ pub mod random;
 pub mod raw_ip;
 pub mod readiness;
 pub mod realtime;
+pub mod udp;
 pub mod wake;

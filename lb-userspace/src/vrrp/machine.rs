@@ -24,6 +24,9 @@ const MILLISECOND: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
 /// Intervals without an advertisement after which a MASTER counts as gone (section 6.1).
 const DOWN_INTERVALS: u64 = 3;
+/// How long after it has become BACKUP it waits for the connections of a lower MASTER, at most: a copy of 100,000 takes two
+/// or three seconds.
+const FLOWS: u64 = 10 * SECOND;
 /// Two owners: how many advertisements the one with the higher address sends before it listens whether the other has
 /// given in (keepalived).
 const OWNER_ADVERTS: u32 = 2;
@@ -68,6 +71,8 @@ pub enum Input {
     Usable(Option<IpAddr>),
     /// The sum of the weights of everything that is tracked.
     Weight(i32),
+    /// Whether another host may have connections that are not known here yet (flow sync).
+    LacksFlows(bool),
     /// An advertisement that counts.
     Heard(Heard),
     /// The deadline has come.
@@ -181,6 +186,8 @@ pub struct Machine {
     transitions: u64,
     source: Option<IpAddr>,
     weight: i32,
+    /// Its connections would be lost if a MASTER that is heard were preempted now.
+    lacks_flows: bool,
     /// The other owner of the addresses did not give in: we count as 254 until we are configured anew.
     gave_in: bool,
     /// The mastership was given away: whoever has it keeps it, until it is gone.
@@ -224,6 +231,7 @@ impl Machine {
             transitions: 0,
             source: None,
             weight: 0,
+            lacks_flows: false,
             gave_in: false,
             yields: false,
             master: None,
@@ -345,6 +353,7 @@ impl Machine {
         match input {
             Input::Usable(source) => self.usable(source, now, &mut out),
             Input::Weight(weight) => self.weight = weight,
+            Input::LacksFlows(lacks) => self.lacks_flows = lacks,
             Input::Heard(heard) => self.heard(heard, now, &mut out),
             Input::Timer => self.timer(now, &mut out),
             Input::Claimed if self.state == State::Master => self.claimed(now, &mut out),
@@ -427,10 +436,11 @@ impl Machine {
         self.wait(Why::Silence, now);
     }
 
-    /// Whether a lower MASTER is to be left in peace for now (`preempt_delay`).
+    /// Whether a lower MASTER is to be left in peace for now: `preempt_delay`, and until its connections are known here.
     fn is_held(&mut self, now: u64) -> bool {
         let delay = self.settings.preempt_delay;
-        delay > 0 && now < *self.hold_until.get_or_insert(now + delay)
+        let delayed = delay > 0 && now < *self.hold_until.get_or_insert(now + delay);
+        delayed || self.lacks_flows && now < self.since + FLOWS
     }
 
     /// Section 6.4.3.

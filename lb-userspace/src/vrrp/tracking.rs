@@ -49,6 +49,8 @@ pub struct Host {
     pub datapath: Option<String>,
     /// Whether no backend of any service is up.
     pub no_backend: bool,
+    /// Whether another host may have connections that are not known here.
+    pub lacks_flows: bool,
 }
 
 /// What is known of one instance alone.

@@ -75,6 +75,8 @@ pub struct Status {
 pub struct Asked {
     pub answered: u64,
     pub failed: BTreeMap<String, u64>,
+    /// The longest time from a question to its answer.
+    pub slowest_ms: f64,
 }
 
 /// The answer to `close`.
@@ -83,9 +85,12 @@ pub struct Closed {
     pub closed: u64,
 }
 
+/// Connections that are asked at the same time.
+const ASKED: usize = 250;
+
 /// What a connection's task is told.
 enum Order {
-    Ask(oneshot::Sender<Result<(), Failure>>),
+    Ask(oneshot::Sender<Result<Duration, Failure>>),
     End(End, oneshot::Sender<()>),
 }
 
@@ -207,17 +212,24 @@ impl Holder {
 
     async fn ask(&mut self) -> Asked {
         let mut asked = Asked::default();
-        let mut answers = Vec::with_capacity(self.held.len());
-        for held in self.held.values() {
-            let (reply, answer) = oneshot::channel();
-            if held.orders.send(Order::Ask(reply)).await.is_ok() {
-                answers.push(answer);
+        let all: Vec<_> = self.held.values().map(|held| held.orders.clone()).collect();
+        // A few at a time: with all of them at once it would be this host's own work that takes the time.
+        for some in all.chunks(ASKED) {
+            let mut answers = Vec::with_capacity(some.len());
+            for orders in some {
+                let (reply, answer) = oneshot::channel();
+                if orders.send(Order::Ask(reply)).await.is_ok() {
+                    answers.push(answer);
+                }
             }
-        }
-        for answer in answers {
-            match answer.await.unwrap_or(Err(Failure::Closed)) {
-                Ok(()) => asked.answered += 1,
-                Err(failure) => *asked.failed.entry(failure.to_string()).or_default() += 1,
+            for answer in answers {
+                match answer.await.unwrap_or(Err(Failure::Closed)) {
+                    Ok(took) => {
+                        asked.answered += 1;
+                        asked.slowest_ms = asked.slowest_ms.max(took.as_secs_f64() * 1e3);
+                    }
+                    Err(failure) => *asked.failed.entry(failure.to_string()).or_default() += 1,
+                }
             }
         }
         asked
@@ -279,8 +291,9 @@ async fn keep(
         tokio::select! {
             order = orders.recv() => match order {
                 Some(Order::Ask(reply)) => {
+                    let began = Instant::now();
                     let asked = time::timeout(limit, connection.ask("name", "/version")).await;
-                    let answer = asked.unwrap_or(Err(Failure::Timeout)).map(drop);
+                    let answer = asked.unwrap_or(Err(Failure::Timeout)).map(|_| began.elapsed());
                     _ = reply.send(answer);
                     if let Err(failure) = answer {
                         break failure.to_string();

@@ -6,7 +6,7 @@ mod families;
 mod tests;
 
 use super::report::{Connects, Report};
-use super::types::{Backend, BackendState, ServiceStatus, VrrpState, VrrpStatus};
+use super::types::{Backend, BackendState, ServiceStatus, SyncPeer, SyncState, VrrpState, VrrpStatus};
 use anyhow::Result;
 use families::*;
 use lb_common::layout::{CONNECT_TIME_BUCKETS, connect_time_bound};
@@ -51,6 +51,7 @@ impl Metrics {
             }
         }
         report.status.vrrp.iter().for_each(|instance| of_instance(&mut families, instance));
+        report.status.sync.iter().flat_map(|sync| &sync.peers).for_each(|peer| of_peer(&mut families, peer));
         reasons(&mut families, report);
         self.forget_removed(report);
         let mut all = families.finish();
@@ -154,6 +155,31 @@ fn of_instance(families: &mut Families, instance: &VrrpStatus) {
     families.set(&VRRP_CLAIMS, &labels, adverts.claims as f64);
     for (reason, count) in &adverts.refused {
         families.set(&VRRP_REFUSED, &[&*instance.name, reason], *count as f64);
+    }
+}
+
+fn of_peer(families: &mut Families, peer: &SyncPeer) {
+    let address = peer.address.to_string();
+    let labels = [&*address];
+    families.set_state(&SYNC_STATE, &labels, &words(SyncState::ALL), &peer.state.to_string());
+    families.set(&SYNC_LAG, &labels, peer.lag_ms as f64 / 1000.0);
+    if let Some(silent) = peer.silent_ms {
+        families.set(&SYNC_SILENT, &labels, silent as f64 / 1000.0);
+    }
+    for (metric, value) in [
+        (&SYNC_WAITING, peer.waiting),
+        (&SYNC_LOST, peer.lost),
+        (&SYNC_DROPPED, peer.dropped),
+        (&SYNC_SENT, peer.flows_sent),
+        (&SYNC_RECEIVED, peer.flows_received),
+        (&SYNC_COPIES, peer.copies_received),
+        (&SYNC_CONFLICTS, peer.conflicts),
+        (&SYNC_UNKNOWN, peer.unknown),
+    ] {
+        families.set(metric, &labels, value as f64);
+    }
+    for (reason, count) in &peer.refused {
+        families.set(&SYNC_REFUSED, &[&*address, reason], *count as f64);
     }
 }
 

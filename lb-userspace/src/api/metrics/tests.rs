@@ -2,7 +2,7 @@ use super::families::{ALL, Kind, Metric};
 use super::*;
 use crate::api::report::PoolUse;
 use crate::api::tests::{backend, status};
-use crate::api::types::{VrrpAdverts, VrrpStatus};
+use crate::api::types::{SyncStatus, VrrpAdverts, VrrpStatus};
 use std::collections::BTreeSet;
 
 fn report() -> Report {
@@ -27,6 +27,32 @@ fn report() -> Report {
         lease_ms: 0,
         peers: vec![],
         adverts: VrrpAdverts { sent: 7, refused: [("password".to_owned(), 3)].into(), ..VrrpAdverts::default() },
+    });
+    status.sync = Some(SyncStatus {
+        listen: "10.0.1.1:9644".parse().unwrap(),
+        error: None,
+        master_of: vec![],
+        send_failures: 0,
+        peers: vec![SyncPeer {
+            address: "10.0.1.2:9644".parse().unwrap(),
+            state: SyncState::Lost,
+            version: "0.1.0".into(),
+            silent_ms: Some(3500),
+            waiting: 7,
+            lag_ms: 40,
+            lost: 1,
+            datagrams_sent: 9,
+            flows_sent: 100,
+            ends_sent: 3,
+            copies_sent: 1,
+            dropped: 0,
+            flows_received: 50,
+            ends_received: 2,
+            copies_received: 1,
+            conflicts: 0,
+            unknown: 0,
+            refused: [("replayed".to_owned(), 4)].into(),
+        }],
     });
     status.counters = Reason::ALL.iter().map(|reason| (reason.name().to_owned(), *reason as u64)).collect();
     status.counters.insert("least_conn_drift".into(), 0);
@@ -94,6 +120,8 @@ fn a_state_is_one_row_of_ones_and_labels_are_escaped() {
     assert!(states.contains(&r#"{service="api",backend="a\"b\\c\nd",state="slow_start"} 1"#.to_owned()), "{states:?}");
     assert_eq!(states.iter().filter(|row| row.ends_with(" 1")).count(), 1);
     assert_eq!(rows(&text, "evenkeel_vrrp_adverts_refused_total"), [r#"{vrrp_instance="VI_1",reason="password"} 3"#]);
+    assert_eq!(rows(&text, "evenkeel_sync_lag_seconds"), [r#"{peer="10.0.1.2:9644"} 0.04"#]);
+    assert!(rows(&text, "evenkeel_sync_peer_state").contains(&r#"{peer="10.0.1.2:9644",state="lost"} 1"#.to_owned()));
     assert!(rows(&text, "evenkeel_vrrp_state").contains(&r#"{vrrp_instance="VI_1",state="BACKUP"} 1"#.to_owned()));
 }
 

@@ -20,8 +20,8 @@ impl World {
         let name = self.controller.name_of(backend).expect("a backend");
         let mut orders = self.controller.orders().clone();
         match order {
-            Some(order) => drop(orders.say(name, Said { order, since: now, by: "uid 0".into() })),
-            None => drop(orders.take_back(&name)),
+            Some(order) => drop(orders.say(name, Said { order, since: now, by: "uid 0".into() }, now / 1_000_000)),
+            None => drop(orders.take_back(&name, now / 1_000_000)),
         }
         let actions = self.controller.set_orders(orders, &self.tables, now);
         self.act(&actions);

@@ -15,10 +15,16 @@ fn name(backend: &str) -> (Arc<str>, Arc<str>) {
 fn some() -> Orders {
     let mut orders = Orders::default();
     let drain = Order::Drain { deadline: Some(5_060 * SECOND), rate: 50 };
-    orders.say(name("cp01"), Said { order: drain, since: 4_990 * SECOND, by: "uid 0".into() });
+    let mut say = |backend: &str, order, seconds: u64, by: &str| {
+        let said = Said { order, since: seconds * SECOND, by: by.into() };
+        // As the clocks of `now` stand to each other.
+        orders.say(name(backend), said, (1_800_000_000 - 5_000 + seconds) * 1_000);
+    };
+    say("cp01", drain, 4_990, "uid 0");
     let drain = Order::Drain { deadline: None, rate: 7 };
-    orders.say(name("cp02"), Said { order: drain, since: 10 * SECOND, by: "uid 1000".into() });
-    orders.say(name("cp03"), Said { order: Order::Maint, since: 5_000 * SECOND, by: "uid 0".into() });
+    say("cp02", drain, 10, "uid 1000");
+    say("cp03", Order::Maint, 5_000, "uid 0");
+    orders.take_back(&name("cp04"), 1_799_999_999_123);
     orders
 }
 

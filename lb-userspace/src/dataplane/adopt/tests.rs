@@ -17,6 +17,7 @@ fn tables() -> (Tables, u16) {
             ports: PORTS,
             reserved: vec![],
             hop: Hop::default(),
+            upper_first: false,
         })
         .unwrap();
     (tables, pool)
@@ -119,4 +120,47 @@ fn every_slot_can_be_taken_over_and_each_client_is_found() {
         assert_eq!(found.map(|(_, slot, _)| slot), Some(slot));
     }
     assert_eq!(active(&tables), u32::from(PORTS));
+}
+
+/// The ports that a pool hands out, in their order, and gives back.
+fn handed_out(tables: &Tables, pool: u16) -> Vec<u16> {
+    let slots = tables.slots_of(pool).unwrap();
+    let all: Vec<_> = std::iter::from_fn(|| slots.pop(&tables.rings)).collect();
+    all.iter().for_each(|slot| slots.push(&tables.rings, *slot));
+    all
+}
+
+#[test]
+fn weeding_takes_adopted_ports_out_of_the_ring_and_their_ends_bring_them_back() {
+    let (tables, pool) = tables();
+    (0..20).for_each(|slot| tables.adopt(&foreign(pool, slot, &format!("10.0.1.7:{}", 5000 + slot))).unwrap());
+    assert_eq!(tables.free_slots(pool), u32::from(PORTS));
+    // One that has ended stays where it is.
+    assert!(tables.end_quietly(pool, 3, |_| true));
+    tables.weed(pool);
+    assert_eq!(handed_out(&tables, pool), [3].into_iter().chain(20..PORTS).collect::<Vec<_>>());
+    assert_eq!(tables.occupant(pool, 7).unwrap().ctl.flags() & IN_RING, 0);
+    assert!(tables.end_quietly(pool, 7, |_| true));
+    assert_eq!(handed_out(&tables, pool).last(), Some(&7));
+    tables.weed(pool);
+    tables.weed(pool);
+    assert_eq!(tables.free_slots(pool), 46, "nothing is lost, and nothing is there twice");
+}
+
+#[test]
+fn the_two_hosts_of_a_pair_begin_with_different_halves() {
+    let (lower, pool) = tables();
+    assert_eq!(handed_out(&lower, pool)[0], 0);
+    let upper = Tables::in_memory().unwrap();
+    let new = NewPool {
+        backend: "10.0.1.10:6443".parse().unwrap(),
+        snat: "10.0.1.100".parse().unwrap(),
+        first_port: 10_240,
+        ports: PORTS,
+        reserved: vec![10_240 + 33],
+        hop: Hop::default(),
+        upper_first: true,
+    };
+    let pool = upper.create_pool(&new).unwrap();
+    assert_eq!(handed_out(&upper, pool), [32].into_iter().chain(34..PORTS).chain(0..32).collect::<Vec<_>>());
 }

@@ -28,6 +28,7 @@ impl Program {
             ports,
             reserved: vec![],
             hop: Hop::default(),
+            upper_first: false,
         };
         let pool = tables.create_pool(&new).unwrap();
         Program { tables, pool }

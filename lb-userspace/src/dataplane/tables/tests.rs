@@ -15,6 +15,7 @@ fn pool(tables: &Tables, ports: u16, reserved: Vec<u16>) -> u16 {
         ports,
         reserved,
         hop: Hop::new([2, 0, 0, 0, 0, 1], 3),
+        upper_first: false,
     };
     tables.create_pool(&new).unwrap()
 }
@@ -93,6 +94,7 @@ fn a_new_pool_has_all_its_ports_free_but_the_reserved_ones_in_order() {
         ports: 1,
         reserved: vec![],
         hop: Hop::default(),
+        upper_first: false,
     };
     assert!(tables.create_pool(&again).is_err(), "a pool in use is not made anew");
 }

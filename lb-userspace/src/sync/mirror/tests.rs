@@ -19,11 +19,16 @@ fn host(ours: bool) -> Mirror {
             ports: 64,
             reserved: vec![],
             hop: Hop::default(),
+            upper_first: false,
         })
         .unwrap();
     let listener = tables.place_listener(example.listener, 0).unwrap();
     let directory = Directory {
-        listeners: [(example.listener, ListenerAt { number: listener, service: 0, ours, interface: Some(3) })].into(),
+        listeners: [(
+            example.listener,
+            ListenerAt { number: listener, service: 0, ours, lingers: false, interface: Some(3) },
+        )]
+        .into(),
         backends: [((0, example.backend), 7)].into(),
         pools: [((example.backend, example.snat.ip()), PoolAt { number, first_port: 10_240, ports: 64 })].into(),
         refresh: Duration::from_secs(30),
@@ -68,7 +73,7 @@ fn a_flow_that_is_there_is_brought_up_to_date_where_we_are_not_master_and_left_a
     let at = place(&host, 9);
     host.apply(&flow(5000), now());
     let newer = wire::Flow { ends: [(1 << 33) + 500, 9], ..flow(5000) };
-    assert_eq!(host.apply(&newer, now()), Applied::Taken(at));
+    assert_eq!(host.apply(&newer, now()), Applied::Kept(at));
     assert_eq!(host.tables.occupant(at.pool, 9).unwrap().record.end_client, (1 << 33) + 500);
     let host = moved(host, true);
     assert_eq!(host.apply(&flow(5000), now()), Applied::Ours);

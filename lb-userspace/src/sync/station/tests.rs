@@ -34,6 +34,7 @@ fn host(own: u8, peer: &str) -> Station {
         ports: PORTS,
         reserved: vec![],
         hop: Default::default(),
+        upper_first: false,
     };
     tables.create_pool(&new).unwrap();
     tables.place_listener(example.listener, 0).unwrap();
@@ -53,7 +54,8 @@ fn directory(station: &Station, ours: bool) -> Arc<Directory> {
     let number = station.mirror.tables.listeners()[0].0;
     let pool = station.mirror.tables.pools()[0].0;
     Arc::new(Directory {
-        listeners: [(example.listener, ListenerAt { number, service: 0, ours, interface: Some(1) })].into(),
+        listeners: [(example.listener, ListenerAt { number, service: 0, ours, lingers: false, interface: Some(1) })]
+            .into(),
         backends: [((0, example.backend), 7)].into(),
         pools: [((example.backend, example.snat.ip()), PoolAt { number: pool, first_port: 10_240, ports: PORTS })]
             .into(),
@@ -238,12 +240,13 @@ fn a_host_that_was_started_anew_asks_and_is_told() {
 #[test]
 fn decisions_of_an_operator_travel_and_are_repeated() {
     let mut pair = Pair::new(0);
-    let drain = Admin { service: "api".into(), backend: "cp01".into(), state: 1, decided_at: 5 };
+    let drain = Admin { service: "api".into(), backend: "cp01".into(), state: 1, decided_at: 5, deadline: 9, rate: 50 };
     pair.a.administer(vec![drain.clone()]);
     pair.carry(200);
-    assert!(pair.b.notices().contains(&Notice::Admin(drain.clone())));
+    let told = Notice::Admin { peer: A.parse().unwrap(), admin: drain };
+    assert!(pair.b.notices().contains(&told));
     pair.carry(1100);
-    assert!(pair.b.notices().contains(&Notice::Admin(drain)));
+    assert!(pair.b.notices().contains(&told));
 }
 
 #[test]

@@ -23,7 +23,14 @@ pub fn flow(port: u16) -> Flow {
 
 fn all() -> Vec<Message> {
     let six = Name { client: "[2001:db8::7]:5000".parse().unwrap(), ..flow(1).name };
-    let admin = Admin { service: "kube-apiserver".into(), backend: "cp01".into(), state: 1, decided_at: 5 };
+    let admin = Admin {
+        service: "kube-apiserver".into(),
+        backend: "cp01".into(),
+        state: 1,
+        decided_at: 5,
+        deadline: 77,
+        rate: 50,
+    };
     vec![
         Message::Hello { challenge: [1; 16], echo: [2; 16], version: "0.1.0".into() },
         Message::Flow(flow(5000)),
@@ -89,7 +96,8 @@ fn many_flows_fit_into_a_datagram() {
 
 #[test]
 fn a_text_is_cut_at_a_character() {
-    let long = Admin { service: "ä".repeat(200), backend: String::new(), state: 0, decided_at: 0 };
+    let long =
+        Admin { service: "ä".repeat(200), backend: String::new(), state: 0, decided_at: 0, deadline: 0, rate: 0 };
     let Ok([Message::Admin(read)]) =
         read(&bytes(&[Message::Admin(long)])).as_deref().map(|m| <[_; 1]>::try_from(m.to_vec()).unwrap())
     else {

@@ -99,6 +99,11 @@ impl Addresses {
         Ok(found)
     }
 
+    /// Every address of this host, on whichever interface it stands.
+    pub async fn everywhere(&self) -> Result<BTreeSet<IpAddr>> {
+        Ok(self.all().await?.iter().filter_map(|message| Some(address_of(message)?.addr())).collect())
+    }
+
     async fn all(&self) -> Result<Vec<AddressMessage>> {
         patiently(self.handle.address().get().execute().try_collect()).await?.context("cannot list addresses")
     }

@@ -66,6 +66,8 @@ pub enum Fact {
     Datapath(Option<String>),
     /// Whether no backend of any service is up.
     NoBackend(bool),
+    /// Whether another host may have connections that are not known here.
+    LacksFlows(bool),
     /// A script has run.
     Script {
         /// The instance.

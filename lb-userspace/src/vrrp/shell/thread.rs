@@ -230,6 +230,7 @@ impl Thread {
             Fact::Socket { interface, ipv4, socket } => self.socket(interface, ipv4, socket),
             Fact::Datapath(why) => self.host.datapath = why,
             Fact::NoBackend(none) => self.host.no_backend = none,
+            Fact::LacksFlows(lacks) => self.host.lacks_flows = lacks,
             Fact::Script { instance, number, passed } => {
                 let instance = self.number(&instance).and_then(|number| self.instances.get_mut(&number));
                 if let Some(Instance { setup, own, .. }) = instance
@@ -426,6 +427,7 @@ impl Thread {
         instance.standing = standing;
         instance.started = true;
         let mut outputs = self.machines.handle(number, Input::Weight(weight), now);
+        outputs.extend(self.machines.handle(number, Input::LacksFlows(self.host.lacks_flows), now));
         if changed {
             outputs.extend(self.machines.handle(number, Input::Usable(usable), now));
         }

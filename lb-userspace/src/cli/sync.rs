@@ -1,0 +1,68 @@
+//! Flow sync in `status`.
+
+use super::args::Format;
+use super::table::{Column, Style, Table, coloured};
+use super::units;
+use crate::api::types::{SyncPeer, SyncState, SyncStatus};
+use Column::{Left, Right};
+use comfy_table::{Cell, Color};
+use std::fmt::Write;
+
+/// The other hosts of the pair.
+pub fn status(sync: &SyncStatus, format: Format, style: Style) -> String {
+    let mut columns = vec![
+        Left("FLOW SYNC"),
+        Left("STATE"),
+        Left("HEARD"),
+        Right("WAITING"),
+        Right("LAG"),
+        Right("LOST"),
+        Right("SENT"),
+        Right("RECEIVED"),
+    ];
+    let wide = format == Format::Wide;
+    if wide {
+        columns.extend([Left("VERSION"), Right("COPIES SENT"), Right("COPIES"), Right("CONFLICTS"), Right("UNKNOWN")]);
+        columns.extend([Right("REFUSED"), Right("DROPPED")]);
+    }
+    let mut table = Table::new(&columns, style);
+    sync.peers.iter().for_each(|peer| table.row(row(peer, wide)));
+    let mut text = table.lines();
+    let sends: Vec<_> = sync.master_of.iter().map(ToString::to_string).collect();
+    // Writing to a String cannot fail.
+    let _ = match sends.is_empty() {
+        true => writeln!(text, "this host has no listen address: it receives their connections"),
+        false => writeln!(text, "this host has {}: it sends their connections", sends.join(", ")),
+    };
+    if let Some(error) = &sync.error {
+        let _ = writeln!(text, "{error}");
+    }
+    text
+}
+
+fn row(peer: &SyncPeer, wide: bool) -> Vec<Cell> {
+    let colour = match peer.state {
+        SyncState::Synced => Color::Green,
+        SyncState::Lost => Color::Red,
+        SyncState::Connecting | SyncState::Copying => Color::Yellow,
+    };
+    let ago = |ms: u64| format!("{} ago", units::milliseconds(Some(ms as f64)));
+    let mut row = vec![
+        Cell::new(peer.address),
+        coloured(&peer.state.to_string(), colour),
+        Cell::new(peer.silent_ms.map_or("-".into(), ago)),
+        Cell::new(peer.waiting),
+        Cell::new(units::milliseconds(Some(peer.lag_ms as f64))),
+        Cell::new(peer.lost),
+        Cell::new(peer.flows_sent),
+        Cell::new(peer.flows_received),
+    ];
+    if wide {
+        let version = if peer.version.is_empty() { "-" } else { &peer.version };
+        let refused: u64 = peer.refused.values().sum();
+        row.push(Cell::new(version));
+        row.extend([peer.copies_sent, peer.copies_received, peer.conflicts, peer.unknown].map(Cell::new));
+        row.extend([refused, peer.dropped].map(Cell::new));
+    }
+    row
+}

@@ -1,0 +1,123 @@
+//! Whose flows are this host's to close. Of a pair that syncs its flows both hosts have them all, but only the one that has
+//! a listener's address may suspect, reset or move them: the other one sees none of their packets, and every flow looks
+//! idle to it.
+//!
+//! [`Ours`] shows the tables with the flows of other hosts left out. Whatever acts on flows looks through it; what only
+//! counts them does not.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+use lb_common::{
+    clients::ClientCount,
+    layout::{Backend, Opening, Slot, ticks},
+    slot::{Ctl, State},
+};
+
+use super::view::{Head, Place, View};
+
+/// The listeners whose flows are ours.
+#[derive(Clone, Debug, Default)]
+pub struct Territory {
+    /// By number, and since when; nothing: there is no other host, all are.
+    ours: Option<Arc<BTreeMap<u16, u64>>>,
+    /// How far the other host's news of a flow's last packet may lie behind, in nanoseconds.
+    lag: u64,
+}
+
+impl Territory {
+    /// Beside another host. `ours` are the numbers of the listeners that are this host's, and since when (CLOCK_MONOTONIC
+    /// in nanoseconds); `lag` is how old the other host's news of an idle flow may get.
+    pub fn beside_another(ours: BTreeMap<u16, u64>, lag: u64) -> Territory {
+        Territory { ours: Some(Arc::new(ours)), lag }
+    }
+
+    /// Whether the flows of a listener are ours.
+    pub fn holds(&self, listener: u16) -> bool {
+        self.ours.as_ref().is_none_or(|ours| ours.contains_key(&listener))
+    }
+
+    /// When the flow was seen last, at the latest that it can have been. What was seen before the listener became ours is
+    /// known from the other host, which does not tell of every packet.
+    fn seen_by(&self, listener: u16, last_seen: u32) -> u32 {
+        let since = self.ours.as_ref().and_then(|ours| ours.get(&listener));
+        let Some(behind) = since.map(|since| ticks(*since).wrapping_sub(last_seen)) else { return last_seen };
+        let was_before = behind.cast_signed() > 0;
+        if was_before { last_seen.wrapping_add(behind.min(ticks(self.lag))) } else { last_seen }
+    }
+}
+
+/// The tables without the flows that are another host's.
+pub struct Ours<'a, V> {
+    territory: Territory,
+    view: &'a V,
+}
+
+impl<'a, V: View> Ours<'a, V> {
+    /// Looks at `view`.
+    pub fn new(territory: &Territory, view: &'a V) -> Ours<'a, V> {
+        Ours { territory: territory.clone(), view }
+    }
+
+    fn holds(&self, key: u64) -> bool {
+        self.territory.holds(listener_of(key))
+    }
+}
+
+/// The listener's number stands in the upper 16 bits of a flow's key.
+fn listener_of(key: u64) -> u16 {
+    (key >> 48) as u16
+}
+
+impl<V: View> View for Ours<'_, V> {
+    fn backend(&self, number: u16) -> Backend {
+        self.view.backend(number)
+    }
+
+    fn heard(&self, pool: u16) -> u32 {
+        self.view.heard(pool)
+    }
+
+    fn half_open_head(&self, service: u16) -> u32 {
+        self.view.half_open_head(service)
+    }
+
+    fn half_open(&self, service: u16, each: &mut dyn FnMut(Place, u32)) {
+        self.view.half_open(service, &mut |place, generation| {
+            if self.view.slot(place).is_some_and(|(_, slot)| self.holds(slot.key)) {
+                each(place, generation);
+            }
+        });
+    }
+
+    fn clients(&self, service: u16, each: &mut dyn FnMut(ClientCount)) {
+        self.view.clients(service, each);
+    }
+
+    fn slots(&self, pool: u16) -> u32 {
+        self.view.slots(pool)
+    }
+
+    /// A slot that is held back is nobody's flow.
+    fn heads(&self, pool: u16, from: u32, to: u32, each: &mut dyn FnMut(Head)) {
+        self.view.heads(pool, from, to, &mut |head| {
+            if head.flow.ctl.state() == State::Abandoned || self.holds(head.key) {
+                each(Head { last_seen: self.territory.seen_by(listener_of(head.key), head.last_seen), ..head });
+            }
+        });
+    }
+
+    fn slot(&self, place: Place) -> Option<(Ctl, Slot)> {
+        self.view.slot(place)
+    }
+
+    fn opening(&self, place: Place) -> Option<(Ctl, Opening)> {
+        self.view.opening(place)
+    }
+
+    fn client(&self, place: Place) -> Option<SocketAddr> {
+        self.view.client(place)
+    }
+}
+
+#[cfg(test)]
+mod tests;

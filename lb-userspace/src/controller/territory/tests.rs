@@ -1,0 +1,64 @@
+use lb_common::layout::{ACTIVE, Pool};
+
+use super::*;
+use crate::controller::{
+    fake::Fake,
+    installed::BackendRow,
+    plan::Write,
+    sweep::{Limits, Step, Sweep},
+};
+
+const SECOND: u64 = 1_000_000_000;
+const START: u64 = 5_000 * SECOND;
+
+/// One pool with a flow of listener 0.
+fn tables() -> Fake {
+    let mut tables = Fake::default();
+    let pool = Pool { first_port: 1024, ports: 100, state: ACTIVE, ..Pool::default() };
+    tables.write(&Write::NewPool { number: 0, pool, withheld: Vec::new() });
+    tables.write(&Write::NewBackend { number: 0, row: BackendRow { pools: vec![0], ..BackendRow::default() } });
+    tables.open(0, 7, State::Established, 0, START);
+    tables
+}
+
+fn ours(since: u64, lag: u64) -> Territory {
+    Territory::beside_another([(0, since)].into(), lag)
+}
+
+/// When the sweep suspects the flow, in seconds after its last packet as it is known here; nothing within 40 s.
+fn suspected_after(territory: &Territory) -> Option<u64> {
+    let tables = tables();
+    let mut sweep = Sweep::default();
+    let limits = |_| Limits { service: 0, idle_timeout: 10 * SECOND, connecting: SECOND, reset_rate: 100 };
+    (0..400).find_map(|tenth| {
+        let now = START + tenth * SECOND / 10;
+        let steps = sweep.turn(&[0], &limits, 2 * SECOND, &Ours::new(territory, &tables), now);
+        steps.iter().any(|step| matches!(step, Step::Suspect(_))).then_some(tenth / 10)
+    })
+}
+
+#[test]
+fn without_another_host_every_flow_is_ours() {
+    assert!(Territory::default().holds(77));
+    assert!((10..12).contains(&suspected_after(&Territory::default()).unwrap()));
+}
+
+#[test]
+fn a_host_that_has_not_the_address_suspects_nobody() {
+    let elsewhere = Territory::beside_another(BTreeMap::new(), SECOND);
+    assert!(!elsewhere.holds(0));
+    assert_eq!(suspected_after(&elsewhere), None);
+    let mut seen = 0;
+    Ours::new(&elsewhere, &tables()).heads(0, 0, 100, &mut |_| seen += 1);
+    assert_eq!(seen, 0);
+}
+
+#[test]
+fn what_the_other_host_has_told_may_be_behind_and_that_is_granted_once() {
+    // The address came 20 s after what is known as the last packet, of which the other host tells every 15 s.
+    assert!((25..27).contains(&suspected_after(&ours(START + 20 * SECOND, 15 * SECOND)).unwrap()));
+    // Not beyond the moment in which we began to see for ourselves.
+    assert!((13..15).contains(&suspected_after(&ours(START + 3 * SECOND, 15 * SECOND)).unwrap()));
+    // A packet that came here is known exactly.
+    assert!((10..12).contains(&suspected_after(&ours(START - SECOND, 15 * SECOND)).unwrap()));
+}

@@ -1,0 +1,376 @@
+//! Flow sync in the daemon: the thread is told what addresses mean here and which flows have ended; what it hears of the
+//! other host is acted upon.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use lb_common::event::{ENDED, Event};
+use log::Level;
+
+use super::{
+    Daemon,
+    admin_file::{milliseconds, monotonic, wall},
+    now, report,
+    vrrp::carried,
+};
+use crate::{
+    api::types::SyncStatus,
+    config::model::{self, Config},
+    controller::{
+        installed::{listener_address, pool_backend, pool_snat, socket_address},
+        orders::{Name, Order, Orders, Said},
+        plan,
+        territory::Territory,
+    },
+    notice::{Kind, Notice, Subject},
+    sync::{
+        link::Standing,
+        mirror::{Directory, ListenerAt, PoolAt},
+        seal::SharedKey,
+        shell::{self, Ended, News, Settings, Standings},
+        station,
+        wire::Admin,
+    },
+    vrrp::shell::Fact,
+};
+
+/// Every flow is told anew at least so often, and at most.
+const REFRESH: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// The thread, if the configuration has `[sync]`, and with what it was started.
+#[derive(Default)]
+pub struct Sync {
+    running: Option<(shell::Sync, model::Sync, SharedKey)>,
+    /// What it said last.
+    standings: Standings,
+    /// Why its socket could not be bound, as far as that was told.
+    deaf: Option<String>,
+}
+
+impl Sync {
+    /// Waits for what it has to say; for ever if it does not run.
+    pub async fn news(&mut self) -> Result<News> {
+        match &mut self.running {
+            Some((thread, ..)) => thread.news().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// How it goes, if it runs.
+    pub fn report(&self) -> Option<Arc<shell::Report>> {
+        self.running.as_ref().map(|(thread, ..)| thread.report())
+    }
+
+    /// Ends it; the rest of the daemon goes on.
+    pub fn end(&mut self) {
+        if let Some((thread, ..)) = self.running.take() {
+            thread.end();
+        }
+        self.standings = Standings::default();
+    }
+
+    /// What may wait for a full copy: whether one is missing.
+    pub fn lacks_flows(&self) -> bool {
+        self.is_running() && !self.standings.synced
+    }
+
+    /// Flows have ended here.
+    pub fn ended(&self, events: &[Event]) {
+        let Some((thread, ..)) = &self.running else { return };
+        let ended = events.iter().filter(|event| event.kind == ENDED).map(|event| Ended {
+            listener: event.listener,
+            client: socket_address(event.client, event.client_port),
+            pool: event.pool,
+            slot: event.slot,
+        });
+        thread.ended(ended.collect());
+    }
+
+    /// Events were lost, and ends may have been among them.
+    pub fn ends_missed(&self) {
+        if let Some((thread, ..)) = &self.running {
+            thread.ends_missed();
+        }
+    }
+}
+
+/// The key that a configuration names. What is wrong with it is told before anything is changed.
+pub fn key(config: &Config) -> Result<Option<SharedKey>> {
+    let Some(sync) = &config.sync else { return Ok(None) };
+    let file = sync.key_file.display();
+    let text = fs::read_to_string(&sync.key_file).with_context(|| format!("[sync] key_file {file}"))?;
+    let key = SharedKey::parse(&text);
+    key.map(Some)
+        .with_context(|| format!("[sync] key_file {file}: no key: an even number of hexadecimal digits, 32 at least"))
+}
+
+/// Of a pair, the host with the higher address hands out the upper half of the SNAT ports first.
+pub fn begins_with_upper_half(config: &Config) -> bool {
+    config.sync.as_ref().is_some_and(|sync| sync.peers.iter().any(|peer| *peer < sync.listen))
+}
+
+/// In which time every flow is told once more: so often that none looks idle which is not.
+fn refresh(config: &Config) -> Duration {
+    let shortest = config.services.iter().map(|service| service.idle_timeout).min().unwrap_or(REFRESH.1);
+    (shortest / 4).clamp(REFRESH.0, REFRESH.1)
+}
+
+impl Daemon {
+    /// Brings the thread in line with the configuration.
+    pub(super) fn configure_sync(&mut self, key: Option<SharedKey>) -> Result<()> {
+        let wanted = self.config.sync.clone().zip(key);
+        let is_same = match (&self.sync.running, &wanted) {
+            (Some((_, sync, before)), Some((wanted, key))) => sync == wanted && before == key,
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_same {
+            self.sync.end();
+            if let Some((sync, key)) = wanted {
+                self.start_sync(sync, key)?;
+            }
+        }
+        self.direct_sync();
+        self.set_territory();
+        Ok(())
+    }
+
+    fn start_sync(&mut self, sync: model::Sync, key: SharedKey) -> Result<()> {
+        let (listen, peers, batch) = (sync.listen, sync.peers.clone(), sync.batch);
+        let settings = Settings { listen, peers, batch, key: key.clone() };
+        let (directory, admin) = (self.directory(), decisions(self.controller.orders()));
+        let tables = self.dataplane.tables().clone();
+        let thread = shell::Sync::start(settings, tables, directory, admin, env!("CARGO_PKG_VERSION"))?;
+        self.sync.running = Some((thread, sync, key));
+        Ok(())
+    }
+
+    /// Tells the thread what addresses mean here now.
+    pub(super) fn direct_sync(&self) {
+        if let Some((thread, ..)) = &self.sync.running {
+            thread.direct(self.directory());
+        }
+    }
+
+    pub(super) fn tell_peers_of_orders(&self) {
+        if let Some((thread, ..)) = &self.sync.running {
+            thread.administer(decisions(self.controller.orders()));
+        }
+    }
+
+    fn directory(&self) -> Directory {
+        let installed = self.controller.installed();
+        let listeners = installed.listeners.iter().map(|(number, listener)| {
+            let address = SocketAddr::V4(listener_address(listener));
+            let interface = self.clients_of(address.ip());
+            (address, ListenerAt { number: *number, service: listener.service, ours: false, lingers: false, interface })
+        });
+        let backends = installed.backends.iter().filter_map(|(number, row)| {
+            let address = SocketAddr::V4(installed.backend_address(row)?);
+            Some(((row.service, address), *number))
+        });
+        let pools = installed.pools.iter().map(|(number, pool)| {
+            let at = PoolAt { number: *number, first_port: pool.first_port, ports: pool.ports };
+            ((SocketAddr::V4(pool_backend(pool)), IpAddr::V4(pool_snat(pool))), at)
+        });
+        Directory {
+            listeners: listeners.collect(),
+            backends: backends.collect(),
+            pools: pools.collect(),
+            refresh: refresh(&self.config),
+        }
+    }
+
+    /// Through which of our interfaces the clients of an address are reached, if that is certain.
+    fn clients_of(&self, address: IpAddr) -> Option<u8> {
+        let of_service = || {
+            let service =
+                self.config.services.iter().find(|service| service.listen.iter().any(|at| at.ip() == address))?;
+            let found = self.wanted.of_service.get(&service.name);
+            let only = found.filter(|found| found.len() == 1).and_then(|found| found.first());
+            service.interfaces.first().or(only).cloned()
+        };
+        let name = carried(&self.config).remove(&address).or_else(of_service)?;
+        self.dataplane
+            .attached()
+            .into_iter()
+            .find(|attached| attached.interface == name)
+            .map(|attached| attached.number)
+    }
+
+    /// Flows of listeners whose address another host has are not ours to close.
+    fn set_territory(&mut self) {
+        let territory = if self.sync.is_running() {
+            let lag = refresh(&self.config) + self.config.sync.as_ref().map_or(Duration::ZERO, |sync| 2 * sync.batch);
+            Territory::beside_another(self.sync.standings.ours.clone(), lag.as_nanos() as u64)
+        } else {
+            Territory::default()
+        };
+        self.controller.set_territory(territory);
+    }
+
+    // ---- what the thread says ----
+
+    pub(super) fn sync_news(&mut self, news: News) {
+        match news {
+            News::Standings(standings) => {
+                self.sync.standings = standings;
+                self.set_territory();
+                self.tell_vrrp_of_flows();
+            }
+            News::Notice(station::Notice::Standing { peer, standing, version }) => {
+                self.tell(standing_notice(peer, standing, &version));
+            }
+            News::Notice(station::Notice::UnknownBackend { listener, backend, snat }) => {
+                self.bury(listener, backend, snat);
+            }
+            News::Notice(station::Notice::Admin { peer, admin }) => self.heard_order(peer, &admin),
+        }
+    }
+
+    /// An instance that comes back waits a while for the flows before it takes the address from another host.
+    pub(super) fn tell_vrrp_of_flows(&self) {
+        self.vrrp.fact(Fact::LacksFlows(self.sync.lacks_flows()));
+    }
+
+    /// Says it once if the thread cannot hear anybody, and once when it can.
+    pub(super) fn look_at_sync(&mut self) {
+        let deaf = self.sync.report().and_then(|report| report.deaf.clone());
+        if deaf == self.sync.deaf {
+            return;
+        }
+        let (level, text) = match &deaf {
+            Some(why) => (Level::Error, format!("flow sync: {why}; it is tried again")),
+            None => (Level::Info, "flow sync: its address is there now".to_owned()),
+        };
+        self.sync.deaf = deaf;
+        self.tell(Notice::daemon(level, Kind::Sync, text));
+    }
+
+    pub(super) fn sync_status(&self) -> Option<SyncStatus> {
+        let (thread, sync, _) = self.sync.running.as_ref()?;
+        let report = thread.report();
+        let ours = |(number, _): &(&u16, _)| self.sync.standings.ours.contains_key(number);
+        let listeners = self.controller.installed().listeners.iter().filter(ours);
+        Some(SyncStatus {
+            listen: sync.listen,
+            error: report.deaf.clone(),
+            master_of: listeners.map(|(_, listener)| SocketAddr::V4(listener_address(listener))).collect(),
+            send_failures: report.send_failures,
+            peers: report.peers.iter().map(report::sync::peer).collect(),
+        })
+    }
+
+    /// Makes room for the flows of a backend that only the other host has in its configuration.
+    fn bury(&mut self, listener: SocketAddr, backend: SocketAddr, snat: IpAddr) {
+        let (SocketAddr::V4(listener), SocketAddr::V4(backend), IpAddr::V4(snat)) = (listener, backend, snat) else {
+            return;
+        };
+        let (installed, desired) = (self.controller.installed(), self.controller.desired());
+        let planned = plan::tombstone(installed, desired, listener, backend, snat);
+        let text = match planned.map(|plan| self.write(&plan).map(|()| plan)) {
+            Some(Ok(plan)) => {
+                self.controller.reread(plan.after);
+                self.hops.want(self.controller.installed());
+                self.write_hops();
+                self.direct_sync();
+                format!(
+                    "the other host has connections to {backend}, which is no backend here: they are kept until they end"
+                )
+            }
+            Some(Err(error)) => format!("connections of the other host to {backend} cannot be kept: {error:#}"),
+            None => format!(
+                "connections of the other host to {backend} (SNAT {snat}) have no place here: is the configuration of {listener} the same?"
+            ),
+        };
+        self.tell(Notice::daemon(Level::Warn, Kind::Sync, text));
+    }
+
+    /// What an operator has said on the other host: the later word counts.
+    fn heard_order(&mut self, peer: SocketAddr, admin: &Admin) {
+        let name: Name = (admin.service.as_str().into(), admin.backend.as_str().into());
+        let mut orders = self.controller.orders().clone();
+        if admin.decided_at <= orders.decided_at(&name) || self.controller.find(&name.1, Some(&name.0)).is_err() {
+            return;
+        }
+        let now = now();
+        let order = match admin.state {
+            0 => None,
+            1 => Some(Order::Drain { deadline: deadline(admin, now), rate: admin.rate.max(1) }),
+            2 => Some(Order::Maint),
+            // A newer version's; it is told again.
+            _ => return,
+        };
+        let before = orders.get(&name).map(|said| said.order.admin());
+        let is_news = before != order.map(Order::admin);
+        let since = instant(admin.decided_at).map_or(now.monotonic, |at| monotonic(at, now).min(now.monotonic));
+        match order {
+            Some(order) => {
+                let by = format!("peer {}", peer.ip()).into();
+                orders.say(name.clone(), Said { order, since, by }, admin.decided_at);
+            }
+            None => _ = orders.take_back(&name, admin.decided_at),
+        }
+        let done = self.set_orders(orders);
+        let text = match (&done, order) {
+            (Err(refused), _) => format!("cannot follow the other host {peer}: {}", refused.errors.join("; ")),
+            (Ok(()), Some(Order::Drain { .. })) => format!("is drained, as on {peer}"),
+            (Ok(()), Some(Order::Maint)) => format!("is put into maintenance, as on {peer}"),
+            (Ok(()), None) => format!("is made ready, as on {peer}"),
+        };
+        if is_news || done.is_err() {
+            let level = if done.is_err() { Level::Error } else { Level::Info };
+            let (service, backend) = name;
+            self.tell(Notice { level, kind: Kind::Admin, subject: Subject::Backend { service, backend }, text });
+        }
+    }
+}
+
+/// What operators have said here, for the peers.
+fn decisions(orders: &Orders) -> Vec<Admin> {
+    let now = now();
+    let decision = |(name, decided_at): (&Name, u64)| {
+        let (state, deadline, rate) = match orders.get(name).map(|said| said.order) {
+            None => (0, 0, 0),
+            Some(Order::Drain { deadline, rate }) => (1, deadline.map_or(0, |at| milliseconds(wall(at, now))), rate),
+            Some(Order::Maint) => (2, 0, 0),
+        };
+        let (service, backend) = (name.0.to_string(), name.1.to_string());
+        Admin { service, backend, state, decided_at, deadline, rate }
+    };
+    orders.decided().map(decision).collect()
+}
+
+fn deadline(admin: &Admin, now: crate::controller::Now) -> Option<u64> {
+    if admin.deadline == 0 { None } else { instant(admin.deadline).map(|at| monotonic(at, now)) }
+}
+
+fn instant(milliseconds: u64) -> Option<Timestamp> {
+    Timestamp::from_millisecond(i64::try_from(milliseconds).ok()?).ok()
+}
+
+fn standing_notice(peer: SocketAddr, standing: Standing, version: &str) -> Notice {
+    let (level, text) = match standing {
+        Standing::Connecting => (Level::Info, format!("flow sync: {peer} is being looked for")),
+        Standing::Copying => {
+            (Level::Info, format!("flow sync: {peer} (version {version}) is there, its flows are copied"))
+        }
+        Standing::Synced => (Level::Info, format!("flow sync: the flows of {peer} are all known here")),
+        Standing::Lost => (
+            Level::Warn,
+            format!("flow sync: nothing is heard of {peer} any more: connections would not survive a failover"),
+        ),
+    };
+    Notice::daemon(level, Kind::Sync, text)
+}
