@@ -83,6 +83,7 @@ pub fn status() -> Status {
             backends: vec![backend("cp01", 1004), down, draining],
         }],
         vrrp: Vec::new(),
+        sync: None,
         counters: Counters::from([("refused".into(), 7), ("acl_denied".into(), 0), ("client_fin".into(), 300)]),
     }
 }
