@@ -1,6 +1,7 @@
 //! The datapath, packet by packet: a frame in, the verdict, the frame out byte for byte, and every counter that moved.
 //! Each case runs on every hook.
 
+mod bytes;
 mod client_limit;
 mod closing;
 mod draining;

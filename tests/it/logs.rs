@@ -1,6 +1,9 @@
 //! The access log with the shipped binary: targets that fail or hang, connections that are still open, and losses that
 //! are counted to the last line.
 
+mod bytes;
+mod traffic;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
