@@ -2,6 +2,7 @@
 //! are counted to the last line.
 
 mod bytes;
+mod nginx;
 mod traffic;
 
 use std::{

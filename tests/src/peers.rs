@@ -18,8 +18,21 @@ pub const HAPROXY_PORT: u16 = 8443;
 
 const START: Duration = Duration::from_secs(10);
 
+/// nginx's usual `log_format` for `stream`.
+const USUAL: &str = r#"$remote_addr [$time_local] $protocol $status $bytes_sent $bytes_received $session_time "$upstream_addr" "$upstream_connect_time""#;
+
 /// nginx with the configuration that evenkeel replaces: stream, least_conn, two tries.
 pub fn nginx(lab: &Lab) -> Result<Process> {
+    nginx_logging(lab, USUAL)
+}
+
+/// Where nginx writes its access log.
+pub fn nginx_log(lab: &Lab) -> PathBuf {
+    lab.folder().join("nginx/access.log")
+}
+
+/// The same with another `log_format`.
+pub fn nginx_logging(lab: &Lab, format: &str) -> Result<Process> {
     let servers = servers(lab, |_, address| format!("server {address} max_fails=3 fail_timeout=10s;\n"));
     let folder = folder(lab, "nginx")?;
     let here = folder.display();
@@ -32,8 +45,7 @@ error_log {here}/error.log;
 worker_processes auto;
 events {{ worker_connections 4096; }}
 stream {{
-  log_format main '$remote_addr [$time_local] $protocol $status $bytes_sent $bytes_received $session_time \
-\"$upstream_addr\" \"$upstream_connect_time\"';
+  log_format main '{format}';
   access_log {here}/access.log main;
   upstream apiservers {{
     least_conn;
