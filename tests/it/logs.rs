@@ -3,6 +3,7 @@
 
 mod bytes;
 mod nginx;
+mod overflow;
 mod traffic;
 
 use std::{

@@ -175,6 +175,8 @@ pub struct Controller {
     /// Failures known of by events: compared with the map's count when events were lost.
     failures_seen: BTreeMap<u16, u64>,
     lost_before: u64,
+    /// Events were lost at the turn before.
+    loss_noticed: bool,
     names: Names,
     reach: reach::Reach,
     half_open: half_open::HalfOpen,
@@ -425,7 +427,9 @@ impl Controller {
     /// What events may not have told: recoveries, always; failures, when events were lost.
     fn heal(&mut self, view: &impl View, lost: u64, now: u64) -> Vec<Action> {
         let numbers: Vec<_> = self.health.keys().copied().collect();
-        let events_lost = std::mem::replace(&mut self.lost_before, lost) != lost;
+        // A turn later, when those that were told before the loss are taken in: they must not count twice.
+        let noticed = std::mem::replace(&mut self.lost_before, lost) != lost;
+        let events_lost = std::mem::replace(&mut self.loss_noticed, noticed);
         let mut actions = Vec::new();
         for number in numbers {
             let record = view.backend(number);

@@ -186,6 +186,21 @@ fn failures_whose_events_were_lost_are_found_in_the_counts() {
 }
 
 #[test]
+fn failures_whose_events_wait_in_the_ring_when_others_are_lost_count_once() {
+    let mut world = World::new(&[10, 11]);
+    world.run(START, START + 2 * SECOND, 0);
+    world.tables.records.get_mut(&1).expect("a backend").connect_failures += 2;
+    // The controller was stopped, the ring is full, and a turn comes before the events.
+    world.run(START + 2 * SECOND, START + 2 * SECOND + 1, 497);
+    world.tell(TRY_FAILED, Reason::Refused, 1, START + SECOND);
+    world.tell(TRY_FAILED, Reason::Refused, 1, START + SECOND);
+    world.run(START + 3 * SECOND, START + 5 * SECOND, 497);
+    assert_eq!(world.tables.admission(1), UP, "two of three");
+    world.event(TRY_FAILED, Reason::Refused, 1, START + 5 * SECOND);
+    assert_eq!(world.tables.admission(1), OUT);
+}
+
+#[test]
 fn a_lost_recovery_is_noticed_within_a_second() {
     let mut world = World::new(&[10, 11]);
     for _ in 0..3 {
