@@ -1,11 +1,15 @@
 //! Packets as a host's device sees them, by tcpdump.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, SystemTime},
+};
 
 use anyhow::Result;
 
 use crate::{Host, Process, wait};
 
+static COUNT: AtomicU32 = AtomicU32::new(0);
 const START: Duration = Duration::from_secs(5);
 
 /// A tcpdump that runs until it is dropped.
@@ -23,7 +27,9 @@ impl Capture {
     pub fn start_with(host: &Host, device: &str, filter: &str, options: &[&str]) -> Result<Self> {
         let mut command = host.command("tcpdump");
         command.args(["-i", device, "-n", "-tt", "-l", "--immediate-mode"]).args(options).arg(filter);
-        let process = host.start("tcpdump", &mut command)?;
+        // Several may run on one host, each with a log of its own.
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let process = host.start(&format!("tcpdump{number}"), &mut command)?;
         wait::until("tcpdump listens", START, || process.log().contains("listening on").then_some(()))?;
         Ok(Self { process })
     }
