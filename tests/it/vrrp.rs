@@ -4,6 +4,7 @@ mod pair;
 mod split;
 mod stopped;
 mod takeover;
+mod tracked;
 mod with_keepalived;
 
 use std::{fmt::Write as _, time::Duration};
