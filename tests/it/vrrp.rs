@@ -5,6 +5,7 @@ mod split;
 mod stopped;
 mod takeover;
 mod tracked;
+mod with_frr;
 mod with_keepalived;
 
 use std::{fmt::Write as _, time::Duration};

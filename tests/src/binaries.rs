@@ -31,13 +31,36 @@ pub fn lab() -> Result<PathBuf> {
 
 /// A current kubectl.
 pub fn kubectl() -> Result<PathBuf> {
-    let target = |exe: &Path| exe.ancestors().find(|dir| dir.join("tools").is_dir()).map(|dir| dir.join("tools"));
-    let tools = env::var_os("EVENKEEL_TOOLS").map(PathBuf::from).or_else(|| target(&env::current_exe().ok()?));
-    let kubectl = tools.context("no folder of tools: run `cargo xtask setup`")?.join("kubectl");
+    let kubectl = tools()?.join("kubectl");
     if !kubectl.is_file() {
         bail!("{} is missing: run `cargo xtask setup`", kubectl.display());
     }
     Ok(kubectl)
+}
+
+/// What stands before the path of one of FRR's programs to start it: nothing for the system's own, for the one that was
+/// unpacked its loader and its libraries; and the path.
+pub fn frr(program: &str) -> Result<(Vec<PathBuf>, PathBuf)> {
+    let root = tools()?.join("frr");
+    let place = Path::new("usr/lib/frr").join(program);
+    if !root.is_dir() {
+        return Ok((Vec::new(), Path::new("/").join(place)));
+    }
+    let libraries = root.join("usr/lib").join(format!("{}-linux-gnu", env::consts::ARCH));
+    let loader = std::fs::read_dir(&libraries)?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-linux-")));
+    let own = libraries.join("frr");
+    let path = format!("{}:{}", libraries.display(), own.display());
+    let loader = loader.with_context(|| format!("no loader in {}", libraries.display()))?;
+    Ok((vec![loader, "--library-path".into(), path.into()], root.join(place)))
+}
+
+fn tools() -> Result<PathBuf> {
+    let target = |exe: &Path| exe.ancestors().find(|dir| dir.join("tools").is_dir()).map(|dir| dir.join("tools"));
+    let tools = env::var_os("EVENKEEL_TOOLS").map(PathBuf::from).or_else(|| target(&env::current_exe().ok()?));
+    tools.context("no folder of tools: run `cargo xtask setup`")
 }
 
 fn ours(variable: &str, name: &str) -> Result<PathBuf> {

@@ -12,6 +12,7 @@ pub mod browser;
 pub mod capture;
 pub mod client;
 pub mod daemon;
+pub mod frr;
 pub mod host;
 pub mod keepalived;
 pub mod packet;

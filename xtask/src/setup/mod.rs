@@ -4,6 +4,7 @@
 
 mod apt;
 mod compiler;
+mod frr;
 mod kubectl;
 mod linker;
 mod peers;
@@ -26,10 +27,11 @@ pub enum Outcome {
 
 pub fn run(tell: Tell) -> Result<()> {
     type Part = (&'static str, fn() -> Result<Outcome>);
-    let parts: [Part; 4] = [
+    let parts: [Part; 5] = [
         ("BPF compiler", compiler::provide),
         ("bpf-linker", linker::provide),
         ("test programs", peers::provide),
+        ("FRR", frr::provide),
         ("kubectl", kubectl::provide),
     ];
     for (name, provide) in parts {

@@ -8,11 +8,12 @@ use super::{Outcome, apt};
 use crate::ebpf;
 
 /// A file or program, and the Debian package that has it.
-const NEEDED: [(&str, &str); 12] = [
+const NEEDED: [(&str, &str); 13] = [
     ("nginx", "nginx-light"),
     ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
     ("haproxy", "haproxy"),
     ("keepalived", "keepalived"),
+    ("/usr/lib/frr/vrrpd", "frr"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
     ("ip", "iproute2"),
