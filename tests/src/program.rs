@@ -162,6 +162,15 @@ impl Bench {
         configure(self.tables(), n, weight, backup, max_conns, self.pools[usize::from(n)]);
     }
 
+    /// How long a backend starts slowly when it comes back.
+    pub fn starts_slowly(&self, n: u16, ms: u32) {
+        let pools = vec![self.pools[usize::from(n)]];
+        let weight = self.setup.weights[usize::from(n)];
+        let (service, max_conns, backup, retry_after_ns) = (0, 0, false, 10_000_000_000);
+        let setup = BackendSetup { service, weight, max_conns, backup, retry_after_ns, slow_start_ms: ms, pools };
+        self.tables().configure_backend(n, &setup);
+    }
+
     /// Runs the program on raw bytes.
     pub fn run(&self, frame: &[u8]) -> Verdict {
         let out = self.dataplane.inject(self.ifindex, frame).expect("BPF_PROG_TEST_RUN");

@@ -116,8 +116,7 @@ fn translate(service: &model::Service, synced: bool, errors: &mut Vec<String>) -
                 max_conns: backend.max_conns,
                 max_fails: backend.max_fails,
                 fail_timeout: nanoseconds(backend.fail_timeout),
-                // Off, as `check` says: no test has shown yet what the kernel program makes of it.
-                slow_start: 0,
+                slow_start: nanoseconds(backend.slow_start),
                 backup: backend.backup,
                 down: backend.down,
             })

@@ -222,6 +222,10 @@ impl View for Fake {
         self.records.get(&number).copied().unwrap_or_default()
     }
 
+    fn slow_until(&self, backend: u16) -> u64 {
+        self.slow_until.get(&backend).copied().unwrap_or(0)
+    }
+
     fn heard(&self, pool: u16) -> u32 {
         // Of the others everything is heard at once, which is what a tick that lies ahead means.
         self.heard.get(&pool).copied().unwrap_or(1 << 30)

@@ -230,6 +230,9 @@ impl Controller {
         let skipped = match row.balance {
             _ if is_under_way => Some("a rebalancing of it is under way"),
             _ if !self.is_ours(service) => Some("another host has its address: rebalance there"),
+            _ if loads.iter().any(|load| view.slow_until(load.backend) > now) => {
+                Some("a backend of it starts slowly: who comes back would be given to the others")
+            }
             schedule::HASH => Some("balance = \"hash\": a client comes back to the backend it had"),
             schedule::ROUND_ROBIN => {
                 Some("balance = \"round_robin\": who comes back is not given to the least busy backend")

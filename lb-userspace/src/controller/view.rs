@@ -44,6 +44,8 @@ pub struct Head {
 pub trait View {
     /// A record of BACKENDS.
     fn backend(&self, number: u16) -> Backend;
+    /// Until when a backend gets less than its share, CLOCK_MONOTONIC in nanoseconds; 0, or past: it does not.
+    fn slow_until(&self, backend: u16) -> u64;
     /// When anything came from a pool's backend last, in `layout::ticks`; up to `layout::HEARD_STEP` behind.
     fn heard(&self, pool: u16) -> u32;
     /// How many half-open flows a service has had so far, modulo 2^32.

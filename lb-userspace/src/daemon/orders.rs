@@ -273,7 +273,8 @@ impl Daemon {
         let now = now();
         let facts = &self.controller.backends()[&number];
         let record = self.dataplane.tables().backend(number);
-        let standing = self.controller.standing(number, 0, now.monotonic);
+        let slow_until = self.dataplane.tables().slow_start(number).until;
+        let standing = self.controller.standing(number, slow_until, now.monotonic);
         let name = (facts.service.clone(), facts.name.clone());
         let deadline = match self.controller.orders().get(&name).map(|said| said.order) {
             Some(Order::Drain { deadline, .. }) => deadline.map(|at| wall(at, now)),

@@ -21,6 +21,10 @@ impl View for Tables {
         Tables::backend(self, number)
     }
 
+    fn slow_until(&self, backend: u16) -> u64 {
+        self.slow_start(backend).until
+    }
+
     fn heard(&self, pool: u16) -> u32 {
         Tables::heard(self, pool)
     }

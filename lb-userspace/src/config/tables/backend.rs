@@ -39,12 +39,7 @@ pub fn backend<'a>(mut table: Table<'a>, seen: &mut Seen<'a>) -> Option<Read<'a>
     let max_conns = table.or("max_conns", 0, units::number(0..=u32::MAX));
     let backup = table.optional("backup", units::boolean);
     let down = table.or("down", false, units::boolean);
-    let slow_start = table.optional("slow_start", units::duration(Duration::ZERO..=HOUR));
-    if let Some(slow_start) = slow_start.filter(|at| at.value > Duration::ZERO) {
-        findings.warning(
-            slow_start.place.problem("slow_start is not acted upon yet: the backend gets its whole share at once"),
-        );
-    }
+    let slow_start = table.or("slow_start", Duration::ZERO, units::duration(Duration::ZERO..=HOUR));
     table.finish();
 
     let address = address?;
@@ -58,7 +53,7 @@ pub fn backend<'a>(mut table: Table<'a>, seen: &mut Seen<'a>) -> Option<Read<'a>
         max_conns,
         backup: backup.is_some(),
         down,
-        slow_start: slow_start.map_or(Duration::ZERO, |at| at.value),
+        slow_start,
     };
     Some(Read { backend, address, backup })
 }

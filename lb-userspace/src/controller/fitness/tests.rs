@@ -188,6 +188,32 @@ fn of_one_that_refuses_only_what_is_still_established_two_seconds_later_is_reset
 }
 
 #[test]
+fn one_that_comes_back_starts_slowly_and_nothing_is_rebalanced_until_it_has_its_whole_share() {
+    let mut world = World::new(&[10, 11]);
+    let mut slow = service("api", "10.0.1.100:6443", &[10, 11]);
+    slow.probe = Some(Tries { rise: 2, fall: 2 });
+    slow.backends.iter_mut().for_each(|backend| backend.slow_start = 30 * SECOND);
+    world.configure(vec![slow], START);
+    assert_eq!(world.tables.slow_until.get(&0), None, "at the start of it all nobody is cold");
+    (0..20).for_each(|slot| _ = world.tables.open(1, slot, FlowState::Established, 0, START));
+    [Refused, Refused, Passed].iter().for_each(|outcome| _ = probe(&mut world, 0, *outcome, START));
+    probe(&mut world, 0, Passed, START + SECOND);
+    let until = START + 31 * SECOND;
+    assert_eq!((world.tables.admission(0), world.tables.slow_until[&0]), (UP, until));
+    assert_eq!(world.controller.standing(0, until, until - 1).state, BackendState::SlowStart);
+    assert_eq!(world.controller.standing(0, until, until).state, BackendState::Up);
+    let last = world.notes.last().map(String::as_str);
+    assert_eq!(last, Some("backend cp10 of service api is up; it starts slowly, for 30 s"));
+    let resets = |now| {
+        let uneven = world.controller.uneven(None, 1, &world.tables, now).expect("a service").remove(0);
+        (uneven.shares.iter().map(|share| share.resets).sum::<u32>(), uneven.skipped)
+    };
+    let why = "a backend of it starts slowly: who comes back would be given to the others";
+    assert_eq!(resets(until - 1), (0, Some(why)));
+    assert_eq!(resets(until), (10, None));
+}
+
+#[test]
 fn what_clients_meet_hurries_probes_and_a_flood_of_it_does_so_now_and_then() {
     let mut world = world(&[10, 11]);
     let mut orders = 0;

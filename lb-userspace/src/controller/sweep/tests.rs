@@ -141,6 +141,9 @@ fn every_slot_is_visited_once_in_a_walk() {
     let mut visits = BTreeMap::new();
     struct Counting<'a>(&'a Fake, std::cell::RefCell<&'a mut BTreeMap<(u16, u32), u32>>);
     impl View for Counting<'_> {
+        fn slow_until(&self, backend: u16) -> u64 {
+            self.0.slow_until(backend)
+        }
         fn heard(&self, pool: u16) -> u32 {
             self.0.heard(pool)
         }
