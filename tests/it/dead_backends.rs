@@ -261,7 +261,7 @@ fn a_second_one_that_leaves_probes_unanswered_keeps_its_connections_until_the_fi
 
 #[test]
 fn one_that_comes_back_starts_slowly_though_it_has_the_fewest_connections() {
-    let mut cluster = Cluster::new("tc", |service| probed(service, 2).backend_line(2, "slow_start = \"4s\""));
+    let mut cluster = Cluster::new("tc", |service| probed(service, 2).backend_line(2, "slow_start = \"5s\""));
     let mut held = hold(&cluster, 300, "held");
     cluster.standins[2].kill();
     cluster.wait_state("cp03", "down", SOON);
@@ -269,15 +269,15 @@ fn one_that_comes_back_starts_slowly_though_it_has_the_fewest_connections() {
     cluster.wait_state("cp03", "slow_start", SOON);
     let refused = cluster.evenkeel.command(&["rebalance"]).expect("rebalance");
     assert!(refused.code == 1 && refused.err.contains("a backend of it starts slowly"), "{refused:?}");
-    // Of the new clients of the first second it gets some 4 in a hundred; without slow_start it would be all.
+    // A third of all is its whole share, of which it gets nothing at first; without slow_start it would get everybody.
     let mut shares = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..3 {
         let storm = cluster.storm(&["--rate", "200", "--seconds", "0.8"]);
         let report = storm.finish(SOON).expect("a storm");
         assert_eq!(report.failures(), 0, "{report:?}");
         shares.push(report.by.get("cp03").copied().unwrap_or(0) as f64 / report.done.max(1) as f64);
     }
-    assert!(shares[0] < 0.15 && shares[1] > shares[0] && shares[2] > shares[1] && shares[3] < 0.5, "{shares:?}");
+    assert!(shares[0] < 0.15 && shares.is_sorted() && shares[2] < 0.34, "{shares:?}");
     cluster.wait_state("cp03", "up", SOON);
     assert_eq!(served_by(&cluster, 20, "it is the least busy one"), ["cp03"]);
     assert_eq!(held.status().expect("status").open, 200);
