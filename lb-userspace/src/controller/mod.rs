@@ -298,7 +298,9 @@ impl Controller {
             self.failures_seen.entry(number).or_insert(record.connect_failures);
             if !self.health.contains_key(&number) {
                 let adopted = Health::adopted(&record, now);
-                self.rails.adopted(number, cause_of(&adopted), adopted.changed_at(), now);
+                if let Some(cause) = cause_of(&adopted) {
+                    self.rails.adopted(number, cause, adopted.changed_at(), now);
+                }
                 self.health.insert(number, adopted);
             }
             let told = self.with_health(number, "", now, |health, settings| health.configured(settings, now));
@@ -482,9 +484,19 @@ impl Controller {
         of_pools.into_iter().map(|number| self.backends[&number].note(Level::Warn, text)).collect()
     }
 
-    /// Whose flows are ours to close from now on.
-    pub fn set_territory(&mut self, territory: Territory) {
-        self.territory = territory;
+    /// Whose flows are ours to close from now on. With those of a host whose place we take come connections of backends
+    /// whose own were dealt with when they went out.
+    pub fn set_territory(&mut self, territory: Territory, now: u64) {
+        let before = std::mem::replace(&mut self.territory, territory);
+        let more = |listener: &u16| self.territory.holds(*listener) && !before.holds(*listener);
+        if !self.installed.listeners.keys().any(more) {
+            return;
+        }
+        for (number, health) in &self.health {
+            if let Some(cause) = cause_of(health) {
+                self.rails.reopen(*number, cause, health.changed_at(), now);
+            }
+        }
     }
 
     /// Whether this host has the address of any of a service's listeners.

@@ -108,14 +108,21 @@ impl Rails {
 
     /// A backend that an earlier controller took out at `since`: what that one has not come to is done now, by the same
     /// rules. Of several that are out by their probes it is not known whose connections were reset; then no more are.
-    pub fn adopted(&mut self, backend: u16, cause: Option<Cause>, since: u64, now: u64) {
-        let Some(cause) = cause else { return };
+    pub fn adopted(&mut self, backend: u16, cause: Cause, since: u64, now: u64) {
+        self.reopen(backend, cause, since, now);
+        if cause == Cause::ProbeTimeout {
+            self.by_probe.insert(backend);
+        }
+    }
+
+    /// There are more connections of a backend that is out since `since`: those of another host whose place this one takes.
+    pub fn reopen(&mut self, backend: u16, cause: Cause, since: u64, now: u64) {
+        if self.cases.contains_key(&backend) {
+            return;
+        }
         self.went_out(backend, cause, now);
         if let Some(case) = self.cases.get_mut(&backend) {
             case.begun_by = since;
-        }
-        if cause == Cause::ProbeTimeout {
-            self.by_probe.insert(backend);
         }
     }
 

@@ -73,6 +73,10 @@ impl<V: View> View for Ours<'_, V> {
         self.view.backend(number)
     }
 
+    fn slow_until(&self, backend: u16) -> u64 {
+        self.view.slow_until(backend)
+    }
+
     fn heard(&self, pool: u16) -> u32 {
         self.view.heard(pool)
     }

@@ -37,6 +37,7 @@ use crate::{
         station,
         wire::Admin,
     },
+    sys::clock,
     vrrp::shell::Fact,
 };
 
@@ -217,7 +218,7 @@ impl Daemon {
         } else {
             Territory::default()
         };
-        self.controller.set_territory(territory);
+        self.controller.set_territory(territory, clock::monotonic_ns());
     }
 
     // ---- what the thread says ----

@@ -5,6 +5,7 @@ use lb_common::{event::TRY_FAILED, slot::State as FlowState};
 use super::super::{
     plan::tests::service,
     tally::Tries,
+    territory::Territory,
     tests::{START, World},
     view::FlowAt,
 };
@@ -150,6 +151,26 @@ fn a_controller_that_was_killed_before_all_connections_were_reset_has_the_next_o
     world.run(START + 2 * SECOND, START + 3 * SECOND, 0);
     assert!(!is_open(&world, flows[0]) && is_open(&world, flows[1]));
     assert!(is_open(&world, later), "begun since, because nothing else was left");
+}
+
+#[test]
+fn a_host_that_takes_another_ones_place_resets_what_that_one_had_on_a_backend_that_is_dead() {
+    let mut world = world(&[10, 11, 12]);
+    let elsewhere = Territory::beside_another([].into(), SECOND);
+    world.controller.set_territory(elsewhere, START);
+    // The other host's, who sends them here as they are.
+    let flows = opened(&mut world, 3);
+    probe(&mut world, 0, Failed, START);
+    (1..3).for_each(|well| _ = probe(&mut world, well, Passed, START + MILLISECOND));
+    probe(&mut world, 0, Failed, START + SECOND);
+    world.run(START + SECOND, START + 10 * SECOND, 0);
+    assert!(is_open(&world, flows[0]), "nothing of its to close");
+    // The listener's own number, and that of the flows.
+    let listeners = world.tables.listeners.keys().copied().chain([0]);
+    let ours = listeners.map(|number| (number, START + 10 * SECOND)).collect();
+    world.controller.set_territory(Territory::beside_another(ours, SECOND), START + 10 * SECOND);
+    world.run(START + 10 * SECOND, START + 11 * SECOND, 0);
+    assert_eq!(flows.iter().map(|flow| is_open(&world, *flow)).collect::<Vec<_>>(), [false, true, true]);
 }
 
 #[test]
