@@ -5,6 +5,7 @@ use std::{fmt::Write as _, fs, os::unix::fs::PermissionsExt, time::Duration};
 use lab::{
     Host, Lab, Plan,
     client::{
+        bulk,
         hold::Holding,
         storm::{self, Report},
     },
@@ -151,7 +152,9 @@ impl Pair {
 #[track_caller]
 fn all_answer(holding: &mut Holding, count: u64, pair: &Pair) -> f64 {
     let asked = holding.ask().expect("ask");
-    let ended = holding.status().expect("status").ended;
+    let mut ended = holding.status().expect("status").ended;
+    // By our own doing.
+    ended.remove("closed");
     assert!(asked.answered == count && ended.is_empty(), "{asked:?} {ended:?}\n{}", pair.told());
     assert!(asked.slowest_ms < 500.0, "{asked:?}");
     asked.slowest_ms
@@ -198,4 +201,173 @@ fn crash_and_back(setup: &Setup, held: u64) {
 #[test]
 fn connections_survive_a_crash_of_the_master_and_its_return() {
     crash_and_back(&Setup::default(), if full() { 5_000 } else { 500 });
+}
+
+#[test]
+fn on_native_xdp_they_survive_too() {
+    crash_and_back(&Setup { hook: "xdp", ..Setup::default() }, if full() { 5_000 } else { 200 });
+}
+
+#[test]
+fn with_advertisements_a_second_apart_none_is_lost_either() {
+    let held = if full() { 5_000 } else { 200 };
+    let mut pair = Setup { keys: &[], ..Setup::default() }.start();
+    let mut holding = pair.hold(held);
+    knows(&pair.two, held);
+    pair.crash();
+    becomes(&pair.two, "MASTER");
+    all_answer(&mut holding, held, &pair);
+}
+
+#[test]
+fn without_sync_every_stale_connection_gets_a_reset_on_its_next_packet() {
+    let mut pair = Setup { sync: false, ..Setup::default() }.start();
+    let mut holding = pair.hold(200);
+    pair.crash();
+    becomes(&pair.two, "MASTER");
+    let asked = holding.ask().expect("ask");
+    assert_eq!((asked.answered, asked.failed.get("reset")), (0, Some(&200)), "{asked:?}\n{}", pair.told());
+    assert_eq!(holding.status().expect("status").open, 0);
+    assert_eq!(holding.open(50).expect("opened").opened, 50, "whoever comes again is served");
+}
+
+/// A download that takes some seconds, through a cable of the backends that takes no more.
+fn slow_download(pair: &Pair, bytes: u64, rate: &str) -> std::thread::JoinHandle<anyhow::Result<bulk::Report>> {
+    for backend in &pair.lab.backends {
+        let shaper = ["qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "256kb", "latency", "200ms"];
+        backend.run("tc", &shaper).expect("a slow cable");
+    }
+    let client = pair.lab.client().clone();
+    std::thread::spawn(move || bulk::transfer(&client, VIP, "download", bytes))
+}
+
+#[test]
+fn a_long_transfer_arrives_intact_over_three_failovers() {
+    let (bytes, rate) = if full() { (1 << 30, "400mbit") } else { (64 << 20, "60mbit") };
+    let mut pair = Setup::default().start();
+    let download = slow_download(&pair, bytes, rate);
+    knows(&pair.two, 1);
+    pair.crash();
+    becomes(&pair.two, "MASTER");
+    pair.come_back();
+    becomes(&pair.one, "MASTER");
+    becomes(&pair.two, "BACKUP");
+    synced(&pair.two);
+    let told = pair.one.done(&["vrrp", "failover", "VI_1"]).expect("failover");
+    assert!(told.contains("10.0.1.2 is master"), "{told}");
+    assert!(!download.is_finished(), "it was over too soon to prove anything");
+    let report = download.join().expect("a thread").unwrap_or_else(|error| panic!("{error:#}\n{}", pair.told()));
+    println!("{bytes} bytes in {:.1} s over three failovers", report.seconds);
+}
+
+fn state_of(evenkeel: &Evenkeel, backend: &str) -> String {
+    evenkeel.backend(backend).map_or_else(|error| format!("{error:#}"), |backend| backend.state)
+}
+
+#[track_caller]
+fn goes(evenkeel: &Evenkeel, backend: &str, wanted: &str) {
+    let is = || (state_of(evenkeel, backend) == wanted).then_some(());
+    let late = wait::until(&format!("{backend} is {wanted}"), SOON, is);
+    late.unwrap_or_else(|late| panic!("{late:#}, but {}\n{}", state_of(evenkeel, backend), evenkeel.log()));
+}
+
+#[test]
+fn what_an_operator_says_on_one_host_holds_on_the_other() {
+    let mut pair = Setup::default().start();
+    pair.one.done(&["drain", "cp01"]).expect("drain");
+    goes(&pair.two, "cp01", "draining");
+    // Said there, it counts here: the later word.
+    pair.two.done(&["ready", "cp01"]).expect("ready");
+    goes(&pair.one, "cp01", "up");
+    pair.one.done(&["maint", "cp02"]).expect("maint");
+    goes(&pair.two, "cp02", "maint");
+
+    // After a failover, and for the host that was not there when it was said.
+    pair.crash();
+    becomes(&pair.two, "MASTER");
+    let mut holding = pair.hold(30);
+    let by = holding.status().expect("status").by;
+    assert!(!by.contains_key("cp02"), "{by:?}");
+    pair.two.done(&["drain", "cp03"]).expect("drain");
+    pair.two.done(&["ready", "cp02"]).expect("ready");
+    pair.come_back();
+    goes(&pair.one, "cp03", "draining");
+    goes(&pair.one, "cp02", "up");
+    // Through a restart of one of them, which has the older word in its file no longer.
+    pair.two.kill();
+    pair.two.run().expect("a start");
+    goes(&pair.two, "cp03", "draining");
+    goes(&pair.two, "cp02", "up");
+}
+
+#[test]
+fn a_backup_that_starts_late_or_anew_gets_all_and_forgets_what_has_ended() {
+    let mut pair = Setup::default().start();
+    pair.two.stop_detach().expect("the backup ends, with its tables");
+    let mut holding = pair.hold(300);
+    pair.two.run().expect("a late start");
+    synced(&pair.two);
+    knows(&pair.two, 300);
+
+    // While it is away, some end and others begin.
+    pair.two.kill();
+    assert_eq!(holding.close(100, "-", "fin").expect("close").closed, 100);
+    assert_eq!(holding.open(50).expect("opened").opened, 50);
+    pair.two.run().expect("a second start");
+    synced(&pair.two);
+    let same = || (active(&pair.two) == 250 && active(&pair.one) == 250).then_some(());
+    wait::until("both know the same", SOON, same).unwrap_or_else(|late| panic!("{late:#}\n{}", pair.told()));
+    pair.crash();
+    becomes(&pair.two, "MASTER");
+    all_answer(&mut holding, 250, &pair);
+}
+
+#[test]
+fn the_backup_leaves_idle_flows_to_the_master_and_takes_over_those_of_backends_it_does_not_know() {
+    let setup = Setup { service: |service| service.line("idle_timeout = \"6s\""), ..Setup::default() };
+    let mut pair = setup.start();
+    // The other host's file lacks a backend, as while a change is rolled out.
+    let mut two = Service::new(&pair.lab, "tc").line("idle_timeout = \"6s\"");
+    two.backends.remove(0);
+    let rest = instance(100, setup.keys) + &sync(&pair.lab, second(&pair.lab), &pair.lab.balancer);
+    pair.two.write(&(two.toml() + "\n" + &rest)).expect("a file");
+    pair.two.done(&["reload"]).expect("reload");
+    let mut holding = pair.hold(90);
+    let by = holding.status().expect("status").by;
+    let of_unknown = by.get("cp01").copied().unwrap_or(0);
+    assert!(of_unknown > 0, "{by:?}");
+    // A packet every second or so is not idle; the backup sees none of them.
+    for _ in 0..9 {
+        all_answer(&mut holding, 90, &pair);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    pair.crash();
+    becomes(&pair.two, "MASTER");
+    all_answer(&mut holding, 90, &pair);
+    assert_eq!(pair.two.counter("idle_timeout").expect("a counter"), 0, "{}", pair.told());
+    // And those that are idle now are closed by the one that has them.
+    let is_over = || (holding.status().ok()?.open == 0).then_some(());
+    wait::until("idle connections are reset", Duration::from_secs(30), is_over).expect("they are");
+}
+
+#[test]
+fn a_host_with_another_key_is_not_believed() {
+    let pair = Setup::default().start();
+    let other = pair.lab.folder().join("other.key");
+    fs::write(&other, "a1".repeat(32)).expect("a key");
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o600)).expect("its mode");
+    let text = fs::read_to_string(pair.two.config()).expect("the file");
+    let key = pair.lab.folder().join("sync.key").display().to_string();
+    fs::write(pair.two.config(), text.replace(&key, &other.display().to_string())).expect("a file");
+    pair.two.done(&["reload"]).expect("reload");
+    let refused = || {
+        let peer = peer(&pair.one)?;
+        let not_authentic = peer["refused"]["not_authentic"].as_u64()?;
+        (not_authentic > 0 && peer["state"] == "lost").then_some(())
+    };
+    wait::until("the other key is noticed", SOON, refused).unwrap_or_else(|late| panic!("{late:#}\n{}", pair.told()));
+    // Nor is a key that is none: nothing changes.
+    fs::write(&other, "no key").expect("a file");
+    let answer = pair.two.command(&["reload"]).expect("a command");
+    assert!(answer.code == 1 && answer.err.contains("key_file"), "{answer:?}");
 }

@@ -122,6 +122,25 @@ fn a_backend_that_comes_back_takes_over_its_tombstone() {
 }
 
 #[test]
+fn a_backend_that_only_the_other_host_has_becomes_a_tombstone_which_its_flows_find() {
+    let (mut tables, desired) = (Fake::default(), one(&[10, 11]));
+    apply(&mut tables, &desired);
+    let (listener, snat) = (v4("10.0.1.100:6443"), Ipv4Addr::new(10, 0, 1, 100));
+    let planned = |listener, backend, snat| tombstone(&tables.installed(), &desired, listener, backend, snat);
+    assert!(planned(listener, v4("10.0.1.11:6443"), snat).is_none(), "a backend of ours");
+    assert!(planned(v4("10.0.1.100:1"), v4("10.0.1.12:6443"), snat).is_none(), "no service of ours");
+    assert!(planned(listener, v4("10.0.1.12:6443"), Ipv4Addr::new(10, 0, 1, 99)).is_none(), "nor that SNAT address");
+    let plan = planned(listener, v4("10.0.1.12:6443"), snat).expect("a plan");
+    assert_eq!(kinds(&plan), ["new pool", "new backend"]);
+    plan.writes.iter().for_each(|write| tables.write(write));
+    let installed = tables.installed();
+    let number = installed.backend(plan.after.listener(listener).expect("a listener").1.service, v4("10.0.1.12:6443"));
+    let number = number.expect("the tombstone");
+    assert!(installed.is_tombstone(number) && installed.backends[&number].closed);
+    assert_eq!(tables.admission(number), lb_common::layout::NONE);
+}
+
+#[test]
 fn weights_and_limits_change_in_place() {
     let mut tables = Fake::default();
     apply(&mut tables, &one(&[10, 11]));

@@ -226,6 +226,34 @@ fn preempt_delay_lets_a_lower_master_be_for_its_time() {
 }
 
 #[test]
+fn a_lower_master_whose_connections_are_not_known_yet_is_let_be_until_they_are_but_not_for_ever() {
+    let takes_over_after = |known_after: Option<u32>| {
+        let mut host = Host::new(settings(100));
+        host.input(Input::LacksFlows(true));
+        for second in 0..60 {
+            if known_after == Some(second) {
+                host.input(Input::LacksFlows(false));
+            }
+            host.hear(2, 90);
+            host.run(SECOND);
+            if host.machine.state() == State::Master {
+                return second;
+            }
+        }
+        panic!("it never takes over");
+    };
+    // Three intervals and the skew later, as it preempts at any time.
+    assert_eq!(takes_over_after(Some(0)), 3);
+    assert_eq!(takes_over_after(Some(5)), 8);
+    assert_eq!(takes_over_after(None), 13);
+    // Nobody is heard: there is nothing to wait for.
+    let mut alone = Host::new(settings(100));
+    alone.input(Input::LacksFlows(true));
+    alone.run(4 * SECOND);
+    assert_eq!(alone.machine.state(), State::Master);
+}
+
+#[test]
 fn a_master_gives_way_to_a_higher_priority_and_to_an_equal_one_with_a_higher_address() {
     for (from, priority, gives_way) in [(2, 101, true), (2, 100, true), (0, 100, false), (2, 99, false)] {
         let mut host = Host::master(settings(100));
