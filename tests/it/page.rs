@@ -60,7 +60,11 @@ fn the_page_shows_backends_as_they_are_and_says_so_when_the_daemon_is_gone() {
     assert!(row.contains("10.0.1.11:6443") && row.contains("up") && row.contains("\n10\n"), "{row}");
     let rows = browser.value("[...document.querySelectorAll('[data-backend]')].map((row) => row.dataset.backend)");
     assert_eq!(rows.expect("rows"), serde_json::json!(["cp01", "cp02", "cp03"]));
-    assert_eq!(browser.value("document.getElementById('vrrp').hidden").expect("a value"), Value::Bool(true));
+    for absent in ["vrrp", "sync"] {
+        let hidden = browser.value(&format!("document.getElementById('{absent}').hidden")).expect("a value");
+        assert_eq!(hidden, Value::Bool(true), "{absent}");
+    }
+    assert!(text(&mut browser, ".service-head .sum").contains("spread 0"));
 
     cluster.standins[0].kill();
     cluster.storm(&["--connections", "20"]).finish(SOON).expect("a storm");
@@ -106,7 +110,12 @@ const OTHER_ANSWERS: &str = r#"
         const status = await answer.json();
         status.services[0].backends[0].name = "<img src=x onerror=document.title='owned'>";
         status.vrrp = [{ name: "VI_1", state: "MASTER", priority: 90, base_priority: 150, addresses: ["10.0.1.100/24"],
-                         since: "2026-01-02T03:04:05Z", transitions: 3, master: null }];
+                         since: "2026-01-02T03:04:05Z", transitions: 3, master: null, reason: "no advert was heard", faults: [],
+                         weights: [{ what: "no backend is up", weight: -60 }],
+                         peers: [{ address: "10.0.1.2", priority: 100, last_heard: "2026-01-02T03:04:04Z" }] }];
+        status.sync = { listen: "10.0.1.1:9644", error: null, master_of: ["10.0.1.100:6443"], send_failures: 0,
+                        peers: [{ address: "10.0.1.2:9644", state: "synced", version: "0.1.0", silent_ms: 12, waiting: 3,
+                                  lag_ms: 20, lost: 1, flows_sent: 3000, flows_received: 7, unknown: 2, refused: { key: 4 } }] };
         return new Response(JSON.stringify(status));
     };
     0"#;
@@ -127,6 +136,16 @@ fn the_page_fits_a_phone_takes_text_as_text_and_needs_nothing_from_outside() {
     wait_for(&mut browser, "document.querySelector('#vrrp .state')?.innerText === 'MASTER'");
     let vrrp = text(&mut browser, "#vrrp");
     assert!(vrrp.contains("VI_1") && vrrp.contains("90 (base 150)") && vrrp.contains("this host"), "{vrrp}");
+    assert!(vrrp.contains("no advert was heard") && vrrp.contains("heard 10.0.1.2 (100)"), "{vrrp}");
+    let sync = text(&mut browser, "#sync");
+    for part in ["10.0.1.2:9644", "synced", "20 ms", "3,000", "the connections of 10.0.1.100:6443", "\t5"] {
+        assert!(sync.contains(part), "{part}: {sync}");
+    }
+    for window in [PHONE, DESKTOP] {
+        browser.resize(window).expect("a window");
+        let width = browser.value("document.documentElement.scrollWidth - window.innerWidth").expect("a width");
+        assert!(width.as_i64().is_some_and(|over| over <= 0), "{window:?}: {width}");
+    }
     assert!(text(&mut browser, "tr[data-backend] .who").contains("<img src=x"), "the name as it is");
     assert_eq!(browser.value("document.querySelectorAll('img').length").expect("a number"), 0);
 

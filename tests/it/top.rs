@@ -42,7 +42,7 @@ fn the_screen_shows_the_backends_and_drains_one_and_gives_the_terminal_back() {
     cluster.active([10, 10, 10]);
     let mut terminal = top(&cluster, 80, 24);
     let before = terminal.modes().expect("modes");
-    sees(&terminal, &["> cp01", "cp02", "cp03", "open 30/", "3 of 3 up, spread 0", "tc on eth0", "is ready"]);
+    sees(&terminal, &["> cp01", "cp02", "cp03", "open 30/", "3 of 3 up, spread 0", "tc on eth0", "is ready after"]);
 
     // A question is answered by no, then by yes.
     terminal.press("d").expect("a key");
@@ -52,7 +52,15 @@ fn the_screen_shows_the_backends_and_drains_one_and_gives_the_terminal_back() {
     assert_eq!(cluster.backend("cp01").state, "up");
     terminal.press("dy").expect("keys");
     cluster.wait_state("cp01", "draining", SOON);
-    sees(&terminal, &["cp01 of kube-apiserver is draining (admin), 10 active", "draining admin", "2 of 3 up"]);
+    sees(
+        &terminal,
+        &[
+            "cp01 of kube-apiserver is draining (admin), 10 active",
+            "draining admin",
+            "2 of 3 up",
+            "cp01 is drained by uid 0",
+        ],
+    );
     terminal.press("\x1b[Bmy").expect("keys");
     cluster.wait_state("cp02", "maint", SOON);
     terminal.press("ry").expect("keys");

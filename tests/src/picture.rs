@@ -1,5 +1,5 @@
 //! `evenkeel-lab picture`: the pictures of the status page in docs/, taken of a lab with traffic that a hundred seconds
-//! make look like a day.
+//! make look like a day; and `evenkeel top` as text, on standard output.
 
 use std::{
     path::Path,
@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    Browser, Lab, Plan, StandIn,
+    Browser, Lab, Plan, StandIn, Terminal, binaries,
     browser::{DESKTOP, PHONE, Window},
     client::{bulk, hold::Holding, storm},
     daemon::{Evenkeel, Service},
@@ -71,5 +71,9 @@ pub fn take(folder: &Path) -> Result<()> {
         browser.wait_for("document.documentElement.dataset.live === 'yes'", SOON)?;
         browser.picture(&folder.join(format!("{name}.png")))?;
     }
+    let mut command = lab.balancer.command(binaries::evenkeel()?);
+    let terminal = Terminal::start(command.arg("top").env("EVENKEEL_SOCKET", evenkeel.socket()), 80, 24)?;
+    terminal.wait_for("new 15", SOON)?;
+    println!("{}", terminal.text());
     Ok(())
 }

@@ -129,9 +129,10 @@ pub fn event(number: u64, level: EventLevel, text: &str) -> Event {
 }
 
 pub fn seen() -> Seen {
+    let ready = event(1, EventLevel::Info, "evenkeel 0.1.0 is ready");
     let events = vec![
-        event(1, EventLevel::Info, "evenkeel is ready"),
-        event(2, EventLevel::Warn, "cp02 is out: it refuses connections"),
+        Event { service: None, backend: None, ..ready },
+        event(2, EventLevel::Warn, "is out for 2.0 s: refused (3 failures)"),
     ];
     Seen { status: status(), events }
 }

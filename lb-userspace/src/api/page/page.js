@@ -124,7 +124,7 @@ const TILES = [
 const tile = ([key, name]) => {
   const made = make("div", "tile");
   made.id = `tile-${key}`;
-  made.append(make("div", "name", name), make("div", "value"), make("div", "note"), curve(`${name} in the last two minutes`));
+  made.append(make("div", "name", name), make("div", "value"), make("div", "note"), make("div", "most"), curve(`${name} in the last two minutes`));
   return made;
 };
 const sum = (list, of) => list.reduce((total, item) => total + of(item), 0);
@@ -146,11 +146,14 @@ const showTiles = (status, backends, now) => {
     failed: [perSecond(all.last("failed")), `${count(sum(backends, (b) => b.connect_failures))} in all`],
   };
   keyed(byId("tiles"), TILES, ([key]) => key, tile).forEach((made) => {
-    const [, value, note, plot] = made.children;
+    const [, value, note, most, plot] = made.children;
     put(value, values[made.dataset.key][0]);
     put(note, values[made.dataset.key][1]);
     note.title = note.textContent;
-    draw(plot, TILES.find(([key]) => key === made.dataset.key)[2], all.series[made.dataset.key]);
+    const unit = TILES.find(([key]) => key === made.dataset.key)[2];
+    draw(plot, unit, all.series[made.dataset.key]);
+    // The curve's scale: a phone has no pointer to ask for it.
+    put(most, made.dataset.key === "up" ? "" : `max ${unit(Math.max(...all.series[made.dataset.key]))}`);
   });
   byId("tile-up").dataset.tone = up === backends.length ? "" : backends.some((b) => b.state === "down") ? "bad" : "mild";
   document.title = `${up === backends.length ? "" : "⚠ "}${up}/${backends.length} up – evenkeel`;
@@ -235,6 +238,16 @@ const showBackend = (row, backend, most, now) => {
   put(total.firstChild, count(backend.total));
 };
 
+/** How uneven those are that get connections; nothing for fewer than two. */
+const spreadOf = (backends) => {
+  const loads = backends.filter((backend) => isUp(backend) && !backend.backup);
+  if (loads.length < 2) return null;
+  const [active, weight] = [sum(loads, (load) => load.active), sum(loads, (load) => load.weight)];
+  const fewest = loads.reduce((a, b) => (b.active * a.weight < a.active * b.weight ? b : a));
+  const above = loads.filter((load) => load.active * weight > active * load.weight);
+  return Math.max(0, ...above.map((load) => load.active - Math.floor(fewest.active * load.weight / fewest.weight)));
+};
+
 const showServices = (services, now) => {
   const cards = keyed(byId("services"), services, (service) => service.name, serviceCard);
   services.forEach((service, place) => {
@@ -249,7 +262,9 @@ const showServices = (services, now) => {
       chip.title = hook.reason;
     });
     const { active, half_open: halfOpen, capacity } = service.connections;
-    put(sums, `${count(active)} open, ${count(halfOpen)} of them half-open; room for ${count(capacity)}`);
+    const spread = spreadOf(service.backends);
+    put(sums, `${count(active)} open, ${count(halfOpen)} of them half-open${spread === null ? "" : `; spread ${count(spread)}`}; room for ${count(capacity)}`);
+    sums.title = spread === null ? "" : "spread: the most connections of a backend less the fewest, by weight, as evenkeel rebalance has it";
     const most = Math.max(...service.backends.map((backend) => backend.active), 0);
     const rows = keyed(scroll.querySelector("tbody"), service.backends, (backend) => backend.name, backendRow);
     service.backends.forEach((backend, index) => showBackend(rows[index], backend, most, now));
@@ -266,9 +281,11 @@ const instanceRow = () => {
     if (name) cell.dataset.name = name;
     row.append(cell);
   });
-  row.children[1].append(make("span", "state"));
+  row.children[1].append(make("span", "state"), make("span", "small"));
+  row.children[4].append(make("span"), make("span", "small"));
   return row;
 };
+const signed = (value) => (value > 0 ? `+${value}` : `${value}`);
 const showVrrp = (instances) => {
   byId("vrrp").hidden = instances.length === 0;
   const rows = keyed(byId("vrrp").querySelector("tbody"), instances, (instance) => instance.name, instanceRow);
@@ -278,10 +295,48 @@ const showVrrp = (instances) => {
     put(name, instance.name);
     put(state.firstChild, instance.state);
     put(addresses, instance.addresses.join(", "));
+    put(state.lastChild, [instance.reason, ...(instance.faults ?? [])].filter(Boolean).join("; "));
+    priority.title = (instance.weights ?? []).map(({ weight, what }) => `${signed(weight)} ${what}`).join(", ");
     put(priority, instance.priority === instance.base_priority ? `${instance.priority}` : `${instance.priority} (base ${instance.base_priority})`);
-    put(master, instance.state === "MASTER" ? "this host" : instance.master ?? "–");
+    put(master.firstChild, instance.state === "MASTER" ? "this host" : instance.master ?? "–");
+    put(master.lastChild, (instance.peers ?? []).map((peer) => `heard ${peer.address} (${peer.priority}) at ${moment(peer.last_heard)}`).join(", "));
     put(changes, count(instance.transitions));
     put(since, moment(instance.since));
+  });
+};
+
+// ---- flow sync ----
+
+const SYNC = ["", "", "Behind", "Waiting", "Connections sent", "received", "Without a place", "Lost or refused"];
+const peerRow = () => {
+  const row = make("tr");
+  SYNC.forEach((name, place) => {
+    const cell = make("td", place === 0 ? "who" : place > 1 ? "right number" : "");
+    if (name) cell.dataset.name = name;
+    row.append(cell);
+  });
+  row.children[1].append(make("span", "state"), make("span", "small"));
+  return row;
+};
+const showSync = (sync) => {
+  const section = byId("sync");
+  section.hidden = !sync;
+  if (!sync) return;
+  const masters = sync.master_of.length ? `this host sends the connections of ${sync.master_of.join(", ")}` : "this host receives, and sends none";
+  put(section.querySelector(".why"), sync.error ? sync.error : `on ${sync.listen}: ${masters}`);
+  const rows = keyed(section.querySelector("tbody"), sync.peers, (peer) => peer.address, peerRow);
+  sync.peers.forEach((peer, place) => {
+    const [who, state, lag, waiting, sent, received, unknown, lost] = rows[place].children;
+    rows[place].dataset.state = peer.state;
+    put(who, peer.address);
+    put(state.firstChild, peer.state);
+    put(state.lastChild, peer.silent_ms === null ? "never heard" : `heard ${duration(peer.silent_ms / 1000)} ago`);
+    put(lag, milliseconds(peer.lag_ms));
+    put(waiting, count(peer.waiting));
+    put(sent, count(peer.flows_sent));
+    put(received, count(peer.flows_received));
+    put(unknown, count(peer.unknown));
+    put(lost, count(peer.lost + sum(Object.values(peer.refused), (refused) => refused)));
   });
 };
 
@@ -369,6 +424,7 @@ const show = (status, events) => {
   showTiles(status, status.services.flatMap((service) => service.backends), now);
   showServices(status.services, now);
   showVrrp(status.vrrp);
+  showSync(status.sync);
   showCounters(status.counters);
 };
 const alive = () => {

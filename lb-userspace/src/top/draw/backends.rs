@@ -235,14 +235,14 @@ pub fn details(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
         look.moment(backend.last_change, state.now.time),
     );
     let numbers = format!(
-        "{} half-open, {} in all, {} failed connects, {} reset, connect 99 %: {}, {} in, {} out",
-        backend.half_open,
+        "{} in all, {} failed, {} reset, p99 {}, {} in, {} out, {} half-open",
         backend.total,
         backend.connect_failures,
         backend.resets,
         units::milliseconds(backend.connect_time_ms.p99),
         units::bytes(backend.bytes_in),
         units::bytes(backend.bytes_out),
+        backend.half_open,
     );
     let line = |text: String| Line::from(look.text(Tone::Soft, look.fit(&text, width, false)));
     vec![line(standing), line(numbers)]

@@ -56,10 +56,24 @@ fn event(state: &State, look: &Look, event: &Event, width: usize) -> Line<'stati
         EventLevel::Error => ("ERROR ", Tone::Bad),
     };
     let time = format!("{} ", look.moment(event.time, state.now.time));
+    let subject = subject(state, event);
     // Texts of configuration errors may have several lines.
     let text = event.text.replace('\n', "; ");
-    let room = width.saturating_sub(columns(&time) + columns(word));
-    Line::from(vec![look.text(Tone::Soft, time), look.text(tone, word), Span::raw(look.fit(&text, room, false))])
+    let room = width.saturating_sub(columns(&time) + columns(word) + columns(&subject));
+    Line::from(vec![
+        look.text(Tone::Soft, time),
+        look.text(tone, word),
+        look.text(Tone::Strong, subject),
+        Span::raw(look.fit(&text, room, false)),
+    ])
+}
+
+/// Whom it is about, as short as it is clear: texts begin with a verb where there is one.
+fn subject(state: &State, event: &Event) -> String {
+    let service = event.service.as_deref().filter(|_| state.seen.status.services.len() > 1 || event.backend.is_none());
+    let names = [service, event.backend.as_deref(), event.instance.as_deref()];
+    let subject = names.into_iter().flatten().collect::<Vec<_>>().join("/");
+    if subject.is_empty() { subject } else { subject + " " }
 }
 
 fn counters(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
@@ -88,7 +102,7 @@ pub fn instance(state: &State, look: &Look, instance: &VrrpStatus, width: usize)
         false => format!(" of {}", instance.base_priority),
     };
     let master = match (instance.state, instance.master) {
-        (VrrpState::Master, _) => ", this host".into(),
+        (VrrpState::Master, _) => String::new(),
         (_, Some(master)) => format!(", master {master}"),
         (_, None) => ", master unknown".into(),
     };

@@ -63,11 +63,11 @@ open 2004/67584  new 21/s  failed 0/s  in 2.00 KiB/s  out 3.00 MiB/s
   cp02    down refused 2m6s            0             0      0 B      0 B  0.25ms
   cp03    draining admin 2m6s       1000 ██████      0      0 B      0 B  0.25ms
 cp01 10.0.1.11:6443, weight 1, up, since 11:57:55
-0 half-open, 2025 in all, 0 failed connects, 0 reset, connect 99 %: 1.50ms, 1.0…
-vrrp VI_1 MASTER for 1h, priority 90 of 150, 10.0.1.100/24, this host: no adver…
+2025 in all, 0 failed, 0 reset, p99 1.50ms, 1.00 MiB in, 1.00 GiB out, 0 half-o…
+vrrp VI_1 MASTER for 1h, priority 90 of 150, 10.0.1.100/24: no advert was heard
 ── [events] counters vrrp ──────────────────────────────────────────────────────
-11:57:55 warn cp02 is out: it refuses connections
-11:57:55 evenkeel is ready
+11:57:55 warn cp02 is out for 2.0 s: refused (3 failures)
+11:57:55 evenkeel 0.1.0 is ready
 ";
     assert!(shown.starts_with(wanted), "{shown}");
     assert!(shown.trim_end().ends_with("q quit  ? help  d drain  m maint  r ready  s sort  Tab panel  arrows select"));
@@ -92,7 +92,7 @@ fn a_wide_terminal_has_addresses_curves_and_the_counters_beside_the_events() {
     holds(&shown, &["ADDRESS", "10.0.1.12:6443", "P99", "1.50ms", "FAILS", "RESETS", "TOTAL", "2 MIN", "half-open 2"]);
     holds(
         &shown,
-        &["[events] counters vrrp", "── counters ─", "refused", "+5", "██████", "▁█", "it refuses connections"],
+        &["[events] counters vrrp", "── counters ─", "refused", "+5", "██████", "▁█", "cp02 is out for 2.0 s"],
     );
     press(&mut state, clock.at(1), "\t");
     holds(&text(&state, 160, 50), &["events [counters] vrrp", "── events ─"]);
@@ -160,7 +160,7 @@ fn the_selected_backend_is_in_sight_however_many_there_are() {
         for (width, height) in [(80, 24), (40, 10), (160, 50)] {
             holds(&text(&state, width, height), &[name, "BACKEND", "q quit"]);
         }
-        holds(&text(&state, 80, 24), &["[events]", "evenkeel is ready"]);
+        holds(&text(&state, 80, 24), &["[events]", "evenkeel 0.1.0 is ready"]);
     }
 }
 
