@@ -115,7 +115,7 @@ const OTHER_ANSWERS: &str = r#"
                          peers: [{ address: "10.0.1.2", priority: 100, last_heard: "2026-01-02T03:04:04Z" }] }];
         status.sync = { listen: "10.0.1.1:9644", error: null, master_of: ["10.0.1.100:6443"], send_failures: 0,
                         peers: [{ address: "10.0.1.2:9644", state: "synced", version: "0.1.0", silent_ms: 12, waiting: 3,
-                                  lag_ms: 20, lost: 1, flows_sent: 3000, flows_received: 7, unknown: 2, refused: { key: 4 } }] };
+                                  lag_ms: 20, lost: 1, flows_sent: 3000, flows_received: 7, unknown: 2, conflicts: 0, refused: { key: 4 } }] };
         return new Response(JSON.stringify(status));
     };
     0"#;

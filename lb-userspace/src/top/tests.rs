@@ -12,8 +12,8 @@ use super::{
 };
 use crate::api::types::{
     Backend, BackendReason, BackendState, ConfigStatus, ConnectTime, Connections, Counters, DatapathMode,
-    DatapathStatus, Event, EventKind, EventLevel, ServiceStatus, Status, VrrpAdverts, VrrpPeer, VrrpState, VrrpStatus,
-    VrrpWeight,
+    DatapathStatus, Event, EventKind, EventLevel, ServiceStatus, Status, SyncPeer, SyncState, SyncStatus, VrrpAdverts,
+    VrrpPeer, VrrpState, VrrpStatus, VrrpWeight,
 };
 
 pub fn time(text: &str) -> Timestamp {
@@ -112,6 +112,35 @@ pub fn instance() -> VrrpStatus {
             last_heard: time("2026-11-25T10:59:00Z"),
         }],
         adverts: VrrpAdverts { sent: 3600, ..VrrpAdverts::default() },
+    }
+}
+
+pub fn sync() -> SyncStatus {
+    SyncStatus {
+        listen: "10.0.1.1:9644".parse().unwrap(),
+        error: None,
+        master_of: vec!["10.0.1.100:6443".parse().unwrap()],
+        send_failures: 0,
+        peers: vec![SyncPeer {
+            address: "10.0.1.2:9644".parse().unwrap(),
+            state: SyncState::Synced,
+            version: "0.1.0".into(),
+            silent_ms: Some(12),
+            waiting: 3,
+            lag_ms: 20,
+            lost: 0,
+            datagrams_sent: 5000,
+            flows_sent: 3000,
+            ends_sent: 100,
+            copies_sent: 2,
+            dropped: 0,
+            flows_received: 7,
+            ends_received: 0,
+            copies_received: 1,
+            conflicts: 0,
+            unknown: 2,
+            refused: [("key".into(), 4)].into(),
+        }],
     }
 }
 

@@ -335,7 +335,7 @@ const showSync = (sync) => {
     put(waiting, count(peer.waiting));
     put(sent, count(peer.flows_sent));
     put(received, count(peer.flows_received));
-    put(unknown, count(peer.unknown));
+    put(unknown, count(peer.unknown + peer.conflicts));
     put(lost, count(peer.lost + sum(Object.values(peer.refused), (refused) => refused)));
   });
 };

@@ -35,7 +35,7 @@ pub fn draw(frame: &mut Frame, state: &State, look: &Look) {
     let rest = room.saturating_sub(table.len());
     let buffer = frame.buffer_mut();
     let mut y = 0;
-    for lines in [&fixed.header, &table, &fixed.details, &fixed.vrrp, &fixed.stage] {
+    for lines in [&fixed.header, &table, &fixed.details, &fixed.pair, &fixed.stage] {
         put(buffer, 0, y, width, lines);
         y += lines.len();
     }
@@ -50,25 +50,26 @@ pub fn draw(frame: &mut Frame, state: &State, look: &Look) {
 struct Fixed {
     header: Vec<Line<'static>>,
     details: Vec<Line<'static>>,
-    vrrp: Vec<Line<'static>>,
+    pair: Vec<Line<'static>>,
     stage: Vec<Line<'static>>,
 }
 
 impl Fixed {
     fn new(state: &State, look: &Look, width: usize, height: usize) -> Fixed {
-        let instances = state.seen.status.vrrp.iter().take(if height < 14 { 0 } else { height / 10 });
+        let mut pair = panels::pair(state, look, width);
+        pair.truncate(if height < 14 { 0 } else { height / 8 });
         let stage = state.stage.as_ref().filter(|_| height >= 14);
         Fixed {
             header: header::lines(state, look, width, height < 10),
             details: if height < 20 { Vec::new() } else { backends::details(state, look, width) },
-            vrrp: instances.map(|it| panels::instance(state, look, it, width)).collect(),
+            pair,
             stage: stage.map(|it| panels::stage(it, look, width)).unwrap_or_default(),
         }
     }
 
     /// With the footer.
     fn height(&self) -> usize {
-        self.header.len() + self.details.len() + self.vrrp.len() + self.stage.len() + 1
+        self.header.len() + self.details.len() + self.pair.len() + self.stage.len() + 1
     }
 }
 

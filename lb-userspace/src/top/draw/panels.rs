@@ -8,7 +8,8 @@ use super::{
     number::seconds_since,
 };
 use crate::{
-    api::types::{Event, EventLevel, VrrpState, VrrpStatus},
+    api::types::{Event, EventLevel, SyncPeer, SyncState, VrrpState, VrrpStatus},
+    cli::units,
     top::state::{Panel, Stage, State},
 };
 
@@ -119,11 +120,47 @@ pub fn instance(state: &State, look: &Look, instance: &VrrpStatus, width: usize)
     Line::from(vec![look.text(Tone::Plain, head), look.text(tone, word), Span::raw(look.fit(&rest, room, false))])
 }
 
+/// How it stands with a host that shares its connections with this one.
+pub fn peer(look: &Look, peer: &SyncPeer, width: usize) -> Line<'static> {
+    let tone = match peer.state {
+        SyncState::Synced => Tone::Good,
+        SyncState::Lost => Tone::Bad,
+        SyncState::Connecting | SyncState::Copying => Tone::Mild,
+    };
+    let head = format!("sync {} ", peer.address);
+    let word = peer.state.to_string();
+    let heard = match peer.silent_ms {
+        None => "never heard".into(),
+        Some(silent) => format!("heard {} ago", units::milliseconds(Some(silent as f64))),
+    };
+    let rest = format!(
+        ", {heard}, {} ms behind, {} waiting, {} lost, {} without a place",
+        peer.lag_ms,
+        peer.waiting,
+        peer.lost,
+        peer.unknown + peer.conflicts,
+    );
+    let room = width.saturating_sub(columns(&head) + columns(&word));
+    Line::from(vec![look.text(Tone::Plain, head), look.text(tone, word), Span::raw(look.fit(&rest, room, false))])
+}
+
+/// Instances, and the hosts that connections are shared with: a line each.
+pub fn pair(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
+    let status = &state.seen.status;
+    let instances = status.vrrp.iter().map(|it| instance(state, look, it, width));
+    let peers = status.sync.iter().flat_map(|sync| &sync.peers).map(|it| peer(look, it, width));
+    let error = status.sync.as_ref().and_then(|sync| sync.error.as_ref());
+    let error = error.map(|why| Line::from(look.text(Tone::Bad, look.fit(&format!("sync: {why}"), width, false))));
+    instances.chain(error).chain(peers).collect()
+}
+
 /// The same, and what it has no room for.
 fn vrrp(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
     let instances = &state.seen.status.vrrp;
-    if instances.is_empty() {
-        return vec![Line::from(look.text(Tone::Soft, look.fit("no [[vrrp]] instance is configured", width, false)))];
+    let sync = &state.seen.status.sync;
+    if instances.is_empty() && sync.is_none() {
+        let none = "neither [[vrrp]] nor [sync] is configured";
+        return vec![Line::from(look.text(Tone::Soft, look.fit(none, width, false)))];
     }
     let details = |it: &VrrpStatus| {
         let weights = it.weights.iter().map(|weight| format!("priority {:+}: {}", weight.weight, weight.what));
@@ -143,11 +180,23 @@ fn vrrp(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
         );
         faults.chain(weights).chain(peers).chain([adverts]).collect::<Vec<_>>()
     };
-    let lines = instances.iter().flat_map(|it| {
-        let text = |text: String| Line::from(look.text(Tone::Plain, look.fit(&format!("  {text}"), width, false)));
-        std::iter::once(instance(state, look, it, width)).chain(details(it).into_iter().map(text))
-    });
-    lines.collect()
+    let copies = |it: &SyncPeer| {
+        format!(
+            "connections: {} sent, {} received; full copies: {} sent, {} received; {} datagrams refused",
+            it.flows_sent,
+            it.flows_received,
+            it.copies_sent,
+            it.copies_received,
+            it.refused.values().sum::<u64>()
+        )
+    };
+    let indented = |text: String| Line::from(look.text(Tone::Plain, look.fit(&format!("  {text}"), width, false)));
+    let peers = sync.iter().flat_map(|sync| &sync.peers);
+    let peers = peers.flat_map(|it| [peer(look, it, width), indented(copies(it))]);
+    let instances = instances
+        .iter()
+        .flat_map(|it| std::iter::once(instance(state, look, it, width)).chain(details(it).into_iter().map(indented)));
+    instances.chain(peers).collect()
 }
 
 pub fn stage(stage: &Stage, look: &Look, width: usize) -> Vec<Line<'static>> {

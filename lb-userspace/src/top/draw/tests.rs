@@ -6,7 +6,7 @@ use crate::{
     api::types::{BackendState, EventLevel},
     top::{
         state::{Stage, State},
-        tests::{Clock, backend, event, instance, press, seen},
+        tests::{Clock, backend, event, instance, press, seen, sync},
     },
 };
 
@@ -98,6 +98,25 @@ fn a_wide_terminal_has_addresses_curves_and_the_counters_beside_the_events() {
     holds(&text(&state, 160, 50), &["events [counters] vrrp", "── events ─"]);
     press(&mut state, clock.at(1), "\t");
     holds(&text(&state, 160, 50), &["priority -60: no backend is up", "heard 10.0.1.2 with priority 100", "3600 sent"]);
+}
+
+#[test]
+fn flow_sync_has_a_line_a_peer_and_its_counts_beside_vrrp() {
+    let clock = Clock::new();
+    let mut state = busy(&clock);
+    state.seen.status.sync = Some(sync());
+    let shown = text(&state, 80, 24);
+    holds(
+        &shown,
+        &["vrrp VI_1 MASTER", "sync 10.0.1.2:9644 synced, heard 12ms ago, 20 ms behind, 3 waiting, 0 lost, 2"],
+    );
+    press(&mut state, clock.at(1), "\t\t");
+    holds(&text(&state, 160, 50), &["connections: 3000 sent, 7 received; full copies: 2 sent", "4 datagrams refused"]);
+    state.seen.status.vrrp.clear();
+    state.seen.status.sync.as_mut().unwrap().error = Some("10.0.1.1:9644 cannot be bound".into());
+    holds(&text(&state, 80, 24), &["sync: 10.0.1.1:9644 cannot be bound", "full copies"]);
+    state.seen.status.sync = None;
+    holds(&text(&state, 80, 24), &["neither [[vrrp]] nor [sync]"]);
 }
 
 #[test]
