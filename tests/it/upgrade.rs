@@ -144,6 +144,7 @@ fn no_command_fails_while_one_daemon_gives_its_place_to_another() {
     let mut cluster = Cluster::new("tc", |service| service);
     let (program, socket) = (binaries::evenkeel().expect("evenkeel"), cluster.evenkeel.socket());
     let stop = std::sync::atomic::AtomicBool::new(false);
+    let follower = cluster.evenkeel.client(&["events", "-f", "-o", "json"]).expect("events -f");
     let asked = std::thread::scope(|scope| {
         let askers = [["status"].as_slice(), &["reload"], &["conns", "-o", "json"]].map(|command| {
             let (program, socket, stop) = (&program, &socket, &stop);
@@ -173,6 +174,13 @@ fn no_command_fails_while_one_daemon_gives_its_place_to_another() {
     let events = cluster.evenkeel.json(&["events"]).expect("events");
     let ready = |event: &&serde_json::Value| event["text"].as_str().is_some_and(|text| text.contains("is ready after"));
     assert_eq!(events.as_array().expect("a list").iter().filter(ready).count(), 6, "the history goes on: {events}");
+    let all = || {
+        let followed: Vec<serde_json::Value> =
+            follower.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        (followed == *events.as_array().expect("a list")).then_some(())
+    };
+    wait::until("what is followed goes on too", SOON, all)
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", follower.log()));
 }
 
 #[test]

@@ -146,7 +146,7 @@ Examples:
     },
     /// What happened: health, VRRP, reloads, admin commands; the newest last
     #[command(after_help = "\
-The daemon keeps the last 1000 in memory; they end with it. The journal has them for longer.
+The daemon keeps the last 1000 in memory; they end with it, and go on through an upgrade. The journal has them for longer.
 Examples:
   evenkeel events --limit 20
   evenkeel events -f                  and those to come, until Ctrl-C

@@ -160,10 +160,10 @@ fn counters(client: &Client, format: Format) -> Result<(), Failure> {
     }
 }
 
-fn events(client: &Client, filter: EventsFilter, format: Format) -> Result<(), Failure> {
-    let path = format!("/api/v1/events?{}", query(&filter)?);
+fn events(client: &Client, mut filter: EventsFilter, format: Format) -> Result<(), Failure> {
+    let path = |filter: &EventsFilter| Ok(format!("/api/v1/events?{}", query(filter)?));
     if !filter.follow {
-        let answer = client.get(&path)?;
+        let answer = client.get(&path(&filter)?)?;
         return match format {
             Format::Json => raw(&answer),
             _ => output::print(&show::events(&answer.read::<Vec<Event>>()?, format)),
@@ -172,13 +172,21 @@ fn events(client: &Client, filter: EventsFilter, format: Format) -> Result<(), F
     if format != Format::Json {
         output::print(&show::events(&[], format))?;
     }
-    client.follow(&path, |line: Event| {
-        let line = match format {
-            Format::Json => serde_json::to_string(&line).unwrap_or_default() + "\n",
-            _ => show::event(&line, format),
-        };
-        output::print_on(&[line.as_bytes()])
-    })
+    loop {
+        let followed = client.follow(&path(&filter)?, |event: Event| {
+            filter.after = event.number;
+            let line = match format {
+                Format::Json => serde_json::to_string(&event).unwrap_or_default() + "\n",
+                _ => show::event(&event, format),
+            };
+            output::print_on(&[line.as_bytes()])
+        });
+        // Another daemon may have taken over, and its history goes on (an upgrade).
+        match followed {
+            Err(Failure::Unreachable(_)) if client.get("/api/v1/events?limit=0").is_ok() => filter.limit = None,
+            followed => return followed,
+        }
+    }
 }
 
 fn query(filter: &impl Serialize) -> Result<String, Failure> {

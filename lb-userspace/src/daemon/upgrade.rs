@@ -123,6 +123,8 @@ impl Daemon {
         self.take_in_the_rest(inputs).await;
         // The other one needs its address.
         self.sync.end();
+        // What is told from here on has numbers that the next daemon gives too.
+        self.history.close();
     }
 
     /// Takes in what was read from the ring and leaves the rest to the next daemon.
@@ -135,6 +137,7 @@ impl Daemon {
 
     /// The other way round: whoever was to act does not, and may have begun to.
     async fn resume(&mut self, inputs: &mut Inputs) {
+        self.history.reopen();
         let configured = sync::key(&self.config).and_then(|key| self.configure_sync(key));
         if let Err(error) = configured.and(self.configure_vrrp().await) {
             warn!("{error:#}");

@@ -55,7 +55,14 @@ impl History {
         let mut kept = self.kept();
         let surplus = events.len().saturating_sub(KEPT);
         *kept = events.into_iter().skip(surplus).map(Arc::new).collect();
-        self.latest.send_replace(kept.back().map_or(0, |last| last.number));
+        drop(kept);
+        self.reopen();
+    }
+
+    /// After all there will be more.
+    pub fn reopen(&self) {
+        let last = self.kept().back().map_or(0, |last| last.number);
+        self.latest.send_replace(last);
     }
 
     /// Those after a number, oldest first.

@@ -66,5 +66,10 @@ fn whoever_waits_is_woken_by_the_next_one_and_by_the_end() {
         tell(&history, "four");
         assert_eq!(history.wait(2).await.map(|events| events.len()), Some(2), "what was said before the end is read");
         assert_eq!(history.wait(4).await, None);
+        history.reopen();
+        let mut waiting = std::pin::pin!(history.wait(4));
+        assert_eq!(waiting.as_mut().now_or_never(), None, "it goes on after all");
+        tell(&history, "five");
+        assert_eq!(waiting.await.map(|events| events[0].number), Some(5));
     });
 }
