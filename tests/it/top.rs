@@ -76,6 +76,15 @@ fn the_screen_shows_the_backends_and_drains_one_and_gives_the_terminal_back() {
     wait::until("a small screen", SOON, || (!terminal.text().contains("10.0.1.12")).then_some(())).expect("redrawn");
     sees(&terminal, &["cp03", "q quit"]);
 
+    // A daemon that hangs is as silent as one that is gone, and nothing is asked of either.
+    cluster.evenkeel.signal(Signal::SIGSTOP).expect("SIGSTOP");
+    sees(&terminal, &["no answer since"]);
+    terminal.press("d").expect("a key");
+    sees(&terminal, &["does not answer: nothing"]);
+    cluster.evenkeel.signal(Signal::SIGCONT).expect("SIGCONT");
+    sees(&terminal, &["live "]);
+    cluster.evenkeel.upgrade().expect("an upgrade");
+    sees(&terminal, &["live "]);
     cluster.evenkeel.kill();
     sees(&terminal, &["no answer since"]);
     cluster.evenkeel.run().expect("a second start");
@@ -167,6 +176,16 @@ fn without_a_terminal_or_a_daemon_it_says_so_with_the_exit_code_for_it() {
     assert_eq!(terminal.wait(SOON).expect("the end").code(), Some(2));
     sees(&terminal, &["cannot be reached at /nowhere"]);
     assert!(terminal.is_given_back());
+}
+
+#[test]
+fn a_terminal_that_says_no_size_is_taken_for_a_small_one() {
+    let cluster = Cluster::new("tc", |service| service);
+    let evenkeel = binaries::evenkeel().expect("evenkeel");
+    let script = format!("stty rows 0 cols 0; exec {} top", evenkeel.display());
+    let serial = on_balancer(&cluster, "sh".as_ref(), &["-c", &script]);
+    let terminal = Terminal::start(&serial, 80, 24).expect("a terminal");
+    sees(&terminal, &["> cp01", "arrows select"]);
 }
 
 /// The namespaces of a process's labs.

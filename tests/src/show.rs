@@ -78,7 +78,7 @@ impl Show<'_> {
     fn lines(&self) -> Vec<String> {
         let seen = self.watches.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let watches = format!(
-            "{} of {WATCHES} watches held ({}); ended so far: {}; could not be opened: {}",
+            "{} of {WATCHES} watches held ({}); ended: {}; failed: {}",
             seen.held,
             counts(&seen.by),
             counts(&seen.ended),
@@ -95,7 +95,8 @@ impl Show<'_> {
             Err(_) => "short connections: none yet".into(),
         };
         let socket = self.stage.evenkeel.socket();
-        vec![watches, traffic, format!("second terminal: evenkeel --socket {} backends", socket.display())]
+        // For a second terminal: to be copied, so short enough for 80 columns.
+        vec![watches, traffic, format!("export EVENKEEL_SOCKET={}", socket.display())]
     }
 
     /// Does `order` to the API server with this number, and says so.

@@ -1,6 +1,10 @@
 //! How a command ends.
 
-use std::{fmt, process::ExitCode};
+use std::{
+    fmt,
+    io::{self, Write},
+    process::ExitCode,
+};
 
 /// Why a command did not do what it was asked; the text is for the operator.
 #[derive(Debug)]
@@ -19,7 +23,8 @@ pub const UNREACHABLE: u8 = 2;
 impl Failure {
     /// Says what is wrong and gives the exit code.
     pub fn report(&self) -> ExitCode {
-        eprintln!("{self}");
+        // A terminal that is gone is no reason to panic: nobody is left to be told.
+        _ = writeln!(io::stderr(), "{self}");
         ExitCode::from(match self {
             Failure::Refused(_) => REFUSED,
             Failure::Unreachable(_) => UNREACHABLE,

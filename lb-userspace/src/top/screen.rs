@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, BufWriter, IsTerminal, Stdout, Write},
+    mem::ManuallyDrop,
     panic,
     sync::Once,
 };
@@ -12,14 +13,16 @@ use crossterm::{
     terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
 };
 use nix::sys::signal::{Signal, raise};
-use ratatui::{Frame, Terminal, backend::CrosstermBackend};
+use ratatui::{Frame, Terminal, TerminalOptions, Viewport, backend::CrosstermBackend, layout::Rect};
 
 /// A frame goes out in one piece: most are far smaller.
 const FRAME: usize = 32 << 10;
 
 /// The terminal while it is ours.
 pub struct Screen {
-    terminal: Terminal<CrosstermBackend<BufWriter<Stdout>>>,
+    /// Never dropped: its own way of giving the cursor back panics where the terminal has hung up, and [`give_back`] does
+    /// that.
+    terminal: ManuallyDrop<Terminal<CrosstermBackend<BufWriter<Stdout>>>>,
 }
 
 /// Whether there is a terminal that a screen can be drawn on and keys come from.
@@ -39,9 +42,12 @@ impl Screen {
                 before(panic);
             }));
         });
+        let viewport = if size()?.is_empty() { Viewport::Fixed(UNKNOWN) } else { Viewport::Fullscreen };
         take()?;
         let backend = CrosstermBackend::new(BufWriter::with_capacity(FRAME, io::stdout()));
-        Terminal::new(backend).map(|terminal| Screen { terminal }).inspect_err(|_| give_back())
+        let terminal = Terminal::with_options(backend, TerminalOptions { viewport });
+        let terminal = terminal.map(ManuallyDrop::new).inspect_err(|_| give_back())?;
+        Ok(Screen { terminal })
     }
 
     /// Writes what has changed since the last time.
@@ -52,8 +58,8 @@ impl Screen {
     /// The next time everything is written: others have written there.
     pub fn forget(&mut self) -> io::Result<()> {
         // Not `clear`, which asks the terminal where its cursor is and waits for the answer.
-        let size = self.terminal.size()?;
-        self.terminal.resize(size.into())
+        let size = size()?;
+        self.terminal.resize(if size.is_empty() { UNKNOWN } else { size })
     }
 
     /// Gives the terminal back and stops, as Ctrl-Z does with other programs; returns when the shell says to go on.
@@ -76,6 +82,14 @@ impl Drop for Screen {
     fn drop(&mut self) {
         give_back();
     }
+}
+
+/// What a terminal is taken for that does not say how large it is, as serial consoles do not.
+const UNKNOWN: Rect = Rect::new(0, 0, 80, 24);
+
+fn size() -> io::Result<Rect> {
+    let (width, height) = crossterm::terminal::size()?;
+    Ok(Rect::new(0, 0, width, height))
 }
 
 fn take() -> io::Result<()> {
