@@ -156,8 +156,9 @@ impl Evenkeel {
         self.after_upgrade()
     }
 
-    /// The old process ends well, and another one answers.
-    fn after_upgrade(&mut self) -> Result<()> {
+    /// After the command `upgrade` (and [`Process::inherit_orphans`] before it): the old process ends well, and another one
+    /// answers.
+    pub fn after_upgrade(&mut self) -> Result<()> {
         let process = self.process.as_mut().context("evenkeel does not run")?;
         process.succeed(START)?;
         let id = self.pid()?;

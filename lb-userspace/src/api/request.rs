@@ -22,7 +22,8 @@ pub enum Request {
     /// Nothing but whether the loop turns.
     Ping(Reply<()>),
     Report(Reply<Report>),
-    Conns(ConnsFilter, Reply<Conns>),
+    /// Refused if there is no backend of that name.
+    Conns(ConnsFilter, Reply<Result<Conns, Refused>>),
     Counters(Reply<Counters>),
     Vrrp(Reply<Vec<VrrpStatus>>),
     /// One connection explained, or what a SYN would meet.

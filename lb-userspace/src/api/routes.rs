@@ -125,7 +125,7 @@ impl Daemon {
         }
     }
 
-    async fn conns(&self, filter: ConnsFilter) -> Result<Conns, Response> {
+    async fn conns(&self, filter: ConnsFilter) -> Result<Result<Conns, Refused>, Response> {
         let Some(shared) = &self.shared else { return self.ask(|reply| Request::Conns(filter, reply)).await };
         let limit = Some(filter.limit.unwrap_or(ROWS.0).min(ROWS.1));
         let (turn, daemon) = (shared.clone().lock_owned().await, self.clone());
@@ -255,7 +255,10 @@ async fn conns(
     filter: Result<Query<ConnsFilter>, QueryRejection>,
 ) -> Result<Response, Response> {
     let Query(filter) = filter.map_err(|error| failure(StatusCode::BAD_REQUEST, &error.body_text()))?;
-    let conns = daemon.conns(filter).await?;
+    let conns = match daemon.conns(filter).await? {
+        Ok(conns) => conns,
+        Err(refused) => return Ok(outcome::<()>(Err(refused))),
+    };
     // 100,000 rows take tens of milliseconds: not on the thread that serves the others.
     let written = tokio::task::spawn_blocking(move || write_conns(&conns)).await;
     written.map_err(|_| failure(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be written"))

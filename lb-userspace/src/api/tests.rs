@@ -183,7 +183,7 @@ pub async fn answer(mut asked: mpsc::Receiver<Request>, conns: u32, end: oneshot
                 let taken: Vec<_> = (0..conns).map(conn).filter(|conn| filter.takes(conn)).collect();
                 let total = taken.len() as u64;
                 let rows = taken.into_iter().take(filter.limit.unwrap_or(usize::MAX)).collect();
-                drop(reply.send(Conns { rows, total }));
+                drop(reply.send(Ok(Conns { rows, total })));
             }
             Request::Trace(query, reply) => drop(reply.send(Err(Refused { errors: vec![format!("{query:?}")] }))),
             Request::InForce(reply) => drop(reply.send(Vec::new())),

@@ -5,6 +5,7 @@ use crate::api::types::ConnState;
 use crate::config::model::Weight;
 use crate::config::{DEFAULT_PATH, DEFAULT_SOCKET, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ Examples:
   evenkeel run -c /etc/evenkeel/evenkeel.toml      the daemon, in the foreground
   evenkeel status                                  what it does
   evenkeel conns --backend cp01 --older 10m        which connections are old?
+  evenkeel trace 10.0.3.7:50123                    why is this one where it is?
   evenkeel drain cp01 --deadline 10m --wait        empty a backend before an upgrade
 
 Exit codes: 0 done, 1 refused or wrong input, 2 the daemon cannot be reached.";
@@ -37,6 +39,11 @@ pub enum Command {
     ///
     /// SIGHUP reads the configuration anew, SIGUSR1 opens the access logs anew, SIGUSR2 upgrades (see `evenkeel upgrade`),
     /// SIGTERM ends it in order: the datapath stays or goes as `on_exit` says. Killed with -9 and started again it goes on where it was.
+    #[command(after_help = "\
+Examples:
+  evenkeel run                                  with /etc/evenkeel/evenkeel.toml
+  evenkeel run -c lab.toml --mount-bpffs        where nobody has mounted a bpffs at /sys/fs/bpf
+  evenkeel run --reset-state                    after a version whose tables this one cannot take over")]
     Run {
         #[arg(short, long, default_value = DEFAULT_PATH, value_name = "FILE")]
         config: PathBuf,
@@ -61,6 +68,8 @@ Examples:
         /// Take the datapath away as well: links, programs, maps and pins
         #[arg(long)]
         detach: bool,
+        #[command(flatten)]
+        output: Output,
     },
     /// Say whether a configuration is right, and what it has room for
     #[command(after_help = "\
@@ -73,7 +82,11 @@ Example: evenkeel check -c evenkeel.toml && evenkeel reload")]
         output: Output,
     },
     /// Print the whole configuration as understood, defaults filled in
-    #[command(after_help = "What it prints is a configuration that means the same, drop-ins included.")]
+    #[command(after_help = "\
+What it prints is a configuration that means the same, drop-ins included.
+Examples:
+  evenkeel dump -c evenkeel.toml
+  evenkeel dump -o json | jq .service[].balance")]
     Dump {
         #[arg(short, long, default_value = DEFAULT_PATH, value_name = "FILE")]
         config: PathBuf,
@@ -81,6 +94,11 @@ Example: evenkeel check -c evenkeel.toml && evenkeel reload")]
         output: Output,
     },
     /// One screen: services, datapath, backends, totals
+    #[command(after_help = "\
+Examples:
+  evenkeel status
+  evenkeel status -o wide                                 more columns
+  evenkeel status -o json | jq .services[].connections")]
     Status {
         #[command(flatten)]
         output: Output,
@@ -96,6 +114,13 @@ Example: evenkeel top --interval 5s    over a slow line")]
         interval: Duration,
     },
     /// A row a backend: state and reason, connections, failures, connect time, bytes
+    #[command(after_help = "\
+States: up; probing (out, one connection at a time tries it); slow_start; draining and maint (by an operator, or its probe
+says that it is not ready); down.
+Examples:
+  evenkeel backends
+  evenkeel backends -o wide    with p99, half-open connections and the last change
+  evenkeel backends -o json | jq -r '.[] | select(.state != \"up\") | .name'")]
     Backends {
         #[command(flatten)]
         output: Output,
@@ -123,7 +148,7 @@ Examples:
   evenkeel trace 10.0.3.7:50123 -o json")]
     Trace {
         /// The client's address and port
-        #[arg(value_name = "CLIENT:PORT")]
+        #[arg(value_name = "CLIENT:PORT", value_parser = endpoint)]
         client: SocketAddr,
         /// Only this service
         #[arg(long, value_name = "NAME")]
@@ -255,7 +280,10 @@ Ctrl-C stops it: what was reset stays so, the rest is left alone.")]
     #[command(after_help = "\
 Exit code 0: the new one acts, the old one ends. 1: refused, with the reason; the old one goes on.
 Example: install -m755 evenkeel.new /usr/sbin/evenkeel && evenkeel upgrade")]
-    Upgrade,
+    Upgrade {
+        #[command(flatten)]
+        output: Output,
+    },
     /// VRRP instances: state, since when, priority and what changed it, who is master, who was heard
     #[command(
         args_conflicts_with_subcommands = true,
@@ -272,8 +300,31 @@ Examples:
         output: Output,
     },
     /// Have the daemon read its configuration anew
-    #[command(after_help = "Exit code 0: applied. 1: refused, the errors are printed, nothing has changed.")]
-    Reload,
+    #[command(after_help = "\
+Exit code 0: applied. 1: refused, the errors are printed, nothing has changed.
+Example: evenkeel check && evenkeel reload")]
+    Reload {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Print what a shell needs to complete commands and options
+    #[command(after_help = "\
+Examples:
+  evenkeel completions bash > /usr/share/bash-completion/completions/evenkeel
+  evenkeel completions zsh > /usr/share/zsh/site-functions/_evenkeel
+  evenkeel completions fish > /usr/share/fish/vendor_completions.d/evenkeel.fish")]
+    Completions { shell: Shell },
+    /// Print the manual page of evenkeel, or of one command
+    #[command(after_help = "\
+Examples:
+  evenkeel man | man -l -
+  evenkeel man drain | man -l -
+  evenkeel man vrrp failover > evenkeel-vrrp-failover.1")]
+    Man {
+        /// The command
+        #[arg(value_name = "COMMAND")]
+        command: Vec<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -281,7 +332,9 @@ pub enum VrrpAction {
     /// Give an instance's mastership away, and its group's; returns when another host has it
     ///
     /// This host does not take it back, even with a higher priority, until the other one is gone or gives it away itself.
-    #[command(after_help = "Exit code 1: it was not master, or nobody has taken it and this host is master again.")]
+    #[command(after_help = "\
+Exit code 1: it was not master, or nobody has taken it and this host is master again.
+Example: evenkeel vrrp failover VI_1")]
     Failover {
         /// The instance
         #[arg(value_name = "NAME")]
@@ -341,7 +394,7 @@ pub enum Setting {
 #[group(required = true, multiple = true)]
 pub struct KillArgs {
     /// The client's address and port
-    #[arg(value_name = "CLIENT:PORT", conflicts_with_all = ["backend", "client"])]
+    #[arg(value_name = "CLIENT:PORT", value_parser = endpoint, conflicts_with_all = ["backend", "client"])]
     pub connection: Option<SocketAddr>,
     /// All connections of this backend
     #[arg(long, value_name = "NAME", conflicts_with = "client")]
@@ -413,6 +466,15 @@ fn interval(text: &str) -> Result<Duration, String> {
     let time = units::parse_duration(text)?;
     let ok = (Duration::from_millis(200)..=Duration::from_secs(60)).contains(&time);
     ok.then_some(time).ok_or_else(|| "200ms to 60s".into())
+}
+
+fn endpoint(text: &str) -> Result<SocketAddr, String> {
+    let wrong = || match text.parse() {
+        Ok(IpAddr::V4(address)) => format!("the port is missing: {address}:50123, as `evenkeel conns` shows it"),
+        Ok(IpAddr::V6(address)) => format!("the port is missing: [{address}]:50123"),
+        Err(_) => "write an address and a port: 10.0.3.7:50123".into(),
+    };
+    text.parse().map_err(|_| wrong())
 }
 
 fn setting(text: &str) -> Result<Setting, String> {

@@ -140,7 +140,7 @@ impl Client {
     }
 
     async fn begin(&self) -> anyhow::Result<(Sender, impl Future<Output = hyper::Result<()>>)> {
-        let stream = UnixStream::connect(&self.socket).await?;
+        let stream = UnixStream::connect(&self.socket).await.map_err(not_connected)?;
         Ok(hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?)
     }
 
@@ -171,6 +171,15 @@ impl Client {
             std::thread::sleep(Duration::from_millis(20));
         }
         false
+    }
+}
+
+fn not_connected(error: io::Error) -> anyhow::Error {
+    match error.kind() {
+        ErrorKind::PermissionDenied => {
+            anyhow::anyhow!("{error}: it is for root and for who is in the group of the socket (socket_group)")
+        }
+        _ => error.into(),
     }
 }
 

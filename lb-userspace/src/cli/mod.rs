@@ -5,6 +5,7 @@ pub(crate) mod client;
 mod config_commands;
 pub mod exit;
 mod interrupt;
+mod manual;
 mod orders;
 mod output;
 mod show;
@@ -47,12 +48,14 @@ pub fn main() -> ExitCode {
         Command::Run { config, mount_bpffs, clsact, reset_state } => {
             return run(RunOptions { config, mount_bpffs, clsact, reset_state });
         }
-        Command::Upgrade => upgrade(&client),
+        Command::Upgrade { output } => upgrade(&client, output.format),
         Command::Check { config, output } => config_commands::check(&config, output.format),
         Command::Dump { config, output } => config_commands::dump(&config, output.format),
-        Command::Stop { detach } => stop(&client, detach),
-        Command::Reload => reload(&client),
         Command::Top { interval } => top::run(&cli.socket, interval, None),
+        Command::Stop { detach, output } => stop(&client, detach, output.format),
+        Command::Reload { output } => reload(&client, output.format),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { command } => manual::man(&command),
         Command::Status { output } => status(&client, output.format),
         Command::Backends { output } => backends(&client, output.format),
         Command::Conns { filter, output } => conns(&client, &filter, output.format),
@@ -80,24 +83,36 @@ fn run(options: RunOptions) -> ExitCode {
     daemon::run(options).unwrap_or_else(|error| Failure::Refused(format!("{error:#}")).report())
 }
 
-fn stop(client: &Client, detach: bool) -> Result<(), Failure> {
+fn stop(client: &Client, detach: bool, format: Format) -> Result<(), Failure> {
     client.post(if detach { "/api/v1/stop?detach=true" } else { "/api/v1/stop" })?;
     if !client.wait_until_gone() {
         return Err(Failure::Refused("the daemon agreed to end but still listens after 10 s: see its log".into()));
     }
-    output::print(if detach { "stopped, the datapath is detached\n" } else { "stopped\n" })
+    match format {
+        Format::Json => output::print(&format!("{}\n", serde_json::json!({ "stopped": true, "detached": detach }))),
+        _ if detach => output::print("stopped, the datapath is detached\n"),
+        _ => output::print("stopped\n"),
+    }
 }
 
 /// Above the daemon's own limits, so that they are what is told.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(65);
 
-fn upgrade(client: &Client) -> Result<(), Failure> {
-    let upgraded: Upgraded = client.post_within("/api/v1/upgrade", UPGRADE_WITHIN)?.read()?;
+fn upgrade(client: &Client, format: Format) -> Result<(), Failure> {
+    let answer = client.post_within("/api/v1/upgrade", UPGRADE_WITHIN)?;
+    if format == Format::Json {
+        return raw(&answer);
+    }
+    let upgraded: Upgraded = answer.read()?;
     output::print(&format!("evenkeel {} (process {}) has taken over\n", upgraded.version, upgraded.pid))
 }
 
-fn reload(client: &Client) -> Result<(), Failure> {
-    let reloaded: Reloaded = client.post("/api/v1/reload")?.read()?;
+fn reload(client: &Client, format: Format) -> Result<(), Failure> {
+    let answer = client.post("/api/v1/reload")?;
+    if format == Format::Json {
+        return raw(&answer);
+    }
+    let reloaded: Reloaded = answer.read()?;
     for warning in &reloaded.warnings {
         eprintln!("warning: {warning}");
     }
@@ -148,7 +163,10 @@ fn vrrp(client: &Client, format: Format) -> Result<(), Failure> {
     let answer = client.get("/api/v1/vrrp")?;
     match format {
         Format::Json => raw(&answer),
-        _ => output::print(&show::instances(&answer.read::<Vec<_>>()?, format, Style::of_stdout())),
+        _ => match answer.read::<Vec<_>>()? {
+            none if none.is_empty() => output::print("no VRRP instance: the configuration has no [[vrrp]]\n"),
+            instances => output::print(&show::instances(&instances, format, Style::of_stdout())),
+        },
     }
 }
 

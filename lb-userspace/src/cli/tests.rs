@@ -4,8 +4,9 @@ use crate::api::trace::{Candidate, DecidingRule, Elsewhere, Foretold, Trace, Ver
 use crate::api::types::{
     Backend, BackendReason, BackendState, ConnState, ConnectTime, Counters, Event, EventKind, EventLevel, VrrpState,
 };
-use crate::cli::{show, trace};
-use clap::{CommandFactory, Parser};
+use crate::cli::{manual, show, trace};
+use clap::{CommandFactory, Parser, ValueEnum};
+use clap_complete::Shell;
 use lb_common::verdict::Reason;
 use std::time::Duration;
 
@@ -215,4 +216,120 @@ to 10.0.1.100:6443 (service api): is refused (RST)
                cp2   down (config), weight 1, 2 active
 "
     );
+}
+
+/// Every command, by the words that lead to it.
+fn commands() -> Vec<(Vec<String>, clap::Command)> {
+    fn below(words: &[String], command: &clap::Command, all: &mut Vec<(Vec<String>, clap::Command)>) {
+        for sub in command.get_subcommands() {
+            let words = [words, &[sub.get_name().to_owned()]].concat();
+            below(&words, sub, all);
+            all.push((words, sub.clone()));
+        }
+    }
+    let mut all = Vec::new();
+    below(&[], &Cli::command(), &mut all);
+    all
+}
+
+#[test]
+fn every_command_has_help_with_examples_that_are_accepted() {
+    let mut seen = 0;
+    for (words, command) in commands() {
+        let words = words.join(" ");
+        assert!(command.get_about().is_some(), "{words} does not say what it does");
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        // A line is a command, and what a shell makes of it or a remark (behind two spaces).
+        let lines = help.lines().map(|line| line.trim().trim_start_matches("Example: "));
+        let commands = lines.flat_map(|line| line.split(&['|', '>'][..])).flat_map(|part| part.split("&& "));
+        let examples: Vec<_> = commands
+            .filter_map(|part| part.split("  ").next().map(str::trim))
+            .filter(|part| part.starts_with("evenkeel "))
+            .collect();
+        assert!(examples.iter().any(|example| example.starts_with(&format!("evenkeel {words}"))), "{words}: {help}");
+        for example in examples {
+            let parsed = Cli::try_parse_from(example.split_whitespace());
+            assert!(parsed.is_ok(), "{words}: {example}: {}", parsed.unwrap_err());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 30, "{seen} examples were read");
+}
+
+#[test]
+fn the_commands_of_the_contract_are_there() {
+    let there: Vec<_> = commands().into_iter().map(|(words, _)| words.join(" ")).collect();
+    for command in [
+        "run",
+        "stop",
+        "check",
+        "dump",
+        "status",
+        "backends",
+        "drain",
+        "maint",
+        "ready",
+        "set",
+        "conns",
+        "kill",
+        "trace",
+        "rebalance",
+        "vrrp",
+        "vrrp failover",
+        "counters",
+        "events",
+        "top",
+        "reload",
+        "upgrade",
+        "completions",
+        "man",
+    ] {
+        assert!(there.iter().any(|name| name == command), "{command} is missing");
+    }
+}
+
+#[test]
+fn there_are_completions_for_every_shell_and_bash_accepts_its_own() {
+    for shell in Shell::value_variants() {
+        let mut script = Vec::new();
+        clap_complete::generate(*shell, &mut Cli::command(), "evenkeel", &mut script);
+        let script = String::from_utf8(script).unwrap();
+        assert!(script.contains("rebalance") && script.contains("deadline"), "{shell}");
+        if *shell == Shell::Bash {
+            let syntax = std::process::Command::new("bash").args(["-n", "-c", &script]).output().unwrap();
+            assert!(syntax.status.success() && syntax.stderr.is_empty(), "{syntax:?}");
+        }
+    }
+}
+
+#[test]
+fn every_command_has_a_manual_page_that_renders() {
+    let mut renderer = Some("groff");
+    for (words, command) in [(Vec::new(), Cli::command())].into_iter().chain(commands()) {
+        let page = String::from_utf8(manual::page(&words).expect("a page")).unwrap();
+        let name = [&["evenkeel".to_owned()], &words[..]].concat().join("-");
+        for part in [format!(".TH {name} 1 "), ".SH NAME".into(), ".SH SYNOPSIS".into(), ".SH OPTIONS".into()] {
+            assert!(page.contains(&part), "{name}: no {part:?} in {page}");
+        }
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(
+            help.lines().all(|line| page.contains(line.trim().split(['-', '\'', '"', '.']).next().unwrap())),
+            "{page}"
+        );
+        renderer = renderer.filter(|groff| renders(groff, &page));
+    }
+    assert!(manual::page(&["fly".into()]).is_err() && manual::page(&["drain".into(), "cp01".into()]).is_err());
+}
+
+/// Whether the renderer is there; a page that it has something against fails.
+fn renders(groff: &str, page: &str) -> bool {
+    use std::{io::Write, process};
+    let mut command = process::Command::new(groff);
+    command.args(["-man", "-Tascii", "-ww", "-z"]).stdin(process::Stdio::piped()).stderr(process::Stdio::piped());
+    // Not everybody has it; what does not depend on it was looked at before.
+    let Ok(mut child) = command.spawn() else { return false };
+    child.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{}\n{page}", String::from_utf8_lossy(&output.stderr));
+    true
 }

@@ -40,8 +40,8 @@ fn tell_connection(client: SocketAddr, it: &Connection) -> String {
     text += &line("chosen", chosen(&it.balance, &it.chosen));
     text += &line("tries", format_args!("{}{failed}{ports_left}", it.tries));
     text += &line("slot", format_args!("pool {}, slot {}, generation {}", it.pool, it.slot, it.generation));
-    text += &line("client", side(&it.client_side));
-    text += &line("backend", side(&it.backend_side));
+    text += &line("client side", side(&it.client_side));
+    text += &line("backend side", side(&it.backend_side));
     text += &line("connect", units::milliseconds(it.connect_ms));
     text += &line("age", format_args!("{:.1}s, idle {:.1}s", it.age_s, it.idle_s));
     if let Some(left) = it.idle_left_s {

@@ -71,7 +71,15 @@ impl Controller {
         }
     }
 
-    fn find_service(&self, name: &str) -> Result<u16, String> {
+    /// Whether connections may be to a backend of this name, of whichever service; also to one that has left the
+    /// configuration.
+    pub fn knows_backend(&self, name: &str) -> Result<(), String> {
+        let names = || self.backends.values().map(|facts| &*facts.name);
+        if names().any(|known| known == name) { Ok(()) } else { Err(unknown("backend", name, names())) }
+    }
+
+    /// The service of this name in the configuration; or what is wrong with the name.
+    pub fn find_service(&self, name: &str) -> Result<u16, String> {
         let desired = |name: &str| self.desired.services.iter().any(|service| &*service.name == name);
         let mut known = self.services.iter().filter(|(_, facts)| desired(&facts.name));
         let found = known.clone().find(|(_, facts)| &*facts.name == name).map(|(number, _)| *number);

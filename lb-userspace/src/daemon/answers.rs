@@ -26,7 +26,10 @@ impl Daemon {
         match request {
             Request::Report(reply) => self.answer(reply, report::report),
             Request::Conns(filter, reply) => {
-                self.answer(reply, move |snapshot, tables| report::conns(snapshot, tables, &filter));
+                match filter.backend.as_deref().map_or(Ok(()), |name| self.controller.knows_backend(name)) {
+                    Ok(()) => self.answer(reply, move |snapshot, tables| Ok(report::conns(snapshot, tables, &filter))),
+                    Err(unknown) => _ = reply.send(Err(Refused { errors: vec![unknown] })),
+                }
             }
             // Who asked may be gone, here and below.
             Request::Ping(reply) => _ = reply.send(()),

@@ -232,7 +232,13 @@ impl Daemon {
     }
 
     pub(super) fn task(&self, id: u64) -> Outcome<Task> {
-        self.controller.task(id).ok_or_else(|| refused(format!("there is no task {id}, or it was over long ago")))
+        let gone = || {
+            refused(format!(
+                "resets number {id} are not known here: either evenkeel was restarted or upgraded meanwhile, and those that \
+                 were not done by then are not going to be (`evenkeel conns` shows who is left); or they were over long ago"
+            ))
+        };
+        self.controller.task(id).ok_or_else(gone)
     }
 
     fn stop_task(&mut self, id: u64, peer: &Peer) -> Outcome<Task> {

@@ -35,13 +35,12 @@ impl Daemon {
         if query.client.is_ipv6() {
             return Err(refused(format!("{}: IPv6 is not balanced yet", query.client)));
         }
-        let meant = |service: &&Service| query.service.as_deref().is_none_or(|name| name == &*service.name);
-        let services: Vec<_> = self.config.services.iter().filter(meant).collect();
-        if let (Some(name), true) = (&query.service, services.is_empty()) {
-            return Err(refused(format!("there is no service {name}")));
+        if let Some(name) = &query.service {
+            self.controller.find_service(name).map_err(refused)?;
         }
+        let meant = |service: &&Service| query.service.as_deref().is_none_or(|name| name == &*service.name);
         let mut trace = Trace { client: query.client, connections: Vec::new(), new: Vec::new() };
-        for service in services {
+        for service in self.config.services.iter().filter(meant) {
             for listen in &service.listen {
                 self.trace_one(query.client, service, *listen, &mut trace)?;
             }

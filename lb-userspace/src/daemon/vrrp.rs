@@ -190,8 +190,11 @@ impl Daemon {
         let report = known.iter().find(|report| report.name == *name);
         let (Some(router), Some(report)) = (&self.vrrp.router, report) else {
             let names: Vec<_> = known.iter().map(|report| &*report.name).collect();
-            let names = if names.is_empty() { "none".into() } else { names.join(", ") };
-            return Err(format!("there is no VRRP instance {name}: there is {names}"));
+            let known = match &names[..] {
+                [] => "the configuration has no [[vrrp]]".into(),
+                names => format!("there is {}", names.join(", ")),
+            };
+            return Err(format!("there is no VRRP instance {name}: {known}"));
         };
         if report.state != State::Master {
             let master = report.master.map_or("no master is heard".into(), |master| format!("{master} is MASTER"));

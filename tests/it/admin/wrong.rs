@@ -37,7 +37,7 @@ fn wrong_input_is_exit_1_with_what_would_be_right_and_changes_nothing() {
         (&["set", "cp01", "height=1"], "there is no \"height\": weight, max_conns"),
         (&["set", "cp01", "weight=1", "weight=2"], "weight is given twice"),
         (&["kill"], "required"),
-        (&["kill", "10.0.1.101"], "invalid socket address"),
+        (&["kill", "10.0.1.101"], "the port is missing: 10.0.1.101:50123"),
         (&["kill", "--client", "here"], "invalid IP address"),
         (&["kill", "--client", "10.0.1.101", "--backend", "cp01"], "cannot be used with"),
         (&["kill", "--service", "kube-apiserver"], "required"),

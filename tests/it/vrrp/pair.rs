@@ -16,6 +16,9 @@ fn the_better_of_two_has_the_address_and_gives_it_back_in_order() {
     let heard = || report(&two).ok().filter(|report| report["master"].as_str() == Some("10.0.1.1"));
     let heard = wait::until("the master is heard", SOON, heard).expect("a master");
     assert_eq!(heard["priority"], 100, "{heard}");
+    let elsewhere = |of: &Evenkeel| of.json(&["trace", "10.0.1.101:7"]).expect("trace")["new"][0]["elsewhere"].clone();
+    assert_eq!((&elsewhere(&two)["state"], &elsewhere(&two)["master"]), (&"BACKUP".into(), &"10.0.1.1".into()));
+    assert_eq!(elsewhere(&one), Value::Null, "clients' SYNs come here");
 
     one.terminate().expect("an end in order");
     assert!(!has_vip(&lab.balancer), "it is gone before the process is");

@@ -8,7 +8,7 @@ use super::{Outcome, apt};
 use crate::ebpf;
 
 /// A file or program, and the Debian package that has it.
-const NEEDED: [(&str, &str); 13] = [
+const NEEDED: [(&str, &str); 16] = [
     ("nginx", "nginx-light"),
     ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
     ("haproxy", "haproxy"),
@@ -22,6 +22,9 @@ const NEEDED: [(&str, &str); 13] = [
     ("bpftool", "bpftool"),
     ("promtool", "prometheus"),
     ("chromium", "chromium"),
+    ("systemd-analyze", "systemd"),
+    ("setpriv", "util-linux"),
+    ("groff", "groff-base"),
 ];
 
 pub fn provide() -> Result<Outcome> {
