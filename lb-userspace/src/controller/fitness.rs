@@ -14,7 +14,7 @@ use super::{
     health::{self, Cause, Change, Health, State},
     rails::{Member, Reset, Ruling},
     resets::{Job, Only, Which},
-    silence::Subject,
+    silence::{self, Subject},
     tally::Outcome,
     view::View,
 };
@@ -213,23 +213,26 @@ impl Controller {
     }
 
     /// Has the connections of dead backends reset, or spares them.
-    pub(super) fn rails_turn(&mut self, now: u64) -> Vec<Action> {
+    pub(super) fn rails_turn(&mut self, view: &impl View, now: u64) -> Vec<Action> {
         let mut rails = std::mem::take(&mut self.rails);
-        let rulings = rails.turn(&|backend| self.members(backend), now);
+        let rulings = rails.turn(&|backend| self.members(backend, view, now), now);
         self.rails = rails;
         rulings.into_iter().filter_map(|ruling| self.carry_out(ruling)).collect()
     }
 
     /// The backends of the same service that could have connections.
-    fn members(&self, of: u16) -> Vec<Member> {
+    fn members(&self, of: u16, view: &impl View, now: u64) -> Vec<Member> {
         let Some(dead) = self.health.get(&of) else { return Vec::new() };
         let member = |number: u16| {
             let health = self.health.get(&number)?;
             let vouched = health.is_vouched_against(dead);
             let fit = health.is_fit() && self.is_reachable(number) && !self.silence.is_in_doubt(number);
             let out = matches!(health.state(), State::Out { .. }).then(|| cause_of(health)).flatten();
+            let unanswered = health.unanswered();
+            let heard = silence::heard_at(&self.installed.backends.get(&number)?.pools, view, now);
             // What an operator has taken out is no refuge, and no sign that the others are in trouble.
-            (self.admin(number) == Admin::None || number == of).then_some(Member { backend: number, fit, vouched, out })
+            let counts = self.admin(number) == Admin::None || number == of;
+            counts.then_some(Member { backend: number, fit, vouched, unanswered, heard, out })
         };
         self.peers(of).filter_map(member).collect()
     }

@@ -192,6 +192,11 @@ impl Health {
         self.tally.is_some_and(|(_, tally)| tally.is_failing())
     }
 
+    /// Probes without an answer in a row.
+    pub fn unanswered(&self) -> u32 {
+        self.tally.map_or(0, |(_, tally)| tally.unanswered())
+    }
+
     /// Whether it has passed a probe since those of `other` fail: it is not the same that ails both.
     pub fn is_vouched_against(&self, other: &Health) -> bool {
         self.passed_at >= other.failing_since

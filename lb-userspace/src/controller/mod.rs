@@ -372,7 +372,7 @@ impl Controller {
             actions.extend(self.silence_turn(&ours, now));
         }
         if now >= self.rails.deadline() {
-            actions.extend(self.rails_turn(now));
+            actions.extend(self.rails_turn(view, now));
         }
         if now >= self.resets.deadline() {
             actions.extend(self.resets_turn(&ours, now));

@@ -10,7 +10,8 @@
 //!   it is silent.
 //! - Without another backend that is well nobody is reset: there is nowhere to go.
 //!
-//! A backend that is spared is looked at again each second, for as long as it is out.
+//! A backend that is spared is looked at again each second, for as long as it is out. What was wrong may be over for all of
+//! them, and it the last to be asked: it has to show that it is still dead before its connections are reset.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,6 +33,10 @@ pub struct Member {
     pub fit: bool,
     /// It has passed a probe since those of the backend in question fail.
     pub vouched: bool,
+    /// Probes without an answer in a row.
+    pub unanswered: u32,
+    /// When anything came from it last, CLOCK_MONOTONIC in nanoseconds.
+    pub heard: u64,
     /// Why it is out, if it is.
     pub out: Option<Cause>,
 }
@@ -84,6 +89,25 @@ struct Case {
     due: u64,
     begun_by: u64,
     spared: bool,
+    /// Spared until now, or adopted: how many probes had gone without an answer when it could have been reset.
+    unanswered: Option<u32>,
+}
+
+impl Case {
+    /// Whether a backend that was spared or adopted is dead for all that is known now: two more probes without an answer, of which the
+    /// second began later; or not a packet of it.
+    fn is_confirmed(&mut self, member: &Member) -> bool {
+        match self.cause {
+            _ if !self.spared && self.unanswered.is_none() => true,
+            Cause::ProbeTimeout => {
+                let before = self.unanswered.get_or_insert(member.unanswered);
+                *before = member.unanswered.min(*before);
+                member.unanswered >= *before + 2
+            }
+            Cause::Silent => member.heard <= self.begun_by + SECOND,
+            Cause::Refused | Cause::Timeout => true,
+        }
+    }
 }
 
 /// The machine.
@@ -103,13 +127,17 @@ impl Rails {
             Cause::Timeout => return,
         };
         let spared = self.is_spared(backend);
-        self.cases.insert(backend, Case { cause, due, begun_by: now, spared });
+        self.cases.insert(backend, Case { cause, due, begun_by: now, spared, unanswered: None });
     }
 
     /// A backend that an earlier controller took out at `since`: what that one has not come to is done now, by the same
     /// rules. Of several that are out by their probes it is not known whose connections were reset; then no more are.
     pub fn adopted(&mut self, backend: u16, cause: Cause, since: u64, now: u64) {
         self.reopen(backend, cause, since, now);
+        if let Some(case) = self.cases.get_mut(&backend) {
+            // It may be long back.
+            case.unanswered = Some(0);
+        }
         if cause == Cause::ProbeTimeout {
             self.by_probe.insert(backend);
         }
@@ -155,8 +183,9 @@ impl Rails {
     pub fn turn(&mut self, members: &dyn Fn(u16) -> Vec<Member>, now: u64) -> Vec<Ruling> {
         let due: Vec<_> = self.cases.iter().filter(|(_, case)| case.due <= now).map(|(b, case)| (*b, *case)).collect();
         let mut rulings = Vec::new();
-        for (backend, case) in due {
+        for (backend, mut case) in due {
             let members = members(backend);
+            let own = members.iter().find(|member| member.backend == backend).copied();
             let waits = |member: &Member| member.backend != backend && member.fit && !member.vouched;
             if case.cause == Cause::ProbeTimeout && now < case.begun_by + PATIENCE && members.iter().any(waits) {
                 self.cases.insert(backend, Case { due: now + SOON, ..case });
@@ -164,6 +193,9 @@ impl Rails {
             }
             let is_out = members.iter().any(|member| member.backend == backend && member.out.is_some());
             match self.rule(backend, case.cause, &members) {
+                None if is_out && own.is_some_and(|own| !case.is_confirmed(&own)) => {
+                    self.cases.insert(backend, Case { due: now + SECOND, ..case });
+                }
                 None => {
                     self.cases.remove(&backend);
                     if case.cause == Cause::ProbeTimeout {
@@ -173,7 +205,7 @@ impl Rails {
                 }
                 Some(_) if !is_out => _ = self.cases.remove(&backend),
                 Some(why) => {
-                    self.cases.insert(backend, Case { due: now + SECOND, spared: true, ..case });
+                    self.cases.insert(backend, Case { due: now + SECOND, spared: true, unanswered: None, ..case });
                     if !case.spared {
                         rulings.push(Ruling::Spare(backend, why));
                     }

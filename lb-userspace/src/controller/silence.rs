@@ -246,6 +246,11 @@ fn last_heard(subject: &Subject, view: &impl View, now: u64) -> Option<u32> {
     subject.pools.iter().map(|pool| view.heard(*pool)).min_by_key(|heard| since(*heard, now))
 }
 
+/// When anything came from any of `pools` last, CLOCK_MONOTONIC in nanoseconds.
+pub fn heard_at(pools: &[u16], view: &impl View, now: u64) -> u64 {
+    pools.iter().map(|pool| now.saturating_sub(since(view.heard(*pool), now))).max().unwrap_or(0)
+}
+
 /// How long ago a tick was, in nanoseconds. One that lies ahead is a packet that came after `now` was read.
 fn since(tick: u32, now: u64) -> u64 {
     ((ticks(now).wrapping_sub(tick) as i32).max(0) as u64) << 20

@@ -63,6 +63,11 @@ impl Tally {
         Tally { health: 0, unanswered: 0, last: None }
     }
 
+    /// Failures without an answer in a row.
+    pub fn unanswered(&self) -> u32 {
+        self.unanswered
+    }
+
     /// Whether the last probe failed: a backend that may be on its way down.
     pub fn is_failing(&self) -> bool {
         self.last.is_some_and(|outcome| outcome != Outcome::Passed)

@@ -107,6 +107,9 @@ fn others_that_are_not_heard_of_at_all_count_as_failing_after_a_second() {
     probe(&mut world, 1, Passed, START + 10 * SECOND);
     probe(&mut world, 2, Passed, START + 10 * SECOND);
     world.run(START + 10 * SECOND, START + 12 * SECOND, 0);
+    assert!(is_open(&world, flows[0]), "what ailed all of them may be over, and it the last to be asked");
+    (0..2).for_each(|_| _ = probe(&mut world, 0, Failed, START + 12 * SECOND));
+    world.run(START + 12 * SECOND, START + 14 * SECOND, 0);
     assert!(!is_open(&world, flows[0]), "it was looked at again");
 }
 
@@ -135,6 +138,11 @@ fn a_second_one_is_spared_while_the_first_is_out_and_another_controller_knows_th
         probe(&mut world, 0, Passed, now + 5 * SECOND);
         probe(&mut world, 0, Passed, now + 6 * SECOND);
         world.run(now + 6 * SECOND, now + 8 * SECOND, 0);
+        for at in [now + 8 * SECOND, now + 9 * SECOND] {
+            probe(&mut world, 1, Failed, at);
+            [0, 2, 3, 4].iter().for_each(|well| _ = probe(&mut world, *well, Passed, at + MILLISECOND));
+        }
+        world.run(now + 9 * SECOND, now + 11 * SECOND, 0);
         assert!(!is_open(&world, flows[1]), "the first is back, the second still dead; restarted: {restarted}");
     }
 }
@@ -149,6 +157,12 @@ fn a_controller_that_was_killed_before_all_connections_were_reset_has_the_next_o
     world.restart(START + SECOND);
     let later = world.tables.open(0, 8, FlowState::Established, 0, START + 2 * SECOND);
     world.run(START + 2 * SECOND, START + 3 * SECOND, 0);
+    assert!(is_open(&world, flows[0]), "it may be back");
+    for at in [START + 3 * SECOND, START + 4 * SECOND] {
+        probe(&mut world, 0, Failed, at);
+        (1..3).for_each(|well| _ = probe(&mut world, well, Passed, at + MILLISECOND));
+    }
+    world.run(START + 4 * SECOND, START + 6 * SECOND, 0);
     assert!(!is_open(&world, flows[0]) && is_open(&world, flows[1]));
     assert!(is_open(&world, later), "begun since, because nothing else was left");
 }

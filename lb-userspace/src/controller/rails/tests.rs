@@ -9,6 +9,8 @@ fn service(count: u16, out: &[u16], unfit: &[u16]) -> Vec<Member> {
         backend,
         fit: !out.contains(&backend) && !unfit.contains(&backend),
         vouched: true,
+        unanswered: 3,
+        heard: 0,
         out: out.contains(&backend).then_some(Cause::ProbeTimeout),
     };
     (0..count).map(member).collect()
@@ -87,7 +89,13 @@ fn probes_alone_reset_one_backend_at_a_time_and_the_next_when_the_first_is_back(
     rails.came_back(0);
     members = service(8, &[1], &[]);
     let reset = Reset { backend: 1, cause: Cause::ProbeTimeout, begun_by: NOW + SECOND };
-    assert_eq!(rails.turn(&|_| members.clone(), NOW + 3 * SECOND), [Ruling::Reset(reset)]);
+    // Of its last three probes all may have begun before what ailed them was over.
+    for (unanswered, seconds) in [(3, 3), (4, 4), (0, 5), (1, 6)] {
+        members[1].unanswered = unanswered;
+        assert_eq!(rails.turn(&|_| members.clone(), NOW + seconds * SECOND), [], "{unanswered} in a row");
+    }
+    members[1].unanswered = 2;
+    assert_eq!(rails.turn(&|_| members.clone(), NOW + 7 * SECOND), [Ruling::Reset(reset)]);
     assert!(!rails.is_spared(1));
 }
 
@@ -110,7 +118,10 @@ fn a_backend_that_was_spared_is_reset_when_the_others_are_well_again_and_it_is_n
     rails.went_out(0, Cause::Silent, NOW);
     assert_eq!(rails.turn(&|_| service(3, &[0, 1], &[]), NOW), [Ruling::Spare(0, Spared::TooMany)]);
     assert_eq!(rails.deadline(), NOW + SECOND);
-    assert_eq!(rails.turn(&|_| service(3, &[0], &[]), NOW + SECOND), reset(Cause::Silent));
+    let mut members = service(3, &[0], &[]);
+    members[0].heard = NOW + 3 * SECOND;
+    assert_eq!(rails.turn(&|_| members.clone(), NOW + 4 * SECOND), [], "something came from it since");
+    assert_eq!(rails.turn(&|_| service(3, &[0], &[]), NOW + 5 * SECOND), reset(Cause::Silent));
 }
 
 #[test]
