@@ -407,6 +407,7 @@ impl Daemon {
             self.sync.ends_missed();
         }
         self.look_at_sync();
+        self.tell_peers_of_backends();
         let actions = self.controller.turn(&*tables, lost, clock::monotonic_ns());
         let pools_changed = actions.iter().any(|action| matches!(action, Action::Write(_)));
         self.act(actions);

@@ -31,7 +31,7 @@ struct Pair {
     lab: Lab,
     one: Evenkeel,
     two: Evenkeel,
-    _backends: Vec<StandIn>,
+    backends: Vec<StandIn>,
 }
 
 /// What is the same on both hosts.
@@ -76,7 +76,7 @@ impl Setup<'_> {
             synced(&two);
             synced(&one);
         }
-        Pair { lab, one, two, _backends: backends }
+        Pair { lab, one, two, backends }
     }
 }
 
@@ -298,6 +298,29 @@ fn what_an_operator_says_on_one_host_holds_on_the_other() {
     pair.two.run().expect("a start");
     goes(&pair.two, "cp03", "draining");
     goes(&pair.two, "cp02", "up");
+}
+
+#[test]
+fn what_connections_have_shown_of_a_backend_is_known_on_the_other_host() {
+    let setup = Setup { service: |service| service.backend_line(0, "fail_timeout = \"2s\""), ..Setup::default() };
+    let mut pair = setup.start();
+    pair.backends[0].kill();
+    let _held = pair.hold(30);
+    let is_out = |evenkeel: &Evenkeel| {
+        let backend = evenkeel.backend("cp01").ok()?;
+        (backend.state != "up" && backend.reason.as_deref() == Some("refused")).then_some(())
+    };
+    wait::until("it is out here", SOON, || is_out(&pair.one))
+        .unwrap_or_else(|late| panic!("{late:#}\n{}", pair.told()));
+    wait::until("and there", SOON, || is_out(&pair.two)).unwrap_or_else(|late| panic!("{late:#}\n{}", pair.told()));
+    pair.backends[0].revive().expect("it is back");
+    let is_up = || {
+        // A client that tries it.
+        let _one = pair.hold(1);
+        (state_of(&pair.one, "cp01") == "up").then_some(())
+    };
+    wait::until("it is up here", SOON, is_up).expect("a trial");
+    goes(&pair.two, "cp01", "up");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use super::{
     Action, Controller, SECOND,
     admission::{self, Admin, Facts, Standing},
     health::{self, Cause, Change, Health, State},
+    orders::Name,
     rails::{Member, Reset, Ruling},
     resets::{Job, Only, Which},
     silence::{self, Subject},
@@ -73,6 +74,31 @@ impl Controller {
             actions.extend(others.into_iter().filter_map(|other| self.hurry(other, now)));
         }
         actions
+    }
+
+    /// What another host, which has the service's address, has found out about a backend of ours that is not probed; its
+    /// name is `peer`.
+    pub fn found_elsewhere(&mut self, (service, backend): &Name, reason: u8, peer: &str, now: u64) -> Vec<Action> {
+        let Ok(number) = self.find(backend, Some(service)) else { return Vec::new() };
+        let ours = self.installed.backends.get(&number).is_none_or(|row| self.is_ours(row.service));
+        let cause = Reason::from_number(reason).and_then(Cause::from_reason);
+        // Out for a reason that only a newer version knows.
+        if ours || reason != 0 && cause.is_none() {
+            return Vec::new();
+        }
+        let detail = format!("as on {peer}");
+        self.with_health(number, &detail, now, |health, settings| health.found_elsewhere(settings, cause, now))
+    }
+
+    /// The backends that are not probed, of services whose address is here, and why each is out, if it is.
+    pub fn found_here(&self) -> Vec<(Name, Option<Cause>)> {
+        let is_told = |number: &u16| {
+            let facts = self.backends.get(number)?;
+            let service = self.installed.backends.get(number)?.service;
+            (facts.settings.probe.is_none() && self.is_ours(service))
+                .then(|| (facts.service.clone(), facts.name.clone()))
+        };
+        self.health.iter().filter_map(|(number, health)| Some((is_told(number)?, cause_of(health)))).collect()
     }
 
     // ---- what follows ----

@@ -312,6 +312,16 @@ impl Health {
         }
     }
 
+    /// What the host has found out whose clients' connections show it. Where the backend is probed its own probe decides.
+    pub fn found_elsewhere(&mut self, settings: &Settings, cause: Option<Cause>, at: u64) -> Change {
+        match (cause, self.state) {
+            _ if settings.probe.is_some() || settings.max_fails == 0 => Change::Nothing,
+            (None, _) => self.recovered(at),
+            (Some(cause), State::Out { cause: Some(before), .. }) if cause == before => Change::Nothing,
+            (Some(cause), _) => self.take_out(settings, cause, at),
+        }
+    }
+
     /// A connection was answered while the backend was out, or enough probes were.
     pub fn recovered(&mut self, at: u64) -> Change {
         if self.state == State::Up {

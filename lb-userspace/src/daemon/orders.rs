@@ -134,7 +134,7 @@ impl Daemon {
         let tables = self.dataplane.tables().clone();
         let actions = self.controller.set_orders(orders, &*tables, now.monotonic);
         self.act(actions);
-        self.tell_peers_of_orders();
+        self.tell_peers_of_backends();
         Ok(())
     }
 

@@ -33,9 +33,9 @@ use crate::{
         link::Standing,
         mirror::{Directory, ListenerAt, PoolAt},
         seal::SharedKey,
-        shell::{self, Ended, News, Settings, Standings},
+        shell::{self, Backends, Ended, News, Settings, Standings},
         station,
-        wire::Admin,
+        wire::{Admin, Health},
     },
     sys::clock,
     vrrp::shell::Fact,
@@ -150,9 +150,9 @@ impl Daemon {
     fn start_sync(&mut self, sync: model::Sync, key: SharedKey) -> Result<()> {
         let (listen, peers, batch) = (sync.listen, sync.peers.clone(), sync.batch);
         let settings = Settings { listen, peers, batch, key: key.clone() };
-        let (directory, admin) = (self.directory(), decisions(self.controller.orders()));
+        let (directory, backends) = (self.directory(), self.known_of_backends());
         let tables = self.dataplane.tables().clone();
-        let thread = shell::Sync::start(settings, tables, directory, admin, env!("CARGO_PKG_VERSION"))?;
+        let thread = shell::Sync::start(settings, tables, directory, backends, env!("CARGO_PKG_VERSION"))?;
         self.sync.running = Some((thread, sync, key));
         Ok(())
     }
@@ -164,10 +164,20 @@ impl Daemon {
         }
     }
 
-    pub(super) fn tell_peers_of_orders(&self) {
+    /// Tells the peers what operators have said, and how backends do.
+    pub(super) fn tell_peers_of_backends(&self) {
         if let Some((thread, ..)) = &self.sync.running {
-            thread.administer(decisions(self.controller.orders()));
+            thread.administer(self.known_of_backends());
         }
+    }
+
+    fn known_of_backends(&self) -> Backends {
+        let health = self.controller.found_here().into_iter().map(|((service, backend), cause)| Health {
+            service: service.to_string(),
+            backend: backend.to_string(),
+            reason: cause.map_or(0, |cause| cause.to_reason() as u8),
+        });
+        Backends { admin: decisions(self.controller.orders()), health: health.collect() }
     }
 
     fn directory(&self) -> Directory {
@@ -237,6 +247,12 @@ impl Daemon {
                 self.bury(listener, backend, snat);
             }
             News::Notice(station::Notice::Admin { peer, admin }) => self.heard_order(peer, &admin),
+            News::Notice(station::Notice::Health { peer, health }) => {
+                let name = (health.service.as_str().into(), health.backend.as_str().into());
+                let (peer, now) = (peer.ip().to_string(), clock::monotonic_ns());
+                let actions = self.controller.found_elsewhere(&name, health.reason, &peer, now);
+                self.act(actions);
+            }
         }
     }
 
@@ -344,7 +360,10 @@ fn decisions(orders: &Orders) -> Vec<Admin> {
     let decision = |(name, decided_at): (&Name, u64)| {
         let (state, deadline, rate) = match orders.get(name).map(|said| said.order) {
             None => (0, 0, 0),
-            Some(Order::Drain { deadline, rate }) => (1, deadline.map_or(0, |at| milliseconds(wall(at, now))), rate),
+            Some(Order::Drain { deadline, rate }) => {
+                // To a tenth of a second: the clocks do not keep step to the last millisecond.
+                (1, deadline.map_or(0, |at| milliseconds(wall(at, now)).next_multiple_of(100)), rate)
+            }
             Some(Order::Maint) => (2, 0, 0),
         };
         let (service, backend) = (name.0.to_string(), name.1.to_string());

@@ -84,6 +84,8 @@ pub enum News {
     CopyWhole(Vec<SocketAddr>),
     /// An operator's decision.
     Admin(wire::Admin),
+    /// How a backend does.
+    Health(wire::Health),
 }
 
 /// Most listeners that a copy may cover: as many as there can be.
@@ -308,6 +310,7 @@ impl Link {
                 return None;
             }
             Message::Admin(admin) => News::Admin(admin),
+            Message::Health(health) => News::Health(health),
         })
     }
 }

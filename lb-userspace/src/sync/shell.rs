@@ -28,7 +28,7 @@ use super::{
     mirror::{Directory, Now},
     seal::{Session, SharedKey},
     station::{Notice, PeerStatus, Station},
-    wire::Admin,
+    wire::{Admin, Health},
 };
 use crate::{
     dataplane::Tables,
@@ -84,6 +84,15 @@ pub struct Standings {
     pub synced: bool,
 }
 
+/// What is known of backends here, for the peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Backends {
+    /// What operators have said.
+    pub admin: Vec<Admin>,
+    /// How those do whose connections are ours and that are not probed.
+    pub health: Vec<Health>,
+}
+
 /// How it goes, for whoever asks.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -98,7 +107,7 @@ pub struct Report {
 /// The thread, from the daemon's side.
 pub struct Sync {
     directory: watch::Sender<Arc<Directory>>,
-    admin: watch::Sender<Arc<Vec<Admin>>>,
+    backends: watch::Sender<Arc<Backends>>,
     ends: mpsc::Sender<Vec<Ended>>,
     missed: Arc<AtomicBool>,
     notices: mpsc::Receiver<Notice>,
@@ -114,14 +123,14 @@ impl Sync {
         settings: Settings,
         tables: Arc<Tables>,
         directory: Directory,
-        admin: Vec<Admin>,
+        backends: Backends,
         version: &str,
     ) -> Result<Sync> {
         // Tried once before anybody depends on it.
         random::word().context("no random numbers")?;
         let station = Station::new(&settings.key, &settings.peers, tables.clone(), version, Box::new(fresh));
         let (directory, base) = watch::channel(Arc::new(directory));
-        let (admin, decided) = watch::channel(Arc::new(admin));
+        let (backends, known) = watch::channel(Arc::new(backends));
         let (ends, ended) = mpsc::channel(ENDS);
         let (tell, notices) = mpsc::channel(NOTICES);
         let (standings_to, standings) = watch::channel(Standings::default());
@@ -137,7 +146,7 @@ impl Sync {
             retry_at: Instant::now(),
             report: Report::default(),
             base,
-            decided,
+            known,
             addresses: BTreeSet::new(),
             ours: BTreeMap::new(),
             lingering: BTreeMap::new(),
@@ -156,7 +165,7 @@ impl Sync {
         });
         Ok(Sync {
             directory,
-            admin,
+            backends,
             ends,
             missed,
             notices,
@@ -178,9 +187,15 @@ impl Sync {
         });
     }
 
-    /// The operators' decisions as they stand here.
-    pub fn administer(&self, admin: Vec<Admin>) {
-        self.admin.send_replace(Arc::new(admin));
+    /// What is known of backends here now.
+    pub fn administer(&self, backends: Backends) {
+        self.backends.send_if_modified(|known| {
+            let changed = **known != backends;
+            if changed {
+                *known = Arc::new(backends);
+            }
+            changed
+        });
     }
 
     /// Flows have ended here. Never waits: what finds no room is healed by a full copy.
@@ -263,7 +278,7 @@ struct Shell {
     retry_at: Instant,
     report: Report,
     base: watch::Receiver<Arc<Directory>>,
-    decided: watch::Receiver<Arc<Vec<Admin>>>,
+    known: watch::Receiver<Arc<Backends>>,
     /// Of this host.
     addresses: BTreeSet<IpAddr>,
     /// The listeners we are master of, and since when.
@@ -308,8 +323,9 @@ impl Shell {
         self.listen();
         let now = now();
         self.direct(now);
-        if self.decided.has_changed().unwrap_or(false) || !self.begun {
-            self.station.administer(self.decided.borrow_and_update().to_vec());
+        if self.known.has_changed().unwrap_or(false) || !self.begun {
+            let known = self.known.borrow_and_update().clone();
+            self.station.administer(known.admin.clone(), known.health.clone());
         }
         self.begun = true;
         if self.missed.swap(false, Ordering::AcqRel) {

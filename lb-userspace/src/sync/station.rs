@@ -18,13 +18,13 @@ use super::{
     mirror::{Applied, Directory, Mirror, Now},
     peer::{Counts, Item, Payloads, Peer},
     seal::{Session, SharedKey},
-    wire::{self, Admin, Message},
+    wire::{self, Admin, Health, Message},
 };
 use crate::{controller::view::Place, dataplane::Tables};
 
 /// Half-open flows that are watched until they are connected.
 const OPENING: usize = 65_536;
-/// How often the admin states are sent, in nanoseconds.
+/// How often the states of backends are sent, in nanoseconds.
 const ADMIN: u64 = 1_000_000_000;
 
 /// How often rings of free ports are weeded at most, in nanoseconds: some 20 ns for each port of the pool.
@@ -59,6 +59,13 @@ pub enum Notice {
         peer: SocketAddr,
         /// What.
         admin: Admin,
+    },
+    /// What the other host's connections have shown of a backend.
+    Health {
+        /// Which host.
+        peer: SocketAddr,
+        /// What.
+        health: Health,
     },
 }
 
@@ -100,6 +107,7 @@ pub struct Station {
     walk: (usize, u32),
     walked_at: Option<u64>,
     admin: Vec<Admin>,
+    health: Vec<Health>,
     admin_at: u64,
     notices: Vec<Notice>,
     /// Unknown backends that were told of since the directory last changed.
@@ -130,6 +138,7 @@ impl Station {
             walk: (0, 0),
             walked_at: None,
             admin: Vec::new(),
+            health: Vec::new(),
             admin_at: 0,
             notices: Vec::new(),
             told: Vec::new(),
@@ -158,10 +167,10 @@ impl Station {
         self.told.clear();
     }
 
-    /// The operator's decisions as they stand here.
-    pub fn administer(&mut self, admin: Vec<Admin>) {
-        if admin != self.admin {
-            self.admin = admin;
+    /// The operator's decisions as they stand here, and how backends do whose connections are ours.
+    pub fn administer(&mut self, admin: Vec<Admin>, health: Vec<Health>) {
+        if admin != self.admin || health != self.health {
+            (self.admin, self.health) = (admin, health);
             self.admin_at = 0;
         }
     }
@@ -300,12 +309,13 @@ impl Station {
     }
 
     fn due_admin(&mut self, now: Now) -> Vec<Vec<u8>> {
-        if now.monotonic < self.admin_at || self.admin.is_empty() {
+        if now.monotonic < self.admin_at {
             return Vec::new();
         }
         self.admin_at = now.monotonic + ADMIN;
         let mut payloads = Payloads::default();
         self.admin.iter().for_each(|admin| payloads.add(&Message::Admin(admin.clone())));
+        self.health.iter().for_each(|health| payloads.add(&Message::Health(health.clone())));
         payloads.finish()
     }
 
@@ -378,6 +388,7 @@ fn take_in(
             mirror.end_absent(&covered, &std::mem::take(&mut peer.present));
         }
         News::Admin(admin) => notices.push(Notice::Admin { peer: peer.address, admin }),
+        News::Health(health) => notices.push(Notice::Health { peer: peer.address, health }),
     }
     taken
 }

@@ -78,6 +78,17 @@ pub struct Admin {
     pub rate: u32,
 }
 
+/// What the master's connections have shown of a backend that is not probed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// The name of the service.
+    pub service: String,
+    /// The name of the backend.
+    pub backend: String,
+    /// Why it is out, the number of a reason; 0: it is not.
+    pub reason: u8,
+}
+
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -117,6 +128,8 @@ pub enum Message {
     },
     /// An operator's decision.
     Admin(Admin),
+    /// How a backend does.
+    Health(Health),
 }
 
 const HELLO: u8 = 1;
@@ -128,6 +141,7 @@ const COPY_END: u8 = 6;
 const ADMIN: u8 = 7;
 const COVERS: u8 = 8;
 const COPY_OFFERED: u8 = 9;
+const HEALTH: u8 = 10;
 
 /// A message that is cut short or says what cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +184,12 @@ pub fn write(message: &Message, out: &mut Vec<u8>) {
             COVERS
         }
         Message::CopyOffered => COPY_OFFERED,
+        Message::Health(health) => {
+            write_text(&health.service, out);
+            write_text(&health.backend, out);
+            out.push(health.reason);
+            HEALTH
+        }
         Message::Admin(admin) => {
             write_text(&admin.service, out);
             write_text(&admin.backend, out);
@@ -245,6 +265,7 @@ fn read_body(kind: u8, body: &mut Reader<'_>) -> Result<Option<Message>, Malform
         COPY_END => Message::CopyEnd { copy: body.u32()?, flows: body.u32()? },
         COVERS => Message::Covers(body.address()?),
         COPY_OFFERED => Message::CopyOffered,
+        HEALTH => Message::Health(Health { service: body.text()?, backend: body.text()?, reason: body.byte()? }),
         ADMIN => Message::Admin(Admin {
             service: body.text()?,
             backend: body.text()?,

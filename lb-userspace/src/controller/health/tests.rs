@@ -263,3 +263,17 @@ fn a_probe_that_is_configured_or_removed_keeps_what_is_known() {
     assert_eq!(health.probed(&other, Passed, 7), Change::Nothing);
     assert_eq!(health.state(), State::Up, "up stays up under other numbers");
 }
+
+#[test]
+fn what_another_host_has_found_counts_where_nobody_probes_and_is_no_news_twice() {
+    let settings = SETTINGS;
+    let mut health = Health::new(0);
+    let out = health.found_elsewhere(&settings, Some(Cause::Refused), SECOND);
+    assert_eq!(out, Change::TakenOut { retry_at: SECOND + settings.fail_timeout });
+    assert_eq!(health.found_elsewhere(&settings, Some(Cause::Refused), 2 * SECOND), Change::Nothing);
+    assert!(matches!(health.found_elsewhere(&settings, Some(Cause::Silent), 3 * SECOND), Change::TakenOut { .. }));
+    assert_eq!(health.found_elsewhere(&settings, None, 4 * SECOND), Change::Recovered);
+    assert_eq!(health.found_elsewhere(&settings, None, 5 * SECOND), Change::Nothing);
+    let never = Settings { max_fails: 0, ..settings };
+    assert_eq!(health.found_elsewhere(&never, Some(Cause::Refused), 6 * SECOND), Change::Nothing);
+}

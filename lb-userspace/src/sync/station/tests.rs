@@ -238,15 +238,19 @@ fn a_host_that_was_started_anew_asks_and_is_told() {
 }
 
 #[test]
-fn decisions_of_an_operator_travel_and_are_repeated() {
+fn decisions_of_an_operator_and_the_health_of_backends_travel_and_are_repeated() {
     let mut pair = Pair::new(0);
     let drain = Admin { service: "api".into(), backend: "cp01".into(), state: 1, decided_at: 5, deadline: 9, rate: 50 };
-    pair.a.administer(vec![drain.clone()]);
+    let health = Health { service: "api".into(), backend: "cp02".into(), reason: 3 };
+    pair.a.administer(vec![drain.clone()], vec![health.clone()]);
     pair.carry(200);
-    let told = Notice::Admin { peer: A.parse().unwrap(), admin: drain };
-    assert!(pair.b.notices().contains(&told));
-    pair.carry(1100);
-    assert!(pair.b.notices().contains(&told));
+    let peer = A.parse().unwrap();
+    let told = [Notice::Admin { peer, admin: drain }, Notice::Health { peer, health }];
+    for wait in [0, 1100] {
+        pair.carry(wait);
+        let notices = pair.b.notices();
+        assert!(told.iter().all(|told| notices.contains(told)), "{notices:?}");
+    }
 }
 
 #[test]

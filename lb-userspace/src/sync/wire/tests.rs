@@ -42,6 +42,7 @@ fn all() -> Vec<Message> {
         Message::CopyEnd { copy: 7, flows: 2 },
         Message::CopyOffered,
         Message::Admin(admin),
+        Message::Health(Health { service: "kube-apiserver".into(), backend: "cp01".into(), reason: 60 }),
     ]
 }
 
