@@ -109,10 +109,11 @@ impl Output {
 
     /// Waits until there may be room again, or for a time.
     pub fn wait(&self, time: Duration) {
-        match self {
-            Output::Stream { file, .. } => wake::wait_for_room(file.as_fd(), time),
-            Output::Journal(socket) => wake::wait_for_room(socket.as_fd(), time),
-        }
+        let descriptor = match self {
+            Output::Stream { file, .. } => file.as_fd(),
+            Output::Journal(socket) => socket.as_fd(),
+        };
+        wake::wait_for_room(descriptor, time);
     }
 }
 

@@ -1,13 +1,19 @@
 //! The daemon's own log, on standard error. Under systemd that is the journal: lines then carry their priority the way
 //! it reads them (sd-daemon(3): `<4>` before the text), and no time, for it has its own.
+//!
+//! Whoever reads it may hang, and the daemon must not hang with it: then lines are lost.
 
 use std::{
     env, fs,
-    io::{self, Write},
-    os::unix::fs::MetadataExt,
+    io::{self, IsTerminal, Write},
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    time::Duration,
 };
 
+use env_logger::Target;
 use log::{Level, LevelFilter, Record};
+
+use crate::sys::wake;
 
 /// Begins to log. `RUST_LOG` wins over `level`.
 pub fn begin(level: LevelFilter) {
@@ -16,6 +22,10 @@ pub fn begin(level: LevelFilter) {
     builder.filter_level(level.min(LevelFilter::Warn)).filter_module("evenkeel", level).parse_default_env();
     if is_journal() {
         builder.format(write_for_journal);
+    }
+    // On a terminal with colours, and who holds it up sees that.
+    if !io::stderr().is_terminal() {
+        builder.target(Target::Pipe(Box::new(Impatient::new(io::stderr()))));
     }
     builder.init();
 }
@@ -39,9 +49,71 @@ fn write_for_journal(out: &mut impl Write, record: &Record) -> io::Result<()> {
     record.args().to_string().lines().try_for_each(|line| writeln!(out, "<{priority}>{line}"))
 }
 
+/// How long a line waits for room. Those after it do not wait any more, until there is room again.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// As much as a pipe that has room for anything takes without waiting (PIPE_BUF, pipe(7)).
+const CHUNK: usize = 4096;
+
+/// A log that never waits long. Each line comes in one `write_all`.
+struct Impatient<L> {
+    log: L,
+    /// Lines lost since it had room.
+    lost: u64,
+}
+
+impl<L: Write + AsFd> Impatient<L> {
+    fn new(log: L) -> Self {
+        Impatient { log, lost: 0 }
+    }
+}
+
+impl<L: Write + AsFd> Write for Impatient<L> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let patience = if self.lost == 0 { PATIENCE } else { Duration::ZERO };
+        if !wake::wait_for_room(self.log.as_fd(), patience) {
+            self.lost += 1;
+            return Ok(line.len());
+        }
+        if self.lost > 0 {
+            let lost = std::mem::take(&mut self.lost);
+            writeln!(self.log, "{lost} line(s) of this log are lost: nobody read it")?;
+        }
+        self.log.write(&line[..line.len().min(CHUNK)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.log.flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::{io::Read, time::Instant};
+
     use super::*;
+
+    #[test]
+    fn a_reader_that_hangs_costs_lines_and_hears_how_many() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut log = Impatient::new(writer);
+        let began = Instant::now();
+        let line = [&[b'x'; 99][..], b"\n"].concat();
+        // A pipe holds 64 KiB.
+        (0..2000).for_each(|_| log.write_all(&line).unwrap());
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        assert!((1000..2000).contains(&log.lost), "{}", log.lost);
+        let (lost, written) = (log.lost, 2000 - log.lost as usize);
+        let mut read = vec![0; written * 100];
+        reader.read_exact(&mut read).unwrap();
+        assert!(read == line.repeat(written));
+        let long = [&[b'y'; 10_000][..], b"\n"].concat();
+        log.write_all(&long).unwrap();
+        drop(log);
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        let long = String::from_utf8(long).unwrap();
+        assert_eq!(rest, format!("{lost} line(s) of this log are lost: nobody read it\n{long}"));
+    }
 
     #[test]
     fn every_line_for_the_journal_carries_its_priority() {

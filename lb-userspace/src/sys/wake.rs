@@ -53,7 +53,13 @@ pub fn wait(descriptors: &[BorrowedFd], time: Option<Duration>) -> io::Result<Ve
     }
 }
 
-/// Waits until a descriptor takes more, or for a time. What happened is found by writing.
-pub fn wait_for_room(descriptor: BorrowedFd, time: Duration) {
-    _ = ppoll(&mut [PollFd::new(descriptor, PollFlags::POLLOUT)], Some(TimeSpec::from_duration(time)), None);
+/// Waits until a descriptor takes more, or for a time; whether it does. What else happened is found by writing.
+pub fn wait_for_room(descriptor: BorrowedFd, time: Duration) -> bool {
+    let mut polled = [PollFd::new(descriptor, PollFlags::POLLOUT)];
+    loop {
+        match ppoll(&mut polled, Some(TimeSpec::from_duration(time)), None) {
+            Err(nix::Error::EINTR) => {}
+            ready => return ready.is_ok_and(|ready| ready > 0),
+        }
+    }
 }
