@@ -219,11 +219,14 @@ impl Daemon {
         let (watch, changes) = netlink::Watch::start()?;
         let wanted = interfaces::wanted(&config).await.map_err(several)?;
         wanted.warnings.iter().for_each(|warning| warn!("{warning}"));
+        let mut instances = Vec::new();
         if let Some(predecessor) = &mut predecessor {
             // Whether the tables have room for our configuration is better known before than after.
             let installed = view::installed(&prepared.tables()?);
             Controller::new(installed, Orders::default()).plan(&desired).map_err(several)?;
-            history.go_on(predecessor.ready(env!("CARGO_PKG_VERSION"))?.events);
+            let memory = predecessor.ready(env!("CARGO_PKG_VERSION"))?;
+            history.go_on(memory.events);
+            instances = memory.vrrp;
         }
         // From here on it is we who act.
         let dataplane = prepared.take()?;
@@ -253,7 +256,7 @@ impl Daemon {
             api,
             listener: listener::ApiListener::default(),
             wanted,
-            vrrp: Vrrp::default(),
+            vrrp: Vrrp::after(instances),
             probes,
             sync: Sync::default(),
             waiting: Vec::new(),

@@ -36,7 +36,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
-use crate::{api::types::Event, sys::inherit};
+use crate::{api::types::Event, sys::inherit, vrrp::report::Remembered};
 
 /// Names the process that hands over and the descriptors that the new one inherits: `parent=1 channel=3 lock=4 ...`
 const VARIABLE: &str = "EVENKEEL_HANDOVER";
@@ -56,6 +56,9 @@ pub struct Memory {
     /// The history of `evenkeel events`.
     #[serde(deserialize_with = "those_understood")]
     pub events: Vec<Event>,
+    /// The instances of VRRP.
+    #[serde(deserialize_with = "those_understood")]
+    pub vrrp: Vec<Remembered>,
 }
 
 /// Another version may have words that this one does not know: better a gap than no upgrade.

@@ -7,6 +7,7 @@ mod takeover;
 mod tracked;
 mod with_frr;
 mod with_keepalived;
+mod wrong;
 
 use std::{fmt::Write as _, time::Duration};
 

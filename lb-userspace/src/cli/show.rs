@@ -8,7 +8,7 @@ use crate::api::admin::Rebalanced;
 use crate::api::types::{
     Backend, BackendState, Conn, Counters, Event, ServiceStatus, Status, VrrpState, VrrpStatus, meanings,
 };
-use crate::vrrp::receive::Refusal;
+use crate::vrrp::{receive::Refusal, tell};
 use Column::{Left, Right};
 use comfy_table::{Cell, Color};
 use jiff::tz::TimeZone;
@@ -245,8 +245,27 @@ fn details(instance: &VrrpStatus) -> String {
         _ = writeln!(text, "  heard {} with priority {} at {}", peer.address, peer.priority, peer.last_heard);
     }
     for (why, count) in instance.adverts.refused.iter().filter(|(_, count)| **count > 0) {
-        let meaning = Refusal::ALL.iter().find(|refusal| refusal.name() == why).map_or("", |it| it.meaning());
+        let known = Refusal::ALL.iter().find(|refusal| refusal.name() == why);
+        let meaning = known.map_or("", |known| tell::advice(*known).unwrap_or(known.meaning()));
         _ = writeln!(text, "  refused {count} ({why}): {meaning}");
+    }
+    let adverts = &instance.adverts;
+    let seen = [
+        (
+            adverts.dual_master,
+            "advertisements of another master while this host was it: let protocol 112 into that host",
+        ),
+        (
+            adverts.claims,
+            "claims to its addresses by ARP or ND: another master that is not heard, or a host that has them",
+        ),
+        (
+            adverts.address_mismatches,
+            "advertisements with other addresses: write the same `addresses`, or another number",
+        ),
+    ];
+    for (count, what) in seen.into_iter().filter(|(count, _)| *count > 0) {
+        _ = writeln!(text, "  seen {count} {what}");
     }
     text
 }

@@ -14,6 +14,7 @@ use crate::{
     api::{Reply, types::Refused},
     handover::{Memory, Successor, Upgraded},
     notice::{Kind, Notice},
+    vrrp::report::Remembered,
 };
 
 /// Who waits to hear how it went.
@@ -80,11 +81,13 @@ impl Daemon {
         let (mut successor, ready) = readiness;
         let taken = match ready {
             Ok(version) => {
+                let instances = self.vrrp.remembered();
                 self.pause(inputs).await;
-                let taken = successor.hand_over(self.memory()).await;
+                let taken = successor.hand_over(self.memory(instances.clone())).await;
                 if taken.is_err() {
                     // It must not act any more when we do.
                     drop(successor);
+                    self.vrrp.remember(instances);
                     self.resume(inputs).await;
                 }
                 taken.map(|pid| Upgraded { version, pid })
@@ -172,8 +175,8 @@ impl Daemon {
         Ok(())
     }
 
-    fn memory(&self) -> Memory {
-        Memory { events: self.history.after(0).iter().map(|event| (**event).clone()).collect() }
+    fn memory(&self, vrrp: Vec<Remembered>) -> Memory {
+        Memory { events: self.history.after(0).iter().map(|event| (**event).clone()).collect(), vrrp }
     }
 
     /// After the handover: answers under way are finished, lines of the access log are written. The socket and the locks

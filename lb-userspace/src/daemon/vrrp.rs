@@ -21,7 +21,7 @@ use crate::{
     sys::{clock, netlink},
     vrrp::{
         machine::State,
-        report::Report,
+        report::{Remembered, Report},
         setup::Setup,
         shell::{Fact, Reports, Router},
         tell::{self, Event},
@@ -40,9 +40,28 @@ pub struct Vrrp {
     /// The virtual router's number by instance, for texts.
     numbers: BTreeMap<Arc<str>, u8>,
     told: Option<(Option<String>, bool)>,
+    /// What another daemon has left, until the instances begin.
+    remembered: Vec<Remembered>,
 }
 
 impl Vrrp {
+    /// In place of another daemon.
+    pub fn after(remembered: Vec<Remembered>) -> Vrrp {
+        Vrrp { remembered, ..Vrrp::default() }
+    }
+
+    /// The one that was to take over has not: what was left for it is ours again.
+    pub fn remember(&mut self, remembered: Vec<Remembered>) {
+        if self.router.is_none() {
+            self.remembered = remembered;
+        }
+    }
+
+    /// For the daemon that takes over.
+    pub fn remembered(&self) -> Vec<Remembered> {
+        self.reports().iter().map(Report::remembered).collect()
+    }
+
     pub fn is_running(&self) -> bool {
         self.router.is_some()
     }
@@ -89,7 +108,8 @@ impl Daemon {
             let (datapath, none) = self.usefulness().await;
             let flows = Fact::LacksFlows(self.sync.lacks_flows());
             let facts = vec![Fact::Datapath(datapath.clone()), Fact::NoBackend(none), flows];
-            self.vrrp.router = Some(Router::start(self.dataplane.tables().clone(), facts)?);
+            let remembered = std::mem::take(&mut self.vrrp.remembered);
+            self.vrrp.router = Some(Router::start(self.dataplane.tables().clone(), facts, remembered)?);
             self.vrrp.told = Some((datapath, none));
         }
         if let Some(router) = &mut self.vrrp.router {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::machine::{Input, Machine, Output, Settings, State};
+use super::machine::{Input, Machine, Output, Past, Settings, State};
 
 /// The number of an instance, its place in the shell's list.
 pub type Number = usize;
@@ -18,8 +18,8 @@ pub struct Instances {
 struct Member {
     machine: Machine,
     group: Option<String>,
-    /// What the host says, without a look at the group.
-    usable: Option<std::net::IpAddr>,
+    /// What the host says, without a look at the group; nothing before it has said something.
+    usable: Option<Option<std::net::IpAddr>>,
 }
 
 /// What to do, for which instance.
@@ -59,6 +59,13 @@ impl Instances {
         all
     }
 
+    /// See [`Machine::recall`].
+    pub fn recall(&mut self, number: Number, past: Past) {
+        if let Some(member) = self.members.get_mut(&number) {
+            member.machine.recall(past);
+        }
+    }
+
     /// The machine of an instance.
     pub fn machine(&self, number: Number) -> Option<&Machine> {
         self.members.get(&number).map(|member| &member.machine)
@@ -87,7 +94,7 @@ impl Instances {
         let Some(member) = self.members.get_mut(&number) else { return Vec::new() };
         let was_master = member.machine.state() == State::Master;
         if let Input::Usable(usable) = input {
-            member.usable = usable;
+            member.usable = Some(usable);
             return self.usable(number, now);
         }
         let mut all = tagged(number, member.machine.handle(input, now));
@@ -111,15 +118,18 @@ impl Instances {
             .collect()
     }
 
-    /// A group is of use only as a whole.
+    /// A group is of use only as a whole, and begins as a whole.
     fn usable(&mut self, number: Number, now: u64) -> Outputs {
         let mut group = self.others(number);
         group.push(number);
-        let usable = group.iter().all(|number| self.members[number].usable.is_some());
+        if group.iter().any(|number| self.members[number].usable.is_none()) {
+            return Vec::new();
+        }
+        let usable = group.iter().all(|number| self.members[number].usable.flatten().is_some());
         let mut all = Vec::new();
         for number in group {
             let Some(member) = self.members.get_mut(&number) else { continue };
-            let input = Input::Usable(member.usable.filter(|_| usable));
+            let input = Input::Usable(member.usable.flatten().filter(|_| usable));
             all.extend(tagged(number, member.machine.handle(input, now)));
         }
         all.extend(self.promote(number, now));

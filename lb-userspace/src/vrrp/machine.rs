@@ -11,7 +11,11 @@
 //! an interface that takes nothing) is none any more, for its peers have given it up: whatever it is woken by, it steps
 //! down first.
 
+mod state;
+
 use std::net::IpAddr;
+
+pub use state::{Past, State, Why};
 
 use super::receive::Heard;
 use crate::config::model::VrrpVersion;
@@ -48,20 +52,6 @@ pub struct Settings {
     pub garp_delay: u64,
     /// `garp_refresh` in nanoseconds; 0: never.
     pub garp_refresh: u64,
-}
-
-/// keepalived's words.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum State {
-    /// Before the start and after the end.
-    #[default]
-    Init,
-    /// Listens.
-    Backup,
-    /// Has the addresses and says so.
-    Master,
-    /// Cannot be a router now.
-    Fault,
 }
 
 /// What happens to it.
@@ -115,37 +105,6 @@ pub enum Output {
     Notice(Notice),
 }
 
-/// What made a state change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// It begins.
-    Started,
-    /// An earlier run was MASTER, and its lease still holds.
-    Resumed,
-    /// The MASTER was not heard for three intervals and the skew, or there never was one.
-    Silence,
-    /// The MASTER resigned.
-    Resigned,
-    /// The MASTER has a lower priority.
-    Preempts(IpAddr),
-    /// It owns the addresses.
-    Owner,
-    /// Another router has a higher priority, or the same and a higher address.
-    Outranked(IpAddr),
-    /// Nothing could be sent for three intervals.
-    LeaseLapsed,
-    /// An operator has given the mastership away.
-    GivenAway,
-    /// Another one of the group changed.
-    Group,
-    /// The host cannot be a router.
-    Fault,
-    /// The host can be a router again.
-    Recovered,
-    /// It ends.
-    Ended,
-}
-
 /// Something that an operator should know of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
@@ -183,7 +142,10 @@ pub struct Machine {
     grouped: bool,
     state: State,
     since: u64,
+    /// When this process has entered the state: later than `since` if another one was in it before.
+    entered: u64,
     transitions: u64,
+    past: Option<Past>,
     source: Option<IpAddr>,
     weight: i32,
     /// Its connections would be lost if a MASTER that is heard were preempted now.
@@ -228,7 +190,9 @@ impl Machine {
             grouped: false,
             state: State::Init,
             since: 0,
+            entered: 0,
             transitions: 0,
+            past: None,
             source: None,
             weight: 0,
             lacks_flows: false,
@@ -262,6 +226,18 @@ impl Machine {
     /// How often it has changed between BACKUP, MASTER and FAULT.
     pub fn transitions(&self) -> u64 {
         self.transitions
+    }
+
+    /// For the process that goes on with it.
+    pub fn past(&self) -> Past {
+        let Machine { state, since, transitions, yields, .. } = *self;
+        Past { state, since, transitions, yields }
+    }
+
+    /// Another process was here before. What it has left counts if this one comes into the same state: at once, or by
+    /// [`Input::Resume`].
+    pub fn recall(&mut self, past: Past) {
+        self.past = Some(past).filter(|past| past.state != State::Init);
     }
 
     /// Whether it would be MASTER if the rest of its group were ready.
@@ -382,13 +358,20 @@ impl Machine {
         // The last word in FAULT still comes from the address that was there.
         self.source = source.or(self.source);
         match (self.state, source) {
-            (State::Init, Some(_)) => self.start(Why::Started, now, out),
+            (State::Init, Some(_)) => {
+                self.start(Why::Started, now, out);
+                self.go_on();
+            }
             (State::Fault, Some(_)) => self.start(Why::Recovered, now, out),
             (State::Master, None) => {
                 out.push(Output::Advertise(RESIGN));
                 self.leave_master(State::Fault, Why::Fault, now, out);
             }
-            (State::Init | State::Backup, None) => self.enter(State::Fault, Why::Fault, now, out),
+            (State::Init, None) => {
+                self.enter(State::Fault, Why::Fault, now, out);
+                self.go_on();
+            }
+            (State::Backup, None) => self.enter(State::Fault, Why::Fault, now, out),
             (State::Fault, None) | (State::Backup | State::Master, Some(_)) => {}
         }
     }
@@ -399,6 +382,15 @@ impl Machine {
         if self.priority() == OWNER {
             self.down = Some((now, Why::Owner));
             self.expired(Why::Owner, now, out);
+        }
+    }
+
+    /// Where another process was before: it is as if there had been one, or the state has changed once more in between.
+    fn go_on(&mut self) {
+        let Some(past) = self.past else { return };
+        self.transitions = past.transitions + u64::from(past.state != self.state);
+        if past.state == self.state {
+            (self.since, self.yields, self.past) = (past.since, past.yields, None);
         }
     }
 
@@ -440,7 +432,7 @@ impl Machine {
     fn is_held(&mut self, now: u64) -> bool {
         let delay = self.settings.preempt_delay;
         let delayed = delay > 0 && now < *self.hold_until.get_or_insert(now + delay);
-        delayed || self.lacks_flows && now < self.since + FLOWS
+        delayed || self.lacks_flows && now < self.entered + FLOWS
     }
 
     /// Section 6.4.3.
@@ -582,6 +574,7 @@ impl Machine {
     /// Nobody has noticed that there was another process: nothing is told anew but the advertisement.
     fn resume(&mut self, now: u64, out: &mut Vec<Output>) {
         self.enter(State::Master, Why::Resumed, now, &mut Vec::new());
+        self.go_on();
         self.lease = now + DOWN_INTERVALS * self.settings.interval;
         out.extend([Output::Advertise(self.priority()), Output::Hold]);
         self.advert_at = Some(now + self.settings.interval);
@@ -602,7 +595,7 @@ impl Machine {
     /// Every state begins with the timers that are its own and no others.
     fn enter(&mut self, to: State, why: Why, now: u64, out: &mut Vec<Output>) {
         let from = std::mem::replace(&mut self.state, to);
-        self.since = now;
+        (self.since, self.entered) = (now, now);
         self.transitions += u64::from(from != State::Init && to != State::Init);
         (self.advert_at, self.delayed_at, self.refresh_at, self.healed_at) = (None, None, None, None);
         (self.contest, self.master, self.down, self.hold_until) = (None, None, None, None);

@@ -4,8 +4,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
-    machine::{State, Why},
+    machine::{Past, State, Why},
     receive::Refusal,
 };
 use crate::config::model::VrrpVersion;
@@ -45,10 +47,41 @@ pub struct Report {
     pub source: Option<IpAddr>,
     /// Until when this host answers for the addresses; 0 while it is not MASTER.
     pub lease: u64,
+    /// The mastership was given away, and whoever has it keeps it.
+    pub given_away: bool,
     /// Other routers that were heard.
     pub peers: Vec<Peer>,
     /// What was counted.
     pub counters: Counters,
+}
+
+/// What the next process of the daemon is to know of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The virtual router's number, and the interface: with another one it is not the same.
+    pub router: u8,
+    /// The interface.
+    pub interface: String,
+    /// What made its state what it is.
+    pub why: Why,
+    /// The state.
+    pub past: Past,
+}
+
+impl Report {
+    /// For the next process.
+    pub fn remembered(&self) -> Remembered {
+        let Report { state, since, transitions, given_away: yields, .. } = *self;
+        Remembered {
+            name: self.name.clone(),
+            router: self.router,
+            interface: self.interface.clone(),
+            why: self.why,
+            past: Past { state, since, transitions, yields },
+        }
+    }
 }
 
 /// Another router of the same number.

@@ -172,7 +172,14 @@ fn refused(why: Refusal, from: IpAddr, agreement: Option<Agreement>, router: u8)
     if differs && agreement == Some(Agreement::Strange) {
         return stranger(from, router);
     }
-    let what = match why {
+    let Some(what) = advice(why) else { return format!("ignores {from}: {}", why.meaning()) };
+    let both = if differs { "; until then both are master" } else { "" };
+    format!("ignores {from}, which sends {what}{both}")
+}
+
+/// What an advertisement that does not count has, and what to do about it; nothing where that depends.
+pub fn advice(why: Refusal) -> Option<&'static str> {
+    Some(match why {
         Refusal::Version => "another version: write the same `version` on both hosts",
         Refusal::AuthenticationType => {
             "a password where none is expected, or none: write the same `auth_pass` on both hosts"
@@ -191,10 +198,8 @@ fn refused(why: Refusal, from: IpAddr, agreement: Option<Agreement>, router: u8)
         Refusal::HopLimit => {
             "a time to live that says that it was not sent on this link: somebody may be trying to interfere"
         }
-        other => return format!("ignores {from}: {}", other.meaning()),
-    };
-    let both = if differs { "; until then both are master" } else { "" };
-    format!("ignores {from}, which sends {what}{both}")
+        _ => return None,
+    })
 }
 
 fn stranger(from: IpAddr, router: u8) -> String {
@@ -241,6 +246,7 @@ impl Trouble {
             Trouble::Claimed { address, .. } => ("claimed", Some(*address)),
             Trouble::TwoOwners(from) => ("two_owners", Some(*from)),
             Trouble::Refused { why, from, .. } => (why.name(), Some(*from)),
+            Trouble::Disagrees { from, agreement: Agreement::Strange } => ("stranger", Some(*from)),
             Trouble::Disagrees { from, .. } => ("disagrees", Some(*from)),
             Trouble::CannotSend(_) => ("cannot_send", None),
             Trouble::Addresses(_) => ("addresses", None),

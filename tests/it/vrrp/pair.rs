@@ -103,22 +103,71 @@ fn what_a_crash_has_left_is_taken_up_while_the_lease_holds_and_taken_away_after_
     vip_goes(&lab.balancer, false);
 }
 
+/// What an upgrade must not change: state, transitions and reason, and since when, in seconds of the day.
+#[derive(Debug)]
+struct Standing([Value; 3], f64);
+
+impl PartialEq for Standing {
+    /// Each process reckons the time of day anew from its clock.
+    fn eq(&self, other: &Standing) -> bool {
+        self.0 == other.0 && (self.1 - other.1).abs() < 0.5
+    }
+}
+
+fn standing(evenkeel: &Evenkeel, name: &str) -> Standing {
+    let report = report_of(evenkeel, name).expect("a report");
+    let time = report["since"].as_str().and_then(|time| time.get(11..)).expect("a time").trim_end_matches('Z');
+    let since = time.split(':').fold(0.0, |seconds, part| seconds * 60.0 + part.parse::<f64>().expect("a number"));
+    Standing(["state", "transitions", "reason"].map(|key| report[key].clone()), since)
+}
+
 #[test]
-fn an_upgrade_of_the_master_and_of_the_backup_is_no_failover() {
+fn an_upgrade_of_the_master_and_of_the_backup_is_no_failover_and_goes_on_with_what_is_known_of_the_instance() {
     let lab = lab();
-    let one = evenkeel(&lab, &lab.balancer, &instance(150, &[FAST]));
+    let calls = lab.balancer.folder().join("calls");
+    let notify = lab.balancer.folder().join("notify");
+    std::fs::write(&notify, format!("#!/bin/sh\necho \"$@\" >> {}\n", calls.display())).expect("a script");
+    std::fs::set_permissions(&notify, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("its mode");
+    let mut one = evenkeel(&lab, &lab.balancer, &instance(150, &[FAST, &format!("notify = \"{}\"", notify.display())]));
     becomes(&one, "MASTER");
-    let two = evenkeel(&lab, second(&lab), &instance(100, &[FAST]));
+    let mut two = evenkeel(&lab, second(&lab), &instance(100, &[FAST]));
     becomes(&two, "BACKUP");
-    let changes = |evenkeel: &Evenkeel| report(evenkeel).expect("a report")["transitions"].clone();
-    let before = changes(&two);
-    one.done(&["upgrade"]).expect("an upgrade of the master");
+    let both = |one: &Evenkeel, two: &Evenkeel| [standing(one, "VI_1"), standing(two, "VI_1")];
+    let before = both(&one, &two);
+    one.upgrade().expect("an upgrade of the master");
     becomes(&one, "MASTER");
     assert_eq!(resolve(lab.client(), VIP), Some(mac(&lab.balancer)));
-    assert_eq!((changes(&two), state(&two).as_str()), (before, "BACKUP"));
-    let of_one = changes(&one);
-    two.done(&["upgrade"]).expect("an upgrade of the backup");
+    two.upgrade().expect("an upgrade of the backup");
     becomes(&two, "BACKUP");
-    assert_eq!((changes(&one), state(&one).as_str()), (of_one, "MASTER"));
+    assert_eq!(both(&one, &two), before, "{}\n{}", one.log(), two.log());
     assert!(!has_vip(second(&lab)));
+    assert_eq!(std::fs::read_to_string(&calls).expect("calls"), "VI_1 BACKUP 150\nVI_1 MASTER 150\n");
+
+    // What was given away stays away.
+    one.done(&["vrrp", "failover", "VI_1"]).expect("failover");
+    let before = both(&one, &two);
+    one.upgrade().expect("an upgrade of who gave it away");
+    let adverts = || report(&two).ok().filter(|report| report["adverts"]["sent"].as_u64() > Some(36)).map(drop);
+    wait::until("time goes by", SOON, adverts).expect("adverts");
+    assert_eq!(both(&one, &two), before, "{}", one.log());
+    two.done(&["vrrp", "failover", "VI_1"]).expect("failover back");
+    becomes(&one, "MASTER");
+}
+
+#[test]
+fn an_upgrade_of_a_group_is_no_failover() {
+    let lab = lab();
+    let other = instance(150, &[FAST, "group = \"G1\""])
+        .replace("VI_1", "VI_2")
+        .replace("= 51", "= 52")
+        .replace(VIP, "10.0.1.99");
+    let mut one = evenkeel(&lab, &lab.balancer, &(instance(150, &[FAST, "group = \"G1\""]) + "\n" + &other));
+    let both = |one: &Evenkeel| ["VI_1", "VI_2"].map(|name| standing(one, name));
+    wait::until("MASTER", SOON, || both(&one).iter().all(|it| it.0[0] == "MASTER").then_some(())).expect("both");
+    let two = evenkeel(&lab, second(&lab), &instance(100, &[FAST]));
+    becomes(&two, "BACKUP");
+    let before = (both(&one), standing(&two, "VI_1"));
+    one.upgrade().expect("an upgrade");
+    wait::until("MASTER", SOON, || both(&one).iter().all(|it| it.0[0] == "MASTER").then_some(())).expect("both");
+    assert_eq!((both(&one), standing(&two, "VI_1")), before, "{}", one.log());
 }

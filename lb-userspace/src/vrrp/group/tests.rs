@@ -122,3 +122,21 @@ fn one_that_waited_for_a_group_that_is_gone_goes_on() {
     let outputs = instances.remove(1, now);
     assert!(outputs.contains(&(0, Output::Hold)), "{outputs:?}");
 }
+
+#[test]
+fn a_group_begins_when_all_of_it_is_known_and_a_mastership_is_taken_up_by_all_of_it() {
+    let now = 1000 * SECOND;
+    let mut instances = Instances::default();
+    instances.add(0, settings(100), Some("G"));
+    instances.add(1, settings(100), Some("G"));
+    assert_eq!(instances.handle(0, Input::Usable(Some(own(0))), now), []);
+    let state = |instances: &Instances, number| instances.machine(number).map(Machine::state);
+    assert_eq!(state(&instances, 0), Some(State::Init));
+    let out = instances.handle(1, Input::Usable(Some(own(1))), now);
+    let started = |number| (number, Output::Moved { from: State::Init, to: State::Backup, why: Why::Started });
+    assert_eq!(out, [started(0), started(1)]);
+    for number in 0..2 {
+        instances.handle(number, Input::Resume, now);
+    }
+    assert_eq!([0, 1].map(|number| state(&instances, number)), [Some(State::Master); 2]);
+}

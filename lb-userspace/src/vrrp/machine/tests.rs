@@ -406,3 +406,38 @@ fn a_master_that_is_configured_anew_says_so_at_once() {
     assert_eq!(host.machine.configure(settings(90), host.now), [Advertise(90)]);
     assert_eq!(host.machine.state(), State::Master);
 }
+
+#[test]
+fn the_next_process_goes_on_with_what_the_last_one_knew() {
+    // A BACKUP that has given its mastership away still yields.
+    let mut first = Host::master(settings(150));
+    first.input(Input::GiveAway);
+    first.now += SECOND / 10;
+    first.hear(2, 100);
+    let past = first.machine.past();
+    assert!(past.yields && past.state == State::Backup && past.transitions == 2, "{past:?}");
+    let mut next = Host { machine: Machine::new(settings(150)), now: first.now + SECOND };
+    next.machine.recall(past);
+    next.input(Input::Usable(Some(ip(1))));
+    assert_eq!(next.machine.past(), past);
+    for _ in 0..10 {
+        next.run(SECOND);
+        next.hear(2, 100);
+    }
+    assert_eq!(next.machine.past(), past, "it does not preempt");
+
+    // A MASTER comes back by its lease, as if nothing had been.
+    let past = Host::master(settings(150)).machine.past();
+    let mut next = Host { machine: Machine::new(settings(150)), now: 2000 * SECOND };
+    next.machine.recall(past);
+    next.input(Input::Usable(Some(ip(1))));
+    next.input(Input::Resume);
+    assert_eq!(next.machine.past(), past);
+
+    // Without its lease it is BACKUP: one change more, since now.
+    let mut next = Host { machine: Machine::new(settings(150)), now: 2000 * SECOND };
+    next.machine.recall(past);
+    next.input(Input::Usable(Some(ip(1))));
+    let now = next.machine.past();
+    assert_eq!((now.state, now.since, now.transitions), (State::Backup, 2000 * SECOND, past.transitions + 1));
+}

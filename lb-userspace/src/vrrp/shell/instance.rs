@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use crate::{
     dataplane::Tables,
+    sys::raw_ip::RawIp,
     vrrp::{
         machine::{Machine, Why},
-        report::{Counters, Peer, Report},
+        report::{Counters, Peer, Remembered, Report},
         setup::Setup,
         tracking::{Own, Standing, Streak},
     },
@@ -27,6 +28,8 @@ pub struct Instance {
     pub leases: Vec<(IpAddr, u16, u32)>,
     /// An earlier run was MASTER, and its lease still held when we began.
     pub resumes: bool,
+    /// What another process of this daemon has left.
+    pub remembered: Option<Remembered>,
     /// The machine has been told whether the host is of use.
     pub started: bool,
     /// When the addresses are tried again that could not be put on the interface.
@@ -44,6 +47,7 @@ impl Instance {
             why: Why::Started,
             leases: Vec::new(),
             resumes: false,
+            remembered: None,
             started: false,
             retry_at: None,
             setup,
@@ -114,6 +118,23 @@ impl Instance {
         }
     }
 
+    /// Sends an advertisement to everybody who is to have it; well if one of them got it.
+    pub fn send(&self, socket: Option<&RawIp>, source: Option<IpAddr>, priority: u8) -> Result<(), String> {
+        let socket = socket.ok_or("it has no socket")?;
+        let source = source.ok_or("it has no address of its own")?;
+        let voice = &self.setup.voice;
+        let mut result = Err("there is nobody to send to".to_owned());
+        for destination in voice.destinations(source) {
+            let packet = voice.advertisement(priority, source, destination);
+            match socket.send(&packet, source, destination) {
+                Ok(()) => result = Ok(()),
+                Err(error) if result.is_err() => result = Err(format!("to {destination}: {error}")),
+                Err(_) => {}
+            }
+        }
+        result
+    }
+
     /// How it stands.
     pub fn report(&self, machine: &Machine) -> Report {
         let is_master = machine.lease() > 0;
@@ -134,6 +155,7 @@ impl Instance {
             master: if is_master { machine.source() } else { machine.master().map(|master| master.address) },
             source: self.standing.source,
             lease: machine.lease(),
+            given_away: machine.past().yields,
             peers: self.peers.clone(),
             counters: self.counters.clone(),
         }

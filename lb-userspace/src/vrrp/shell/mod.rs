@@ -25,7 +25,11 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{report::Report, setup::Setup, tell::Event};
+use super::{
+    report::{Remembered, Report},
+    setup::Setup,
+    tell::Event,
+};
 use crate::{
     dataplane::Tables,
     sys::{netlink::Interface, raw_ip::RawIp, readiness::Readiness},
@@ -120,8 +124,9 @@ pub struct Router {
 }
 
 impl Router {
-    /// Starts the threads, without an instance yet. `facts` is what is known of the host already. Inside a tokio runtime.
-    pub fn start(tables: Arc<Tables>, facts: Vec<Fact>) -> Result<Router> {
+    /// Starts the threads, without an instance yet. `facts` is what is known of the host already, `remembered` what another
+    /// process of this daemon has left. Inside a tokio runtime.
+    pub fn start(tables: Arc<Tables>, facts: Vec<Fact>, remembered: Vec<Remembered>) -> Result<Router> {
         let shared = Arc::new(Shared {
             orders: Mailbox::new(ORDERS)?,
             events: Mailbox::new(EVENTS)?,
@@ -132,7 +137,7 @@ impl Router {
             shared.orders.post(Order::Fact(fact));
         }
         let network = network::start(shared.clone()).context("cannot start the thread vrrp-net")?;
-        let thread = Thread::new(shared.clone(), tables, network)?;
+        let thread = Thread::new(shared.clone(), tables, remembered, network)?;
         let thread = std::thread::Builder::new().name("vrrp".into()).spawn(move || thread.run());
         Ok(Router {
             news: Readiness::of(shared.events.as_fd())?,

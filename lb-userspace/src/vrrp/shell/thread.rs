@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    io,
     net::IpAddr,
     os::fd::AsFd,
     sync::{Arc, TryLockError, mpsc},
@@ -27,8 +26,9 @@ use crate::{
     },
     vrrp::{
         group::{Instances, Number, Outputs},
-        machine::{Input, Notice, Output, RESIGN, State},
+        machine::{Input, Notice, Output, RESIGN, State, Why},
         receive::{Agreement, router_of},
+        report::Remembered,
         setup::Setup,
         tell::{Event, Limit, Trouble, What},
         tracking::{self, Host},
@@ -60,6 +60,8 @@ pub struct Thread {
     host: Host,
     /// Addresses that are no instance's any more and may still be on an interface.
     leaving: BTreeSet<IpAddr>,
+    /// What another process of this daemon has left, of instances that are not here yet.
+    remembered: Vec<Remembered>,
     /// The interfaces were looked at: what is not known of them does not exist.
     looked: bool,
     limit: Limit,
@@ -76,7 +78,12 @@ enum Turn {
 }
 
 impl Thread {
-    pub fn new(shared: Arc<Shared>, tables: Arc<Tables>, network_ended: mpsc::Receiver<()>) -> Result<Thread> {
+    pub fn new(
+        shared: Arc<Shared>,
+        tables: Arc<Tables>,
+        remembered: Vec<Remembered>,
+        network_ended: mpsc::Receiver<()>,
+    ) -> Result<Thread> {
         Ok(Thread {
             shared,
             tables,
@@ -88,6 +95,7 @@ impl Thread {
             sockets: BTreeMap::new(),
             host: Host::default(),
             leaving: BTreeSet::new(),
+            remembered,
             looked: false,
             limit: Limit::default(),
             events: VecDeque::new(),
@@ -328,9 +336,16 @@ impl Thread {
     fn add(&mut self, setup: Setup, now: u64) {
         let number = self.next;
         self.next += 1;
-        let (instance, problems) = Instance::new(setup, &self.tables, now);
+        let (mut instance, problems) = Instance::new(setup, &self.tables, now);
         let setup = &instance.setup;
         self.machines.add(number, setup.settings.clone(), setup.group.as_deref());
+        let is_same = |it: &Remembered| it.name == setup.name && it.router == setup.router();
+        let known = self.remembered.iter().position(|it| is_same(it) && it.interface == setup.interface);
+        if let Some(known) = known.map(|place| self.remembered.swap_remove(place)) {
+            self.machines.recall(number, known.past);
+            instance.remembered = Some(known);
+        }
+        let setup = &instance.setup;
         if !instance.resumes {
             // What an earlier run has left there.
             let addresses = setup.addresses.iter().map(|address| address.addr()).collect();
@@ -406,7 +421,9 @@ impl Thread {
             return;
         }
         let numbers: Vec<_> = self.instances.keys().copied().collect();
-        numbers.into_iter().for_each(|number| self.evaluate(number, now));
+        numbers.iter().for_each(|number| self.evaluate(*number, now));
+        // Members of a group begin together.
+        numbers.iter().for_each(|number| self.resume(*number, now));
     }
 
     /// Tells the machine how the host stands.
@@ -432,12 +449,12 @@ impl Thread {
             outputs.extend(self.machines.handle(number, Input::Usable(usable), now));
         }
         self.act(outputs, now);
-        self.resume(number, now);
     }
 
     /// Goes on where an earlier run was, if that was only a moment ago.
     fn resume(&mut self, number: Number, now: u64) {
-        let Some(instance) = self.instances.get_mut(&number) else { return };
+        let has_begun = self.machines.machine(number).is_some_and(|machine| machine.state() != State::Init);
+        let Some(instance) = self.instances.get_mut(&number).filter(|_| has_begun) else { return };
         if !std::mem::take(&mut instance.resumes) {
             return;
         }
@@ -449,6 +466,7 @@ impl Thread {
         let master = self.machines.machine(number).is_some_and(|machine| machine.state() == State::Master);
         if !master {
             self.act(vec![(number, Output::Release)], now);
+            self.moved(number, State::Init, State::Backup, Why::Started);
         }
     }
 
@@ -497,7 +515,7 @@ impl Thread {
             return Outputs::new();
         }
         let socket = self.sockets.get(&(instance.setup.interface.clone(), instance.setup.ipv4));
-        let sent = send(instance, socket, machine.source(), priority);
+        let sent = instance.send(socket, machine.source(), priority);
         let counters = &mut instance.counters;
         match sent {
             Ok(()) => {
@@ -569,10 +587,21 @@ impl Thread {
         }
     }
 
-    fn moved(&mut self, number: Number, from: State, to: State, why: crate::vrrp::machine::Why) {
-        let Some(instance) = self.instances.get_mut(&number) else { return };
+    fn moved(&mut self, number: Number, from: State, to: State, why: Why) {
+        let (Some(instance), Some(machine)) = (self.instances.get_mut(&number), self.machines.machine(number)) else {
+            return;
+        };
         instance.why = why;
-        let priority = self.machines.machine(number).map_or(0, |machine| machine.priority());
+        if let Some(known) = instance.remembered.take_if(|known| known.past.since == machine.since()) {
+            // Another process has told it.
+            instance.why = known.why;
+            return;
+        }
+        // Whether it goes on as MASTER is about to be seen.
+        if instance.resumes && (from, to) == (State::Init, State::Backup) {
+            return;
+        }
+        let priority = machine.priority();
         let faults = instance.standing.faults.clone();
         let what = What::Moved { from, to, why, priority, faults };
         self.events.push_back(Event { instance: instance.setup.name.clone(), what });
@@ -651,24 +680,4 @@ impl Drop for Thread {
     fn drop(&mut self) {
         self.shared.events.ring();
     }
-}
-
-fn send(instance: &Instance, socket: Option<&RawIp>, source: Option<IpAddr>, priority: u8) -> Result<(), String> {
-    let socket = socket.ok_or("it has no socket")?;
-    let source = source.ok_or("it has no address of its own")?;
-    let voice = &instance.setup.voice;
-    let mut result = Err("there is nobody to send to".to_owned());
-    for destination in voice.destinations(source) {
-        let packet = voice.advertisement(priority, source, destination);
-        match socket.send(&packet, source, destination) {
-            Ok(()) => result = Ok(()),
-            Err(error) if result.is_err() => result = Err(because(&error, destination)),
-            Err(_) => {}
-        }
-    }
-    result
-}
-
-fn because(error: &io::Error, destination: IpAddr) -> String {
-    format!("to {destination}: {error}")
 }
