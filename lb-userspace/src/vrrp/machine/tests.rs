@@ -242,10 +242,10 @@ fn a_lower_master_whose_connections_are_not_known_yet_is_let_be_until_they_are_b
         }
         panic!("it never takes over");
     };
-    // Three intervals and the skew later, as it preempts at any time.
+    // Three intervals and the skew after the last advertisement that let it be.
     assert_eq!(takes_over_after(Some(0)), 3);
-    assert_eq!(takes_over_after(Some(5)), 8);
-    assert_eq!(takes_over_after(None), 13);
+    assert_eq!(takes_over_after(Some(5)), 7);
+    assert_eq!(takes_over_after(None), 12);
     // Nobody is heard: there is nothing to wait for.
     let mut alone = Host::new(settings(100));
     alone.input(Input::LacksFlows(true));
