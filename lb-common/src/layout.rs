@@ -33,11 +33,11 @@ pub const SYN_OPTIONS: usize = 40;
 pub const CONNECT_TIME_BUCKETS: usize = 64;
 
 /// A number for all layouts of this file: raised by hand with every change of a record or of its meaning.
-pub const HASH: u64 = 0x4556_4b4c_0000_0008;
+pub const HASH: u64 = 0x4556_4b4c_0000_0009;
 
 /// The oldest layout whose tables may be taken over as they are: since then words that were zero have got a meaning, and
 /// zero is right for them, or there are more maps. Whoever changes more than that raises this to the new [`HASH`].
-pub const OLDEST: u64 = 0x4556_4b4c_0000_0007;
+pub const OLDEST: u64 = 0x4556_4b4c_0000_0009;
 
 /// Nanoseconds to ticks, the unit of `last_seen`: 2^20 ns, about 1.05 ms. Wraps after 52 days.
 #[inline(always)]
@@ -216,8 +216,14 @@ pub const MAGLEV_LINES: u32 = crate::schedule::MAGLEV_PLACES.div_ceil(4);
 /// CONNECT_TIMES\[backend\]: how many connects took how long; see [`connect_time_bucket`].
 pub type ConnectTimes = [u32; CONNECT_TIME_BUCKETS];
 
-/// SLOTS[pool]: one flow, as far as its packets need it: one cache line. The slot's number plus the pool's `first_port`
-/// is the SNAT port. Written by the kernel program; the controller writes `ctl` only, by compare-and-swap.
+/// Slots of one extent, as bits. The slots of a pool stand in as many arrays of this size as are needed: in an array whose
+/// size the program knows a look-up is a few instructions, in one of any size it is a call.
+pub const EXTENT_BITS: u32 = 13;
+/// Most extents of a pool; its first one stands in SLOTS and OPENINGS at this many times its number.
+pub const POOL_EXTENTS: u32 = 1 << (16 - EXTENT_BITS);
+
+/// SLOTS[place >> EXTENT_BITS], where `place` is `pool << 16 | slot`: one flow, as far as its packets need it: one cache line.
+/// The slot's number plus the pool's `first_port` is the SNAT port. Written by the kernel program; the controller writes `ctl` only, by compare-and-swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Slot {
@@ -248,7 +254,7 @@ pub struct Slot {
     pub started: u64,
 }
 
-/// OPENINGS[pool]: the rest of a flow, for its beginning and its end. In arrays of their own: lines of which every second
+/// OPENINGS, in extents as SLOTS: the rest of a flow, for its beginning and its end. In arrays of their own: lines of which every second
 /// one is used take only half of the places in a processor's caches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]

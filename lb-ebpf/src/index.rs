@@ -134,10 +134,23 @@ extern "C" fn has_room_in(bucket: u32) -> u32 {
     0
 }
 
-/// Position of another flow's live entry for the same client in `bucket`, from `place` on; -1 if there is none.
+/// Position of another flow's live entry for the same client in either bucket; -1 if there is none, as nearly always.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn twin(primary: u32, secondary: u32, own: u64, key: u64, tag: u64) -> i64 {
+    let twin = look_for_twin(primary, own, key, tag);
+    if twin >= 0 { twin } else { look_for_twin(secondary, own, key, tag) }
+}
+
+/// The same in one bucket.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn twin_in(bucket: u32, own: u64, key: u64, tag: u64) -> i64 {
+    look_for_twin(bucket, own, key, tag)
+}
+
+#[inline(always)]
+fn look_for_twin(bucket: u32, own: u64, key: u64, tag: u64) -> i64 {
     let Some(entries) = maps::INDEX.get_ptr_mut(bucket) else { return -1 };
     for place in 0..BUCKET {
         // SAFETY: a place of the bucket.
@@ -237,8 +250,10 @@ extern "C" fn insert_entry(key: u64, hash: u64, entry: u64) -> u32 {
         }
     }
     let own = own as u64;
-    let lost = contest(primary, own, key, tag(hash)) != 0
-        || primary != secondary && contest(secondary, own, key, tag(hash)) != 0;
+    let lost = twin(primary, secondary, own, key, tag(hash)) >= 0 && {
+        contest(primary, own, key, tag(hash)) != 0
+            || primary != secondary && contest(secondary, own, key, tag(hash)) != 0
+    };
     let Some(at) = word(own) else { return 2 };
     // SAFETY: a place of the index.
     unsafe {

@@ -12,9 +12,9 @@ use lb_common::{
     clients::CLIENT_BUCKETS,
     event::Event,
     layout::{
-        Backend, ClientLine, ConnectTimes, EVENTS_BYTES, FreeLine, Interface, LEASE_BITS, LISTENER_BITS, Lease,
-        Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MaglevLine, Meta, Opening, POOL_BITS, Pool,
-        Ring, RuleLine, Service, Slot, SlowStart, Trace,
+        Backend, ClientLine, ConnectTimes, EVENTS_BYTES, EXTENT_BITS, FreeLine, Interface, LEASE_BITS, LISTENER_BITS,
+        Lease, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MaglevLine, Meta, Opening,
+        POOL_BITS, POOL_EXTENTS, Pool, Ring, RuleLine, Service, Slot, SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -23,6 +23,7 @@ const MAPPED: usize = BPF_F_MMAPABLE as usize;
 /// Inner maps differ in size from each other, which the kernel permits only with this flag (5.10).
 const INNER: usize = (BPF_F_MMAPABLE | BPF_F_INNER_MAP) as usize;
 const POOLS_LEN: usize = 1 << POOL_BITS;
+const EXTENTS_LEN: usize = POOLS_LEN * POOL_EXTENTS as usize;
 
 /// Entries of one bucket of the flow index: one cache line.
 pub type Bucket = [u64; lb_common::hash::BUCKET as usize];
@@ -59,9 +60,9 @@ pub static SLOW_STARTS: Array<SlowStart, { MAX_BACKENDS as usize }, MAPPED> = Ar
 #[btf_map]
 pub static INDEX: Array<Bucket, 1, MAPPED> = Array::new();
 #[btf_map]
-pub static SLOTS: ArrayOfMaps<Array<Slot, 1, INNER>, POOLS_LEN> = ArrayOfMaps::new();
+pub static SLOTS: ArrayOfMaps<Array<Slot, { 1 << EXTENT_BITS }, MAPPED>, EXTENTS_LEN> = ArrayOfMaps::new();
 #[btf_map]
-pub static OPENINGS: ArrayOfMaps<Array<Opening, 1, INNER>, POOLS_LEN> = ArrayOfMaps::new();
+pub static OPENINGS: ArrayOfMaps<Array<Opening, { 1 << EXTENT_BITS }, MAPPED>, EXTENTS_LEN> = ArrayOfMaps::new();
 #[btf_map]
 pub static FREE: ArrayOfMaps<Array<FreeLine, 1, INNER>, POOLS_LEN> = ArrayOfMaps::new();
 #[btf_map]

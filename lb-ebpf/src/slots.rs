@@ -2,7 +2,7 @@
 
 use lb_common::{
     hash::{Entry, mix, tag},
-    layout::{Opening, Ring, Slot, half_open_cell, half_open_flow},
+    layout::{EXTENT_BITS, Opening, Ring, Slot, half_open_cell, half_open_flow},
     ring::{cell, slot_at},
     slot::{Ctl, IN_RING, State},
     verdict::Reason,
@@ -17,16 +17,17 @@ const POPS: u32 = 8;
 /// Slots that the emergency search looks at.
 const RECLAIMS: u32 = 64;
 
-/// The record of a slot.
+/// The record of a slot; below 65,536, but nobody has looked whether the pool has it.
 #[inline(always)]
 pub fn get(pool: u32, slot: u32) -> Option<*mut Slot> {
-    maps::SLOTS.get_value_ptr_mut(pool, &slot)
+    let place = pool << 16 | slot;
+    maps::SLOTS.get_value_ptr_mut(place >> EXTENT_BITS, &(place & (1 << EXTENT_BITS) - 1))
 }
 
 /// The rest of a flow, at `pool << 16 | slot`.
 #[inline(always)]
 pub fn opening(place: u32) -> Option<*mut Opening> {
-    maps::OPENINGS.get_value_ptr_mut(place >> 16, &(place & 0xffff))
+    maps::OPENINGS.get_value_ptr_mut(place >> EXTENT_BITS, &(place & (1 << EXTENT_BITS) - 1))
 }
 
 /// Takes a free slot of the pool; its word is then `Claiming` in a new generation, which is ours alone.

@@ -135,13 +135,14 @@ fn from_backend<F: Frame>(frame: F, segment: Segment, number: u32, pool: *mut Po
     }
     let place = number << 16 | slot as u32;
     let Some(record) = slots::get(number, slot as u32) else { return passed::<F>(Reason::NotOurs) };
+    let now = clock::ticks();
     // SAFETY: from a map lookup.
-    unsafe { note_life(pool) };
+    unsafe { note_life(pool, now) };
     // SAFETY: from a map lookup.
     let ctl = unsafe { atomic::load(&raw const (*record).ctl) };
     if is_tracked(segment, Ctl(ctl).state()) {
         // SAFETY: as above.
-        unsafe { note_backend(segment, record) };
+        unsafe { note_backend(segment, record, now) };
         if ctl as u8 == State::Established as u8 && segment.flags & CONTROL == 0 {
             // SAFETY: as above.
             return unsafe { to_client(frame, segment, record) };
@@ -201,13 +202,13 @@ unsafe fn note_client<F: Frame>(frame: F, segment: Segment, record: *mut Slot) {
         if segment.flags & ACK != 0 && acknowledges(segment, known, (*record).end_backend) {
             (*record).ack_client = segment.acknowledgement;
         }
-        touch(record);
+        touch(record, clock::ticks());
     }
 }
 
 /// Sequence end, acknowledgement and time of a segment from the backend.
 #[inline(always)]
-unsafe fn note_backend(segment: Segment, record: *mut Slot) {
+unsafe fn note_backend(segment: Segment, record: *mut Slot, now: u32) {
     // SAFETY: the caller's pointer is from a map lookup.
     unsafe {
         let end = advance((*record).end_backend, segment.end());
@@ -218,14 +219,13 @@ unsafe fn note_backend(segment: Segment, record: *mut Slot) {
         if segment.flags & ACK != 0 && acknowledges(segment, known, (*record).end_client) {
             (*record).ack_backend = segment.acknowledgement;
         }
-        touch(record);
+        touch(record, now);
     }
 }
 
 /// The backend lives. Written seldom: every CPU reads this line for every packet.
 #[inline(always)]
-unsafe fn note_life(pool: *mut Pool) {
-    let now = clock::ticks();
+unsafe fn note_life(pool: *mut Pool, now: u32) {
     // SAFETY: the caller's pointer is from a map lookup.
     unsafe {
         if now.wrapping_sub((*pool).heard) >= HEARD_STEP {
@@ -241,8 +241,7 @@ fn acknowledges(segment: Segment, known: u32, sent: u64) -> bool {
 }
 
 #[inline(always)]
-unsafe fn touch(record: *mut Slot) {
-    let now = clock::ticks();
+unsafe fn touch(record: *mut Slot, now: u32) {
     // SAFETY: the caller's pointer is from a map lookup.
     unsafe {
         if (*record).last_seen != now {

@@ -454,8 +454,12 @@ pub struct Capacity {
     pub memory_bytes: u64,
 }
 
-/// Bytes of a slot with all that belongs to it: two lines, and its cell in the ring of free ones.
-const SLOT_BYTES: u64 = (size_of::<layout::Slot>() + size_of::<layout::Opening>() + size_of::<u32>()) as u64;
+/// Slots are taken by so many.
+const EXTENT: u64 = 1 << layout::EXTENT_BITS;
+/// Bytes of a slot: two lines.
+const SLOT_BYTES: u64 = (size_of::<layout::Slot>() + size_of::<layout::Opening>()) as u64;
+/// Bytes of its cell in the ring of free ones.
+const CELL_BYTES: u64 = size_of::<u32>() as u64;
 /// Bytes of the flow index for each of `max_connections`: two entries, for it is kept half full.
 const INDEX_BYTES: u64 = 2 * size_of::<u64>() as u64;
 
@@ -468,11 +472,13 @@ impl Config {
             .flat_map(|service| service.pools().map(|pool| (pool, service.snat_ports.count())))
             .collect();
         let slots = pools.iter().map(|(_, ports)| u64::from(*ports)).sum();
+        let extents: u64 = pools.iter().map(|(_, ports)| u64::from(*ports).div_ceil(EXTENT)).sum();
         let max_connections = u64::from(self.daemon.max_connections);
+        let slot_bytes = extents * EXTENT * SLOT_BYTES + slots * CELL_BYTES;
         Capacity {
             slots,
             connections: slots.min(max_connections),
-            memory_bytes: slots * SLOT_BYTES + max_connections * INDEX_BYTES,
+            memory_bytes: slot_bytes + max_connections * INDEX_BYTES,
         }
     }
 

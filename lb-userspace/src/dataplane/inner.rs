@@ -1,14 +1,16 @@
-//! The maps inside maps: two arrays of slots and one ring for each pool, one ring of half-open flows, one Maglev table,
+//! The maps inside maps: extents of slots and of what they began with, and one ring for each pool, one ring of half-open flows, one Maglev table,
 //! one table of clients and one list of rules for each service. Made here when a pool or service first appears; the pinned outer map keeps them alive.
 
 use std::{
-    os::fd::AsFd,
+    ops::Range,
+    os::fd::{AsFd, BorrowedFd},
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context, Result};
 use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray};
+use lb_common::layout::{EXTENT_BITS, POOL_EXTENTS};
 
 use super::{
     shapes::{INNER, MAPPED},
@@ -22,9 +24,9 @@ use crate::sys::{
 /// The maps of maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outer {
-    /// By pool: its slots.
+    /// By pool, [`POOL_EXTENTS`] for each: its slots.
     Slots,
-    /// By pool: what the slots' flows began with.
+    /// The same way: what the slots' flows began with.
     Openings,
     /// By pool: the cells of its ring of free slots.
     Free,
@@ -42,6 +44,21 @@ impl Outer {
     const ALL: [Outer; 7] =
         [Outer::Slots, Outer::Openings, Outer::Free, Outer::HalfOpen, Outer::Maglev, Outer::Rules, Outer::Clients];
 
+    /// The place of the first inner map of a pool or service.
+    fn first(self, place: u16) -> u32 {
+        u32::from(place) * self.most()
+    }
+
+    /// Most inner maps of a pool or service.
+    fn most(self) -> u32 {
+        if matches!(self, Outer::Slots | Outer::Openings) { POOL_EXTENTS } else { 1 }
+    }
+
+    /// The places of all of them.
+    fn places(self, place: u16) -> Range<u32> {
+        self.first(place)..self.first(place) + self.most()
+    }
+
     /// The name of the map.
     pub const fn name(self) -> &'static str {
         match self {
@@ -56,6 +73,9 @@ impl Outer {
     }
 }
 
+/// Slots of one extent.
+const EXTENT: u32 = 1 << EXTENT_BITS;
+
 /// The maps that are reached by system calls.
 pub struct Kernel {
     /// In the order of [`Outer::ALL`]; each a second time, for [`ArrayOfMaps`] does not lend its descriptor.
@@ -67,7 +87,8 @@ pub struct Kernel {
 /// An inner map that nobody else can reach yet.
 pub struct Made<T> {
     pub table: Table<T>,
-    map: Option<MapData>,
+    /// The extents of slots, or the one map.
+    maps: Vec<MapData>,
 }
 
 impl Kernel {
@@ -98,6 +119,20 @@ impl Kernel {
         };
         let entries = map.info()?.max_entries() as usize;
         Ok(Some(Table::map(map.fd().as_fd(), entries)?))
+    }
+
+    /// Opens the extents of a pool's slots, or of their openings, as one table; nothing if one of them is missing.
+    pub fn open_extents<T: Record>(&self, outer: Outer, pool: u16, ports: u16) -> Result<Option<Table<T>>> {
+        let array = self.array(outer);
+        let mut maps = Vec::new();
+        for place in outer.places(pool).take(u32::from(ports).div_ceil(EXTENT) as usize) {
+            match array.get(&place, 0) {
+                Ok(map) if map.info()?.max_entries() == EXTENT => maps.push(map),
+                Ok(_) | Err(MapError::KeyNotFound) => return Ok(None),
+                Err(error) => return Err(error).with_context(|| format!("cannot open {}[{place}]", outer.name())),
+            }
+        }
+        Ok(Some(Table::joined(&descriptors(&maps), EXTENT as usize, ports.into())?))
     }
 
     /// Which interface number the kernel program finds for an interface.
@@ -135,19 +170,32 @@ impl Tables {
     /// Makes an inner map of `entries` records, zeroed.
     pub(super) fn make<T: Record>(&self, outer: Outer, entries: u32) -> Result<Made<T>> {
         if self.kernel.is_none() {
-            return Ok(Made { table: Table::anonymous(entries as usize)?, map: None });
+            return Ok(Made { table: Table::anonymous(entries as usize)?, maps: Vec::new() });
         }
         let name = outer.name();
-        let fd = sys::bpf::create_array(name, size_of::<T>() as u32, entries, MAPPED | INNER)
-            .with_context(|| format!("cannot make an inner map of {name} with {entries} entries"))?;
-        let table = Table::map(fd.as_fd(), entries as usize)?;
-        Ok(Made { table, map: Some(MapData::from_fd(fd)?) })
+        let (count, each, flags) = match outer {
+            Outer::Slots | Outer::Openings => (entries.div_ceil(EXTENT), EXTENT, MAPPED),
+            _ => (1, entries, MAPPED | INNER),
+        };
+        let one = |_| -> Result<MapData> {
+            let fd = sys::bpf::create_array(name, size_of::<T>() as u32, each, flags)
+                .with_context(|| format!("cannot make an inner map of {name} with {each} entries"))?;
+            Ok(MapData::from_fd(fd)?)
+        };
+        let maps = (0..count).map(one).collect::<Result<Vec<_>>>()?;
+        let table = if let [map] = &maps[..] {
+            Table::map(map.fd().as_fd(), entries as usize)?
+        } else {
+            Table::joined(&descriptors(&maps), each as usize, entries as usize)?
+        };
+        Ok(Made { table, maps })
     }
 
     /// Puts an inner map in its place; the kernel program finds it from now on.
     pub(super) fn install<T: Record>(&self, outer: Outer, place: u16, made: &Made<T>) -> Result<()> {
-        let (Some(kernel), Some(map)) = (&self.kernel, &made.map) else { return Ok(()) };
-        let result = kernel.array(outer).set(u32::from(place), map, 0);
+        let Some(kernel) = &self.kernel else { return Ok(()) };
+        let fd = kernel.outer[outer as usize].1.fd().as_fd();
+        let result = sys::bpf::set_inner_maps(fd, outer.first(place), &descriptors(&made.maps));
         result.with_context(|| format!("cannot set {}[{place}]", outer.name()))
     }
 
@@ -155,13 +203,20 @@ impl Tables {
     pub(super) fn delete(&self, outer: Outer, place: u16) -> Result<()> {
         let Some(kernel) = &self.kernel else { return Ok(()) };
         let fd = kernel.outer[outer as usize].1.fd().as_fd();
-        match sys::bpf::delete_inner_map(fd, u32::from(place)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot empty {}[{place}]", outer.name()))
+        for place in outer.places(place) {
+            match sys::bpf::delete_inner_map(fd, place) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot empty {}[{place}]", outer.name()));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
+}
+
+fn descriptors(maps: &[MapData]) -> Vec<BorrowedFd<'_>> {
+    maps.iter().map(|map| map.fd().as_fd()).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

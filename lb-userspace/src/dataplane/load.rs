@@ -1,12 +1,12 @@
 //! Loading the programs onto the tables: new ones, or those that an earlier run has pinned.
 
-use std::{fs, mem::offset_of, os::fd::AsFd, path::PathBuf};
+use std::{fs, mem::offset_of, os::fd::AsFd, panic::resume_unwind, path::PathBuf, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     maps::MapData,
-    programs::{SchedClassifier, Xdp},
+    programs::{Program, SchedClassifier, Xdp},
 };
 use aya_obj::programs::XdpAttachType;
 use lb_common::layout::{self, Meta};
@@ -162,17 +162,27 @@ fn is_known<T>(name: &str, known: &[(&str, T)]) -> bool {
     name.starts_with('.') || known.iter().any(|(wanted, _)| *wanted == name)
 }
 
+/// The kernel takes longest for verifying the two large ones, so all are loaded at the same time.
 fn load_and_pin(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
-    let xdp: &mut Xdp = ebpf.program_mut(XDP).context("the object has no XDP program")?.try_into()?;
-    xdp.load().context("the kernel refuses the XDP program")?;
-    replace_pin(next(pins, XDP), |path| Ok(xdp.pin(path)?))?;
-    for name in [TC, OUT] {
+    thread::scope(|scope| {
+        let loading: Vec<_> =
+            ebpf.programs_mut().map(|(name, program)| scope.spawn(move || load_program(name, program))).collect();
+        loading.into_iter().try_for_each(|loaded| loaded.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })?;
+    for name in [XDP, TC, OUT] {
         let program = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
-        let tc: &mut SchedClassifier = program.try_into()?;
-        tc.load().with_context(|| format!("the kernel refuses the TC program {name}"))?;
-        replace_pin(next(pins, name), |path| Ok(tc.pin(path)?))?;
+        replace_pin(next(pins, name), |path| Ok(program.pin(path)?))?;
     }
     Ok(())
+}
+
+fn load_program(name: &str, program: &mut Program) -> Result<()> {
+    let loaded = match program {
+        Program::Xdp(xdp) => xdp.load(),
+        Program::SchedClassifier(tc) => tc.load(),
+        _ => bail!("the object has a program {name} of a kind that its controller does not know"),
+    };
+    loaded.with_context(|| format!("the kernel refuses the program {name}"))
 }
 
 fn next(pins: &Pins, program: &str) -> PathBuf {

@@ -319,17 +319,14 @@ impl Tables {
 
     fn adopt_inner(&mut self, kernel: &Kernel) -> Result<()> {
         for (number, record) in numbered(&self.pools).filter(|(_, record)| record.state == ACTIVE) {
-            let slots = kernel.open_inner(Outer::Slots, number)?;
-            let openings = kernel.open_inner(Outer::Openings, number)?;
+            let slots = kernel.open_extents(Outer::Slots, number, record.ports)?;
+            let openings = kernel.open_extents(Outer::Openings, number, record.ports)?;
             let (Some(slots), Some(openings), Some(free)) = (slots, openings, kernel.open_inner(Outer::Free, number)?)
             else {
                 bail!("pool {number} has no slots: the tables are damaged");
             };
-            if slots.len() != usize::from(record.ports)
-                || openings.len() != slots.len()
-                || free.len() != slots::free_lines(record.ports.into()) as usize
-            {
-                bail!("pool {number} has {} slots, not {}: the tables are damaged", slots.len(), record.ports);
+            if free.len() != slots::free_lines(record.ports.into()) as usize {
+                bail!("pool {number} has {} lines of free slots: the tables are damaged", free.len());
             }
             tables::write(&self.slots)[usize::from(number)] = Some(Arc::new(Slots::new(number, slots, openings, free)));
         }

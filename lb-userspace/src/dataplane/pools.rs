@@ -3,7 +3,9 @@
 use std::{
     mem::offset_of,
     net::{IpAddr, SocketAddr},
+    panic::resume_unwind,
     sync::{Arc, atomic::Ordering},
+    thread,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -72,9 +74,15 @@ impl Tables {
         let slots = self.make::<Slot>(Outer::Slots, ports)?;
         let openings = self.make::<Opening>(Outer::Openings, ports)?;
         let free = self.make::<FreeLine>(Outer::Free, free_lines(ports))?;
-        self.install(Outer::Slots, number, &slots)?;
-        self.install(Outer::Openings, number, &openings)?;
-        self.install(Outer::Free, number, &free)?;
+        // Each waits until no program uses what stood there before (RCU): all of them at the same time.
+        thread::scope(|scope| {
+            let others = [
+                scope.spawn(|| self.install(Outer::Slots, number, &slots)),
+                scope.spawn(|| self.install(Outer::Openings, number, &openings)),
+            ];
+            self.install(Outer::Free, number, &free)?;
+            others.into_iter().try_for_each(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        })?;
         let slots = Slots::new(number, slots.table, openings.table, free.table);
         let first = if new.upper_first { new.ports / 2 } else { 0 };
         slots.fill(&self.rings, first, |slot| new.reserved.contains(&(new.first_port + slot)));

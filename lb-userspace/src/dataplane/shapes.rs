@@ -9,7 +9,7 @@ use lb_common::{
     hash,
     layout::{
         Backend, ConnectTimes, EVENTS_BYTES, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAX_BACKENDS,
-        MAX_INTERFACES, MAX_SERVICES, Meta, POOL_BITS, Pool, Ring, Service, SlowStart, Trace,
+        MAX_INTERFACES, MAX_SERVICES, Meta, POOL_BITS, POOL_EXTENTS, Pool, Ring, Service, SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -70,8 +70,8 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("CONNECT_TIMES", mapped(size_of::<ConnectTimes>(), MAX_BACKENDS)),
         ("SLOW_STARTS", mapped(size_of::<SlowStart>(), MAX_BACKENDS)),
         ("INDEX", mapped(8 * hash::BUCKET as usize, buckets)),
-        ("SLOTS", outer(1 << POOL_BITS)),
-        ("OPENINGS", outer(1 << POOL_BITS)),
+        ("SLOTS", outer(POOL_EXTENTS << POOL_BITS)),
+        ("OPENINGS", outer(POOL_EXTENTS << POOL_BITS)),
         ("FREE", outer(1 << POOL_BITS)),
         ("HALF_OPEN", outer(MAX_SERVICES)),
         ("MAGLEV", outer(MAX_SERVICES)),

@@ -38,6 +38,74 @@ pub fn delete_inner_map(array_of_maps: BorrowedFd<'_>, index: u32) -> io::Result
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The part of `union bpf_attr` for BPF_MAP_UPDATE_ELEM.
+#[repr(C)]
+struct UpdateElement {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The part of `union bpf_attr` for BPF_MAP_UPDATE_BATCH.
+#[repr(C)]
+struct UpdateBatch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
+
+/// Puts inner maps into an array of maps, from `first` on. Every command waits until no program uses what stood there
+/// before (RCU), so several go by one command, where the kernel knows that (5.19).
+pub fn set_inner_maps(array_of_maps: BorrowedFd<'_>, first: u32, maps: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let map_fd = array_of_maps.as_raw_fd() as u32;
+    let values: Vec<u32> = maps.iter().map(|map| map.as_raw_fd() as u32).collect();
+    let keys: Vec<u32> = (first..).take(values.len()).collect();
+    if let [_, _, ..] = &values[..] {
+        let mut batch = UpdateBatch {
+            in_batch: 0,
+            out_batch: 0,
+            keys: keys.as_ptr() as u64,
+            values: values.as_ptr() as u64,
+            count: values.len() as u32,
+            map_fd,
+            element_flags: 0,
+            flags: 0,
+        };
+        let size = size_of::<UpdateBatch>();
+        // SAFETY: keys and values live through the call and are `count` each; the kernel writes `count` back.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &raw mut batch, size) };
+        if result == 0 {
+            return Ok(());
+        }
+    }
+    for (key, value) in keys.iter().zip(&values) {
+        let attributes = UpdateElement {
+            map_fd,
+            padding: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value: std::ptr::from_ref(value) as u64,
+            flags: 0,
+        };
+        let size = size_of::<UpdateElement>();
+        // SAFETY: the attributes, key and value live through the call; the kernel writes nothing.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const attributes, size) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// The part of `union bpf_attr` for BPF_OBJ_GET.
 #[repr(C)]
 struct ObjectGet {

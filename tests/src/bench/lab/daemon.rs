@@ -18,8 +18,9 @@ use crate::{
     topology::{PORT, Topology, VIP},
 };
 
-/// Client hosts and backends for so many connections: a process holds 15,000 at most, an address has 64,511 ports.
-const CLIENTS: u8 = 2;
+/// Client hosts and backends for so many connections: a process holds 20,000 at most, and above 32,000 connections from an
+/// address to one port each connect looks for a port among all that are taken.
+const CLIENTS: u8 = 4;
 const BACKENDS: u8 = 8;
 const VIP_PORT: SocketAddrV4 = SocketAddrV4::new(VIP, PORT);
 
