@@ -203,8 +203,8 @@ async fn findings_come_spread_over_the_interval_at_the_pace_and_end_when_nobody_
         times.entry(finding.backend).or_default().push((finding.at - begin) / 1_000_000);
     }
     assert!(times[&2][0] >= 200, "half an interval after the first: {times:?}");
-    assert!(times[&2][2] - times[&2][0] < 400, "three failures within an interval: {times:?}");
-    assert!(times[&1][3] - times[&1][2] >= 380, "settled: {times:?}");
+    assert!(times[&2][2] - times[&2][0] < 700, "three failures in less than two intervals: {times:?}");
+    assert!(times[&1][3] - times[&1][2] >= 250, "settled: {times:?}");
     prober.watch(Vec::new());
     while let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(900), found.recv()).await {}
     prober.hurry(1);
