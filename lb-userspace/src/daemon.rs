@@ -335,7 +335,7 @@ impl Daemon {
                     }
                 }
                 events = self.vrrp.events() => self.vrrp_events(&events?),
-                news = self.sync.news() => self.sync_news(news?),
+                news = self.sync.news() => self.sync_said(news),
                 _ = test.tick(), if self.vrrp.is_running() => self.look_at_usefulness().await,
                 () = tokio::time::sleep(deadline) => self.turn(),
             }

@@ -233,7 +233,21 @@ impl Daemon {
 
     // ---- what the thread says ----
 
-    pub(super) fn sync_news(&mut self, news: News) {
+    /// A thread that has died costs failovers their connections, nothing else: the balancing goes on.
+    pub(super) fn sync_said(&mut self, news: Result<News>) {
+        match news {
+            Ok(news) => self.sync_news(news),
+            Err(error) => {
+                self.sync.end();
+                self.set_territory();
+                self.tell_vrrp_of_flows();
+                let text = format!("{error:#}: connections would not survive a failover; restart evenkeel");
+                self.tell(Notice::daemon(Level::Error, Kind::Sync, text));
+            }
+        }
+    }
+
+    fn sync_news(&mut self, news: News) {
         match news {
             News::Standings(standings) => {
                 self.sync.standings = standings;

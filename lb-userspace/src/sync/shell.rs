@@ -312,7 +312,11 @@ impl Shell {
                 Some(ends) = ended.recv() => self.ended(&ends),
                 changed = addresses.changed() => {
                     changed?;
-                    self.addresses = addresses.everywhere().await?;
+                    match addresses.everywhere().await {
+                        Ok(found) => self.addresses = found,
+                        // A kernel that is busy; what was known counts until the next change.
+                        Err(error) => log::warn!("flow sync: {error:#}"),
+                    }
                 }
                 () = readable(self.socket.as_ref()) => self.receive(&mut buffer),
             }
