@@ -171,6 +171,8 @@ pub struct Machine {
     healed_at: Option<u64>,
     announced: u64,
     answered: u64,
+    /// In MASTER: another host has claimed one of our addresses.
+    disputed: bool,
     /// Two owners: until when to listen whether the other gives in.
     contest: Option<Contest>,
 }
@@ -208,6 +210,7 @@ impl Machine {
             refresh_at: None,
             healed_at: None,
             announced: 0,
+            disputed: false,
             answered: 0,
             contest: None,
         }
@@ -439,9 +442,9 @@ impl Machine {
     fn heard_in_master(&mut self, heard: Heard, now: u64, out: &mut Vec<Output>) {
         let ours = self.priority();
         if heard.priority == RESIGN {
-            out.push(Output::Advertise(ours));
+            // Another MASTER was here, and who listened to it has to learn where we are.
             self.advert_at = Some(now + self.settings.interval);
-            return;
+            return self.lower_heard(heard, now, out);
         }
         let higher_address = self.source.is_some_and(|own| heard.source > own);
         if heard.priority == OWNER && ours == OWNER {
@@ -453,7 +456,11 @@ impl Machine {
         self.lower_heard(heard, now, out);
     }
 
+    /// If there were two for a while the better one may never have heard of us: our last word lets it tell the segment.
     fn outranked(&mut self, heard: Heard, now: u64, out: &mut Vec<Output>) {
+        if self.disputed {
+            out.push(Output::Advertise(RESIGN));
+        }
         self.leave_master(State::Backup, Why::Outranked(heard.source), now, out);
         self.heard_in_backup(heard, now);
     }
@@ -493,6 +500,7 @@ impl Machine {
     }
 
     fn claimed(&mut self, now: u64, out: &mut Vec<Output>) {
+        self.disputed = true;
         out.push(Output::Notice(Notice::Claimed));
         if now >= self.announced + SECOND {
             self.announce(now, out);
@@ -599,7 +607,7 @@ impl Machine {
         self.transitions += u64::from(from != State::Init && to != State::Init);
         (self.advert_at, self.delayed_at, self.refresh_at, self.healed_at) = (None, None, None, None);
         (self.contest, self.master, self.down, self.hold_until) = (None, None, None, None);
-        (self.ready, self.yields) = (false, false);
+        (self.ready, self.yields, self.disputed) = (false, false, false);
         if to == State::Backup {
             self.learnt = self.settings.interval;
             self.wait(Why::Silence, now);

@@ -292,9 +292,19 @@ fn the_answer_to_a_lower_master_does_not_move_the_beat_and_a_storm_is_not_answer
 }
 
 #[test]
-fn a_master_answers_a_resignation_with_an_advertisement() {
+fn a_master_answers_a_resignation_with_an_advertisement_and_tells_the_segment_for_there_were_two() {
     let mut host = Host::master(settings(100));
-    assert_eq!(host.hear(2, 0), [Advertise(100)]);
+    let two = Output::Notice(Notice::LowerMaster { from: ip(2), priority: 0 });
+    assert_eq!(host.hear(2, 0), [Advertise(100), Announce, two]);
+}
+
+#[test]
+fn a_master_whose_addresses_were_claimed_resigns_when_it_gives_way_for_it_may_never_have_been_heard() {
+    let mut host = Host::master(settings(100));
+    assert_eq!(host.hear(2, 150)[0], Release, "it is preempted in order");
+    let mut host = Host::master(settings(100));
+    host.input(Input::Claimed);
+    assert_eq!(host.hear(2, 150)[..2], [Advertise(RESIGN), Release]);
 }
 
 #[test]
