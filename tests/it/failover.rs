@@ -175,7 +175,7 @@ fn crash_and_back(setup: &Setup, held: u64) {
     let rate = 200;
     let mut pair = setup.start();
     let mut holding = pair.hold(held);
-    let options = [VIP, "--rate", "200", "--parallel", "1000", "--seconds", "120"];
+    let options = [VIP, "--rate", "200", "--parallel", "1000", "--seconds", "120", "--every", "0.1"];
     let storm = storm::start(pair.lab.client(), &options).expect("storm");
     knows(&pair.two, held);
 
@@ -187,6 +187,8 @@ fn crash_and_back(setup: &Setup, held: u64) {
     becomes(&pair.two, "BACKUP");
     let back = all_answer(&mut holding, held, &pair);
 
+    let goes_on = || storm.latest().ok().filter(|so_far| so_far.done > 2 * rate).map(drop);
+    wait::until("new connections go on", SOON, goes_on).expect("new connections");
     let report = storm.stop(SOON).expect("its report");
     println!(
         "{}: {held} held: answers within {after:.0} ms after the crash, {back:.0} ms after it was back; {report:?}",

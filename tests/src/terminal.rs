@@ -44,6 +44,8 @@ impl Terminal {
         let mut session = Command::new("setsid");
         session.arg("--ctty").arg(command.get_program()).args(command.get_args());
         session.env("TERM", "xterm-256color").env("LANG", "C.UTF-8").env_remove("LC_ALL").env_remove("NO_COLOR");
+        // What a panic says is looked for on the screen; a trace after it would push it off.
+        session.env_remove("RUST_BACKTRACE");
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => session.env(name, value),
