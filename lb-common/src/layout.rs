@@ -33,7 +33,7 @@ pub const SYN_OPTIONS: usize = 40;
 pub const CONNECT_TIME_BUCKETS: usize = 64;
 
 /// A number for all layouts of this file: raised by hand with every change of a record or of its meaning.
-pub const HASH: u64 = 0x4556_4b4c_0000_0009;
+pub const HASH: u64 = 0x4556_4b4c_0000_000a;
 
 /// The oldest layout whose tables may be taken over as they are: since then words that were zero have got a meaning, and
 /// zero is right for them, or there are more maps. Whoever changes more than that raises this to the new [`HASH`].
@@ -177,11 +177,13 @@ pub struct Pool {
     /// When anything came from the backend last, in [`ticks`]; brought up to date once in [`HEARD_STEP`]. Written by the
     /// kernel program.
     pub heard: u32,
+    /// When a client's segment was sent on to the backend last, likewise; SYNs and RSTs do not count.
+    pub sent: u32,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 2],
 }
 
-/// How old [`Pool::heard`] gets before the kernel program writes it anew, in ticks: its cache line is read for every
+/// How old [`Pool::heard`] and [`Pool::sent`] get before the kernel program writes them anew, in ticks: their cache line is read for every
 /// packet on every CPU, and must not be written as often.
 pub const HEARD_STEP: u32 = 32;
 

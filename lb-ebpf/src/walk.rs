@@ -91,16 +91,17 @@ fn from_client<F: Frame>(frame: F, segment: Segment, number: u32, listener: *mut
     let key = flow_key(segment.source, segment.source_port, number as u16);
     let outcome = match index::find(key, mix(maps::seed(), key)) {
         Some(found) => {
-            if found.ctl.0 as u8 == State::Established as u8 && segment.flags & CONTROL == 0 {
-                // SAFETY: from a map lookup.
-                unsafe { note_client(frame, segment, found.record) };
-                return to_backend(frame, segment, found.pool << 16 | found.slot);
-            }
+            let place = found.pool << 16 | found.slot;
             if is_tracked(segment, found.ctl.state()) {
-                // SAFETY: as above.
-                unsafe { note_client(frame, segment, found.record) };
+                let Some(pool) = maps::POOLS.get_ptr_mut(found.pool) else { return F::DROP };
+                // SAFETY: from map lookups.
+                unsafe { note_client(frame, segment, found.record, pool) };
+                if found.ctl.0 as u8 == State::Established as u8 && segment.flags & CONTROL == 0 {
+                    // SAFETY: as above.
+                    return unsafe { to_backend(frame, segment, pool, place) };
+                }
             }
-            flow::from_client(found.pool << 16 | found.slot, segment.flags as u32, segment.sequence)
+            flow::from_client(place, segment.flags as u32, segment.sequence)
         }
         None => {
             let Some(interface) = interface_of(frame.ingress()) else { return passed::<F>(Reason::NotOurs) };
@@ -137,7 +138,7 @@ fn from_backend<F: Frame>(frame: F, segment: Segment, number: u32, pool: *mut Po
     let Some(record) = slots::get(number, slot as u32) else { return passed::<F>(Reason::NotOurs) };
     let now = clock::ticks();
     // SAFETY: from a map lookup.
-    unsafe { note_life(pool, now) };
+    unsafe { note(&raw mut (*pool).heard, now) };
     // SAFETY: from a map lookup.
     let ctl = unsafe { atomic::load(&raw const (*record).ctl) };
     if is_tracked(segment, Ctl(ctl).state()) {
@@ -171,7 +172,11 @@ fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: boo
         _ => return F::DROP,
     }
     if client {
-        return to_backend(frame, segment, place);
+        return match maps::POOLS.get_ptr_mut(place >> 16) {
+            // SAFETY: from a map lookup.
+            Some(pool) => unsafe { to_backend(frame, segment, pool, place) },
+            None => F::DROP,
+        };
     }
     match flow::at(place) {
         // SAFETY: from a map lookup.
@@ -190,9 +195,11 @@ fn is_tracked(segment: Segment, state: State) -> bool {
 
 /// Sequence end, acknowledgement, time and next hop of a segment from the client.
 #[inline(always)]
-unsafe fn note_client<F: Frame>(frame: F, segment: Segment, record: *mut Slot) {
-    // SAFETY: the caller's pointer is from a map lookup.
+unsafe fn note_client<F: Frame>(frame: F, segment: Segment, record: *mut Slot, pool: *mut Pool) {
+    let now = clock::ticks();
+    // SAFETY: the caller's pointers are from map lookups.
     unsafe {
+        note(&raw mut (*pool).sent, now);
         learn_hop(frame, record);
         let end = advance((*record).end_client, segment.end());
         if end != (*record).end_client {
@@ -202,7 +209,7 @@ unsafe fn note_client<F: Frame>(frame: F, segment: Segment, record: *mut Slot) {
         if segment.flags & ACK != 0 && acknowledges(segment, known, (*record).end_backend) {
             (*record).ack_client = segment.acknowledgement;
         }
-        touch(record, clock::ticks());
+        touch(record, now);
     }
 }
 
@@ -223,13 +230,13 @@ unsafe fn note_backend(segment: Segment, record: *mut Slot, now: u32) {
     }
 }
 
-/// The backend lives. Written seldom: every CPU reads this line for every packet.
+/// Notes the time in a pool. Written seldom: every CPU reads this line for every packet.
 #[inline(always)]
-unsafe fn note_life(pool: *mut Pool, now: u32) {
+unsafe fn note(time: *mut u32, now: u32) {
     // SAFETY: the caller's pointer is from a map lookup.
     unsafe {
-        if now.wrapping_sub((*pool).heard) >= HEARD_STEP {
-            (*pool).heard = now;
+        if now.wrapping_sub(*time) >= HEARD_STEP {
+            *time = now;
         }
     }
 }
@@ -307,9 +314,8 @@ fn save_syn<F: Frame>(frame: F, segment: Segment, place: u32) {
 
 /// Sends a segment of the client on to its backend.
 #[inline(always)]
-fn to_backend<F: Frame>(frame: F, segment: Segment, place: u32) -> i32 {
-    let Some(pool) = maps::POOLS.get_ptr_mut(place >> 16) else { return F::DROP };
-    // SAFETY: from a map lookup.
+unsafe fn to_backend<F: Frame>(frame: F, segment: Segment, pool: *mut Pool, place: u32) -> i32 {
+    // SAFETY: the caller's pointer is from a map lookup.
     let (hop, source, destination, source_port, destination_port) = unsafe {
         (
             atomic::load(&raw const (*pool).hop),

@@ -227,8 +227,14 @@ impl View for Fake {
     }
 
     fn heard(&self, pool: u16) -> u32 {
-        // Of the others everything is heard at once, which is what a tick that lies ahead means.
-        self.heard.get(&pool).copied().unwrap_or(1 << 30)
+        // Of the others everything is answered at once, which is what a tick that lies ahead means.
+        self.heard.get(&pool).copied().unwrap_or(self.sent(pool) + (1 << 15))
+    }
+
+    fn sent(&self, pool: u16) -> u32 {
+        let first = Place { pool, slot: 0 };
+        let of_pool = self.slots.range(first..).take_while(|(place, _)| place.pool == pool);
+        of_pool.map(|(_, (_, slot))| slot.last_seen).max().unwrap_or(0)
     }
 
     fn half_open_head(&self, service: u16) -> u32 {

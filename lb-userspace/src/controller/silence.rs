@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
-    layout::ticks,
+    layout::{HEARD_STEP, ticks},
     slot::{Ctl, State},
 };
 
@@ -38,6 +38,8 @@ const SECOND: u64 = 1_000_000_000;
 /// A client's packet this much later than the last one of the backend is one that waits for an answer, not the
 /// acknowledgement of what the backend has sent (at most 200 ms late in Linux). Nanoseconds.
 const UNANSWERED: u64 = 250_000_000;
+/// How far a tick may lie ahead, in ticks: a minute.
+const AHEAD: u32 = 1 << 16;
 
 /// A backend that is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +72,10 @@ struct Watch {
     doubt: Option<Doubt>,
     /// Not to be walked over before.
     rest_until: u64,
+    /// When clients had sent last as the walk began.
+    sent: u32,
+    /// The same of the last whole walk that found nobody who waits.
+    nobody_since: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -164,20 +170,29 @@ impl Watch {
         self.walked = 0;
     }
 
-    /// Looks for a connection whose client waits for an answer.
+    /// Looks for a connection whose client waits for an answer, if anybody may: idle connections are not walked over.
     fn search<V: View>(&mut self, heard: u32, subject: &Subject, step: u64, turn: &mut Turn<V>) -> u64 {
-        if turn.now < self.rest_until {
+        let now = turn.now;
+        if now < self.rest_until {
             return self.rest_until;
         }
-        if !self.walk(subject, 1, turn, &|head| spoke_after(head.last_seen, heard)).is_empty() {
-            self.begin(heard, turn.now);
-            return turn.now;
+        if self.walked == 0 {
+            let sent = last_sent(subject, turn.view, now);
+            if !may_wait(sent, heard, now) || self.nobody_since == Some(sent) {
+                return now + step;
+            }
+            self.sent = sent;
+        }
+        if !self.walk(subject, 1, turn, &|head| spoke_after(head.last_seen, heard, now)).is_empty() {
+            self.begin(heard, now);
+            return now;
         }
         if !self.is_round(subject, turn.view) {
-            return turn.now + SOON;
+            return now + SOON;
         }
         self.walked = 0;
-        self.rest_until = turn.now + step;
+        self.nobody_since = Some(self.sent);
+        self.rest_until = now + step;
         self.rest_until
     }
 
@@ -246,18 +261,31 @@ fn last_heard(subject: &Subject, view: &impl View, now: u64) -> Option<u32> {
     subject.pools.iter().map(|pool| view.heard(*pool)).min_by_key(|heard| since(*heard, now))
 }
 
+/// When a client's segment was sent on to the backend last, in ticks.
+fn last_sent(subject: &Subject, view: &impl View, now: u64) -> u32 {
+    subject.pools.iter().map(|pool| view.sent(*pool)).min_by_key(|sent| since(*sent, now)).unwrap_or(0)
+}
+
+/// Whether the last segment that was sent on can be one that [`spoke_after`] the backend; the time of it is up to
+/// `HEARD_STEP` behind.
+fn may_wait(sent: u32, heard: u32, now: u64) -> bool {
+    since(heard, now) >= since(sent, now) + UNANSWERED.saturating_sub(u64::from(HEARD_STEP + 1) << 20)
+}
+
 /// When anything came from any of `pools` last, CLOCK_MONOTONIC in nanoseconds.
 pub fn heard_at(pools: &[u16], view: &impl View, now: u64) -> u64 {
     pools.iter().map(|pool| now.saturating_sub(since(view.heard(*pool), now))).max().unwrap_or(0)
 }
 
-/// How long ago a tick was, in nanoseconds. One that lies ahead is a packet that came after `now` was read.
+/// How long ago a tick was, in nanoseconds: up to 52 days, for of a host that stands by nothing may be heard for weeks. One
+/// that lies a little ahead is a packet that came after `now` was read.
 fn since(tick: u32, now: u64) -> u64 {
-    ((ticks(now).wrapping_sub(tick) as i32).max(0) as u64) << 20
+    let age = ticks(now).wrapping_sub(tick);
+    if age > u32::MAX - AHEAD { 0 } else { u64::from(age) << 20 }
 }
 
-fn spoke_after(last_seen: u32, heard: u32) -> bool {
-    last_seen.wrapping_sub(heard) as i32 >= ticks(UNANSWERED) as i32
+fn spoke_after(last_seen: u32, heard: u32, now: u64) -> bool {
+    since(heard, now) >= since(last_seen, now) + UNANSWERED
 }
 
 #[cfg(test)]

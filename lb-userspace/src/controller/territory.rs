@@ -81,6 +81,10 @@ impl<V: View> View for Ours<'_, V> {
         self.view.heard(pool)
     }
 
+    fn sent(&self, pool: u16) -> u32 {
+        self.view.sent(pool)
+    }
+
     fn half_open_head(&self, service: u16) -> u32 {
         self.view.half_open_head(service)
     }

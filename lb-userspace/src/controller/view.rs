@@ -48,6 +48,8 @@ pub trait View {
     fn slow_until(&self, backend: u16) -> u64;
     /// When anything came from a pool's backend last, in `layout::ticks`; up to `layout::HEARD_STEP` behind.
     fn heard(&self, pool: u16) -> u32;
+    /// When a client's segment was sent on to a pool's backend last, likewise.
+    fn sent(&self, pool: u16) -> u32;
     /// How many half-open flows a service has had so far, modulo 2^32.
     fn half_open_head(&self, service: u16) -> u32;
     /// The cells of a service's ring of half-open flows: place and the low 31 bits of the generation. Most are stale.

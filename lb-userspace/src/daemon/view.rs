@@ -29,6 +29,10 @@ impl View for Tables {
         Tables::heard(self, pool)
     }
 
+    fn sent(&self, pool: u16) -> u32 {
+        Tables::sent(self, pool)
+    }
+
     fn half_open_head(&self, service: u16) -> u32 {
         self.service(service).half_open
     }

@@ -53,6 +53,11 @@ impl Tables {
         self.pools.word32(pool.into(), offset_of!(Pool, heard)).load(Ordering::Relaxed)
     }
 
+    /// When a client's segment was sent on to a pool's backend last, in ticks.
+    pub fn sent(&self, pool: u16) -> u32 {
+        self.pools.word32(pool.into(), offset_of!(Pool, sent)).load(Ordering::Relaxed)
+    }
+
     fn pool_place(&self, backend: SocketAddr, snat: IpAddr) -> Result<u16> {
         let (octets, port, source) = (mapped(backend.ip()), backend.port().to_be_bytes(), mapped(snat));
         let snat_word = ipv4_word(SocketAddr::new(snat, 0))?;
@@ -97,7 +102,8 @@ impl Tables {
             state: ACTIVE,
             hop: new.hop,
             heard: 0,
-            reserved: [0; 3],
+            sent: 0,
+            reserved: [0; 2],
         };
         self.pools.publish(number.into(), &record, offset_of!(Pool, state));
         Ok(number)

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use lab_ebpf::{HASH_ENTRIES, HEADERS};
 use lb_common::checksum::{difference, update};
 
-const TC_REDIRECT: i32 = 7;
+pub const TC_REDIRECT: i32 = 7;
 
 /// Client → a line as long as the hot one of a slot.
 #[btf_map]

@@ -2,7 +2,7 @@
 //!
 //! `replay_*_N` makes the next packet in the frame that it is run on, and goes on to the program in `NEXT[N]` by a tail
 //! call: the program that is measured sees a fresh packet of another flow each time, as on a wire. What the making costs
-//! is measured with the empty program.
+//! is measured by `making_*`, which sends the packet itself.
 
 #![no_std]
 #![no_main]
@@ -64,6 +64,26 @@ replay! {
     2 replay_xdp_2 replay_tc_2
     3 replay_xdp_3 replay_tc_3
     4 replay_xdp_4 replay_tc_4
+}
+
+/// Makes the next packet and sends it: what the making costs.
+#[xdp]
+pub fn making_xdp(ctx: XdpContext) -> u32 {
+    match make(ctx.data(), ctx.data_end()) {
+        Some(()) => xdp_action::XDP_TX,
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// Makes the next packet and sends it.
+#[classifier]
+pub fn making_tc(ctx: TcContext) -> i32 {
+    // SAFETY: as in `replay_tc_*`.
+    unsafe { bpf_skb_pull_data(ctx.skb.skb, HEADERS as u32) };
+    match make(ctx.data(), ctx.data_end()) {
+        Some(()) => compared::TC_REDIRECT,
+        None => FAILED,
+    }
 }
 
 /// No verdict of TC: the frame was too short or there was no program.

@@ -15,6 +15,7 @@ struct World {
     /// The backends that answer.
     alive: BTreeSet<u16>,
     asked: Vec<(u64, FlowAt)>,
+    turns: u64,
 }
 
 impl World {
@@ -30,7 +31,7 @@ impl World {
         let subject = |backend| Subject { backend, pools: vec![backend], connect_timeout };
         let subjects = (0..backends).map(subject).collect();
         let alive = (0..backends).collect();
-        World { tables, silence: Silence::default(), subjects, alive, asked: Vec::new() }
+        World { tables, silence: Silence::default(), subjects, alive, asked: Vec::new(), turns: 0 }
     }
 
     fn open(&mut self, backend: u16, count: u16) -> Vec<FlowAt> {
@@ -54,13 +55,13 @@ impl World {
 
     /// Turns whenever one is due, with `each` called every 10 ms; when a backend was found silent, and which.
     fn run(&mut self, from: u64, to: u64, mut each: impl FnMut(&mut World, u64)) -> Option<(u64, u16)> {
-        let mut turns = 0;
+        self.turns = 0;
         for now in (from..to).step_by(10 * MILLI as usize) {
             each(self, now);
             if now < self.silence.deadline() {
                 continue;
             }
-            turns += 1;
+            self.turns += 1;
             let look = self.silence.turn(&self.subjects, &self.tables, now);
             self.tables.act(&look.ask.iter().map(|flow| Action::Ask(*flow)).collect::<Vec<_>>());
             for flow in look.ask {
@@ -74,7 +75,7 @@ impl World {
             }
         }
         let most = (to - from) / SOON;
-        assert!(turns <= most, "{turns} turns");
+        assert!(self.turns <= most, "{} turns", self.turns);
         None
     }
 }
@@ -196,6 +197,36 @@ fn while_it_is_asked_it_is_in_doubt() {
     world.answer(0, START + 2 * SECOND);
     world.run(START + 2 * SECOND, START + 3 * SECOND, |_, _| ());
     assert!(!world.silence.is_in_doubt(0));
+}
+
+#[test]
+fn connections_that_are_all_idle_are_not_walked_over() {
+    let mut world = World::new(3, 2 * SECOND);
+    (0..3).for_each(|backend| drop(world.open(backend, 1000)));
+    assert_eq!(world.run(START + SECOND, START + 61 * SECOND, |_, _| ()), None);
+    assert!(world.turns <= 122, "{} turns", world.turns);
+}
+
+#[test]
+fn when_nobody_waits_any_more_it_is_found_out_once() {
+    let mut world = World::new(1, 2 * SECOND);
+    let flows = world.open(0, 100);
+    world.alive.clear();
+    world.client_speaks(flows[7], START + SECOND);
+    world.tables.end(flows[7]);
+    assert_eq!(world.run(START + SECOND, START + 61 * SECOND, |_, _| ()), None);
+    assert_eq!(world.asked, []);
+    assert!(world.turns <= 126, "{} turns", world.turns);
+}
+
+#[test]
+fn a_backend_that_was_not_heard_for_a_month_is_found_dead_like_any_other() {
+    let mut world = World::new(1, SECOND);
+    let flows = world.open(0, 100);
+    world.alive.clear();
+    let later = START + 30 * 86_400 * SECOND;
+    let speaks = |world: &mut World, now: u64| world.client_speaks(flows[3], now);
+    assert!(world.run(later, later + 10 * SECOND, speaks).is_some());
 }
 
 #[test]

@@ -147,6 +147,9 @@ fn every_slot_is_visited_once_in_a_walk() {
         fn heard(&self, pool: u16) -> u32 {
             self.0.heard(pool)
         }
+        fn sent(&self, pool: u16) -> u32 {
+            self.0.sent(pool)
+        }
         fn backend(&self, number: u16) -> lb_common::layout::Backend {
             self.0.backend(number)
         }

@@ -26,7 +26,8 @@ fn pool() -> Pool {
         state: ACTIVE,
         hop: Hop::new(BACKEND_MAC, 1),
         heard: 0,
-        reserved: [0; 3],
+        sent: 0,
+        reserved: [0; 2],
     }
 }
 

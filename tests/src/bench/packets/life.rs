@@ -71,7 +71,7 @@ impl Kind {
 
     /// What making the packets costs.
     fn calibrate(&self, replay: &mut Replay) -> Result<f64> {
-        Ok(replay.run(Subject::Empty, &self.stream(0), BATCH)?.ns)
+        Ok(replay.run(Subject::Making, &self.stream(0), BATCH)?.ns)
     }
 }
 
@@ -135,20 +135,16 @@ pub fn by_backends(hook: Hook, name: &str, results: &mut Results) -> Result<()> 
 fn one_round(replay: &mut Replay, first: &mut u32) -> Result<Vec<(&'static str, f64)>> {
     let kinds = kinds(replay);
     let mut seen = vec![(Vec::new(), Vec::new()); kinds.len()];
-    let mut empty = Vec::new();
     for _ in 0..PASSES {
         for (kind, (made, cost)) in kinds.iter().zip(&mut seen) {
             made.push(kind.calibrate(replay)?);
             cost.push(kind.run(replay, *first)?);
         }
-        empty.push(replay.empty(65_536)?);
         ended(replay)?;
         *first += BATCH;
     }
-    let empty = median(&empty).unwrap_or_default();
-    let cost = |(made, cost): &(Vec<f64>, Vec<f64>)| {
-        median(cost).unwrap_or_default() - median(made).unwrap_or_default() + empty
-    };
+    let cost =
+        |(made, cost): &(Vec<f64>, Vec<f64>)| median(cost).unwrap_or_default() - median(made).unwrap_or_default();
     Ok(kinds.iter().map(|kind| kind.name).zip(seen.iter().map(cost)).collect())
 }
 

@@ -2,7 +2,8 @@
 //!
 //! `BPF_PROG_TEST_RUN` repeats a program on one frame without putting it back: from the second time on, a program that
 //! rewrites would see its own output. So what is run is `replay_*` of tests/ebpf, which makes the next packet in place
-//! and goes on to the program that is measured. Its own cost is that of the same run with an empty program behind it.
+//! and goes on to the program that is measured. Its own cost is that of the same run by `making_*`, which sends the packet
+//! as it is.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -36,6 +37,8 @@ pub enum Subject {
     Rewrite,
     /// Enters clients in the kernel's hash table (XDP only; not measured).
     Enter,
+    /// No program: the making of the packets.
+    Making,
 }
 
 /// Whose packets are made.
@@ -116,7 +119,11 @@ impl Replay {
     pub fn run(&mut self, subject: Subject, stream: &Stream, packets: u32) -> Result<Run> {
         let (plan, frame) = self.plan(stream);
         self.plan.set(0, words(&plan), 0)?;
-        let program = format!("replay_{}_{}", hook_name(self.hook), subject as usize);
+        let hook = hook_name(self.hook);
+        let program = match subject {
+            Subject::Making => format!("making_{hook}"),
+            subject => format!("replay_{hook}_{}", subject as usize),
+        };
         let run = self.test_run(&program, &frame, packets).with_context(|| format!("{subject:?} by {program}"))?;
         let flow = plan.flow(stream.turn.wrapping_add(packets - 1));
         Ok(Run { ns: self.block_time(packets)?, flow, ..run })
@@ -129,13 +136,6 @@ impl Replay {
         let times: Vec<u64> = (0..blocks).map(|block| self.times.get(&block, 0)).collect::<Result<_, _>>()?;
         let blocks: Vec<_> = times.windows(2).map(|pair| (pair[1] - pair[0]) as f64 / f64::from(BLOCK)).collect();
         median(&blocks).context("a run of less than two blocks")
-    }
-
-    /// Nanoseconds of the empty program itself, without anything made and without a tail call. Whole ones: the kernel's
-    /// own measure, for there is nothing else to take the time.
-    pub fn empty(&mut self, packets: u32) -> Result<f64> {
-        let program = format!("empty_{}", hook_name(self.hook));
-        Ok(self.test_run(&program, &[0; 64], packets)?.ns)
     }
 
     fn test_run(&mut self, name: &str, frame: &[u8], packets: u32) -> Result<Run> {

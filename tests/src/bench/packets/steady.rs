@@ -66,7 +66,8 @@ pub fn by_flows(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
         }
     }
     let data = From::Clients(life::client_data(&replay));
-    cases.push(compared("rewrite", Subject::Rewrite, stream(data, 1)));
+    cases.push(compared("rewrite", Subject::Rewrite, stream(data.clone(), 1)));
+    cases.push(compared("empty", Subject::Empty, stream(data, 1)));
     cases.extend(strangers(&replay));
     measure(&mut replay, name, &cases, results)
 }
@@ -155,12 +156,9 @@ fn refused(replay: &Replay, segment: &Segment, flow: u32) -> Segment {
 /// All cases in each round, each next to the making of its packets.
 fn measure(replay: &mut Replay, name: &str, cases: &[Case], results: &mut Results) -> Result<()> {
     for round in 0..ROUNDS {
-        let empty = replay.empty(PACKETS)?;
         for case in cases {
-            let ns = case.round(replay, round)? + empty;
-            results.add(&format!("packets/{name}/{}", case.name), "ns", ns);
+            results.add(&format!("packets/{name}/{}", case.name), "ns", case.round(replay, round)?);
         }
-        results.add(&format!("packets/{name}/empty"), "ns", empty);
     }
     Ok(())
 }
@@ -174,7 +172,7 @@ impl Case {
         // Each goes on where the one before has ended.
         let stream = Stream { turn: round.wrapping_mul(self.packets), ..self.stream.clone() };
         let cost = self.run(replay, &stream)?;
-        Ok(cost - replay.run(Subject::Empty, &stream, self.packets)?.ns)
+        Ok(cost - replay.run(Subject::Making, &stream, self.packets)?.ns)
     }
 
     fn run(&self, replay: &mut Replay, stream: &Stream) -> Result<f64> {
