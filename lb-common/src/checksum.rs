@@ -31,6 +31,17 @@ pub const fn finish(sum: u64) -> u16 {
     !fold(sum)
 }
 
+/// Whether a TCP checksum is left for a device to finish, from what became of it when the kernel added `difference` to what
+/// its pseudo-header covers (inet_proto_csum_replace_by_diff): an unfinished one is a plain sum and grows by the difference,
+/// a finished one is the complement. Nothing: the difference is zero, and it cannot be known.
+#[inline(always)]
+pub const fn is_unfinished(before: u16, after: u16, difference: u64) -> Option<bool> {
+    if after != fold(before as u64 + difference) {
+        return Some(false);
+    }
+    if matches!(fold(difference), 0 | 0xffff) { None } else { Some(true) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,6 +56,22 @@ mod tests {
         let words = [0x0001, 0xf203, 0xf4f5, 0xf6f7];
         assert_eq!(fold(sum(&words)), 0xddf2);
         assert_eq!(fold(sum(&words) + u64::from(finish(sum(&words)))), 0xffff);
+    }
+
+    #[test]
+    fn an_unfinished_checksum_is_told_from_a_finished_one_by_any_difference_that_is_not_zero() {
+        for difference in (1..0x2_0000_u64).step_by(7).chain([0xffff, 0xfffe, 0x1_fffe, 0x1_2345_6789]) {
+            for before in (0..=u16::MAX).step_by(31).chain([0xffff]) {
+                let finished = is_unfinished(before, update(before, difference), difference);
+                let unfinished = is_unfinished(before, fold(u64::from(before) + difference), difference);
+                if difference % 0xffff == 0 {
+                    assert_ne!(finished, Some(true), "{difference:#x} {before:#x}");
+                    assert_eq!(unfinished, None, "{difference:#x} {before:#x}");
+                } else {
+                    assert_eq!((finished, unfinished), (Some(false), Some(true)), "{difference:#x} {before:#x}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use aya_ebpf::{
     },
 };
 use lb_common::{
-    checksum::{difference, finish, fold, update},
+    checksum::{difference, finish, fold, is_unfinished, update},
     layout::{Hop, Interface},
 };
 
@@ -364,6 +364,25 @@ impl TcFrame {
         Some(before == after)
     }
 
+    /// Brings the TCP checksum up to date, by one helper call mostly: its outcome shows whether the ports are in the sum.
+    #[inline(always)]
+    fn translate_checksum(self, addresses: u64, ports: u64) -> bool {
+        let Some(before) = self.tcp_checksum() else { return false };
+        self.change_checksum(addresses, BPF_F_PSEUDO_HDR);
+        let bytes = self.bytes();
+        if !bytes.has(field::PAYLOAD) {
+            return false;
+        }
+        let after = bytes.read(field::TCP_CHECKSUM);
+        match is_unfinished(before, after, addresses) {
+            Some(true) => {}
+            // SAFETY: bounds checked above.
+            Some(false) => unsafe { write(bytes.start, field::TCP_CHECKSUM, update(after, ports)) },
+            None => self.change_checksum(ports, 0),
+        }
+        true
+    }
+
     #[inline(always)]
     fn tcp_checksum(self) -> Option<u16> {
         let bytes = self.bytes();
@@ -429,9 +448,7 @@ impl Frame for TcFrame {
         let (addresses, ports) = differences(old, new);
         // SAFETY: bounds checked above.
         unsafe { write_translation(start, new, addresses) };
-        self.change_checksum(addresses, BPF_F_PSEUDO_HDR);
-        self.change_checksum(ports, 0);
-        true
+        self.translate_checksum(addresses, ports)
     }
 
     #[inline(always)]

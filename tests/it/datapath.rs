@@ -11,6 +11,7 @@ mod parsing;
 mod races;
 mod rules;
 mod schedulers;
+mod signs;
 mod slow_starts;
 mod trace;
 mod trying;
