@@ -57,12 +57,14 @@ pub fn measure(systems: &[System], connections: u32, rounds: usize, results: &mu
 
 fn one(stage: &Stage, count: u32) -> Result<Taken> {
     thread::sleep(SETTLE);
-    let before = taken(stage)?;
+    // A look at processes leaves objects in the slabs, so that of the slabs comes after the first one and before the second.
+    let processes = processes(stage);
+    let slab = slabs()?;
     let held = Held::open(stage.lab.client(), &stage.targets, count)?;
     thread::sleep(SETTLE);
-    let after = taken(stage)?;
+    let taken = Taken { slab: slabs()? - slab, processes: self::processes(stage) - processes };
     held.close()?;
-    Ok(Taken { slab: after.slab - before.slab, processes: after.processes - before.processes })
+    Ok(taken)
 }
 
 /// Processes of a client that hold connections.
@@ -102,12 +104,15 @@ impl Held {
     }
 }
 
-fn taken(stage: &Stage) -> Result<Taken> {
-    let slabs = fs::read_to_string("/proc/slabinfo").context("/proc/slabinfo")?;
+fn slabs() -> Result<f64> {
+    Ok(slab_bytes(&fs::read_to_string("/proc/slabinfo").context("/proc/slabinfo")?))
+}
+
+fn processes(stage: &Stage) -> f64 {
     let evenkeel = stage.evenkeel.as_ref().and_then(|evenkeel| evenkeel.id());
     let roots = stage.balancer.iter().map(Process::id).chain(evenkeel);
-    let processes = roots.flat_map(|root| family(root, &parents())).map(proportional).sum();
-    Ok(Taken { slab: slab_bytes(&slabs), processes })
+    let parents = parents();
+    roots.flat_map(|root| family(root, &parents)).map(proportional).sum()
 }
 
 /// Beginnings of the names of slabs that files and processes fill: they move with whatever else the machine does.
