@@ -268,6 +268,12 @@ impl Lab {
         let host = self.add_host(name)?;
         // No learning delay, no IPv6 chatter of its own.
         configure(&host, &["link add br0 type bridge forward_delay 0".into(), "link set br0 up".into()])?;
+        // A switch does not hand every frame to the IP firewall, as a kernel with br_netfilter does for a bridge.
+        if Path::new("/proc/sys/net/bridge").exists() {
+            for protocol in ["iptables", "ip6tables", "arptables"] {
+                host.sysctl(&format!("net.bridge.bridge-nf-call-{protocol}"), "0")?;
+            }
+        }
         Ok(host)
     }
 
