@@ -127,5 +127,24 @@ fn client_port(flow: u32) -> u16 {
     (CLIENT_PORT + (flow & 15) as u16).to_be()
 }
 
+/// What a balancer that only rewrites needs to know of the lab, see `bare_tc`. Addresses and ports as they stand in a
+/// packet, MAC addresses in the lower six bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Wiring {
+    /// The device, in and out.
+    pub ifindex: u64,
+    /// Its MAC address.
+    pub mac: u64,
+    /// What clients connect to.
+    pub vip: u64,
+    /// The servers' port and the balancer's.
+    pub port: u64,
+    /// The only client and its MAC address.
+    pub client: [u64; 2],
+    /// The three servers and their MAC addresses.
+    pub servers: [[u64; 2]; 3],
+}
+
 #[cfg(test)]
 mod tests;

@@ -13,18 +13,20 @@ pub struct Bar {
     pub what: String,
     pub limit: f64,
     pub measured: Option<Summary>,
+    /// The same of a balancer that only rewrites: lower than that it cannot be there.
+    pub bare: Option<Summary>,
 }
 
 impl Bar {
     /// A figure itself.
     pub fn of(results: &Results, what: &str, figure: &str, limit: f64) -> Bar {
-        Bar { what: what.to_owned(), limit, measured: results.summary(figure) }
+        Bar { what: what.to_owned(), limit, measured: results.summary(figure), bare: None }
     }
 
     /// What one system adds to its base, as a share of what another adds to its own; taken within each round.
     pub fn added(results: &Results, what: &str, ours: (&str, &str), theirs: (&str, &str), limit: f64) -> Bar {
         let added = |(of, base): (&str, &str)| differences(results.rounds(of), results.rounds(base));
-        Bar { what: what.to_owned(), limit, measured: Summary::of(&ratios(&added(ours), &added(theirs))) }
+        Bar { what: what.to_owned(), limit, measured: Summary::of(&ratios(&added(ours), &added(theirs))), bare: None }
     }
 
     /// `yes`, `no`, or that it was not measured.
@@ -61,14 +63,18 @@ fn of_packets(packets: &Results) -> Vec<Bar> {
 }
 
 fn of_works(lab: &Results) -> Vec<Bar> {
-    use System::{Nft, Nginx, Tc, Xdp};
+    use System::{Bare, Nft, Nginx, Tc, Xdp};
     let bar = |what: &str, work: &str, figure: &str, ours: System, theirs: System, limit: f64| {
         let name = |system: System| format!("lab/{work}/{}/{figure}", system.name());
         let pair = |system: System| (name(system), name(system.base()));
-        let (ours, base) = pair(ours);
-        let (others, others_base) = pair(theirs);
         let what = format!("{what}, × {}'s", theirs.name());
-        Bar::added(lab, &what, (&ours, &base), (&others, &others_base), limit)
+        let (others, others_base) = pair(theirs);
+        let compared = |system: System| {
+            let (own, base) = pair(system);
+            Bar::added(lab, &what, (&own, &base), (&others, &others_base), limit)
+        };
+        let bare = if ours == Tc { compared(Bare).measured } else { None };
+        Bar { bare, ..compared(ours) }
     };
     vec![
         bar("CPU added per kept request, TC", "kept-tcp", "cpu", Tc, Nginx, 0.25),
@@ -89,7 +95,7 @@ fn of_idle(lab: &Results) -> Vec<Bar> {
     let daemon = |what: &str, figure: &str, limit: f64| Bar::of(lab, what, &format!("lab/daemon/{figure}"), limit);
     let added = Summary::of(&idle_added(lab, System::Tc));
     vec![
-        Bar { what: "memory added by an idle connection, bytes".to_owned(), limit: 64.0, measured: added },
+        Bar { what: "memory added by an idle connection, bytes".to_owned(), limit: 64.0, measured: added, bare: None },
         Bar::of(lab, "all tables, bytes a slot", "lab/idle/evenkeel-tc/per slot", 192.0),
         daemon("the daemon's own memory with 100,000 idle connections, MiB", "RssAnon, 100000 idle", 24.0),
         daemon("its CPU then, % of a core", "cpu, 100000 idle", 0.5),
@@ -100,8 +106,11 @@ fn of_idle(lab: &Results) -> Vec<Bar> {
 
 /// All of them as a table.
 pub fn report(bars: &[Bar]) -> String {
-    let row = |bar: &Bar| vec![bar.what.clone(), number(bar.limit), spread(bar.measured), bar.verdict().to_owned()];
-    table(&["figure", "at most", "measured", "reached"], &bars.iter().map(row).collect::<Vec<_>>())
+    let bare = |bar: &Bar| bar.bare.map_or_else(String::new, |bare| spread(Some(bare)));
+    let row = |bar: &Bar| {
+        vec![bar.what.clone(), number(bar.limit), spread(bar.measured), bar.verdict().to_owned(), bare(bar)]
+    };
+    table(&["figure", "at most", "measured", "reached", "a bare rewrite"], &bars.iter().map(row).collect::<Vec<_>>())
 }
 
 #[cfg(test)]

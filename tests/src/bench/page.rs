@@ -71,7 +71,8 @@ fn works_of(lab: &Results) -> String {
          clients, servers, kernel and balancer together. \"CPU\" is that of the whole system, per request (bulk: per GB); \
          \"added\" is what is more than without a balancer. `direct-xdp` is the base of `evenkeel-xdp`: hosts without \
          offloads, which native XDP on veth needs. \"load\" is what the generator of the load itself takes of the CPU: the \
-         same for all.\n\n![CPU added](added-cpu.svg)\n\n![Latency added](added-latency.svg)\n\n",
+         same for all. `bare-tc` rewrites addresses for one client and does nothing else: what the way through a host \
+         costs.\n\n![CPU added](added-cpu.svg)\n\n![Latency added](added-latency.svg)\n\n",
     );
     for work in &works::ALL {
         let systems: Vec<_> = System::ALL.into_iter().filter(|system| is_measured(lab, work.name, *system)).collect();

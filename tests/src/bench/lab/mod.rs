@@ -1,5 +1,6 @@
 //! `bench`: the same work through no balancer, through what people use today, and through evenkeel, in turns.
 
+mod bare;
 pub mod cpu;
 mod daemon;
 pub mod idle;

@@ -3,7 +3,9 @@
 use std::{fs, net::SocketAddrV4, time::Duration};
 
 use anyhow::{Context, Result};
+use aya::Ebpf;
 
+use super::bare;
 use crate::{
     Evenkeel, Host, Lab, Plan, Process, binaries,
     daemon::Service,
@@ -27,6 +29,8 @@ pub enum System {
     Haproxy,
     /// nftables: DNAT to the servers in turn, and masquerade.
     Nft,
+    /// Nothing but the rewriting, on TC.
+    Bare,
     /// Evenkeel on TC.
     Tc,
     /// No balancer, on hosts without offloads: what native XDP on veth needs.
@@ -36,8 +40,16 @@ pub enum System {
 }
 
 impl System {
-    pub const ALL: [System; 7] =
-        [System::Direct, System::Nginx, System::Haproxy, System::Nft, System::Tc, System::DirectXdp, System::Xdp];
+    pub const ALL: [System; 8] = [
+        System::Direct,
+        System::Nginx,
+        System::Haproxy,
+        System::Nft,
+        System::Bare,
+        System::Tc,
+        System::DirectXdp,
+        System::Xdp,
+    ];
     /// For a quick look.
     pub const QUICK: [System; 3] = [System::Direct, System::Nginx, System::Tc];
 
@@ -48,6 +60,7 @@ impl System {
             System::Nginx => "nginx",
             System::Haproxy => "haproxy",
             System::Nft => "nft",
+            System::Bare => "bare-tc",
             System::Tc => "evenkeel-tc",
             System::DirectXdp => "direct-xdp",
             System::Xdp => "evenkeel-xdp",
@@ -89,6 +102,8 @@ pub struct Stage {
     pub evenkeel: Option<Evenkeel>,
     /// The balancer's own processes, if they are not evenkeel.
     pub balancer: Vec<Process>,
+    /// The programs of a bare one.
+    _bare: Option<Ebpf>,
     _servers: Vec<Process>,
     pub lab: Lab,
 }
@@ -108,8 +123,15 @@ impl Stage {
             host.sysctl("net.ipv4.tcp_tw_reuse", "1")?;
         }
         let servers = lab.backends.iter().map(|host| server(host, servers)).collect::<Result<_>>()?;
-        let mut stage =
-            Stage { system, targets: Vec::new(), evenkeel: None, balancer: Vec::new(), _servers: servers, lab };
+        let mut stage = Stage {
+            system,
+            targets: Vec::new(),
+            evenkeel: None,
+            balancer: Vec::new(),
+            _bare: None,
+            _servers: servers,
+            lab,
+        };
         stage.targets = vec![SocketAddrV4::new(VIP, stage.put_up()?)];
         if matches!(system, System::Direct | System::DirectXdp) {
             stage.targets = stage.lab.backends.iter().map(|host| SocketAddrV4::new(host.address(), PORT)).collect();
@@ -130,6 +152,7 @@ impl Stage {
                 return Ok(peers::HAPROXY_PORT);
             }
             System::Nft => nft(&self.lab)?,
+            System::Bare => self._bare = Some(bare::attach(&self.lab)?),
             System::Tc => self.evenkeel = Some(evenkeel(&self.lab, "tc")?),
             System::Xdp => self.evenkeel = Some(evenkeel(&self.lab, "xdp")?),
         }

@@ -13,6 +13,7 @@ use nix::{
 
 use super::results::Results;
 use crate::program::{Bench, Hook, Setup};
+pub use replay::OBJECT;
 use replay::Replay;
 pub use report::report;
 

@@ -22,7 +22,8 @@ use crate::{
     program::{Bench, CLIENT_MAC, FIRST_PORT, Hook, VIP, backend, backend_mac, backend_of},
 };
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LAB_BPF"));
+/// The kernel programs of the benchmark.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LAB_BPF"));
 
 /// What is measured, or compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
