@@ -1,7 +1,7 @@
 //! The only packet arithmetic: where the headers stand, how a frame is read, rewritten, replaced and sent, on both hooks.
 //!
 //! The engine is generic over [`Frame`]. What differs between XDP and TC is here and nowhere else: TC has checksums that
-//! may be unfinished (CHECKSUM_PARTIAL) and must be changed through helpers; XDP sees the bytes of the wire.
+//! may be unfinished (CHECKSUM_PARTIAL), which only the kernel's helpers know; XDP sees the bytes of the wire.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, xdp_action, xdp_md},

@@ -33,6 +33,8 @@ pub struct Fake {
     pub rings: BTreeMap<u16, Vec<u64>>,
     pub clients: BTreeMap<u16, Vec<ClientCount>>,
     pub heard: BTreeMap<u16, u32>,
+    /// Stamps that are behind what the slots show.
+    pub sent: BTreeMap<u16, u32>,
     /// Until when backends start slowly.
     pub slow_until: BTreeMap<u16, u64>,
     /// Flows on which the core has asked for a sign of life.
@@ -232,6 +234,9 @@ impl View for Fake {
     }
 
     fn sent(&self, pool: u16) -> u32 {
+        if let Some(stamp) = self.sent.get(&pool) {
+            return *stamp;
+        }
         let first = Place { pool, slot: 0 };
         let of_pool = self.slots.range(first..).take_while(|(place, _)| place.pool == pool);
         of_pool.map(|(_, (_, slot))| slot.last_seen).max().unwrap_or(0)

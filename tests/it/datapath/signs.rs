@@ -1,4 +1,7 @@
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use lab::{
     packet::{ACK, RST, SYN},
@@ -26,16 +29,18 @@ fn what_is_sent_on_to_a_backend_and_what_comes_from_it_are_noted_apart() {
         bench.forward(&bench.from_backend(number, port, SYN | ACK).numbers(5000, 1001));
         let (sent, answered) = signs(bench, number);
         assert!(sent == 0 && answered != 0, "{sent} {answered}");
+        let began = Instant::now();
         let ack = bench.from_client(client(0), ACK).numbers(1001, 5001);
         bench.forward(&ack);
         let (first, heard) = signs(bench, number);
         assert!(first != 0 && heard == answered, "{first} {heard}");
         bench.forward(&ack);
-        assert_eq!(signs(bench, number).0, first, "not written for every packet");
+        let again = signs(bench, number).0;
+        assert!(again == first || began.elapsed() > STEP / 2, "not written for every packet");
         thread::sleep(STEP);
         bench.forward(&ack.clone().payload(&[1; 10]));
         let (second, heard) = signs(bench, number);
-        assert!(second.wrapping_sub(first) >= HEARD_STEP && heard == answered, "{first} {second} {heard}");
+        assert!(second.wrapping_sub(again) >= HEARD_STEP && heard == answered, "{first} {second} {heard}");
         thread::sleep(STEP);
         // Outside the window: it ends nothing, and nobody waits for an answer to it.
         bench.forward(&bench.from_client(client(0), RST).numbers(0, 0));

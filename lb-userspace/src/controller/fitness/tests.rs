@@ -188,6 +188,23 @@ fn a_host_that_takes_another_ones_place_resets_what_that_one_had_on_a_backend_th
 }
 
 #[test]
+fn a_host_that_takes_another_ones_place_asks_every_backend_though_all_connections_are_idle() {
+    let mut world = World::new(&[10, 11, 12]);
+    world.configure(vec![service("api", "10.0.1.100:6443", &[10, 11, 12])], START);
+    world.controller.set_territory(Territory::beside_another([].into(), SECOND), START);
+    let flows = opened(&mut world, 3);
+    // Whatever comes from them comes to the other host.
+    (0..3).for_each(|pool| _ = world.tables.heard.insert(pool, 0));
+    world.run(START + SECOND, START + 10 * SECOND, 0);
+    assert_eq!(world.tables.asked, []);
+    let listeners = world.tables.listeners.keys().copied().chain([0]);
+    let ours = listeners.map(|number| (number, START + 10 * SECOND)).collect();
+    world.controller.set_territory(Territory::beside_another(ours, SECOND), START + 10 * SECOND);
+    world.run(START + 10 * SECOND, START + 11 * SECOND, 0);
+    assert!(flows.iter().all(|flow| world.tables.asked.contains(flow)), "{:?}", world.tables.asked);
+}
+
+#[test]
 fn one_that_is_not_ready_is_drained_stays_so_over_a_restart_and_nobody_is_reset() {
     let mut world = world(&[10, 11, 12]);
     let flows = opened(&mut world, 3);

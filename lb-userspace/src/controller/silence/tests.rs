@@ -220,6 +220,24 @@ fn when_nobody_waits_any_more_it_is_found_out_once() {
 }
 
 #[test]
+fn who_waits_is_found_though_the_time_of_what_was_sent_is_not_written_for_every_packet() {
+    let mut world = World::new(1, 2 * SECOND);
+    let flows = world.open(0, 100);
+    world.alive.clear();
+    let first = START + SECOND;
+    world.client_speaks(flows[7], first);
+    world.tables.end(flows[7]);
+    world.tables.sent.insert(0, ticks(first));
+    // A walk has seen its slot before.
+    let speaks = |world: &mut World, now: u64| {
+        if now == first + 30 * MILLI {
+            world.client_speaks(flows[3], now);
+        }
+    };
+    assert!(world.run(first, first + 10 * SECOND, speaks).is_some());
+}
+
+#[test]
 fn a_backend_that_was_not_heard_for_a_month_is_found_dead_like_any_other() {
     let mut world = World::new(1, SECOND);
     let flows = world.open(0, 100);

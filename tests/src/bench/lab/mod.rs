@@ -1,4 +1,5 @@
-//! `bench`: the same work through no balancer, through what people use today, and through evenkeel, in turns.
+//! `bench`: the same work through no balancer, through what people use today, through a bare
+//! rewriting and through evenkeel, in turns.
 
 mod bare;
 pub mod cpu;

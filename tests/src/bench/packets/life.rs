@@ -71,7 +71,7 @@ impl Kind {
 
     /// What making the packets costs.
     fn calibrate(&self, replay: &mut Replay) -> Result<f64> {
-        Ok(replay.run(Subject::Making, &self.stream(0), BATCH)?.ns)
+        replay.making(&self.stream(0), BATCH)
     }
 }
 

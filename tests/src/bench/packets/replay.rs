@@ -125,9 +125,23 @@ impl Replay {
             Subject::Making => format!("making_{hook}"),
             subject => format!("replay_{hook}_{}", subject as usize),
         };
-        let run = self.test_run(&program, &frame, packets).with_context(|| format!("{subject:?} by {program}"))?;
+        let ran = self.test_run(&program, &frame, packets);
+        let (verdict, frame) = ran.with_context(|| format!("{subject:?} by {program}"))?;
         let flow = plan.flow(stream.turn.wrapping_add(packets - 1));
-        Ok(Run { ns: self.block_time(packets)?, flow, ..run })
+        Ok(Run { ns: self.block_time(packets)?, verdict, frame, flow })
+    }
+
+    /// What making the packets of a stream costs, and repeating.
+    pub fn making(&mut self, stream: &Stream, packets: u32) -> Result<f64> {
+        let run = self.run(Subject::Making, stream, packets)?;
+        ensure!(self.has_sent(&run), "packets cannot be made: verdict {}", run.verdict);
+        Ok(run.ns)
+    }
+
+    /// Whether the last frame was sent.
+    pub fn has_sent(&self, run: &Run) -> bool {
+        let sent: &[u32] = if self.hook == Hook::Xdp { &[3, 4] } else { &[7] };
+        sent.contains(&run.verdict)
     }
 
     /// Nanoseconds a packet of the median block: what interrupted some of them does not count.
@@ -139,7 +153,8 @@ impl Replay {
         median(&blocks).context("a run of less than two blocks")
     }
 
-    fn test_run(&mut self, name: &str, frame: &[u8], packets: u32) -> Result<Run> {
+    /// The last verdict, and the last frame.
+    fn test_run(&mut self, name: &str, frame: &[u8], packets: u32) -> Result<(u32, Vec<u8>)> {
         let mut out = vec![0; 2048];
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
@@ -158,9 +173,8 @@ impl Replay {
             let program: &SchedClassifier = program.try_into()?;
             program.test_run(options)?
         };
-        let ns = result.duration.as_nanos() as f64;
         out.truncate(result.data_size_out as usize);
-        Ok(Run { ns, verdict: result.return_value, frame: out, flow: 0 })
+        Ok((result.return_value, out))
     }
 
     /// The plan of a stream, and its first frame.
@@ -259,8 +273,7 @@ impl Replay {
     }
 
     fn sent(&self, run: &Run) -> Result<Segment> {
-        let sent: &[u32] = if self.hook == Hook::Xdp { &[3, 4] } else { &[7] };
-        ensure!(sent.contains(&run.verdict), "verdict {} instead of sent, flow {}", run.verdict, run.flow);
+        ensure!(self.has_sent(run), "verdict {} instead of sent, flow {}", run.verdict, run.flow);
         Segment::parse(&run.frame).context("the frame that came out")
     }
 
