@@ -8,6 +8,7 @@ use lb_common::{
 
 use super::{
     ROUNDS, in_own_network,
+    quiet::Quiet,
     replay::{From, Replay, Stream, Subject},
     stage,
 };
@@ -104,9 +105,9 @@ pub fn backend_data(replay: &Replay) -> Segment {
 /// Four backends; every batch on ports and index places that were not used lately.
 pub fn whole_lives(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
     let mut replay = stage(hook, 4, 32_768, 262_144)?;
-    let mut first = 0;
+    let (mut first, mut quiet) = (0, Quiet::new());
     for _ in 0..ROUNDS {
-        let round = one_round(&mut replay, &mut first)?;
+        let round = one_round(&mut replay, &mut first, &mut quiet)?;
         for (kind, ns) in round {
             results.add(&format!("packets/{name}/{kind}"), "ns", ns);
         }
@@ -120,8 +121,8 @@ pub fn by_backends(hook: Hook, name: &str, results: &mut Results) -> Result<()> 
         let ports = (131_072 / u32::from(backends)).min(32_768) as u16;
         let rounds = in_own_network(|| {
             let mut replay = stage(hook, backends, ports, 262_144)?;
-            let mut first = 0;
-            (0..ROUNDS).map(|_| one_round(&mut replay, &mut first)).collect::<Result<Vec<_>>>()
+            let (mut first, mut quiet) = (0, Quiet::new());
+            (0..ROUNDS).map(|_| one_round(&mut replay, &mut first, &mut quiet)).collect::<Result<Vec<_>>>()
         })?;
         let wanted = |(kind, _): &(&str, f64)| matches!(*kind, "new" | "last_fin");
         for (kind, ns) in rounds.into_iter().flatten().filter(wanted) {
@@ -132,11 +133,12 @@ pub fn by_backends(hook: Hook, name: &str, results: &mut Results) -> Result<()> 
 }
 
 /// Several batches of whole lives; the medians of each kind, without the making of the packets.
-fn one_round(replay: &mut Replay, first: &mut u32) -> Result<Vec<(&'static str, f64)>> {
+fn one_round(replay: &mut Replay, first: &mut u32, quiet: &mut Quiet) -> Result<Vec<(&'static str, f64)>> {
     let kinds = kinds(replay);
     let mut seen = vec![(Vec::new(), Vec::new()); kinds.len()];
     for _ in 0..PASSES {
         for (kind, (made, cost)) in kinds.iter().zip(&mut seen) {
+            quiet.wait();
             made.push(kind.calibrate(replay)?);
             cost.push(kind.run(replay, *first)?);
         }

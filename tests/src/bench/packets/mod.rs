@@ -1,6 +1,7 @@
 //! `bench --packets`: nanoseconds a packet of the attached program with its real tables, on both hooks.
 
 mod life;
+mod quiet;
 mod replay;
 mod report;
 mod steady;
