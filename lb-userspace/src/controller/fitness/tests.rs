@@ -193,8 +193,12 @@ fn a_host_that_takes_another_ones_place_asks_every_backend_though_all_connection
     world.configure(vec![service("api", "10.0.1.100:6443", &[10, 11, 12])], START);
     world.controller.set_territory(Territory::beside_another([].into(), SECOND), START);
     let flows = opened(&mut world, 3);
-    // Whatever comes from them comes to the other host.
-    (0..3).for_each(|pool| _ = world.tables.heard.insert(pool, 0));
+    // Whatever goes to them and comes from them goes through the other host.
+    let pools: Vec<_> = world.tables.rows.values().flat_map(|row| row.pools.clone()).collect();
+    for pool in pools {
+        world.tables.heard.insert(pool, 0);
+        world.tables.sent.insert(pool, 0);
+    }
     world.run(START + SECOND, START + 10 * SECOND, 0);
     assert_eq!(world.tables.asked, []);
     let listeners = world.tables.listeners.keys().copied().chain([0]);
