@@ -1,4 +1,4 @@
-//! Builds the kernel programs of the packet benchmark: `env!("LAB_BPF")` is the object's path.
+//! Builds the kernel programs of the benchmarks: `env!("LAB_BPF")` is the object's path.
 
 use std::{env, path::PathBuf};
 

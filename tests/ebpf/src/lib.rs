@@ -1,4 +1,4 @@
-//! What the programs of the packet benchmark and their loader agree on: which packet is made next.
+//! What the programs of the benchmarks and their loader agree on: which packet is made next, and the wiring of the lab.
 //!
 //! A flow is a number. Client, backend and SNAT port follow from it, so that 1,048,576 flows need no table, which would
 //! take cache from what is measured.

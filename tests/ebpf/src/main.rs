@@ -1,4 +1,4 @@
-//! The kernel side of the packet benchmark.
+//! The kernel side of the benchmarks: what makes the packets, and what we are compared with.
 //!
 //! `replay_*_N` makes the next packet in the frame that it is run on, and goes on to the program in `NEXT[N]` by a tail
 //! call: the program that is measured sees a fresh packet of another flow each time, as on a wire. What the making costs

@@ -13,8 +13,8 @@ pub fn report(results: &Results) -> String {
         "## Nanoseconds a packet\n\nThe attached program with its real tables, run by `BPF_PROG_TEST_RUN` on packets that are \
          made anew each time; verdict, bytes and counters of what is timed are checked. What making the packets and repeating \
          costs is measured in the same round and taken off. A program that only sends the frame back takes {} ns on XDP and {} \
-         ns on TC, measured the same way. A round waits, for a minute at most, \
-         until the processor is as fast as at its best.\n\n![Packets](packets.svg)\n\n",
+         ns on TC, measured the same way. Rounds wait until the processor is as fast as at its \
+         best, a minute at most in each part; then they are measured as it is.\n\n![Packets](packets.svg)\n\n",
         empty("xdp"),
         empty("tc")
     );
