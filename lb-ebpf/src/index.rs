@@ -31,6 +31,17 @@ pub struct Found {
     pub ctl: Ctl,
 }
 
+/// Reads from the second bucket of a client that is expected to have no flow: its line comes from memory while the first
+/// one's does.
+#[inline(always)]
+pub fn fetch_second(hash: u64) {
+    let (_, secondary) = buckets(hash, maps::buckets());
+    if let Some(at) = word(position(secondary, 0)) {
+        // SAFETY: a place of the index.
+        unsafe { atomic::load(at) };
+    }
+}
+
 /// Looks a client up. Closed flows are found too, for their late segments.
 ///
 /// Its own place in the primary bucket comes first, inlined: most flows stand there, so the processor can foresee how this
@@ -155,7 +166,7 @@ fn look_for_twin(bucket: u32, own: u64, key: u64, tag: u64) -> i64 {
     for place in 0..BUCKET {
         // SAFETY: a place of the bucket.
         let entry = Entry(unsafe { atomic::load((&raw const (*entries)[place as usize]).cast()) });
-        if position(bucket, place) == own || !entry.may_be(tag) {
+        if !entry.may_be(tag) || position(bucket, place) == own {
             continue;
         }
         if confirm(entry, key).is_some_and(|found| found.ctl.state().is_active()) {

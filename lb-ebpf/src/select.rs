@@ -161,12 +161,35 @@ extern "C" fn uncount(backend: u32) -> u32 {
 /// The backend at a position of the service's list, or -1.
 #[inline(always)]
 pub fn backend_at(service: u32, position: u32) -> i32 {
-    let Some(record) = maps::SERVICES.get_ptr_mut(service) else { return -1 };
+    match maps::SERVICES.get_ptr_mut(service) {
+        // SAFETY: from a map lookup.
+        Some(record) => unsafe { number_at(record, position) as i32 },
+        None => -1,
+    }
+}
+
+#[inline(always)]
+unsafe fn number_at(service: *const Service, position: u32) -> u32 {
     let mut position = position;
     // SAFETY: touches one register; MAX_SERVICE_BACKENDS is 64.
     unsafe { core::arch::asm!("{0} &= 63", inout(reg) position) };
-    // SAFETY: 0..=63 lies in `backends`.
-    unsafe { *(&raw const (*record).backends).cast::<u16>().add(position as usize) as i32 }
+    // SAFETY: the caller's pointer is from a map lookup; 0..=63 lies in `backends`.
+    unsafe { *(&raw const (*service).backends).cast::<u16>().add(position as usize) as u32 }
+}
+
+/// The record of the backend at a position of the service's list.
+#[inline(always)]
+unsafe fn member(service: *const Service, position: u32) -> Option<*mut Backend> {
+    // SAFETY: the caller's pointer is from a map lookup.
+    maps::BACKENDS.get_ptr_mut(unsafe { number_at(service, position) })
+}
+
+/// A service with so many backends.
+#[inline(always)]
+fn list_of(service: u32) -> Option<(*mut Service, u32)> {
+    let record = maps::SERVICES.get_ptr_mut(service)?;
+    // SAFETY: from a map lookup.
+    Some((record, unsafe { atomic::load(&raw const (*record).backend_count) }))
 }
 
 /// The backend to use, as [`Choice::chosen`], already counted in its `active`; or -1. `asked` is 0 or [`ASKED`].
@@ -320,15 +343,17 @@ fn pick(service: u32, tried: u64, mode: u32, client: u32, balance: u32) -> i32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn eligible(service: u32, position: u32, tried: u64, mode: u32) -> u64 {
-    load(service, position, tried, mode)
+    match maps::BACKENDS.get_ptr_mut(backend_at(service, position) as u32) {
+        // SAFETY: from a map lookup.
+        Some(record) => unsafe { load(record, position, tried, mode) },
+        None => 0,
+    }
 }
 
 /// The load and weight of a backend that may be given a connection in `mode`, as active << 32 | weight; 0 if it may not.
 #[inline(always)]
-fn load(service: u32, position: u32, tried: u64, mode: u32) -> u64 {
-    let backend = backend_at(service, position);
-    let Some(record) = maps::BACKENDS.get_ptr_mut(backend as u32) else { return 0 };
-    // SAFETY: from map lookups.
+unsafe fn load(record: *const Backend, position: u32, tried: u64, mode: u32) -> u64 {
+    // SAFETY: the caller's pointer is from a map lookup.
     unsafe {
         let active = atomic::load(&raw const (*record).active);
         // No limit is 0, which becomes the highest number. One bit: the limit is exceeded.
@@ -360,13 +385,14 @@ extern "C" fn due_trial(service: u32, tried: u64, mode: u32) -> i32 {
     if is_any(mode) {
         return -1;
     }
-    let count = backend_count(service);
+    let Some((list, count)) = list_of(service) else { return -1 };
     for position in 0..MAX_SERVICE_BACKENDS {
         if position >= count {
             break;
         }
-        let Some(record) = maps::BACKENDS.get_ptr_mut(backend_at(service, position) as u32) else { break };
         // SAFETY: from a map lookup.
+        let Some(record) = (unsafe { member(list, position) }) else { break };
+        // SAFETY: as above.
         let may_be_due = (trials(mode) >> unsafe { class(record) }) as u64 & !(tried >> position) & 1;
         if may_be_due != 0 && take_trial(service, position, mode) != 0 {
             return position as i32;
@@ -377,9 +403,8 @@ extern "C" fn due_trial(service: u32, tried: u64, mode: u32) -> i32 {
 
 #[inline(always)]
 fn backend_count(service: u32) -> u32 {
-    match maps::SERVICES.get_ptr_mut(service) {
-        // SAFETY: from a map lookup.
-        Some(record) => unsafe { atomic::load(&raw const (*record).backend_count) },
+    match list_of(service) {
+        Some((_, count)) => count,
         None => 0,
     }
 }
@@ -414,13 +439,16 @@ extern "C" fn take_trial(service: u32, position: u32, mode: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn least_loaded(service: u32, tried: u64, mode: u32) -> u64 {
-    let count = backend_count(service);
+    let Some((list, count)) = list_of(service) else { return MOST_LOADED };
     let mut least = forgotten(MOST_LOADED);
     for position in 0..MAX_SERVICE_BACKENDS {
         if position >= count {
             break;
         }
-        let load = load(service, position, tried, mode);
+        // SAFETY: from map lookups.
+        let Some(backend) = (unsafe { member(list, position) }) else { break };
+        // SAFETY: as above.
+        let load = unsafe { load(backend, position, tried, mode) };
         if load != 0 && less_loaded((load >> 32) as u32, load as u32, (least >> 32) as u32, least as u32) {
             least = load;
         }
@@ -444,7 +472,7 @@ fn forgotten(number: u64) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn round_robin(service: u32, tried: u64, mode: u32, least: u64) -> i32 {
-    let count = backend_count(service);
+    let Some((list, count)) = list_of(service) else { return -1 };
     let mut total = 0_i32;
     let mut best = forgotten(u64::MAX) as i32;
     let mut highest = forgotten(i64::MIN as u64) as i64;
@@ -452,30 +480,37 @@ extern "C" fn round_robin(service: u32, tried: u64, mode: u32, least: u64) -> i3
         if position >= count {
             break;
         }
-        let load = load(service, position, tried, mode);
+        // SAFETY: from map lookups.
+        let Some(backend) = (unsafe { member(list, position) }) else { break };
+        // SAFETY: as above.
+        let load = unsafe { load(backend, position, tried, mode) };
         if load == 0 || less_loaded((least >> 32) as u32, least as u32, (load >> 32) as u32, load as u32) {
             continue;
         }
         let weight = load as u32 as i32;
         total = total.wrapping_add(weight);
-        let current = add_current(service, position, weight, mode) as i64;
+        // SAFETY: as above.
+        let current = unsafe { add_current(backend, weight, mode) } as i64;
         if current > highest {
             best = forgotten(position as u64) as i32;
             highest = current;
         }
     }
-    if best >= 0 {
-        add_current(service, best as u32, total.wrapping_neg(), mode);
+    // SAFETY: from map lookups.
+    unsafe {
+        if best >= 0
+            && let Some(backend) = member(list, best as u32)
+        {
+            add_current(backend, total.wrapping_neg(), mode);
+        }
     }
     best
 }
 
 /// Moves a backend's current weight, unless it is only asked; its new value.
 #[inline(always)]
-fn add_current(service: u32, position: u32, change: i32, mode: u32) -> i32 {
-    let backend = backend_at(service, position);
-    let Some(record) = maps::BACKENDS.get_ptr_mut(backend as u32) else { return 0 };
-    // SAFETY: from a map lookup; the service's lock is held.
+unsafe fn add_current(record: *mut Backend, change: i32, mode: u32) -> i32 {
+    // SAFETY: the caller's pointer is from a map lookup; the service's lock is held.
     unsafe {
         let current = ((*record).current as i32).wrapping_add(change);
         if mode & ASKED == 0 {

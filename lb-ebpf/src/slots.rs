@@ -45,11 +45,22 @@ extern "C" fn claim_slot(pool: u32) -> i64 {
         if slot < 0 {
             break;
         }
+        fetch_opening(pool, slot as u32);
         if take(pool, slot as u32) != 0 {
             return slot;
         }
     }
     reclaim(pool)
+}
+
+/// Reads from the rest of the flow, which is written next: its line comes from memory while that of the slot does, instead
+/// of after it, for the swap of the slot's word lets nothing pass.
+#[inline(always)]
+fn fetch_opening(pool: u32, slot: u32) {
+    if let Some(opening) = opening(pool << 16 | slot) {
+        // SAFETY: from a map lookup.
+        unsafe { atomic::load(&raw const (*opening).connect_us) };
+    }
 }
 
 /// The slot released longest ago, or -1.

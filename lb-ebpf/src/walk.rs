@@ -89,7 +89,12 @@ fn pool_of(segment: Segment) -> Option<(u32, *mut Pool)> {
 #[inline(always)]
 fn from_client<F: Frame>(frame: F, segment: Segment, number: u32, listener: *mut Listener) -> i32 {
     let key = flow_key(segment.source, segment.source_port, number as u16);
-    let outcome = match index::find(key, mix(maps::seed(), key)) {
+    let hash = mix(maps::seed(), key);
+    if segment.flags & SYN != 0 {
+        index::fetch_second(hash);
+    }
+    let mut link = None;
+    let outcome = match index::find(key, hash) {
         Some(found) => {
             let place = found.pool << 16 | found.slot;
             if is_tracked(segment, found.ctl.state()) {
@@ -104,7 +109,10 @@ fn from_client<F: Frame>(frame: F, segment: Segment, number: u32, listener: *mut
             flow::from_client(place, segment.flags as u32, segment.sequence)
         }
         None => {
-            let Some(interface) = interface_of(frame.ingress()) else { return passed::<F>(Reason::NotOurs) };
+            link = link_of(frame.ingress());
+            let Some(interface) = link.and_then(|link| maps::INTERFACES.get_ptr_mut(link)) else {
+                return passed::<F>(Reason::NotOurs);
+            };
             if frame.is_flooded(interface) {
                 return passed::<F>(Reason::OtherHost);
             }
@@ -122,6 +130,9 @@ fn from_client<F: Frame>(frame: F, segment: Segment, number: u32, listener: *mut
         outcome = Outcome(flow::open(key, segment.sequence));
     } else if outcome.kind() == Outcome::MOVE_ON {
         outcome = Outcome(flow::move_on(outcome.place(), outcome.reason()));
+    }
+    if outcome.kind() == Outcome::OPENED {
+        save_syn(frame, segment, outcome.place(), link);
     }
     carry_out(frame, segment, outcome, true)
 }
@@ -162,8 +173,7 @@ fn from_backend<F: Frame>(frame: F, segment: Segment, number: u32, pool: *mut Po
 fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: bool) -> i32 {
     let place = outcome.place();
     match outcome.kind() {
-        Outcome::OPENED => save_syn(frame, segment, place),
-        Outcome::FORWARD => {}
+        Outcome::OPENED | Outcome::FORWARD => {}
         // The client's own SYN, sent again, goes to the next backend as it is.
         Outcome::SEND_SYN if client => {}
         Outcome::SEND_SYN => return reply::saved_syn(frame, place),
@@ -200,7 +210,7 @@ unsafe fn note_client<F: Frame>(frame: F, segment: Segment, record: *mut Slot, p
     // SAFETY: the caller's pointers are from map lookups.
     unsafe {
         note(&raw mut (*pool).sent, now);
-        learn_hop(frame, record);
+        learn_hop(frame, record, None);
         let end = advance((*record).end_client, segment.end());
         if end != (*record).end_client {
             (*record).end_client = end;
@@ -259,9 +269,10 @@ unsafe fn touch(record: *mut Slot, now: u32) {
 
 const MAC: u64 = 0xffff_ffff_ffff;
 
-/// The way back to the client is the way its packets come: its next hop is where the last one came from.
+/// The way back to the client is the way its packets come: its next hop is where the last one came from, by the `link` if
+/// somebody has looked it up already.
 #[inline(always)]
-unsafe fn learn_hop<F: Frame>(frame: F, record: *mut Slot) {
+unsafe fn learn_hop<F: Frame>(frame: F, record: *mut Slot, link: Option<u32>) {
     let bytes = frame.bytes();
     if !bytes.has(field::PAYLOAD) {
         return;
@@ -274,16 +285,15 @@ unsafe fn learn_hop<F: Frame>(frame: F, record: *mut Slot) {
         if (*record).hop.0 & MAC == mac {
             return;
         }
-        let ingress = frame.ingress();
-        if let Some(number) = maps::LINKS.get_ptr_mut(&ingress) {
-            atomic::store(&raw mut (*record).hop, Hop(mac | (*number as u64 & 0xff) << 48 | 1 << 56));
+        if let Some(link) = link.or_else(|| link_of(frame.ingress())) {
+            atomic::store(&raw mut (*record).hop, Hop(mac | (link as u64 & 0xff) << 48 | 1 << 56));
         }
     }
 }
 
 /// Keeps of the client's SYN what another backend must see of it.
 #[inline(always)]
-fn save_syn<F: Frame>(frame: F, segment: Segment, place: u32) {
+fn save_syn<F: Frame>(frame: F, segment: Segment, place: u32, link: Option<u32>) {
     let (Some(record), Some(opening)) = (flow::at(place), slots::opening(place)) else { return };
     let mut bytes = frame.bytes();
     if !bytes.has(field::TCP + segment.header as usize) {
@@ -308,7 +318,7 @@ fn save_syn<F: Frame>(frame: F, segment: Segment, place: u32) {
         }
         (*opening).options_len = saved;
         (*record).hop = Hop(0);
-        learn_hop(frame, record);
+        learn_hop(frame, record, link);
     }
 }
 
@@ -384,10 +394,15 @@ pub fn dropped<F: Frame>(reason: Reason) -> i32 {
     F::DROP
 }
 
+/// The interface a frame came in on: its place in INTERFACES.
+#[inline(always)]
+fn link_of(ifindex: u32) -> Option<u32> {
+    // SAFETY: from a map lookup.
+    maps::LINKS.get_ptr_mut(&ifindex).map(|number| unsafe { *number })
+}
+
 /// The record of the interface a frame came in on.
 #[inline(always)]
 pub fn interface_of(ifindex: u32) -> Option<*mut Interface> {
-    let number = maps::LINKS.get_ptr_mut(&ifindex)?;
-    // SAFETY: from a map lookup.
-    maps::INTERFACES.get_ptr_mut(unsafe { *number })
+    maps::INTERFACES.get_ptr_mut(link_of(ifindex)?)
 }

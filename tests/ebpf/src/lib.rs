@@ -18,6 +18,9 @@ pub const BACKENDS: u32 = 0x0a00_010a;
 /// Entries of the kernel's hash table that our tables are compared with: the default `max_connections`.
 pub const HASH_ENTRIES: usize = 262_144;
 
+/// Lines of the table of lines that our tables are compared with: one a flow of the busiest of those measured with it.
+pub const LINES: usize = 65_536;
+
 /// The time is taken every so many packets.
 pub const BLOCK: u32 = 64;
 /// Most blocks of a run.

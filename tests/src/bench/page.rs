@@ -225,6 +225,7 @@ fn plot_packets(folder: &Path, results: &Results) -> Result<()> {
         curve("TC, forward", "tc/forward"),
         curve("TC, reply", "tc/reply"),
         curve("one look-up in the kernel's hash table", "xdp/hash"),
+        curve("one read from a table of cache lines", "xdp/lines"),
     ];
     let curves: Vec<_> = all.into_iter().filter(|curve| !curve.points.is_empty()).collect();
     if curves.is_empty() {

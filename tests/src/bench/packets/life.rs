@@ -103,11 +103,11 @@ pub fn backend_data(replay: &Replay) -> Segment {
 }
 
 /// Four backends; every batch on ports and index places that were not used lately.
-pub fn whole_lives(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
+pub fn whole_lives(hook: Hook, name: &str, quiet: &mut Quiet, results: &mut Results) -> Result<()> {
     let mut replay = stage(hook, 4, 32_768, 262_144)?;
-    let (mut first, mut quiet) = (0, Quiet::new());
+    let mut first = 0;
     for _ in 0..ROUNDS {
-        let round = one_round(&mut replay, &mut first, &mut quiet)?;
+        let round = one_round(&mut replay, &mut first, quiet)?;
         for (kind, ns) in round {
             results.add(&format!("packets/{name}/{kind}"), "ns", ns);
         }
@@ -116,13 +116,13 @@ pub fn whole_lives(hook: Hook, name: &str, results: &mut Results) -> Result<()> 
 }
 
 /// A new connection and its end against the number of backends, in tables of the same size.
-pub fn by_backends(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
+pub fn by_backends(hook: Hook, name: &str, quiet: &mut Quiet, results: &mut Results) -> Result<()> {
     for backends in [1_u16, 2, 4, 8, 16, 32, 64] {
         let ports = (131_072 / u32::from(backends)).min(32_768) as u16;
         let rounds = in_own_network(|| {
             let mut replay = stage(hook, backends, ports, 262_144)?;
-            let (mut first, mut quiet) = (0, Quiet::new());
-            (0..ROUNDS).map(|_| one_round(&mut replay, &mut first, &mut quiet)).collect::<Result<Vec<_>>>()
+            let mut first = 0;
+            (0..ROUNDS).map(|_| one_round(&mut replay, &mut first, quiet)).collect::<Result<Vec<_>>>()
         })?;
         let wanted = |(kind, _): &(&str, f64)| matches!(*kind, "new" | "last_fin");
         for (kind, ns) in rounds.into_iter().flatten().filter(wanted) {

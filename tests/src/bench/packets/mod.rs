@@ -14,6 +14,7 @@ use nix::{
 
 use super::results::Results;
 use crate::program::{Bench, Hook, Setup};
+use quiet::Quiet;
 pub use replay::OBJECT;
 use replay::Replay;
 pub use report::report;
@@ -25,11 +26,12 @@ const ROUNDS: u32 = 5;
 const HOOKS: [(Hook, &str); 2] = [(Hook::Xdp, "xdp"), (Hook::Tcx, "tc")];
 
 /// A part of the benchmark, with tables of its own.
-type Part = (&'static str, fn(Hook, &str, &mut Results) -> Result<()>);
+type Part = (&'static str, fn(Hook, &str, &mut Quiet, &mut Results) -> Result<()>);
 
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     ("flows", steady::by_flows),
     ("many", steady::many_flows),
+    ("size", steady::by_size),
     ("life", life::whole_lives),
     ("backends", life::by_backends),
     ("services", steady::by_services),
@@ -44,7 +46,8 @@ pub fn run(only: Option<&str>, results: &mut Results) -> Result<()> {
     for (hook, hook_name) in HOOKS {
         for (name, measure) in &parts {
             println!("{hook_name}: {name} ...");
-            in_own_network(|| measure(hook, hook_name, results)).with_context(|| format!("{hook_name}: {name}"))?;
+            let part = || measure(hook, hook_name, &mut Quiet::new(), results);
+            in_own_network(part).with_context(|| format!("{hook_name}: {name}"))?;
         }
     }
     Ok(())

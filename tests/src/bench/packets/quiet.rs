@@ -1,5 +1,6 @@
-//! Waits until the processor is ours alone. On a virtual machine a neighbour on the other thread of the core halves its
-//! speed for a while, which nothing in the machine shows but a loop that takes longer.
+//! Waits until processor and cache are ours alone. On a virtual machine a neighbour on the other thread of the core halves
+//! its speed for a while, and one that shares the last cache pushes our tables out of it, which nothing in the machine
+//! shows but a loop that takes longer.
 
 use std::{
     hint::black_box,
@@ -11,34 +12,48 @@ use lb_common::hash::mix;
 
 /// What a loop may take against the fastest one so far.
 const SLACK: f64 = 1.15;
+/// What a walk through the cache may take, likewise.
+const CACHE_SLACK: f64 = 1.3;
 const PAUSE: Duration = Duration::from_millis(20);
-/// Most of the time that one part of the benchmark may wait; then it measures as it is.
+/// How long a part of the benchmark waits and measures again what was disturbed; then it measures as it is.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Cache lines that are walked through: as many as the tables of 65,536 flows have.
+const LINES: u32 = 5 << 14;
+
+type Line = [u32; 16];
 
 /// The watch over it.
 pub struct Quiet {
+    lines: Vec<Line>,
     best: f64,
-    waited: Duration,
+    best_walk: f64,
+    since: Instant,
 }
 
 impl Quiet {
     pub fn new() -> Quiet {
-        let best = (0..50).map(|_| spin()).fold(f64::INFINITY, f64::min);
-        Quiet { best, waited: Duration::ZERO }
+        let mut quiet = Quiet { lines: ring(), best: f64::INFINITY, best_walk: f64::INFINITY, since: Instant::now() };
+        for _ in 0..50 {
+            quiet.is();
+        }
+        quiet
     }
 
-    /// Whether a loop takes as long as at the best of times, or there is no patience left.
+    /// Whether both take as long as at the best of times, or there is no patience left.
     pub fn is(&mut self) -> bool {
-        let took = spin();
+        if self.since.elapsed() >= PATIENCE {
+            return true;
+        }
+        let (took, walked) = (spin(), walk(&self.lines));
         self.best = self.best.min(took);
-        took <= self.best * SLACK || self.waited >= PATIENCE
+        self.best_walk = self.best_walk.min(walked);
+        took <= self.best * SLACK && walked <= self.best_walk * CACHE_SLACK
     }
 
     /// Returns when it is.
     pub fn wait(&mut self) {
         while !self.is() {
             thread::sleep(PAUSE);
-            self.waited += PAUSE;
         }
     }
 }
@@ -54,4 +69,38 @@ fn spin() -> f64 {
     }
     black_box(sums);
     began.elapsed().as_secs_f64()
+}
+
+/// Lines each of which names the next one, far away, until every one was named: a linear congruential generator of full
+/// period (Hull and Dobell: what is added has no factor of `LINES`, what is multiplied by less one has all, and four).
+fn ring() -> Vec<Line> {
+    let next = |number: u32| ((u64::from(number) * 24_741 + 12_347) % u64::from(LINES)) as u32;
+    (0..LINES).map(|number| [next(number); 16]).collect()
+}
+
+/// Seconds for one read of every line; the second time round, for the first one brings them back.
+fn walk(lines: &[Line]) -> f64 {
+    let once = || {
+        let began = Instant::now();
+        black_box((0..LINES).fold(0, |at, _| lines[at as usize][0]));
+        began.elapsed().as_secs_f64()
+    };
+    once();
+    once()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_walk_comes_by_every_line() {
+        let lines = ring();
+        let mut seen = vec![false; LINES as usize];
+        let last = (0..LINES).fold(0, |at, _| {
+            seen[at as usize] = true;
+            lines[at as usize][0]
+        });
+        assert!(last == 0 && seen.iter().all(|seen| *seen));
+    }
 }

@@ -38,6 +38,8 @@ pub enum Subject {
     Rewrite,
     /// Enters clients in the kernel's hash table (XDP only; not measured).
     Enter,
+    /// One read from a table of cache lines (XDP only).
+    Lines,
     /// No program: the making of the packets.
     Making,
 }
@@ -310,7 +312,7 @@ fn load(bench: &Bench, hook: Hook) -> Result<Ebpf> {
         _ => SchedClassifier::from_pin(pinned)?.fd()?.try_clone()?,
     };
     let mut targets = vec![evenkeel];
-    for name in ["empty", "hash", "rewrite", "enter"] {
+    for name in ["empty", "hash", "rewrite", "enter", "lines"] {
         if let Some(program) = programs.program(&format!("{name}_{suffix}")) {
             targets.push(program.fd()?.try_clone()?);
         }

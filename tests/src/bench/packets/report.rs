@@ -14,11 +14,13 @@ pub fn report(results: &Results) -> String {
          made anew each time; verdict, bytes and counters of what is timed are checked. What making the packets and repeating \
          costs is measured in the same round and taken off. A program that only sends the frame back takes {} ns on XDP and {} \
          ns on TC, measured the same way. Rounds wait until the processor is as fast as at its \
-         best, a minute at most in each part; then they are measured as it is.\n\n![Packets](packets.svg)\n\n",
+         best and has as much of the last cache, in the first minute of each part; afterwards they are measured as it is.\n\n![Packets](packets.svg)\n\n",
         empty("xdp"),
         empty("tc")
     );
     text += &by_flows(results);
+    let sizes = by(results, &["forward/max_connections", "reply/max_connections"]);
+    text += &part(results, "65,536 flows, by the size of the tables", &sizes);
     let lives = ["new", "answer", "first_ack", "first_fin", "last_fin", "last_ack"];
     text += &part(results, "A connection's life, every flow new", &lives.map(str::to_owned));
     let backends = by(results, &["new/backends", "last_fin/backends"]);
@@ -47,10 +49,11 @@ fn by_flows(results: &Results) -> String {
     if flows.is_empty() {
         return String::new();
     }
-    let head = ["flows", "XDP forward", "XDP reply", "TC forward", "TC reply", "kernel HASH, one look-up"];
+    let one_read = "one read from a table of cache lines";
+    let head = ["flows", "XDP forward", "XDP reply", "TC forward", "TC reply", "kernel HASH, one look-up", one_read];
     let row = |flows: &u32| {
         let of = |name: &str| spread(results.summary(&format!("packets/{name}/{flows}")));
-        let names = ["xdp/forward", "xdp/reply", "tc/forward", "tc/reply", "xdp/hash"];
+        let names = ["xdp/forward", "xdp/reply", "tc/forward", "tc/reply", "xdp/hash", "xdp/lines"];
         let flows = number(f64::from(*flows)).trim_end_matches(".00").trim_end_matches(".0").to_owned();
         std::iter::once(flows).chain(names.map(of)).collect::<Vec<_>>()
     };

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use lb_common::{tcp::ACK, verdict::Reason};
 
 use super::{
-    ROUNDS, life,
+    ROUNDS, in_own_network, life,
     quiet::Quiet,
     replay::{From, Replay, Stream, Subject},
     stage,
@@ -17,8 +17,10 @@ use crate::{
     program::{Hook, VIP},
 };
 
-/// Most flows in tables of the default size.
+/// Most flows in tables that they fill.
 const FLOWS: u32 = 65_536;
+/// `max_connections`: as many as there are flows, the default, and more than most will ever have.
+const SIZES: [u32; 3] = [FLOWS, 262_144, 1 << 20];
 /// More than most will ever have.
 const MOST_FLOWS: u32 = 1 << 20;
 /// Packets of one run.
@@ -47,9 +49,9 @@ enum Fate {
     Passed,
 }
 
-/// The tables of the default size with 65,536 flows: everything at 1, 1,024 and 65,536 of them, and between.
-pub fn by_flows(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
-    let mut replay = stage(hook, 4, 32_768, 262_144)?;
+/// Tables for 65,536 flows, and filled with them: everything at 1, 1,024 and 65,536 of them, and between.
+pub fn by_flows(hook: Hook, name: &str, quiet: &mut Quiet, results: &mut Results) -> Result<()> {
+    let mut replay = stage(hook, 4, (FLOWS / 4) as u16, FLOWS)?;
     life::open(&mut replay, 0, FLOWS)?;
     // The table that the product's is compared with gets the same clients.
     if hook == Hook::Xdp {
@@ -63,26 +65,43 @@ pub fn by_flows(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
         cases.extend(established(&replay, flows));
         if hook == Hook::Xdp {
             let data = From::Clients(life::client_data(&replay));
-            cases.push(compared(&format!("hash/{flows}"), Subject::Hash, stream(data, flows)));
+            cases.push(compared(&format!("hash/{flows}"), Subject::Hash, stream(data.clone(), flows)));
+            cases.push(compared(&format!("lines/{flows}"), Subject::Lines, stream(data, flows)));
         }
     }
     let data = From::Clients(life::client_data(&replay));
     cases.push(compared("rewrite", Subject::Rewrite, stream(data.clone(), 1)));
     cases.push(compared("empty", Subject::Empty, stream(data, 1)));
     cases.extend(strangers(&replay));
-    measure(&mut replay, name, &cases, results)
+    measure(&mut replay, name, &cases, quiet, results)
 }
 
 /// The far end of the curve.
-pub fn many_flows(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
+pub fn many_flows(hook: Hook, name: &str, quiet: &mut Quiet, results: &mut Results) -> Result<()> {
     let mut replay = stage(hook, 64, 16_384, 2 * MOST_FLOWS)?;
     life::open(&mut replay, 0, MOST_FLOWS)?;
     let cases: Vec<_> = [262_144, MOST_FLOWS].iter().flat_map(|flows| established(&replay, *flows)).collect();
-    measure(&mut replay, name, &cases, results)
+    measure(&mut replay, name, &cases, quiet, results)
+}
+
+/// As many flows in tables that have room for more.
+pub fn by_size(hook: Hook, name: &str, quiet: &mut Quiet, results: &mut Results) -> Result<()> {
+    for size in SIZES {
+        in_own_network(|| {
+            let mut replay = stage(hook, 4, (FLOWS / 4) as u16, size)?;
+            life::open(&mut replay, 0, FLOWS)?;
+            let mut cases = established(&replay, FLOWS);
+            for case in &mut cases {
+                case.name = case.name.replace(&format!("/{FLOWS}"), &format!("/max_connections/{size}"));
+            }
+            measure(&mut replay, name, &cases, quiet, results)
+        })?;
+    }
+    Ok(())
 }
 
 /// Established flows of one service among many.
-pub fn by_services(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
+pub fn by_services(hook: Hook, name: &str, quiet: &mut Quiet, results: &mut Results) -> Result<()> {
     let mut replay = stage(hook, 4, 1024, 4096)?;
     life::open(&mut replay, 0, 1024)?;
     let mut there = 1;
@@ -94,7 +113,7 @@ pub fn by_services(hook: Hook, name: &str, results: &mut Results) -> Result<()> 
         there = services;
         let mut cases = established(&replay, 1024);
         cases.iter_mut().for_each(|case| case.name = case.name.replace("/1024", &format!("/services/{services}")));
-        measure(&mut replay, name, &cases, results)?;
+        measure(&mut replay, name, &cases, quiet, results)?;
     }
     Ok(())
 }
@@ -155,11 +174,10 @@ fn refused(replay: &Replay, segment: &Segment, flow: u32) -> Segment {
 }
 
 /// All cases in each round, each next to the making of its packets.
-fn measure(replay: &mut Replay, name: &str, cases: &[Case], results: &mut Results) -> Result<()> {
-    let mut quiet = Quiet::new();
+fn measure(replay: &mut Replay, name: &str, cases: &[Case], quiet: &mut Quiet, results: &mut Results) -> Result<()> {
     for round in 0..ROUNDS {
         for case in cases {
-            results.add(&format!("packets/{name}/{}", case.name), "ns", case.quiet_round(replay, round, &mut quiet)?);
+            results.add(&format!("packets/{name}/{}", case.name), "ns", case.quiet_round(replay, round, quiet)?);
         }
     }
     Ok(())
