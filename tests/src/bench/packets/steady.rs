@@ -17,10 +17,12 @@ use crate::{
     program::{Hook, VIP},
 };
 
-/// Most flows in tables that they fill.
+/// Most flows in tables made for them.
 const FLOWS: u32 = 65_536;
-/// `max_connections`: as many as there are flows, the default, and more than most will ever have.
-const SIZES: [u32; 3] = [FLOWS, 262_144, 1 << 20];
+/// `max_connections` for them, with room: of so many flows in a table for exactly as many one may find both its buckets full.
+const ROOM: u32 = FLOWS / 2 * 3;
+/// The same, the default, and more than most will ever have.
+const SIZES: [u32; 3] = [ROOM, 262_144, 1 << 20];
 /// More than most will ever have.
 const MOST_FLOWS: u32 = 1 << 20;
 /// Packets of one run.
@@ -49,9 +51,9 @@ enum Fate {
     Passed,
 }
 
-/// Tables for 65,536 flows, and filled with them: everything at 1, 1,024 and 65,536 of them, and between.
+/// Tables for 65,536 flows, and all of them there: everything at 1, 1,024 and 65,536 of them, and between.
 pub fn by_flows(hook: Hook, name: &str, quiet: &mut Quiet, results: &mut Results) -> Result<()> {
-    let mut replay = stage(hook, 4, (FLOWS / 4) as u16, FLOWS)?;
+    let mut replay = stage(hook, 4, (FLOWS / 4) as u16, ROOM)?;
     life::open(&mut replay, 0, FLOWS)?;
     // The table that the product's is compared with gets the same clients.
     if hook == Hook::Xdp {
