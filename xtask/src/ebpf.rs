@@ -18,8 +18,8 @@ const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 const TARGET: &str = "bpfel-unknown-none";
 /// `debuginfo` and `--btf`: the loader needs BTF. v3 has the atomics with a result and 32-bit jumps (kernel 5.12).
-/// rustc passes the CPU to the linker itself. Without the last one LLVM fills and copies by calls that go byte by byte: 35 ns
-/// for each new connection.
+/// rustc passes the CPU to the linker itself. Without the last one LLVM fills and copies by calls that go byte by byte: some
+/// 35 ns for each new connection.
 const FLAGS: [&str; 4] =
     ["-Cdebuginfo=2", "-Ctarget-cpu=v3", "-Clink-arg=--btf", "-Clink-arg=--disable-expand-memcpy-in-order"];
 

@@ -19,12 +19,12 @@ use crate::{
 
 /// Most flows in tables made for them.
 const FLOWS: u32 = 65_536;
-/// `max_connections` for them, with room: of so many flows in a table for exactly as many one may find both its buckets full.
+/// `max_connections` for them, with room: in a table for exactly as many one may find both its buckets full.
 const ROOM: u32 = FLOWS / 2 * 3;
-/// The same, the default, and more than most will ever have.
-const SIZES: [u32; 3] = [ROOM, 262_144, 1 << 20];
 /// More than most will ever have.
 const MOST_FLOWS: u32 = 1 << 20;
+/// `max_connections`: with room, the default, and very many.
+const SIZES: [u32; 3] = [ROOM, 262_144, MOST_FLOWS];
 /// Packets of one run.
 const PACKETS: u32 = 65_536;
 /// Most packets that fill the caches before.
