@@ -30,6 +30,8 @@ use crate::{
 
 /// How often the datapath is tested.
 pub const TEST: Duration = Duration::from_secs(1);
+/// How long a new configuration may wait for the thread of VRRP.
+const CONFIGURED: Duration = Duration::from_secs(1);
 /// How long a failover may take before the answer goes without its outcome.
 const PATIENCE: Duration = Duration::from_secs(8);
 
@@ -113,7 +115,9 @@ impl Daemon {
             self.vrrp.told = Some((datapath, none));
         }
         if let Some(router) = &mut self.vrrp.router {
-            router.configure(setups);
+            let configured = router.configure(setups);
+            // So that whoever asks next hears of these instances. A thread that has ended is noticed by its events.
+            _ = tokio::time::timeout(CONFIGURED, configured).await;
         }
         self.tell_vrrp_of_flows();
         Ok(())

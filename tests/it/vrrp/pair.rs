@@ -73,6 +73,19 @@ fn a_reload_keeps_the_master_and_moves_its_addresses() {
     one.done(&["reload"]).expect("reload");
     wait::until("no address is left", SOON, || (!addresses().contains("10.0.1.100/")).then_some(())).expect("gone");
     assert_eq!(one.json(&["vrrp"]).expect("vrrp"), serde_json::json!([]));
+    // What was configured is there for whoever asks next.
+    for number in 1..20 {
+        let names: Vec<_> = (0..=number % 2).map(|it| format!("VI_{it}")).collect();
+        let all = names.iter().enumerate().map(|(place, name)| {
+            let other = instance(150, &[FAST]).replace("VI_1", name).replace("= 51", &format!("= {}", 51 + place));
+            other.replace(VIP, &format!("10.0.1.{}", 100 + place)) + "\n"
+        });
+        one.write(&(service(&lab) + "\n" + &all.collect::<String>())).expect("a file");
+        one.done(&["reload"]).expect("reload");
+        let known = one.json(&["vrrp"]).expect("vrrp");
+        let known = known.as_array().expect("a list").iter().map(|it| it["name"].as_str().expect("a name").to_owned());
+        assert_eq!(known.collect::<Vec<_>>(), names);
+    }
 }
 
 #[test]
@@ -84,6 +97,7 @@ fn what_a_crash_has_left_is_taken_up_while_the_lease_holds_and_taken_away_after_
     one.kill();
     assert!(has_vip(&lab.balancer));
     one.run().expect("a second start");
+    becomes(&one, "MASTER");
     let resumed = report(&one).expect("a report");
     assert_eq!((resumed["state"].as_str(), has_vip(&lab.balancer)), (Some("MASTER"), true), "{resumed}");
     assert!(resumed["reason"].as_str().is_some_and(|reason| reason.contains("earlier run")), "{resumed}");

@@ -27,7 +27,7 @@ pub struct Options {
     /// Nanoseconds a packet of the attached program, instead of the lab
     #[arg(long)]
     pub packets: bool,
-    /// Only this part, such as `kept-tcp`, `idle`, `daemon`; of the packets `flows`, `many`, `life`, `backends`, `services`
+    /// Only this part, such as `kept-tcp`, `idle`, `daemon`; of the packets `flows`, `many`, `size`, `life`, `backends`, `services`
     #[arg(long, conflicts_with = "quick")]
     pub only: Option<String>,
     /// A quick look: TCP only, three systems, below 90 s

@@ -24,6 +24,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use tokio::sync::oneshot;
 
 use super::{
     report::{Remembered, Report},
@@ -40,8 +41,8 @@ use thread::Thread;
 
 /// What the thread is told to do.
 enum Order {
-    /// These instances and no others.
-    Configure(Vec<Setup>),
+    /// These instances and no others; whoever waits is told when the reports are about them.
+    Configure(Vec<Setup>, oneshot::Sender<()>),
     /// Something is known of the host.
     Fact(Fact),
     /// An operator gives an instance's mastership away.
@@ -149,11 +150,13 @@ impl Router {
         })
     }
 
-    /// These instances and no others, from now on.
-    pub fn configure(&mut self, setups: Vec<Setup>) {
+    /// These instances and no others, from now on. What it gives is ready when [`reports`](Self::reports) are about them.
+    pub fn configure(&mut self, setups: Vec<Setup>) -> oneshot::Receiver<()> {
         self.scripts.run(&setups, &self.shared);
         self.programs = setups.iter().filter_map(|setup| Some((setup.name.clone(), setup.notify.clone()?))).collect();
-        self.shared.orders.post(Order::Configure(setups));
+        let (done, configured) = oneshot::channel();
+        self.shared.orders.post(Order::Configure(setups, done));
+        configured
     }
 
     /// Something is known of the host.

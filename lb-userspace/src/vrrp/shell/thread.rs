@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use tokio::sync::oneshot;
 
 use super::{
     FAREWELL, Fact, Order, Shared,
@@ -67,6 +68,8 @@ pub struct Thread {
     limit: Limit,
     events: VecDeque<Event>,
     network: VecDeque<network::Order>,
+    /// Who waits until the reports are about the instances that were configured.
+    configured: Vec<oneshot::Sender<()>>,
     /// A lock was taken: come again soon.
     again: bool,
 }
@@ -100,6 +103,7 @@ impl Thread {
             limit: Limit::default(),
             events: VecDeque::new(),
             network: VecDeque::new(),
+            configured: Vec::new(),
             again: false,
         })
     }
@@ -205,7 +209,10 @@ impl Thread {
         };
         for order in orders {
             match order {
-                Order::Configure(setups) => self.configure(setups, now),
+                Order::Configure(setups, done) => {
+                    self.configure(setups, now);
+                    self.configured.push(done);
+                }
                 Order::Fact(fact) => self.fact(fact, now),
                 Order::GiveAway(name) => {
                     if let Some(number) = self.number(&name) {
@@ -650,6 +657,10 @@ impl Thread {
             }
             Err(TryLockError::WouldBlock) => false,
         };
+        if shown {
+            // Who has not waited that long is gone.
+            self.configured.drain(..).for_each(|done| _ = done.send(()));
+        }
         self.again = !shown || posted.contains(&false);
     }
 

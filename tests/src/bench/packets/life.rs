@@ -8,20 +8,25 @@ use lb_common::{
 
 use super::{
     ROUNDS, in_own_network,
-    quiet::Quiet,
     replay::{From, Replay, Stream, Subject},
     stage,
 };
 use crate::{
-    bench::{results::Results, statistics::median},
+    bench::results::Results,
     packet::{LINUX_OPTIONS, Segment},
     program::Hook,
 };
 
 /// Connections that live at the same time: below `max_half_open`, and their ends fit into the ring of events.
 const BATCH: u32 = 4096;
-/// Batches of a round; its figure is their median.
-const PASSES: usize = 3;
+/// Batches of a round.
+const BATCHES: u32 = 6;
+/// Ports of all backends together.
+const PORTS: u32 = 131_072;
+/// The kind that opens a connection.
+const NEW: &str = "new";
+
+const _: () = assert!(ROUNDS * BATCHES * BATCH <= PORTS, "all rounds are on ports that were not used");
 
 /// One kind of packet in a life.
 struct Kind {
@@ -43,7 +48,7 @@ fn kinds(replay: &Replay) -> Vec<Kind> {
         client: false,
     };
     let mut kinds = vec![
-        client("new", SYN, 1000, 0),
+        client(NEW, SYN, 1000, 0),
         backend("answer", SYN | ACK, 5000, 1001),
         client("first_ack", ACK, 1001, 5001),
         client("first_fin", FIN | ACK, 1001, 5001),
@@ -102,29 +107,34 @@ pub fn backend_data(replay: &Replay) -> Segment {
     replay.backend_segment(ACK | PSH).numbers(5001, 1001).payload(&[0xa5; 32])
 }
 
-/// Four backends; every batch on ports and index places that were not used lately.
-pub fn whole_lives(hook: Hook, name: &str, quiet: &mut Quiet, results: &mut Results) -> Result<()> {
-    let mut replay = stage(hook, 4, 32_768, 262_144)?;
-    let mut first = 0;
+/// Four backends; all on ports that were never used, then a new connection on ports that were, each of which has an entry
+/// of the index left to remove.
+pub fn whole_lives(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
+    let mut lives = Lives::new(stage(hook, 4, (PORTS / 4) as u16, 262_144)?);
     for _ in 0..ROUNDS {
-        let round = one_round(&mut replay, &mut first, quiet)?;
-        for (kind, ns) in round {
+        for (kind, ns) in lives.round()? {
             results.add(&format!("packets/{name}/{kind}"), "ns", ns);
+        }
+    }
+    lives.use_ports()?;
+    for _ in 0..ROUNDS {
+        for (_, ns) in lives.round()?.into_iter().filter(|(kind, _)| *kind == NEW) {
+            results.add(&format!("packets/{name}/{NEW}_on_a_used_port"), "ns", ns);
         }
     }
     Ok(())
 }
 
-/// A new connection and its end against the number of backends, in tables of the same size.
-pub fn by_backends(hook: Hook, name: &str, quiet: &mut Quiet, results: &mut Results) -> Result<()> {
+/// A new connection on a port that was used, and its end, against the number of backends, in tables of the same size.
+pub fn by_backends(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
     for backends in [1_u16, 2, 4, 8, 16, 32, 64] {
-        let ports = (131_072 / u32::from(backends)).min(32_768) as u16;
+        let ports = (PORTS / u32::from(backends)).min(PORTS / 4) as u16;
         let rounds = in_own_network(|| {
-            let mut replay = stage(hook, backends, ports, 262_144)?;
-            let mut first = 0;
-            (0..ROUNDS).map(|_| one_round(&mut replay, &mut first, quiet)).collect::<Result<Vec<_>>>()
+            let mut lives = Lives::new(stage(hook, backends, ports, 262_144)?);
+            lives.use_ports()?;
+            (0..ROUNDS).map(|_| lives.round()).collect::<Result<Vec<_>>>()
         })?;
-        let wanted = |(kind, _): &(&str, f64)| matches!(*kind, "new" | "last_fin");
+        let wanted = |(kind, _): &(&str, f64)| matches!(*kind, NEW | "last_fin");
         for (kind, ns) in rounds.into_iter().flatten().filter(wanted) {
             results.add(&format!("packets/{name}/{kind}/backends/{backends}"), "ns", ns);
         }
@@ -132,22 +142,47 @@ pub fn by_backends(hook: Hook, name: &str, quiet: &mut Quiet, results: &mut Resu
     Ok(())
 }
 
-/// Several batches of whole lives; the medians of each kind, without the making of the packets.
-fn one_round(replay: &mut Replay, first: &mut u32, quiet: &mut Quiet) -> Result<Vec<(&'static str, f64)>> {
-    let kinds = kinds(replay);
-    let mut seen = vec![(Vec::new(), Vec::new()); kinds.len()];
-    for _ in 0..PASSES {
-        for (kind, (made, cost)) in kinds.iter().zip(&mut seen) {
-            quiet.wait();
-            made.push(kind.calibrate(replay)?);
-            cost.push(kind.run(replay, *first)?);
-        }
-        ended(replay)?;
-        *first += BATCH;
+/// Connections that begin and end, batch after batch.
+struct Lives {
+    replay: Replay,
+    kinds: Vec<Kind>,
+    /// The number of the next flow.
+    first: u32,
+}
+
+impl Lives {
+    fn new(replay: Replay) -> Lives {
+        Lives { kinds: kinds(&replay), replay, first: 0 }
     }
-    let cost =
-        |(made, cost): &(Vec<f64>, Vec<f64>)| median(cost).unwrap_or_default() - median(made).unwrap_or_default();
-    Ok(kinds.iter().map(|kind| kind.name).zip(seen.iter().map(cost)).collect())
+
+    /// Until every port was used once.
+    fn use_ports(&mut self) -> Result<()> {
+        while self.first < PORTS {
+            self.batch()?;
+        }
+        Ok(())
+    }
+
+    /// Several batches; of each kind the quickest run, without the making of the packets.
+    fn round(&mut self) -> Result<Vec<(&'static str, f64)>> {
+        let mut best = vec![(f64::INFINITY, f64::INFINITY); self.kinds.len()];
+        for _ in 0..BATCHES {
+            for (best, (cost, made)) in best.iter_mut().zip(self.batch()?) {
+                *best = (best.0.min(cost), best.1.min(made));
+            }
+        }
+        Ok(self.kinds.iter().zip(best).map(|(kind, (cost, made))| (kind.name, cost - made)).collect())
+    }
+
+    /// Every kind once for every flow; what they cost, and what making them costs.
+    fn batch(&mut self) -> Result<Vec<(f64, f64)>> {
+        let (replay, first) = (&mut self.replay, self.first);
+        let once = |kind: &Kind| Ok((kind.run(replay, first)?, kind.calibrate(replay)?));
+        let costs = self.kinds.iter().map(once).collect::<Result<_>>()?;
+        ended(&mut self.replay)?;
+        self.first += BATCH;
+        Ok(costs)
+    }
 }
 
 /// That all flows of a batch ended as they should, and were told.

@@ -1,5 +1,6 @@
 //! The tables of the packet benchmark.
 
+use super::RUNS;
 use crate::bench::{
     results::Results,
     statistics::Summary,
@@ -13,18 +14,18 @@ pub fn report(results: &Results) -> String {
         "## Nanoseconds a packet\n\nThe attached program with its real tables, run by `BPF_PROG_TEST_RUN` on packets that are \
          made anew each time; verdict, bytes and counters of what is timed are checked. What making the packets and repeating \
          costs is measured in the same round and taken off. A program that only sends the frame back takes {} ns on XDP and {} \
-         ns on TC, measured the same way. Rounds wait until the processor is as fast as at its \
-         best and has as much of the last cache, in the first minute of each part; afterwards they are measured as it is.\n\n![Packets](packets.svg)\n\n",
+         ns on TC, measured the same way. A round is the quickest of {RUNS} runs (a neighbour \
+         on the machine makes runs slower, never quicker); what answers with RSTs, which are limited, is run once.\n\n![Packets](packets.svg)\n\n",
         empty("xdp"),
         empty("tc")
     );
     text += &by_flows(results);
     let sizes = by(results, &["forward/max_connections", "reply/max_connections"]);
     text += &part(results, "65,536 flows, by the size of the tables", &sizes);
-    let lives = ["new", "answer", "first_ack", "first_fin", "last_fin", "last_ack"];
+    let lives = ["new", "new_on_a_used_port", "answer", "first_ack", "first_fin", "last_fin", "last_ack"];
     text += &part(results, "A connection's life, every flow new", &lives.map(str::to_owned));
     let backends = by(results, &["new/backends", "last_fin/backends"]);
-    text += &part(results, "By the number of backends (least_conn)", &backends);
+    text += &part(results, "By the number of backends (least_conn, on used ports)", &backends);
     let services = by(results, &["forward/services", "reply/services"]);
     text += &part(results, "By the number of services, at 1,024 flows", &services);
     let strangers = ["unknown", "other_port", "udp", "arp"].map(str::to_owned);
