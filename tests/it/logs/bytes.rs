@@ -27,14 +27,15 @@ fn talks() -> Vec<Talk> {
 }
 
 /// One frame in forty is lost on its way in and on its way out, and one in forty goes out twice. But no RST is lost,
-/// which nobody would send again.
+/// which nobody would send again. What is lost on its way out is told to the sender's TCP (`EPERM`), for which it was never
+/// sent: so it must not have been doubled before, or the sender refuses its acknowledgement for ever.
 fn make_lossy(host: &Host) {
     let lose = "tcp flags & rst == 0 numgen random mod 40 0 drop";
     let double = format!("ip protocol tcp numgen random mod 40 1 dup to {VIP} device \"eth0\"");
     let rules = format!(
         "table ip lossy {{
            chain in {{ type filter hook input priority 0; {lose}; }}
-           chain out {{ type filter hook postrouting priority 0; {double}; {lose}; }}
+           chain out {{ type filter hook postrouting priority 0; {lose}; {double}; }}
          }}"
     );
     host.run("nft", &[&rules]).expect("nft");

@@ -165,7 +165,8 @@ pub fn all(host: &Host, to: (Ipv4Addr, u16), talks: &[Talk], parallel: usize) ->
         .chunks(share)
         .map(|talks| {
             let talks = talks.to_vec();
-            on(host, move || talks.into_iter().map(|one| (one, talk(to, one).expect("a talk"))).collect::<Vec<_>>())
+            let seen = move |one| (one, talk(to, one).unwrap_or_else(|error| panic!("{one:?}: {error}")));
+            on(host, move || talks.into_iter().map(seen).collect::<Vec<_>>())
         })
         .collect();
     workers.into_iter().flat_map(|worker| worker.join().expect("a worker")).collect()
