@@ -20,6 +20,8 @@ pub const HASH_ENTRIES: usize = 262_144;
 
 /// Lines of the table of lines that our tables are compared with: one a flow of the busiest of those measured with it.
 pub const LINES: usize = 65_536;
+/// Lines of an index that has room for half as many flows more, at four entries a line.
+pub const INDEX_LINES: usize = LINES / 4 * 3 / 2;
 
 /// The time is taken every so many packets.
 pub const BLOCK: u32 = 64;

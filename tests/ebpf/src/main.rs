@@ -24,9 +24,9 @@ static PLAN: Array<Plan, 1> = Array::new();
 #[btf_map]
 static TIMES: Array<u64, BLOCKS> = Array::new();
 #[btf_map]
-static NEXT_XDP: ProgramArray<6> = ProgramArray::new();
+static NEXT_XDP: ProgramArray<7> = ProgramArray::new();
 #[btf_map]
-static NEXT_TC: ProgramArray<6> = ProgramArray::new();
+static NEXT_TC: ProgramArray<7> = ProgramArray::new();
 
 const SOURCE_PORT: usize = 34;
 const DESTINATION_PORT: usize = 36;
@@ -65,6 +65,7 @@ replay! {
     3 replay_xdp_3 replay_tc_3
     4 replay_xdp_4 replay_tc_4
     5 replay_xdp_5 replay_tc_5
+    6 replay_xdp_6 replay_tc_6
 }
 
 /// Makes the next packet and sends it: what the making costs.

@@ -40,6 +40,8 @@ pub enum Subject {
     Enter,
     /// One read from a table of cache lines (XDP only).
     Lines,
+    /// The rewriting, to an address found by two reads one after the other (XDP only).
+    Found,
     /// No program: the making of the packets.
     Making,
 }
@@ -312,7 +314,7 @@ fn load(bench: &Bench, hook: Hook) -> Result<Ebpf> {
         _ => SchedClassifier::from_pin(pinned)?.fd()?.try_clone()?,
     };
     let mut targets = vec![evenkeel];
-    for name in ["empty", "hash", "rewrite", "enter", "lines"] {
+    for name in ["empty", "hash", "rewrite", "enter", "lines", "found"] {
         if let Some(program) = programs.program(&format!("{name}_{suffix}")) {
             targets.push(program.fd()?.try_clone()?);
         }

@@ -1,6 +1,5 @@
 //! The tables of the packet benchmark.
 
-use super::RUNS;
 use crate::bench::{
     results::Results,
     statistics::Summary,
@@ -14,7 +13,7 @@ pub fn report(results: &Results) -> String {
         "## Nanoseconds a packet\n\nThe attached program with its real tables, run by `BPF_PROG_TEST_RUN` on packets that are \
          made anew each time; verdict, bytes and counters of what is timed are checked. What making the packets and repeating \
          costs is measured in the same round and taken off. A program that only sends the frame back takes {} ns on XDP and {} \
-         ns on TC, measured the same way. A round is the quickest of {RUNS} runs (a neighbour \
+         ns on TC, measured the same way. A round is the quickest of several runs (a neighbour \
          on the machine makes runs slower, never quicker); what answers with RSTs, which are limited, is run once.\n\n![Packets](packets.svg)\n\n",
         empty("xdp"),
         empty("tc")
@@ -50,11 +49,13 @@ fn by_flows(results: &Results) -> String {
     if flows.is_empty() {
         return String::new();
     }
-    let one_read = "one read from a table of cache lines";
-    let head = ["flows", "XDP forward", "XDP reply", "TC forward", "TC reply", "kernel HASH, one look-up", one_read];
+    let hash = "kernel HASH, one look-up";
+    let (one, two) =
+        ("one read from a table of cache lines", "two, the second where the first says, and a bare rewrite");
+    let head = ["flows", "XDP forward", "XDP reply", "TC forward", "TC reply", hash, one, two];
     let row = |flows: &u32| {
         let of = |name: &str| spread(results.summary(&format!("packets/{name}/{flows}")));
-        let names = ["xdp/forward", "xdp/reply", "tc/forward", "tc/reply", "xdp/hash", "xdp/lines"];
+        let names = ["xdp/forward", "xdp/reply", "tc/forward", "tc/reply", "xdp/hash", "xdp/lines", "xdp/found"];
         let flows = number(f64::from(*flows)).trim_end_matches(".00").trim_end_matches(".0").to_owned();
         std::iter::once(flows).chain(names.map(of)).collect::<Vec<_>>()
     };

@@ -68,7 +68,8 @@ pub fn by_flows(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
         if hook == Hook::Xdp {
             let data = From::Clients(life::client_data(&replay));
             cases.push(compared(&format!("hash/{flows}"), Subject::Hash, stream(data.clone(), flows)));
-            cases.push(compared(&format!("lines/{flows}"), Subject::Lines, stream(data, flows)));
+            cases.push(compared(&format!("lines/{flows}"), Subject::Lines, stream(data.clone(), flows)));
+            cases.push(compared(&format!("found/{flows}"), Subject::Found, stream(data, flows)));
         }
     }
     let data = From::Clients(life::client_data(&replay));
