@@ -115,6 +115,9 @@ pub fn whole_lives(hook: Hook, name: &str, results: &mut Results) -> Result<()> 
         for (kind, ns) in lives.round()? {
             results.add(&format!("packets/{name}/{kind}"), "ns", ns);
         }
+        if hook == Hook::Xdp {
+            results.add(&format!("packets/{name}/hash_entry"), "ns", lives.hash_entries()?);
+        }
     }
     lives.use_ports()?;
     for _ in 0..ROUNDS {
@@ -172,6 +175,20 @@ impl Lives {
             }
         }
         Ok(self.kinds.iter().zip(best).map(|(kind, (cost, made))| (kind.name, cost - made)).collect())
+    }
+
+    /// What it costs to enter a new client in the kernel's hash table, and nothing else; of as many batches the quickest.
+    fn hash_entries(&mut self) -> Result<f64> {
+        let (mut cost, mut made) = (f64::INFINITY, f64::INFINITY);
+        for batch in 1..=BATCHES {
+            // The clients of the round before.
+            let stream = self.kinds[0].stream(self.first - batch * BATCH);
+            let run = self.replay.run(Subject::Enter, &stream, BATCH)?;
+            ensure!(self.replay.has_sent(&run), "a client was not entered: verdict {}", run.verdict);
+            cost = cost.min(run.ns);
+            made = made.min(self.replay.making(&stream, BATCH)?);
+        }
+        Ok(cost - made)
     }
 
     /// Every kind once for every flow; what they cost, and what making them costs.

@@ -36,7 +36,7 @@ pub enum Subject {
     Hash,
     /// The rewriting of a full NAT and nothing else.
     Rewrite,
-    /// Enters clients in the kernel's hash table (XDP only; not measured).
+    /// Enters clients in the kernel's hash table (XDP only).
     Enter,
     /// One read from a table of cache lines (XDP only).
     Lines,
