@@ -8,6 +8,11 @@
 //! |  generation   | used | provisional |  tag  | pool  |   slot   |
 //! ```
 
+use crate::{
+    flow::{Key, SlotAt},
+    slot::{Ctl, State},
+};
+
 /// Entries in one bucket of the index: one cache line.
 pub const BUCKET: u32 = 8;
 /// A primary bucket with fewer entries than this takes a new one without a look at the second bucket's load.
@@ -106,6 +111,25 @@ impl Entry {
         self.0 as u32 & 0xffff
     }
 
+    /// The slot that the entry names.
+    #[inline(always)]
+    pub const fn at(self) -> SlotAt {
+        SlotAt::new(self.pool() as u16, self.slot() as u16)
+    }
+
+    /// Whether a slot with this word and key is the one that the entry was made for. A closed flow's slot still is: its
+    /// late segments find their way.
+    #[inline(always)]
+    pub const fn confirms(self, ctl: Ctl, slot_key: Key, key: Key) -> bool {
+        self.is_of(ctl.generation()) && slot_key.0 == key.0 && ctl.0 as u8 >= State::HalfOpen as u8
+    }
+
+    /// Whether the flow that the entry was made for has ended, by its slot's word: another entry may take its place.
+    #[inline(always)]
+    pub const fn is_over(self, ctl: Ctl) -> bool {
+        !self.is_of(ctl.generation()) || !(ctl.state().is_active() || matches!(ctl.state(), State::Claiming))
+    }
+
     /// Whether the entry was made for this generation of the slot (its low 23 bits).
     #[inline(always)]
     pub const fn is_of(self, generation: u32) -> bool {
@@ -115,6 +139,13 @@ impl Entry {
 
 /// Probes of the open-addressed tables of listeners and pools: the controller refuses to place a record further away.
 pub const PROBES: u32 = 4;
+
+/// The rows of an open-addressed table of `1 << bits` rows in which a record may stand, from the row that its hash names
+/// on. A search ends at an `EMPTY` row and passes over a `DELETED` one (`layout`).
+#[inline(always)]
+pub fn probe(start: u32, bits: u32, probes: u32) -> impl Iterator<Item = u32> {
+    (0..probes).map(move |step| start.wrapping_add(step) & ((1 << bits) - 1))
+}
 
 /// Where the search for a listener (`port`, IPv4 address) begins in a table of `1 << bits` places.
 #[inline(always)]

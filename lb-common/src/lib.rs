@@ -9,6 +9,7 @@
 pub mod checksum;
 pub mod clients;
 pub mod event;
+pub mod flow;
 pub mod hash;
 pub mod layout;
 pub mod ring;
@@ -17,4 +18,5 @@ pub mod schedule;
 pub mod seq;
 pub mod slot;
 pub mod tcp;
+pub mod time;
 pub mod verdict;
