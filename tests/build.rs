@@ -5,7 +5,7 @@ use std::{env, path::PathBuf};
 #[path = "../xtask/src/ebpf.rs"]
 mod ebpf;
 
-const PROGRAM: ebpf::Package = ebpf::Package { name: "lab-ebpf", features: "bpf" };
+const PROGRAM: ebpf::Package = ebpf::Package { name: "tests-ebpf", features: "bpf" };
 
 fn main() {
     let workspace = folder("CARGO_MANIFEST_DIR").join("..");

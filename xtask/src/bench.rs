@@ -12,7 +12,7 @@ pub fn run(options: &[OsString]) -> Result<()> {
         bail!("network namespaces and BPF programs need root: run it as root (sudo -E cargo xtask bench)");
     }
     setup::run(setup::Tell::Changes)?;
-    let build = ["build", "--release", "--package", "lb-userspace", "--package", "lab", "--bins"];
+    let build = ["build", "--release", "--package", "lb-userspace", "--package", "tests", "--bins"];
     shell::run(&mut shell::cargo(&build))?;
     let mut lab = Command::new(shell::target().join("release/evenkeel-lab"));
     lab.current_dir(shell::workspace()).arg("bench").args(options).env("EVENKEEL_TOOLS", shell::tools());

@@ -11,7 +11,7 @@ pub fn run(once: bool, daemon: &[OsString]) -> Result<()> {
         bail!("network namespaces and BPF programs need root: run it as root (sudo -E cargo xtask run)");
     }
     setup::run(setup::Tell::Changes)?;
-    let parts = ["--package", "lb-userspace", "--package", "lab", "--bins"];
+    let parts = ["--package", "lb-userspace", "--package", "tests", "--bins"];
     let parts = if daemon.is_empty() { &parts[..] } else { &["--package", "lb-userspace", "--bin", "evenkeel"] };
     shell::run(shell::cargo(&["build", "--release"]).args(parts))?;
     let built = shell::target().join("release");

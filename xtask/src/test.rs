@@ -28,10 +28,10 @@ fn check() -> Result<()> {
 
 /// One at a time: they measure, and two cores are few. At full size they show what they measured.
 fn lab(filter: Option<&str>, full: bool) -> Result<()> {
-    step("release build", &["build", "--release", "--package", "lb-userspace", "--package", "lab", "--bins"], &[])?;
+    step("release build", &["build", "--release", "--package", "lb-userspace", "--package", "tests", "--bins"], &[])?;
     // Upgrades need a program that was built in another way.
     step("another build", &["build", "--package", "lb-userspace", "--bin", "evenkeel"], &[])?;
-    let mut args = vec!["test", "--release", "--package", "lab", "--"];
+    let mut args = vec!["test", "--release", "--package", "tests", "--"];
     args.push("--test-threads=1");
     args.extend(filter);
     args.extend(full.then_some("--nocapture"));

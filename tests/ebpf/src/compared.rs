@@ -9,8 +9,8 @@ use aya_ebpf::{
     macros::{btf_map, classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use lab_ebpf::{CLIENT_PORT, CLIENTS, HASH_ENTRIES, HEADERS, INDEX_LINES, LINES, Wiring};
 use lb_common::checksum::{difference, update};
+use tests_ebpf::{CLIENT_PORT, CLIENTS, HASH_ENTRIES, HEADERS, INDEX_LINES, LINES, Wiring};
 
 pub const TC_REDIRECT: i32 = 7;
 

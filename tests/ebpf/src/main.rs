@@ -16,7 +16,7 @@ use aya_ebpf::{
     macros::{btf_map, classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use lab_ebpf::{BLOCK, BLOCKS, HEADERS, Plan};
+use tests_ebpf::{BLOCK, BLOCKS, HEADERS, Plan};
 
 #[btf_map]
 static PLAN: Array<Plan, 1> = Array::new();

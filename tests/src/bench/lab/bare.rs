@@ -9,7 +9,7 @@ use aya::{
     programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
 };
 use evenkeel::sys::netdev;
-use lab_ebpf::Wiring;
+use tests_ebpf::Wiring;
 
 use crate::{
     Host, Lab,

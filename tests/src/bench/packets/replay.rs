@@ -14,7 +14,7 @@ use aya::{
     programs::{SchedClassifier, TestRun, Xdp},
 };
 use aya_obj::programs::XdpAttachType;
-use lab_ebpf::{BACKEND, BLOCK, BLOCKS, CLIENT, HEADERS, Plan, SAME};
+use tests_ebpf::{BACKEND, BLOCK, BLOCKS, CLIENT, HEADERS, Plan, SAME};
 
 use crate::{
     bench::statistics::median,
@@ -219,7 +219,10 @@ impl Replay {
 
     /// The client of a flow.
     pub fn client(flow: u32) -> SocketAddrV4 {
-        SocketAddrV4::new(Ipv4Addr::from(lab_ebpf::CLIENTS + (flow >> 4)), lab_ebpf::CLIENT_PORT + (flow & 15) as u16)
+        SocketAddrV4::new(
+            Ipv4Addr::from(tests_ebpf::CLIENTS + (flow >> 4)),
+            tests_ebpf::CLIENT_PORT + (flow & 15) as u16,
+        )
     }
 
     /// A client's segment, as it has to come out for its flow towards backend `n`.
@@ -283,8 +286,8 @@ impl Replay {
 
     /// The flow of a client.
     fn flow_of(client: SocketAddrV4) -> Option<u32> {
-        let address = u32::from(*client.ip()).checked_sub(lab_ebpf::CLIENTS)?;
-        Some(address << 4 | u32::from(client.port().checked_sub(lab_ebpf::CLIENT_PORT)?))
+        let address = u32::from(*client.ip()).checked_sub(tests_ebpf::CLIENTS)?;
+        Some(address << 4 | u32::from(client.port().checked_sub(tests_ebpf::CLIENT_PORT)?))
     }
 }
 

@@ -193,7 +193,7 @@ impl Case {
     /// The quickest run, less the making of its packets.
     fn round(&self, replay: &mut Replay, round: u32) -> Result<f64> {
         // The caches are full of what the case before needed.
-        replay.run(self.subject, &self.stream, self.stream.flows.clamp(2 * lab_ebpf::BLOCK, WARM_UP))?;
+        replay.run(self.subject, &self.stream, self.stream.flows.clamp(2 * tests_ebpf::BLOCK, WARM_UP))?;
         replay.bench.moved();
         // Each goes on where the one before has ended.
         let stream = Stream { turn: round.wrapping_mul(self.packets), ..self.stream.clone() };
