@@ -5,13 +5,13 @@
 mod admin_file;
 mod answers;
 mod apply;
+mod commands;
 mod configure;
 mod hops;
 mod interfaces;
 mod journal;
 mod listener;
 mod logs;
-mod orders;
 mod probes;
 mod pump;
 mod report;
@@ -41,11 +41,11 @@ use tokio::{
 use crate::{
     api::{self, Reply, Request, Server, types::Refused},
     config::{self, model::Config, model::OnExit},
-    controller::{Action, Controller, Now, desired::Desired, orders::Orders},
+    controller::{Action, Controller, Now, admin_state::Orders, desired::Desired},
     dataplane::{Dataplane, Options},
     handover::{self, Predecessor},
-    health::Finding,
     notice::{History, Kind, Notice},
+    probe::Finding,
     sys::{clock, mount, netlink},
 };
 

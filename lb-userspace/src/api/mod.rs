@@ -2,9 +2,9 @@
 //! (`[api]`), where anybody may read: the status page, metrics, health and the same JSON.
 
 pub mod admin;
+mod commands;
 mod listener;
 mod metrics;
-mod orders;
 mod page;
 mod report;
 mod request;
@@ -15,8 +15,8 @@ mod tests;
 pub mod trace;
 pub mod types;
 
+pub use commands::Peer;
 pub use listener::Listener;
-pub use orders::Peer;
 pub use report::{Connects, PoolUse, Report};
 pub use request::{Conns, ConnsFilter, EventsFilter, Order, QUEUE, Reply, Request};
 pub use routes::Daemon;

@@ -1,7 +1,7 @@
 //! What the control socket asks the daemon: values over one bounded queue, each with the place for its answer.
 
 use super::admin::{Changed, Drain, Failover, InForce, Kill, Maint, Ready, Rebalance, Rebalanced, Set, Task};
-use super::orders::Peer;
+use super::commands::Peer;
 use super::report::Report;
 use super::trace::{Trace, TraceQuery};
 use super::types::{Conn, ConnState, Counters, FailedOver, Refused, Reloaded, VrrpStatus};

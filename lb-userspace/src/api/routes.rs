@@ -4,8 +4,8 @@
 //! as well.
 
 use super::TOTAL_HEADER;
+use super::commands;
 use super::metrics::Metrics;
-use super::orders;
 use super::page;
 use super::report::Report;
 use super::request::{Conns, ConnsFilter, EventsFilter, Reply, Request};
@@ -97,7 +97,7 @@ pub fn all(daemon: Daemon) -> Router {
         .route("/api/v1/stop", post(stop))
         // Changes nothing, but runs the program, and tells of rules: not for anybody.
         .route("/api/v1/trace", get(trace));
-    finish(router.merge(orders::routes()), daemon)
+    finish(router.merge(commands::routes()), daemon)
 }
 
 fn finish(router: Router<Daemon>, daemon: Daemon) -> Router {

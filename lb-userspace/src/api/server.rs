@@ -1,6 +1,6 @@
 //! The control socket: who holds it, and who may open it.
 
-use super::orders::Peer;
+use super::commands::Peer;
 use super::routes::{self, Daemon};
 use crate::handover::Predecessor;
 use crate::sys::lock;

@@ -2,11 +2,11 @@
 
 mod args;
 pub(crate) mod client;
+mod commands;
 mod config_commands;
 pub mod exit;
 mod interrupt;
 mod manual;
-mod orders;
 mod output;
 mod show;
 mod sync;
@@ -24,9 +24,9 @@ use crate::top;
 use args::{Cli, Command, Format, VrrpAction};
 use clap::Parser;
 use client::{Answer, Client};
+pub(crate) use commands::standing;
 use exit::Failure;
 use lb_common::verdict::Reason;
-pub(crate) use orders::standing;
 use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -60,18 +60,18 @@ pub fn main() -> ExitCode {
         Command::Backends { output } => backends(&client, output.format),
         Command::Conns { filter, output } => conns(&client, &filter, output.format),
         Command::Trace { client: about, service, output } => trace::trace(&client, about, service, output.format),
-        Command::Drain { which, args, output } => orders::drain(&client, which, args, output.format),
-        Command::Maint { which, reset, output } => orders::maint(&client, which, reset, output.format),
-        Command::Ready { which, output } => orders::ready(&client, which, output.format),
-        Command::Set { which, settings, output } => orders::set(&client, which, &settings, output.format),
-        Command::Kill { args, output } => orders::kill(&client, args, output.format),
-        Command::Rebalance { args, output } => orders::rebalance(&client, args, output.format),
+        Command::Drain { which, args, output } => commands::drain(&client, which, args, output.format),
+        Command::Maint { which, reset, output } => commands::maint(&client, which, reset, output.format),
+        Command::Ready { which, output } => commands::ready(&client, which, output.format),
+        Command::Set { which, settings, output } => commands::set(&client, which, &settings, output.format),
+        Command::Kill { args, output } => commands::kill(&client, args, output.format),
+        Command::Rebalance { args, output } => commands::rebalance(&client, args, output.format),
         Command::Events { follow, limit, output } => {
             events(&client, EventsFilter { after: 0, limit, follow }, output.format)
         }
         Command::Vrrp { action: None, output } => vrrp(&client, output.format),
         Command::Vrrp { action: Some(VrrpAction::Failover { name, output }), .. } => {
-            orders::failover(&client, &name, output.format)
+            commands::failover(&client, &name, output.format)
         }
         Command::Counters { list: true, output } => output::print(&show::reasons(output.format, Style::of_stdout())),
         Command::Counters { list: false, output } => counters(&client, output.format),

@@ -13,7 +13,7 @@ use lb_common::{
     schedule,
 };
 
-use super::{installed::mapped, tally::Tries};
+use super::{installed::mapped, probe_count::Tries};
 use crate::config::model;
 
 /// Every service of the configuration.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use lb_common::verdict::Reason;
 
 use super::{
-    orders::Order,
+    admin_state::Order,
     resets::{Job, JobId, Only, Resets, Which},
     view::{View, active},
 };

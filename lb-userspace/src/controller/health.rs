@@ -25,7 +25,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::tally::{Outcome, Tally, Tries, Verdict};
+use super::probe_count::{Outcome, Tally, Tries, Verdict};
 
 /// What the configuration says about one backend. Times in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -22,31 +22,31 @@ use jiff::Timestamp;
 use lb_common::{event::Event, verdict::Reason};
 use log::Level;
 
+pub mod admin_state;
 pub mod admission;
+mod backends;
 pub mod clients;
+pub mod commands;
 pub mod desired;
 mod drains;
-mod fitness;
 pub mod half_open;
 pub mod health;
 pub mod installed;
-pub mod operate;
-pub mod orders;
+pub mod next_hops;
+pub mod ownership;
 mod place;
 pub mod plan;
-pub mod rails;
-pub mod reach;
+pub mod probe_count;
 pub mod rebalance;
 mod rebalancing;
 pub mod reconcile;
 pub mod record;
+pub mod removal;
+pub mod reset_guard;
 pub mod resets;
-pub mod retire;
 pub mod silence;
 pub mod sweep;
-pub mod tally;
 mod tasks;
-pub mod territory;
 pub mod view;
 
 #[cfg(test)]
@@ -54,15 +54,15 @@ mod fake;
 #[cfg(test)]
 mod tests;
 
+use admin_state::Orders;
+pub use backends::cause_of;
 use desired::Desired;
-pub use fitness::cause_of;
 use health::Health;
 use installed::{Installed, listener_address};
-use orders::Orders;
+use ownership::{Ours, Territory};
 use plan::{Plan, Write};
 use record::{Names, Recorder};
 use resets::Which;
-use territory::{Ours, Territory};
 use view::{FlowAt, View};
 
 use crate::{
@@ -169,7 +169,7 @@ pub struct Controller {
     /// Of every backend that is neither `down` nor a tombstone.
     health: BTreeMap<u16, Health>,
     silence: silence::Silence,
-    rails: rails::Rails,
+    rails: reset_guard::Rails,
     /// When probes were last asked to hurry.
     hurried: BTreeMap<u16, u64>,
     /// Failures known of by events: compared with the map's count when events were lost.
@@ -178,7 +178,7 @@ pub struct Controller {
     /// Events were lost at the turn before.
     loss_noticed: bool,
     names: Names,
-    reach: reach::Reach,
+    reach: next_hops::Reach,
     half_open: half_open::HalfOpen,
     sweep: sweep::Sweep,
     resets: resets::Resets,
@@ -186,7 +186,7 @@ pub struct Controller {
     orders: Orders,
     drains: drains::Drains,
     tasks: tasks::Tasks,
-    retire: retire::Retire,
+    retire: removal::Retire,
     reconcile: reconcile::Reconcile,
     clients: clients::Clients,
     recorder: Recorder,

@@ -18,7 +18,7 @@ use crate::{
     api::admin::Word,
     controller::{
         Now,
-        orders::{Name, Order, Orders, Said},
+        admin_state::{Name, Order, Orders, Said},
     },
 };
 

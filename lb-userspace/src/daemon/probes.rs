@@ -9,7 +9,7 @@ use super::Daemon;
 use crate::{
     config::model::Config,
     controller::Controller,
-    health::{Finding, Probe, Prober, Target},
+    probe::{Finding, Probe, Prober, Target},
     sys::clock,
 };
 

@@ -23,10 +23,10 @@ use crate::{
     api::types::SyncStatus,
     config::model::{self, Config},
     controller::{
+        admin_state::{Name, Order, Orders, Said},
         installed::{listener_address, pool_backend, pool_snat, socket_address},
-        orders::{Name, Order, Orders, Said},
+        ownership::Territory,
         plan,
-        territory::Territory,
     },
     notice::{Kind, Notice, Subject},
     sync::{

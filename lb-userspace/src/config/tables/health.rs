@@ -4,7 +4,7 @@ use super::{HOUR, millis, seconds};
 use crate::config::model::{Health, Probe};
 use crate::config::raw::{Table, Value};
 use crate::config::units;
-use crate::health::authorities;
+use crate::probe::authorities;
 use std::num::NonZeroU32;
 
 /// Statuses that mean "ready" unless the file says otherwise: 401 and 403 are alive, anonymous access is off.

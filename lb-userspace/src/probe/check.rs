@@ -33,7 +33,7 @@ use tokio_rustls::{
 };
 
 use super::tls;
-use crate::{config::model, controller::tally::Outcome};
+use crate::{config::model, controller::probe_count::Outcome};
 
 /// Most bytes of an answer's body that are read; the verbose answer of `/readyz` has some 2,000.
 const BODY: usize = 64 * 1024;

@@ -1,8 +1,8 @@
 use super::*;
 use crate::controller::{
     SECOND,
+    admin_state::{Order, Said},
     health::State as HealthState,
-    orders::{Order, Said},
     plan::tests::service,
     tests::{START, World},
 };

@@ -21,8 +21,8 @@ use crate::{
     },
     config::model::Weight,
     controller::{
-        operate::{Uneven, Whose},
-        orders::{Name, Order, Orders, Said},
+        admin_state::{Name, Order, Orders, Said},
+        commands::{Uneven, Whose},
         rebalance::spread,
         resets::Only,
         view::active,

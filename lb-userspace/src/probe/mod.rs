@@ -18,7 +18,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{config::model, controller::tally::Outcome, sys::clock};
+use crate::{config::model, controller::probe_count::Outcome, sys::clock};
 
 pub use check::Check;
 use pace::Pace;

@@ -10,16 +10,16 @@ use log::Level;
 
 use super::{
     Action, Controller,
+    admin_state::{Name, Order, Orders},
     admission::{Admin, Standing},
     drains::Happened,
     health::Health,
-    orders::{Name, Order, Orders},
+    ownership::Ours,
     plan::Write,
     rebalance::{self, Load, Share},
     rebalancing::Rebalancing,
     resets::{Job, Only, Which},
     tasks::Work,
-    territory::Ours,
     view::{FlowAt, View, active},
 };
 use crate::{

@@ -3,9 +3,9 @@
 use lb_common::{event::TRY_FAILED, slot::State as FlowState};
 
 use super::super::{
+    ownership::Territory,
     plan::tests::service,
-    tally::Tries,
-    territory::Territory,
+    probe_count::Tries,
     tests::{START, World},
     view::FlowAt,
 };

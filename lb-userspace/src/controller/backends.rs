@@ -10,13 +10,13 @@ use log::Level;
 
 use super::{
     Action, Controller, SECOND,
+    admin_state::Name,
     admission::{self, Admin, Facts, Standing},
     health::{self, Cause, Change, Health, State},
-    orders::Name,
-    rails::{Member, Reset, Ruling},
+    probe_count::Outcome,
+    reset_guard::{Member, Reset, Ruling},
     resets::{Job, Only, Which},
     silence::{self, Subject},
-    tally::Outcome,
     view::View,
 };
 
