@@ -2,6 +2,7 @@
 //! ([`cross`]), and then of types in which a wrong value cannot be written down ([`model`]). [`load`] is the only way in.
 
 mod cross;
+pub mod memory;
 pub mod model;
 pub mod problem;
 mod raw;

@@ -1,10 +1,9 @@
 //! The configuration once it is understood: wrong values cannot be written down any more. The serialised form of these
 //! types is the file's own TOML, with every default filled in (`evenkeel dump`).
 
-use super::units;
+use super::{memory, units};
 use crate::access_log;
 use ipnet::IpNet;
-use lb_common::layout;
 use serde::{Serialize, Serializer};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -446,40 +445,28 @@ pub struct Sync {
 /// What `check` and `status` say about room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Slots of all pools, those that services share counted once.
+    /// Slots of all pools; those that services share are counted once.
     pub slots: u64,
     /// Most connections at once: `slots`, bounded by `max_connections`.
     pub connections: u64,
-    /// Memory of the slots and the flow index.
+    /// Memory of all tables, as the kernel counts it.
     pub memory_bytes: u64,
 }
-
-/// Slots are taken by so many.
-const EXTENT: u64 = 1 << layout::EXTENT_BITS;
-/// Bytes of a slot: two lines.
-const SLOT_BYTES: u64 = (size_of::<layout::Slot>() + size_of::<layout::Opening>()) as u64;
-/// Bytes of its cell in the ring of free ones.
-const CELL_BYTES: u64 = size_of::<u32>() as u64;
-/// Bytes of the flow index for each of `max_connections`: two entries, for it is kept half full.
-const INDEX_BYTES: u64 = 2 * size_of::<u64>() as u64;
 
 impl Config {
     /// Room for connections and the memory it takes.
     pub fn capacity(&self) -> Capacity {
-        let pools: BTreeSet<_> = self
-            .services
-            .iter()
-            .flat_map(|service| service.pools().map(|pool| (pool, service.snat_ports.count())))
-            .collect();
-        let slots = pools.iter().map(|(_, ports)| u64::from(*ports)).sum();
-        let extents: u64 = pools.iter().map(|(_, ports)| u64::from(*ports).div_ceil(EXTENT)).sum();
-        let max_connections = u64::from(self.daemon.max_connections);
-        let slot_bytes = extents * EXTENT * SLOT_BYTES + slots * CELL_BYTES;
-        Capacity {
-            slots,
-            connections: slots.min(max_connections),
-            memory_bytes: slot_bytes + max_connections * INDEX_BYTES,
-        }
+        let slots = self.pools().iter().map(|(_, ports)| u64::from(*ports)).sum();
+        let connections = u64::from(self.daemon.max_connections).min(slots);
+        Capacity { slots, connections, memory_bytes: memory::bytes(self) }
+    }
+
+    /// Every (backend address, SNAT address) of all services with its number of ports, each pair once.
+    pub(super) fn pools(&self) -> BTreeSet<((SocketAddr, IpAddr), u16)> {
+        let of = |service: &'_ Service| -> Vec<_> {
+            service.pools().map(|pool| (pool, service.snat_ports.count())).collect()
+        };
+        self.services.iter().flat_map(of).collect()
     }
 
     /// The whole configuration as TOML, defaults filled in: it loads again to the same.

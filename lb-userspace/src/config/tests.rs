@@ -442,3 +442,17 @@ fn tries_are_bounded_by_the_backends_that_are_not_down() {
         assert_eq!(config.services[0].tries(), tries, "{keys}");
     }
 }
+
+/// Measured: `bytes_memlock` of all maps of a running daemon with this configuration (docs/bench, "Memory of idle
+/// connections"), on two processors.
+#[test]
+fn the_memory_that_check_names_is_what_the_kernel_counted() {
+    let others = [
+        BACKEND.replace("cp01", "cp02").replace(".10:", ".11:"),
+        BACKEND.replace("cp01", "cp03").replace(".10:", ".12:"),
+    ];
+    let text = ["[daemon]\nmax_connections = 67584\n", SERVICE, BACKEND, &others[0], &others[1]].concat();
+    let said = load_text(&text).unwrap().config.capacity().memory_bytes;
+    let counted = 12_462_200;
+    assert!(said <= counted && counted - said < 24 * 1024, "{said} bytes, but the kernel counted {counted}");
+}

@@ -129,6 +129,7 @@ pub fn compare(maps: &Path, buckets: u32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::memory;
 
     #[test]
     fn the_index_has_twice_as_many_places_as_connections() {
@@ -137,5 +138,26 @@ mod tests {
         assert_eq!((index_buckets(0), index_buckets(1), index_buckets(5)), (1, 1, 2));
         assert_eq!(index_buckets(u32::MAX), 1 << 30);
         assert!(index_capacity(index_buckets(100_001)) >= 100_001);
+    }
+
+    /// `check` says how much memory a configuration takes without loading anything.
+    #[test]
+    fn what_check_says_of_memory_counts_every_map_by_its_size() {
+        let max_connections = 67_584;
+        for (name, shape) in shapes(index_buckets(max_connections)) {
+            let (record, records) = (u64::from(shape.value), u64::from(shape.entries));
+            match shape.kind {
+                MapType::Array if name == "INDEX" => {
+                    assert_eq!((record, records), (memory::INDEX_RECORD, memory::index_records(max_connections)));
+                }
+                MapType::Array => assert!(memory::FIXED.contains(&(name, record, records)), "{name}: {shape}"),
+                MapType::ArrayOfMaps => assert!(memory::OUTER.contains(&(name, records)), "{name}: {shape}"),
+                // A page or less on any machine, but for the ring buffer, which is counted by its size.
+                _ => assert!(["LINKS", "COUNTERS", "RST_TOKENS", "EVENTS"].contains(&name), "{name}: {shape}"),
+            }
+        }
+        let arrays = |wanted| shapes(1).iter().filter(|(_, shape)| shape.kind == wanted).count();
+        assert_eq!(arrays(MapType::Array), memory::FIXED.len() + 1, "one array more is the index");
+        assert_eq!(arrays(MapType::ArrayOfMaps), memory::OUTER.len());
     }
 }
