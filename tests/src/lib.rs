@@ -1,13 +1,16 @@
 //! The lab: network namespaces with clients, a balancer and stand-in API servers, for the tests and for
 //! `cargo xtask run`.
 //!
-//! Everything here needs root and says so. Whatever a lab makes is named after its process (`ek-PID-…`), so that labs
-//! run side by side, and is removed when it is dropped; a reaper process does it if ours dies before.
+//! Everything here needs root, and says so. Each lab names what it makes after its process
+//! (`ek-PID-…`), so that labs run side by side. Dropping a lab removes all of it; if the process dies
+//! first, a reaper process does.
 
 pub mod apiserver;
 pub mod arp;
+#[cfg(feature = "bench")]
 pub mod bench;
 pub mod binaries;
+#[cfg(feature = "screens")]
 pub mod browser;
 pub mod capture;
 pub mod client;
@@ -17,20 +20,24 @@ pub mod host;
 pub mod keepalived;
 pub mod packet;
 pub mod peers;
+#[cfg(feature = "screens")]
 pub mod picture;
 pub mod pki;
 pub mod process;
+#[cfg(feature = "bench")]
 pub mod program;
 pub mod reaper;
 pub mod round;
 pub mod show;
 pub mod standin;
+#[cfg(feature = "screens")]
 pub mod terminal;
 pub mod topology;
 pub mod wait;
 pub mod xdp_pass;
 
 pub use arp::Asker;
+#[cfg(feature = "screens")]
 pub use browser::Browser;
 pub use capture::Capture;
 pub use daemon::Evenkeel;
@@ -38,5 +45,6 @@ pub use host::Host;
 pub use keepalived::Keepalived;
 pub use process::Process;
 pub use standin::StandIn;
+#[cfg(feature = "screens")]
 pub use terminal::Terminal;
 pub use topology::{Lab, Plan};

@@ -1,7 +1,8 @@
-//! Finds a compiler for BPF and builds the kernel program with it.
+//! Finds a compiler for BPF and builds the kernel programs with it.
 //!
-//! Only std is used here, because `lb-userspace/build.rs` includes this file as well: a plain `cargo build` and
-//! `cargo xtask` must not disagree about how the object is made. Nothing is ever installed from here.
+//! Only std is used here because the build scripts of lb-userspace and tests include this file: a plain
+//! `cargo build` and `cargo xtask` must agree about how an object is made. Nothing here installs
+//! anything.
 
 use std::{
     env, fmt, fs,
@@ -11,24 +12,25 @@ use std::{
 
 /// The newest LLVM whose bitcode the bpf-linker that `cargo xtask setup` installs can read.
 pub const LLVM: u32 = 22;
-/// Names the compiler to take: `debian` or `rustup`; not set: whichever is there, Debian's first.
+/// Selects the compiler: `debian` or `rustup`. Unset: whichever is installed, Debian's first.
 pub const CHOICE: &str = "EVENKEEL_BPF_COMPILER";
 
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+pub const DEBIAN_CLIPPY: &str = "/usr/bin/cargo-clippy";
 const DEBIAN_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 const TARGET: &str = "bpfel-unknown-none";
-/// `debuginfo` and `--btf`: the loader needs BTF. v3 has the atomics with a result and 32-bit jumps (kernel 5.12).
-/// rustc passes the CPU to the linker itself. Without the last one LLVM fills and copies by calls that go byte by byte: some
-/// 35 ns for each new connection.
+/// `debuginfo` and `--btf`: the loader needs BTF. v3 has the atomics that return a value, and 32-bit
+/// jumps (kernel 5.12); rustc itself passes the CPU to the linker. Without the last flag LLVM copies
+/// and clears memory byte by byte in calls, which costs each new connection some 35 ns.
 const FLAGS: [&str; 4] =
     ["-Cdebuginfo=2", "-Ctarget-cpu=v3", "-Clink-arg=--btf", "-Clink-arg=--disable-expand-memcpy-in-order"];
 
 /// Where `core` for the BPF target comes from.
 #[derive(Clone, Debug)]
 pub enum Compiler {
-    /// Debian's rustc-web with libstd-rust-web-dev-bpf: `core` is there as a library.
+    /// Debian's rustc-web with libstd-rust-web-dev-bpf, which contains `core` as a library.
     Debian,
-    /// A rustup toolchain with rust-src: `core` is built along (`-Z build-std`).
+    /// A rustup toolchain with rust-src: `core` is built with the program (`-Z build-std`).
     Rustup { toolchain: String },
 }
 
@@ -41,14 +43,24 @@ impl fmt::Display for Compiler {
     }
 }
 
-/// What is built for the BPF target.
+/// A package of the workspace that is built for the BPF target. It has one binary, of its own name.
 #[derive(Clone, Copy, Debug)]
-pub struct Package {
-    pub name: &'static str,
-    pub features: &'static str,
+pub struct Program {
+    pub package: &'static str,
+    features: &'static str,
+    /// The folder of the package.
+    folder: &'static str,
+    /// The variable that gives the path of the object to the package that loads it: `env!(..)`.
+    variable: &'static str,
 }
 
-/// Everything that makes the object.
+/// The kernel program, and the programs of the benchmarks. Both are made with lb-common.
+pub const PROGRAMS: [Program; 2] = [
+    Program { package: "lb-ebpf", features: "", folder: "lb-ebpf", variable: "EVENKEEL_BPF" },
+    Program { package: "tests-ebpf", features: "bpf", folder: "tests/ebpf", variable: "LAB_BPF" },
+];
+
+/// The programs that make an object.
 #[derive(Clone, Debug)]
 pub struct Toolchain {
     pub compiler: Compiler,
@@ -56,62 +68,87 @@ pub struct Toolchain {
 }
 
 impl Toolchain {
-    /// What is installed; the error names what is missing and the command that brings it.
+    /// The installed toolchain. The error names what is missing and the command that installs it.
     pub fn find() -> Result<Self, String> {
-        let lack = |what: &str| format!("{what} is not installed: run `cargo xtask setup`");
+        let missing = |what: &str| format!("{what} is not installed: run `cargo xtask setup`");
         Ok(Self {
-            compiler: compiler().ok_or_else(|| lack("a compiler for BPF"))?,
-            linker: program("bpf-linker").ok_or_else(|| lack("bpf-linker"))?,
+            compiler: compiler().ok_or_else(|| missing("a compiler for BPF"))?,
+            linker: program("bpf-linker").ok_or_else(|| missing("bpf-linker"))?,
         })
     }
 
-    /// Builds a package of `workspace` whose one binary has its name, in `target_dir`, and leaves the object, without
-    /// debug sections, at `object`.
-    pub fn build(
+    /// For the build script of a package whose folder stands at the top of the workspace: builds a
+    /// program when its sources have changed, and gives the package the path of the object. What
+    /// fails becomes an error of the build.
+    pub fn build_from_script(package: &str) {
+        let program = PROGRAMS.iter().find(|program| program.package == package).expect("one of PROGRAMS");
+        let folder = |variable: &str| PathBuf::from(env::var_os(variable).expect("cargo sets it"));
+        let workspace = folder("CARGO_MANIFEST_DIR").join("..");
+        for folder in [program.folder, "lb-common"].map(|folder| workspace.join(folder)) {
+            println!("cargo::rerun-if-changed={}", folder.join("src").display());
+            println!("cargo::rerun-if-changed={}", folder.join("Cargo.toml").display());
+        }
+        println!("cargo::rerun-if-changed={}", workspace.join("xtask/src/ebpf.rs").display());
+        println!("cargo::rerun-if-env-changed={CHOICE}");
+
+        // OUT_DIR is target/PROFILE/build/PACKAGE/out. The object is the same in every profile, so
+        // all profiles and both programs share one folder for what is built.
+        let out = folder("OUT_DIR");
+        let target_dir = out.ancestors().nth(4).unwrap_or(&out).join("bpf");
+        let object = out.join(program.package).with_extension("o");
+        let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
+        let tools = Self::find();
+        match tools.and_then(|tools| tools.build(program, &workspace, &target_dir, &arch, &object)) {
+            Ok(()) => println!("cargo::rustc-env={}={}", program.variable, object.display()),
+            Err(message) => message.lines().for_each(|line| println!("cargo::error={line}")),
+        }
+    }
+
+    /// Builds `program` in `target_dir` and writes it, without debug sections, to `object`.
+    fn build(
         &self,
-        package: &Package,
+        program: &Program,
         workspace: &Path,
         target_dir: &Path,
         arch: &str,
         object: &Path,
     ) -> Result<(), String> {
-        let mut cargo = self.cargo();
-        cargo
-            .current_dir(workspace)
-            .args(["build", "--quiet", "--release", "--package", package.name, "--features", package.features])
-            .args(["--target", TARGET, "--target-dir"])
-            .arg(target_dir)
-            .env("CARGO_ENCODED_RUSTFLAGS", self.flags(arch));
-        run(&mut cargo)?;
-        let built = target_dir.join(TARGET).join("release").join(package.name);
+        run(&mut self.cargo("build", program, workspace, target_dir, arch))?;
+        let built = target_dir.join(TARGET).join("release").join(program.package);
         strip(&built, object)
     }
 
-    fn cargo(&self) -> Command {
+    /// A cargo command for `program`, with the compiler and the flags that build it.
+    pub fn cargo(&self, what: &str, program: &Program, workspace: &Path, target_dir: &Path, arch: &str) -> Command {
         let mut command = match &self.compiler {
             Compiler::Debian => {
-                let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+                let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+                // A clippy has to be of its compiler's version.
+                let mut cargo = Command::new(if what == "clippy" { DEBIAN_CLIPPY.into() } else { cargo });
                 scrub(&mut cargo);
-                // The BPF target's unstable features in a release compiler.
-                cargo.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+                // Lets a release compiler accept the unstable features that the BPF target needs.
+                cargo.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1").arg(what);
                 cargo
             }
             Compiler::Rustup { toolchain } => {
                 let mut rustup = Command::new("rustup");
                 scrub(&mut rustup);
-                rustup.args(["run", toolchain, "cargo", "-Zbuild-std=core"]);
+                rustup.args(["run", toolchain, "cargo", what, "-Zbuild-std=core"]);
                 rustup
             }
         };
-        // A jobserver of the outer cargo is not passed on.
-        command.env_remove("MAKEFLAGS");
-        command
-    }
-
-    fn flags(&self, arch: &str) -> String {
         let linker = format!("-Clinker={}", self.linker.display());
         let arch = format!("--cfg=bpf_target_arch=\"{arch}\"");
-        FLAGS.into_iter().chain([linker.as_str(), arch.as_str()]).collect::<Vec<_>>().join("\x1f")
+        let flags = FLAGS.into_iter().chain([linker.as_str(), arch.as_str()]).collect::<Vec<_>>().join("\x1f");
+        command
+            .current_dir(workspace)
+            .args(["--quiet", "--release", "--package", program.package, "--features", program.features])
+            .args(["--target", TARGET, "--target-dir"])
+            .arg(target_dir)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags)
+            // The jobserver of the outer cargo is not passed on.
+            .env_remove("MAKEFLAGS");
+        command
     }
 }
 
@@ -123,7 +160,7 @@ pub fn compiler() -> Option<Compiler> {
     wanted("debian").then(debian).flatten().or_else(|| wanted("rustup").then(nightly).flatten())
 }
 
-/// A nightly of rustup with rust-src whose bitcode the linker can read.
+/// rustup's nightly, if it has rust-src and the linker can read its bitcode.
 fn nightly() -> Option<Compiler> {
     let toolchain = "nightly".to_owned();
     let sysroot = output(Command::new("rustup").args(["run", &toolchain, "rustc", "--print", "sysroot"]))?;
@@ -137,7 +174,7 @@ pub fn llvm_of(toolchain: &str) -> Option<u32> {
     version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?.split('.').next()?.parse().ok()
 }
 
-/// A program in the PATH or where `cargo install` puts it.
+/// A program in PATH, in the folder of `cargo install` or in the system's sbin folders.
 pub fn program(name: &str) -> Option<PathBuf> {
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| env::home_dir().map(|home| home.join(".cargo")));
@@ -147,8 +184,8 @@ pub fn program(name: &str) -> Option<PathBuf> {
     folders.map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// Drops the debug sections: with them the loader's heap would be 14 MB. BTF stays. Without an LLVM tool that knows
-/// BPF the object is taken as it is; it only costs memory.
+/// Removes the debug sections, with which the loader's heap would take 14 MB, and keeps BTF. Without an
+/// LLVM tool that knows BPF the object stays as it is: that costs memory, nothing else.
 fn strip(built: &Path, object: &Path) -> Result<(), String> {
     let versioned = PathBuf::from(format!("/usr/lib/llvm-{LLVM}/bin/llvm-objcopy"));
     let Some(objcopy) = Some(versioned).filter(|file| file.is_file()).or_else(|| program("llvm-objcopy")) else {
@@ -157,8 +194,8 @@ fn strip(built: &Path, object: &Path) -> Result<(), String> {
     run(Command::new(objcopy).arg("--strip-debug").arg(built).arg(object))
 }
 
-/// Removes what cargo and rustup tell a build script about the outer build, which is for another target and compiler.
-/// Cargo's folders and network settings stay.
+/// Removes the variables by which cargo and rustup describe the outer build: it has another target and
+/// another compiler. Those of cargo's folders and network settings stay.
 fn scrub(command: &mut Command) {
     const KEPT: [&str; 4] = ["CARGO_HOME", "CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTR"];
     for (name, _) in env::vars_os() {
@@ -173,8 +210,8 @@ fn scrub(command: &mut Command) {
 
 fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    let told = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() { Ok(()) } else { Err(format!("{command:?} failed:\n{told}")) }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("{command:?} failed:\n{errors}")) }
 }
 
 fn output(command: &mut Command) -> Option<String> {

@@ -2,8 +2,9 @@
 
 mod bench;
 mod build;
-#[expect(dead_code, reason = "building is for lb-userspace/build.rs; the set-up only looks for the tools")]
+#[expect(dead_code, reason = "build scripts include this file too, and only they build")]
 mod ebpf;
+mod lint;
 mod run;
 mod setup;
 mod shell;
@@ -22,28 +23,32 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Find or install what is missing: the BPF compiler, bpf-linker, the programs that tests use
-    Setup,
+    /// Find or install what the other commands need: BPF compiler, bpf-linker, the programs of lab and tests
+    Setup {
+        /// Only what this command needs
+        #[arg(long = "for", value_name = "COMMAND")]
+        task: Option<setup::Task>,
+    },
     /// Build target/release/evenkeel, with the kernel program inside
     Build,
-    /// The first look: evenkeel in a lab of network namespaces, on a live screen
+    /// A first look: run evenkeel in a lab of network namespaces, on a live screen (as root)
     Run {
-        /// One scripted round without a terminal; exit 0, or says what failed
+        /// Run one scripted round without a screen; exit 0 if all of it worked
         #[arg(long)]
         once: bool,
-        /// Not the lab: build, and run `evenkeel run` with these arguments, e.g. `-- -c FILE`
+        /// Build evenkeel and run the daemon on this host instead, with these arguments: `-- -c FILE`
         #[arg(last = true, conflicts_with = "once")]
         daemon: Vec<OsString>,
     },
-    /// Format, lints, unit tests, and the tests in the lab (as root)
+    /// Check format and lints, run the unit tests and the tests in the lab (as root)
     Test {
-        /// Only lab tests whose names contain this; format, lints and unit tests are left out
+        /// Run only the lab tests whose names contain this; no format, lints or unit tests
         filter: Option<String>,
-        /// The heavy ones at their full size, which takes some ten minutes more, and with what they measured
+        /// Run the heavy tests at full size and print what they measure: some ten minutes more
         #[arg(long)]
         full: bool,
     },
-    /// How fast it is, beside what people use today (as root); `cargo xtask bench --help` shows the options
+    /// Measure how fast evenkeel is, compared with what people use today (as root); see `bench --help`
     #[command(disable_help_flag = true)]
     Bench {
         /// Options of `evenkeel-lab bench`
@@ -54,9 +59,10 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
-        Task::Setup => setup::run(setup::Tell::Everything),
+        Task::Setup { task } => setup::run(task, setup::Report::Everything),
         Task::Build => build::run(),
-        Task::Run { once, daemon } => run::run(once, &daemon),
+        Task::Run { once, daemon } if daemon.is_empty() => run::lab(once),
+        Task::Run { daemon, .. } => run::daemon(&daemon),
         Task::Test { filter, full } => test::run(filter.as_deref(), full),
         Task::Bench { options } => bench::run(&options),
     };

@@ -1,30 +1,28 @@
-//! `cargo xtask run`.
+//! `cargo xtask run`: evenkeel in the lab, or `evenkeel run` on this host.
 
-use std::{ffi::OsString, os::unix::process::CommandExt, process::Command};
+use std::{ffi::OsString, process::Command};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
 use crate::{setup, shell};
 
-pub fn run(once: bool, daemon: &[OsString]) -> Result<()> {
-    if !shell::is_root() {
-        bail!("network namespaces and BPF programs need root: run it as root (sudo -E cargo xtask run)");
-    }
-    setup::run(setup::Tell::Changes)?;
-    let parts = ["--package", "lb-userspace", "--package", "tests", "--bins"];
-    let parts = if daemon.is_empty() { &parts[..] } else { &["--package", "lb-userspace", "--bin", "evenkeel"] };
+/// Builds the lab without the features that only tests and benchmarks use, and runs it.
+pub fn lab(once: bool) -> Result<()> {
+    shell::need_root("cargo xtask run")?;
+    setup::run(Some(setup::Task::Run), setup::Report::Changes)?;
+    let parts = ["--package", "lb-userspace", "--package", "tests", "--no-default-features", "--bins"];
     shell::run(shell::cargo(&["build", "--release"]).args(parts))?;
-    let built = shell::target().join("release");
-    let mut command = if daemon.is_empty() {
-        let mut lab = Command::new(built.join("evenkeel-lab"));
-        lab.arg("run").args(once.then_some("--once"));
-        lab.env("EVENKEEL_TOOLS", shell::tools());
-        lab
-    } else {
-        let mut evenkeel = Command::new(built.join("evenkeel"));
-        evenkeel.arg("run").args(daemon);
-        evenkeel
-    };
-    // Takes our place: signals and the exit code are its own.
-    Err(command.exec()).with_context(|| format!("cannot start {}", command.get_program().display()))
+    let mut lab = Command::new(shell::target().join("release/evenkeel-lab"));
+    lab.arg("run").args(once.then_some("--once")).env("EVENKEEL_TOOLS", shell::tools());
+    shell::replace_us(&mut lab)
+}
+
+/// Builds evenkeel and runs the daemon with these arguments.
+pub fn daemon(arguments: &[OsString]) -> Result<()> {
+    shell::need_root("cargo xtask run")?;
+    setup::run(Some(setup::Task::Build), setup::Report::Changes)?;
+    shell::run(&mut shell::cargo(&["build", "--release", "--package", "lb-userspace", "--bin", "evenkeel"]))?;
+    let mut evenkeel = Command::new(shell::target().join("release/evenkeel"));
+    evenkeel.arg("run").args(arguments);
+    shell::replace_us(&mut evenkeel)
 }

@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::OsStr,
+    os::unix::{fs::MetadataExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -14,12 +15,15 @@ pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace").to_owned()
 }
 
+/// Builds evenkeel and the whole lab, as tests and benchmarks use them.
+pub const BUILD_ALL: [&str; 7] = ["build", "--release", "--package", "lb-userspace", "--package", "tests", "--bins"];
+
 /// Where cargo puts what it builds.
 pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), |dir| workspace().join(dir))
 }
 
-/// Programs that setup brings and that are not the system's.
+/// Where setup puts programs that it does not install into the system.
 pub fn tools() -> PathBuf {
     target().join("tools")
 }
@@ -28,7 +32,7 @@ pub fn tools() -> PathBuf {
 pub fn cargo(args: &[&str]) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace()).args(args);
-    // What `cargo run` sets for xtask itself would make build scripts run again.
+    // `cargo run` sets these for xtask itself; build scripts would run again because of them.
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
             cargo.env_remove(name);
@@ -43,7 +47,7 @@ pub fn command(program: impl AsRef<OsStr>, args: &[&str]) -> Command {
     command
 }
 
-/// Runs to the end; its output goes to ours.
+/// Runs to the end. The output goes to ours.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {}", name(command)))?;
     if !status.success() {
@@ -52,16 +56,21 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs to the end without a sound; what it said stands in the error.
+/// Runs to the end and returns the output. An error carries the end of what was printed to stderr.
 pub fn run_quietly(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {}", name(command)))?;
     if !output.status.success() {
-        let told = String::from_utf8_lossy(&output.stderr);
-        let told: Vec<_> = told.lines().rev().take(12).collect();
-        let told: Vec<_> = told.into_iter().rev().collect();
-        bail!("{}: {}\n{}", name(command), output.status, told.join("\n"));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let lines: Vec<_> = errors.lines().collect();
+        let end = &lines[lines.len().saturating_sub(12)..];
+        bail!("{}: {}\n{}", name(command), output.status, end.join("\n"));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Becomes that program: signals go to it, and its exit code is ours. Returns only if it cannot start.
+pub fn replace_us(command: &mut Command) -> Result<()> {
+    Err(command.exec()).with_context(|| format!("cannot start {}", name(command)))
 }
 
 fn name(command: &Command) -> String {
@@ -69,8 +78,15 @@ fn name(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// Whether we are root; `/proc/self` belongs to whom a process runs as.
+/// Network namespaces and BPF programs are root's.
+pub fn need_root(command: &str) -> Result<()> {
+    if !is_root() {
+        bail!("network namespaces and BPF programs need root: run it as root (sudo -E {command})");
+    }
+    Ok(())
+}
+
+/// `/proc/self` belongs to the user that the process runs as.
 pub fn is_root() -> bool {
-    use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|proc| proc.uid() == 0)
 }

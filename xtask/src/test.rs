@@ -2,54 +2,58 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-use crate::{setup, shell};
+use crate::{lint, setup, shell};
 
 pub fn run(filter: Option<&str>, full: bool) -> Result<()> {
-    if !shell::is_root() {
-        bail!("the tests in the lab need root: run it as root (sudo -E cargo xtask test)");
-    }
-    setup::run(setup::Tell::Changes)?;
+    shell::need_root("cargo xtask test")?;
+    setup::run(Some(setup::Task::Test), setup::Report::Changes)?;
     if filter.is_none() {
         check()?;
     }
     lab(filter, full)
 }
 
-/// The quick ones first.
+/// What takes least time comes first.
 fn check() -> Result<()> {
-    step("format", &["fmt", "--all", "--check"], &[])?;
-    let lints = ["clippy", "--workspace", "--exclude", "lb-ebpf", "--all-targets", "--", "--deny", "warnings"];
-    step("lints", &lints, &[])?;
-    // These three are the default members; the lab's own tests come last.
-    step("unit tests", &["test"], &[])
+    step("format", || cargo(&["fmt", "--all", "--check"]))?;
+    step("lints", || {
+        cargo(&["clippy", "--workspace", "--exclude", "lb-ebpf", "--all-targets", "--", "--deny", "warnings"])?;
+        lint::kernel_programs()
+    })?;
+    // Of the default members; those of the package tests run with the lab.
+    step("unit tests", || cargo(&["test"]))
 }
 
-/// One at a time: they measure, and two cores are few. At full size they show what they measured.
+/// One test at a time, because they measure and there may be only two cores. At full size they print
+/// what they measure.
 fn lab(filter: Option<&str>, full: bool) -> Result<()> {
-    step("release build", &["build", "--release", "--package", "lb-userspace", "--package", "tests", "--bins"], &[])?;
-    // Upgrades need a program that was built in another way.
-    step("another build", &["build", "--package", "lb-userspace", "--bin", "evenkeel"], &[])?;
-    let mut args = vec!["test", "--release", "--package", "tests", "--"];
-    args.push("--test-threads=1");
-    args.extend(filter);
-    args.extend(full.then_some("--nocapture"));
+    step("release build", || cargo(&shell::BUILD_ALL))?;
+    // The tests of upgrades need an evenkeel that was built differently.
+    step("debug build", || cargo(&["build", "--package", "lb-userspace", "--bin", "evenkeel"]))?;
     let built = shell::target().join("release");
-    let mut environment = vec![
-        ("EVENKEEL_BIN", built.join("evenkeel")),
-        ("EVENKEEL_OTHER_BIN", shell::target().join("debug/evenkeel")),
-        ("EVENKEEL_LAB_BIN", built.join("evenkeel-lab")),
-        ("EVENKEEL_TOOLS", shell::tools()),
-    ];
-    environment.extend(full.then(|| ("EVENKEEL_FULL", "1".into())));
-    step("tests in the lab", &args, &environment)
+    let mut tests = shell::cargo(&["test", "--release", "--package", "tests", "--", "--test-threads=1"]);
+    tests
+        .args(filter)
+        .env("EVENKEEL_BIN", built.join("evenkeel"))
+        .env("EVENKEEL_OTHER_BIN", shell::target().join("debug/evenkeel"))
+        .env("EVENKEEL_LAB_BIN", built.join("evenkeel-lab"))
+        .env("EVENKEEL_TOOLS", shell::tools());
+    if full {
+        tests.arg("--nocapture").env("EVENKEEL_FULL", "1");
+    }
+    step("tests in the lab", || shell::run(&mut tests))
 }
 
-fn step(name: &str, args: &[&str], environment: &[(&str, std::path::PathBuf)]) -> Result<()> {
+fn step(name: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
     let started = Instant::now();
     println!("── {name}");
-    shell::run(shell::cargo(args).envs(environment.iter().map(|(name, value)| (name, value))))?;
+    run()?;
     println!("── {name}: {:.0} s", started.elapsed().as_secs_f32());
     Ok(())
+}
+
+fn cargo(args: &[&str]) -> Result<()> {
+    shell::run(&mut shell::cargo(args))
 }

@@ -1,4 +1,4 @@
-//! `evenkeel-lab bench`: how fast it is, beside what people use today.
+//! `evenkeel-lab bench`: how fast evenkeel is, compared with what people use today.
 
 pub mod against;
 pub mod bars;
@@ -17,36 +17,68 @@ use anyhow::{Context, Result};
 
 use results::Results;
 
-/// Where whole runs go.
+/// Where the results of whole runs go.
 const DOCS: &str = "docs/bench";
-/// Where quick looks and parts go.
+/// Where the results of quick and partial runs go.
 const SCRATCH: &str = "target/bench";
+
+/// The benchmarks' part of the command line.
+#[derive(clap::Subcommand, Clone, Debug)]
+pub enum Program {
+    /// Measure how fast it is
+    Bench(Options),
+    /// The benchmark's server
+    #[command(hide = true)]
+    BenchServer(lab::server::Options),
+    /// The benchmark's load
+    #[command(hide = true)]
+    BenchLoad(lab::load::Options),
+    /// The benchmark's idle connections
+    #[command(hide = true)]
+    BenchHold(lab::idle::Options),
+    /// The benchmark's first connection
+    #[command(hide = true)]
+    BenchFirst(lab::idle::FirstOptions),
+}
+
+impl Program {
+    pub fn run(self) -> Result<()> {
+        match self {
+            Program::Bench(options) => run(&options),
+            Program::BenchServer(options) => lab::server::run(&options),
+            Program::BenchLoad(options) => lab::load::run(options),
+            Program::BenchHold(options) => lab::idle::hold(&options),
+            Program::BenchFirst(options) => lab::idle::first(&options),
+        }
+    }
+}
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
-    /// Nanoseconds a packet of the attached program, instead of the lab
+    /// Measure nanoseconds per packet of the attached program, instead of the lab
     #[arg(long)]
     pub packets: bool,
-    /// Only this part, such as `kept-tcp`, `idle`, `daemon`; of the packets `flows`, `many`, `size`, `life`, `backends`, `services`
+    /// Measure only this part: of the lab `kept-tcp`, `idle`, `daemon` and others; with --packets
+    /// `flows`, `many`, `size`, `life`, `backends`, `services`
     #[arg(long, conflicts_with = "quick")]
     pub only: Option<String>,
-    /// A quick look: TCP only, three systems, below 90 s
+    /// Take a quick look: TCP only, three systems, less than 90 s
     #[arg(long, conflicts_with = "packets")]
     pub quick: bool,
     /// Compare with the results of an earlier run: its lab.json or packets.json
     #[arg(long)]
     pub against: Option<PathBuf>,
-    /// Where page, plots and results go [default: docs/bench; target/bench for --quick and --only]
+    /// Write page, plots and results to this folder [default: docs/bench; target/bench for --quick and --only]
     #[arg(long)]
     pub into: Option<PathBuf>,
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    // Before anything is measured: a file that cannot be read must not be noticed only at the end.
+    // First of all, so that an unreadable file does not waste a whole measurement.
     let before = options.against.as_deref().map(Results::read).transpose()?;
     let is_whole = !options.quick && options.only.is_none();
     let folder = options.into.clone().unwrap_or_else(|| if is_whole { DOCS } else { SCRATCH }.into());
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let mut results = Results::new(&options.command());
     let file = if options.packets {
         packets::run(options.only.as_deref(), &mut results)?;

@@ -1,11 +1,13 @@
 //! The lab's programs: stand-in API servers and clients, each a process on a host of the lab.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lab::{Lab, Plan, apiserver, bench, client, reaper, topology::Topology};
+use lab::{Lab, Plan, apiserver, client, reaper, round, show, topology::Topology};
 
 #[derive(Parser)]
-#[command(about = "The lab of evenkeel: stand-in API servers and clients")]
+#[command(about = "The lab of evenkeel: stand-in API servers and clients in network namespaces")]
 struct Arguments {
     #[command(subcommand)]
     program: Program,
@@ -13,82 +15,68 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Program {
-    /// A first look: evenkeel with traffic through it; `--once`: a scripted round
+    /// A first look: evenkeel with traffic through it, on a live screen
     Run {
+        /// Run one scripted round without a screen
         #[arg(long)]
         once: bool,
     },
-    /// How fast it is
-    Bench(bench::Options),
-    /// The benchmark's server
-    #[command(hide = true)]
-    BenchServer(bench::lab::server::Options),
-    /// The benchmark's load
-    #[command(hide = true)]
-    BenchLoad(bench::lab::load::Options),
-    /// The benchmark's idle connections
-    #[command(hide = true)]
-    BenchHold(bench::lab::idle::Options),
-    /// The benchmark's first connection
-    #[command(hide = true)]
-    BenchFirst(bench::lab::idle::FirstOptions),
-    /// A stand-in API server
+    #[cfg(feature = "bench")]
+    #[command(flatten)]
+    Bench(lab::bench::Program),
+    /// Run a stand-in API server
     Apiserver(apiserver::Options),
-    /// Hold connections; commands on standard input
+    /// Hold connections, directed by commands on standard input
     Hold(client::hold::Options),
-    /// Short connections
+    /// Open many short connections
     Storm(client::storm::Options),
-    /// A big transfer with checksums
+    /// Transfer much data and compare checksums
     Bulk(client::bulk::Options),
     /// Take the pictures of the status page in docs/
+    #[cfg(feature = "screens")]
     Picture {
         #[arg(default_value = "docs")]
-        folder: std::path::PathBuf,
+        folder: PathBuf,
     },
-    /// Build a lab and hold it until killed
+    /// Build a lab and keep it until this process is killed
     HoldLab,
-    /// The live screen with a key, x, that panics: what becomes of the terminal?
+    /// Show the live screen with a key, x, that panics: a test looks at the terminal afterwards
     #[command(hide = true)]
     PanickingScreen {
         #[arg(env = "EVENKEEL_SOCKET")]
-        socket: std::path::PathBuf,
+        socket: PathBuf,
     },
-    /// Remove a lab when standard input ends (the lab starts this itself)
+    /// Remove a lab when standard input ends (each lab starts this itself)
     #[command(hide = true)]
     Reap { process: u32, count: u32 },
 }
 
 fn main() -> Result<()> {
-    let program = Arguments::parse().program;
-    match program {
+    match Arguments::parse().program {
+        Program::Run { once } => round::run(once),
+        #[cfg(feature = "bench")]
+        Program::Bench(program) => program.run(),
+        Program::Apiserver(options) => on_one_thread(apiserver::run(options)),
+        Program::Hold(options) => on_one_thread(client::hold::run(options)),
+        Program::Storm(options) => on_one_thread(client::storm::run(options)),
+        Program::Bulk(options) => on_one_thread(client::bulk::run(options)),
+        #[cfg(feature = "screens")]
+        Program::Picture { folder } => lab::picture::take(&folder),
+        Program::HoldLab => hold_lab(),
+        Program::PanickingScreen { socket } => show::panic_at_a_key(&socket),
         Program::Reap { process, count } => {
             reaper::reap(&reaper::Name { process, count });
-            return Ok(());
+            Ok(())
         }
-        Program::HoldLab => return hold_lab(),
-        Program::Picture { folder } => return lab::picture::take(&folder),
-        Program::Run { once } => return lab::round::run(once),
-        Program::Bench(options) => return bench::run(&options),
-        Program::BenchServer(options) => return bench::lab::server::run(&options),
-        Program::BenchLoad(options) => return bench::lab::load::run(options),
-        Program::BenchHold(options) => return bench::lab::idle::hold(&options),
-        Program::BenchFirst(options) => return bench::lab::idle::first(&options),
-        Program::PanickingScreen { socket } => return lab::show::panic_at_a_key(&socket),
-        _ => {}
-    }
-    // One thread a process: tests that need more start more of them.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match program {
-        Program::Apiserver(options) => runtime.block_on(apiserver::run(options)),
-        Program::Hold(options) => runtime.block_on(client::hold::run(options)),
-        Program::Storm(options) => runtime.block_on(client::storm::run(options)),
-        Program::Bulk(options) => runtime.block_on(client::bulk::run(options)),
-        // Those above.
-        _ => Ok(()),
     }
 }
 
-/// For a look around, and for the test of what is left after a kill -9.
+/// One thread per process: a test that needs more threads starts more processes.
+fn on_one_thread(program: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(program)
+}
+
+/// For a look around, and for the test of what remains after a kill -9.
 fn hold_lab() -> Result<()> {
     let lab = Lab::build(&Plan::new(Topology::Segment))?;
     let hosts = lab.clients.iter().chain([&lab.balancer, &lab.switch]).chain(&lab.backends);

@@ -1,4 +1,4 @@
-//! Debian's packages.
+//! Debian packages.
 
 use std::sync::OnceLock;
 
@@ -6,14 +6,14 @@ use anyhow::{Context, Result, bail};
 
 use crate::{ebpf, shell};
 
-/// Installs packages without their recommendations and without starting a service.
+/// Installs packages, without what they recommend and without starting services.
 pub fn install(packages: &[&str]) -> Result<()> {
     let wanted = packages.join(" ");
     if ebpf::program("apt-get").is_none() {
-        bail!("this is no Debian or Ubuntu (no apt-get). Install what is in these packages there: {wanted}");
+        bail!("no apt-get here: install what these packages of Debian contain: {wanted}");
     }
     if !shell::is_root() {
-        bail!("missing packages can be installed by root only: apt-get install --no-install-recommends {wanted}");
+        bail!("only root can install missing packages: apt-get install --no-install-recommends {wanted}");
     }
     println!("installing {wanted} ...");
     refresh()?;
@@ -24,7 +24,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
     installed.map(drop)
 }
 
-/// The package lists, once a run.
+/// Updates the package lists, once per run.
 fn refresh() -> Result<()> {
     static DONE: OnceLock<()> = OnceLock::new();
     if DONE.get().is_none() {
@@ -34,7 +34,7 @@ fn refresh() -> Result<()> {
     Ok(())
 }
 
-/// `policy-rc.d` is asked by Debian's packages before they start a service: 101 forbids it.
+/// Debian's packages ask `policy-rc.d` before they start a service; exit code 101 forbids it.
 mod policy {
     use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
@@ -42,7 +42,8 @@ mod policy {
 
     const FILE: &str = "/usr/sbin/policy-rc.d";
 
-    /// Forbids it, unless there is a policy already; whether we did is what `restore` wants to know.
+    /// Forbids services, unless there is a policy already. Returns what [`restore`] has to know:
+    /// whether the policy is ours.
     pub fn forbid_services() -> Result<bool> {
         if Path::new(FILE).exists() {
             return Ok(false);
@@ -52,6 +53,7 @@ mod policy {
         Ok(true)
     }
 
+    /// Removes the policy if it is ours.
     pub fn restore(ours: bool) -> Result<()> {
         if ours { fs::remove_file(FILE).context(FILE) } else { Ok(()) }
     }

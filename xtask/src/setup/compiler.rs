@@ -1,4 +1,4 @@
-//! A compiler with `core` for BPF: installed already, rustup, Debian's packages, in this order.
+//! A compiler with `core` for BPF: an installed one, else rustup's, else Debian's.
 
 use anyhow::{Context, Result, bail};
 
@@ -14,15 +14,15 @@ pub fn provide() -> Result<Outcome> {
         Err(not_rustup) => {
             apt::install(&["rustc-web", "libstd-rust-web-dev-bpf"])
                 .with_context(|| format!("neither rustup ({not_rustup:#}) nor packages"))?;
-            let why = not_rustup.to_string();
-            format!("; not rustup: {}", why.lines().next_back().unwrap_or_default())
+            let reason = not_rustup.to_string();
+            format!("; not rustup: {}", reason.lines().next_back().unwrap_or_default())
         }
     };
     let compiler = ebpf::compiler().context("the BPF compiler was installed but cannot be found")?;
     Ok(Outcome::Installed(format!("{compiler}{way}")))
 }
 
-/// rust-src for rustup's nightly, which is installed when it is not there.
+/// Installs rust-src for rustup's nightly, and the nightly itself if it is missing.
 fn rustup() -> Result<()> {
     if ebpf::program("rustup").is_none() {
         bail!("rustup is not installed");

@@ -1,6 +1,8 @@
-//! FRR with both dialects of version 3's checksum. The option is in FRR 8.5; Debian 12 has 8.4. There, Debian 13's is
-//! unpacked beside it with the libraries that it needs: nothing of it gets into the system, and what the system's own
-//! package has brought (the users that FRR runs as) serves both.
+//! An FRR that speaks both dialects of VRRP version 3's checksum.
+//!
+//! The option came with FRR 8.5, and Debian 12 has 8.4. There, setup unpacks Debian 13's FRR with its
+//! libraries beside the system's and leaves the system alone; both use the users that the system's
+//! package has made.
 
 use std::{fs, path::Path};
 
@@ -9,11 +11,11 @@ use anyhow::{Context, Result, bail};
 use super::Outcome;
 use crate::shell;
 
-/// Where Debian's package has it.
+/// The path in Debian's package.
 const SYSTEM: &str = "/usr/lib/frr/vrrpd";
 const OPTION: &[u8] = b"checksum-with-ipv4-pseudoheader";
 const RELEASE: &str = "trixie";
-/// FRR and what it is linked with, down to the C library.
+/// FRR and all that it is linked with, down to the C library.
 const PACKAGES: [&str; 22] = [
     "frr",
     "libatomic1",
@@ -50,16 +52,16 @@ pub fn provide() -> Result<Outcome> {
     }
     println!("unpacking Debian {RELEASE}'s FRR ...");
     let download = shell::tools().join("download");
-    // What an earlier run has left half done.
+    // An earlier run may have left an unfinished one.
     _ = fs::remove_dir_all(&download);
     let unpacked = download.join("root");
     let taken = take(&download, &unpacked);
-    // A rename, so that a broken download never looks like an FRR.
+    // Renamed at the end: a broken download never looks like an FRR.
     let moved = taken.and_then(|()| fs::rename(&unpacked, &root).with_context(|| root.display().to_string()));
     _ = fs::remove_dir_all(&download);
     moved?;
     if !knows_the_option(&vrrpd) {
-        bail!("{RELEASE}'s FRR was unpacked, but {} does not know its option", vrrpd.display());
+        bail!("{RELEASE}'s FRR was unpacked, but {} does not know the option", vrrpd.display());
     }
     Ok(Outcome::Installed(format!("{}, from Debian {RELEASE}'s package", vrrpd.display())))
 }
@@ -68,7 +70,7 @@ fn knows_the_option(vrrpd: &Path) -> bool {
     fs::read(vrrpd).is_ok_and(|bytes| bytes.windows(OPTION.len()).any(|window| window == OPTION))
 }
 
-/// With package lists of its own: the system's stay as they are.
+/// Downloads with package lists of its own; the system's stay as they are.
 fn take(download: &Path, unpacked: &Path) -> Result<()> {
     let (lists, packages) = (download.join("lists"), download.join("packages"));
     for folder in [&lists.join("partial"), &packages, &unpacked.to_owned()] {

