@@ -12,5 +12,6 @@ pub mod notice;
 pub mod probe;
 pub mod sync;
 pub mod sys;
+pub mod tables;
 pub mod top;
 pub mod vrrp;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use evenkeel::dataplane::Tables;
+use evenkeel::dataplane::tables_beside;
 use lab::{
     Evenkeel, Lab, Plan, StandIn,
     client::{
@@ -97,7 +97,7 @@ pub struct Slots {
 impl Slots {
     /// Counts in the tables themselves. Ports of ours that are listen ports too (at most one a pool) are in no ring.
     pub fn of(evenkeel: &Evenkeel) -> Slots {
-        let tables = Tables::beside(evenkeel.bpffs()).expect("the tables");
+        let tables = tables_beside(evenkeel.bpffs()).expect("the tables");
         let mut slots = Slots { all: 0, free: 0, open: 0, held_back: 0 };
         for (number, pool) in tables.pools() {
             let withheld = (pool.first_port..=pool.first_port + (pool.ports - 1)).contains(&PORT);

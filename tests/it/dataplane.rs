@@ -8,7 +8,10 @@ use std::{
     process::Command,
 };
 
-use evenkeel::dataplane::{Dataplane, Mode, NewPool, Options, Requested, ServiceSetup, detach_left_behind};
+use evenkeel::{
+    dataplane::{Dataplane, Mode, Options, Requested, detach_left_behind},
+    tables::{NewPool, ServiceSetup},
+};
 use lb_common::{
     layout::{HASH, Hop, OLDEST},
     schedule::MAGLEV_PLACES,

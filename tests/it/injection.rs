@@ -65,7 +65,7 @@ fn wait_for_connect_timeout() {
     std::thread::sleep(Duration::from_millis(25));
 }
 
-fn half_open(bench: &Bench) -> evenkeel::dataplane::Flow {
+fn half_open(bench: &Bench) -> evenkeel::tables::Flow {
     let flows = bench.tables().find(CLIENT.into());
     let mut open = flows.into_iter().filter(|flow| flow.ctl.state() == State::HalfOpen);
     let flow = open.next().expect("a half-open flow");

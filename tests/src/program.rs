@@ -14,7 +14,10 @@ use aya::{
     TestRunOptions,
     programs::{SchedClassifier, TestRun},
 };
-use evenkeel::dataplane::{BackendSetup, Dataplane, NewPool, Options, Requested, ServiceSetup, Tables};
+use evenkeel::{
+    dataplane::{Dataplane, Options, Requested},
+    tables::{BackendSetup, NewPool, ServiceSetup, Tables},
+};
 use lb_common::{
     layout::{Hop, UP},
     schedule::LEAST_CONN,

@@ -16,8 +16,8 @@ use crate::{
         types::{Counters, Refused},
     },
     config::model::{Backend, OnExit, Service},
-    dataplane::Tables,
     sys::clock,
+    tables::Tables,
 };
 
 impl Daemon {

@@ -20,8 +20,9 @@ use crate::{
         sweep::Step,
         view::FlowAt,
     },
-    dataplane::{BackendSetup, Dataplane, Flow, NewPool, ServiceSetup, Tables},
+    dataplane::Dataplane,
     sys::clock,
+    tables::{BackendSetup, Flow, NewPool, ServiceSetup, Tables},
 };
 
 /// Carries out one write. `waiting` takes ports that cannot be withheld yet. `upper_first`: which half of the ports of a
@@ -170,7 +171,7 @@ fn ended(tables: &Tables, flow: &Flow, reason: Reason) -> Event {
         started: flow.started_ns(),
         bytes_in: flow.bytes_in(),
         bytes_out: flow.bytes_out(),
-        client: crate::dataplane::mapped(client.ip()),
+        client: crate::tables::mapped(client.ip()),
         client_port: client.port().to_be_bytes(),
         listener: flow.listener(),
         service: tables.backend(flow.backend()).service,

@@ -11,8 +11,9 @@ use log::warn;
 
 use crate::{
     controller::installed::{Installed, pool_backend},
-    dataplane::{Dataplane, Requested, Tables},
+    dataplane::{Dataplane, Requested},
     sys::netlink::{Change, Destination, NextHop, Watch},
+    tables::Tables,
 };
 
 /// What is known of the neighbourhood.

@@ -21,7 +21,8 @@ use crate::{
         },
     },
     controller::{installed, installed::Installed, record::connection_number},
-    dataplane::{Attached, Flow, Head, Mode, Tables},
+    dataplane::{Attached, Mode},
+    tables::{Flow, Head, Tables},
 };
 
 pub mod sync;

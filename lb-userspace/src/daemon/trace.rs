@@ -21,8 +21,9 @@ use crate::{
     },
     config::model::Service,
     controller::installed::{self, listener_address},
-    dataplane::{Answer, Flow},
+    dataplane::Answer,
     sys::{clock, netdev},
+    tables::Flow,
 };
 
 fn refused(what: String) -> Refused {

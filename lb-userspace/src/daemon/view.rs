@@ -13,7 +13,7 @@ use crate::{
         installed::{BackendRow, Installed, ServiceRow},
         view::{FlowAt, Head, Place, View},
     },
-    dataplane::Tables,
+    tables::Tables,
 };
 
 impl View for Tables {

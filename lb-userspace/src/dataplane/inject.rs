@@ -5,12 +5,8 @@ use anyhow::{Context, Result, bail};
 use aya::{TestRunOptions, programs::TestRun};
 use std::{io, net::SocketAddr};
 
-use super::{
-    Dataplane,
-    attach::Mode,
-    flow::{Flow, address_of},
-    frames,
-};
+use super::{Dataplane, attach::Mode};
+use crate::tables::{Flow, address_of, frames};
 
 /// What the program did with a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +96,7 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Resets both sides of a flow that [`Tables::close`](super::tables::Tables::close) has just given us.
+    /// Resets both sides of a flow that [`Tables::close`](crate::tables::Tables::close) has just given us.
     pub fn reset(&self, flow: &Flow) -> Result<()> {
         let listener = self.tables.listener(flow.listener());
         let pool = self.tables.pool(flow.pool);

@@ -9,56 +9,41 @@ use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Arc, RwLock},
+    sync::Arc,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use aya::maps::MapData;
-use lb_common::layout::{ACTIVE, MAX_SERVICES, Meta, POOL_BITS};
+use lb_common::layout::{Meta, Trace};
 
-mod adopt;
 mod attach;
-mod clients;
 mod events;
-mod flow;
-mod frames;
-mod index;
 mod inject;
 mod inner;
-mod leases;
 mod load;
 mod pins;
-mod pools;
-mod rules;
 mod self_test;
 mod shapes;
-mod slots;
-mod tables;
 mod trace;
 
-pub use adopt::{Foreign, NotAdopted};
 pub use attach::{Attached, Mode, Requested};
 pub use events::Events;
-pub use flow::{Flow, Head, address_of, mapped};
 pub use inject::Injected;
-pub use leases::Claims;
-pub use pools::NewPool;
 pub use shapes::index_buckets;
-pub use tables::{BackendSetup, HalfOpen, ServiceSetup, Tables};
 pub use trace::Answer;
 
 use attach::{Hooks, detach, left_behind};
-use index::Index;
-use inner::{Kernel, Outer};
+use inner::Kernel;
 use load::{Loaded, Programs, in_use, load, settle_layout};
 use pins::Pins;
-use slots::Slots;
-use tables::numbered;
 
-use crate::sys::{
-    memory::{Record, Table},
-    netdev,
-    packet_socket::PacketSocket,
+use crate::{
+    sys::{
+        memory::{Record, Table},
+        netdev,
+        packet_socket::PacketSocket,
+    },
+    tables::{Fixed, Index, Tables},
 };
 
 /// What the datapath is opened with.
@@ -86,6 +71,8 @@ pub struct Dataplane {
     meta: Meta,
     adopted: bool,
     tables: Arc<Tables>,
+    /// TRACE: the question that `trace` asks the kernel program, and its answer.
+    trace: Table<Trace>,
     /// By ifindex, with what was asked for.
     attached: BTreeMap<u32, Attached>,
     asked: BTreeMap<u32, (Requested, bool)>,
@@ -102,7 +89,8 @@ impl Prepared {
         in_use(&pins)?;
         left_behind(&pins)?;
         Ok(Dataplane {
-            tables: Arc::new(Tables::open(&pins)?),
+            tables: Arc::new(open_tables(&pins)?),
+            trace: mapped_table(&pins.maps(), "TRACE")?,
             socket: PacketSocket::open().context("cannot open a packet socket")?,
             pins,
             programs,
@@ -117,7 +105,7 @@ impl Prepared {
 
     /// The tables as the earlier run has them.
     pub fn tables(&self) -> Result<Tables> {
-        Tables::open(&self.pins)
+        open_tables(&self.pins)
     }
 }
 
@@ -154,7 +142,8 @@ impl Dataplane {
     /// Whoever was to take over has failed, and may have begun to: reads the tables anew, and lets [`attach`](Self::attach)
     /// bring our programs back to where the other's may be.
     pub fn reclaim(&mut self) -> Result<()> {
-        self.tables = Arc::new(Tables::open(&self.pins)?);
+        self.tables = Arc::new(open_tables(&self.pins)?);
+        self.trace = mapped_table(&self.pins.maps(), "TRACE")?;
         self.asked.clear();
         self.guarded.clear();
         Ok(())
@@ -282,64 +271,28 @@ fn remove_all(pins: Pins) -> Result<()> {
     pins.remove()
 }
 
-impl Tables {
-    /// The tables of a daemon that runs, for another process to look into.
-    pub fn beside(bpffs: &Path) -> Result<Tables> {
-        let pins = Pins::existing(bpffs).with_context(|| format!("nothing is pinned in {}", bpffs.display()))?;
-        Tables::open(&pins)
-    }
+/// The tables of a daemon that is running, for another process to look into.
+pub fn tables_beside(bpffs: &Path) -> Result<Tables> {
+    let pins = Pins::existing(bpffs).with_context(|| format!("nothing is pinned in {}", bpffs.display()))?;
+    open_tables(&pins)
+}
 
-    /// Maps all tables pinned in a folder, the inner ones of the pools and services in use too.
-    fn open(pins: &Pins) -> Result<Tables> {
-        let (maps, meta) = (pins.maps(), load::read_meta(pins)?);
-        let mut tables = Tables {
-            listeners: mapped_table(&maps, "LISTENERS")?,
-            pools: mapped_table(&maps, "POOLS")?,
-            rings: mapped_table(&maps, "RINGS")?,
-            backends: mapped_table(&maps, "BACKENDS")?,
-            services: mapped_table(&maps, "SERVICES")?,
-            interfaces: mapped_table(&maps, "INTERFACES")?,
-            leases: mapped_table(&maps, "LEASES")?,
-            connect_times: mapped_table(&maps, "CONNECT_TIMES")?,
-            index: Index { table: mapped_table(&maps, "INDEX")?, meta },
-            slow_starts: mapped_table(&maps, "SLOW_STARTS")?,
-            slots: RwLock::new(vec![None; 1 << POOL_BITS]),
-            half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
-            rules: RwLock::new(vec![None; MAX_SERVICES as usize]),
-            clients: RwLock::new(vec![None; MAX_SERVICES as usize]),
-            trace: mapped_table(&maps, "TRACE")?,
-            seed: mapped_table::<Meta>(&maps, "META")?.read(0).seed,
-            kernel: None,
-        };
-        let kernel = Kernel::open(&maps)?;
-        tables.adopt_inner(&kernel)?;
-        tables.kernel = Some(kernel);
-        Ok(tables)
-    }
-
-    fn adopt_inner(&mut self, kernel: &Kernel) -> Result<()> {
-        for (number, record) in numbered(&self.pools).filter(|(_, record)| record.state == ACTIVE) {
-            let slots = kernel.open_extents(Outer::Slots, number, record.ports)?;
-            let openings = kernel.open_extents(Outer::Openings, number, record.ports)?;
-            let (Some(slots), Some(openings), Some(free)) = (slots, openings, kernel.open_inner(Outer::Free, number)?)
-            else {
-                bail!("pool {number} has no slots: the tables are damaged");
-            };
-            if free.len() != slots::free_lines(record.ports.into()) as usize {
-                bail!("pool {number} has {} lines of free slots: the tables are damaged", free.len());
-            }
-            tables::write(&self.slots)[usize::from(number)] = Some(Arc::new(Slots::new(number, slots, openings, free)));
-        }
-        for number in 0..MAX_SERVICES as u16 {
-            let ring = kernel.open_inner(Outer::HalfOpen, number)?;
-            tables::write(&self.half_open)[usize::from(number)] = ring.map(Arc::new);
-            let rules = kernel.open_inner(Outer::Rules, number)?;
-            tables::write(&self.rules)[usize::from(number)] = rules.map(Arc::new);
-            let clients = kernel.open_inner(Outer::Clients, number)?;
-            tables::write(&self.clients)[usize::from(number)] = clients.map(Arc::new);
-        }
-        Ok(())
-    }
+/// Maps all tables pinned in a folder.
+fn open_tables(pins: &Pins) -> Result<Tables> {
+    let maps = pins.maps();
+    let fixed = Fixed {
+        listeners: mapped_table(&maps, "LISTENERS")?,
+        pools: mapped_table(&maps, "POOLS")?,
+        rings: mapped_table(&maps, "RINGS")?,
+        backends: mapped_table(&maps, "BACKENDS")?,
+        services: mapped_table(&maps, "SERVICES")?,
+        interfaces: mapped_table(&maps, "INTERFACES")?,
+        leases: mapped_table(&maps, "LEASES")?,
+        connect_times: mapped_table(&maps, "CONNECT_TIMES")?,
+        index: Index { table: mapped_table(&maps, "INDEX")?, meta: load::read_meta(pins)? },
+        slow_starts: mapped_table(&maps, "SLOW_STARTS")?,
+    };
+    Tables::open(fixed, Box::new(Kernel::open(&maps)?))
 }
 
 fn mapped_table<T: Record>(maps: &Path, name: &str) -> Result<Table<T>> {

@@ -2,8 +2,8 @@
 
 use lb_common::layout::{ACTIVE, CLOSING};
 
-use super::{Attached, Dataplane, frames, pins::Hook};
-use crate::sys::bpf;
+use super::{Attached, Dataplane, pins::Hook};
+use crate::{sys::bpf, tables::frames};
 
 impl Dataplane {
     /// Looks at every interface and runs a test packet through the program there. The error is for an operator. What

@@ -11,8 +11,11 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::{Dataplane, frames, tables::ipv4_word};
-use crate::sys::random;
+use super::Dataplane;
+use crate::{
+    sys::random,
+    tables::{frames, ipv4_word},
+};
 
 /// What the program would do with a SYN.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,10 +65,10 @@ impl Dataplane {
             .with_context(|| format!("{client}: the datapath has no IPv6 yet"))?;
         let key = flow_key(ipv4_word(client)?, u16::from_ne_bytes(client.port().to_be_bytes()), listener);
         let question = Trace { key, question: TRACE_ASKED | u64::from(initial), ..Trace::default() };
-        self.tables.trace.publish(0, &question, offset_of!(Trace, question));
+        self.trace.publish(0, &question, offset_of!(Trace, question));
         let run = self.inject(ifindex, &frame);
-        let answer = self.tables.trace.read(0);
-        self.tables.trace.word64(0, offset_of!(Trace, question)).store(0, Ordering::Release);
+        let answer = self.trace.read(0);
+        self.trace.word64(0, offset_of!(Trace, question)).store(0, Ordering::Release);
         understood(&answer, run?.frame)
     }
 }

@@ -16,7 +16,7 @@ use lb_common::{
 use super::wire::{self, Phase};
 use crate::{
     controller::view::Place,
-    dataplane::{Flow, Foreign, NotAdopted, Tables, address_of},
+    tables::{Flow, Foreign, NotAdopted, Tables, address_of},
 };
 
 /// One moment on the clocks.

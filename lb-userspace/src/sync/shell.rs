@@ -31,8 +31,8 @@ use super::{
     wire::{Admin, Health},
 };
 use crate::{
-    dataplane::Tables,
     sys::{clock, netlink::Addresses, random, udp},
+    tables::Tables,
 };
 
 /// Batches of ends that may wait for the thread; each has as many as the daemon found in one go.

@@ -20,7 +20,7 @@ use super::{
     seal::{Session, SharedKey},
     wire::{self, Admin, Health, Message},
 };
-use crate::{controller::view::Place, dataplane::Tables};
+use crate::{controller::view::Place, tables::Tables};
 
 /// Half-open flows that are watched until they are connected.
 const OPENING: usize = 65_536;

@@ -3,7 +3,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use evenkeel::dataplane::ServiceSetup;
+use evenkeel::tables::ServiceSetup;
 use lab::{
     packet::{ACK, FIN, RST, SYN},
     program::{Bench, Connection, Setup, VIP, backend_of},

@@ -140,7 +140,7 @@ fn who_would_be_turned_away_hears_why_and_by_which_rule() {
             let backends = (0..bench.setup.backends).collect();
             let rules = rules.to_vec();
             let setup = bench.setup.service.clone();
-            let service = evenkeel::dataplane::ServiceSetup { rules, client_limit, backends, ..setup };
+            let service = evenkeel::tables::ServiceSetup { rules, client_limit, backends, ..setup };
             bench.tables().configure_service(0, &service).expect("a service");
         };
         let one = |verdict| Rule::v4(verdict, Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().octets(), 32);

@@ -7,8 +7,8 @@ use std::{
 };
 
 use evenkeel::{
-    dataplane::{Flow, Tables},
     sys::packet_socket::PacketSocket,
+    tables::{Flow, Tables},
 };
 use lab::{
     Host, Plan,
@@ -67,7 +67,7 @@ fn v4(address: SocketAddr) -> SocketAddrV4 {
 fn flows(tables: &Tables) -> Vec<(Flow, SocketAddrV4, SocketAddrV4)> {
     let mut flows = Vec::new();
     for (number, pool) in tables.pools() {
-        let backend = v4(SocketAddr::new(evenkeel::dataplane::address_of(&pool.backend), PORT));
+        let backend = v4(SocketAddr::new(evenkeel::tables::address_of(&pool.backend), PORT));
         for head in tables.heads(number, 0..u32::MAX).filter(|head| head.ctl.state().is_active()) {
             let Some(flow) = tables.flow(number, head.slot) else { continue };
             flows.push((flow, SocketAddrV4::new(VIP, pool.first_port + head.slot), backend));
@@ -78,7 +78,7 @@ fn flows(tables: &Tables) -> Vec<(Flow, SocketAddrV4, SocketAddrV4)> {
 
 /// A stranger on the segment sends RSTs in the name of both sides, with every wrong number; how many.
 fn forge(cluster: &Cluster, stranger: &Host) -> u64 {
-    let tables = Tables::beside(cluster.evenkeel.bpffs()).expect("the tables");
+    let tables = evenkeel::dataplane::tables_beside(cluster.evenkeel.bpffs()).expect("the tables");
     let macs = (mac(stranger), mac(&cluster.lab.balancer));
     let mut frames = Vec::new();
     for (flow, snat, backend) in flows(&tables) {

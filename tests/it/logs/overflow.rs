@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use evenkeel::dataplane::Tables;
+use evenkeel::dataplane::tables_beside;
 use lab::wait;
 use lb_common::{event::Event, layout::EVENTS_BYTES, verdict::Reason};
 use nix::sys::signal::Signal;
@@ -30,7 +30,7 @@ fn what_the_ring_has_no_room_for_is_counted_to_the_last_line_and_the_controller_
     cluster.reload(&log_to(cluster.service.clone(), &path, "$remote_port $status $reason"));
     let mut held = cluster.hold(&[]);
     all_served(&held.open(90).expect("open"), 90, "held");
-    let tables = Tables::beside(cluster.evenkeel.bpffs()).expect("the tables");
+    let tables = tables_beside(cluster.evenkeel.bpffs()).expect("the tables");
     let lost = || tables.counter(Reason::EventLost).expect("a counter");
 
     cluster.evenkeel.signal(Signal::SIGSTOP).expect("SIGSTOP");

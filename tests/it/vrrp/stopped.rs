@@ -186,7 +186,7 @@ fn over_ipv6_the_host_s_own_questions_do_not_tell_of_an_address_whose_lease_has_
 
 /// The counter in the kernel: a controller that is stopped answers nobody.
 fn lease_lapsed(evenkeel: &Evenkeel) -> u64 {
-    let tables = evenkeel::dataplane::Tables::beside(evenkeel.bpffs()).expect("the tables");
+    let tables = evenkeel::dataplane::tables_beside(evenkeel.bpffs()).expect("the tables");
     let counters = tables.counters().expect("counters");
     counters.into_iter().find(|(reason, _)| *reason == lb_common::verdict::Reason::LeaseLapsed).map_or(0, |(_, n)| n)
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{dataplane::NewPool, sync::wire::tests::flow};
+use crate::{sync::wire::tests::flow, tables::NewPool};
 
 const SECOND: u64 = 1_000_000_000;
 

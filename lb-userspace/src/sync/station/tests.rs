@@ -2,11 +2,11 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    dataplane::NewPool,
     sync::{
         mirror::{ListenerAt, PoolAt},
         wire::tests::flow,
     },
+    tables::NewPool,
 };
 
 const MS: u64 = 1_000_000;

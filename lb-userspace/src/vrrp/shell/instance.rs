@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use crate::{
-    dataplane::Tables,
     sys::raw_ip::RawIp,
+    tables::Tables,
     vrrp::{
         machine::{Machine, Why},
         report::{Counters, Peer, Remembered, Report},

@@ -32,8 +32,8 @@ use super::{
     tell::Event,
 };
 use crate::{
-    dataplane::Tables,
     sys::{netlink::Interface, raw_ip::RawIp, readiness::Readiness},
+    tables::Tables,
 };
 use mailbox::Mailbox;
 use scripts::{Notify, Scripts};

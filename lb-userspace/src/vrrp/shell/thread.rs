@@ -18,13 +18,13 @@ use super::{
     network::{self, Wanted},
 };
 use crate::{
-    dataplane::Tables,
     sys::{
         clock,
         packet_socket::PacketSocket,
         raw_ip::{RawIp, Received},
         realtime, wake,
     },
+    tables::Tables,
     vrrp::{
         group::{Instances, Number, Outputs},
         machine::{Input, Notice, Output, RESIGN, State, Why},

@@ -4,7 +4,7 @@ use lb_common::{
 };
 
 use super::*;
-use crate::dataplane::flow::{empty_record, mapped};
+use crate::tables::flow::{empty_record, mapped};
 
 const CLIENT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x0c, 0x01];
 const BACKEND_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x0b, 0x01];

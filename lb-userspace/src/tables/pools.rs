@@ -8,17 +8,19 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lb_common::{
     hash,
     layout::{ACTIVE, DELETED, FreeLine, Hop, Opening, POOL_BITS, Pool, Slot},
 };
 
 use super::{
+    Tables, find_place,
     flow::mapped,
-    inner::Outer,
+    ipv4_word,
+    maps::Outer,
     slots::{Slots, free_lines},
-    tables::{Tables, find_place, ipv4_word, write},
+    write,
 };
 
 /// A pool to be made.
@@ -50,12 +52,12 @@ impl Tables {
 
     /// When anything came from a pool's backend last, in ticks.
     pub fn heard(&self, pool: u16) -> u32 {
-        self.pools.word32(pool.into(), offset_of!(Pool, heard)).load(Ordering::Relaxed)
+        self.fixed.pools.word32(pool.into(), offset_of!(Pool, heard)).load(Ordering::Relaxed)
     }
 
     /// When a client's segment was sent on to a pool's backend last, in ticks.
     pub fn sent(&self, pool: u16) -> u32 {
-        self.pools.word32(pool.into(), offset_of!(Pool, sent)).load(Ordering::Relaxed)
+        self.fixed.pools.word32(pool.into(), offset_of!(Pool, sent)).load(Ordering::Relaxed)
     }
 
     fn pool_place(&self, backend: SocketAddr, snat: IpAddr) -> Result<u16> {
@@ -63,10 +65,10 @@ impl Tables {
         let snat_word = ipv4_word(SocketAddr::new(snat, 0))?;
         let start = hash::pool_place(ipv4_word(backend)?, u16::from_ne_bytes(port), snat_word, POOL_BITS);
         let same = |place: usize| {
-            let record = self.pools.read(place);
+            let record = self.fixed.pools.read(place);
             (record.backend, record.port, record.snat) == (octets, port, source)
         };
-        let place = find_place(start, POOL_BITS, |place| self.pools.read(place).state, same);
+        let place = find_place(start, POOL_BITS, |place| self.fixed.pools.read(place).state, same);
         Ok(place.with_context(|| format!("no room for backend {backend}: its places are taken by others"))? as u16)
     }
 
@@ -82,15 +84,15 @@ impl Tables {
         // Each waits until no program uses what stood there before (RCU): all of them at the same time.
         thread::scope(|scope| {
             let others = [
-                scope.spawn(|| self.install(Outer::Slots, number, &slots)),
-                scope.spawn(|| self.install(Outer::Openings, number, &openings)),
+                scope.spawn(|| self.maps.install(Outer::Slots, number, &slots.maps)),
+                scope.spawn(|| self.maps.install(Outer::Openings, number, &openings.maps)),
             ];
-            self.install(Outer::Free, number, &free)?;
+            self.maps.install(Outer::Free, number, &free.maps)?;
             others.into_iter().try_for_each(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)))
         })?;
         let slots = Slots::new(number, slots.table, openings.table, free.table);
         let first = if new.upper_first { new.ports / 2 } else { 0 };
-        slots.fill(&self.rings, first, |slot| new.reserved.contains(&(new.first_port + slot)));
+        slots.fill(&self.fixed.rings, first, |slot| new.reserved.contains(&(new.first_port + slot)));
         write(&self.slots)[usize::from(number)] = Some(Arc::new(slots));
         let record = Pool {
             backend: mapped(new.backend.ip()),
@@ -105,8 +107,23 @@ impl Tables {
             sent: 0,
             reserved: [0; 2],
         };
-        self.pools.publish(number.into(), &record, offset_of!(Pool, state));
+        self.fixed.pools.publish(number.into(), &record, offset_of!(Pool, state));
         Ok(number)
+    }
+
+    /// Maps the slots of the pools that an earlier run has made.
+    pub(super) fn adopt_pools(&self) -> Result<()> {
+        for (number, record) in self.pools() {
+            let ports = u32::from(record.ports);
+            let slots = self.open_inner(Outer::Slots, number, ports)?;
+            let openings = self.open_inner(Outer::Openings, number, ports)?;
+            let free = self.open_inner(Outer::Free, number, free_lines(ports))?;
+            let (Some(slots), Some(openings), Some(free)) = (slots, openings, free) else {
+                bail!("pool {number} has no slots: the tables are damaged");
+            };
+            write(&self.slots)[usize::from(number)] = Some(Arc::new(Slots::new(number, slots, openings, free)));
+        }
+        Ok(())
     }
 
     /// Takes a port out of use for good, since a listener was added at the SNAT address. `false`: a connection has it
@@ -125,10 +142,10 @@ impl Tables {
         ensure!(open == 0, "{open} connections are open in pool {number}");
         let mut record = self.pool(number);
         record.state = DELETED;
-        self.pools.publish(number.into(), &record, offset_of!(Pool, state));
+        self.fixed.pools.publish(number.into(), &record, offset_of!(Pool, state));
         write(&self.slots)[usize::from(number)] = None;
-        self.delete(Outer::Slots, number)?;
-        self.delete(Outer::Openings, number)?;
-        self.delete(Outer::Free, number)
+        self.maps.delete(Outer::Slots, number)?;
+        self.maps.delete(Outer::Openings, number)?;
+        self.maps.delete(Outer::Free, number)
     }
 }

@@ -14,7 +14,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::{flow::Flow, index::Entered, tables::Tables};
+use super::{Tables, flow::Flow, index::Entered};
 
 /// A flow of the other host's, in the numbers of our own tables and the clock of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +134,7 @@ impl Tables {
     /// of them for each claim, but gives up on a long run.
     pub fn weed(&self, pool: u16) {
         if let Some(slots) = self.slots_of(pool) {
-            slots.weed(&self.rings);
+            slots.weed(&self.fixed.rings);
         }
     }
 
@@ -178,7 +178,7 @@ impl Tables {
             if slots.swap(slot, flow.ctl, flow.ctl.closed(Reason::EndedElsewhere as u8)) {
                 self.count_active(flow.record.backend, -1);
                 if flow.ctl.flags() & IN_RING == 0 {
-                    slots.push(&self.rings, slot);
+                    slots.push(&self.fixed.rings, slot);
                 }
                 return true;
             }
@@ -187,8 +187,8 @@ impl Tables {
     }
 
     fn count_active(&self, backend: u16, by: i32) {
-        if usize::from(backend) < self.backends.len() {
-            let active = self.backends.word32(backend.into(), offset_of!(Backend, active));
+        if usize::from(backend) < self.fixed.backends.len() {
+            let active = self.fixed.backends.word32(backend.into(), offset_of!(Backend, active));
             active.fetch_add(by as u32, Ordering::AcqRel);
         }
     }

@@ -1,7 +1,7 @@
 //! The counts of `per_client_connections` (`lb_common::clients`), as the controller uses them: it takes back what it
 //! closes itself, and corrects what does not agree with the slots.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 use lb_common::{
@@ -11,46 +11,30 @@ use lb_common::{
     slot::{COUNTED, Ctl},
 };
 
-use super::{
-    flow::Flow,
-    inner::Outer,
-    tables::{Tables, read, write},
-};
+use super::{Tables, flow::Flow, maps::Outer};
 use crate::sys::memory::Table;
 
 impl Tables {
     /// Makes the table of a service's clients, if there is none. It stays until the service goes, so that connections that
     /// were counted are taken back whatever becomes of the limit.
     pub(super) fn make_clients(&self, service: u16) -> Result<()> {
-        if self.clients_of(service).is_some() {
+        if self.clients.of(service).is_some() {
             return Ok(());
         }
-        let made = self.make::<ClientLine>(Outer::Clients, CLIENT_BUCKETS)?;
-        self.install(Outer::Clients, service, &made)?;
-        write(&self.clients)[usize::from(service)] = Some(Arc::new(made.table));
-        Ok(())
-    }
-
-    pub(super) fn remove_clients(&self, service: u16) -> Result<()> {
-        self.delete(Outer::Clients, service)?;
-        write(&self.clients)[usize::from(service)] = None;
-        Ok(())
-    }
-
-    fn clients_of(&self, service: u16) -> Option<Arc<Table<ClientLine>>> {
-        read(&self.clients).get(usize::from(service)).cloned().flatten()
+        let made = self.make(Outer::Clients, CLIENT_BUCKETS)?;
+        self.replace(&self.clients, service, made)
     }
 
     /// The words of a service's clients, in no order.
     pub fn clients(&self, service: u16) -> Vec<ClientCount> {
-        let Some(table) = self.clients_of(service) else { return Vec::new() };
+        let Some(table) = self.clients.of(service) else { return Vec::new() };
         let words = (0..table.len()).flat_map(|bucket| table.read(bucket));
         words.filter(|word| *word != 0).map(ClientCount).collect()
     }
 
     /// Moves a client's count by so many connections, as far as it stands in the table or finds a place.
     pub fn move_client_count(&self, service: u16, client: u32, by: i32) {
-        let Some(table) = self.clients_of(service) else { return };
+        let Some(table) = self.clients.of(service) else { return };
         let mut left = by;
         // Two words of one client at most, each changed by somebody else now and then.
         for _ in 0..32 {
@@ -74,7 +58,7 @@ impl Tables {
         client: u32,
         or_empty: bool,
     ) -> Option<(usize, usize, ClientCount)> {
-        let (first, second) = places(self.seed, client);
+        let (first, second) = places(self.fixed.index.meta.seed, client);
         let places = [first, second]
             .into_iter()
             .flat_map(|bucket| (0..BUCKET as usize).map(move |at| (bucket as usize, at * 8)));
@@ -135,8 +119,8 @@ mod tests {
     #[test]
     fn a_client_with_two_words_is_counted_as_their_sum() {
         let tables = tables();
-        let table = tables.clients_of(3).unwrap();
-        let (first, second) = places(tables.seed, 7);
+        let table = tables.clients.of(3).unwrap();
+        let (first, second) = places(tables.fixed.index.meta.seed, 7);
         table.word64(first as usize, 8).store(ClientCount::new(7, 2).0, Ordering::Relaxed);
         table.word64(second as usize, 16).store(ClientCount::new(7, 3).0, Ordering::Relaxed);
         tables.move_client_count(3, 7, -4);
@@ -146,8 +130,8 @@ mod tests {
     #[test]
     fn a_full_bucket_takes_nobody_and_loses_nobody() {
         let tables = tables();
-        let table = tables.clients_of(3).unwrap();
-        let (first, second) = places(tables.seed, 7);
+        let table = tables.clients.of(3).unwrap();
+        let (first, second) = places(tables.fixed.index.meta.seed, 7);
         for bucket in [first, second] {
             for place in 0..8 {
                 table.word64(bucket as usize, place * 8).store(ClientCount::new(1000, 1).0, Ordering::Relaxed);

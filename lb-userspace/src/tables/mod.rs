@@ -18,47 +18,89 @@ use lb_common::{
         ACTIVE, BACKUP, Backend, CLOSING, CONNECT_TIME_BUCKETS, ClientLine, ConnectTimes, DELETED, EMPTY, HASH, Hop,
         Interface, LEASE_BITS, LISTENER_BITS, LOG, Lease, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES,
         MAX_SERVICE_BACKENDS, MAX_SERVICES, MAX_SNAT, MaglevLine, Meta, POOL_BITS, Pool, Ring, Rule, RuleLine, Service,
-        SlowStart, Trace, half_open_flow,
+        SlowStart, half_open_flow,
     },
     schedule::MAGLEV_PLACES,
     slot::{CONNECTED, Ctl, IN_RING},
     verdict::Reason,
 };
 
-use super::{
-    flow::{Flow, Head, mapped},
-    index::Index,
-    inner::{Kernel, Outer},
-    slots::Slots,
-};
+mod adopt;
+mod clients;
+mod flow;
+pub mod frames;
+mod index;
+mod leases;
+mod maps;
+mod pools;
+mod rules;
+mod slots;
+
+pub use adopt::{Foreign, NotAdopted};
+pub use flow::{Flow, Head, address_of, mapped};
+pub use index::{Bucket, Index};
+pub use leases::Claims;
+pub use maps::{EXTENT, Extents, Maps, Outer};
+pub use pools::NewPool;
+
+use maps::{Inner, Memory};
+use slots::Slots;
+
 use crate::sys::memory::{Record, Table};
 
 /// All tables. Shared between the controller's shell and the threads that answer questions.
 pub struct Tables {
-    pub(super) listeners: Table<Listener>,
-    pub(super) pools: Table<Pool>,
-    pub(super) rings: Table<Ring>,
-    pub(super) backends: Table<Backend>,
-    pub(super) services: Table<Service>,
-    pub(super) interfaces: Table<Interface>,
-    pub(super) leases: Table<Lease>,
-    pub(super) connect_times: Table<ConnectTimes>,
-    pub(super) index: Index,
-    pub(super) slow_starts: Table<SlowStart>,
+    fixed: Fixed,
     /// The inner maps of the pools, by number.
-    pub(super) slots: RwLock<Vec<Option<Arc<Slots>>>>,
-    /// The rings of half-open flows of the services, by number.
-    pub(super) half_open: RwLock<Vec<Option<Arc<Table<u64>>>>>,
-    /// The rules of the services that have any, by number.
-    pub(super) rules: RwLock<Vec<Option<Arc<Table<RuleLine>>>>>,
-    /// The tables of clients of the services that have or had a limit, by number.
-    pub(super) clients: RwLock<Vec<Option<Arc<Table<ClientLine>>>>>,
-    /// The question that `trace` asks the kernel program.
-    pub(super) trace: Table<Trace>,
-    /// Seed of the kernel program's hashes.
-    pub(super) seed: u64,
-    /// The maps behind all this; nothing if the tables stand in plain memory.
-    pub(super) kernel: Option<Kernel>,
+    slots: RwLock<Vec<Option<Arc<Slots>>>>,
+    half_open: Inner<u64>,
+    rules: Inner<RuleLine>,
+    clients: Inner<ClientLine>,
+    maps: Box<dyn Maps>,
+}
+
+/// The maps that are there from the beginning, mapped.
+pub struct Fixed {
+    /// LISTENERS.
+    pub listeners: Table<Listener>,
+    /// POOLS.
+    pub pools: Table<Pool>,
+    /// RINGS: the ends of the pools' rings of free slots.
+    pub rings: Table<Ring>,
+    /// BACKENDS.
+    pub backends: Table<Backend>,
+    /// SERVICES.
+    pub services: Table<Service>,
+    /// INTERFACES.
+    pub interfaces: Table<Interface>,
+    /// LEASES.
+    pub leases: Table<Lease>,
+    /// CONNECT_TIMES.
+    pub connect_times: Table<ConnectTimes>,
+    /// INDEX: the flow index.
+    pub index: Index,
+    /// SLOW_STARTS.
+    pub slow_starts: Table<SlowStart>,
+}
+
+impl Fixed {
+    fn in_memory() -> Result<Fixed> {
+        Ok(Fixed {
+            listeners: Table::anonymous(1 << LISTENER_BITS)?,
+            pools: Table::anonymous(1 << POOL_BITS)?,
+            rings: Table::anonymous(1 << POOL_BITS)?,
+            backends: Table::anonymous(MAX_BACKENDS as usize)?,
+            services: Table::anonymous(MAX_SERVICES as usize)?,
+            interfaces: Table::anonymous(MAX_INTERFACES as usize)?,
+            leases: Table::anonymous(1 << LEASE_BITS)?,
+            connect_times: Table::anonymous(MAX_BACKENDS as usize)?,
+            index: Index {
+                table: Table::anonymous(IN_MEMORY_BUCKETS as usize)?,
+                meta: Meta { layout: HASH, seed: 1, buckets: IN_MEMORY_BUCKETS, reserved: 0 },
+            },
+            slow_starts: Table::anonymous(MAX_BACKENDS as usize)?,
+        })
+    }
 }
 
 /// How a backend is to be used: what the controller may change while connections are open.
@@ -118,28 +160,23 @@ const IN_MEMORY_BUCKETS: u32 = 1024;
 impl Tables {
     /// Tables in plain memory, without a kernel program: for simulations of the controller.
     pub fn in_memory() -> Result<Tables> {
+        Tables::open(Fixed::in_memory()?, Box::new(Memory::default()))
+    }
+
+    /// The tables in `fixed`, with the inner maps of the pools and services in use.
+    pub fn open(fixed: Fixed, maps: Box<dyn Maps>) -> Result<Tables> {
         let tables = Tables {
-            listeners: Table::anonymous(1 << LISTENER_BITS)?,
-            pools: Table::anonymous(1 << POOL_BITS)?,
-            rings: Table::anonymous(1 << POOL_BITS)?,
-            backends: Table::anonymous(MAX_BACKENDS as usize)?,
-            services: Table::anonymous(MAX_SERVICES as usize)?,
-            interfaces: Table::anonymous(MAX_INTERFACES as usize)?,
-            leases: Table::anonymous(1 << LEASE_BITS)?,
-            connect_times: Table::anonymous(MAX_BACKENDS as usize)?,
-            index: Index {
-                table: Table::anonymous(IN_MEMORY_BUCKETS as usize)?,
-                meta: Meta { layout: HASH, seed: 1, buckets: IN_MEMORY_BUCKETS, reserved: 0 },
-            },
-            slow_starts: Table::anonymous(MAX_BACKENDS as usize)?,
+            fixed,
             slots: RwLock::new(vec![None; 1 << POOL_BITS]),
-            half_open: RwLock::new(vec![None; MAX_SERVICES as usize]),
-            rules: RwLock::new(vec![None; MAX_SERVICES as usize]),
-            clients: RwLock::new(vec![None; MAX_SERVICES as usize]),
-            trace: Table::anonymous(1)?,
-            seed: 0,
-            kernel: None,
+            half_open: Inner::new(Outer::HalfOpen, MAX_SERVICES),
+            rules: Inner::new(Outer::Rules, MAX_SERVICES),
+            clients: Inner::new(Outer::Clients, MAX_SERVICES),
+            maps,
         };
+        tables.adopt_pools()?;
+        tables.half_open.adopt(&*tables.maps)?;
+        tables.rules.adopt(&*tables.maps)?;
+        tables.clients.adopt(&*tables.maps)?;
         Ok(tables)
     }
 
@@ -152,14 +189,14 @@ impl Tables {
         let port = address.port().to_be_bytes();
         let start = hash::listener_place(ipv4_word(address)?, u16::from_ne_bytes(port), LISTENER_BITS);
         let same = |place: usize| {
-            let record = self.listeners.read(place);
+            let record = self.fixed.listeners.read(place);
             (record.address, record.port) == (octets, port)
         };
-        let state = |place: usize| self.listeners.read(place).state;
+        let state = |place: usize| self.fixed.listeners.read(place).state;
         let place = find_place(start, LISTENER_BITS, state, same)
             .with_context(|| format!("no room for listener {address}: its places in the table are taken by others"))?;
         let record = Listener { address: octets, port, service, family: 4, state: ACTIVE, reserved: [0; 10] };
-        self.listeners.publish(place, &record, offset_of!(Listener, state));
+        self.fixed.listeners.publish(place, &record, offset_of!(Listener, state));
         Ok(place as u16)
     }
 
@@ -174,42 +211,42 @@ impl Tables {
     }
 
     fn set_listener_state(&self, number: u16, state: u8) {
-        let mut record = self.listeners.read(number.into());
+        let mut record = self.fixed.listeners.read(number.into());
         record.state = state;
-        self.listeners.publish(number.into(), &record, offset_of!(Listener, state));
+        self.fixed.listeners.publish(number.into(), &record, offset_of!(Listener, state));
     }
 
     /// A listener's record.
     pub fn listener(&self, number: u16) -> Listener {
-        self.listeners.read(number.into())
+        self.fixed.listeners.read(number.into())
     }
 
     /// All listeners that have connections or may get some.
     pub fn listeners(&self) -> Vec<(u16, Listener)> {
-        numbered(&self.listeners).filter(|(_, record)| matches!(record.state, ACTIVE | CLOSING)).collect()
+        numbered(&self.fixed.listeners).filter(|(_, record)| matches!(record.state, ACTIVE | CLOSING)).collect()
     }
 
     // ---- pools ----
 
     /// A pool's record.
     pub fn pool(&self, number: u16) -> Pool {
-        self.pools.read(number.into())
+        self.fixed.pools.read(number.into())
     }
 
     /// All pools in use.
     pub fn pools(&self) -> Vec<(u16, Pool)> {
-        numbered(&self.pools).filter(|(_, record)| record.state == ACTIVE).collect()
+        numbered(&self.fixed.pools).filter(|(_, record)| record.state == ACTIVE).collect()
     }
 
     /// Brings a pool's next hop up to date.
     pub fn set_pool_hop(&self, number: u16, hop: Hop) {
-        self.pools.word64(number.into(), offset_of!(Pool, hop)).store(hop.0, Ordering::Release);
+        self.fixed.pools.word64(number.into(), offset_of!(Pool, hop)).store(hop.0, Ordering::Release);
     }
 
     /// How many slots wait in a pool's ring.
     pub fn free_slots(&self, pool: u16) -> u32 {
-        let head = self.rings.word32(pool.into(), offset_of!(Ring, head)).load(Ordering::Acquire);
-        let tail = self.rings.word32(pool.into(), offset_of!(Ring, tail)).load(Ordering::Acquire);
+        let head = self.fixed.rings.word32(pool.into(), offset_of!(Ring, head)).load(Ordering::Acquire);
+        let tail = self.fixed.rings.word32(pool.into(), offset_of!(Ring, tail)).load(Ordering::Acquire);
         // Popped and pushed between the two reads: not more than there are.
         tail.wrapping_sub(head).min(self.slots(pool))
     }
@@ -218,28 +255,29 @@ impl Tables {
 
     /// Empties a backend's record for a new owner. No connection may be open to it.
     pub fn reset_backend(&self, number: u16) {
-        self.backends.publish(number.into(), &Backend::default(), offset_of!(Backend, admission));
-        self.connect_times.publish(number.into(), &[0; CONNECT_TIME_BUCKETS], 0);
-        self.slow_starts.publish(number.into(), &SlowStart::default(), 0);
+        self.fixed.backends.publish(number.into(), &Backend::default(), offset_of!(Backend, admission));
+        self.fixed.connect_times.publish(number.into(), &[0; CONNECT_TIME_BUCKETS], 0);
+        self.fixed.slow_starts.publish(number.into(), &SlowStart::default(), 0);
     }
 
     /// Writes what the controller decides about a backend, but for its admission; counters are left alone.
     pub fn configure_backend(&self, number: u16, setup: &BackendSetup) {
         let index = usize::from(number);
-        let store = |offset: usize, value: u32| self.backends.word32(index, offset).store(value, Ordering::Relaxed);
+        let store =
+            |offset: usize, value: u32| self.fixed.backends.word32(index, offset).store(value, Ordering::Relaxed);
         store(offset_of!(Backend, weight), setup.weight.max(1));
         store(offset_of!(Backend, max_conns), setup.max_conns);
         store(offset_of!(Backend, flags), if setup.backup { BACKUP } else { 0 });
-        let retry_after = self.backends.word64(index, offset_of!(Backend, retry_after));
+        let retry_after = self.fixed.backends.word64(index, offset_of!(Backend, retry_after));
         retry_after.store(setup.retry_after_ns, Ordering::Relaxed);
-        self.slow_starts.word32(index, offset_of!(SlowStart, ms)).store(setup.slow_start_ms, Ordering::Release);
+        self.fixed.slow_starts.word32(index, offset_of!(SlowStart, ms)).store(setup.slow_start_ms, Ordering::Release);
         let mut pools = [0; MAX_SNAT as usize];
         let count = setup.pools.len().min(pools.len());
         pools[..count].copy_from_slice(&setup.pools[..count]);
         for (place, pair) in pools.chunks_exact(2).enumerate() {
             store(offset_of!(Backend, pools) + place * 4, word_of(pair[0], pair[1]));
         }
-        let word = self.backends.word32(index, offset_of!(Backend, service));
+        let word = self.fixed.backends.word32(index, offset_of!(Backend, service));
         word.store(word_of(setup.service, count as u16), Ordering::Release);
     }
 
@@ -247,65 +285,65 @@ impl Tables {
     /// nanoseconds) or `UP`.
     pub fn admit(&self, backend: u16, admission: u32, retry_at: u64) {
         let index = usize::from(backend);
-        self.backends.word64(index, offset_of!(Backend, retry_at)).store(retry_at, Ordering::Release);
-        self.backends.word32(index, offset_of!(Backend, admission)).store(admission, Ordering::Release);
+        self.fixed.backends.word64(index, offset_of!(Backend, retry_at)).store(retry_at, Ordering::Release);
+        self.fixed.backends.word32(index, offset_of!(Backend, admission)).store(admission, Ordering::Release);
     }
 
     /// The same, unless the kernel program has changed the admission meanwhile (a trial that succeeded). Until
     /// `slow_until` (CLOCK_MONOTONIC in nanoseconds; 0: no) it gets less than its share.
     pub fn swap_admission(&self, backend: u16, (from, to): (u32, u32), retry_at: u64, slow_until: u64) -> bool {
         let index = usize::from(backend);
-        let word = self.backends.word32(index, offset_of!(Backend, admission));
+        let word = self.fixed.backends.word32(index, offset_of!(Backend, admission));
         if word.load(Ordering::Acquire) != from {
             return false;
         }
         self.start_slowly(backend, slow_until);
-        self.backends.word64(index, offset_of!(Backend, retry_at)).store(retry_at, Ordering::Release);
+        self.fixed.backends.word64(index, offset_of!(Backend, retry_at)).store(retry_at, Ordering::Release);
         word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Writes down why a backend is out and since when it is as it is; the kernel program reads neither.
     pub fn remember_standing(&self, backend: u16, out_reason: u32, changed_at: u64) {
         let index = usize::from(backend);
-        self.backends.word32(index, offset_of!(Backend, out_reason)).store(out_reason, Ordering::Relaxed);
-        self.backends.word64(index, offset_of!(Backend, changed_at)).store(changed_at, Ordering::Relaxed);
+        self.fixed.backends.word32(index, offset_of!(Backend, out_reason)).store(out_reason, Ordering::Relaxed);
+        self.fixed.backends.word64(index, offset_of!(Backend, changed_at)).store(changed_at, Ordering::Relaxed);
     }
 
     fn start_slowly(&self, backend: u16, until: u64) {
         let service = self.backend(backend).service;
-        self.slow_starts.word64(backend.into(), offset_of!(SlowStart, until)).store(until, Ordering::Release);
+        self.fixed.slow_starts.word64(backend.into(), offset_of!(SlowStart, until)).store(until, Ordering::Release);
         if u32::from(service) < MAX_SERVICES {
-            let latest = self.services.word64(service.into(), offset_of!(Service, slow_until));
+            let latest = self.fixed.services.word64(service.into(), offset_of!(Service, slow_until));
             latest.fetch_max(until, Ordering::AcqRel);
         }
     }
 
     /// A copy of a backend's record.
     pub fn backend(&self, number: u16) -> Backend {
-        self.backends.read(number.into())
+        self.fixed.backends.read(number.into())
     }
 
     /// Corrects the count of active connections by the drift that a full count has shown.
     pub fn correct_active(&self, backend: u16, by: i32) {
-        let active = self.backends.word32(backend.into(), offset_of!(Backend, active));
+        let active = self.fixed.backends.word32(backend.into(), offset_of!(Backend, active));
         active.fetch_add(by as u32, Ordering::AcqRel);
     }
 
     /// Whether a backend starts slowly, and how.
     pub fn slow_start(&self, backend: u16) -> SlowStart {
-        self.slow_starts.read(backend.into())
+        self.fixed.slow_starts.read(backend.into())
     }
 
     /// How many connects to a backend took how long.
     pub fn connect_times(&self, backend: u16) -> ConnectTimes {
-        self.connect_times.read(backend.into())
+        self.fixed.connect_times.read(backend.into())
     }
 
     // ---- services ----
 
     /// A copy of a service's record.
     pub fn service(&self, number: u16) -> Service {
-        self.services.read(number.into())
+        self.fixed.services.read(number.into())
     }
 
     /// Writes what the controller decides about a service. The ring of half-open flows is made if there is none of this
@@ -317,8 +355,9 @@ impl Tables {
         self.set_rules(number, &setup.rules)?;
         self.make_half_open_ring(number, setup.half_open_cells)?;
         let index = usize::from(number);
-        let store = |offset: usize, value: u32| self.services.word32(index, offset).store(value, Ordering::Release);
-        let timeout = self.services.word64(index, offset_of!(Service, connect_timeout));
+        let store =
+            |offset: usize, value: u32| self.fixed.services.word32(index, offset).store(value, Ordering::Release);
+        let timeout = self.fixed.services.word64(index, offset_of!(Service, connect_timeout));
         timeout.store(setup.connect_timeout_ns, Ordering::Release);
         store(offset_of!(Service, balance), setup.balance);
         store(offset_of!(Service, tries), setup.tries.max(1));
@@ -340,7 +379,7 @@ impl Tables {
     }
 
     fn make_half_open_ring(&self, number: u16, cells: u32) -> Result<()> {
-        let old = read(&self.half_open)[usize::from(number)].clone();
+        let old = self.half_open.of(number);
         if old.as_ref().is_some_and(|ring| ring.len() == cells as usize) {
             return Ok(());
         }
@@ -349,25 +388,22 @@ impl Tables {
             let flow = old.as_ref().map_or(0, |old| old.read(cell));
             ring.table.word64(cell, 0).store(flow, Ordering::Relaxed);
         }
-        let limit = self.services.word32(number.into(), offset_of!(Service, half_open_cells));
+        let limit = self.fixed.services.word32(number.into(), offset_of!(Service, half_open_cells));
         // Never more cells than the ring in place has.
         limit.fetch_min(cells, Ordering::AcqRel);
-        self.install(Outer::HalfOpen, number, &ring)?;
-        write(&self.half_open)[usize::from(number)] = Some(Arc::new(ring.table));
-        Ok(())
+        self.replace(&self.half_open, number, ring)
     }
 
     /// Takes a service out of use: no new connections, its rings and tables are freed.
     pub fn disable_service(&self, number: u16) -> Result<()> {
         let index = usize::from(number);
-        self.services.word32(index, offset_of!(Service, half_open_cells)).store(0, Ordering::Release);
-        self.services.word32(index, offset_of!(Service, backend_count)).store(0, Ordering::Release);
-        write(&self.half_open)[index] = None;
-        self.delete(Outer::HalfOpen, number)?;
-        self.delete(Outer::Maglev, number)?;
-        self.services.word32(index, offset_of!(Service, client_limit)).store(0, Ordering::Release);
-        self.remove_clients(number)?;
-        self.remove_rules(number)
+        self.fixed.services.word32(index, offset_of!(Service, half_open_cells)).store(0, Ordering::Release);
+        self.fixed.services.word32(index, offset_of!(Service, backend_count)).store(0, Ordering::Release);
+        self.remove(&self.half_open, number)?;
+        self.maps.delete(Outer::Maglev, number)?;
+        self.fixed.services.word32(index, offset_of!(Service, client_limit)).store(0, Ordering::Release);
+        self.remove(&self.clients, number)?;
+        self.remove(&self.rules, number)
     }
 
     /// Puts a new table of `balance = "hash"` in place of the old one, whole: place → position in the service's list of
@@ -380,12 +416,12 @@ impl Tables {
             line[..chunk.len()].copy_from_slice(chunk);
             inner.table.publish(index, &line, 0);
         }
-        self.install(Outer::Maglev, service, &inner)
+        self.maps.install(Outer::Maglev, service, &inner.maps)
     }
 
     /// The cells in use of a service's ring of half-open flows, as they stand: a flow may have gone on long since.
     pub fn half_open(&self, service: u16) -> Vec<HalfOpen> {
-        let Some(ring) = read(&self.half_open).get(usize::from(service)).cloned().flatten() else { return Vec::new() };
+        let Some(ring) = self.half_open.of(service) else { return Vec::new() };
         let flow = |cell| half_open_flow(ring.read(cell));
         let cells = (0..ring.len()).filter_map(flow);
         cells.map(|(pool, slot, generation)| HalfOpen { pool: pool as u16, slot: slot as u16, generation }).collect()
@@ -394,8 +430,8 @@ impl Tables {
     /// The cells that a service's ring of half-open flows was given since it had had `since` flows (modulo 2^32), and how
     /// many it has had now. Those that were overwritten since are not among them.
     pub fn half_open_since(&self, service: u16, since: u32) -> (Vec<HalfOpen>, u32) {
-        let head = self.services.word32(service.into(), offset_of!(Service, half_open)).load(Ordering::Acquire);
-        let Some(ring) = read(&self.half_open).get(usize::from(service)).cloned().flatten() else {
+        let head = self.fixed.services.word32(service.into(), offset_of!(Service, half_open)).load(Ordering::Acquire);
+        let Some(ring) = self.half_open.of(service) else {
             return (Vec::new(), head);
         };
         let count = (head.wrapping_sub(since) as usize).min(ring.len());
@@ -410,56 +446,52 @@ impl Tables {
     /// Enters one of our interfaces, or brings its MAC address up to date; returns its number.
     pub fn place_interface(&self, ifindex: u32, mac: [u8; 6]) -> Result<u8> {
         let free =
-            || numbered(&self.interfaces).find(|(_, record)| record.ifindex == 0).map(|(number, _)| number as u8);
+            || numbered(&self.fixed.interfaces).find(|(_, record)| record.ifindex == 0).map(|(number, _)| number as u8);
         let Some(number) = self.interface_number(ifindex).or_else(free) else {
             bail!("more than {MAX_INTERFACES} interfaces");
         };
         let record = Interface { ifindex, mac, reserved: [0; 6] };
         if self.interface(number) != record {
-            self.interfaces.publish(number.into(), &record, offset_of!(Interface, ifindex));
+            self.fixed.interfaces.publish(number.into(), &record, offset_of!(Interface, ifindex));
         }
-        if let Some(kernel) = &self.kernel {
-            kernel.set_link(ifindex, number)?;
-        }
+        self.maps.set_link(ifindex, number)?;
         Ok(number)
     }
 
     /// An interface's record.
     pub fn interface(&self, number: u8) -> Interface {
         // A hop of the kernel program may carry any byte.
-        if u32::from(number) < MAX_INTERFACES { self.interfaces.read(number.into()) } else { Interface::default() }
+        if u32::from(number) < MAX_INTERFACES {
+            self.fixed.interfaces.read(number.into())
+        } else {
+            Interface::default()
+        }
     }
 
     /// The number of an interface.
     pub fn interface_number(&self, ifindex: u32) -> Option<u8> {
-        numbered(&self.interfaces).find(|(_, record)| record.ifindex == ifindex).map(|(number, _)| number as u8)
+        numbered(&self.fixed.interfaces).find(|(_, record)| record.ifindex == ifindex).map(|(number, _)| number as u8)
     }
 
     /// Forgets an interface.
     pub fn remove_interface(&self, ifindex: u32) -> Result<()> {
-        if let Some(kernel) = &self.kernel {
-            kernel.remove_link(ifindex)?;
-        }
+        self.maps.remove_link(ifindex)?;
         if let Some(number) = self.interface_number(ifindex) {
-            self.interfaces.publish(number.into(), &Interface::default(), offset_of!(Interface, ifindex));
+            self.fixed.interfaces.publish(number.into(), &Interface::default(), offset_of!(Interface, ifindex));
         }
         Ok(())
     }
 
     // ---- counters ----
 
-    /// Every reason's count, over all CPUs. In plain memory they are all zero.
+    /// Every reason's count, over all CPUs.
     pub fn counters(&self) -> Result<Vec<(Reason, u64)>> {
-        let count = |reason: &Reason| {
-            let count = self.kernel.as_ref().map_or(Ok(0), |kernel| kernel.counter(*reason as u32))?;
-            Ok((*reason, count))
-        };
-        Reason::ALL.iter().map(count).collect()
+        Reason::ALL.iter().map(|reason| Ok((*reason, self.counter(*reason)?))).collect()
     }
 
     /// One reason's count, over all CPUs.
     pub fn counter(&self, reason: Reason) -> Result<u64> {
-        self.kernel.as_ref().map_or(Ok(0), |kernel| kernel.counter(reason as u32))
+        self.maps.counter(reason)
     }
 
     // ---- flows ----
@@ -469,7 +501,7 @@ impl Tables {
         self.slots_of(pool).map_or(0, |slots| slots.len())
     }
 
-    pub(super) fn slots_of(&self, pool: u16) -> Option<Arc<Slots>> {
+    fn slots_of(&self, pool: u16) -> Option<Arc<Slots>> {
         read(&self.slots).get(usize::from(pool)).cloned().flatten()
     }
 
@@ -514,27 +546,26 @@ impl Tables {
         self.uncount_flow(&flow);
         self.count(reason);
         if flow.ctl.flags() & IN_RING == 0 {
-            slots.push(&self.rings, slot);
+            slots.push(&self.fixed.rings, slot);
         }
         Some(flow)
     }
 
     /// Ends that the controller brings about are counted here, the others where they happen.
     fn count(&self, reason: Reason) {
-        if let Some(kernel) = &self.kernel
-            && let Err(error) = kernel.count(reason as u32)
-        {
+        if let Err(error) = self.maps.count(reason) {
             log::warn!("an end by {} is not counted: {error:#}", reason.name());
         }
     }
 
     fn account(&self, flow: &Flow) {
         let index = usize::from(flow.record.backend);
-        if index >= self.backends.len() {
+        if index >= self.fixed.backends.len() {
             return;
         }
-        let add = |offset: usize, value: u64| self.backends.word64(index, offset).fetch_add(value, Ordering::AcqRel);
-        self.backends.word32(index, offset_of!(Backend, active)).fetch_sub(1, Ordering::AcqRel);
+        let add =
+            |offset: usize, value: u64| self.fixed.backends.word64(index, offset).fetch_add(value, Ordering::AcqRel);
+        self.fixed.backends.word32(index, offset_of!(Backend, active)).fetch_sub(1, Ordering::AcqRel);
         if flow.ctl.flags() & CONNECTED != 0 {
             add(offset_of!(Backend, resets), 1);
             add(offset_of!(Backend, bytes_in), flow.bytes_in());
@@ -547,14 +578,14 @@ impl Tables {
         let Some(slots) = self.slots_of(pool) else { return false };
         let won = slots.release(slot, ctl);
         if won {
-            slots.push(&self.rings, slot);
+            slots.push(&self.fixed.rings, slot);
         }
         won
     }
 }
 
 /// All records of a table with their numbers.
-pub(super) fn numbered<T: Record>(table: &Table<T>) -> impl Iterator<Item = (u16, T)> {
+fn numbered<T: Record>(table: &Table<T>) -> impl Iterator<Item = (u16, T)> {
     (0..table.len()).map(|index| (index as u16, table.read(index)))
 }
 
@@ -565,7 +596,7 @@ fn word_of(first: u16, second: u16) -> u32 {
 }
 
 /// An IPv4 address as the hash functions take it.
-pub(super) fn ipv4_word(address: SocketAddr) -> Result<u32> {
+pub fn ipv4_word(address: SocketAddr) -> Result<u32> {
     match address {
         SocketAddr::V4(address) => Ok(u32::from_ne_bytes(address.ip().octets())),
         SocketAddr::V6(address) => bail!("{address}: the datapath has no IPv6 yet"),
@@ -573,17 +604,12 @@ pub(super) fn ipv4_word(address: SocketAddr) -> Result<u32> {
 }
 
 /// Where a record stands in an open-addressed table, or may be put: as the kernel program searches (see [`hash`]).
-pub(super) fn find_place(
-    start: u32,
-    bits: u32,
-    state: impl Fn(usize) -> u8,
-    same: impl Fn(usize) -> bool,
-) -> Option<usize> {
+fn find_place(start: u32, bits: u32, state: impl Fn(usize) -> u8, same: impl Fn(usize) -> bool) -> Option<usize> {
     find_place_within(hash::PROBES, start, bits, state, same)
 }
 
 /// The same with another number of probes.
-pub(super) fn find_place_within(
+fn find_place_within(
     probes: u32,
     start: u32,
     bits: u32,
@@ -604,12 +630,12 @@ pub(super) fn find_place_within(
 }
 
 /// A lock is poisoned only by a panic while it is held; what it guards is whole at every moment.
-pub(super) fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// As [`read`].
-pub(super) fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 

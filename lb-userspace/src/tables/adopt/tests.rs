@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use lb_common::layout::flow_key;
 
 use super::*;
-use crate::dataplane::{NewPool, tables::Tables};
+use crate::tables::{NewPool, Tables};
 
 const PORTS: u16 = 64;
 
@@ -125,8 +125,8 @@ fn every_slot_can_be_taken_over_and_each_client_is_found() {
 /// The ports that a pool hands out, in their order, and gives back.
 fn handed_out(tables: &Tables, pool: u16) -> Vec<u16> {
     let slots = tables.slots_of(pool).unwrap();
-    let all: Vec<_> = std::iter::from_fn(|| slots.pop(&tables.rings)).collect();
-    all.iter().for_each(|slot| slots.push(&tables.rings, *slot));
+    let all: Vec<_> = std::iter::from_fn(|| slots.pop(&tables.fixed.rings)).collect();
+    all.iter().for_each(|slot| slots.push(&tables.fixed.rings, *slot));
     all
 }
 

@@ -11,7 +11,7 @@ use lb_common::{
     slot::{Ctl, State},
 };
 
-use super::tables::Tables;
+use super::Tables;
 use crate::sys::memory::Table;
 
 /// One bucket.
@@ -19,8 +19,10 @@ pub type Bucket = [u64; BUCKET as usize];
 
 /// The mapped index and what is needed to find a place in it.
 pub struct Index {
-    pub(super) table: Table<Bucket>,
-    pub(super) meta: Meta,
+    /// INDEX.
+    pub table: Table<Bucket>,
+    /// META: the hash seed and the number of buckets.
+    pub meta: Meta,
 }
 
 /// What came of entering a flow.
@@ -65,14 +67,14 @@ impl Tables {
 
     /// The open flow of a client: pool, slot and word.
     pub fn find_key(&self, key: u64) -> Option<(u16, u16, Ctl)> {
-        let hash = self.index.hash(key);
-        self.index.places(hash).find_map(|place| self.confirmed(place.load(Ordering::Acquire), key, tag(hash)))
+        let hash = self.fixed.index.hash(key);
+        self.fixed.index.places(hash).find_map(|place| self.confirmed(place.load(Ordering::Acquire), key, tag(hash)))
     }
 
     /// Enters a flow whose slot is filled and published: provisional first, then committed unless a twin is found that is
     /// committed or stands at a lower place. The kernel program enters flows at the same time in the same way.
     pub(super) fn enter(&self, key: u64, pool: u16, slot: u16, generation: u32) -> Entered {
-        let hash = self.index.hash(key);
+        let hash = self.fixed.index.hash(key);
         let entry = Entry::new(tag(hash), pool, slot, generation);
         let provisional = entry.provisional().0;
         let put = |place: &&AtomicU64| {
@@ -80,9 +82,9 @@ impl Tables {
             let free = old == 0 || self.is_over(old);
             free && place.compare_exchange(old, provisional, Ordering::AcqRel, Ordering::Acquire).is_ok()
         };
-        let Some(own) = self.index.places(hash).find(put) else { return Entered::Full };
+        let Some(own) = self.fixed.index.places(hash).find(put) else { return Entered::Full };
         let position = std::ptr::from_ref(own).addr();
-        let lost = self.index.places(hash).any(|place| {
+        let lost = self.fixed.index.places(hash).any(|place| {
             let word = place.load(Ordering::Acquire);
             let other = std::ptr::from_ref(place).addr();
             if other == position || self.confirmed(word, key, tag(hash)).is_none() {
@@ -101,9 +103,9 @@ impl Tables {
 
     /// Removes the entry of a flow, if it stands there.
     pub(super) fn leave(&self, key: u64, pool: u16, slot: u16, generation: u32) {
-        let hash = self.index.hash(key);
+        let hash = self.fixed.index.hash(key);
         let entry = Entry::new(tag(hash), pool, slot, generation).0;
-        for place in self.index.places(hash) {
+        for place in self.fixed.index.places(hash) {
             // Who finds another word there finds the entry gone: nothing to do.
             _ = place.compare_exchange(entry, 0, Ordering::AcqRel, Ordering::Acquire);
         }

@@ -10,7 +10,7 @@ use lb_common::{
 };
 
 use super::*;
-use crate::dataplane::{flow::empty_record, pools::NewPool, tables::Tables};
+use crate::tables::{NewPool, Tables, flow::empty_record};
 
 /// Tables in plain memory with one pool of `ports` slots, and what the kernel program does with them.
 struct Program {
@@ -41,8 +41,8 @@ impl Program {
     /// Takes the slot at the head of the ring, as ring.rs describes it.
     fn pop(&self) -> Option<u16> {
         let (slots, index) = (self.slots(), usize::from(self.pool));
-        let ring = self.tables.rings.read(index);
-        let head = self.tables.rings.word32(index, offset_of!(Ring, head));
+        let ring = self.tables.fixed.rings.read(index);
+        let head = self.tables.fixed.rings.word32(index, offset_of!(Ring, head));
         loop {
             let position = head.load(Ordering::Acquire);
             let place = position as usize & ((1 << ring.bits) - 1);
@@ -71,7 +71,7 @@ impl Program {
         record.end_backend = record.started;
         record.ctl = free.claimed().0;
         let open = free.claimed().with_state(State::Established).with_flags(CONNECTED);
-        self.tables.backends.word32(0, offset_of!(Backend, active)).fetch_add(1, Ordering::AcqRel);
+        self.tables.fixed.backends.word32(0, offset_of!(Backend, active)).fetch_add(1, Ordering::AcqRel);
         slots.slots.publish(slot.into(), &record, offset_of!(Slot, ctl));
         slots.slots.word64(slot.into(), 0).store(open.0, Ordering::Release);
         Some((slot, open))
@@ -82,8 +82,8 @@ impl Program {
         let slots = self.slots();
         let won = slots.swap(slot, ctl, ctl.closed(Reason::Closed as u8));
         if won {
-            self.tables.backends.word32(0, offset_of!(Backend, active)).fetch_sub(1, Ordering::AcqRel);
-            slots.push(&self.tables.rings, slot);
+            self.tables.fixed.backends.word32(0, offset_of!(Backend, active)).fetch_sub(1, Ordering::AcqRel);
+            slots.push(&self.tables.fixed.rings, slot);
         }
         won
     }
@@ -189,7 +189,7 @@ fn the_ring_starts_full_and_an_empty_one_gives_nothing() {
         let program = Program::new(ports);
         let popped: Vec<u16> = std::iter::from_fn(|| program.pop()).collect();
         assert_eq!(popped, (0..ports).collect::<Vec<_>>());
-        program.slots().push(&program.tables.rings, 0);
+        program.slots().push(&program.tables.fixed.rings, 0);
         assert_eq!((program.pop(), program.pop()), (Some(0), None));
     }
 }

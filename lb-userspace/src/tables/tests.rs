@@ -1,7 +1,7 @@
 use lb_common::layout::{MAX_SERVICE_BACKENDS, OUT, UP, half_open_cell};
 
 use super::*;
-use crate::dataplane::pools::NewPool;
+use crate::tables::NewPool;
 
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -112,8 +112,8 @@ fn a_pool_is_removed_with_its_slots_and_can_be_made_again() {
 #[test]
 fn configuring_a_backend_leaves_its_counters_and_its_admission_alone() {
     let tables = Tables::in_memory().unwrap();
-    tables.backends.word32(5, offset_of!(Backend, active)).store(9, Ordering::Relaxed);
-    tables.backends.word64(5, offset_of!(Backend, bytes_out)).store(1 << 40, Ordering::Relaxed);
+    tables.fixed.backends.word32(5, offset_of!(Backend, active)).store(9, Ordering::Relaxed);
+    tables.fixed.backends.word64(5, offset_of!(Backend, bytes_out)).store(1 << 40, Ordering::Relaxed);
     tables.admit(5, OUT, 77);
     let setup = BackendSetup {
         service: 3,
@@ -157,7 +157,7 @@ fn a_service_is_configured_and_its_half_open_flows_survive_a_larger_ring() {
     assert_eq!((record.connect_timeout, record.balance, record.tries), (2_000_000_000, 1, 3));
     assert_eq!((record.half_open_cells, record.flags, record.backend_count), (8, LOG, 3));
     assert_eq!(record.backends[..3], [4, 5, 6]);
-    let ring = read(&tables.half_open)[9].clone().unwrap();
+    let ring = tables.half_open.of(9).unwrap();
     ring.word64(6, 0).store(half_open_cell(11, 22, 33), Ordering::Relaxed);
     setup.half_open_cells = 16;
     setup.backends = vec![6];

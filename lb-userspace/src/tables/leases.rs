@@ -10,9 +10,9 @@ use lb_common::{
 };
 
 use super::{
-    Tables,
+    Tables, find_place_within,
     flow::{address_of, mapped},
-    tables::{find_place_within, numbered},
+    numbered,
 };
 
 /// Another host's claim to an address that we hold.
@@ -30,43 +30,43 @@ impl Tables {
         let octets = mapped(address);
         let (first, second) = halves(octets);
         let start = lease_place(first, second, LEASE_BITS);
-        let state = |place: usize| self.leases.read(place).state;
-        let same = |place: usize| self.leases.read(place).address == octets;
+        let state = |place: usize| self.fixed.leases.read(place).state;
+        let same = |place: usize| self.fixed.leases.read(place).address == octets;
         let place = find_place_within(LEASE_PROBES, start, LEASE_BITS, state, same)
             .with_context(|| format!("no room for the lease of {address}: its places are taken by others"))?;
-        let found = self.leases.read(place);
+        let found = self.fixed.leases.read(place);
         if (found.state, found.address) != (ACTIVE, octets) {
             let lease = Lease { address: octets, state: ACTIVE, ..Lease::default() };
-            self.leases.publish(place, &lease, offset_of!(Lease, state));
+            self.fixed.leases.publish(place, &lease, offset_of!(Lease, state));
         }
         Ok(place as u16)
     }
 
     /// Until when this host answers for an address; CLOCK_MONOTONIC in nanoseconds, 0: not.
     pub fn renew_lease(&self, number: u16, until: u64) {
-        self.leases.word64(number.into(), offset_of!(Lease, until)).store(until, Ordering::Release);
+        self.fixed.leases.word64(number.into(), offset_of!(Lease, until)).store(until, Ordering::Release);
     }
 
     /// The end of a lease.
     pub fn lease_until(&self, number: u16) -> u64 {
-        self.leases.word64(number.into(), offset_of!(Lease, until)).load(Ordering::Acquire)
+        self.fixed.leases.word64(number.into(), offset_of!(Lease, until)).load(Ordering::Acquire)
     }
 
     /// Who has claimed an address while we held it.
     pub fn claims(&self, number: u16) -> Claims {
-        let lease = self.leases.read(number.into());
+        let lease = self.fixed.leases.read(number.into());
         Claims { count: lease.claims, by: lease.claimed_by }
     }
 
     /// The address is none of VRRP's any more: whoever has it answers for it.
     pub fn remove_lease(&self, number: u16) {
         let lease = Lease { state: DELETED, ..Lease::default() };
-        self.leases.publish(number.into(), &lease, offset_of!(Lease, state));
+        self.fixed.leases.publish(number.into(), &lease, offset_of!(Lease, state));
     }
 
     /// All leases, whether they hold or not.
     pub fn leases(&self) -> Vec<(u16, IpAddr)> {
-        let active = numbered(&self.leases).filter(|(_, lease)| lease.state == ACTIVE);
+        let active = numbered(&self.fixed.leases).filter(|(_, lease)| lease.state == ACTIVE);
         active.map(|(number, lease)| (number, address_of(&lease.address))).collect()
     }
 }

@@ -1,14 +1,9 @@
 //! The lists of rules of the services: who is let in (`lb_common::rules`).
 
-use std::sync::Arc;
-
 use anyhow::{Result, ensure};
 use lb_common::layout::{MAX_RULES, Rule, RuleLine};
 
-use super::{
-    inner::Outer,
-    tables::{Tables, read, write},
-};
+use super::{Outer, Tables};
 
 /// Rules in one line of a list.
 const LINE: usize = size_of::<RuleLine>() / size_of::<Rule>();
@@ -16,7 +11,7 @@ const LINE: usize = size_of::<RuleLine>() / size_of::<Rule>();
 impl Tables {
     /// The rules of a service, in their order; none: everybody is let in.
     pub fn rules(&self, service: u16) -> Vec<Rule> {
-        let Some(list) = read(&self.rules).get(usize::from(service)).cloned().flatten() else { return Vec::new() };
+        let Some(list) = self.rules.of(service) else { return Vec::new() };
         let rules = (0..list.len()).flat_map(|line| list.read(line));
         rules.take_while(|rule| rule.verdict != 0).collect()
     }
@@ -28,7 +23,7 @@ impl Tables {
             return Ok(());
         }
         if rules.is_empty() {
-            return self.remove_rules(service);
+            return self.remove(&self.rules, service);
         }
         let list = self.make::<RuleLine>(Outer::Rules, rules.len().div_ceil(LINE) as u32)?;
         for (number, chunk) in rules.chunks(LINE).enumerate() {
@@ -36,14 +31,6 @@ impl Tables {
             line[..chunk.len()].copy_from_slice(chunk);
             list.table.publish(number, &line, 0);
         }
-        self.install(Outer::Rules, service, &list)?;
-        write(&self.rules)[usize::from(service)] = Some(Arc::new(list.table));
-        Ok(())
-    }
-
-    pub(super) fn remove_rules(&self, service: u16) -> Result<()> {
-        self.delete(Outer::Rules, service)?;
-        write(&self.rules)[usize::from(service)] = None;
-        Ok(())
+        self.replace(&self.rules, service, list)
     }
 }

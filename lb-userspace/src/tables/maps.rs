@@ -1,0 +1,235 @@
+//! Where the maps of the tables live: in the kernel (`dataplane`), or in plain memory for tests and simulations.
+
+use std::{
+    ops::Range,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use anyhow::{Result, ensure};
+use lb_common::{
+    layout::{EXTENT_BITS, POOL_EXTENTS},
+    verdict::{REASON_LIMIT, Reason},
+};
+
+use super::{Tables, read, write};
+use crate::sys::memory::{Record, Table};
+
+/// Slots of one extent.
+pub const EXTENT: u32 = 1 << EXTENT_BITS;
+
+/// The arrays of inner maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outer {
+    /// By pool, [`POOL_EXTENTS`] for each: its slots.
+    Slots,
+    /// By pool, [`POOL_EXTENTS`] for each: what the flows in its slots began with.
+    Openings,
+    /// By pool: the cells of its ring of free slots.
+    Free,
+    /// By service: its ring of half-open flows.
+    HalfOpen,
+    /// By service: its Maglev table.
+    Maglev,
+    /// By service: its rules.
+    Rules,
+    /// By service: the number of connections of each client.
+    Clients,
+}
+
+impl Outer {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Outer; 7] =
+        [Outer::Slots, Outer::Openings, Outer::Free, Outer::HalfOpen, Outer::Maglev, Outer::Rules, Outer::Clients];
+
+    /// The most inner maps that one pool or service has.
+    pub fn most(self) -> u32 {
+        if self.has_extents() { POOL_EXTENTS } else { 1 }
+    }
+
+    /// Whether the records of one pool are spread over several maps of equal size.
+    pub fn has_extents(self) -> bool {
+        matches!(self, Outer::Slots | Outer::Openings)
+    }
+
+    /// The positions of the inner maps of a pool or service in the array.
+    pub fn positions(self, number: u16) -> Range<u32> {
+        let first = u32::from(number) * self.most();
+        first..first + self.most()
+    }
+
+    /// The name of the array.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Outer::Slots => "SLOTS",
+            Outer::Openings => "OPENINGS",
+            Outer::Free => "FREE",
+            Outer::HalfOpen => "HALF_OPEN",
+            Outer::Maglev => "MAGLEV",
+            Outer::Rules => "RULES",
+            Outer::Clients => "CLIENTS",
+        }
+    }
+}
+
+/// The inner maps of one pool or service, in order; no maps in plain memory.
+#[derive(Debug)]
+pub struct Extents {
+    /// The maps.
+    pub maps: Vec<OwnedFd>,
+    /// Records in each of them.
+    pub each: u32,
+}
+
+impl Extents {
+    /// The descriptors of the maps.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.maps.iter().map(AsFd::as_fd).collect()
+    }
+
+    /// The first `len` records, as one table.
+    fn table<T: Record>(&self, len: u32) -> Result<Table<T>> {
+        let room = self.maps.len() as u64 * u64::from(self.each);
+        ensure!(self.maps.is_empty() || u64::from(len) <= room, "{len} records do not fit in maps of {room}");
+        Ok(match &self.maps[..] {
+            [] => Table::anonymous(len as usize)?,
+            [map] => Table::map(map.as_fd(), len as usize)?,
+            _ => Table::joined(&self.descriptors(), self.each as usize, len as usize)?,
+        })
+    }
+}
+
+/// What the tables need of their maps beyond mapped memory.
+pub trait Maps: Send + Sync {
+    /// Makes inner maps for `entries` records of `record` bytes, zeroed. Nobody else can reach them yet.
+    fn make(&self, outer: Outer, record: u32, entries: u32) -> Result<Extents>;
+    /// Opens the inner maps of a pool or service; `None` if it has none.
+    fn open(&self, outer: Outer, number: u16) -> Result<Option<Extents>>;
+    /// Puts the inner maps of a pool or service into the array: from now on the kernel program finds them.
+    fn install(&self, outer: Outer, number: u16, made: &Extents) -> Result<()>;
+    /// Takes the inner maps of a pool or service out of the array, if there are any.
+    fn delete(&self, outer: Outer, number: u16) -> Result<()>;
+    /// Enters the number of one of our interfaces where the kernel program looks it up.
+    fn set_link(&self, ifindex: u32, number: u8) -> Result<()>;
+    /// Removes the number of an interface, if there is one.
+    fn remove_link(&self, ifindex: u32) -> Result<()>;
+    /// One reason's count, over all CPUs.
+    fn counter(&self, reason: Reason) -> Result<u64>;
+    /// Adds one to a reason that the kernel program never counts.
+    fn count(&self, reason: Reason) -> Result<()>;
+}
+
+/// No kernel: the tables are memory of this process.
+pub struct Memory {
+    counters: [AtomicU64; REASON_LIMIT as usize],
+}
+
+impl Default for Memory {
+    fn default() -> Memory {
+        Memory { counters: [const { AtomicU64::new(0) }; REASON_LIMIT as usize] }
+    }
+}
+
+impl Maps for Memory {
+    fn make(&self, _: Outer, _: u32, entries: u32) -> Result<Extents> {
+        Ok(Extents { maps: Vec::new(), each: entries })
+    }
+
+    fn open(&self, _: Outer, _: u16) -> Result<Option<Extents>> {
+        Ok(None)
+    }
+
+    fn install(&self, _: Outer, _: u16, _: &Extents) -> Result<()> {
+        Ok(())
+    }
+
+    fn delete(&self, _: Outer, _: u16) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_link(&self, _: u32, _: u8) -> Result<()> {
+        Ok(())
+    }
+
+    fn remove_link(&self, _: u32) -> Result<()> {
+        Ok(())
+    }
+
+    fn counter(&self, reason: Reason) -> Result<u64> {
+        Ok(self.counters[reason as usize].load(Ordering::Relaxed))
+    }
+
+    fn count(&self, reason: Reason) -> Result<()> {
+        self.counters[reason as usize].fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Inner maps that nobody else can reach yet, with their records mapped.
+pub(super) struct Made<T> {
+    pub table: Table<T>,
+    pub maps: Extents,
+}
+
+/// The inner maps of the services in one array, as this process has them mapped.
+pub(super) struct Inner<T> {
+    outer: Outer,
+    tables: RwLock<Vec<Option<Arc<Table<T>>>>>,
+}
+
+impl<T: Record> Inner<T> {
+    /// None is mapped yet.
+    pub fn new(outer: Outer, count: u32) -> Inner<T> {
+        Inner { outer, tables: RwLock::new((0..count).map(|_| None).collect()) }
+    }
+
+    /// Maps those that an earlier run has left.
+    pub fn adopt(&self, maps: &dyn Maps) -> Result<()> {
+        let mut tables = write(&self.tables);
+        for (number, table) in tables.iter_mut().enumerate() {
+            let opened = maps.open(self.outer, number as u16)?;
+            *table = opened.map(|opened| opened.table(opened.each)).transpose()?.map(Arc::new);
+        }
+        Ok(())
+    }
+
+    /// The table of a service, if it has one.
+    pub fn of(&self, number: u16) -> Option<Arc<Table<T>>> {
+        read(&self.tables).get(usize::from(number)).cloned().flatten()
+    }
+}
+
+impl Tables {
+    /// Makes inner maps for `entries` records, zeroed.
+    pub(super) fn make<T: Record>(&self, outer: Outer, entries: u32) -> Result<Made<T>> {
+        let maps = self.maps.make(outer, size_of::<T>() as u32, entries)?;
+        Ok(Made { table: maps.table(entries)?, maps })
+    }
+
+    /// Opens the inner maps of a pool as one table of `len` records; `None` if there are none, or of another size.
+    pub(super) fn open_inner<T: Record>(&self, outer: Outer, number: u16, len: u32) -> Result<Option<Table<T>>> {
+        let Some(mut opened) = self.maps.open(outer, number)? else { return Ok(None) };
+        let (each, count) = if outer.has_extents() { (EXTENT, len.div_ceil(EXTENT)) } else { (len, 1) };
+        opened.maps.truncate(count as usize);
+        let fits = opened.each == each && opened.maps.len() == count as usize;
+        fits.then(|| opened.table(len)).transpose()
+    }
+
+    /// Puts what [`make`](Self::make) made in place of the service's table: the kernel program uses the old one or the
+    /// new one, whole.
+    pub(super) fn replace<T: Record>(&self, inner: &Inner<T>, number: u16, made: Made<T>) -> Result<()> {
+        self.maps.install(inner.outer, number, &made.maps)?;
+        write(&inner.tables)[usize::from(number)] = Some(Arc::new(made.table));
+        Ok(())
+    }
+
+    /// Removes the service's table, if it has one, and frees its memory.
+    pub(super) fn remove<T: Record>(&self, inner: &Inner<T>, number: u16) -> Result<()> {
+        self.maps.delete(inner.outer, number)?;
+        write(&inner.tables)[usize::from(number)] = None;
+        Ok(())
+    }
+}
