@@ -1,5 +1,9 @@
 //! What the kernel program tells the controller through the ring buffer: only ends and failures, never a packet.
 
+use core::net::SocketAddr;
+
+use crate::{address::socket_address, flow::SlotAt, time::Instant};
+
 /// A connection that had been established ended; `reason` says how.
 pub const ENDED: u8 = 1;
 /// A try to connect to `backend` failed; `reason` says how. The connection goes on to the next backend or is refused.
@@ -13,10 +17,10 @@ pub const RECOVERED: u8 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Event {
-    /// When it happened, CLOCK_MONOTONIC in nanoseconds (coarse).
-    pub at: u64,
-    /// When the client's first SYN came, likewise (exact); 0 if there was no flow.
-    pub started: u64,
+    /// When it happened, by the coarse clock.
+    pub at: Instant,
+    /// When the client's first SYN came, by the exact clock; [`Instant::ZERO`] if there was no flow.
+    pub started: Instant,
     /// Payload bytes from the client.
     pub bytes_in: u64,
     /// Payload bytes to the client.
@@ -47,6 +51,18 @@ pub struct Event {
     pub tries: u8,
     /// 4 or 6.
     pub family: u8,
+}
+
+impl Event {
+    /// The client.
+    pub const fn client(&self) -> SocketAddr {
+        socket_address(self.client, self.client_port)
+    }
+
+    /// The slot of its flow; `None` if no slot was claimed.
+    pub const fn slot_at(&self) -> Option<SlotAt> {
+        if self.pool == u16::MAX { None } else { Some(SlotAt::new(self.pool, self.slot)) }
+    }
 }
 
 const _: () = assert!(size_of::<Event>() == 72);

@@ -1,16 +1,20 @@
-//! What names a flow: its key in the index, the slot it stands in, and what its connects have tried so far. Each is one
-//! word of a record, with a type around it.
+//! What names a flow: its key in the index, the slot it stands in, and what its connection attempts
+//! have tried so far. Each is one word of a record, with a type around it.
 
-/// The key of a flow in the index, as it stands in its slot's first cache line: the client's address word and port as
-/// they lie in the packet, and the listener.
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
+
+use crate::address::{port_word, word};
+
+/// The key of a flow in the index, as it stands in its slot's first cache line: the client's address
+/// word and port as they lie in the packet, and the listener.
 ///
 /// ```text
 /// 63      48 47   32 31               0
 /// | listener |  port |  address word   |
 /// ```
-/// The address word of IPv4 is the address. That of IPv6 is a fold of it; the whole address stands on the slot's second
-/// line ([`Opening::client6`](crate::layout::Opening::client6)) and is compared only after tag, generation and this word
-/// agree.
+/// The address word of an IPv4 client is its address, that of an IPv6 client a fold of it: the whole
+/// address stands on the slot's second line ([`Opening::client6`](crate::layout::Opening::client6))
+/// and is compared only after tag, generation and this word agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Key(pub u64);
@@ -20,6 +24,20 @@ impl Key {
     #[inline(always)]
     pub const fn new(address_word: u32, port: u16, listener: u16) -> Key {
         Key(address_word as u64 | (port as u64) << 32 | (listener as u64) << 48)
+    }
+
+    /// The key of an IPv4 client at a listener.
+    pub const fn of(client: SocketAddrV4, listener: u16) -> Key {
+        Key::new(word(*client.ip()), port_word(client.port()), listener)
+    }
+
+    /// The client's address and port; `client6` is [`Opening::client6`](crate::layout::Opening::client6).
+    pub const fn client(self, client6: [u8; 16]) -> SocketAddr {
+        let address = match u128::from_ne_bytes(client6) {
+            0 => IpAddr::V4(Ipv4Addr::from_octets(self.address_word().to_ne_bytes())),
+            _ => IpAddr::V6(Ipv6Addr::from_octets(client6)),
+        };
+        SocketAddr::new(address, u16::from_be(self.port()))
     }
 
     /// The client's address word.
@@ -40,7 +58,7 @@ impl Key {
         (self.0 >> 48) as u16
     }
 
-    /// Whether two keys name the same client address word and port, at whatever listener.
+    /// Whether two keys have the same address word and port, at any listener.
     #[inline(always)]
     pub const fn is_same_client(self, other: Key) -> bool {
         (self.0 ^ other.0) << 16 == 0
@@ -72,8 +90,9 @@ impl SlotAt {
     }
 }
 
-/// The backends that a connection has tried, as a mask of positions in its service's list (at most 64). It stands in
-/// `ack_client` (lower half) and `ack_backend` (upper half) of a slot that is half-open.
+/// The backends that a connection has tried, as a mask of positions in its service's list (at most
+/// 64). While a slot is half-open the mask stands in `ack_client` (lower half) and `ack_backend`
+/// (upper half).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Tried(pub u64);
@@ -106,6 +125,11 @@ impl Tried {
 
 /// A backend that was chosen: its position in the service's list, and how it was chosen
 /// ([`schedule::CHOSEN`](crate::schedule::CHOSEN)).
+///
+/// ```text
+/// 7   6 5        0
+/// | how | position |
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Chosen(pub u8);
@@ -130,9 +154,109 @@ impl Chosen {
     }
 }
 
+/// The attempt that a half-open flow is in: how its backend was chosen, and how often its SYN was sent
+/// again from another port because the backend still held an older connection on the last one.
+///
+/// ```text
+/// 7   6 5  4 3             0
+/// |  0  | how | port retries |
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Attempt(pub u8);
+
+impl Attempt {
+    /// The first SYN to a backend that was chosen as `how` (one of `schedule::CHOSEN_*`).
+    #[inline(always)]
+    pub const fn new(how: u32) -> Attempt {
+        Attempt((how as u8 & 3) << 4)
+    }
+
+    /// The same attempt from one more port; at most 15 are counted.
+    #[inline(always)]
+    pub const fn from_another_port(self) -> Attempt {
+        Attempt(self.0 + 1)
+    }
+
+    /// How many ports it has left behind.
+    #[inline(always)]
+    pub const fn port_retries(self) -> u8 {
+        self.0 & 15
+    }
+
+    /// How its backend was chosen: one of `schedule::CHOSEN_*`.
+    #[inline(always)]
+    pub const fn how(self) -> u32 {
+        (self.0 >> 4) as u32
+    }
+}
+
+/// A cell of a service's ring of half-open flows: which slot, in which generation. Zero is a cell that
+/// was never used.
+///
+/// ```text
+/// 63   62             32 31  26 25   16 15        0
+/// | 1 |    generation    |   0   | pool  |   slot   |
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct HalfOpenCell(pub u64);
+
+impl HalfOpenCell {
+    /// The cell of the flow in a slot.
+    #[inline(always)]
+    pub const fn new(at: SlotAt, generation: u32) -> HalfOpenCell {
+        HalfOpenCell(1 << 63 | (at.0 & 0x3ff_ffff) as u64 | (generation as u64 & 0x7fff_ffff) << 32)
+    }
+
+    /// Whether a flow was ever entered in it.
+    #[inline(always)]
+    pub const fn is_used(self) -> bool {
+        self.0 != 0
+    }
+
+    /// The slot.
+    #[inline(always)]
+    pub const fn at(self) -> SlotAt {
+        SlotAt(self.0 as u32 & 0x3ff_ffff)
+    }
+
+    /// The slot's generation, its low 31 bits: see [`Ctl::is_of_low31`](crate::slot::Ctl::is_of_low31).
+    #[inline(always)]
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32 & 0x7fff_ffff
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_client_is_read_from_its_key_or_from_the_second_line() {
+        let client = SocketAddrV4::new(Ipv4Addr::new(10, 0, 1, 7), 50_123);
+        let key = Key::of(client, 300);
+        assert_eq!((key.client([0; 16]), key.listener()), (client.into(), 300));
+        let client6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
+        assert_eq!(key.client(client6.octets()), SocketAddr::new(client6.into(), 50_123));
+    }
+
+    #[test]
+    fn an_attempt_gives_back_what_was_put_in() {
+        for how in 0..4 {
+            let again = Attempt::new(how).from_another_port().from_another_port();
+            assert_eq!((again.port_retries(), again.how()), (2, how));
+        }
+    }
+
+    #[test]
+    fn a_half_open_cell_gives_back_what_was_put_in() {
+        assert!(!HalfOpenCell(0).is_used());
+        for (at, generation) in [(SlotAt::new(1023, 65_535), 0x7fff_ffff), (SlotAt::new(0, 0), 0)] {
+            let cell = HalfOpenCell::new(at, generation);
+            assert_eq!((cell.is_used(), cell.at(), cell.generation()), (true, at, generation));
+        }
+    }
 
     #[test]
     fn every_word_gives_back_what_was_put_in() {

@@ -52,9 +52,10 @@ pub const fn tag(hash: u64) -> u64 {
     ((hash & 0x3f) | (hash >> 32 & 0x7f) << 6) & TAG_MASK
 }
 
-/// The place in a bucket where a key with this hash stands if it can: the first and mostly the only one looked at.
+/// The position in its primary bucket where a key with this hash stands if it can: the first and
+/// mostly the only one that is read.
 #[inline(always)]
-pub const fn place(hash: u64) -> u32 {
+pub const fn position(hash: u64) -> u32 {
     (hash >> 6) as u32 & (BUCKET - 1)
 }
 
@@ -64,14 +65,11 @@ pub const fn place(hash: u64) -> u32 {
 pub struct Entry(pub u64);
 
 impl Entry {
-    /// The entry for `slot` of `pool` in `generation`; `provisional` until it has won against a twin.
+    /// The entry for a generation of the slot `at`.
     #[inline(always)]
-    pub const fn new(tag: u64, pool: u16, slot: u16, generation: u32) -> Entry {
+    pub const fn new(tag: u64, at: SlotAt, generation: u32) -> Entry {
         Entry(
-            USED | (tag & TAG_MASK) << TAG_SHIFT
-                | ((pool as u64) & 0x3ff) << 16
-                | slot as u64
-                | (generation as u64) << GENERATION_SHIFT,
+            USED | (tag & TAG_MASK) << TAG_SHIFT | (at.0 & 0x3ff_ffff) as u64 | (generation as u64) << GENERATION_SHIFT,
         )
     }
 
@@ -147,25 +145,25 @@ pub fn probe(start: u32, bits: u32, probes: u32) -> impl Iterator<Item = u32> {
     (0..probes).map(move |step| start.wrapping_add(step) & ((1 << bits) - 1))
 }
 
-/// Where the search for a listener (`port`, IPv4 address) begins in a table of `1 << bits` places.
+/// Where the search for a listener (`port`, IPv4 address) begins in a table of `1 << bits` rows.
 #[inline(always)]
-pub const fn listener_place(address: u32, port: u16, bits: u32) -> u32 {
+pub const fn listener_start(address: u32, port: u16, bits: u32) -> u32 {
     ((address ^ (port as u32) << 11).wrapping_mul(0x9E37_79B1)) >> (32 - bits)
 }
 
 /// Probes of the table of leases.
 pub const LEASE_PROBES: u32 = 8;
 
-/// Where the search for a lease begins in a table of `1 << bits` places: the halves of its address as they lie in memory.
+/// Where the search for a lease begins in a table of `1 << bits` rows: the halves of its address as they lie in memory.
 #[inline(always)]
-pub const fn lease_place(first: u64, second: u64, bits: u32) -> u32 {
+pub const fn lease_start(first: u64, second: u64, bits: u32) -> u32 {
     let folded = first ^ second;
     ((folded >> 32) as u32 ^ folded as u32).wrapping_mul(0x9E37_79B1) >> (32 - bits)
 }
 
-/// Where the search for a pool (backend's IPv4 address and port, SNAT address) begins in a table of `1 << bits` places.
+/// Where the search for a pool (backend's IPv4 address and port, SNAT address) begins in a table of `1 << bits` rows.
 #[inline(always)]
-pub const fn pool_place(backend: u32, port: u16, snat: u32, bits: u32) -> u32 {
+pub const fn pool_start(backend: u32, port: u16, snat: u32, bits: u32) -> u32 {
     ((backend ^ (port as u32) << 13 ^ snat.rotate_left(7)).wrapping_mul(0x85EB_CA77)) >> (32 - bits)
 }
 
@@ -175,14 +173,14 @@ mod tests {
 
     #[test]
     fn an_entry_gives_back_what_was_put_in() {
-        let entry = Entry::new(0x1abc, 1023, 65535, 0xffff_ffff);
+        let entry = Entry::new(0x1abc, SlotAt::new(1023, 65535), 0xffff_ffff);
         assert_eq!((entry.pool(), entry.slot()), (1023, 65535));
         assert!(entry.may_be(0x1abc) && !entry.may_be(0x1abd));
         assert!(entry.is_of(0xffff_ffff) && entry.is_of(0x007f_ffff) && !entry.is_of(1));
         assert!(!entry.is_provisional() && entry.provisional().is_provisional());
         assert_eq!(entry.provisional().committed(), entry);
         assert!(!Entry(0).may_be(0), "the empty place matches no tag");
-        assert_ne!(Entry::new(0, 0, 0, 0).0, 0, "no entry looks like an empty place");
+        assert_ne!(Entry::new(0, SlotAt::default(), 0).0, 0, "no entry looks like an empty place");
     }
 
     #[test]
@@ -195,7 +193,7 @@ mod tests {
             let load = |bucket: u32| taken[bucket as usize].count_ones();
             let bucket =
                 if load(primary) < PRIMARY_FILL || load(primary) <= load(secondary) { primary } else { secondary };
-            let own = 1 << place(hash);
+            let own = 1 << position(hash);
             if taken[primary as usize] & own == 0 {
                 taken[primary as usize] |= own;
                 continue;

@@ -5,7 +5,11 @@
 //! that IPv6 needs no other layout. Whoever changes a record changes [`HASH`], and a controller refuses tables of
 //! another layout.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use crate::{
+    flow::{Attempt, Chosen, Key, SlotAt},
+    slot::Ctl,
+    time::{Instant, Ticks},
+};
 
 /// Most listeners (`VIP:port`), as bits: the table has `1 << LISTENER_BITS` places and is kept at most half full.
 pub const LISTENER_BITS: u32 = 9;
@@ -39,12 +43,6 @@ pub const HASH: u64 = 0x4556_4b4c_0000_000a;
 /// zero is right for them, or there are more maps. Whoever changes more than that raises this to the new [`HASH`].
 pub const OLDEST: u64 = 0x4556_4b4c_0000_0009;
 
-/// Nanoseconds to ticks, the unit of `last_seen`: 2^20 ns, about 1.05 ms. Wraps after 52 days.
-#[inline(always)]
-pub const fn ticks(nanoseconds: u64) -> u32 {
-    (nanoseconds >> 20) as u32
-}
-
 /// META: one record, written once when the tables are made. Compared before a program is loaded onto them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -76,8 +74,8 @@ pub const CLOSING: u8 = 3;
 pub struct Lease {
     /// The address.
     pub address: [u8; 16],
-    /// CLOCK_MONOTONIC in nanoseconds; 0: this host does not hold the address.
-    pub until: u64,
+    /// [`Instant::ZERO`]: this host does not hold the address.
+    pub until: Instant,
     /// How often another host has claimed the address while this one held it.
     pub claims: u32,
     /// `EMPTY`, `ACTIVE` or `DELETED`.
@@ -174,11 +172,11 @@ pub struct Pool {
     pub state: u8,
     /// Next hop towards the backend.
     pub hop: Hop,
-    /// When anything came from the backend last, in [`ticks`]; brought up to date once in [`HEARD_STEP`]. Written by the
-    /// kernel program.
-    pub heard: u32,
+    /// When anything came from the backend last; brought up to date once in [`HEARD_STEP`]. Written by
+    /// the kernel program.
+    pub heard: Ticks,
     /// When a client's segment was sent on to the backend last, likewise; SYNs and RSTs do not count.
-    pub sent: u32,
+    pub sent: Ticks,
     /// Zero.
     pub reserved: [u32; 2],
 }
@@ -226,13 +224,13 @@ pub const POOL_EXTENTS: u32 = 1 << (16 - EXTENT_BITS);
 
 /// SLOTS[place >> EXTENT_BITS], where `place` is `pool << 16 | slot`: one flow, as far as its packets need it: one cache line.
 /// The slot's number plus the pool's `first_port` is the SNAT port. Written by the kernel program; the controller writes `ctl` only, by compare-and-swap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Slot {
-    /// State and generation: [`Ctl`](crate::slot::Ctl).
-    pub ctl: u64,
-    /// The key in the flow index: client's IPv4 address (of IPv6, a fold), port, and listener. See [`flow_key`].
-    pub key: u64,
+    /// State and generation.
+    pub ctl: Ctl,
+    /// Its key in the flow index: the client and the listener.
+    pub key: Key,
     /// Highest sequence end from the client, wraps counted in the upper half.
     pub end_client: u64,
     /// Highest sequence end from the backend, likewise.
@@ -243,17 +241,16 @@ pub struct Slot {
     pub ack_backend: u32,
     /// Next hop towards the client, learnt from its own packets.
     pub hop: Hop,
-    /// When the last packet was seen, in [`ticks`] of CLOCK_MONOTONIC_COARSE.
-    pub last_seen: u32,
+    /// When the last packet was seen, by CLOCK_MONOTONIC_COARSE.
+    pub last_seen: Ticks,
     /// The backend, its place in BACKENDS.
     pub backend: u16,
     /// Backends tried for this connection so far.
     pub tries: u8,
-    /// How often this try met an older connection on its port; from bit 4 on, how its backend was chosen
-    /// ([`schedule::CHOSEN`](crate::schedule::CHOSEN)).
-    pub heals: u8,
-    /// When the client's first SYN came, CLOCK_MONOTONIC in nanoseconds.
-    pub started: u64,
+    /// The attempt it is in, or was connected by.
+    pub attempt: Attempt,
+    /// When the client's first SYN came.
+    pub started: Instant,
 }
 
 /// OPENINGS, in extents as SLOTS: the rest of a flow, for its beginning and its end. In arrays of their own: lines of which every second
@@ -275,27 +272,10 @@ pub struct Opening {
     pub connect_us: u32,
 }
 
-/// The client's address and port, from [`Slot::key`] and [`Opening::client6`].
-pub fn client(key: u64, client6: [u8; 16]) -> SocketAddr {
-    let port = u16::from_be_bytes(((key >> 32) as u16).to_ne_bytes());
-    let address = if client6 == [0; 16] {
-        IpAddr::V4(Ipv4Addr::from((key as u32).to_ne_bytes()))
-    } else {
-        IpAddr::V6(Ipv6Addr::from(client6))
-    };
-    SocketAddr::new(address, port)
-}
-
 /// In [`Opening::words`] of a connected flow: the client's initial sequence number.
 pub const OPENING_ISN_CLIENT: usize = 0;
 /// In [`Opening::words`] of a connected flow: the backend's initial sequence number.
 pub const OPENING_ISN_BACKEND: usize = 1;
-
-/// The index key of an IPv4 client: address and port as they stand in the packet, and the listener's number.
-#[inline(always)]
-pub const fn flow_key(address: u32, port: u16, listener: u16) -> u64 {
-    address as u64 | (port as u64) << 32 | (listener as u64) << 48
-}
 
 /// BACKENDS: one backend of one service. First line: what the scheduler needs; second: totals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -314,8 +294,9 @@ pub struct Backend {
     pub admission: u32,
     /// `BACKUP`.
     pub flags: u32,
-    /// While `OUT`: from when on one connection may try it (CLOCK_MONOTONIC, ns). Moved forward by compare-and-swap.
-    pub retry_at: u64,
+    /// While `OUT`: from when on one connection may try it; [`Instant::NEVER`]: none may, only its probe
+    /// brings it back. Moved forward by compare-and-swap.
+    pub retry_at: Instant,
     /// How long a failed trial keeps it out: fail_timeout in nanoseconds.
     pub retry_after: u64,
     /// The service, its place in SERVICES.
@@ -340,8 +321,8 @@ pub struct Backend {
     pub bytes_in: u64,
     /// Payload bytes to clients, of connections that have ended.
     pub bytes_out: u64,
-    /// For the next controller: since when it is as it is (CLOCK_MONOTONIC, ns); 0: that is not known.
-    pub changed_at: u64,
+    /// For the next controller: since when it is as it is; [`Instant::ZERO`]: that is not known.
+    pub changed_at: Instant,
     /// How long the connects took, all together: the sum to the histogram in CONNECT_TIMES. Microseconds.
     pub connect_us: u64,
 }
@@ -350,9 +331,9 @@ pub struct Backend {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SlowStart {
-    /// Until then; CLOCK_MONOTONIC, ns. Written by who lets it take part again: the controller, or the kernel program after
-    /// a trial.
-    pub until: u64,
+    /// Until then. Written by whichever lets it take part again: the controller, or the kernel program
+    /// after a trial.
+    pub until: Instant,
     /// How long that takes: slow_start in milliseconds; 0: no such time. Written by the controller.
     pub ms: u32,
     /// What it has saved up of its share, in 2^-32 connections. Written by the kernel program under the service's lock.
@@ -369,8 +350,6 @@ pub const OUT: u32 = 1;
 pub const UP: u32 = 2;
 /// In [`Backend::flags`]: used only when no other backend is up.
 pub const BACKUP: u32 = 1;
-/// A `retry_at` that never comes.
-pub const NEVER: u64 = u64::MAX;
 
 /// SERVICES: first line written by the controller, second by the kernel program, then the list of backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -391,7 +370,7 @@ pub struct Service {
     /// Most connections of one client, `clients::MOST` at most; 0: no limit.
     pub client_limit: u32,
     /// The latest [`SlowStart::until`] of its backends: after it none needs a look. Written with those.
-    pub slow_until: u64,
+    pub slow_until: Instant,
     /// Zero.
     pub reserved: [u32; 6],
 
@@ -414,10 +393,10 @@ pub struct Service {
 /// sends SYNs that are denied must not fill the ring buffer, nor wake the controller for each of them.
 pub const TURNED_AWAY_EVENTS: u32 = 100;
 
-/// The stretch of time, about 1.07 s long, of a moment in [`ticks`].
+/// The stretch of time, about 1.07 s long, that a moment lies in.
 #[inline(always)]
-pub const fn turned_away_stretch(ticks: u32) -> u32 {
-    ticks >> 10
+pub const fn turned_away_stretch(now: Ticks) -> u32 {
+    now.0 >> 10
 }
 
 /// In [`Service::flags`]: an event is wanted for every connection that ends, not only for those that fail.
@@ -452,21 +431,23 @@ pub struct Rule {
 #[repr(C)]
 pub struct Trace {
     /// The SYN's key in the flow index.
-    pub key: u64,
+    pub key: Key,
     /// [`TRACE_ASKED`] and the SYN's initial sequence number; 0: nothing is asked.
     pub question: u64,
     /// `TRACE_KNOWN`, `TRACE_OPENS` or `TRACE_TURNED_AWAY`; 0: the program did not come so far.
     pub answer: u32,
     /// Why it would be turned away, a number of `verdict::Reason`.
     pub reason: u32,
-    /// The slot that it belongs to, or would get: pool << 16 | slot.
-    pub place: u32,
+    /// The slot that it belongs to, or would get.
+    pub at: SlotAt,
     /// That slot's generation, if it belongs to it.
     pub generation: u32,
     /// The rule that decides: its number << 8 | its verdict; 0: none is about this client.
     pub rule: u32,
-    /// Position of the backend in the service's list, and from bit 6 on how it would be chosen (`schedule::CHOSEN`).
-    pub chosen: u32,
+    /// The backend that it would go to.
+    pub chosen: Chosen,
+    /// Zero.
+    pub reserved: [u8; 3],
 }
 
 /// In [`Trace::question`].
@@ -477,21 +458,6 @@ pub const TRACE_KNOWN: u32 = 1;
 pub const TRACE_OPENS: u32 = 2;
 /// It would be answered with a RST.
 pub const TRACE_TURNED_AWAY: u32 = 3;
-
-/// A cell of a service's ring of half-open flows: which slot, in which generation.
-#[inline(always)]
-pub const fn half_open_cell(pool: u32, slot: u32, generation: u32) -> u64 {
-    1 << 63 | (pool as u64 & 0x3ff) << 16 | slot as u64 & 0xffff | (generation as u64 & 0x7fff_ffff) << 32
-}
-
-/// Pool, slot and generation (31 bits) of a cell; nothing for one that was never used.
-#[inline(always)]
-pub const fn half_open_flow(cell: u64) -> Option<(u32, u32, u32)> {
-    if cell == 0 {
-        return None;
-    }
-    Some(((cell >> 16) as u32 & 0x3ff, cell as u32 & 0xffff, (cell >> 32) as u32 & 0x7fff_ffff))
-}
 
 /// The bucket for a connect time: four to an octave, from 64 µs (all below) to 4 s and more.
 #[inline(always)]
@@ -543,13 +509,6 @@ mod tests {
         let hop = Hop::new([2, 3, 4, 5, 6, 0xff], 63);
         assert!(hop.is_known() && !Hop::default().is_known());
         assert_eq!((hop.mac(), hop.interface()), ([2, 3, 4, 5, 6, 0xff], 63));
-    }
-
-    #[test]
-    fn a_half_open_cell_gives_back_what_was_put_in() {
-        assert_eq!(half_open_flow(0), None);
-        assert_eq!(half_open_flow(half_open_cell(1023, 65535, 0x7fff_ffff)), Some((1023, 65535, 0x7fff_ffff)));
-        assert_eq!(half_open_flow(half_open_cell(0, 0, 0)), Some((0, 0, 0)));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod address;
 pub mod checksum;
 pub mod clients;
 pub mod event;

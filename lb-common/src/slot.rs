@@ -100,7 +100,7 @@ pub const COUNTED: u8 = 16;
 pub const IN_RING: u8 = 64;
 
 /// The value of a slot's first word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Ctl(pub u64);
 
@@ -115,6 +115,13 @@ impl Ctl {
     #[inline(always)]
     pub const fn generation(self) -> u32 {
         (self.0 >> 32) as u32
+    }
+
+    /// Whether this is the generation of which `low31` is the low 31 bits, as a
+    /// [`HalfOpenCell`](crate::flow::HalfOpenCell) holds it.
+    #[inline(always)]
+    pub const fn is_of_low31(self, low31: u32) -> bool {
+        self.generation() & 0x7fff_ffff == low31
     }
 
     /// The state.

@@ -10,6 +10,7 @@ mod moving_on;
 mod opening;
 
 use lb_common::{
+    flow::{Attempt, Chosen, Key, SlotAt},
     hash::{Entry, mix, tag},
     layout::{Backend, NONE, Slot},
     slot::{COUNTED, Ctl, State},
@@ -88,13 +89,13 @@ pub fn at(place: u32) -> Option<*mut Slot> {
 #[inline(always)]
 unsafe fn word(record: *const Slot) -> Ctl {
     // SAFETY: the caller's pointer is from a map lookup.
-    Ctl(unsafe { atomic::load(&raw const (*record).ctl) })
+    unsafe { atomic::load(&raw const (*record).ctl) }
 }
 
 #[inline(always)]
 unsafe fn change(record: *mut Slot, old: Ctl, new: Ctl) -> bool {
     // SAFETY: the caller's pointer is from a map lookup.
-    unsafe { atomic::compare_swap(&raw mut (*record).ctl, old.0, new.0) == old.0 }
+    unsafe { atomic::compare_swap((&raw mut (*record).ctl).cast::<u64>(), old.0, new.0) == old.0 }
 }
 
 #[inline(always)]
@@ -104,20 +105,20 @@ fn backend_of(number: u16) -> Option<*mut Backend> {
 
 /// Which client it is, for `balance = "hash"`: without the seed, so that both hosts of a pair choose alike.
 #[inline(always)]
-pub fn client_hash(key: u64) -> u32 {
-    (mix(0, key & 0xffff_ffff) >> 32) as u32
+pub fn client_hash(key: Key) -> u32 {
+    (mix(0, key.address_word() as u64) >> 32) as u32
 }
 
-/// How a backend was chosen, for [`Slot::heals`].
+/// The first attempt with a backend that was chosen.
 #[inline(always)]
-const fn how_chosen(chosen: u32) -> u8 {
-    (chosen as u8 >> 6) << 4
+const fn attempt(chosen: u32) -> Attempt {
+    Attempt::new(Chosen(chosen as u8).how())
 }
 
 #[inline(always)]
-unsafe fn heals(record: *const Slot) -> u8 {
+unsafe fn port_retries(record: *const Slot) -> u8 {
     // SAFETY: the caller's pointer is from a map lookup.
-    unsafe { (*record).heals & 15 }
+    unsafe { (*record).attempt.port_retries() }
 }
 
 /// Makes a filled slot a half-open flow: nothing before this can be seen after it. Returns its word.
@@ -126,24 +127,24 @@ unsafe fn publish(record: *mut Slot, flags: u8) -> Ctl {
     // SAFETY: the caller owns the slot.
     unsafe {
         let ctl = Ctl::new(word(record).generation(), State::HalfOpen).with_flags(flags);
-        atomic::swap(&raw mut (*record).ctl, ctl.0);
+        atomic::swap((&raw mut (*record).ctl).cast::<u64>(), ctl.0);
         ctl
     }
 }
 
 /// Takes a flow that is over from its client's count, if it is in it.
 #[inline(always)]
-fn uncount(ctl: Ctl, service: u16, key: u64) {
+fn uncount(ctl: Ctl, service: u16, key: Key) {
     if ctl.flags() & COUNTED != 0 {
-        access::uncount_client(service as u32, key as u32);
+        access::uncount_client(service as u32, key.address_word());
     }
 }
 
 /// Removes the index entry of a flow that is over, so that its client can begin anew.
 #[inline(always)]
-fn forget(key: u64, place: u32, ctl: Ctl) {
-    let hash = mix(maps::seed(), key);
-    index::replace(hash, Entry::new(tag(hash), (place >> 16) as u16, place as u16, ctl.generation()), Entry(0));
+fn forget(key: Key, place: u32, ctl: Ctl) {
+    let hash = mix(maps::seed(), key.0);
+    index::replace(hash, Entry::new(tag(hash), SlotAt(place), ctl.generation()), Entry(0));
 }
 
 /// Whether a backend gets no new connections, by an operator's will.

@@ -4,9 +4,10 @@
 //! Loops over entries are in global functions, which the verifier looks at once and not once a path.
 
 use lb_common::{
-    hash::{BUCKET, Entry, PRIMARY_FILL, buckets, mix, place, tag},
+    flow::Key,
+    hash::{self, BUCKET, Entry, PRIMARY_FILL, buckets, mix, tag},
     layout::Slot,
-    slot::{Ctl, State},
+    slot::Ctl,
 };
 
 use crate::{atomic, maps, slots};
@@ -47,9 +48,9 @@ pub fn fetch_second(hash: u64) {
 /// Its own place in the primary bucket comes first, inlined: most flows stand there, so the processor can foresee how this
 /// ends, which it cannot for a search.
 #[inline(always)]
-pub fn find(key: u64, hash: u64) -> Option<Found> {
+pub fn find(key: Key, hash: u64) -> Option<Found> {
     let (primary, _) = buckets(hash, maps::buckets());
-    let at = word(position(primary, place(hash)))?;
+    let at = word(position(primary, hash::position(hash)))?;
     // SAFETY: a place of the index.
     let entry = Entry(unsafe { atomic::load(at) });
     if entry.may_be(tag(hash))
@@ -57,20 +58,19 @@ pub fn find(key: u64, hash: u64) -> Option<Found> {
     {
         return Some(found);
     }
-    confirm(Entry(find_any(key, hash)), key)
+    confirm(Entry(find_any(key.0, hash)), key)
 }
 
 #[inline(always)]
-fn confirm(entry: Entry, key: u64) -> Option<Found> {
+fn confirm(entry: Entry, key: Key) -> Option<Found> {
     if entry.0 == 0 {
         return None;
     }
     let (pool, slot) = (entry.pool(), entry.slot());
     let record = slots::get(pool, slot)?;
     // SAFETY: from a map lookup.
-    let (ctl, slot_key) =
-        unsafe { (Ctl(atomic::load(&raw const (*record).ctl)), atomic::load(&raw const (*record).key)) };
-    if !entry.is_of(ctl.generation()) || slot_key != key || (ctl.0 as u8) < State::HalfOpen as u8 {
+    let (ctl, slot_key) = unsafe { (atomic::load(&raw const (*record).ctl), atomic::load(&raw const (*record).key)) };
+    if !entry.confirms(ctl, slot_key, key) {
         return None;
     }
     Some(Found { pool, slot, record, ctl })
@@ -91,7 +91,7 @@ fn find_in(bucket: u32, key: u64, tag: u64) -> u64 {
     for place in 0..BUCKET as usize {
         // SAFETY: a place of the bucket.
         let entry = Entry(unsafe { atomic::load((&raw const (*entries)[place]).cast()) });
-        if entry.may_be(tag) && confirm(entry, key).is_some() {
+        if entry.may_be(tag) && confirm(entry, Key(key)).is_some() {
             return entry.0;
         }
     }
@@ -126,8 +126,8 @@ fn swap(position: u64, old: u64, new: u64) -> bool {
 
 /// Whether one more flow with this key would find a place.
 #[inline(always)]
-pub fn has_room(key: u64) -> bool {
-    let (primary, secondary) = buckets(mix(maps::seed(), key), maps::buckets());
+pub fn has_room(key: Key) -> bool {
+    let (primary, secondary) = buckets(mix(maps::seed(), key.0), maps::buckets());
     has_room_in(primary) != 0 || has_room_in(secondary) != 0
 }
 
@@ -169,7 +169,7 @@ fn look_for_twin(bucket: u32, own: u64, key: u64, tag: u64) -> i64 {
         if !entry.may_be(tag) || position(bucket, place) == own {
             continue;
         }
-        if confirm(entry, key).is_some_and(|found| found.ctl.state().is_active()) {
+        if confirm(entry, Key(key)).is_some_and(|found| found.ctl.state().is_active()) {
             return position(bucket, place) as i64;
         }
     }
@@ -211,8 +211,8 @@ extern "C" fn is_over(entry: u64) -> u32 {
     let entry = Entry(entry);
     let Some(record) = slots::get(entry.pool(), entry.slot()) else { return 1 };
     // SAFETY: from a map lookup.
-    let ctl = Ctl(unsafe { atomic::load(&raw const (*record).ctl) });
-    (!entry.is_of(ctl.generation()) || !(ctl.state().is_active() || ctl.state() == State::Claiming)) as u32
+    let ctl = unsafe { atomic::load(&raw const (*record).ctl) };
+    entry.is_over(ctl) as u32
 }
 
 #[inline(never)]
@@ -237,8 +237,8 @@ fn emptier(primary: u32, secondary: u32) -> (u32, u32) {
 /// Enters a flow. Two SYNs of one client may come at once on two CPUs: the entry is provisional until no other one for the
 /// same client is found that is committed or stands at a lower position.
 #[inline(always)]
-pub fn insert(key: u64, hash: u64, entry: Entry) -> Inserted {
-    match insert_entry(key, hash, entry.provisional().0) {
+pub fn insert(key: Key, hash: u64, entry: Entry) -> Inserted {
+    match insert_entry(key.0, hash, entry.provisional().0) {
         0 => Inserted::Won,
         1 => Inserted::Lost,
         _ => Inserted::Full,
@@ -249,7 +249,7 @@ pub fn insert(key: u64, hash: u64, entry: Entry) -> Inserted {
 #[unsafe(no_mangle)]
 extern "C" fn insert_entry(key: u64, hash: u64, entry: u64) -> u32 {
     let (primary, secondary) = buckets(hash, maps::buckets());
-    let mut own = position(primary, place(hash)) as i64;
+    let mut own = position(primary, hash::position(hash)) as i64;
     if !swap(own as u64, 0, entry) {
         let (first, second) = emptier(primary, secondary);
         own = put_in(first, entry);
@@ -314,7 +314,7 @@ extern "C" fn beaten_by(own: u64, twin: u64) -> u32 {
 #[inline(always)]
 pub fn replace(hash: u64, old: Entry, new: Entry) -> bool {
     let (primary, secondary) = buckets(hash, maps::buckets());
-    swap(position(primary, place(hash)), old.0, new.0)
+    swap(position(primary, hash::position(hash)), old.0, new.0)
         || replace_in(primary, old.0, new.0) != 0
         || replace_in(secondary, old.0, new.0) != 0
 }

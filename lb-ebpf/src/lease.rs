@@ -4,15 +4,16 @@
 //! Nothing here is on the way of TCP over IPv4.
 
 use lb_common::{
-    hash::{LEASE_PROBES, lease_place},
+    hash::{LEASE_PROBES, lease_start, probe},
     layout::{ACTIVE, EMPTY, LEASE_BITS, Lease},
+    time::Instant,
     verdict::Reason,
 };
 
 use crate::{
     atomic, clock,
     cursor::{Bytes, Frame, LONGEST_HEADERS, TcFrame, arp, field, nd},
-    maps, report, walk,
+    maps, walk,
 };
 
 const ARP: u16 = 0x0806_u16.to_be();
@@ -140,7 +141,7 @@ fn is_not_ours(address: Address) -> Option<Reason> {
     let lease = find(address)?;
     // SAFETY: from a map lookup.
     match unsafe { atomic::load(&raw const (*lease).until) } {
-        0 => Some(Reason::VipNotHeld),
+        Instant::ZERO => Some(Reason::VipNotHeld),
         until if until <= clock::exact() => Some(Reason::LeaseLapsed),
         _ => None,
     }
@@ -174,9 +175,8 @@ const NONE: u32 = u32::MAX;
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_of(first: u64, second: u64) -> u32 {
-    let start = lease_place(first, second, LEASE_BITS);
-    for probe in 0..LEASE_PROBES {
-        let place = start + probe & (1 << LEASE_BITS) - 1;
+    let start = lease_start(first, second, LEASE_BITS);
+    for place in probe(start, LEASE_BITS, LEASE_PROBES) {
         let Some(lease) = maps::LEASES.get_ptr_mut(place) else { return NONE };
         // SAFETY: from a map lookup; the address is aligned to 8 bytes, for the record's size is a multiple of that.
         unsafe {

@@ -51,12 +51,12 @@ pub fn refuse<F: Frame>(frame: F, place: u32) -> i32 {
     // SAFETY: from map lookups.
     unsafe {
         let key = (*slot).key;
-        let Some(listener) = maps::LISTENERS.get_ptr_mut((key >> 48) as u32) else { return F::DROP };
+        let Some(listener) = maps::LISTENERS.get_ptr_mut(key.listener() as u32) else { return F::DROP };
         let mut headers = empty();
         let Some(interface) = ethernet(&mut headers, (*slot).hop) else { return F::DROP };
         headers.ip[3] = address(&raw const (*listener).address);
-        headers.ip[4] = key as u32;
-        headers.tcp[0] = port(listener) as u32 | ((key >> 32) as u16 as u32) << 16;
+        headers.ip[4] = key.address_word();
+        headers.tcp[0] = port(listener) as u32 | (key.port() as u32) << 16;
         headers.tcp[2] = ((*slot).end_client as u32).to_be();
         headers.tcp[3] = tcp_word(20, RST | ACK, [0; 2]);
         finish(frame, &mut headers, 20, 0, (*interface).ifindex)
@@ -174,7 +174,7 @@ fn no_next_hop<F: Frame>() -> i32 {
 #[inline(always)]
 fn allowed() -> bool {
     let Some(bucket) = maps::RST_TOKENS.get_ptr_mut(0) else { return false };
-    let now = clock::ticks() as u64;
+    let now = clock::ticks().0 as u64;
     // SAFETY: this CPU's own element.
     unsafe {
         let refill = (now - (*bucket).refilled) * RST_PER_TICK;

@@ -3,9 +3,11 @@
 
 use lb_common::{
     event::{ENDED, Event, TURNED_AWAY},
+    flow::Key,
     layout::{LOG, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Opening, Slot, TURNED_AWAY_EVENTS, turned_away_stretch},
     seq::payload,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT},
+    time::Instant,
     verdict::Reason,
 };
 
@@ -49,9 +51,9 @@ pub unsafe fn flow(kind: u8, reason: u8, place: u32, slot: *const Slot, ctl: Ctl
             started: (*slot).started,
             bytes_in,
             bytes_out,
-            client: mapped(key as u32),
-            client_port: ((key >> 32) as u16).to_ne_bytes(),
-            listener: (key >> 48) as u16,
+            client: mapped(key.address_word()),
+            client_port: key.port().to_ne_bytes(),
+            listener: key.listener(),
             service,
             backend: (*slot).backend,
             pool: (place >> 16) as u16,
@@ -69,19 +71,19 @@ pub unsafe fn flow(kind: u8, reason: u8, place: u32, slot: *const Slot, ctl: Ctl
 /// Counts that a new connection was turned away before it had a slot, and tells it, but not more often than
 /// [`TURNED_AWAY_EVENTS`].
 #[inline(always)]
-pub fn turned_away(key: u64, service: u16, reason: Reason) {
+pub fn turned_away(key: Key, service: u16, reason: Reason) {
     count(reason);
     if !may_tell(service) {
         return;
     }
     emit(|| Event {
         at: clock::coarse(),
-        started: 0,
+        started: Instant::ZERO,
         bytes_in: 0,
         bytes_out: 0,
-        client: mapped(key as u32),
-        client_port: ((key >> 32) as u16).to_ne_bytes(),
-        listener: (key >> 48) as u16,
+        client: mapped(key.address_word()),
+        client_port: key.port().to_ne_bytes(),
+        listener: key.listener(),
         service,
         backend: u16::MAX,
         pool: u16::MAX,

@@ -4,6 +4,7 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use lb_common::{
     layout::{BACKUP, Backend, MAX_SERVICE_BACKENDS, MAX_SNAT, OUT, Service, UP},
     schedule::{self, CHOSEN_BACKUP, CHOSEN_FAIL_OPEN, CHOSEN_TRIAL, CHOSEN_UP, MAGLEV_PLACES, less_loaded},
+    time::Instant,
     verdict::Reason,
 };
 
@@ -202,7 +203,7 @@ pub extern "C" fn choose(service: u32, tried: u64, client: u32, asked: u32) -> i
     for how in CHOSEN_UP..=CHOSEN_FAIL_OPEN {
         let mode = MODES >> (8 * how) & 0xff | asked;
         // SAFETY: from a map lookup.
-        let is_slow = unsafe { atomic::load(&raw const (*record).slow_until) } != 0;
+        let is_slow = unsafe { atomic::load(&raw const (*record).slow_until) } != Instant::ZERO;
         let held_back = if is_slow { held_back(service, tried, mode) } else { 0 };
         // SAFETY: from a map lookup.
         let balance = unsafe { (*record).balance };
@@ -242,7 +243,8 @@ extern "C" fn held_back(service: u32, tried: u64, mode: u32) -> u64 {
         if position >= count {
             break;
         }
-        if eligible(service, position, tried, mode) != 0 && save_up(service, position, total, now, mode & ASKED) == 0 {
+        if eligible(service, position, tried, mode) != 0 && save_up(service, position, total, now.0, mode & ASKED) == 0
+        {
             held_back |= 1 << position;
         }
     }
@@ -263,10 +265,10 @@ extern "C" fn save_up(service: u32, position: u32, total: u32, now: u64, asked: 
     // SAFETY: from map lookups; the service's lock is held.
     unsafe {
         let until = atomic::load(&raw const (*slow).until);
-        if until <= now {
+        if until.0 <= now {
             return 1;
         }
-        let share = schedule::slow_share(until - now, (*slow).ms, (*record).weight, total);
+        let share = schedule::slow_share(until.0 - now, (*slow).ms, (*record).weight, total);
         let before = (*slow).credit;
         let credit = before.wrapping_add(share);
         if asked == 0 {
@@ -430,8 +432,8 @@ extern "C" fn take_trial(service: u32, position: u32, mode: u32) -> u32 {
         if mode & ASKED != 0 {
             return 1;
         }
-        let lapse = now + (*service).connect_timeout + (*record).retry_after;
-        (atomic::compare_swap(&raw mut (*record).retry_at, due, lapse) == due) as u32
+        let lapse = now.0 + (*service).connect_timeout + (*record).retry_after;
+        (atomic::compare_swap((&raw mut (*record).retry_at).cast::<u64>(), due.0, lapse) == due.0) as u32
     }
 }
 

@@ -1,17 +1,21 @@
 //! Slots and the ring of free ones: claiming a port, giving it back.
 
+use core::time::Duration;
+
 use lb_common::{
+    flow::{HalfOpenCell, SlotAt},
     hash::{Entry, mix, tag},
-    layout::{EXTENT_BITS, Opening, Ring, Slot, half_open_cell, half_open_flow},
+    layout::{EXTENT_BITS, Opening, Ring, Slot},
     ring::{cell, slot_at},
     slot::{Ctl, IN_RING, State},
+    time::Ticks,
     verdict::Reason,
 };
 
 use crate::{atomic, clock, flow, index, maps};
 
 /// How long an abandoned slot is held back: the time a backend keeps TIME_WAIT (Linux: 60 s), in ticks.
-const HOLD: u32 = lb_common::layout::ticks(60_000_000_000);
+const HOLD: u32 = Ticks::of(Duration::from_secs(60));
 /// Pops that may meet a slot which is not free any more, before the ring counts as empty.
 const POPS: u32 = 8;
 /// Slots that the emergency search looks at.
@@ -134,7 +138,7 @@ extern "C" fn peek_reclaim(pool: u32) -> i64 {
     if ports == 0 {
         return -1;
     }
-    let now = clock::ticks();
+    let now = clock::ticks().0;
     for turn in 0..RECLAIMS {
         let slot = cursor.wrapping_add(turn) % ports;
         if may_be_taken(pool, slot, now) != 0 {
@@ -150,11 +154,10 @@ extern "C" fn peek_reclaim(pool: u32) -> i64 {
 extern "C" fn may_be_taken(pool: u32, slot: u32, now: u32) -> u32 {
     let Some(record) = get(pool, slot) else { return 0 };
     // SAFETY: from a map lookup.
-    let (ctl, seen) =
-        unsafe { (Ctl(atomic::load(&raw const (*record).ctl)), atomic::load(&raw const (*record).last_seen)) };
+    let (ctl, seen) = unsafe { (atomic::load(&raw const (*record).ctl), atomic::load(&raw const (*record).last_seen)) };
     (match ctl.state() {
         State::Free | State::Closed => now == 0,
-        State::Abandoned => now != 0 && now.wrapping_sub(seen) >= HOLD,
+        State::Abandoned => now != 0 && now.wrapping_sub(seen.0) >= HOLD,
         _ => false,
     }) as u32
 }
@@ -192,14 +195,14 @@ fn take(pool: u32, slot: u32) -> u32 {
     let Some(record) = get(pool, slot) else { return 0 };
     for _ in 0..4 {
         // SAFETY: from a map lookup.
-        let ctl = Ctl(unsafe { atomic::load(&raw const (*record).ctl) });
+        let ctl = unsafe { atomic::load(&raw const (*record).ctl) };
         match ctl.state() {
             State::Free | State::Closed => return own(pool, slot, ctl.0),
             _ if ctl.flags() & IN_RING == 0 => return 0,
             _ => {}
         }
         // SAFETY: as above. Who loses looks again: the flow may have ended in this moment.
-        unsafe { atomic::compare_swap(&raw mut (*record).ctl, ctl.0, ctl.without_flags(IN_RING).0) };
+        unsafe { atomic::compare_swap((&raw mut (*record).ctl).cast::<u64>(), ctl.0, ctl.without_flags(IN_RING).0) };
     }
     0
 }
@@ -211,12 +214,12 @@ fn own(pool: u32, slot: u32, ctl: u64) -> u32 {
     let ctl = Ctl(ctl);
     // SAFETY: from a map lookup.
     unsafe {
-        if atomic::compare_swap(&raw mut (*record).ctl, ctl.0, ctl.claimed().0) != ctl.0 {
+        if atomic::compare_swap((&raw mut (*record).ctl).cast::<u64>(), ctl.0, ctl.claimed().0) != ctl.0 {
             return 0;
         }
         if ctl.state() != State::Free {
-            let hash = mix(maps::seed(), (*record).key);
-            index::replace(hash, Entry::new(tag(hash), pool as u16, slot as u16, ctl.generation()), Entry(0));
+            let hash = mix(maps::seed(), (*record).key.0);
+            index::replace(hash, Entry::new(tag(hash), SlotAt(pool << 16 | slot), ctl.generation()), Entry(0));
         }
     }
     1
@@ -232,7 +235,7 @@ extern "C" fn reclaim(pool: u32) -> i64 {
     if ports == 0 {
         return -1;
     }
-    let now = clock::ticks();
+    let now = clock::ticks().0;
     for _ in 0..RECLAIMS {
         // SAFETY: as above.
         let slot = unsafe { atomic::fetch_add(&raw mut (*ring).reclaim, 1) } % ports;
@@ -248,9 +251,8 @@ extern "C" fn reclaim(pool: u32) -> i64 {
 extern "C" fn reclaim_one(pool: u32, slot: u32, now: u32) -> u32 {
     let Some(record) = get(pool, slot) else { return 0 };
     // SAFETY: from a map lookup.
-    let (ctl, seen) =
-        unsafe { (Ctl(atomic::load(&raw const (*record).ctl)), atomic::load(&raw const (*record).last_seen)) };
-    if ctl.state() == State::Abandoned && now.wrapping_sub(seen) >= HOLD { own(pool, slot, ctl.0) } else { 0 }
+    let (ctl, seen) = unsafe { (atomic::load(&raw const (*record).ctl), atomic::load(&raw const (*record).last_seen)) };
+    if ctl.state() == State::Abandoned && now.wrapping_sub(seen.0) >= HOLD { own(pool, slot, ctl.0) } else { 0 }
 }
 
 /// Enters a half-open flow in its service's ring; what still stands half-open in that cell is the oldest and is closed.
@@ -265,20 +267,17 @@ pub extern "C" fn enter_half_open(service: u32, place: u32, generation: u32) -> 
     }
     let Some(cell) = maps::HALF_OPEN.get_value_ptr_mut(service, &(turn % cells)) else { return 0 };
     // SAFETY: from a map lookup.
-    let old = unsafe { atomic::swap(cell, half_open_cell(place >> 16, place & 0xffff, generation)) };
-    match half_open_flow(old) {
-        Some((pool, slot, generation)) => evict(pool, slot, generation),
-        None => 0,
-    }
+    let old = HalfOpenCell(unsafe { atomic::swap(cell, HalfOpenCell::new(SlotAt(place), generation).0) });
+    if old.is_used() { evict(old) } else { 0 }
 }
 
 #[inline(always)]
-fn evict(pool: u32, slot: u32, generation: u32) -> u32 {
-    let Some(record) = get(pool, slot) else { return 0 };
+fn evict(cell: HalfOpenCell) -> u32 {
+    let Some(record) = get(cell.at().pool() as u32, cell.at().slot() as u32) else { return 0 };
     // SAFETY: from a map lookup.
-    let ctl = Ctl(unsafe { atomic::load(&raw const (*record).ctl) });
-    if ctl.state() != State::HalfOpen || ctl.generation() & 0x7fff_ffff != generation {
+    let ctl = unsafe { atomic::load(&raw const (*record).ctl) };
+    if ctl.state() != State::HalfOpen || !ctl.is_of_low31(cell.generation()) {
         return 0;
     }
-    flow::close(pool << 16 | slot, ctl.0, Reason::HalfOpenEvicted as u32)
+    flow::close(cell.at().0, ctl.0, Reason::HalfOpenEvicted as u32)
 }

@@ -7,6 +7,7 @@
 //! for it: the number is drawn at random for every question.
 
 use lb_common::{
+    flow::{Chosen, Key, SlotAt},
     layout::{ACTIVE, MAX_SNAT, TRACE_ASKED, TRACE_KNOWN, TRACE_OPENS, TRACE_TURNED_AWAY, Trace},
     rules::DENY,
     slot::Ctl,
@@ -23,7 +24,7 @@ use crate::{
 
 /// Whether the controller asks about this SYN.
 #[inline(always)]
-pub fn is_asked(key: u64, initial: u32) -> bool {
+pub fn is_asked(key: Key, initial: u32) -> bool {
     let Some(trace) = maps::TRACE.get_ptr_mut(0) else { return false };
     // SAFETY: from a map lookup.
     unsafe { atomic::load(&raw const (*trace).question) == TRACE_ASKED | initial as u64 && (*trace).key == key }
@@ -36,7 +37,7 @@ pub fn known(place: u32, ctl: Ctl) -> u64 {
         return Outcome::at(Outcome::OPEN, 0);
     }
     answer(|trace| {
-        (trace.place, trace.generation) = (place, ctl.generation());
+        (trace.at, trace.generation) = (SlotAt(place), ctl.generation());
         trace.answer = TRACE_KNOWN;
     })
 }
@@ -45,27 +46,30 @@ pub fn known(place: u32, ctl: Ctl) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn explain(key: u64) -> u64 {
-    let Some(listener) = maps::LISTENERS.get_ptr_mut((key >> 48) as u32) else { return Outcome::at(Outcome::DROP, 0) };
+    let Some(listener) = maps::LISTENERS.get_ptr_mut(Key(key).listener() as u32) else {
+        return Outcome::at(Outcome::DROP, 0);
+    };
     // SAFETY: from a map lookup.
     let (service, state) = unsafe { ((*listener).service as u32, atomic::load(&raw const (*listener).state)) };
-    let ruled = access::ruled(service, key as u32);
+    let ruled = access::ruled(service, Key(key).address_word());
     if ruled as u8 == DENY {
         return turned_away(Reason::Denied, ruled);
     }
-    if access::is_over_limit(service, key as u32) {
+    if access::is_over_limit(service, Key(key).address_word()) {
         return turned_away(Reason::ClientLimit, ruled);
     }
     let mut failure = Reason::NoBackend;
     let mut tried = 0_u64;
     for _ in 0..FULL_POOLS {
-        let chosen = if state == ACTIVE { select::choose(service, tried, flow::client_hash(key), ASKED) } else { -1 };
+        let chosen =
+            if state == ACTIVE { select::choose(service, tried, flow::client_hash(Key(key)), ASKED) } else { -1 };
         if chosen < 0 {
             break;
         }
         let backend = select::backend_at(service, chosen as u32);
-        let place = peek_towards(backend as u32, flow::client_hash(key));
+        let place = peek_towards(backend as u32, flow::client_hash(Key(key)));
         if place >= 0 {
-            return opens(key, place as u32, chosen as u32, ruled);
+            return opens(Key(key), place as u32, chosen as u32, ruled);
         }
         tried |= 1 << (chosen & 63);
         failure = Reason::NoSlot;
@@ -95,12 +99,12 @@ extern "C" fn peek_towards(backend: u32, client: u32) -> i64 {
 }
 
 #[inline(always)]
-fn opens(key: u64, place: u32, chosen: u32, ruled: u32) -> u64 {
+fn opens(key: Key, place: u32, chosen: u32, ruled: u32) -> u64 {
     if !index::has_room(key) {
         return turned_away(Reason::IndexFull, ruled);
     }
     answer(|trace| {
-        (trace.rule, trace.place, trace.chosen) = (ruled, place, chosen);
+        (trace.rule, trace.at, trace.chosen) = (ruled, SlotAt(place), Chosen(chosen as u8));
         trace.answer = TRACE_OPENS;
     });
     Outcome::at(Outcome::FORWARD, place)

@@ -1,13 +1,13 @@
 //! The way of a packet.
 
 use lb_common::{
-    hash::{PROBES, listener_place, mix, pool_place},
-    layout::{
-        CLOSING, DELETED, EMPTY, HEARD_STEP, Hop, Interface, LISTENER_BITS, Listener, POOL_BITS, Pool, Slot, flow_key,
-    },
+    flow::Key,
+    hash::{PROBES, listener_start, mix, pool_start, probe},
+    layout::{CLOSING, DELETED, EMPTY, HEARD_STEP, Hop, Interface, LISTENER_BITS, Listener, POOL_BITS, Pool, Slot},
     seq::{advance, within},
-    slot::{Ctl, State},
+    slot::State,
     tcp::{ACK, CONTROL, RST, SYN},
+    time::Ticks,
     verdict::Reason,
 };
 
@@ -39,9 +39,8 @@ pub fn walk<F: Frame>(frame: F) -> i32 {
 /// The listener a segment is addressed to.
 #[inline(always)]
 fn listener_of(segment: Segment) -> Option<(u32, *mut Listener)> {
-    let start = listener_place(segment.destination, segment.destination_port, LISTENER_BITS);
-    for probe in 0..PROBES {
-        let number = start + probe & (1 << LISTENER_BITS) - 1;
+    let start = listener_start(segment.destination, segment.destination_port, LISTENER_BITS);
+    for number in probe(start, LISTENER_BITS, PROBES) {
         let listener = maps::LISTENERS.get_ptr_mut(number)?;
         // SAFETY: from a map lookup; both fields are aligned.
         unsafe {
@@ -63,9 +62,8 @@ fn listener_of(segment: Segment) -> Option<(u32, *mut Listener)> {
 /// The pool in which a segment from a backend has its slot.
 #[inline(always)]
 fn pool_of(segment: Segment) -> Option<(u32, *mut Pool)> {
-    let start = pool_place(segment.source, segment.source_port, segment.destination, POOL_BITS);
-    for probe in 0..PROBES {
-        let number = start + probe & (1 << POOL_BITS) - 1;
+    let start = pool_start(segment.source, segment.source_port, segment.destination, POOL_BITS);
+    for number in probe(start, POOL_BITS, PROBES) {
         let pool = maps::POOLS.get_ptr_mut(number)?;
         // SAFETY: from a map lookup; the fields are aligned.
         unsafe {
@@ -88,8 +86,8 @@ fn pool_of(segment: Segment) -> Option<(u32, *mut Pool)> {
 
 #[inline(always)]
 fn from_client<F: Frame>(frame: F, segment: Segment, number: u32, listener: *mut Listener) -> i32 {
-    let key = flow_key(segment.source, segment.source_port, number as u16);
-    let hash = mix(maps::seed(), key);
+    let key = Key::new(segment.source, segment.source_port, number as u16);
+    let hash = mix(maps::seed(), key.0);
     if segment.flags & SYN != 0 {
         index::fetch_second(hash);
     }
@@ -127,7 +125,7 @@ fn from_client<F: Frame>(frame: F, segment: Segment, number: u32, listener: *mut
     };
     let mut outcome = Outcome(outcome);
     if outcome.kind() == Outcome::OPEN {
-        outcome = Outcome(flow::open(key, segment.sequence));
+        outcome = Outcome(flow::open(key.0, segment.sequence));
     } else if outcome.kind() == Outcome::MOVE_ON {
         outcome = Outcome(flow::move_on(outcome.place(), outcome.reason()));
     }
@@ -152,10 +150,10 @@ fn from_backend<F: Frame>(frame: F, segment: Segment, number: u32, pool: *mut Po
     unsafe { note(&raw mut (*pool).heard, now) };
     // SAFETY: from a map lookup.
     let ctl = unsafe { atomic::load(&raw const (*record).ctl) };
-    if is_tracked(segment, Ctl(ctl).state()) {
+    if is_tracked(segment, ctl.state()) {
         // SAFETY: as above.
         unsafe { note_backend(segment, record, now) };
-        if ctl as u8 == State::Established as u8 && segment.flags & CONTROL == 0 {
+        if ctl.0 as u8 == State::Established as u8 && segment.flags & CONTROL == 0 {
             // SAFETY: as above.
             return unsafe { to_client(frame, segment, record) };
         }
@@ -225,7 +223,7 @@ unsafe fn note_client<F: Frame>(frame: F, segment: Segment, record: *mut Slot, p
 
 /// Sequence end, acknowledgement and time of a segment from the backend.
 #[inline(always)]
-unsafe fn note_backend(segment: Segment, record: *mut Slot, now: u32) {
+unsafe fn note_backend(segment: Segment, record: *mut Slot, now: Ticks) {
     // SAFETY: the caller's pointer is from a map lookup.
     unsafe {
         let end = advance((*record).end_backend, segment.end());
@@ -242,10 +240,10 @@ unsafe fn note_backend(segment: Segment, record: *mut Slot, now: u32) {
 
 /// Notes the time in a pool. Written seldom: every CPU reads this line for every packet.
 #[inline(always)]
-unsafe fn note(time: *mut u32, now: u32) {
+unsafe fn note(time: *mut Ticks, now: Ticks) {
     // SAFETY: the caller's pointer is from a map lookup.
     unsafe {
-        if now.wrapping_sub(*time) >= HEARD_STEP {
+        if now.0.wrapping_sub((*time).0) >= HEARD_STEP {
             *time = now;
         }
     }
@@ -258,7 +256,7 @@ fn acknowledges(segment: Segment, known: u32, sent: u64) -> bool {
 }
 
 #[inline(always)]
-unsafe fn touch(record: *mut Slot, now: u32) {
+unsafe fn touch(record: *mut Slot, now: Ticks) {
     // SAFETY: the caller's pointer is from a map lookup.
     unsafe {
         if (*record).last_seen != now {
@@ -346,10 +344,10 @@ unsafe fn to_client<F: Frame>(frame: F, segment: Segment, record: *mut Slot) -> 
     unsafe {
         let key = atomic::load(&raw const (*record).key);
         let hop = atomic::load(&raw const (*record).hop);
-        let Some(listener) = maps::LISTENERS.get_ptr_mut((key >> 48) as u32) else { return F::DROP };
+        let Some(listener) = maps::LISTENERS.get_ptr_mut(key.listener() as u32) else { return F::DROP };
         let port: u16 = *(&raw const (*listener).port).cast();
         let source = reply::address(&raw const (*listener).address);
-        send(frame, segment, hop, (source, port), (key as u32, (key >> 32) as u16))
+        send(frame, segment, hop, (source, port), (key.address_word(), key.port()))
     }
 }
 

@@ -2,14 +2,15 @@
 
 use lb_common::{
     event::RECOVERED,
-    layout::{NEVER, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, OUT, UP, connect_time_bucket},
+    layout::{OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, OUT, UP, connect_time_bucket},
     seq::within,
     slot::{CONNECTED, Ctl, FIN_BACKEND, KILLED, State},
     tcp::{ACK, SYN, Side, Step, step},
+    time::Instant,
     verdict::Reason,
 };
 
-use super::{Outcome, SWAPS, at, backend_of, change, close, heals, word};
+use super::{Outcome, SWAPS, at, backend_of, change, close, port_retries, word};
 use crate::{atomic, clock, maps, report, slots};
 
 /// How often the older connection that a backend still holds on a port may be dodged by a fresh port. Each has a chance of a
@@ -46,8 +47,8 @@ pub extern "C" fn from_backend(place: u32, flags: u32, sequence: u32, acknowledg
                     return Outcome::move_on(Reason::Refused, place);
                 }
                 // The client answers it with a RST, which ends the older connection, and sends its SYN again: Linux at once.
-                Step::Stale if heals(record) >= HEALS && flags == ACK as u32 => report::count(Reason::TimeWait),
-                Step::Stale if heals(record) >= HEALS => return junk(0),
+                Step::Stale if port_retries(record) >= HEALS && flags == ACK as u32 => report::count(Reason::TimeWait),
+                Step::Stale if port_retries(record) >= HEALS => return junk(0),
                 Step::Stale => {
                     if !change(record, ctl, ctl.closed(Reason::TimeWait as u8)) {
                         continue;
@@ -151,7 +152,8 @@ extern "C" fn readmit(place: u32, ctl: u64, number: u32) -> u32 {
     let (Some(record), Some(backend)) = (at(place), maps::BACKENDS.get_ptr_mut(number)) else { return 0 };
     // SAFETY: from map lookups.
     unsafe {
-        if atomic::load(&raw const (*backend).admission) != OUT || atomic::load(&raw const (*backend).retry_at) == NEVER
+        if atomic::load(&raw const (*backend).admission) != OUT
+            || atomic::load(&raw const (*backend).retry_at) == Instant::NEVER
         {
             return 0;
         }
@@ -160,7 +162,7 @@ extern "C" fn readmit(place: u32, ctl: u64, number: u32) -> u32 {
             && (*slow).ms != 0
         {
             // Before it takes part, so that it never has its whole share.
-            let until = clock::coarse() + (*slow).ms as u64 * 1_000_000;
+            let until = Instant(clock::coarse().0 + (*slow).ms as u64 * 1_000_000);
             atomic::store(&raw mut (*slow).until, until);
             if let Some(table) = maps::SERVICES.get_ptr_mut(service as u32)
                 && (*table).slow_until < until

@@ -2,14 +2,16 @@
 
 use lb_common::{
     event::{TRY_FAILED, TURNED_AWAY},
+    flow::{SlotAt, Tried},
     hash::{Entry, mix, tag},
-    layout::{Backend, NEVER, OUT, Opening, ticks},
+    layout::{Backend, OUT, Opening},
     slot::{COUNTED, Ctl, State},
+    time::Instant,
     verdict::Reason,
 };
 
 use super::{
-    Outcome, at, backend_of, client_hash, end::count_number, forget, how_chosen, is_closed, opening::unfill, publish,
+    Outcome, at, attempt, backend_of, client_hash, end::count_number, forget, is_closed, opening::unfill, publish,
     uncount, word,
 };
 use crate::{atomic, clock, index, maps, report, select, slots};
@@ -70,9 +72,10 @@ unsafe fn failed(backend: *mut Backend, place: u32, reason: u8) {
         if reason != Reason::MovedOn as u8 {
             atomic::add(&raw mut (*backend).connect_failures, 1);
         }
-        if atomic::load(&raw const (*backend).admission) == OUT && atomic::load(&raw const (*backend).retry_at) != NEVER
+        if atomic::load(&raw const (*backend).admission) == OUT
+            && atomic::load(&raw const (*backend).retry_at) != Instant::NEVER
         {
-            atomic::store(&raw mut (*backend).retry_at, clock::coarse() + (*backend).retry_after);
+            atomic::store(&raw mut (*backend).retry_at, Instant(clock::coarse().0 + (*backend).retry_after));
         }
         report::flow(TRY_FAILED, reason, place, record, word(record), (*backend).service);
     }
@@ -89,7 +92,7 @@ unsafe fn next_backend(place: u32, service: u32, left: *const Backend) -> i64 {
         if (*record).tries as u32 >= (*table).tries && !is_closed(left) {
             return -1;
         }
-        let tried = (*record).ack_client as u64 | ((*record).ack_backend as u64) << 32;
+        let tried = Tried::from_halves((*record).ack_client, (*record).ack_backend).0;
         match select::backend(service, tried, client_hash((*record).key)) {
             Ok(choice) => (choice.chosen as i64) << 32 | choice.place as i64,
             Err(_) => -1,
@@ -122,27 +125,27 @@ extern "C" fn hand_over(from: u32, next: u64, generation: u32, fresh_port: u32, 
     let (Some(old), Some(new)) = (at(from), at(to)) else { return Outcome::at(Outcome::DROP, 0) };
     // SAFETY: from map lookups; the new slot is ours alone, the old one was taken out of `HalfOpen` by the caller.
     unsafe {
-        let mut tried = (*old).ack_client as u64 | ((*old).ack_backend as u64) << 32;
+        let mut tried = Tried::from_halves((*old).ack_client, (*old).ack_backend);
         if fresh_port == 0 {
-            tried |= 1 << position;
+            tried = tried.with(position);
         }
         let now = clock::exact();
         (*new).key = (*old).key;
         (*new).end_client = (*old).end_client;
         (*new).end_backend = 0;
-        (*new).ack_client = tried as u32;
-        (*new).ack_backend = (tried >> 32) as u32;
+        ((*new).ack_client, (*new).ack_backend) = tried.halves();
         (*new).hop = (*old).hop;
-        (*new).last_seen = ticks(now);
+        (*new).last_seen = now.ticks();
         (*new).backend = if fresh_port != 0 { (*old).backend } else { select::backend_at(service, position) as u16 };
         (*new).tries = if fresh_port != 0 { (*old).tries } else { (*old).tries + 1 };
-        (*new).heals = if fresh_port != 0 { (*old).heals + 1 } else { how_chosen((next >> 32) as u32) };
+        (*new).attempt =
+            if fresh_port != 0 { (*old).attempt.from_another_port() } else { attempt((next >> 32) as u32) };
         (*new).started = (*old).started;
-        copy_opening(from, to, (now / 1000) as u32);
-        (*old).last_seen = ticks(now);
+        copy_opening(from, to, (now.0 / 1000) as u32);
+        (*old).last_seen = now.ticks();
         let ctl = publish(new, word(old).flags() & COUNTED);
-        let hash = mix(maps::seed(), (*new).key);
-        let entry = |place: u32, generation| Entry::new(tag(hash), (place >> 16) as u16, place as u16, generation);
+        let hash = mix(maps::seed(), (*new).key.0);
+        let entry = |place: u32, generation| Entry::new(tag(hash), SlotAt(place), generation);
         if !index::replace(hash, entry(from, generation), entry(to, ctl.generation())) {
             // The client began anew meanwhile: nobody waits for this try any more.
             unfill(to, ctl.0);

@@ -13,7 +13,10 @@
 //! | | | not ready | draining, `probe_status` | when nothing else is left |
 //! | | | up | up, or `slow_start` | its share |
 
-use lb_common::layout::{NEVER, NONE, OUT, UP};
+use lb_common::{
+    layout::{NONE, OUT, UP},
+    time::Instant,
+};
 
 use super::health::{Cause, State};
 use crate::api::types::{BackendReason, BackendState};
@@ -64,9 +67,9 @@ pub struct Standing {
 pub fn standing(facts: &Facts, now: u64) -> Standing {
     let (state, reason) = shown(facts, now);
     let (admission, retry_at) = match facts.health {
-        _ if facts.down || facts.admin != Admin::None => (NONE, NEVER),
-        State::Up => (UP, NEVER),
-        State::NotReady => (OUT, NEVER),
+        _ if facts.down || facts.admin != Admin::None => (NONE, Instant::NEVER.0),
+        State::Up => (UP, Instant::NEVER.0),
+        State::NotReady => (OUT, Instant::NEVER.0),
         State::Out { retry_at, .. } => (OUT, retry_at),
     };
     Standing { state, reason, admission, retry_at }

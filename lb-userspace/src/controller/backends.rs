@@ -30,7 +30,7 @@ impl Controller {
     pub(super) fn health_event(&mut self, event: &Event) -> Vec<Action> {
         match event.kind {
             TRY_FAILED => self.try_failed(event),
-            RECOVERED => self.with_health(event.backend, "", event.at, |health, _| health.recovered(event.at)),
+            RECOVERED => self.with_health(event.backend, "", event.at.0, |health, _| health.recovered(event.at.0)),
             _ => Vec::new(),
         }
     }
@@ -45,9 +45,9 @@ impl Controller {
         if reason == Reason::ConnectTimeout {
             self.silence.point_at(event.backend);
         }
-        let fail = |health: &mut Health, settings: &_| health.failed(settings, reason, event.at);
-        let mut actions = self.with_health(event.backend, "", event.at, fail);
-        actions.extend(self.hurry(event.backend, event.at));
+        let fail = |health: &mut Health, settings: &_| health.failed(settings, reason, event.at.0);
+        let mut actions = self.with_health(event.backend, "", event.at.0, fail);
+        actions.extend(self.hurry(event.backend, event.at.0));
         actions
     }
 

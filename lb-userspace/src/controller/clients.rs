@@ -111,7 +111,7 @@ fn look(
                 return;
             }
             if ctl.flags() & COUNTED != 0 {
-                *open.entry(head.key as u32).or_default() += 1;
+                *open.entry(head.key.address_word()).or_default() += 1;
             } else if ctl.state() != State::HalfOpen && steps.len() < ADOPTED {
                 steps.push(Step::Count(head.flow));
             }

@@ -8,12 +8,13 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::{
+    address::to_mapped,
     layout::Rule,
     rules::{ALLOW, DENY},
     schedule,
 };
 
-use super::{installed::mapped, probe_count::Tries};
+use super::probe_count::Tries;
 use crate::config::model;
 
 /// Every service of the configuration.
@@ -160,7 +161,7 @@ fn rule(rule: &model::Rule) -> Rule {
     let verdict = if rule.allow { ALLOW } else { DENY };
     match rule.clients {
         None => Rule::all(verdict),
-        Some(IpNet::V4(network)) => Rule::v4(verdict, mapped(network.network()), network.prefix_len()),
+        Some(IpNet::V4(network)) => Rule::v4(verdict, to_mapped(network.network()), network.prefix_len()),
         Some(IpNet::V6(network)) => Rule::v6(verdict, network.network().octets(), network.prefix_len()),
     }
 }

@@ -7,11 +7,10 @@ use std::{
 
 use lb_common::{
     clients::ClientCount,
-    layout::{
-        self, ACTIVE, Backend, CLOSING, Listener, NEVER, NONE, OUT, Opening, Pool, Slot, UP, half_open_cell,
-        half_open_flow, ticks,
-    },
+    flow::{HalfOpenCell, Key, SlotAt},
+    layout::{ACTIVE, Backend, CLOSING, Listener, NONE, OUT, Opening, Pool, Slot, UP},
     slot::{Ctl, State},
+    time::Instant,
 };
 
 use super::{
@@ -53,7 +52,7 @@ impl Fake {
                 Action::Ask(flow) => self.asked.push(*flow),
                 Action::Remember { backend, out_reason, changed_at } => {
                     let record = self.records.get_mut(backend).expect("a backend");
-                    (record.out_reason, record.changed_at) = (*out_reason, *changed_at);
+                    (record.out_reason, record.changed_at) = (*out_reason, Instant(*changed_at));
                 }
                 Action::Step(Step::Suspect(flow)) => self.swap(*flow, flow.ctl.suspected()),
                 Action::Step(Step::Close(flow, reason)) => {
@@ -76,7 +75,7 @@ impl Fake {
         let record = self.records.get_mut(&backend).expect("a backend");
         // To take it out counts whatever the kernel program has made of it meanwhile.
         if record.admission == from || to == NONE {
-            (record.admission, record.retry_at) = (to, retry_at);
+            (record.admission, record.retry_at) = (to, Instant(retry_at));
             self.slow_until.insert(backend, slow_until);
         }
     }
@@ -100,7 +99,7 @@ impl Fake {
             Write::NewBackend { number, row } => {
                 assert!(!self.rows.contains_key(number), "backend {number} is in use");
                 let admission = if row.closed { NONE } else { UP };
-                self.records.insert(*number, Backend { admission, retry_at: NEVER, ..Backend::default() });
+                self.records.insert(*number, Backend { admission, retry_at: Instant::NEVER, ..Backend::default() });
                 self.backend(*number, row);
             }
             Write::SetBackend { number, row } => {
@@ -147,7 +146,7 @@ impl Fake {
         assert!(row.pools.iter().all(|pool| self.pools.contains_key(pool)), "a pool is missing");
         let record = self.records.get_mut(&number).expect("a record");
         if row.closed {
-            (record.admission, record.retry_at) = (NONE, NEVER);
+            (record.admission, record.retry_at) = (NONE, Instant::NEVER);
         }
         self.rows.insert(number, row.clone());
     }
@@ -167,15 +166,15 @@ impl Fake {
         let place = Place { pool: self.rows[&backend].pools[0], slot };
         let generation = self.slots.get(&place).map_or(1, |(ctl, _)| ctl.generation() + 1);
         let ctl = Ctl::new(generation, state);
-        let record =
-            Slot { key: u64::from(listener) << 48, last_seen: ticks(now), backend, started: now, ..empty_slot() };
+        let (key, now) = (Key::new(0, 0, listener), Instant(now));
+        let record = Slot { key, last_seen: now.ticks(), backend, tries: 1, started: now, ..Slot::default() };
         self.slots.insert(place, (ctl, record));
         let counts = self.records.get_mut(&backend).expect("a backend");
         counts.opened += 1;
         counts.active += u32::from(state.is_active());
         if state == State::HalfOpen {
             let ring = self.rings.get_mut(&self.rows[&backend].service).expect("a ring");
-            let cell = half_open_cell(u32::from(place.pool), u32::from(slot), generation);
+            let cell = HalfOpenCell::new(SlotAt::new(place.pool, slot), generation).0;
             *ring.iter_mut().find(|cell| **cell == 0).expect("room in the ring") = cell;
         }
         FlowAt { place, ctl }
@@ -202,23 +201,6 @@ impl Fake {
     }
 }
 
-pub fn empty_slot() -> Slot {
-    Slot {
-        ctl: 0,
-        key: 0,
-        end_client: 0,
-        end_backend: 0,
-        ack_client: 0,
-        ack_backend: 0,
-        hop: Default::default(),
-        last_seen: 0,
-        backend: 0,
-        tries: 1,
-        heals: 0,
-        started: 0,
-    }
-}
-
 impl View for Fake {
     fn backend(&self, number: u16) -> Backend {
         self.records.get(&number).copied().unwrap_or_default()
@@ -239,7 +221,7 @@ impl View for Fake {
         }
         let first = Place { pool, slot: 0 };
         let of_pool = self.slots.range(first..).take_while(|(place, _)| place.pool == pool);
-        of_pool.map(|(_, (_, slot))| slot.last_seen).max().unwrap_or(0)
+        of_pool.map(|(_, (_, slot))| slot.last_seen.0).max().unwrap_or(0)
     }
 
     fn half_open_head(&self, service: u16) -> u32 {
@@ -248,8 +230,9 @@ impl View for Fake {
 
     fn half_open(&self, service: u16, each: &mut dyn FnMut(Place, u32)) {
         for cell in self.rings.get(&service).into_iter().flatten() {
-            if let Some((pool, slot, generation)) = half_open_flow(*cell) {
-                each(Place { pool: pool as u16, slot: slot as u16 }, generation);
+            let cell = HalfOpenCell(*cell);
+            if cell.is_used() {
+                each(Place { pool: cell.at().pool(), slot: cell.at().slot() }, cell.generation());
             }
         }
     }
@@ -277,11 +260,11 @@ impl View for Fake {
     }
 
     fn opening(&self, place: Place) -> Option<(Ctl, Opening)> {
-        let connect_us = |slot: &Slot| (slot.started / 1000) as u32;
+        let connect_us = |slot: &Slot| (slot.started.0 / 1000) as u32;
         self.slots.get(&place).map(|(ctl, slot)| (*ctl, Opening { connect_us: connect_us(slot), ..Opening::default() }))
     }
 
     fn client(&self, place: Place) -> Option<SocketAddr> {
-        self.slots.get(&place).map(|(_, slot)| layout::client(slot.key, [0; 16]))
+        self.slots.get(&place).map(|(_, slot)| slot.key.client([0; 16]))
     }
 }

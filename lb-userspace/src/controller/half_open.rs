@@ -87,7 +87,7 @@ fn period(services: &[(u16, u64)]) -> u64 {
 }
 
 fn is_generation(ctl: Ctl, low: u32) -> bool {
-    ctl.generation() & 0x7fff_ffff == low
+    ctl.is_of_low31(low)
 }
 
 /// When a try whose SYN was sent at `stamp` (microseconds, 32 bits of them) is over. A stamp that lies ahead is one that

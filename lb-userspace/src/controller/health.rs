@@ -21,7 +21,8 @@
 use std::collections::VecDeque;
 
 use lb_common::{
-    layout::{Backend, NEVER, NOT_READY, OUT, UP},
+    layout::{Backend, NOT_READY, OUT, UP},
+    time::Instant,
     verdict::Reason,
 };
 
@@ -45,7 +46,7 @@ pub struct Settings {
 impl Settings {
     /// When a client may try a backend that is out, if it may after `fail_timeout`.
     fn retry_at(&self, then: u64) -> u64 {
-        if self.probe.is_some() { NEVER } else { then }
+        if self.probe.is_some() { Instant::NEVER.0 } else { then }
     }
 }
 
@@ -158,11 +159,11 @@ impl Health {
         let not_ready = record.out_reason == NOT_READY;
         let is_out = record.admission == OUT;
         // While nobody watched, the kernel program may have taken it in again without a word about when.
-        let known = (1..=now).contains(&record.changed_at) && (is_out || record.out_reason == 0);
-        let mut health = Health::new(if known { record.changed_at } else { now });
+        let known = (1..=now).contains(&record.changed_at.0) && (is_out || record.out_reason == 0);
+        let mut health = Health::new(if known { record.changed_at.0 } else { now });
         if is_out {
             let cause = reason.and_then(Cause::from_reason);
-            let out = State::Out { retry_at: record.retry_at, cause };
+            let out = State::Out { retry_at: record.retry_at.0, cause };
             health.state = if not_ready { State::NotReady } else { out };
         }
         health
@@ -357,7 +358,7 @@ impl Health {
             State::NotReady if settings.probe.is_none() => self.recovered(now),
             State::NotReady => Change::Nothing,
             State::Out { retry_at, cause } => {
-                let anew = if retry_at == NEVER { now } else { retry_at };
+                let anew = if retry_at == Instant::NEVER.0 { now } else { retry_at };
                 let anew = settings.retry_at(anew);
                 self.state = State::Out { retry_at: anew, cause };
                 if anew == retry_at { Change::Nothing } else { Change::StaysOut { retry_at: anew } }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
 use lb_common::layout::{Listener, Pool, Rule};
@@ -98,20 +98,9 @@ impl Installed {
     }
 }
 
-/// An IPv4 address as the maps hold it: v4-mapped (RFC 4291 section 2.5.5.2).
-pub fn mapped(address: Ipv4Addr) -> [u8; 16] {
-    address.to_ipv6_mapped().octets()
-}
-
 /// The IPv4 address of a v4-mapped one; 0.0.0.0 for what is none (the plan writes no others).
-pub fn unmapped(address: [u8; 16]) -> Ipv4Addr {
+fn unmapped(address: [u8; 16]) -> Ipv4Addr {
     Ipv6Addr::from(address).to_ipv4_mapped().unwrap_or(Ipv4Addr::UNSPECIFIED)
-}
-
-/// Address and port of an event or a slot.
-pub fn socket_address(address: [u8; 16], port: [u8; 2]) -> SocketAddr {
-    let address = Ipv6Addr::from(address).to_canonical();
-    SocketAddr::new(address, u16::from_be_bytes(port))
 }
 
 /// Where a listener listens.

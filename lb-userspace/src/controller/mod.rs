@@ -304,7 +304,7 @@ impl Controller {
                 self.health.insert(number, adopted);
             }
             let told = self.with_health(number, "", now, |health, settings| health.configured(settings, now));
-            if told.is_empty() && self.health[&number].changed_at() != record.changed_at {
+            if told.is_empty() && self.health[&number].changed_at() != record.changed_at.0 {
                 actions.extend(self.remember(number));
             }
             actions.extend(told);

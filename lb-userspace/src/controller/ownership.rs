@@ -9,8 +9,10 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use lb_common::{
     clients::ClientCount,
-    layout::{Backend, Opening, Slot, ticks},
+    flow::Key,
+    layout::{Backend, Opening, Slot},
     slot::{Ctl, State},
+    time::{Instant, Ticks},
 };
 
 use super::view::{Head, Place, View};
@@ -38,11 +40,13 @@ impl Territory {
 
     /// When the flow was seen last, at the latest that it can have been. What was seen before the listener became ours is
     /// known from the other host, which does not tell of every packet.
-    fn seen_by(&self, listener: u16, last_seen: u32) -> u32 {
+    fn seen_by(&self, listener: u16, last_seen: Ticks) -> Ticks {
         let since = self.ours.as_ref().and_then(|ours| ours.get(&listener));
-        let Some(behind) = since.map(|since| ticks(*since).wrapping_sub(last_seen)) else { return last_seen };
+        let Some(behind) = since.map(|since| Instant(*since).ticks().0.wrapping_sub(last_seen.0)) else {
+            return last_seen;
+        };
         let was_before = behind.cast_signed() > 0;
-        if was_before { last_seen.wrapping_add(behind.min(ticks(self.lag))) } else { last_seen }
+        if was_before { Ticks(last_seen.0.wrapping_add(behind.min(Instant(self.lag).ticks().0))) } else { last_seen }
     }
 }
 
@@ -58,14 +62,9 @@ impl<'a, V: View> Ours<'a, V> {
         Ours { territory: territory.clone(), view }
     }
 
-    fn holds(&self, key: u64) -> bool {
-        self.territory.holds(listener_of(key))
+    fn holds(&self, key: Key) -> bool {
+        self.territory.holds(key.listener())
     }
-}
-
-/// The listener's number stands in the upper 16 bits of a flow's key.
-fn listener_of(key: u64) -> u16 {
-    (key >> 48) as u16
 }
 
 impl<V: View> View for Ours<'_, V> {
@@ -109,7 +108,7 @@ impl<V: View> View for Ours<'_, V> {
     fn heads(&self, pool: u16, from: u32, to: u32, each: &mut dyn FnMut(Head)) {
         self.view.heads(pool, from, to, &mut |head| {
             if head.flow.ctl.state() == State::Abandoned || self.holds(head.key) {
-                each(Head { last_seen: self.territory.seen_by(listener_of(head.key), head.last_seen), ..head });
+                each(Head { last_seen: self.territory.seen_by(head.key.listener(), head.last_seen), ..head });
             }
         });
     }

@@ -12,13 +12,13 @@ use super::installed::Installed;
 
 /// A free place for a new listener at `address`; none when all places it may stand in are taken.
 pub fn of_listener(installed: &Installed, address: SocketAddrV4) -> Option<u16> {
-    let first = hash::listener_place(word(*address.ip()), port(address.port()), LISTENER_BITS);
+    let first = hash::listener_start(word(*address.ip()), port(address.port()), LISTENER_BITS);
     probe(first, LISTENER_BITS, |place| !installed.listeners.contains_key(&place))
 }
 
 /// A free place for a new pool; none when all places it may stand in are taken.
 pub fn of_pool(installed: &Installed, backend: SocketAddrV4, snat: Ipv4Addr) -> Option<u16> {
-    let first = hash::pool_place(word(*backend.ip()), port(backend.port()), word(snat), POOL_BITS);
+    let first = hash::pool_start(word(*backend.ip()), port(backend.port()), word(snat), POOL_BITS);
     probe(first, POOL_BITS, |place| !installed.pools.contains_key(&place))
 }
 

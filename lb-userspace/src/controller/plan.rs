@@ -13,6 +13,7 @@ use std::{
 };
 
 use lb_common::{
+    address::to_mapped,
     hash,
     layout::{ACTIVE, CLOSING, LOG, Listener, MAX_BACKENDS, MAX_SERVICES, Pool},
     schedule,
@@ -20,7 +21,7 @@ use lb_common::{
 
 use super::{
     desired::{Desired, DesiredBackend, DesiredService},
-    installed::{BackendRow, Installed, ServiceRow, listener_address, mapped, pool_snat},
+    installed::{BackendRow, Installed, ServiceRow, listener_address, pool_snat},
     place,
 };
 
@@ -258,8 +259,8 @@ impl Planner {
         }
         let number = place::of_pool(&self.plan.after, backend.address, snat)?;
         let pool = Pool {
-            backend: mapped(*backend.address.ip()),
-            snat: mapped(snat),
+            backend: to_mapped(*backend.address.ip()),
+            snat: to_mapped(snat),
             port: backend.address.port().to_be_bytes(),
             first_port: service.first_port,
             ports: service.ports,
@@ -333,7 +334,7 @@ impl Planner {
                 self.withhold(*address);
             }
             let listener = Listener {
-                address: mapped(*address.ip()),
+                address: to_mapped(*address.ip()),
                 port: address.port().to_be_bytes(),
                 service: number,
                 family: 4,

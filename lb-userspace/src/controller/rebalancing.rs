@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use lb_common::{layout::ticks, slot::State};
+use lb_common::{slot::State, time::Instant};
 
 use super::{
     installed::Installed,
@@ -103,7 +103,7 @@ fn idlest(backend: u16, count: u32, installed: &Installed, view: &impl View, now
             let state = if ctl.state() == State::Suspect { ctl.previous() } else { ctl.state() };
             if head.backend == backend && state == State::Established {
                 // A packet that came after `now` was read is no idle time.
-                let idle = (ticks(now).wrapping_sub(head.last_seen) as i32).max(0);
+                let idle = head.last_seen.age_in_ticks(Instant(now).ticks());
                 flows.push((idle, head.flow));
             }
         });

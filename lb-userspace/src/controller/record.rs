@@ -11,10 +11,11 @@ use jiff::Timestamp;
 use lb_common::{
     event::{ENDED, Event, TRY_FAILED, TURNED_AWAY},
     layout::Pool,
+    time::Instant,
     verdict::Reason,
 };
 
-use super::installed::{pool_snat, socket_address};
+use super::installed::pool_snat;
 use crate::access_log::{Record, Status, Try};
 
 /// Most connections whose failed tries are remembered until they end. A connection that is forgotten is logged with its
@@ -56,8 +57,8 @@ impl Recorder {
     /// Takes an event; gives a record for one that ends a connection. `now` is CLOCK_MONOTONIC in nanoseconds and the
     /// wall clock at the same moment.
     pub fn event(&mut self, event: &Event, names: &Names, now: (u64, Timestamp)) -> Option<Record> {
-        let client = socket_address(event.client, event.client_port);
-        let connection = (client, event.listener, event.started);
+        let client = event.client();
+        let connection = (client, event.listener, event.started.0);
         let backend = names.backends.get(&event.backend);
         match event.kind {
             TRY_FAILED => {
@@ -75,7 +76,7 @@ impl Recorder {
                 Some(Record {
                     client,
                     server: names.listeners.get(&event.listener).copied().unwrap_or(UNKNOWN),
-                    ended: wall_clock(event.at, now),
+                    ended: wall_clock(event.at.0, now),
                     session: session(event),
                     bytes_received: event.bytes_in,
                     bytes_sent: event.bytes_out,
@@ -149,8 +150,8 @@ fn status(event: &Event) -> Status {
 
 fn session(event: &Event) -> Duration {
     // `at` is read from the coarse clock, which may lie behind the exact one of `started`.
-    let began = if event.started == 0 { event.at } else { event.started };
-    Duration::from_nanos(event.at.saturating_sub(began))
+    let began = if event.started == Instant::ZERO { event.at } else { event.started };
+    began.age(event.at)
 }
 
 fn wall_clock(at: u64, (now, wall): (u64, Timestamp)) -> Timestamp {

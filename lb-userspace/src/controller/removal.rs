@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::layout::CLOSING;
+use lb_common::{flow::Key, layout::CLOSING};
 
 use super::{installed::Installed, plan::Write, view::View};
 
@@ -63,14 +63,13 @@ fn is_empty(what: Leaving, installed: &Installed, view: &impl View) -> bool {
         Leaving::Backend(number) => view.backend(number).active == 0,
         Leaving::Service(_) => true,
         Leaving::Pool(pool) => flows(pool, view, &mut |_| true) == 0,
-        Leaving::Listener(number) => installed.pools.keys().all(|pool| {
-            // The listener's number stands in the upper 16 bits of the flow's key.
-            flows(*pool, view, &mut |key| (key >> 48) as u16 == number) == 0
-        }),
+        Leaving::Listener(number) => {
+            installed.pools.keys().all(|pool| flows(*pool, view, &mut |key| key.listener() == number) == 0)
+        }
     }
 }
 
-fn flows(pool: u16, view: &impl View, counts: &mut dyn FnMut(u64) -> bool) -> u32 {
+fn flows(pool: u16, view: &impl View, counts: &mut dyn FnMut(Key) -> bool) -> u32 {
     let mut open = 0;
     view.heads(pool, 0, view.slots(pool), &mut |head| {
         if head.flow.ctl.state().is_active() && view.slot(head.flow.place).is_some_and(|(_, slot)| counts(slot.key)) {

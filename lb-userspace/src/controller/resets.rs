@@ -291,7 +291,7 @@ impl Job {
             Which::Client(address) => view.client(head.flow.place).is_some_and(|client| client.ip() == address),
             _ => true,
         };
-        let began = |(ctl, slot): (Ctl, Slot)| ctl == head.flow.ctl && slot.started <= self.begun_by;
+        let began = |(ctl, slot): (Ctl, Slot)| ctl == head.flow.ctl && slot.started.0 <= self.begun_by;
         by_head && self.only.takes(head.flow.ctl) && by_client() && view.slot(head.flow.place).is_some_and(began)
     }
 }

@@ -16,8 +16,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
-    layout::{HEARD_STEP, ticks},
+    layout::HEARD_STEP,
     slot::{Ctl, State},
+    time::Instant,
 };
 
 use super::view::{FlowAt, Head, View};
@@ -183,7 +184,7 @@ impl Watch {
             }
             self.sent = (since(sent, now) >= u64::from(HEARD_STEP + 1) << 20).then_some(sent);
         }
-        if !self.walk(subject, 1, turn, &|head| spoke_after(head.last_seen, heard, now)).is_empty() {
+        if !self.walk(subject, 1, turn, &|head| spoke_after(head.last_seen.0, heard, now)).is_empty() {
             self.begin(heard, now);
             return now;
         }
@@ -280,7 +281,7 @@ pub fn heard_at(pools: &[u16], view: &impl View, now: u64) -> u64 {
 /// How long ago a tick was, in nanoseconds: up to 52 days, for of a host that stands by nothing may be heard for weeks. One
 /// that lies a little ahead is a packet that came after `now` was read.
 fn since(tick: u32, now: u64) -> u64 {
-    let age = ticks(now).wrapping_sub(tick);
+    let age = Instant(now).ticks().0.wrapping_sub(tick);
     if age > u32::MAX - AHEAD { 0 } else { u64::from(age) << 20 }
 }
 

@@ -6,7 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::{layout::ticks, slot::State, verdict::Reason};
+use lb_common::{
+    slot::State,
+    time::{Instant, Ticks},
+    verdict::Reason,
+};
 
 use super::view::{FlowAt, Head, Place, View};
 
@@ -117,7 +121,7 @@ impl Sweep {
             State::Abandoned if idle >= HELD_BACK => steps.push(Step::Release(head.flow)),
             State::HalfOpen => {
                 let began = view.slot(head.flow.place).filter(|(ctl, _)| *ctl == head.flow.ctl);
-                if began.is_some_and(|(_, slot)| now.saturating_sub(slot.started) > limits.connecting + HELD_BACK) {
+                if began.is_some_and(|(_, slot)| now.saturating_sub(slot.started.0) > limits.connecting + HELD_BACK) {
                     steps.push(Step::Close(head.flow, Reason::ConnectTimeout));
                 }
             }
@@ -160,8 +164,8 @@ impl Sweep {
 }
 
 /// How long ago `last_seen` was, in nanoseconds. One that lies ahead is a packet that came after `now` was read.
-fn idle(last_seen: u32, now: u64) -> u64 {
-    ((ticks(now).wrapping_sub(last_seen) as i32).max(0) as u64) << 20
+fn idle(last_seen: Ticks, now: u64) -> u64 {
+    u64::from(last_seen.age_in_ticks(Instant(now).ticks())) << 20
 }
 
 #[cfg(test)]

@@ -57,11 +57,11 @@ impl World {
 
     fn tell(&mut self, kind: u8, reason: Reason, backend: u16, at: u64) -> Vec<Action> {
         let event = Event {
-            at,
-            started: at,
+            at: lb_common::time::Instant(at),
+            started: lb_common::time::Instant(at),
             bytes_in: 0,
             bytes_out: 0,
-            client: installed::mapped([10, 0, 9, 9].into()),
+            client: lb_common::address::to_mapped([10, 0, 9, 9]),
             client_port: [1, 2],
             listener: 0,
             service: 0,
@@ -99,7 +99,7 @@ fn the_third_refusal_takes_a_backend_out_and_an_answered_trial_brings_it_back() 
     for _ in 0..3 {
         world.event(TRY_FAILED, Reason::Refused, 1, START);
     }
-    assert_eq!((world.tables.admission(1), world.tables.records[&1].retry_at), (OUT, START + 10 * SECOND));
+    assert_eq!((world.tables.admission(1), world.tables.records[&1].retry_at.0), (OUT, START + 10 * SECOND));
     assert_eq!(world.notes, ["backend cp11 of service api is out for 10.0 s: refused (3 failures)"]);
     // The kernel program swaps the word itself, then tells.
     world.tables.records.get_mut(&1).expect("a backend").admission = UP;
@@ -144,7 +144,7 @@ fn health_survives_a_reload_and_a_restart() {
     assert_eq!(state, health::State::Out { retry_at: START + 10 * SECOND, cause });
     assert_eq!(world.controller.health(0).expect("health").changed_at(), START);
     world.event(TRY_FAILED, Reason::Refused, 0, START + 12 * SECOND);
-    assert_eq!(world.tables.records[&0].retry_at, START + 22 * SECOND);
+    assert_eq!(world.tables.records[&0].retry_at.0, START + 22 * SECOND);
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn a_host_that_answers_no_arp_is_told_once_and_tried_at_once_when_it_is_back() {
     assert_eq!(world.notes, [text]);
     let actions = world.controller.next_hop(pool, true, START + 8 * SECOND);
     world.act(&actions);
-    assert_eq!(world.tables.records[&0].retry_at, START + 8 * SECOND);
+    assert_eq!(world.tables.records[&0].retry_at.0, START + 8 * SECOND);
 }
 
 #[test]

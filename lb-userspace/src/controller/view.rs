@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 
 use lb_common::{
     clients::ClientCount,
+    flow::Key,
     layout::{Backend, Opening, Slot},
     slot::Ctl,
+    time::Ticks,
 };
 
 /// A slot as a half-open ring names it.
@@ -33,9 +35,9 @@ pub struct Head {
     /// Where and what it is.
     pub flow: FlowAt,
     /// The client and its listener, as in the flow index.
-    pub key: u64,
-    /// When the last packet was seen, in `layout::ticks`.
-    pub last_seen: u32,
+    pub key: Key,
+    /// When the last packet was seen.
+    pub last_seen: Ticks,
     /// Its backend.
     pub backend: u16,
 }

@@ -119,7 +119,7 @@ impl Daemon {
         let mut known = self.controller.backends().iter();
         let (number, _) = known
             .find(|(_, facts)| facts.service == service.name && SocketAddr::V4(facts.address) == backend.address)?;
-        let slow_until = self.dataplane.tables().slow_start(*number).until;
+        let slow_until = self.dataplane.tables().slow_start(*number).until.0;
         let standing = self.controller.standing(*number, slow_until, clock::monotonic_ns());
         let changed = self.controller.changed_at(*number);
         Some(BackendView {

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use lb_common::{
+    address::to_mapped,
     event::{ENDED, Event},
-    layout::{ACTIVE, CLOSING, LOG, NEVER, NONE, UP},
+    layout::{ACTIVE, CLOSING, LOG, NONE, UP},
     schedule,
+    time::Instant,
     verdict::Reason,
 };
 use log::{debug, warn};
@@ -57,13 +59,13 @@ pub fn write(
         Write::NewBackend { number, row } => {
             tables.reset_backend(*number);
             tables.configure_backend(*number, &backend_setup(row));
-            let (admission, retry_at) = if row.closed { (NONE, NEVER) } else { (UP, NEVER) };
+            let (admission, retry_at) = if row.closed { (NONE, Instant::NEVER.0) } else { (UP, Instant::NEVER.0) };
             tables.admit(*number, admission, retry_at);
         }
         Write::SetBackend { number, row } => {
             tables.configure_backend(*number, &backend_setup(row));
             if row.closed {
-                tables.admit(*number, NONE, NEVER);
+                tables.admit(*number, NONE, Instant::NEVER.0);
             }
         }
         Write::SetService { number, row } => tables.configure_service(*number, &service_setup(row))?,
@@ -167,11 +169,11 @@ pub fn ask(dataplane: &Dataplane, flow: &FlowAt) {
 fn ended(tables: &Tables, flow: &Flow, reason: Reason) -> Event {
     let client = flow.client();
     Event {
-        at: clock::coarse_ns(),
-        started: flow.started_ns(),
+        at: Instant(clock::coarse_ns()),
+        started: Instant(flow.started_ns()),
         bytes_in: flow.bytes_in(),
         bytes_out: flow.bytes_out(),
-        client: crate::tables::mapped(client.ip()),
+        client: to_mapped(client.ip()),
         client_port: client.port().to_be_bytes(),
         listener: flow.listener(),
         service: tables.backend(flow.backend()).service,

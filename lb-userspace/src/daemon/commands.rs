@@ -279,7 +279,7 @@ impl Daemon {
         let now = now();
         let facts = &self.controller.backends()[&number];
         let record = self.dataplane.tables().backend(number);
-        let slow_until = self.dataplane.tables().slow_start(number).until;
+        let slow_until = self.dataplane.tables().slow_start(number).until.0;
         let standing = self.controller.standing(number, slow_until, now.monotonic);
         let name = (facts.service.clone(), facts.name.clone());
         let deadline = match self.controller.orders().get(&name).map(|said| said.order) {

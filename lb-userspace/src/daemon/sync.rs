@@ -24,7 +24,7 @@ use crate::{
     config::model::{self, Config},
     controller::{
         admin_state::{Name, Order, Orders, Said},
-        installed::{listener_address, pool_backend, pool_snat, socket_address},
+        installed::{listener_address, pool_backend, pool_snat},
         ownership::Territory,
         plan,
     },
@@ -91,7 +91,7 @@ impl Sync {
         let Some((thread, ..)) = &self.running else { return };
         let ended = events.iter().filter(|event| event.kind == ENDED).map(|event| Ended {
             listener: event.listener,
-            client: socket_address(event.client, event.client_port),
+            client: event.client(),
             pool: event.pool,
             slot: event.slot,
         });

@@ -22,7 +22,7 @@ impl View for Tables {
     }
 
     fn slow_until(&self, backend: u16) -> u64 {
-        self.slow_start(backend).until
+        self.slow_start(backend).until.0
     }
 
     fn heard(&self, pool: u16) -> u32 {

@@ -4,7 +4,10 @@ use std::{os::fd::AsFd, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use aya::maps::{Map, MapData, RingBuf};
-use lb_common::event::{ENDED, Event, RECOVERED};
+use lb_common::{
+    event::{ENDED, Event, RECOVERED},
+    time::Instant,
+};
 
 use crate::sys::readiness::Readiness;
 
@@ -62,8 +65,8 @@ fn parse(bytes: &[u8]) -> Option<Event> {
     }
     let mut rest = Bytes(bytes);
     let event = Event {
-        at: u64::from_ne_bytes(rest.take()?),
-        started: u64::from_ne_bytes(rest.take()?),
+        at: Instant(u64::from_ne_bytes(rest.take()?)),
+        started: Instant(u64::from_ne_bytes(rest.take()?)),
         bytes_in: u64::from_ne_bytes(rest.take()?),
         bytes_out: u64::from_ne_bytes(rest.take()?),
         client: rest.take()?,
@@ -115,7 +118,9 @@ mod tests {
                 assert_eq!(event.$field.to_ne_bytes()[0] as usize, offset_of!(Event, $field) + 1, stringify!($field));
             )*};
         }
-        check!(at, started, bytes_in, bytes_out, listener, service, backend, pool, slot, generation, connect_us);
+        assert_eq!(event.at.0.to_ne_bytes()[0] as usize, offset_of!(Event, at) + 1);
+        assert_eq!(event.started.0.to_ne_bytes()[0] as usize, offset_of!(Event, started) + 1);
+        check!(bytes_in, bytes_out, listener, service, backend, pool, slot, generation, connect_us);
         check!(reason, tries, family);
         assert_eq!(event.client[0] as usize, offset_of!(Event, client) + 1);
         assert_eq!(event.client_port[0] as usize, offset_of!(Event, client_port) + 1);

@@ -3,10 +3,11 @@
 
 use anyhow::{Context, Result, bail};
 use aya::{TestRunOptions, programs::TestRun};
+use lb_common::address::socket_address;
 use std::{io, net::SocketAddr};
 
 use super::{Dataplane, attach::Mode};
-use crate::tables::{Flow, address_of, frames};
+use crate::tables::{Flow, frames};
 
 /// What the program did with a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ impl Dataplane {
     fn outlet(&self, flow: &Flow, frame: &[u8]) -> Option<u32> {
         let (source, target) = frames::endpoints(frame)?;
         let listener = self.tables.listener(flow.listener());
-        let vip = SocketAddr::new(address_of(&listener.address), u16::from_be_bytes(listener.port));
+        let vip = socket_address(listener.address, listener.port);
         let hop = if SocketAddr::V4(target) == flow.client() && SocketAddr::V4(source) == vip {
             flow.record.hop
         } else {

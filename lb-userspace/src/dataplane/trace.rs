@@ -7,7 +7,9 @@ use std::{mem::offset_of, net::SocketAddr, sync::atomic::Ordering};
 
 use anyhow::{Context, Result, bail};
 use lb_common::{
-    layout::{TRACE_ASKED, TRACE_KNOWN, TRACE_OPENS, TRACE_TURNED_AWAY, Trace, flow_key},
+    address::port_word,
+    flow::Key,
+    layout::{TRACE_ASKED, TRACE_KNOWN, TRACE_OPENS, TRACE_TURNED_AWAY, Trace},
     verdict::Reason,
 };
 
@@ -63,7 +65,7 @@ impl Dataplane {
         let initial = random::word().context("no random number")? as u32;
         let frame = frames::first_syn(client, &record, attached.mac, initial)
             .with_context(|| format!("{client}: the datapath has no IPv6 yet"))?;
-        let key = flow_key(ipv4_word(client)?, u16::from_ne_bytes(client.port().to_be_bytes()), listener);
+        let key = Key::new(ipv4_word(client)?, port_word(client.port()), listener);
         let question = Trace { key, question: TRACE_ASKED | u64::from(initial), ..Trace::default() };
         self.trace.publish(0, &question, offset_of!(Trace, question));
         let run = self.inject(ifindex, &frame);
@@ -74,11 +76,13 @@ impl Dataplane {
 }
 
 fn understood(answer: &Trace, frame: Vec<u8>) -> Result<Answer> {
-    let (pool, slot) = ((answer.place >> 16) as u16, answer.place as u16);
+    let (pool, slot) = (answer.at.pool(), answer.at.slot());
     let rule = (answer.rule != 0).then_some((answer.rule >> 8) as usize);
     Ok(match answer.answer {
         TRACE_KNOWN => Answer::Known { pool, slot, generation: answer.generation },
-        TRACE_OPENS => Answer::Opens { pool, slot, position: answer.chosen & 63, how: answer.chosen >> 6, rule, frame },
+        TRACE_OPENS => {
+            Answer::Opens { pool, slot, position: answer.chosen.position(), how: answer.chosen.how(), rule, frame }
+        }
         TRACE_TURNED_AWAY => match u8::try_from(answer.reason).ok().and_then(Reason::from_number) {
             Some(reason) => Answer::TurnedAway { reason, rule },
             None => bail!("the program answers with an unknown reason, {}", answer.reason),
@@ -90,12 +94,19 @@ fn understood(answer: &Trace, frame: Vec<u8>) -> Result<Answer> {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::flow::{Chosen, SlotAt};
+
     use super::*;
 
     #[test]
     fn every_answer_is_understood_and_none_is_no_answer() {
-        let answer =
-            Trace { place: 3 << 16 | 7, generation: 9, rule: 2 << 8 | 1, chosen: 3 << 6 | 5, ..Trace::default() };
+        let answer = Trace {
+            at: SlotAt::new(3, 7),
+            generation: 9,
+            rule: 2 << 8 | 1,
+            chosen: Chosen::new(5, 3),
+            ..Trace::default()
+        };
         let of = |kind, reason| understood(&Trace { answer: kind, reason, ..answer }, vec![1]);
         assert_eq!(of(TRACE_KNOWN, 0).unwrap(), Answer::Known { pool: 3, slot: 7, generation: 9 });
         let opens = Answer::Opens { pool: 3, slot: 7, position: 5, how: 3, rule: Some(2), frame: vec![1] };

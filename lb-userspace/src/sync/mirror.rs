@@ -9,14 +9,17 @@ use std::{
 };
 
 use lb_common::{
-    layout::{Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, flow_key, ticks},
+    address::from_mapped,
+    flow::Key,
+    layout::{Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT},
     slot::{CONNECTED, State},
+    time::Instant,
 };
 
 use super::wire::{self, Phase};
 use crate::{
     controller::view::Place,
-    tables::{Flow, Foreign, NotAdopted, Tables, address_of},
+    tables::{Flow, Foreign, NotAdopted, Tables},
 };
 
 /// One moment on the clocks.
@@ -143,7 +146,7 @@ impl Mirror {
             initial: [flow.opening.words[OPENING_ISN_CLIENT], flow.opening.words[OPENING_ISN_BACKEND]],
             ends: [record.end_client, record.end_backend],
             acks: [record.ack_client, record.ack_backend],
-            established_at: now.wall_ms.saturating_sub(now.monotonic.saturating_sub(record.started) / 1_000_000),
+            established_at: now.wall_ms.saturating_sub(now.monotonic.saturating_sub(record.started.0) / 1_000_000),
             idle_ms: u32::try_from(flow.idle_ms(now.coarse)).unwrap_or(u32::MAX),
             connect_us: flow.opening.connect_us,
         })
@@ -161,8 +164,8 @@ impl Mirror {
         (at.ours || at.lingers).then(|| wire::Name {
             listener,
             client,
-            backend: SocketAddr::new(address_of(&pool.backend), u16::from_be_bytes(pool.port)),
-            snat: SocketAddr::new(address_of(&pool.snat), pool.first_port.wrapping_add(slot)),
+            backend: SocketAddr::new(from_mapped(pool.backend), u16::from_be_bytes(pool.port)),
+            snat: SocketAddr::new(from_mapped(pool.snat), pool.first_port.wrapping_add(slot)),
         })
     }
 
@@ -233,8 +236,8 @@ impl Mirror {
             initial: flow.initial,
             ends: flow.ends,
             acks: flow.acks,
-            started: now.monotonic.saturating_sub(age).max(1),
-            last_seen: ticks(now.coarse.saturating_sub(u64::from(flow.idle_ms) * 1_000_000)),
+            started: Instant(now.monotonic.saturating_sub(age).max(1)),
+            last_seen: Instant(now.coarse.saturating_sub(u64::from(flow.idle_ms) * 1_000_000)).ticks(),
             connect_us: flow.connect_us,
             tries: flow.tries,
         })
@@ -274,10 +277,9 @@ impl Mirror {
 }
 
 /// The key of a client in the flow index. The datapath has no IPv6 yet.
-fn key_of(client: SocketAddr, listener: u16) -> Option<u64> {
+fn key_of(client: SocketAddr, listener: u16) -> Option<Key> {
     let SocketAddr::V4(client) = client else { return None };
-    let port = u16::from_ne_bytes(client.port().to_be_bytes());
-    Some(flow_key(u32::from_ne_bytes(client.ip().octets()), port, listener))
+    Some(Key::of(client, listener))
 }
 
 #[cfg(test)]

@@ -249,7 +249,7 @@ impl Station {
         let Station { opening, peers, mirror, .. } = self;
         opening.retain(|place, generation| {
             let Some(flow) = mirror.tables.occupant(place.pool, place.slot) else { return false };
-            if flow.ctl.generation() & 0x7fff_ffff != *generation {
+            if !flow.ctl.is_of_low31(*generation) {
                 return false;
             }
             if flow.ctl.state() == State::HalfOpen {

@@ -8,9 +8,11 @@
 use std::{mem::offset_of, sync::atomic::Ordering};
 
 use lb_common::{
+    flow::{Attempt, Key},
     layout::{Backend, Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Opening, Slot},
     seq,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT, IN_RING, State},
+    time::{Instant, Ticks},
     verdict::Reason,
 };
 
@@ -26,7 +28,7 @@ pub struct Foreign {
     /// The backend.
     pub backend: u16,
     /// Client and listener, as in the flow index.
-    pub key: u64,
+    pub key: Key,
     /// `Established`, `ClosingClient` or `ClosingBackend`.
     pub state: State,
     /// Next hop towards the client; unknown: learnt from its next packet.
@@ -37,10 +39,10 @@ pub struct Foreign {
     pub ends: [u64; 2],
     /// Last acknowledgement numbers of client and backend.
     pub acks: [u32; 2],
-    /// When its first SYN came, CLOCK_MONOTONIC of this host in nanoseconds.
-    pub started: u64,
-    /// When its last packet was seen, in `layout::ticks` of this host.
-    pub last_seen: u32,
+    /// When its first SYN came, by the clock of this host.
+    pub started: Instant,
+    /// When its last packet was seen, by the clock of this host.
+    pub last_seen: Ticks,
     /// How long the backend took to answer, in microseconds.
     pub connect_us: u32,
     /// Backends tried.
@@ -59,7 +61,7 @@ impl Foreign {
 
     fn record(&self, ctl: Ctl) -> Slot {
         Slot {
-            ctl: ctl.0,
+            ctl,
             key: self.key,
             end_client: self.ends[0],
             end_backend: self.ends[1],
@@ -69,7 +71,7 @@ impl Foreign {
             last_seen: self.last_seen,
             backend: self.backend,
             tries: self.tries,
-            heals: 0,
+            attempt: Attempt::default(),
             started: self.started,
         }
     }
@@ -158,7 +160,7 @@ impl Tables {
         };
         later(offset_of!(Slot, ack_client), current.record.ack_client, foreign.acks[0]);
         later(offset_of!(Slot, ack_backend), current.record.ack_backend, foreign.acks[1]);
-        later(offset_of!(Slot, last_seen), current.record.last_seen, foreign.last_seen);
+        later(offset_of!(Slot, last_seen), current.record.last_seen.0, foreign.last_seen.0);
         if foreign.hop.is_known() {
             table.word64(index, offset_of!(Slot, hop)).store(foreign.hop.0, Ordering::Relaxed);
         }

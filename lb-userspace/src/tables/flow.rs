@@ -1,11 +1,13 @@
 //! One connection, as read from its slot.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use lb_common::{
-    layout::{self, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Opening, Slot},
+    flow::Key,
+    layout::{OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Opening, Slot},
     seq,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT},
+    time::{Instant, Ticks},
 };
 
 /// A consistent copy of a slot that holds a connection.
@@ -31,9 +33,9 @@ pub struct Head {
     /// Its word.
     pub ctl: Ctl,
     /// The client and its listener, as in the flow index.
-    pub key: u64,
-    /// When the last packet was seen, in [`layout::ticks`].
-    pub last_seen: u32,
+    pub key: Key,
+    /// When the last packet was seen.
+    pub last_seen: Ticks,
     /// The backend.
     pub backend: u16,
 }
@@ -46,24 +48,24 @@ impl Head {
 
     /// The listener it came in by, its place in LISTENERS.
     pub fn listener(&self) -> u16 {
-        (self.key >> 48) as u16
+        self.key.listener()
     }
 }
 
 impl Flow {
     /// The client.
     pub fn client(&self) -> SocketAddr {
-        layout::client(self.record.key, self.opening.client6)
+        self.record.key.client(self.opening.client6)
     }
 
     /// The client as its connections are counted (`lb_common::clients`).
     pub fn client_word(&self) -> u32 {
-        self.record.key as u32
+        self.record.key.address_word()
     }
 
     /// The listener it came in by, its place in LISTENERS.
     pub fn listener(&self) -> u16 {
-        (self.record.key >> 48) as u16
+        self.record.key.listener()
     }
 
     /// The backend, its place in BACKENDS.
@@ -100,7 +102,7 @@ impl Flow {
 
     /// When the client's first SYN came, CLOCK_MONOTONIC in nanoseconds.
     pub fn started_ns(&self) -> u64 {
-        self.record.started
+        self.record.started.0
     }
 
     /// Milliseconds since the last packet; `now_ns` is of the coarse clock.
@@ -109,42 +111,8 @@ impl Flow {
     }
 }
 
-/// A packet may be stamped after `now` was read: that is no idle time, not a wrap of 52 days.
-fn idle_ms(last_seen: u32, now_ns: u64) -> u64 {
-    let ticks = layout::ticks(now_ns).wrapping_sub(last_seen);
-    if ticks > u32::MAX / 2 { 0 } else { (u64::from(ticks) << 20) / 1_000_000 }
-}
-
-/// An address as it stands in the records: IPv4 mapped into IPv6 (RFC 4291 section 2.5.5.2).
-pub fn mapped(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    }
-}
-
-/// The address that a record holds.
-pub fn address_of(bytes: &[u8; 16]) -> IpAddr {
-    Ipv6Addr::from(*bytes).to_canonical()
-}
-
-/// An empty slot.
-#[cfg(test)]
-pub(crate) fn empty_record() -> Slot {
-    Slot {
-        ctl: 0,
-        key: 0,
-        end_client: 0,
-        end_backend: 0,
-        ack_client: 0,
-        ack_backend: 0,
-        hop: layout::Hop(0),
-        last_seen: 0,
-        backend: 0,
-        tries: 0,
-        heals: 0,
-        started: 0,
-    }
+fn idle_ms(last_seen: Ticks, now_ns: u64) -> u64 {
+    last_seen.age(Instant(now_ns).ticks()).as_millis() as u64
 }
 
 #[cfg(test)]
@@ -154,9 +122,8 @@ mod tests {
     use super::*;
 
     fn flow(state: State, flags: u8) -> Flow {
-        let mut record = empty_record();
-        let address = u32::from_ne_bytes([10, 0, 1, 7]);
-        record.key = layout::flow_key(address, u16::from_ne_bytes(50_123_u16.to_be_bytes()), 300);
+        let mut record = Slot::default();
+        record.key = Key::of("10.0.1.7:50123".parse().unwrap(), 300);
         let mut opening = Opening { connect_us: 77, ..Opening::default() };
         opening.words[OPENING_ISN_CLIENT] = u32::MAX;
         opening.words[OPENING_ISN_BACKEND] = 1000;
@@ -183,19 +150,11 @@ mod tests {
     #[test]
     fn idle_time_goes_round_the_wrap_and_is_never_negative() {
         let mut flow = flow(State::Established, CONNECTED);
-        flow.record.last_seen = u32::MAX;
+        flow.record.last_seen = Ticks(u32::MAX);
         let now = (1_u64 << 52) + (999 << 20);
-        assert_eq!(layout::ticks(now), 999);
+        assert_eq!(Instant(now).ticks(), Ticks(999));
         assert_eq!(flow.idle_ms(now), (1000 << 20) / 1_000_000);
-        flow.record.last_seen = 1001;
+        flow.record.last_seen = Ticks(1001);
         assert_eq!(flow.idle_ms(now), 0);
-    }
-
-    #[test]
-    fn addresses_come_back_from_their_mapped_form() {
-        for address in ["10.0.1.100", "2001:db8::7", "::1"] {
-            let address: IpAddr = address.parse().unwrap();
-            assert_eq!(address_of(&mapped(address)), address);
-        }
     }
 }

@@ -4,13 +4,14 @@
 use std::net::{SocketAddr, SocketAddrV4};
 
 use lb_common::{
+    address::{from_mapped, socket_address},
     checksum,
     layout::{Hop, Listener, Pool},
     seq,
     tcp::{ACK, RST, SYN},
 };
 
-use super::flow::{Flow, address_of};
+use super::flow::Flow;
 
 /// Ethernet header (IEEE 802.3), IPv4 header without options (RFC 791), TCP header without options (RFC 9293).
 const ETHERNET: usize = 14;
@@ -100,7 +101,7 @@ pub fn client_syn(flow: &Flow, listener: &Listener, mac: [u8; 6]) -> Option<Vec<
         source_mac: flow.record.hop.mac(),
         target_mac: mac,
         source: v4(flow.client())?,
-        target: v4(SocketAddr::new(address_of(&listener.address), u16::from_be_bytes(listener.port)))?,
+        target: v4(socket_address(listener.address, listener.port))?,
         seq: (flow.record.end_client as u32).wrapping_sub(1),
         ack: 0,
         flags: SYN,
@@ -121,7 +122,7 @@ pub fn first_syn(client: SocketAddr, listener: &Listener, mac: [u8; 6], initial:
         source_mac: NOBODY,
         target_mac: mac,
         source: v4(client)?,
-        target: v4(SocketAddr::new(address_of(&listener.address), u16::from_be_bytes(listener.port)))?,
+        target: v4(socket_address(listener.address, listener.port))?,
         seq: initial,
         ack: 0,
         flags: SYN,
@@ -139,10 +140,10 @@ pub fn first_syn(client: SocketAddr, listener: &Listener, mac: [u8; 6], initial:
 /// the second case. They acknowledge all that the receiver has sent, so that they count in SYN-SENT too.
 pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) -> [u8; 6]) -> Vec<Outgoing> {
     let endpoints = || {
-        let vip = v4(SocketAddr::new(address_of(&listener.address), u16::from_be_bytes(listener.port)))?;
+        let vip = v4(socket_address(listener.address, listener.port))?;
         let snat_port = pool.first_port.wrapping_add(flow.slot);
-        let snat = v4(SocketAddr::new(address_of(&pool.snat), snat_port))?;
-        let backend = v4(SocketAddr::new(address_of(&pool.backend), u16::from_be_bytes(pool.port)))?;
+        let snat = v4(SocketAddr::new(from_mapped(pool.snat), snat_port))?;
+        let backend = v4(socket_address(pool.backend, pool.port))?;
         Some((v4(flow.client())?, vip, snat, backend))
     };
     let Some((client, vip, snat, backend)) = endpoints() else { return Vec::new() };
@@ -187,8 +188,8 @@ pub fn keepalive(flow: &Flow, pool: &Pool, mac: [u8; 6]) -> Option<Vec<u8>> {
     let segment = Segment {
         source_mac: mac,
         target_mac: pool.hop.mac(),
-        source: v4(SocketAddr::new(address_of(&pool.snat), pool.first_port.wrapping_add(flow.slot)))?,
-        target: v4(SocketAddr::new(address_of(&pool.backend), u16::from_be_bytes(pool.port)))?,
+        source: v4(SocketAddr::new(from_mapped(pool.snat), pool.first_port.wrapping_add(flow.slot)))?,
+        target: v4(socket_address(pool.backend, pool.port))?,
         seq: flow.record.ack_backend.wrapping_sub(1),
         ack: flow.record.ack_client,
         flags: ACK,
@@ -207,7 +208,7 @@ pub fn self_test(listener: &Listener, mac: [u8; 6], number: u32) -> Option<Vec<u
         source_mac: [2, 0, 0, 0, 0, 0],
         target_mac: mac,
         source: SELF_TEST,
-        target: v4(SocketAddr::new(address_of(&listener.address), u16::from_be_bytes(listener.port)))?,
+        target: v4(socket_address(listener.address, listener.port))?,
         seq: number,
         ack: SELF_TEST_ACK,
         flags: ACK,
@@ -226,7 +227,7 @@ pub fn answers_self_test(frame: &[u8], listener: &Listener) -> bool {
     let tcp = frame.get(ETHERNET + IPV4..);
     let sequence = tcp.and_then(|tcp| tcp.get(4..8)).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
     let flags = tcp.and_then(|tcp| tcp.get(13));
-    let vip = SocketAddr::new(address_of(&listener.address), u16::from_be_bytes(listener.port));
+    let vip = socket_address(listener.address, listener.port);
     let ends = endpoints(frame).map(|(source, target)| (SocketAddr::V4(source), target));
     (ends, sequence, flags) == (Some((vip, SELF_TEST)), Some(SELF_TEST_ACK), Some(&RST))
 }

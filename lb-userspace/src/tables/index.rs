@@ -6,9 +6,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lb_common::{
+    flow::{Key, SlotAt},
     hash::{BUCKET, Entry, buckets, mix, tag},
     layout::Meta,
-    slot::{Ctl, State},
+    slot::Ctl,
 };
 
 use super::Tables;
@@ -37,8 +38,8 @@ pub enum Entered {
 }
 
 impl Index {
-    fn hash(&self, key: u64) -> u64 {
-        mix(self.meta.seed, key)
+    fn hash(&self, key: Key) -> u64 {
+        mix(self.meta.seed, key.0)
     }
 
     /// The places of a key: those of its two buckets, each once.
@@ -53,7 +54,7 @@ impl Index {
 
 impl Tables {
     /// The slot of an entry and its word, if the entry is of this client and its slot confirms it.
-    fn confirmed(&self, word: u64, key: u64, tag: u64) -> Option<(u16, u16, Ctl)> {
+    fn confirmed(&self, word: u64, key: Key, tag: u64) -> Option<(u16, u16, Ctl)> {
         let entry = Entry(word);
         if !entry.may_be(tag) {
             return None;
@@ -61,21 +62,21 @@ impl Tables {
         let (pool, slot) = (entry.pool() as u16, entry.slot() as u16);
         let slots = self.slots_of(pool).filter(|slots| u32::from(slot) < slots.len())?;
         let ctl = slots.ctl(slot);
-        let is_flow = entry.is_of(ctl.generation()) && slots.key(slot) == key && ctl.state().is_active();
+        let is_flow = entry.confirms(ctl, slots.key(slot), key) && ctl.state().is_active();
         is_flow.then_some((pool, slot, ctl))
     }
 
     /// The open flow of a client: pool, slot and word.
-    pub fn find_key(&self, key: u64) -> Option<(u16, u16, Ctl)> {
+    pub fn find_key(&self, key: Key) -> Option<(u16, u16, Ctl)> {
         let hash = self.fixed.index.hash(key);
         self.fixed.index.places(hash).find_map(|place| self.confirmed(place.load(Ordering::Acquire), key, tag(hash)))
     }
 
     /// Enters a flow whose slot is filled and published: provisional first, then committed unless a twin is found that is
     /// committed or stands at a lower place. The kernel program enters flows at the same time in the same way.
-    pub(super) fn enter(&self, key: u64, pool: u16, slot: u16, generation: u32) -> Entered {
+    pub(super) fn enter(&self, key: Key, pool: u16, slot: u16, generation: u32) -> Entered {
         let hash = self.fixed.index.hash(key);
-        let entry = Entry::new(tag(hash), pool, slot, generation);
+        let entry = Entry::new(tag(hash), SlotAt::new(pool, slot), generation);
         let provisional = entry.provisional().0;
         let put = |place: &&AtomicU64| {
             let old = place.load(Ordering::Acquire);
@@ -102,9 +103,9 @@ impl Tables {
     }
 
     /// Removes the entry of a flow, if it stands there.
-    pub(super) fn leave(&self, key: u64, pool: u16, slot: u16, generation: u32) {
+    pub(super) fn leave(&self, key: Key, pool: u16, slot: u16, generation: u32) {
         let hash = self.fixed.index.hash(key);
-        let entry = Entry::new(tag(hash), pool, slot, generation).0;
+        let entry = Entry::new(tag(hash), SlotAt::new(pool, slot), generation).0;
         for place in self.fixed.index.places(hash) {
             // Who finds another word there finds the entry gone: nothing to do.
             _ = place.compare_exchange(entry, 0, Ordering::AcqRel, Ordering::Acquire);
@@ -117,7 +118,6 @@ impl Tables {
         let Some(slots) = self.slots_of(entry.pool() as u16).filter(|slots| entry.slot() < slots.len()) else {
             return true;
         };
-        let ctl = slots.ctl(entry.slot() as u16);
-        !entry.is_of(ctl.generation()) || !(ctl.state().is_active() || ctl.state() == State::Claiming)
+        entry.is_over(slots.ctl(entry.slot() as u16))
     }
 }

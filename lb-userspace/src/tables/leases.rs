@@ -5,13 +5,13 @@ use std::{mem::offset_of, net::IpAddr, sync::atomic::Ordering};
 
 use anyhow::{Context, Result};
 use lb_common::{
-    hash::{LEASE_PROBES, lease_place},
+    address::{from_mapped, to_mapped},
+    hash::{LEASE_PROBES, lease_start},
     layout::{ACTIVE, DELETED, LEASE_BITS, Lease},
 };
 
 use super::{
     Tables, find_place_within,
-    flow::{address_of, mapped},
     numbered,
 };
 
@@ -27,9 +27,9 @@ pub struct Claims {
 impl Tables {
     /// The lease of an address, made if there is none: from then on the host answers for it only while it holds.
     pub fn place_lease(&self, address: IpAddr) -> Result<u16> {
-        let octets = mapped(address);
+        let octets = to_mapped(address);
         let (first, second) = halves(octets);
-        let start = lease_place(first, second, LEASE_BITS);
+        let start = lease_start(first, second, LEASE_BITS);
         let state = |place: usize| self.fixed.leases.read(place).state;
         let same = |place: usize| self.fixed.leases.read(place).address == octets;
         let place = find_place_within(LEASE_PROBES, start, LEASE_BITS, state, same)
@@ -67,7 +67,7 @@ impl Tables {
     /// All leases, whether they hold or not.
     pub fn leases(&self) -> Vec<(u16, IpAddr)> {
         let active = numbered(&self.fixed.leases).filter(|(_, lease)| lease.state == ACTIVE);
-        active.map(|(number, lease)| (number, address_of(&lease.address))).collect()
+        active.map(|(number, lease)| (number, from_mapped(lease.address))).collect()
     }
 }
 

@@ -13,12 +13,14 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::{
+    address::to_mapped,
+    flow::{HalfOpenCell, Key},
     hash,
     layout::{
         ACTIVE, BACKUP, Backend, CLOSING, CONNECT_TIME_BUCKETS, ClientLine, ConnectTimes, DELETED, EMPTY, HASH, Hop,
         Interface, LEASE_BITS, LISTENER_BITS, LOG, Lease, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES,
         MAX_SERVICE_BACKENDS, MAX_SERVICES, MAX_SNAT, MaglevLine, Meta, POOL_BITS, Pool, Ring, Rule, RuleLine, Service,
-        SlowStart, half_open_flow,
+        SlowStart,
     },
     schedule::MAGLEV_PLACES,
     slot::{CONNECTED, Ctl, IN_RING},
@@ -37,7 +39,7 @@ mod rules;
 mod slots;
 
 pub use adopt::{Foreign, NotAdopted};
-pub use flow::{Flow, Head, address_of, mapped};
+pub use flow::{Flow, Head};
 pub use index::{Bucket, Index};
 pub use leases::Claims;
 pub use maps::{EXTENT, Extents, Maps, Outer};
@@ -185,9 +187,9 @@ impl Tables {
     /// The listener for an address, made if there is none; it takes connections from now on.
     pub fn place_listener(&self, address: SocketAddr, service: u16) -> Result<u16> {
         ensure!(u32::from(service) < MAX_SERVICES, "service number {service} is out of range");
-        let octets = mapped(address.ip());
+        let octets = to_mapped(address.ip());
         let port = address.port().to_be_bytes();
-        let start = hash::listener_place(ipv4_word(address)?, u16::from_ne_bytes(port), LISTENER_BITS);
+        let start = hash::listener_start(ipv4_word(address)?, u16::from_ne_bytes(port), LISTENER_BITS);
         let same = |place: usize| {
             let record = self.fixed.listeners.read(place);
             (record.address, record.port) == (octets, port)
@@ -422,9 +424,7 @@ impl Tables {
     /// The cells in use of a service's ring of half-open flows, as they stand: a flow may have gone on long since.
     pub fn half_open(&self, service: u16) -> Vec<HalfOpen> {
         let Some(ring) = self.half_open.of(service) else { return Vec::new() };
-        let flow = |cell| half_open_flow(ring.read(cell));
-        let cells = (0..ring.len()).filter_map(flow);
-        cells.map(|(pool, slot, generation)| HalfOpen { pool: pool as u16, slot: slot as u16, generation }).collect()
+        (0..ring.len()).filter_map(|cell| half_open_in(HalfOpenCell(ring.read(cell)))).collect()
     }
 
     /// The cells that a service's ring of half-open flows was given since it had had `since` flows (modulo 2^32), and how
@@ -436,9 +436,7 @@ impl Tables {
         };
         let count = (head.wrapping_sub(since) as usize).min(ring.len());
         let cell = |back: usize| ring.read(head.wrapping_sub(back as u32) as usize % ring.len());
-        let flows = (1..=count).rev().filter_map(|back| half_open_flow(cell(back)));
-        let flows = flows.map(|(pool, slot, generation)| HalfOpen { pool: pool as u16, slot: slot as u16, generation });
-        (flows.collect(), head)
+        ((1..=count).rev().filter_map(|back| half_open_in(HalfOpenCell(cell(back)))).collect(), head)
     }
 
     // ---- interfaces ----
@@ -517,13 +515,12 @@ impl Tables {
 
     /// All open connections of a client, by reading every slot's key.
     pub fn find(&self, client: SocketAddr) -> Vec<Flow> {
-        const CLIENT: u64 = 0xffff_ffff_ffff;
-        let Ok(address) = ipv4_word(client) else { return Vec::new() };
-        let key = lb_common::layout::flow_key(address, u16::from_ne_bytes(client.port().to_be_bytes()), 0);
+        let SocketAddr::V4(address) = client else { return Vec::new() };
+        let key = Key::of(address, 0);
         let of_pool = |(pool, _): (u16, Pool)| {
             let slots = self.slots_of(pool)?;
             let heads = slots.clone().heads(0..slots.len());
-            let ours = heads.filter(|head| head.ctl.state().is_active() && slots.key(head.slot) & CLIENT == key);
+            let ours = heads.filter(|head| head.ctl.state().is_active() && slots.key(head.slot).is_same_client(key));
             Some(
                 ours.filter_map(|head| slots.flow(head.slot))
                     .filter(|flow| flow.client() == client)
@@ -593,6 +590,12 @@ fn numbered<T: Record>(table: &Table<T>) -> impl Iterator<Item = (u16, T)> {
 fn word_of(first: u16, second: u16) -> u32 {
     let (first, second) = (first.to_ne_bytes(), second.to_ne_bytes());
     u32::from_ne_bytes([first[0], first[1], second[0], second[1]])
+}
+
+/// The flow that a cell of a ring of half-open flows names.
+fn half_open_in(cell: HalfOpenCell) -> Option<HalfOpen> {
+    let (at, generation) = (cell.at(), cell.generation());
+    cell.is_used().then_some(HalfOpen { pool: at.pool(), slot: at.slot(), generation })
 }
 
 /// An IPv4 address as the hash functions take it.

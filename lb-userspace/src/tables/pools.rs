@@ -10,13 +10,14 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::{
+    address::to_mapped,
     hash,
     layout::{ACTIVE, DELETED, FreeLine, Hop, Opening, POOL_BITS, Pool, Slot},
+    time::Ticks,
 };
 
 use super::{
     Tables, find_place,
-    flow::mapped,
     ipv4_word,
     maps::Outer,
     slots::{Slots, free_lines},
@@ -61,9 +62,9 @@ impl Tables {
     }
 
     fn pool_place(&self, backend: SocketAddr, snat: IpAddr) -> Result<u16> {
-        let (octets, port, source) = (mapped(backend.ip()), backend.port().to_be_bytes(), mapped(snat));
+        let (octets, port, source) = (to_mapped(backend.ip()), backend.port().to_be_bytes(), to_mapped(snat));
         let snat_word = ipv4_word(SocketAddr::new(snat, 0))?;
-        let start = hash::pool_place(ipv4_word(backend)?, u16::from_ne_bytes(port), snat_word, POOL_BITS);
+        let start = hash::pool_start(ipv4_word(backend)?, u16::from_ne_bytes(port), snat_word, POOL_BITS);
         let same = |place: usize| {
             let record = self.fixed.pools.read(place);
             (record.backend, record.port, record.snat) == (octets, port, source)
@@ -95,16 +96,16 @@ impl Tables {
         slots.fill(&self.fixed.rings, first, |slot| new.reserved.contains(&(new.first_port + slot)));
         write(&self.slots)[usize::from(number)] = Some(Arc::new(slots));
         let record = Pool {
-            backend: mapped(new.backend.ip()),
-            snat: mapped(new.snat),
+            backend: to_mapped(new.backend.ip()),
+            snat: to_mapped(new.snat),
             port: new.backend.port().to_be_bytes(),
             first_port: new.first_port,
             ports: new.ports,
             family: 4,
             state: ACTIVE,
             hop: new.hop,
-            heard: 0,
-            sent: 0,
+            heard: Ticks(0),
+            sent: Ticks(0),
             reserved: [0; 2],
         };
         self.fixed.pools.publish(number.into(), &record, offset_of!(Pool, state));

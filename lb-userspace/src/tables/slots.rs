@@ -13,9 +13,11 @@ use std::{
 };
 
 use lb_common::{
+    flow::Key,
     layout::{FreeLine, Opening, Ring, Slot},
     ring,
     slot::{Ctl, IN_RING, KILLED, State},
+    time::Ticks,
     verdict::Reason,
 };
 
@@ -50,8 +52,8 @@ impl Slots {
     }
 
     /// The client's address and port and the listener, as in the flow index.
-    pub fn key(&self, slot: u16) -> u64 {
-        self.slots.word64(slot.into(), offset_of!(Slot, key)).load(Ordering::Relaxed)
+    pub fn key(&self, slot: u16) -> Key {
+        Key(self.slots.word64(slot.into(), offset_of!(Slot, key)).load(Ordering::Relaxed))
     }
 
     pub(super) fn swap(&self, slot: u16, from: Ctl, to: Ctl) -> bool {
@@ -80,7 +82,7 @@ impl Slots {
         if !ctl.state().is_active() && ctl.state() != State::Abandoned {
             return None;
         }
-        let last_seen = self.slots.word32(slot.into(), offset_of!(Slot, last_seen)).load(Ordering::Relaxed);
+        let last_seen = Ticks(self.slots.word32(slot.into(), offset_of!(Slot, last_seen)).load(Ordering::Relaxed));
         let backend = self.slots.word32(slot.into(), BACKEND_WORD).load(Ordering::Relaxed).to_ne_bytes();
         let key = self.key(slot);
         Some(Head { slot, ctl, key, last_seen, backend: u16::from_ne_bytes([backend[0], backend[1]]) })
@@ -232,7 +234,7 @@ impl Slots {
     }
 }
 
-/// Two bytes `backend`, one `tries`, one `heals`: the word that holds the backend.
+/// Two bytes `backend`, one `tries`, one `attempt`: the word that holds the backend.
 const BACKEND_WORD: usize = offset_of!(Slot, backend);
 const _: () = assert!(BACKEND_WORD.is_multiple_of(4));
 

@@ -1,4 +1,8 @@
-use lb_common::layout::{MAX_SERVICE_BACKENDS, OUT, UP, half_open_cell};
+use lb_common::{
+    flow::SlotAt,
+    layout::{MAX_SERVICE_BACKENDS, OUT, UP},
+    time::Instant,
+};
 
 use super::*;
 use crate::tables::NewPool;
@@ -28,7 +32,7 @@ fn a_listener_is_found_where_the_kernel_program_looks_for_it() {
     assert_eq!((record.service, record.state, record.family), (7, ACTIVE, 4));
     assert_eq!(record.address, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 0, 1, 100]);
     assert_eq!(record.port, [25, 43]);
-    let start = hash::listener_place(u32::from_ne_bytes([10, 0, 1, 100]), u16::from_ne_bytes([25, 43]), LISTENER_BITS);
+    let start = hash::listener_start(u32::from_ne_bytes([10, 0, 1, 100]), u16::from_ne_bytes([25, 43]), LISTENER_BITS);
     assert!((u32::from(number) + (1 << LISTENER_BITS) - start) % (1 << LISTENER_BITS) < hash::PROBES);
     assert_eq!(tables.place_listener(address("10.0.1.100:6443"), 8).unwrap(), number, "one place for one address");
     assert_eq!(tables.listener(number).service, 8);
@@ -40,7 +44,7 @@ fn a_deleted_listener_is_passed_over_and_its_place_used_again() {
     // Ports of one address that begin their search at the same place.
     let place = |port: u16| {
         let port = u16::from_ne_bytes(port.to_be_bytes());
-        hash::listener_place(u32::from_ne_bytes([10, 0, 1, 100]), port, LISTENER_BITS)
+        hash::listener_start(u32::from_ne_bytes([10, 0, 1, 100]), port, LISTENER_BITS)
     };
     let mut twins = (1..=u16::MAX).filter(|port| place(*port) == place(6443) && *port != 6443);
     let first = tables.place_listener(address("10.0.1.100:6443"), 0).unwrap();
@@ -61,7 +65,7 @@ fn more_listeners_at_one_place_than_the_kernel_program_looks_at_are_refused() {
     let tables = Tables::in_memory().unwrap();
     let place = |port: u16| {
         let port = u16::from_ne_bytes(port.to_be_bytes());
-        hash::listener_place(u32::from_ne_bytes([10, 0, 1, 100]), port, LISTENER_BITS)
+        hash::listener_start(u32::from_ne_bytes([10, 0, 1, 100]), port, LISTENER_BITS)
     };
     let twins = (1..=u16::MAX).filter(|port| place(*port) == 17);
     let place = |port| tables.place_listener(SocketAddr::new("10.0.1.100".parse().unwrap(), port), 0).is_ok();
@@ -126,13 +130,13 @@ fn configuring_a_backend_leaves_its_counters_and_its_admission_alone() {
     };
     tables.configure_backend(5, &setup);
     let record = tables.backend(5);
-    assert_eq!((record.active, record.bytes_out, record.admission, record.retry_at), (9, 1 << 40, OUT, 77));
+    assert_eq!((record.active, record.bytes_out, record.admission, record.retry_at), (9, 1 << 40, OUT, Instant(77)));
     assert_eq!((record.service, record.weight, record.max_conns, record.flags), (3, 1, 100, BACKUP));
     assert_eq!((record.pool_count, &record.pools[..4]), (3, &[11, 12, 13, 0][..]));
     assert_eq!((record.retry_after, tables.slow_start(5).ms, record.out_reason), (10_000_000_000, 30_000, 0));
     assert!(!tables.swap_admission(5, (UP, OUT), 1, 0), "not what it was thought to be");
     assert!(tables.swap_admission(5, (OUT, UP), 0, 77));
-    assert_eq!((tables.slow_start(5).until, tables.service(3).slow_until), (77, 77));
+    assert_eq!((tables.slow_start(5).until, tables.service(3).slow_until), (Instant(77), Instant(77)));
     tables.correct_active(5, -9);
     assert_eq!((tables.backend(5).admission, tables.backend(5).active), (UP, 0));
     tables.reset_backend(5);
@@ -158,7 +162,7 @@ fn a_service_is_configured_and_its_half_open_flows_survive_a_larger_ring() {
     assert_eq!((record.half_open_cells, record.flags, record.backend_count), (8, LOG, 3));
     assert_eq!(record.backends[..3], [4, 5, 6]);
     let ring = tables.half_open.of(9).unwrap();
-    ring.word64(6, 0).store(half_open_cell(11, 22, 33), Ordering::Relaxed);
+    ring.word64(6, 0).store(HalfOpenCell::new(SlotAt::new(11, 22), 33).0, Ordering::Relaxed);
     setup.half_open_cells = 16;
     setup.backends = vec![6];
     tables.configure_service(9, &setup).unwrap();

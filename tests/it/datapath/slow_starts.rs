@@ -11,8 +11,9 @@ use lab::{
     program::{Bench, Setup, backend_of},
 };
 use lb_common::{
-    layout::{NEVER, NONE, OUT, UP},
+    layout::{NONE, OUT, UP},
     schedule::{LEAST_CONN, RANDOM_TWO, ROUND_ROBIN},
+    time::Instant,
 };
 
 use super::{client, with_setup};
@@ -37,9 +38,9 @@ fn setup(balance: u32, weights: &[u32]) -> Setup {
 fn come_back(bench: &Bench) -> u64 {
     let last = bench.setup.backends - 1;
     bench.starts_slowly(last, (TIME / MS) as u32);
-    bench.tables().admit(last, OUT, NEVER);
+    bench.tables().admit(last, OUT, Instant::NEVER.0);
     let now = clock::monotonic_ns();
-    assert!(bench.tables().swap_admission(last, (OUT, UP), NEVER, now + TIME));
+    assert!(bench.tables().swap_admission(last, (OUT, UP), Instant::NEVER.0, now + TIME));
     now
 }
 
@@ -71,7 +72,7 @@ fn given(bench: &Bench, clients: &mut u16, since: u64, share: f64, goes_on: impl
 fn under_least_conn_its_share_grows_from_nothing_though_it_is_the_least_busy_and_then_it_is_filled_up() {
     with_setup(setup(LEAST_CONN, &[1, 1, 2]), |bench| {
         let share = 0.5;
-        bench.tables().admit(2, NONE, NEVER);
+        bench.tables().admit(2, NONE, Instant::NEVER.0);
         let mut clients = 0;
         (0..2000).for_each(|n| _ = bench.forward(&bench.from_client(client(n), SYN).numbers(1, 0)));
         clients += 2000;
@@ -104,7 +105,7 @@ fn under_the_other_methods_it_grows_too() {
         for balance in [ROUND_ROBIN, RANDOM_TWO] {
             bench.setup.service.balance = balance;
             bench.tables().configure_service(0, &bench.setup.service).expect("a service");
-            bench.tables().admit(2, NONE, NEVER);
+            bench.tables().admit(2, NONE, Instant::NEVER.0);
             (clients..clients + 600).for_each(|n| _ = bench.forward(&bench.from_client(client(n), SYN).numbers(1, 0)));
             clients += 600;
             let since = come_back(bench);
@@ -123,8 +124,8 @@ fn under_the_other_methods_it_grows_too() {
 fn with_nobody_else_it_gets_everything_at_once() {
     with_setup(setup(LEAST_CONN, &[1, 1, 1]), |bench| {
         come_back(bench);
-        bench.tables().admit(0, NONE, NEVER);
-        bench.tables().admit(1, OUT, NEVER);
+        bench.tables().admit(0, NONE, Instant::NEVER.0);
+        bench.tables().admit(1, OUT, Instant::NEVER.0);
         for n in 0..20 {
             assert_eq!(backend_of(&bench.forward(&bench.from_client(client(n), SYN).numbers(1, 0))), 2);
         }
@@ -135,7 +136,7 @@ fn with_nobody_else_it_gets_everything_at_once() {
 #[test]
 fn one_that_a_trial_brings_back_starts_slowly_without_the_controller() {
     with_setup(setup(LEAST_CONN, &[1, 1, 1]), |bench| {
-        bench.tables().admit(2, NONE, NEVER);
+        bench.tables().admit(2, NONE, Instant::NEVER.0);
         (0..300).for_each(|n| _ = bench.forward(&bench.from_client(client(n), SYN).numbers(1, 0)));
         bench.starts_slowly(2, (TIME / MS) as u32);
         bench.tables().admit(2, OUT, 1);
@@ -144,9 +145,9 @@ fn one_that_a_trial_brings_back_starts_slowly_without_the_controller() {
         let before = clock::monotonic_ns();
         bench.forward(&bench.from_backend(2, trial.from.port(), SYN | ACK).numbers(9, 2));
         assert_eq!(bench.tables().backend(2).admission, UP);
-        let until = bench.tables().slow_start(2).until;
+        let until = bench.tables().slow_start(2).until.0;
         let right = before + TIME - STEP..=clock::monotonic_ns() + TIME;
-        assert!(right.contains(&until) && bench.tables().service(0).slow_until == until, "{until} of {right:?}");
+        assert!(right.contains(&until) && bench.tables().service(0).slow_until.0 == until, "{until} of {right:?}");
         let (mut clients, since) = (301, until - TIME);
         let half = since + TIME / 2;
         let (count, least, most) = given(bench, &mut clients, since, 1.0 / 3.0, |now| now < half);

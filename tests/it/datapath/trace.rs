@@ -8,10 +8,11 @@ use lab::{
     program::{Bench, FIRST_PORT, Setup, VIP, backend, backend_mac, backend_of},
 };
 use lb_common::{
-    layout::{self, NEVER, NONE, OUT, Rule, UP},
+    layout::{self, NONE, OUT, Rule, UP},
     rules::{ALLOW, DENY},
     schedule::{CHOSEN_BACKUP, CHOSEN_FAIL_OPEN, CHOSEN_TRIAL, CHOSEN_UP, HASH, LEAST_CONN, RANDOM_TWO, ROUND_ROBIN},
     slot::{Ctl, State},
+    time::Instant,
     verdict::Reason,
 };
 
@@ -82,9 +83,9 @@ fn a_backend_that_starts_slowly_gets_its_share_of_connections_and_none_of_questi
         // Of an hour 58 % are over: 29 % of all connections, and no sum of them is so near to a whole one that the time
         // between a question and its SYN could matter.
         bench.starts_slowly(1, 3_600_000);
-        bench.tables().admit(1, OUT, NEVER);
+        bench.tables().admit(1, OUT, Instant::NEVER.0);
         let until = clock::monotonic_ns() + 1_512_000_000_000;
-        assert!(bench.tables().swap_admission(1, (OUT, UP), NEVER, until));
+        assert!(bench.tables().swap_admission(1, (OUT, UP), Instant::NEVER.0, until));
         let mut given = [0; 2];
         for n in 0..16 {
             let Answer::Opens { position, .. } = ask(bench, n) else { panic!("{n}") };

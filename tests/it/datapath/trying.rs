@@ -5,6 +5,7 @@ use lab::{
 use lb_common::{
     layout::{OUT, UP},
     slot::State,
+    time::Instant,
     verdict::Reason,
 };
 
@@ -250,7 +251,7 @@ fn a_trial_that_fails_keeps_the_backend_out_for_fail_timeout() {
         assert_ne!(backend_of(&next), 1);
         let record = bench.tables().backend(1);
         assert_eq!(record.admission, OUT);
-        let wait = record.retry_at - due;
+        let wait = record.retry_at.0 - due;
         assert!((9_900_000_000..11_000_000_000).contains(&wait), "{wait}");
     });
 }
@@ -259,7 +260,7 @@ fn a_trial_that_fails_keeps_the_backend_out_for_fail_timeout() {
 fn when_all_are_out_all_are_tried() {
     on_every_hook(|bench| {
         for n in 0..3 {
-            bench.tables().admit(n, OUT, lb_common::layout::NEVER);
+            bench.tables().admit(n, OUT, Instant::NEVER.0);
         }
         let syn = bench.forward(&bench.from_client(client(0), SYN).numbers(77, 0));
         assert_eq!(syn.flags, SYN);

@@ -67,7 +67,7 @@ fn v4(address: SocketAddr) -> SocketAddrV4 {
 fn flows(tables: &Tables) -> Vec<(Flow, SocketAddrV4, SocketAddrV4)> {
     let mut flows = Vec::new();
     for (number, pool) in tables.pools() {
-        let backend = v4(SocketAddr::new(evenkeel::tables::address_of(&pool.backend), PORT));
+        let backend = v4(SocketAddr::new(lb_common::address::from_mapped(pool.backend), PORT));
         for head in tables.heads(number, 0..u32::MAX).filter(|head| head.ctl.state().is_active()) {
             let Some(flow) = tables.flow(number, head.slot) else { continue };
             flows.push((flow, SocketAddrV4::new(VIP, pool.first_port + head.slot), backend));

@@ -6,7 +6,7 @@ const CAUSES: [Option<Cause>; 5] =
     [None, Some(Cause::Refused), Some(Cause::Timeout), Some(Cause::Silent), Some(Cause::ProbeTimeout)];
 
 fn healths() -> Vec<State> {
-    let out = |cause| [0, NOW, NOW + 1, NEVER].map(|retry_at| State::Out { retry_at, cause });
+    let out = |cause| [0, NOW, NOW + 1, Instant::NEVER.0].map(|retry_at| State::Out { retry_at, cause });
     let two = [State::Up, State::NotReady];
     two.into_iter().chain(CAUSES.into_iter().flat_map(out)).collect()
 }
@@ -55,7 +55,7 @@ fn only_a_healthy_backend_has_a_share_and_the_others_are_there_for_need() {
     every(|facts, standing| {
         if standing.admission != NONE {
             assert_eq!(standing.admission == UP, facts.health == State::Up, "{facts:?}");
-            let retry_at = if let State::Out { retry_at, .. } = facts.health { retry_at } else { NEVER };
+            let retry_at = if let State::Out { retry_at, .. } = facts.health { retry_at } else { Instant::NEVER.0 };
             assert_eq!(standing.retry_at, retry_at, "{facts:?}");
         }
     });

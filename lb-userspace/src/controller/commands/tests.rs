@@ -76,7 +76,7 @@ fn ready_does_not_touch_what_health_has_found() {
     assert_eq!((world.tables.admission(0), world.shown(0)), (NONE, admin("maint")));
     world.say(0, None, START);
     assert_eq!(world.tables.admission(0), OUT);
-    assert_eq!(world.tables.records[&0].retry_at, START + 10 * SECOND);
+    assert_eq!(world.tables.records[&0].retry_at.0, START + 10 * SECOND);
     assert!(matches!(world.controller.health(0).expect("health").state(), HealthState::Out { .. }));
 }
 
@@ -152,9 +152,7 @@ fn a_kill_takes_what_it_names_and_nothing_else() {
         {
             let flow = world.tables.open(backend, slot as u16, State::Established, 0, START);
             let SocketAddr::V4(address) = client else { unreachable!() };
-            let ip = u32::from_ne_bytes(address.ip().octets());
-            let port = u16::from_ne_bytes(address.port().to_be_bytes());
-            world.tables.slots.get_mut(&flow.place).expect("a slot").1.key = lb_common::layout::flow_key(ip, port, 0);
+            world.tables.slots.get_mut(&flow.place).expect("a slot").1.key = lb_common::flow::Key::of(address, 0);
         }
         world
     };

@@ -124,6 +124,7 @@ fn with_max_fails_zero_nothing_is_counted_and_a_reload_to_zero_brings_it_back() 
 }
 
 fn adopted(admission: u32, retry_at: u64, out_reason: u32, changed_at: u64) -> Health {
+    let (retry_at, changed_at) = (Instant(retry_at), Instant(changed_at));
     Health::adopted(&Backend { admission, retry_at, out_reason, changed_at, ..Backend::default() }, 25 * SECOND)
 }
 
@@ -175,11 +176,11 @@ use Outcome::{Failed, NotReady, Passed};
 fn probes_that_are_not_answered_take_it_out_until_probes_pass_and_no_client_is_spent_on_a_trial() {
     let mut health = with_probe();
     assert!(health.is_fit());
-    let out = Change::TakenOut { retry_at: NEVER };
+    let out = Change::TakenOut { retry_at: Instant::NEVER.0 };
     assert_eq!(probed(&mut health, &[Failed, Failed], 5), [Change::Nothing; 2]);
     assert!(health.state() == State::Up && !health.is_fit());
     assert_eq!(probed(&mut health, &[Failed, Failed], 6), [out, Change::Nothing]);
-    assert_eq!(health.state(), State::Out { retry_at: NEVER, cause: Some(Cause::ProbeTimeout) });
+    assert_eq!(health.state(), State::Out { retry_at: Instant::NEVER.0, cause: Some(Cause::ProbeTimeout) });
     assert_eq!(health.failed(&PROBED, Reason::Refused, 7), Change::Nothing, "given one because all are out");
     assert_eq!(probed(&mut health, &[Passed, Failed, Passed, Passed], 9)[3], Change::Recovered);
     assert!(health.is_fit() && health.changed_at() == 9);
@@ -199,8 +200,8 @@ fn one_that_is_not_ready_and_then_dies_is_out_and_one_that_answers_again_is_not_
     let mut health = with_probe();
     probed(&mut health, &[NotReady; 3], 5);
     let changes = probed(&mut health, &[Outcome::Refused; 3], 6);
-    assert_eq!(changes, [Change::Nothing, Change::Nothing, Change::TakenOut { retry_at: NEVER }]);
-    assert_eq!(health.state(), State::Out { retry_at: NEVER, cause: Some(Cause::Refused) });
+    assert_eq!(changes, [Change::Nothing, Change::Nothing, Change::TakenOut { retry_at: Instant::NEVER.0 }]);
+    assert_eq!(health.state(), State::Out { retry_at: Instant::NEVER.0, cause: Some(Cause::Refused) });
     assert_eq!(probed(&mut health, &[NotReady], 7), [Change::Drained]);
 }
 
@@ -208,7 +209,7 @@ fn one_that_is_not_ready_and_then_dies_is_out_and_one_that_answers_again_is_not_
 fn failures_of_both_kinds_drain_and_do_not_kill() {
     let mut health = with_probe();
     assert_eq!(probed(&mut health, &[NotReady, Failed, Failed], 5)[2], Change::Drained);
-    assert_eq!(probed(&mut health, &[Failed], 6), [Change::TakenOut { retry_at: NEVER }]);
+    assert_eq!(probed(&mut health, &[Failed], 6), [Change::TakenOut { retry_at: Instant::NEVER.0 }]);
 }
 
 #[test]
@@ -218,7 +219,7 @@ fn what_clients_meet_takes_it_out_beside_the_probe_and_only_the_probe_brings_it_
     for _ in 0..2 {
         health.failed(&PROBED, Reason::Refused, 5);
     }
-    assert_eq!(health.failed(&PROBED, Reason::Refused, 5), Change::TakenOut { retry_at: NEVER });
+    assert_eq!(health.failed(&PROBED, Reason::Refused, 5), Change::TakenOut { retry_at: Instant::NEVER.0 });
     assert_eq!(health.compared(&PROBED, UP, 6), Change::Nothing);
     assert_eq!(health.reachable(&PROBED, 6), Change::Nothing);
     assert_eq!(probed(&mut health, &[Passed, Passed], 7), [Change::Nothing, Change::Recovered]);
@@ -242,15 +243,19 @@ fn silence_is_worse_than_a_timeout_and_bears_out_probes_that_were_not_answered()
     assert_eq!(health.silent(&SETTINGS, SECOND), Change::TakenOut { retry_at: 11 * SECOND });
     let mut health = with_probe();
     probed(&mut health, &[Failed; 3], 5);
-    assert_eq!(health.silent(&PROBED, 6), Change::TakenOut { retry_at: NEVER });
+    assert_eq!(health.silent(&PROBED, 6), Change::TakenOut { retry_at: Instant::NEVER.0 });
     assert_eq!(probed(&mut health, &[Failed; 3], 6), [Change::Nothing; 3], "that is no news");
-    assert_eq!(probed(&mut health, &[Outcome::Refused], 6), [Change::TakenOut { retry_at: NEVER }], "it has restarted");
+    assert_eq!(
+        probed(&mut health, &[Outcome::Refused], 6),
+        [Change::TakenOut { retry_at: Instant::NEVER.0 }],
+        "it has restarted"
+    );
 }
 
 #[test]
 fn a_probe_that_is_configured_or_removed_keeps_what_is_known() {
     let mut health = out_at(5);
-    assert_eq!(health.configured(&PROBED, 6 * SECOND), Change::StaysOut { retry_at: NEVER });
+    assert_eq!(health.configured(&PROBED, 6 * SECOND), Change::StaysOut { retry_at: Instant::NEVER.0 });
     assert_eq!(probed(&mut health, &[Passed], 7 * SECOND), [Change::Nothing], "it has to pass twice");
     assert_eq!(health.configured(&SETTINGS, 8 * SECOND), Change::StaysOut { retry_at: 8 * SECOND });
     let mut health = with_probe();

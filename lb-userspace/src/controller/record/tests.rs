@@ -11,22 +11,18 @@ fn names() -> Names {
         listeners: BTreeMap::from([(7, SocketAddr::from(([10, 0, 1, 100], 6443)))]),
         pools: BTreeMap::from([(
             3,
-            Pool {
-                snat: super::super::installed::mapped([10, 0, 1, 100].into()),
-                first_port: 10_240,
-                ..Pool::default()
-            },
+            Pool { snat: lb_common::address::to_mapped([10, 0, 1, 100]), first_port: 10_240, ..Pool::default() },
         )]),
     }
 }
 
 fn event(kind: u8, reason: Reason, backend: u16) -> Event {
     Event {
-        at: 100 * SECOND,
-        started: 40 * SECOND,
+        at: Instant(100 * SECOND),
+        started: Instant(40 * SECOND),
         bytes_in: 11,
         bytes_out: 22,
-        client: super::super::installed::mapped([10, 0, 9, 9].into()),
+        client: lb_common::address::to_mapped([10, 0, 9, 9]),
         client_port: 50_000_u16.to_be_bytes(),
         listener: 7,
         service: 0,
@@ -75,7 +71,7 @@ fn failed_tries_stand_before_the_one_that_served_as_in_nginx() {
 fn tries_of_another_connection_of_the_same_client_port_are_not_mixed_in() {
     let mut recorder = Recorder::default();
     recorder.event(&event(TRY_FAILED, Reason::Refused, 0), &names(), now());
-    let later = Event { started: 41 * SECOND, ..event(ENDED, Reason::Closed, 1) };
+    let later = Event { started: Instant(41 * SECOND), ..event(ENDED, Reason::Closed, 1) };
     assert_eq!(recorder.event(&later, &names(), now()).expect("a record").tries.len(), 1);
 }
 
@@ -93,7 +89,8 @@ fn all_tries_failed_is_502_with_every_address() {
 #[test]
 fn every_reason_to_turn_a_client_away_has_nginx_status() {
     for reason in Reason::ALL {
-        let turned = Event { backend: u16::MAX, pool: u16::MAX, started: 0, ..event(TURNED_AWAY, *reason, 0) };
+        let turned =
+            Event { backend: u16::MAX, pool: u16::MAX, started: Instant::ZERO, ..event(TURNED_AWAY, *reason, 0) };
         let record = Recorder::default().event(&turned, &names(), now()).expect("a record");
         let expected = match reason {
             Reason::Denied => Status::Denied,
@@ -131,7 +128,7 @@ fn a_recovery_is_no_line() {
 fn what_is_remembered_of_failed_tries_is_bounded() {
     let mut recorder = Recorder::default();
     for started in 0..3 * REMEMBERED as u64 {
-        let failed = Event { started: started + 1, ..event(TRY_FAILED, Reason::Refused, 0) };
+        let failed = Event { started: Instant(started + 1), ..event(TRY_FAILED, Reason::Refused, 0) };
         recorder.event(&failed, &names(), now());
     }
     assert_eq!((recorder.failed.len(), recorder.order.len()), (REMEMBERED, REMEMBERED));

@@ -1,6 +1,9 @@
 use super::*;
 use crate::controller::{Action, fake::Fake, installed::BackendRow, plan::Write};
-use lb_common::layout::{ACTIVE, Pool, flow_key};
+use lb_common::{
+    flow::Key,
+    layout::{ACTIVE, Pool},
+};
 
 const START: u64 = 1_000 * SECOND;
 const PORTS: u16 = 22_528;
@@ -107,7 +110,7 @@ fn a_clients_flows_are_found_at_every_backend() {
         for (slot, last) in [(100, 7), (20_000, 8)] {
             let flow = tables.open(backend, slot, State::Established, 0, START);
             let address = u32::from_ne_bytes([10, 0, 2, last]);
-            tables.slots.get_mut(&flow.place).expect("a flow").1.key = flow_key(address, 0x1234, 0);
+            tables.slots.get_mut(&flow.place).expect("a flow").1.key = Key::new(address, 0x1234, 0);
         }
     }
     resets.push(Job { only: Only::Open, ..job(Which::Client([10, 0, 2, 7].into())) });

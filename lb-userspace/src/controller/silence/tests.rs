@@ -26,7 +26,7 @@ impl World {
             tables.write(&Write::NewPool { number, pool, withheld: Vec::new() });
             let row = BackendRow { pools: vec![number], ..BackendRow::default() };
             tables.write(&Write::NewBackend { number, row });
-            tables.heard.insert(number, ticks(START));
+            tables.heard.insert(number, Instant(START).ticks().0);
         }
         let subject = |backend| Subject { backend, pools: vec![backend], connect_timeout };
         let subjects = (0..backends).map(subject).collect();
@@ -40,7 +40,7 @@ impl World {
 
     /// A client of the flow sends something; a backend that lives answers.
     fn client_speaks(&mut self, flow: FlowAt, now: u64) {
-        self.tables.slots.get_mut(&flow.place).expect("a flow").1.last_seen = ticks(now);
+        self.tables.slots.get_mut(&flow.place).expect("a flow").1.last_seen = Instant(now).ticks();
         if self.alive.contains(&flow.place.pool) {
             self.answer(flow.place.pool, now);
         }
@@ -48,8 +48,8 @@ impl World {
 
     fn answer(&mut self, pool: u16, now: u64) {
         let heard = self.tables.heard.get_mut(&pool).expect("a pool");
-        if ticks(now).wrapping_sub(*heard) >= HEARD_STEP {
-            *heard = ticks(now);
+        if Instant(now).ticks().0.wrapping_sub(*heard) >= HEARD_STEP {
+            *heard = Instant(now).ticks().0;
         }
     }
 
@@ -139,7 +139,7 @@ fn a_backend_that_is_slow_but_alive_answers_when_asked_and_that_is_the_end_of_it
     let flows = world.open(0, 100);
     // The server hangs: its clients' packets are acknowledged late, by chance never before they are looked at.
     let speaks = |world: &mut World, now: u64| {
-        world.tables.slots.get_mut(&flows[5].place).expect("a flow").1.last_seen = ticks(now);
+        world.tables.slots.get_mut(&flows[5].place).expect("a flow").1.last_seen = Instant(now).ticks();
         if now.is_multiple_of(700 * MILLI) {
             world.answer(0, now);
         }
@@ -227,7 +227,7 @@ fn who_waits_is_found_though_the_time_of_what_was_sent_is_not_written_for_every_
     let first = START + SECOND;
     world.client_speaks(flows[7], first);
     world.tables.end(flows[7]);
-    world.tables.sent.insert(0, ticks(first));
+    world.tables.sent.insert(0, Instant(first).ticks().0);
     // A walk has seen its slot before.
     let speaks = |world: &mut World, now: u64| {
         if now == first + 30 * MILLI {

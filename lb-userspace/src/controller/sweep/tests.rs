@@ -1,6 +1,6 @@
 use super::*;
 use crate::controller::{Action, fake::Fake, installed::BackendRow, plan::Write};
-use lb_common::layout::{ACTIVE, Pool};
+use lb_common::layout::{ACTIVE, Pool, Slot};
 
 const START: u64 = 1_000 * SECOND;
 const PORTS: u16 = 3000;
@@ -73,7 +73,7 @@ fn a_sign_of_life_clears_the_suspicion() {
     tables.act(&steps.iter().map(|step| Action::Step(*step)).collect::<Vec<_>>());
     assert_eq!(tables.state(flow), State::Suspect);
     let (ctl, slot) = tables.slots.get_mut(&flow.place).expect("a flow");
-    (*ctl, slot.last_seen) = (ctl.cleared(), ticks(now));
+    (*ctl, slot.last_seen) = (ctl.cleared(), Instant(now).ticks());
     let steps = run(&mut sweep, &mut tables, &limits, now, now + 500 * SECOND);
     assert_eq!((steps.len(), tables.state(flow)), (0, State::Established));
 }
@@ -122,9 +122,10 @@ fn a_flow_that_no_ring_knows_does_not_stay_half_open_for_ever() {
         (
             lb_common::slot::Ctl::new(1, State::HalfOpen),
             lb_common::layout::Slot {
-                started: START,
-                last_seen: ticks(START),
-                ..crate::controller::fake::empty_slot()
+                started: Instant(START),
+                last_seen: Instant(START).ticks(),
+                tries: 1,
+                ..Slot::default()
             },
         ),
     );

@@ -1,6 +1,4 @@
-use std::net::SocketAddr;
-
-use lb_common::layout::flow_key;
+use lb_common::flow::Key;
 
 use super::*;
 use crate::tables::{NewPool, Tables};
@@ -23,9 +21,8 @@ fn tables() -> (Tables, u16) {
     (tables, pool)
 }
 
-fn key(client: &str) -> u64 {
-    let SocketAddr::V4(client) = client.parse().unwrap() else { panic!("IPv4 only") };
-    flow_key(u32::from_ne_bytes(client.ip().octets()), u16::from_ne_bytes(client.port().to_be_bytes()), 5)
+fn key(client: &str) -> Key {
+    Key::of(client.parse().unwrap(), 5)
 }
 
 fn foreign(pool: u16, slot: u16, client: &str) -> Foreign {
@@ -39,8 +36,8 @@ fn foreign(pool: u16, slot: u16, client: &str) -> Foreign {
         initial: [1000, 2000],
         ends: [1501, 2001],
         acks: [2001, 1501],
-        started: 77,
-        last_seen: 10,
+        started: Instant(77),
+        last_seen: Ticks(10),
         connect_us: 40,
         tries: 1,
     }
@@ -99,10 +96,11 @@ fn a_refresh_goes_forward_only_and_brings_a_half_close() {
     let (tables, pool) = tables();
     let first = foreign(pool, 9, "10.0.1.7:5000");
     tables.adopt(&first).unwrap();
-    let newer = Foreign { ends: [9000, 2001], acks: [2001, 9000], last_seen: 30, state: State::ClosingClient, ..first };
+    let newer =
+        Foreign { ends: [9000, 2001], acks: [2001, 9000], last_seen: Ticks(30), state: State::ClosingClient, ..first };
     tables.refresh(&tables.occupant(pool, 9).unwrap(), &newer);
     let flow = tables.occupant(pool, 9).unwrap();
-    assert_eq!((flow.record.end_client, flow.record.ack_backend, flow.record.last_seen), (9000, 9000, 30));
+    assert_eq!((flow.record.end_client, flow.record.ack_backend, flow.record.last_seen), (9000, 9000, Ticks(30)));
     assert_eq!((flow.ctl.state(), flow.ctl.flags() & FIN_CLIENT), (State::ClosingClient, FIN_CLIENT));
     tables.refresh(&flow, &first);
     let again = tables.occupant(pool, 9).unwrap();

@@ -1,43 +1,44 @@
 use lb_common::{
+    address::to_mapped,
+    flow::Key,
     layout::ACTIVE,
     slot::{CONNECTED, Ctl, State},
+    time::Ticks,
 };
 
 use super::*;
-use crate::tables::flow::{empty_record, mapped};
 
 const CLIENT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x0c, 0x01];
 const BACKEND_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x0b, 0x01];
 const OUR_MACS: [[u8; 6]; 2] = [[0x02, 0, 0, 0, 0, 0xaa], [0x02, 0, 0, 0, 0, 0xbb]];
 
 fn listener() -> Listener {
-    let address = mapped("10.0.1.100".parse().unwrap());
+    let address = to_mapped([10, 0, 1, 100]);
     Listener { address, port: [0x19, 0x2b], service: 0, family: 4, state: ACTIVE, reserved: [0; 10] }
 }
 
 fn pool() -> Pool {
     Pool {
-        backend: mapped("10.0.1.10".parse().unwrap()),
-        snat: mapped("10.0.1.100".parse().unwrap()),
+        backend: to_mapped([10, 0, 1, 10]),
+        snat: to_mapped([10, 0, 1, 100]),
         port: [0x19, 0x2b],
         first_port: 10_240,
         ports: 22_528,
         family: 4,
         state: ACTIVE,
         hop: Hop::new(BACKEND_MAC, 1),
-        heard: 0,
-        sent: 0,
+        heard: Ticks::default(),
+        sent: Ticks::default(),
         reserved: [0; 2],
     }
 }
 
 /// A flow of 10.0.2.7:50123 (0xc3cb) on slot 9, SNAT port 10249 (0x2809).
 fn flow(ctl: Ctl) -> Flow {
-    let mut record = empty_record();
-    let address = u32::from_ne_bytes([10, 0, 2, 7]);
-    record.key = lb_common::layout::flow_key(address, u16::from_ne_bytes([0xc3, 0xcb]), 0);
+    let mut record = lb_common::layout::Slot::default();
+    record.key = Key::of("10.0.2.7:50123".parse().unwrap(), 0);
     record.hop = Hop::new(CLIENT_MAC, 0);
-    record.ctl = ctl.0;
+    record.ctl = ctl;
     Flow { pool: 0, slot: 9, ctl, record, opening: Default::default() }
 }
 

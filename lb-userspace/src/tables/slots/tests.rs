@@ -5,12 +5,13 @@ use std::{
 };
 
 use lb_common::{
-    layout::{Backend, Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, flow_key},
+    flow::Key,
+    layout::{Backend, Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT},
     slot::{CONNECTED, FIN_CLIENT},
 };
 
 use super::*;
-use crate::tables::{NewPool, Tables, flow::empty_record};
+use crate::tables::{NewPool, Tables};
 
 /// Tables in plain memory with one pool of `ports` slots, and what the kernel program does with them.
 struct Program {
@@ -63,13 +64,12 @@ impl Program {
         let free = slots.ctl(slot);
         assert!(matches!(free.state(), State::Free | State::Closed), "popped a slot in use: {:?}", free.state());
         assert!(slots.swap(slot, free, free.claimed()), "popped twice");
-        let mut record = empty_record();
-        record.key =
-            flow_key(u32::from_ne_bytes(client.ip().octets()), u16::from_ne_bytes(client.port().to_be_bytes()), 5);
+        let mut record = Slot::default();
+        record.key = Key::of(client, 5);
         // All words say the generation: a copy that mixes two is seen.
-        record.started = u64::from(free.claimed().generation());
-        record.end_backend = record.started;
-        record.ctl = free.claimed().0;
+        record.end_backend = u64::from(free.claimed().generation());
+        record.started = lb_common::time::Instant(record.end_backend);
+        record.ctl = free.claimed();
         let open = free.claimed().with_state(State::Established).with_flags(CONNECTED);
         self.tables.fixed.backends.word32(0, offset_of!(Backend, active)).fetch_add(1, Ordering::AcqRel);
         slots.slots.publish(slot.into(), &record, offset_of!(Slot, ctl));
@@ -113,7 +113,7 @@ fn a_flow_that_we_close_is_accounted_and_its_slot_free_again_once() {
     slots.openings.publish(slot.into(), &opening, 0);
     (record.end_client, record.end_backend) = (100 + 1000 + 1, 200 + (5 << 32));
     let ctl = ctl.with_flags(FIN_CLIENT).with_state(State::ClosingClient);
-    record.ctl = ctl.0;
+    record.ctl = ctl;
     slots.slots.publish(slot.into(), &record, 0);
     let flow = program.tables.close(program.pool, slot, ctl, Reason::IdleTimeout).unwrap();
     assert_eq!((flow.ctl, flow.bytes_in(), flow.bytes_out()), (ctl, 1000, 5 << 32));
@@ -151,7 +151,7 @@ fn a_slot_held_back_goes_to_the_ring_once() {
     assert!(program.slots().swap(slot, ctl, abandoned));
     program.tables.correct_active(0, -1);
     let heads: Vec<Head> = program.tables.heads(program.pool, 0..20).collect();
-    assert_eq!(heads, [Head { slot, ctl: abandoned, key: heads[0].key, last_seen: 0, backend: 0 }]);
+    assert_eq!(heads, [Head { slot, ctl: abandoned, key: heads[0].key, last_seen: Ticks(0), backend: 0 }]);
     assert!(program.tables.release_abandoned(program.pool, slot, abandoned));
     assert!(!program.tables.release_abandoned(program.pool, slot, abandoned));
     program.assert_all_free();
@@ -271,7 +271,7 @@ fn races_of_claim_close_push_and_pop_lose_no_slot_and_double_none() {
                 for flow in (0..40).filter_map(|slot| program.tables.flow(program.pool, slot)) {
                     let generation = u64::from(flow.ctl.generation());
                     assert_eq!(
-                        (flow.record.started, flow.record.end_backend),
+                        (flow.record.started.0, flow.record.end_backend),
                         (generation, generation),
                         "a mixed copy"
                     );
