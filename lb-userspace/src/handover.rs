@@ -36,7 +36,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
-use crate::{api::types::Event, sys::inherit, vrrp::report::Remembered};
+use crate::{sys::inherit, vrrp::report::Remembered, words::Event};
 
 /// Names the process that hands over and the descriptors that the new one inherits: `parent=1 channel=3 lock=4 ...`
 const VARIABLE: &str = "EVENKEEL_HANDOVER";

@@ -3,6 +3,7 @@
 pub mod access_log;
 pub mod api;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod controller;
 pub mod daemon;
@@ -15,3 +16,4 @@ pub mod sys;
 pub mod tables;
 pub mod top;
 pub mod vrrp;
+pub mod words;

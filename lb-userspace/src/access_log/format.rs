@@ -156,7 +156,7 @@ fn variable(name: &str) -> Result<Variable, String> {
         return Ok(*variable);
     }
     let known = VARIABLES.iter().map(|(known, _)| *known);
-    match crate::config::units::did_you_mean(name, known.clone()) {
+    match crate::words::did_you_mean(name, known.clone()) {
         Some(near) => Err(format!("unknown variable `${name}`: did you mean `${near}`?")),
         None => Err(format!("unknown variable `${name}`: there are ${}", known.collect::<Vec<_>>().join(" $"))),
     }

@@ -14,13 +14,16 @@
 //! An answer comes when the kernel's tables are written. Resets go on after it, at their pace: `GET /api/v1/tasks/ID` says
 //! how far. `GET /api/v1/admin` lists what is in force ([`InForce`]).
 
-use super::types::{BackendReason, BackendState};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+    sync::Arc,
+};
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU32;
-use std::sync::Arc;
+
+use crate::words::{AdminWord, BackendReason, BackendState, Task};
 
 /// No new connections for a backend; those it has go on, until the deadline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,7 +170,7 @@ pub struct Changed {
 pub struct InForce {
     pub service: Arc<str>,
     pub backend: Arc<str>,
-    pub order: Word,
+    pub order: AdminWord,
     pub since: Timestamp,
     /// Who has said so.
     pub by: Arc<str>,
@@ -177,43 +180,6 @@ pub struct InForce {
     pub rate: Option<u32>,
     /// Connections that are still open.
     pub active: u64,
-}
-
-/// What an operator has said about a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Word {
-    Drain,
-    Maint,
-}
-
-impl fmt::Display for Word {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        self.serialize(f)
-    }
-}
-
-/// Resets that go on at their pace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Task {
-    /// For `/api/v1/tasks/ID`.
-    pub id: u64,
-    pub state: TaskState,
-    /// Connections that were to be reset when it began.
-    pub total: u64,
-    /// Connections that were reset so far. The others have ended by themselves.
-    pub reset: u64,
-    /// Resets a second.
-    pub rate: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TaskState {
-    Running,
-    Done,
-    /// By `tasks/ID/stop`.
-    Stopped,
 }
 
 /// What a rebalancing does, or (`dry_run`) would do.

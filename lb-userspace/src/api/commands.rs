@@ -1,20 +1,24 @@
 //! The routes of the commands that act (see [`admin`](super::admin)), and who is behind them.
 
-use super::admin::{Drain, Failover, Kill, Maint, Ready, Rebalance, Set};
-use super::request::{Order, Reply, Request};
-use super::routes::{Daemon, failure, outcome};
-use super::types::Refused;
-use axum::extract::connect_info::Connected;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{ConnectInfo, Path, State};
-use axum::http::StatusCode;
-use axum::response::Response;
-use axum::routing::post;
-use axum::serve::IncomingStream;
-use axum::{Json, Router};
-use serde::Serialize;
 use std::fmt;
+
+use axum::{
+    Json, Router,
+    extract::{ConnectInfo, Path, State, connect_info::Connected, rejection::JsonRejection},
+    http::StatusCode,
+    response::Response,
+    routing::post,
+    serve::IncomingStream,
+};
+use serde::Serialize;
 use tokio::net::UnixListener;
+
+use super::{
+    admin::{Drain, Failover, Kill, Maint, Ready, Rebalance, Set},
+    request::{Order, Reply, Request},
+    routes::{Daemon, failure, outcome},
+    types::Refused,
+};
 
 /// Who is at the other end of the control socket: what the kernel says about it (SO_PEERCRED).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,21 +4,31 @@
 //! Everything about a connection is limited: how many there are, how long a request's head may be and take, how long a
 //! connection lives. What is over the limit is told so (503) and counted, what is no HTTP gets 400.
 
-use super::routes::{self, Daemon};
-use crate::notice::{History, Kind, Notice};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
 use axum::Router;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use log::Level;
-use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, oneshot},
+};
+
+use super::routes::{self, Daemon};
+use crate::notice::{History, Kind, Notice};
 
 /// The limits of one listener.
 #[derive(Clone, Copy, Debug)]

@@ -1,8 +1,11 @@
 //! Everything the daemon tells of itself at one moment: what `status`, the metrics and readiness are made from.
 
-use super::types::{BackendState, Status};
-use lb_common::layout::ConnectTimes;
 use std::net::{IpAddr, SocketAddr};
+
+use lb_common::layout::ConnectTimes;
+
+use super::types::Status;
+use crate::words::BackendState;
 
 /// The report.
 #[derive(Clone, Debug)]

@@ -1,14 +1,18 @@
 //! What the control socket asks the daemon: values over one bounded queue, each with the place for its answer.
 
-use super::admin::{Changed, Drain, Failover, InForce, Kill, Maint, Ready, Rebalance, Rebalanced, Set, Task};
-use super::commands::Peer;
-use super::report::Report;
-use super::trace::{Trace, TraceQuery};
-use super::types::{Conn, ConnState, Counters, FailedOver, Refused, Reloaded, VrrpStatus};
-use crate::handover::Upgraded;
-use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+
+use super::{
+    admin::{Changed, Drain, Failover, InForce, Kill, Maint, Ready, Rebalance, Rebalanced, Set},
+    commands::Peer,
+    report::Report,
+    trace::{Trace, TraceQuery},
+    types::{Conn, ConnState, Counters, FailedOver, Refused, Reloaded, VrrpStatus},
+};
+use crate::{handover::Upgraded, words::Task};
 
 /// Length of the queue of requests: more than this many at once are told to come again.
 pub const QUEUE: usize = 64;

@@ -3,29 +3,37 @@
 //! [`reading`] are those that change nothing: `[api]` serves these, to anybody. [`all`] has those that act on the daemon
 //! as well.
 
-use super::TOTAL_HEADER;
-use super::commands;
-use super::metrics::Metrics;
-use super::page;
-use super::report::Report;
-use super::request::{Conns, ConnsFilter, EventsFilter, Reply, Request};
-use super::trace::TraceQuery;
-use super::types::{Event, Meaning, Refused, meanings};
-use crate::notice::History;
-use axum::body::{Body, Bytes};
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{Path, Query, State, rejection::QueryRejection},
+    http::{
+        HeaderValue, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
-use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc, oneshot};
+
+use super::{
+    TOTAL_HEADER, commands,
+    metrics::Metrics,
+    page,
+    report::Report,
+    request::{Conns, ConnsFilter, EventsFilter, Reply, Request},
+    trace::TraceQuery,
+    types::{Meaning, Refused, meanings},
+};
+use crate::{notice::History, words::Event};
 
 /// A request that the daemon has not answered by then gets 503. Detaching and reloading are done in far less.
 const ANSWER_WITHIN: Duration = Duration::from_secs(9);

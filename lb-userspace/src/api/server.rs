@@ -1,17 +1,26 @@
 //! The control socket: who holds it, and who may open it.
 
-use super::commands::Peer;
-use super::routes::{self, Daemon};
-use crate::handover::Predecessor;
-use crate::sys::lock;
+use std::{
+    fs::{File, Permissions},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::PermissionsExt,
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
 use anyhow::{Context, Result, bail};
-use std::fs::{File, Permissions};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 use tokio::sync::oneshot;
+
+use super::{
+    commands::Peer,
+    routes::{self, Daemon},
+};
+use crate::{handover::Predecessor, sys::lock};
 
 /// How long answers under way may still take when the daemon ends.
 const FAREWELL: Duration = Duration::from_secs(2);

@@ -1,21 +1,27 @@
-use super::admin::{Task, TaskState};
-use super::types::*;
-use super::*;
-use crate::cli::client::Client;
-use crate::cli::exit::Failure;
-use crate::handover::Upgraded;
-use crate::notice::{History, Kind, Notice};
+use std::{
+    collections::BTreeSet,
+    ops::ControlFlow,
+    os::unix::{
+        fs::{FileTypeExt, PermissionsExt},
+        net::UnixStream,
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
 use lb_common::slot::State;
 use serde_json::json;
-use std::collections::BTreeSet;
-use std::ops::ControlFlow;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
+
+use super::{types::*, *};
+use crate::{
+    client::{Client, Failure},
+    handover::Upgraded,
+    notice::{History, Kind, Notice},
+    words::{BackendState, Event, Task, TaskState},
+};
 
 pub fn backend() -> Backend {
     Backend {

@@ -1,9 +1,14 @@
 //! `/api/v1/trace`: one connection explained, or what a SYN of its client would meet now.
 
-use super::types::{BackendReason, BackendState, ConnState, VrrpState};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
 use serde::{Deserialize, Serialize};
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+
+use super::types::ConnState;
+use crate::words::{BackendReason, BackendState, VrrpState};
 
 /// Whom it is about: the query string.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

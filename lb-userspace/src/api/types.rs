@@ -1,12 +1,15 @@
 //! The JSON of the control socket and of `-o json`: names and order of the fields are a contract with other programs.
 
-use lb_common::slot::State;
-use lb_common::verdict::Reason;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use lb_common::{slot::State, verdict::Reason};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+
+use crate::words::{AdvertCounts, BackendReason, BackendState, SyncCounts, SyncState, VrrpState, shown_as_in_json};
 
 /// Packets and connections by reason (`lb_common::verdict`), and the controller's own losses.
 pub type Counters = BTreeMap<String, u64>;
@@ -70,42 +73,10 @@ pub struct SyncPeer {
     pub lag_ms: u64,
     /// Its datagrams that never came.
     pub lost: u64,
-    pub datagrams_sent: u64,
-    /// Connections sent, again and again.
-    pub flows_sent: u64,
-    pub ends_sent: u64,
-    /// Full copies sent.
-    pub copies_sent: u64,
-    /// Changes that found the queue full.
-    pub dropped: u64,
-    pub flows_received: u64,
-    pub ends_received: u64,
-    /// Full copies that came whole.
-    pub copies_received: u64,
-    /// Connections that met another one in their place.
-    pub conflicts: u64,
-    /// Connections that have no place here: another service, backend or port.
-    pub unknown: u64,
+    #[serde(flatten)]
+    pub counts: SyncCounts,
     /// Datagrams that were turned away, by reason.
     pub refused: BTreeMap<String, u64>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SyncState {
-    /// Not heard yet, or it has another key.
-    Connecting,
-    /// Its connections are on the way.
-    Copying,
-    /// All its connections are known here.
-    Synced,
-    /// Not heard for three seconds.
-    Lost,
-}
-
-impl SyncState {
-    /// Every state there is.
-    pub const ALL: &[SyncState] = &[SyncState::Connecting, SyncState::Copying, SyncState::Synced, SyncState::Lost];
 }
 
 /// Which configuration is in use.
@@ -181,42 +152,6 @@ pub struct Backend {
     pub last_change: jiff::Timestamp,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BackendState {
-    Up,
-    /// Out, but one connection at a time may try it.
-    Probing,
-    SlowStart,
-    Draining,
-    Maint,
-    Down,
-}
-
-impl BackendState {
-    /// Every state there is.
-    pub const ALL: &[BackendState] = &[
-        BackendState::Up,
-        BackendState::Probing,
-        BackendState::SlowStart,
-        BackendState::Draining,
-        BackendState::Maint,
-        BackendState::Down,
-    ];
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BackendReason {
-    Admin,
-    Config,
-    Refused,
-    Timeout,
-    Silent,
-    ProbeTimeout,
-    ProbeStatus,
-}
-
 /// How long connects took, in milliseconds; nothing before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ConnectTime {
@@ -270,21 +205,8 @@ pub struct VrrpPeer {
 /// What an instance has counted since it was started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VrrpAdverts {
-    pub sent: u64,
-    /// Of those sent: with priority 0.
-    pub resignations_sent: u64,
-    pub send_failures: u64,
-    /// Those that count.
-    pub received: u64,
-    pub resignations_received: u64,
-    /// Of those received: with other addresses than ours.
-    pub address_mismatches: u64,
-    /// Of another master, while this host was MASTER.
-    pub dual_master: u64,
-    /// Claims of other hosts, by ARP or ND, to an address that this host held.
-    pub claims: u64,
-    /// Gratuitous ARP packets and neighbour advertisements sent.
-    pub announcements: u64,
+    #[serde(flatten)]
+    pub counts: AdvertCounts,
     /// Those that did not count, by reason.
     pub refused: BTreeMap<String, u64>,
 }
@@ -296,20 +218,6 @@ pub struct FailedOver {
     /// The host that has taken over; none: it was not heard yet.
     pub master: Option<IpAddr>,
     pub after_ms: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum VrrpState {
-    Master,
-    Backup,
-    Fault,
-    Init,
-}
-
-impl VrrpState {
-    /// Every state there is.
-    pub const ALL: &[VrrpState] = &[VrrpState::Master, VrrpState::Backup, VrrpState::Fault, VrrpState::Init];
 }
 
 /// A row of `/api/v1/conns`.
@@ -353,58 +261,6 @@ impl ConnState {
     }
 }
 
-/// A row of `/api/v1/events`: something an operator should hear of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
-    /// One after the other, from 1 at the daemon's start.
-    pub number: u64,
-    pub time: jiff::Timestamp,
-    pub level: EventLevel,
-    pub kind: EventKind,
-    /// Whom it is about, as far as it is about one.
-    pub service: Option<Arc<str>>,
-    pub backend: Option<Arc<str>>,
-    /// The VRRP instance.
-    pub instance: Option<Arc<str>>,
-    pub text: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EventLevel {
-    Info,
-    Warn,
-    Error,
-}
-
-impl From<log::Level> for EventLevel {
-    fn from(level: log::Level) -> Self {
-        match level {
-            log::Level::Error => EventLevel::Error,
-            log::Level::Warn => EventLevel::Warn,
-            _ => EventLevel::Info,
-        }
-    }
-}
-
-/// What an event belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EventKind {
-    /// A backend went out or came back.
-    Health,
-    Vrrp,
-    /// Flow sync.
-    Sync,
-    Reload,
-    /// An operator's command.
-    Admin,
-    /// Hooks, interfaces, tables.
-    Datapath,
-    /// The daemon's start and end.
-    Lifecycle,
-}
-
 /// The answer to a reload that was applied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
@@ -420,15 +276,4 @@ pub struct Refused {
     pub errors: Vec<String>,
 }
 
-/// Writes an enum as the word that stands for it in the JSON.
-macro_rules! shown_as_in_json {
-    ($($type:ty),*) => {$(
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                self.serialize(f)
-            }
-        }
-    )*};
-}
-
-shown_as_in_json!(DatapathMode, BackendState, BackendReason, VrrpState, SyncState, ConnState, EventLevel, EventKind);
+shown_as_in_json!(ConnState, DatapathMode);

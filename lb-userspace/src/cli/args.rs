@@ -1,15 +1,19 @@
 //! The arguments as they are written.
 
-use crate::api::ConnsFilter;
-use crate::api::types::ConnState;
-use crate::config::model::Weight;
-use crate::config::{DEFAULT_PATH, DEFAULT_SOCKET, units};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+    path::PathBuf,
+    time::Duration,
+};
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU32;
-use std::path::PathBuf;
-use std::time::Duration;
+
+use crate::{
+    api::{ConnsFilter, types::ConnState},
+    config::{DEFAULT_PATH, DEFAULT_SOCKET, model::Weight, units},
+};
 
 const EXAMPLES: &str = "\
 Examples:

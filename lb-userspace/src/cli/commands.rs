@@ -3,23 +3,29 @@
 //! The daemon does the work and goes on with it by itself; what waits here only looks. Ctrl-C ends the looking. A
 //! rebalancing, which nobody else may want to its end, it stops.
 
-use super::args::{BackendArg, DrainArgs, Format, KillArgs, RebalanceArgs, Setting};
-use super::client::Client;
-use super::exit::Failure;
-use super::interrupt::Interrupt;
-use super::table::Style;
-use super::{output, raw, show, units};
-use crate::api::admin::{
-    Changed, Drain, Failover, InForce, Kill, Maint, Ready, Rebalance, Rebalanced, RebalancedService, Set, Task,
-    TaskState,
+use std::{
+    io::IsTerminal,
+    num::NonZeroU32,
+    time::{Duration, Instant},
 };
-use crate::api::types::{BackendState, FailedOver};
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
+
+use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
-use std::io::IsTerminal;
-use std::num::NonZeroU32;
-use std::time::{Duration, Instant};
+
+use super::{
+    args::{BackendArg, DrainArgs, Format, KillArgs, RebalanceArgs, Setting},
+    interrupt::Interrupt,
+    output, raw, show,
+    table::Style,
+};
+use crate::{
+    api::{
+        admin::{Changed, Drain, Failover, InForce, Kill, Maint, Ready, Rebalance, Rebalanced, RebalancedService, Set},
+        types::FailedOver,
+    },
+    client::{Client, Failure, standing, units},
+    words::{BackendState, Task, TaskState},
+};
 
 /// Between two looks at what goes on.
 const LOOK: Duration = Duration::from_millis(200);
@@ -52,12 +58,6 @@ fn drained(changed: &Changed, rate: NonZeroU32) -> String {
         None => "they stay until they end".into(),
     };
     format!("{}: no new connections, {} active; {rest}\n", standing(changed), changed.active)
-}
-
-/// `cp01 of kube-apiserver is draining (admin)`
-pub fn standing(changed: &Changed) -> String {
-    let reason = changed.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
-    format!("{} of {} is {}{reason}", changed.backend, changed.service, changed.state)
 }
 
 /// Local time, to the second.

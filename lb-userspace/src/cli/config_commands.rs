@@ -1,11 +1,14 @@
 //! `check` and `dump`: they read files and need no daemon.
 
-use super::args::Format;
-use super::exit::Failure;
-use super::{output, units};
-use crate::config::{self, Config, Problem, Problems};
-use serde_json::json;
 use std::path::Path;
+
+use serde_json::json;
+
+use super::{args::Format, output};
+use crate::{
+    client::{Failure, units},
+    config::{self, Config, Problem, Problems},
+};
 
 /// `check`: "configuration ok" and what there is room for, or every error.
 pub fn check(path: &Path, format: Format) -> Result<(), Failure> {

@@ -1,9 +1,13 @@
 //! Ctrl-C, and SIGTERM, for commands that wait: they end in order instead of at once.
 
-use super::exit::Failure;
 use std::time::Duration;
-use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{Signal, SignalKind, signal},
+};
+
+use crate::client::Failure;
 
 /// From when it is made until it is dropped, these signals do not end the process.
 pub struct Interrupt {

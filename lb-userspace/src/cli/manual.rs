@@ -1,11 +1,11 @@
 //! `completions` and `man`: both are made from the arguments as clap knows them, so that they cannot fall behind.
 
-use super::args::Cli;
-use super::exit::Failure;
-use super::output;
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
+
+use super::{args::Cli, output};
+use crate::client::Failure;
 
 const NAME: &str = "evenkeel";
 

@@ -1,10 +1,8 @@
 //! The command line.
 
 mod args;
-pub(crate) mod client;
 mod commands;
 mod config_commands;
-pub mod exit;
 mod interrupt;
 mod manual;
 mod output;
@@ -14,22 +12,25 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod trace;
-pub(crate) mod units;
 
-use crate::api::EventsFilter;
-use crate::api::types::{Counters, Event, Reloaded, Status};
-use crate::daemon::{self, RunOptions};
-use crate::handover::Upgraded;
-use crate::top;
-use args::{Cli, Command, Format, VrrpAction};
+use std::{process::ExitCode, time::Duration};
+
 use clap::Parser;
-use client::{Answer, Client};
-pub(crate) use commands::standing;
-use exit::Failure;
 use lb_common::verdict::Reason;
 use serde::Serialize;
-use std::process::ExitCode;
-use std::time::Duration;
+
+use crate::{
+    api::{
+        EventsFilter,
+        types::{Counters, Reloaded, Status},
+    },
+    client::{Answer, Client, Failure, exit},
+    daemon::{self, RunOptions},
+    handover::Upgraded,
+    top,
+    words::Event,
+};
+use args::{Cli, Command, Format, VrrpAction};
 use table::Style;
 
 /// Reads the arguments, does what they say, and gives the exit code.

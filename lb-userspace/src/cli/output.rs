@@ -1,8 +1,11 @@
 //! Writing to standard output.
 
-use super::exit::Failure;
-use std::io::{self, ErrorKind, Write};
-use std::ops::ControlFlow;
+use std::{
+    io::{self, ErrorKind, Write},
+    ops::ControlFlow,
+};
+
+use crate::client::Failure;
 
 /// Prints a text.
 pub fn print(text: &str) -> Result<(), Failure> {

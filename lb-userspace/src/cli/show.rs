@@ -1,20 +1,26 @@
 //! What the daemon says, as text for people.
 
-use super::args::Format;
-use super::meaning;
-use super::table::{Column, Style, Table, coloured};
-use super::units;
-use crate::api::admin::Rebalanced;
-use crate::api::types::{
-    Backend, BackendState, Conn, Counters, Event, ServiceStatus, Status, VrrpState, VrrpStatus, meanings,
-};
-use crate::vrrp::{receive::Refusal, tell};
+use std::{fmt::Write, net::IpAddr};
+
 use Column::{Left, Right};
 use comfy_table::{Cell, Color};
 use jiff::tz::TimeZone;
 use lb_common::verdict::Reason;
-use std::fmt::Write;
-use std::net::IpAddr;
+
+use super::{
+    args::Format,
+    meaning,
+    table::{Column, Style, Table, coloured},
+};
+use crate::{
+    api::{
+        admin::Rebalanced,
+        types::{Backend, Conn, Counters, ServiceStatus, Status, VrrpStatus, meanings},
+    },
+    client::units,
+    vrrp::{receive::Refusal, tell},
+    words::{BackendState, Event, VrrpState},
+};
 
 /// `status`
 pub fn status(status: &Status, format: Format, style: Style) -> String {
@@ -210,8 +216,8 @@ fn instance_row(instance: &VrrpStatus, wide: bool) -> Vec<Cell> {
         Cell::new(instance.virtual_router_id),
         Cell::new(instance.addresses.join(", ")),
         Cell::new(address(instance.master)),
-        Cell::new(adverts.sent),
-        Cell::new(adverts.received),
+        Cell::new(adverts.counts.sent),
+        Cell::new(adverts.counts.received),
         Cell::new(adverts.refused.values().sum::<u64>()),
     ];
     if wide {
@@ -220,10 +226,10 @@ fn instance_row(instance: &VrrpStatus, wide: bool) -> Vec<Cell> {
             Cell::new(address(instance.source)),
             Cell::new(instance.transitions),
             Cell::new(units::milliseconds((instance.lease_ms > 0).then_some(instance.lease_ms as f64))),
-            Cell::new(adverts.send_failures),
-            Cell::new(adverts.dual_master),
-            Cell::new(adverts.claims),
-            Cell::new(adverts.announcements),
+            Cell::new(adverts.counts.send_failures),
+            Cell::new(adverts.counts.dual_master),
+            Cell::new(adverts.counts.claims),
+            Cell::new(adverts.counts.announcements),
         ]);
     }
     row
@@ -252,15 +258,15 @@ fn details(instance: &VrrpStatus) -> String {
     let adverts = &instance.adverts;
     let seen = [
         (
-            adverts.dual_master,
+            adverts.counts.dual_master,
             "advertisements of another master while this host was it: let protocol 112 into that host",
         ),
         (
-            adverts.claims,
+            adverts.counts.claims,
             "claims to its addresses by ARP or ND: another master that is not heard, or a host that has them",
         ),
         (
-            adverts.address_mismatches,
+            adverts.counts.address_mismatches,
             "advertisements with other addresses: write the same `addresses`, or another number",
         ),
     ];

@@ -1,12 +1,19 @@
 //! Flow sync in `status`.
 
-use super::args::Format;
-use super::table::{Column, Style, Table, coloured};
-use super::units;
-use crate::api::types::{SyncPeer, SyncState, SyncStatus};
+use std::fmt::Write;
+
 use Column::{Left, Right};
 use comfy_table::{Cell, Color};
-use std::fmt::Write;
+
+use super::{
+    args::Format,
+    table::{Column, Style, Table, coloured},
+};
+use crate::{
+    api::types::{SyncPeer, SyncStatus},
+    client::units,
+    words::SyncState,
+};
 
 /// The other hosts of the pair.
 pub fn status(sync: &SyncStatus, format: Format, style: Style) -> String {
@@ -54,15 +61,18 @@ fn row(peer: &SyncPeer, wide: bool) -> Vec<Cell> {
         Cell::new(peer.waiting),
         Cell::new(units::milliseconds(Some(peer.lag_ms as f64))),
         Cell::new(peer.lost),
-        Cell::new(peer.flows_sent),
-        Cell::new(peer.flows_received),
+        Cell::new(peer.counts.flows_sent),
+        Cell::new(peer.counts.flows_received),
     ];
     if wide {
         let version = if peer.version.is_empty() { "-" } else { &peer.version };
         let refused: u64 = peer.refused.values().sum();
         row.push(Cell::new(version));
-        row.extend([peer.copies_sent, peer.copies_received, peer.conflicts, peer.unknown].map(Cell::new));
-        row.extend([refused, peer.dropped].map(Cell::new));
+        row.extend(
+            [peer.counts.copies_sent, peer.counts.copies_received, peer.counts.conflicts, peer.counts.unknown]
+                .map(Cell::new),
+        );
+        row.extend([refused, peer.counts.dropped].map(Cell::new));
     }
     row
 }

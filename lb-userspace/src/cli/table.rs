@@ -1,8 +1,11 @@
 //! Tables: boxes and colour on a terminal, plain columns for everything else.
 
-use comfy_table::presets::{NOTHING, UTF8_FULL_CONDENSED};
-use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement};
 use std::io::IsTerminal;
+
+use comfy_table::{
+    Attribute, Cell, CellAlignment, Color, ContentArrangement,
+    presets::{NOTHING, UTF8_FULL_CONDENSED},
+};
 
 /// A column's name and on which side its values stand.
 #[derive(Clone, Copy)]

@@ -1,14 +1,19 @@
-use super::args::{Cli, Command, Format, Setting};
-use super::units;
-use crate::api::trace::{Candidate, DecidingRule, Elsewhere, Foretold, Trace, Verdict};
-use crate::api::types::{
-    Backend, BackendReason, BackendState, ConnState, ConnectTime, Counters, Event, EventKind, EventLevel, VrrpState,
-};
-use crate::cli::{manual, show, trace};
+use std::time::Duration;
+
 use clap::{CommandFactory, Parser, ValueEnum};
 use clap_complete::Shell;
 use lb_common::verdict::Reason;
-use std::time::Duration;
+
+use super::args::{Cli, Command, Format, Setting};
+use crate::{
+    api::{
+        trace::{Candidate, DecidingRule, Elsewhere, Foretold, Trace, Verdict},
+        types::{Backend, ConnState, ConnectTime, Counters},
+    },
+    cli::{manual, show, trace},
+    client::units,
+    words::{BackendReason, BackendState, Event, EventKind, EventLevel, VrrpState},
+};
 
 #[test]
 fn the_arguments_are_consistent() {

@@ -1,11 +1,12 @@
 //! `trace`: one connection, or what a new one would meet, for people.
 
-use super::client::Client;
-use super::exit::Failure;
-use super::{args::Format, output, query, raw, units};
-use crate::api::trace::{Candidate, Connection, Elsewhere, Foretold, Side, Trace, TraceQuery, Verdict};
-use std::fmt::Display;
-use std::net::SocketAddr;
+use std::{fmt::Display, net::SocketAddr};
+
+use super::{args::Format, output, query, raw};
+use crate::{
+    api::trace::{Candidate, Connection, Elsewhere, Foretold, Side, Trace, TraceQuery, Verdict},
+    client::{Client, Failure, units},
+};
 
 pub fn trace(client: &Client, about: SocketAddr, service: Option<String>, format: Format) -> Result<(), Failure> {
     let answer = client.get(&format!("/api/v1/trace?{}", query(&TraceQuery { client: about, service })?))?;

@@ -1,11 +1,17 @@
 //! What must be true between tables and files: names once, addresses once, no more of anything than the maps hold.
 
-use super::model::{Config, PortRange, Vrrp};
-use super::problem::{Findings, Place};
-use super::raw::At;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
 use lb_common::layout;
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+
+use super::{
+    model::{Config, PortRange, Vrrp},
+    problem::{Findings, Place},
+    raw::At,
+};
 
 /// Keys that may stand once, and where they stood first.
 pub struct Once<'a, K> {

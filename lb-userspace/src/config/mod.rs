@@ -14,13 +14,14 @@ pub mod units;
 pub use model::Config;
 pub use problem::{Problem, Problems};
 
+use std::path::{Path, PathBuf};
+
+use toml::{Spanned, de::DeTable};
+
 use cross::Cross;
 use model::{Service, Vrrp};
 use problem::{Findings, Place, Source};
 use raw::Table;
-use std::path::{Path, PathBuf};
-use toml::Spanned;
-use toml::de::DeTable;
 
 /// The default of `-c`.
 pub const DEFAULT_PATH: &str = "/etc/evenkeel/evenkeel.toml";

@@ -1,17 +1,22 @@
 //! The configuration once it is understood: wrong values cannot be written down any more. The serialised form of these
 //! types is the file's own TOML, with every default filled in (`evenkeel dump`).
 
-use super::{memory, units};
-use crate::access_log;
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    num::{NonZeroU8, NonZeroU32},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
-use std::collections::BTreeSet;
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::num::{NonZeroU8, NonZeroU32};
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+
+use super::{memory, units};
+use crate::access_log;
+pub use crate::words::VrrpVersion;
 
 /// All files together.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -374,18 +379,6 @@ pub struct Vrrp {
     pub notify: Option<PathBuf>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub track_script: Vec<TrackScript>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VrrpVersion {
-    V2,
-    V3,
-}
-
-impl Serialize for VrrpVersion {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u8(if *self == VrrpVersion::V2 { 2 } else { 3 })
-    }
 }
 
 /// How version 3 sums up IPv4 advertisements; both are accepted.

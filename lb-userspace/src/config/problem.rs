@@ -1,9 +1,8 @@
 //! What is wrong with a configuration, and where: file, line, column.
 
+use std::{cell::RefCell, fmt, path::PathBuf};
+
 use serde::Serialize;
-use std::cell::RefCell;
-use std::fmt;
-use std::path::PathBuf;
 
 /// One file of the configuration as it was read.
 #[derive(Debug)]

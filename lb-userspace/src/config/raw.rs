@@ -3,10 +3,13 @@
 //!
 //! Serde is not used for reading because it ends at the first error and forgets places; the model is what is typed.
 
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
 use super::problem::{Findings, Place, Source};
-use super::units::did_you_mean;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use crate::words::did_you_mean;
 
 /// A value and where it stands.
 #[derive(Clone, Copy)]

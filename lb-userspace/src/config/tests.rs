@@ -1,8 +1,11 @@
-use super::model::{Balance, Datapath, LogTarget, OnExit};
-use super::*;
-use std::fs;
-use std::time::Duration;
+use std::{fs, time::Duration};
+
 use tempfile::TempDir;
+
+use super::{
+    model::{Balance, Datapath, LogTarget, OnExit},
+    *,
+};
 
 /// A service that is right; tests add what they are about.
 const SERVICE: &str = r#"

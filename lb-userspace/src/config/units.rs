@@ -1,13 +1,18 @@
 //! From a value of the file to a value of the model: durations, numbers, names, addresses. Every reader says in its
 //! error what would be right.
 
-use super::raw::{Value, describe};
-use std::fmt::Display;
-use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::{
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    time::Duration,
+};
+
 use toml::de::DeValue;
+
+use super::raw::{Value, describe};
+use crate::words::did_you_mean;
 
 /// A string.
 pub fn text<'a>(value: Value<'a>) -> Result<&'a str, String> {
@@ -111,13 +116,6 @@ pub fn choice<T: Copy>(words: &[(&'static str, T)]) -> impl Fn(Value) -> Result<
             None => Err(format!("unknown word \"{text}\": there are {}", all())),
         }
     }
-}
-
-/// The word that was probably meant.
-pub fn did_you_mean<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let (likeness, near) =
-        known.map(|near| (strsim::jaro_winkler(word, near), near)).max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (likeness > 0.8).then_some(near)
 }
 
 /// `address:port`, IPv6 as `[address]:port`.

@@ -19,7 +19,7 @@ use lb_common::{
 };
 
 use super::health::{Cause, State};
-use crate::api::types::{BackendReason, BackendState};
+use crate::words::{BackendReason, BackendState};
 
 /// What an operator has said about a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

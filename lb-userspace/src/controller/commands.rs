@@ -23,9 +23,8 @@ use super::{
     view::{FlowAt, View, active},
 };
 use crate::{
-    api::admin::{Task, TaskState},
-    config::units::did_you_mean,
     notice::{Kind, Notice, Subject},
+    words::{Task, TaskState, did_you_mean},
 };
 
 /// Which connections are to be reset.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::{rebalancing::Rebalancing, resets::JobId};
-use crate::api::admin::{Task, TaskState};
+use crate::words::{Task, TaskState};
 
 /// Most tasks that are over and still remembered.
 const REMEMBERED: usize = 64;

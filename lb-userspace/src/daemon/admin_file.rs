@@ -15,11 +15,11 @@ use lb_common::layout::MAX_BACKENDS;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::admin::Word,
     controller::{
         Now,
         admin_state::{Name, Order, Orders, Said},
     },
+    words::AdminWord,
 };
 
 /// Of the format below. Another one is not guessed at.
@@ -50,7 +50,7 @@ struct Ready {
 struct Entry {
     service: Arc<str>,
     backend: Arc<str>,
-    order: Word,
+    order: AdminWord,
     since: Timestamp,
     by: Arc<str>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -147,8 +147,8 @@ fn ready(((service, backend), decided_at): (&Name, u64)) -> Ready {
 
 fn entry((service, backend): &Name, said: &Said, decided_at: u64, now: Now) -> Entry {
     let (order, deadline, rate) = match said.order {
-        Order::Drain { deadline, rate } => (Word::Drain, deadline.map(|at| wall(at, now)), Some(rate)),
-        Order::Maint => (Word::Maint, None, None),
+        Order::Drain { deadline, rate } => (AdminWord::Drain, deadline.map(|at| wall(at, now)), Some(rate)),
+        Order::Maint => (AdminWord::Maint, None, None),
     };
     let (service, backend) = (service.clone(), backend.clone());
     Entry { service, backend, order, since: timestamp(decided_at), by: said.by.clone(), deadline, rate }
@@ -159,10 +159,10 @@ fn orders(contents: Contents, now: Now) -> Result<Orders> {
     for Entry { service, backend, order, since, by, deadline, rate } in contents.backends {
         ensure!(by.len() <= 64 && by.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "a `by` is no plain text");
         let order = match (order, deadline, rate) {
-            (Word::Drain, deadline, Some(rate)) if rate > 0 => {
+            (AdminWord::Drain, deadline, Some(rate)) if rate > 0 => {
                 Order::Drain { deadline: deadline.map(|at| monotonic(at, now)), rate }
             }
-            (Word::Maint, None, None) => Order::Maint,
+            (AdminWord::Maint, None, None) => Order::Maint,
             _ => bail!("the order for backend {backend} of service {service} is none"),
         };
         let said = Said { order, since: monotonic(since, now), by };

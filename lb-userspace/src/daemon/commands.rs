@@ -15,7 +15,7 @@ use crate::{
         self, Peer,
         admin::{
             Changed, Drain, InForce, Kill, Maint, Ready, Rebalance, Rebalanced, RebalancedBackend, RebalancedService,
-            Set, Task, Word,
+            Set,
         },
         types::Refused,
     },
@@ -28,6 +28,7 @@ use crate::{
         view::active,
     },
     notice::{Kind, Notice, Subject},
+    words::{AdminWord, Task},
 };
 use lb_common::verdict::Reason;
 
@@ -256,9 +257,9 @@ impl Daemon {
             let number = self.controller.find(&backend, Some(&service)).ok()?;
             let (order, deadline, rate) = match said.order {
                 Order::Drain { deadline, rate } => {
-                    (Word::Drain, deadline.map(|at| wall(at, now)), deadline.is_some().then_some(rate))
+                    (AdminWord::Drain, deadline.map(|at| wall(at, now)), deadline.is_some().then_some(rate))
                 }
-                Order::Maint => (Word::Maint, None, None),
+                Order::Maint => (AdminWord::Maint, None, None),
             };
             Some(InForce {
                 service,

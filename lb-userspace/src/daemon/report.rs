@@ -16,13 +16,14 @@ use crate::{
     api::{
         Connects, Conns, ConnsFilter, PoolUse, Report,
         types::{
-            Backend, BackendReason, BackendState, ConfigStatus, Conn, ConnState, ConnectTime, Connections, Counters,
-            DatapathMode, DatapathStatus, ServiceStatus, Status, SyncStatus,
+            Backend, ConfigStatus, Conn, ConnState, ConnectTime, Connections, Counters, DatapathMode, DatapathStatus,
+            ServiceStatus, Status, SyncStatus,
         },
     },
     controller::{installed, installed::Installed, record::connection_number},
     dataplane::{Attached, Mode},
     tables::{Flow, Head, Tables},
+    words::{BackendReason, BackendState},
 };
 
 pub mod sync;

@@ -17,13 +17,14 @@ use crate::{
         trace::{
             Candidate, ClientLimit, Connection, DecidingRule, Elsewhere, Foretold, Side, Trace, TraceQuery, Verdict,
         },
-        types::{ConnState, Refused, VrrpState},
+        types::{ConnState, Refused},
     },
     config::model::Service,
     controller::installed::{self, listener_address},
     dataplane::Answer,
     sys::{clock, netdev},
     tables::Flow,
+    words::VrrpState,
 };
 
 fn refused(what: String) -> Refused {

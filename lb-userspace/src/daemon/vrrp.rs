@@ -14,7 +14,7 @@ use super::Daemon;
 use crate::{
     api::{
         Peer, Reply,
-        types::{BackendState, FailedOver, Refused},
+        types::{FailedOver, Refused},
     },
     config::model::Config,
     notice::{Kind, Notice, Subject},
@@ -26,6 +26,7 @@ use crate::{
         shell::{Fact, Reports, Router},
         tell::{self, Event},
     },
+    words::BackendState,
 };
 
 /// How often the datapath is tested.

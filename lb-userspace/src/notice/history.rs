@@ -10,7 +10,7 @@ use log::log;
 use tokio::sync::watch;
 
 use super::{Notice, Subject};
-use crate::api::types::Event;
+use crate::words::Event;
 
 /// How many are kept: the newest. They end with the process.
 pub const KEPT: usize = 1000;

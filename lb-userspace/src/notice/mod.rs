@@ -12,7 +12,7 @@ use std::{fmt, sync::Arc};
 
 use log::Level;
 
-pub use crate::api::types::EventKind as Kind;
+pub use crate::words::EventKind as Kind;
 pub use history::{History, KEPT};
 
 /// One thing to be said.

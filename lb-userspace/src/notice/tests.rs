@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use log::Level;
 
 use super::{History, KEPT, Kind, Notice, Subject};
-use crate::api::types::EventLevel;
+use crate::words::EventLevel;
 
 fn tell(history: &History, text: &str) {
     history.tell(Notice::daemon(Level::Info, Kind::Lifecycle, text), Timestamp::UNIX_EPOCH);

@@ -19,9 +19,9 @@ use tokio::{
 };
 
 use crate::{config::model, controller::probe_count::Outcome, sys::clock};
+use pace::Pace;
 
 pub use check::Check;
-use pace::Pace;
 pub use tls::authorities;
 
 /// Findings that may wait for the controller; a probe waits for room.

@@ -10,7 +10,7 @@ use super::{
     mirror::{Mirror, Now},
     wire::{self, Message},
 };
-use crate::controller::view::Place;
+use crate::{controller::view::Place, words::SyncCounts};
 
 /// Changes that may wait. More are dropped, and the peer is told to ask for a copy.
 const QUEUE: usize = 65_536;
@@ -28,34 +28,14 @@ pub enum Item {
     Ended(wire::Name),
 }
 
-/// What was sent and received, counted.
+/// Datagrams that were turned away, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Datagrams sent.
-    pub datagrams_sent: u64,
-    /// Flows sent, again and again.
-    pub flows_sent: u64,
-    /// Ends sent.
-    pub ends_sent: u64,
-    /// Full copies sent.
-    pub copies_sent: u64,
-    /// Changes that found the queue full.
-    pub dropped: u64,
-    /// Flows received.
-    pub flows_received: u64,
-    /// Ends received.
-    pub ends_received: u64,
-    /// Full copies received whole.
-    pub copies_received: u64,
-    /// Flows that stood in the place of a younger one, or an older one that gave way.
-    pub conflicts: u64,
-    /// Flows whose service, backend or port is unknown here.
-    pub unknown: u64,
-    /// Datagrams of nobody who has the key, or changed on the way.
+pub struct RefusedCounts {
+    /// The sender does not have the key, or the datagram was changed on the way.
     pub not_authentic: u64,
-    /// Datagrams that came again, or of an old session.
+    /// It was received before, or belongs to an old session.
     pub replayed: u64,
-    /// Datagrams that say nothing that can be understood.
+    /// It cannot be understood.
     pub malformed: u64,
 }
 
@@ -76,7 +56,9 @@ pub struct Peer {
     /// Whom it may believe and who believes it.
     pub link: Link,
     /// What was counted.
-    pub counts: Counts,
+    pub counts: SyncCounts,
+    /// Its datagrams that were turned away.
+    pub refused: RefusedCounts,
     /// The flows of the copy that is coming in.
     pub present: HashSet<Place>,
     queue: VecDeque<Item>,
@@ -89,8 +71,18 @@ pub struct Peer {
 impl Peer {
     /// A peer to whom nothing was said yet.
     pub fn new(address: SocketAddr, link: Link) -> Peer {
-        let (queue, counts) = (VecDeque::new(), Counts::default());
-        Peer { address, link, counts, present: HashSet::new(), queue, empty_at: 0, copy: None, offer: false }
+        let (queue, counts) = (VecDeque::new(), SyncCounts::default());
+        Peer {
+            address,
+            link,
+            counts,
+            refused: RefusedCounts::default(),
+            present: HashSet::new(),
+            queue,
+            empty_at: 0,
+            copy: None,
+            offer: false,
+        }
     }
 
     /// Puts a change in the queue. To a peer that is not there nothing is said: it will ask for a copy.

@@ -16,11 +16,11 @@ use lb_common::slot::State;
 use super::{
     link::{Link, News, Refused, Standing},
     mirror::{Applied, Directory, Mirror, Now},
-    peer::{Counts, Item, Payloads, Peer},
+    peer::{Item, Payloads, Peer, RefusedCounts},
     seal::{Session, SharedKey},
     wire::{self, Admin, Health, Message},
 };
-use crate::{controller::view::Place, tables::Tables};
+use crate::{controller::view::Place, tables::Tables, words::SyncCounts};
 
 /// Half-open flows that are watched until they are connected.
 const OPENING: usize = 65_536;
@@ -87,7 +87,9 @@ pub struct PeerStatus {
     /// Its datagrams that never came.
     pub missing: u64,
     /// What was counted.
-    pub counts: Counts,
+    pub counts: SyncCounts,
+    /// Its datagrams that were turned away.
+    pub refused: RefusedCounts,
 }
 
 /// See the module.
@@ -203,6 +205,7 @@ impl Station {
             lag_ms: peer.lag(now.monotonic) / 1_000_000,
             missing: peer.link.missing,
             counts: peer.counts,
+            refused: peer.refused,
         };
         self.peers.iter().map(of).collect()
     }
@@ -335,9 +338,9 @@ impl Station {
             }
             Err(refused) => {
                 match refused {
-                    Refused::NotAuthentic => peer.counts.not_authentic += 1,
-                    Refused::Replayed | Refused::UnknownSession => peer.counts.replayed += 1,
-                    Refused::Malformed => peer.counts.malformed += 1,
+                    Refused::NotAuthentic => peer.refused.not_authentic += 1,
+                    Refused::Replayed | Refused::UnknownSession => peer.refused.replayed += 1,
+                    Refused::Malformed => peer.refused.malformed += 1,
                 }
                 None
             }

@@ -11,11 +11,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::state::{Order, Seen, Verb};
 use crate::{
-    api::{
-        admin::{Changed, Drain, Maint, Ready},
-        types::Event,
-    },
-    cli::{client::Client, exit::Failure, standing},
+    api::admin::{Changed, Drain, Maint, Ready},
+    client::{Client, Failure, standing},
+    words::Event,
 };
 
 /// Later than that is no answer: the next question may find another daemon.

@@ -19,16 +19,16 @@ use std::{
 };
 
 use crossterm::event::{Event, EventStream, KeyEventKind};
-use draw::Look;
-use feed::{Feed, Told};
 use futures_util::StreamExt;
 use jiff::Timestamp;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::client::Failure;
+use draw::Look;
+use feed::{Feed, Told};
 use screen::Screen;
 pub use screen::is_there;
 use state::{Action, Now, Stage, State};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
-use crate::cli::exit::Failure;
 
 /// Between two looks at the daemon.
 pub const PERIOD: Duration = Duration::from_secs(1);

@@ -12,7 +12,10 @@ use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use jiff::Timestamp;
 
 use super::past::{Past, PastCounters, Totals};
-use crate::api::types::{Backend, BackendState, Event, ServiceStatus, Status};
+use crate::{
+    api::types::{Backend, ServiceStatus, Status},
+    words::{BackendState, Event},
+};
 
 /// How long a notice stands.
 const NOTICE: Duration = Duration::from_secs(8);

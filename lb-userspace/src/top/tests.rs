@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,10 +11,14 @@ use super::{
     past::{Past, PastCounters, Totals},
     state::{Action, Now, Order, Panel, Popup, Seen, Stage, State, Verb},
 };
-use crate::api::types::{
-    Backend, BackendReason, BackendState, ConfigStatus, ConnectTime, Connections, Counters, DatapathMode,
-    DatapathStatus, Event, EventKind, EventLevel, ServiceStatus, Status, SyncPeer, SyncState, SyncStatus, VrrpAdverts,
-    VrrpPeer, VrrpState, VrrpStatus, VrrpWeight,
+use crate::{
+    api::types::{
+        Backend, ConfigStatus, ConnectTime, Connections, Counters, DatapathMode, DatapathStatus, ServiceStatus, Status,
+        SyncPeer, SyncStatus, VrrpAdverts, VrrpPeer, VrrpStatus, VrrpWeight,
+    },
+    words::{
+        AdvertCounts, BackendReason, BackendState, Event, EventKind, EventLevel, SyncCounts, SyncState, VrrpState,
+    },
 };
 
 pub fn time(text: &str) -> Timestamp {
@@ -111,7 +116,10 @@ pub fn instance() -> VrrpStatus {
             priority: 100,
             last_heard: time("2026-11-25T10:59:00Z"),
         }],
-        adverts: VrrpAdverts { sent: 3600, ..VrrpAdverts::default() },
+        adverts: VrrpAdverts {
+            counts: AdvertCounts { sent: 3600, ..AdvertCounts::default() },
+            refused: BTreeMap::new(),
+        },
     }
 }
 
@@ -129,16 +137,18 @@ pub fn sync() -> SyncStatus {
             waiting: 3,
             lag_ms: 20,
             lost: 0,
-            datagrams_sent: 5000,
-            flows_sent: 3000,
-            ends_sent: 100,
-            copies_sent: 2,
-            dropped: 0,
-            flows_received: 7,
-            ends_received: 0,
-            copies_received: 1,
-            conflicts: 0,
-            unknown: 2,
+            counts: SyncCounts {
+                datagrams_sent: 5000,
+                flows_sent: 3000,
+                ends_sent: 100,
+                copies_sent: 2,
+                dropped: 0,
+                flows_received: 7,
+                ends_received: 0,
+                copies_received: 1,
+                conflicts: 0,
+                unknown: 2,
+            },
             refused: [("key".into(), 4)].into(),
         }],
     }

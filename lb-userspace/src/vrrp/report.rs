@@ -10,7 +10,7 @@ use super::{
     machine::{Past, State, Why},
     receive::Refusal,
 };
-use crate::config::model::VrrpVersion;
+use crate::words::{AdvertCounts, VrrpVersion};
 
 /// One instance. Times are CLOCK_MONOTONIC in nanoseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,24 +98,8 @@ pub struct Peer {
 /// What an instance counts, since it was started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Advertisements sent; to several peers is one.
-    pub sent: u64,
-    /// Of them: resignations.
-    pub resignations_sent: u64,
-    /// Advertisements that did not get out.
-    pub send_failures: u64,
-    /// Advertisements heard that count.
-    pub received: u64,
-    /// Of them: resignations.
-    pub resignations_received: u64,
-    /// Of them: with other addresses than ours.
-    pub address_mismatches: u64,
-    /// Advertisements of another master while this host was MASTER.
-    pub dual_master: u64,
-    /// Claims of other hosts to an address that this host held.
-    pub claims: u64,
-    /// Gratuitous ARP packets and neighbour advertisements sent.
-    pub announcements: u64,
+    /// All but the refused ones.
+    pub adverts: AdvertCounts,
     refused: [u64; Refusal::ALL.len()],
 }
 

@@ -1,10 +1,13 @@
-use super::*;
-use crate::api::QUEUE;
-use crate::api::tests::answer;
-use std::io::{Read, Write};
-use std::net::Ipv4Addr;
-use std::time::Instant;
+use std::{
+    io::{Read, Write},
+    net::Ipv4Addr,
+    time::Instant,
+};
+
 use tokio::sync::mpsc;
+
+use super::*;
+use crate::api::{QUEUE, tests::answer};
 
 /// Nothing here takes longer, on however busy a machine.
 const SOON: Duration = Duration::from_secs(20);

@@ -5,18 +5,25 @@ mod families;
 #[cfg(test)]
 mod tests;
 
-use super::report::{Connects, Report};
-use super::types::{Backend, BackendState, ServiceStatus, SyncPeer, SyncState, VrrpState, VrrpStatus};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
 use anyhow::Result;
+use lb_common::{
+    layout::{CONNECT_TIME_BUCKETS, connect_time_bound},
+    verdict::Reason,
+};
+use prometheus::{TextEncoder, core::Collector, process_collector::ProcessCollector};
+
+use super::{
+    report::{Connects, Report},
+    types::{Backend, ServiceStatus, SyncPeer, VrrpStatus},
+};
+use crate::words::{BackendState, SyncState, VrrpState};
 use families::*;
-use lb_common::layout::{CONNECT_TIME_BUCKETS, connect_time_bound};
-use lb_common::verdict::Reason;
-use prometheus::TextEncoder;
-use prometheus::core::Collector;
-use prometheus::process_collector::ProcessCollector;
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// The content type of the answer.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -148,11 +155,11 @@ fn of_instance(families: &mut Families, instance: &VrrpStatus) {
     families.set(&VRRP_SINCE, &labels, seconds(instance.since));
     families.set(&VRRP_TRANSITIONS, &labels, instance.transitions as f64);
     let adverts = &instance.adverts;
-    families.set(&VRRP_SENT, &labels, adverts.sent as f64);
-    families.set(&VRRP_SEND_FAILURES, &labels, adverts.send_failures as f64);
-    families.set(&VRRP_RECEIVED, &labels, adverts.received as f64);
-    families.set(&VRRP_TWO_MASTERS, &labels, adverts.dual_master as f64);
-    families.set(&VRRP_CLAIMS, &labels, adverts.claims as f64);
+    families.set(&VRRP_SENT, &labels, adverts.counts.sent as f64);
+    families.set(&VRRP_SEND_FAILURES, &labels, adverts.counts.send_failures as f64);
+    families.set(&VRRP_RECEIVED, &labels, adverts.counts.received as f64);
+    families.set(&VRRP_TWO_MASTERS, &labels, adverts.counts.dual_master as f64);
+    families.set(&VRRP_CLAIMS, &labels, adverts.counts.claims as f64);
     for (reason, count) in &adverts.refused {
         families.set(&VRRP_REFUSED, &[&*instance.name, reason], *count as f64);
     }
@@ -169,12 +176,12 @@ fn of_peer(families: &mut Families, peer: &SyncPeer) {
     for (metric, value) in [
         (&SYNC_WAITING, peer.waiting),
         (&SYNC_LOST, peer.lost),
-        (&SYNC_DROPPED, peer.dropped),
-        (&SYNC_SENT, peer.flows_sent),
-        (&SYNC_RECEIVED, peer.flows_received),
-        (&SYNC_COPIES, peer.copies_received),
-        (&SYNC_CONFLICTS, peer.conflicts),
-        (&SYNC_UNKNOWN, peer.unknown),
+        (&SYNC_DROPPED, peer.counts.dropped),
+        (&SYNC_SENT, peer.counts.flows_sent),
+        (&SYNC_RECEIVED, peer.counts.flows_received),
+        (&SYNC_COPIES, peer.counts.copies_received),
+        (&SYNC_CONFLICTS, peer.counts.conflicts),
+        (&SYNC_UNKNOWN, peer.counts.unknown),
     ] {
         families.set(metric, &labels, value as f64);
     }

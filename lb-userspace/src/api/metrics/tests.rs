@@ -1,9 +1,17 @@
-use super::families::{ALL, Kind, Metric};
-use super::*;
-use crate::api::report::PoolUse;
-use crate::api::tests::{backend, status};
-use crate::api::types::{SyncStatus, VrrpAdverts, VrrpStatus};
 use std::collections::BTreeSet;
+
+use super::{
+    families::{ALL, Kind, Metric},
+    *,
+};
+use crate::{
+    api::{
+        report::PoolUse,
+        tests::{backend, status},
+        types::{SyncStatus, VrrpAdverts, VrrpStatus},
+    },
+    words::{AdvertCounts, SyncCounts},
+};
 
 fn report() -> Report {
     let mut status = status();
@@ -26,7 +34,10 @@ fn report() -> Report {
         source: None,
         lease_ms: 0,
         peers: vec![],
-        adverts: VrrpAdverts { sent: 7, refused: [("password".to_owned(), 3)].into(), ..VrrpAdverts::default() },
+        adverts: VrrpAdverts {
+            counts: AdvertCounts { sent: 7, ..AdvertCounts::default() },
+            refused: [("password".to_owned(), 3)].into(),
+        },
     });
     status.sync = Some(SyncStatus {
         listen: "10.0.1.1:9644".parse().unwrap(),
@@ -41,16 +52,18 @@ fn report() -> Report {
             waiting: 7,
             lag_ms: 40,
             lost: 1,
-            datagrams_sent: 9,
-            flows_sent: 100,
-            ends_sent: 3,
-            copies_sent: 1,
-            dropped: 0,
-            flows_received: 50,
-            ends_received: 2,
-            copies_received: 1,
-            conflicts: 0,
-            unknown: 0,
+            counts: SyncCounts {
+                datagrams_sent: 9,
+                flows_sent: 100,
+                ends_sent: 3,
+                copies_sent: 1,
+                dropped: 0,
+                flows_received: 50,
+                ends_received: 2,
+                copies_received: 1,
+                conflicts: 0,
+                unknown: 0,
+            },
             refused: [("replayed".to_owned(), 4)].into(),
         }],
     });

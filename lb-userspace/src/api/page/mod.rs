@@ -1,10 +1,11 @@
 //! The status page at `/`: one document without outside resources, put together from its three parts.
 
-use crate::sys::random;
-use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+use axum::{
+    http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
+    response::{IntoResponse, Response},
 };
-use axum::response::{IntoResponse, Response};
+
+use crate::sys::random;
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");

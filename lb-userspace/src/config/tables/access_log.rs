@@ -1,11 +1,16 @@
 //! `[service.access_log]`
 
-use super::{DAY, seconds};
-use crate::access_log::Format;
-use crate::config::model::{AccessLog, LogTarget};
-use crate::config::raw::{At, Table, Value};
-use crate::config::units;
 use std::time::Duration;
+
+use super::{DAY, seconds};
+use crate::{
+    access_log::Format,
+    config::{
+        model::{AccessLog, LogTarget},
+        raw::{At, Table, Value},
+        units,
+    },
+};
 
 /// Reads `[service.access_log]`.
 pub fn access_log(mut table: Table) -> Option<AccessLog> {

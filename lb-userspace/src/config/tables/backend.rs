@@ -1,12 +1,14 @@
 //! `[[service.backend]]`
 
+use std::{net::SocketAddr, time::Duration};
+
 use super::{HOUR, millis, seconds};
-use crate::config::cross::Once;
-use crate::config::model::{Backend, Weight};
-use crate::config::raw::{At, Table, Value};
-use crate::config::units;
-use std::net::SocketAddr;
-use std::time::Duration;
+use crate::config::{
+    cross::Once,
+    model::{Backend, Weight},
+    raw::{At, Table, Value},
+    units,
+};
 
 /// Names and addresses of one service's backends.
 pub struct Seen<'a> {

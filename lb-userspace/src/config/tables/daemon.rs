@@ -1,12 +1,18 @@
 //! `[daemon]`, `[api]` and `[sync]`: each in one file only.
 
-use super::{millis, seconds};
-use crate::config::model::{Api, Daemon, OnExit, Sync};
-use crate::config::raw::Table;
-use crate::config::units;
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
 use log::LevelFilter;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+
+use super::{millis, seconds};
+use crate::config::{
+    model::{Api, Daemon, OnExit, Sync},
+    raw::Table,
+    units,
+};
 
 /// Where everything stands if the file does not say otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/run/evenkeel";

@@ -1,11 +1,16 @@
 //! `[service.health]`
 
-use super::{HOUR, millis, seconds};
-use crate::config::model::{Health, Probe};
-use crate::config::raw::{Table, Value};
-use crate::config::units;
-use crate::probe::authorities;
 use std::num::NonZeroU32;
+
+use super::{HOUR, millis, seconds};
+use crate::{
+    config::{
+        model::{Health, Probe},
+        raw::{Table, Value},
+        units,
+    },
+    probe::authorities,
+};
 
 /// Statuses that mean "ready" unless the file says otherwise: 401 and 403 are alive, anonymous access is off.
 const EXPECT: [u16; 3] = [200, 401, 403];

@@ -1,15 +1,21 @@
 //! `[[service]]`
 
-use super::{DAY, access_log, backend, health, millis, seconds};
-use crate::config::cross::{Cross, Once};
-use crate::config::model::{Backend, Balance, Datapath, PortRange, Rule, Service};
-use crate::config::problem::Findings;
-use crate::config::raw::{At, Table, Value};
-use crate::config::units;
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+};
+
 use ipnet::IpNet;
 use lb_common::{clients::MOST, layout};
-use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU32;
+
+use super::{DAY, access_log, backend, health, millis, seconds};
+use crate::config::{
+    cross::{Cross, Once},
+    model::{Backend, Balance, Datapath, PortRange, Rule, Service},
+    problem::Findings,
+    raw::{At, Table, Value},
+    units,
+};
 
 /// Below Linux's ephemeral ports (32768-60999), so that a SNAT address that is the host's own stays safe.
 const DEFAULT_SNAT_PORTS: PortRange = PortRange::new(10_240, 32_767).unwrap();

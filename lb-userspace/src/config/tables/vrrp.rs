@@ -1,19 +1,27 @@
 //! `[[vrrp]]`
 
-use super::{DAY, HOUR, millis, seconds};
-use crate::config::cross::Cross;
-use crate::config::model::{TrackDatapath, TrackScript, Vrrp, VrrpChecksum, VrrpVersion};
-use crate::config::problem::Findings;
-use crate::config::raw::{At, Table, Value};
-use crate::config::units;
-use crate::vrrp::machine;
+use std::{
+    net::IpAddr,
+    num::{NonZeroU8, NonZeroU32},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    time::Duration,
+};
+
 use ipnet::IpNet;
-use std::net::IpAddr;
-use std::num::{NonZeroU8, NonZeroU32};
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::time::Duration;
 use toml::de::DeValue;
+
+use super::{DAY, HOUR, millis, seconds};
+use crate::{
+    config::{
+        cross::Cross,
+        model::{TrackDatapath, TrackScript, Vrrp, VrrpChecksum, VrrpVersion},
+        problem::Findings,
+        raw::{At, Table, Value},
+        units,
+    },
+    words::OWNER_PRIORITY,
+};
 
 /// Bytes of a version-2 password that count (RFC 2338 section 5.3.10).
 const AUTH_BYTES: usize = 8;
@@ -260,7 +268,7 @@ fn lint(instance: &Vrrp) -> Vec<String> {
         TrackDatapath::Fault => None,
     };
     let weights = scripts.chain(datapath).chain([("track_backends", instance.track_backends)]);
-    if priority == i16::from(machine::OWNER) {
+    if priority == i16::from(OWNER_PRIORITY) {
         found.push(format!(
             "vrrp instance {name}: priority 255 owns the addresses: no weight changes it, and it preempts in any case"
         ));

@@ -10,7 +10,7 @@ use super::super::{
     view::FlowAt,
 };
 use super::*;
-use crate::api::types::{BackendReason, BackendState};
+use crate::words::{BackendReason, BackendState};
 
 const MILLISECOND: u64 = SECOND / 1000;
 

@@ -1,15 +1,19 @@
 //! Answers about flow sync.
 
 use crate::{
-    api::types::{SyncPeer, SyncState},
+    api::types::SyncPeer,
     sync::{link::Standing, station::PeerStatus},
+    words::SyncState,
 };
 
 /// One of the other hosts.
 pub fn peer(peer: &PeerStatus) -> SyncPeer {
-    let counts = &peer.counts;
-    let refused =
-        [("not_authentic", counts.not_authentic), ("replayed", counts.replayed), ("malformed", counts.malformed)];
+    let turned_away = &peer.refused;
+    let refused = [
+        ("not_authentic", turned_away.not_authentic),
+        ("replayed", turned_away.replayed),
+        ("malformed", turned_away.malformed),
+    ];
     SyncPeer {
         address: peer.address,
         state: match peer.standing {
@@ -23,16 +27,7 @@ pub fn peer(peer: &PeerStatus) -> SyncPeer {
         waiting: peer.waiting as u64,
         lag_ms: peer.lag_ms,
         lost: peer.missing,
-        datagrams_sent: counts.datagrams_sent,
-        flows_sent: counts.flows_sent,
-        ends_sent: counts.ends_sent,
-        copies_sent: counts.copies_sent,
-        dropped: counts.dropped,
-        flows_received: counts.flows_received,
-        ends_received: counts.ends_received,
-        copies_received: counts.copies_received,
-        conflicts: counts.conflicts,
-        unknown: counts.unknown,
+        counts: peer.counts,
         refused: refused.map(|(reason, count)| (reason.to_owned(), count)).into(),
     }
 }

@@ -2,9 +2,9 @@
 
 use super::{Snapshot, ago};
 use crate::{
-    api::types::{VrrpAdverts, VrrpPeer, VrrpState, VrrpStatus, VrrpWeight},
-    config::model::VrrpVersion,
+    api::types::{VrrpAdverts, VrrpPeer, VrrpStatus, VrrpWeight},
     vrrp::{machine::State, report::Report, tell},
+    words::VrrpState,
 };
 
 /// `/api/v1/vrrp`
@@ -35,7 +35,7 @@ fn instance(snapshot: &Snapshot, report: &Report) -> VrrpStatus {
         master: report.master,
         interface: report.interface.clone(),
         virtual_router_id: report.router,
-        version: if report.version == VrrpVersion::V2 { 2 } else { 3 },
+        version: report.version.number(),
         reason: tell::words(report.why),
         weights: report
             .weights
@@ -55,15 +55,7 @@ fn instance(snapshot: &Snapshot, report: &Report) -> VrrpStatus {
             })
             .collect(),
         adverts: VrrpAdverts {
-            sent: counted.sent,
-            resignations_sent: counted.resignations_sent,
-            send_failures: counted.send_failures,
-            received: counted.received,
-            resignations_received: counted.resignations_received,
-            address_mismatches: counted.address_mismatches,
-            dual_master: counted.dual_master,
-            claims: counted.claims,
-            announcements: counted.announcements,
+            counts: counted.adverts,
             refused: counted.refused().map(|(why, count)| (why.name().to_owned(), count)).collect(),
         },
     }

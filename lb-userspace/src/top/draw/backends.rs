@@ -7,10 +7,11 @@ use super::{
     number::{bytes_per_second, per_second, seconds_since},
 };
 use crate::{
-    api::types::{Backend, BackendReason, BackendState, ServiceStatus},
-    cli::units,
+    api::types::{Backend, ServiceStatus},
+    client::units,
     controller::rebalance,
     top::state::{Sort, State},
+    words::{BackendReason, BackendState},
 };
 
 /// What a column shows.

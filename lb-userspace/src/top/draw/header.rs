@@ -6,7 +6,7 @@ use super::{
     look::{Look, Tone, columns},
     number::{bytes_per_second, per_second, seconds_since},
 };
-use crate::{cli::units, top::state::State};
+use crate::{client::units, top::state::State};
 
 /// Two lines, or one where there is little room; one more while the daemon does not answer.
 pub fn lines(state: &State, look: &Look, width: usize, brief: bool) -> Vec<Line<'static>> {

@@ -10,10 +10,10 @@ mod popup;
 mod tests;
 
 pub use look::Look;
-use panels::Room;
 use ratatui::{Frame, buffer::Buffer, layout::Position, text::Line};
 
 use super::state::{Panel, State};
+use panels::Room;
 
 /// Smaller than that there is nothing to read.
 const SMALLEST: (u16, u16) = (30, 6);

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::cli::units;
+use crate::client::units;
 
 /// `0/s`, `7.2/s`, `1204/s`; `-` before there are two looks.
 pub fn per_second(rate: Option<f64>) -> String {

@@ -8,9 +8,10 @@ use super::{
     number::seconds_since,
 };
 use crate::{
-    api::types::{Event, EventLevel, SyncPeer, SyncState, VrrpState, VrrpStatus},
-    cli::units,
+    api::types::{SyncPeer, VrrpStatus},
+    client::units,
     top::state::{Panel, Stage, State},
+    words::{Event, EventLevel, SyncState, VrrpState},
 };
 
 /// Where a panel stands.
@@ -138,7 +139,7 @@ pub fn peer(look: &Look, peer: &SyncPeer, width: usize) -> Line<'static> {
         peer.lag_ms,
         peer.waiting,
         peer.lost,
-        peer.unknown + peer.conflicts,
+        peer.counts.unknown + peer.counts.conflicts,
     );
     let room = width.saturating_sub(columns(&head) + columns(&word));
     Line::from(vec![look.text(Tone::Plain, head), look.text(tone, word), Span::raw(look.fit(&rest, room, false))])
@@ -176,17 +177,17 @@ fn vrrp(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
         let refused: u64 = it.adverts.refused.values().sum();
         let adverts = format!(
             "adverts: {} sent, {} heard, {refused} refused; {} changes of state; two masters: {}",
-            it.adverts.sent, it.adverts.received, it.transitions, it.adverts.dual_master
+            it.adverts.counts.sent, it.adverts.counts.received, it.transitions, it.adverts.counts.dual_master
         );
         faults.chain(weights).chain(peers).chain([adverts]).collect::<Vec<_>>()
     };
     let copies = |it: &SyncPeer| {
         format!(
             "connections: {} sent, {} received; full copies: {} sent, {} received; {} datagrams refused",
-            it.flows_sent,
-            it.flows_received,
-            it.copies_sent,
-            it.copies_received,
+            it.counts.flows_sent,
+            it.counts.flows_received,
+            it.counts.copies_sent,
+            it.counts.copies_received,
             it.refused.values().sum::<u64>()
         )
     };

@@ -3,11 +3,11 @@ use ratatui::{Terminal, backend::TestBackend, style::Color};
 
 use super::{Look, draw};
 use crate::{
-    api::types::{BackendState, EventLevel},
     top::{
         state::{Stage, State},
         tests::{Clock, backend, event, instance, press, seen, sync},
     },
+    words::{BackendState, EventLevel},
 };
 
 fn look() -> Look {

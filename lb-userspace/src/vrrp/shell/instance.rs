@@ -85,7 +85,7 @@ impl Instance {
         for (address, number, known) in &mut self.leases {
             let claims = tables.claims(*number);
             if claims.count != *known {
-                self.counters.claims += u64::from(claims.count.wrapping_sub(*known));
+                self.counters.adverts.claims += u64::from(claims.count.wrapping_sub(*known));
                 *known = claims.count;
                 new.push((*address, claims.by));
             }

@@ -183,11 +183,11 @@ impl Thread {
         let number = *number;
         match instance.setup.expectation.judge(packet) {
             Ok(heard) => {
-                instance.counters.received += 1;
-                instance.counters.resignations_received += u64::from(heard.priority == RESIGN);
+                instance.counters.adverts.received += 1;
+                instance.counters.adverts.resignations_received += u64::from(heard.priority == RESIGN);
                 instance.heard(heard.source, heard.priority, now);
                 if heard.agreement != Agreement::Same {
-                    instance.counters.address_mismatches += 1;
+                    instance.counters.adverts.address_mismatches += 1;
                     let trouble = Trouble::Disagrees { from: heard.source, agreement: heard.agreement };
                     self.trouble(number, trouble, now);
                 }
@@ -523,7 +523,7 @@ impl Thread {
         }
         let socket = self.sockets.get(&(instance.setup.interface.clone(), instance.setup.ipv4));
         let sent = instance.send(socket, machine.source(), priority);
-        let counters = &mut instance.counters;
+        let counters = &mut instance.counters.adverts;
         match sent {
             Ok(()) => {
                 counters.sent += 1;
@@ -588,7 +588,7 @@ impl Thread {
                 for frame in frames {
                     // One that finds no room is made good by the next of its kind.
                     let sent = self.frames.send(interface.ifindex, &frame).is_ok();
-                    instance.counters.announcements += u64::from(sent);
+                    instance.counters.adverts.announcements += u64::from(sent);
                 }
             }
         }
@@ -618,7 +618,7 @@ impl Thread {
         let trouble = match notice {
             Notice::LowerMaster { from, priority } => {
                 if let Some(instance) = self.instances.get_mut(&number) {
-                    instance.counters.dual_master += 1;
+                    instance.counters.adverts.dual_master += 1;
                 }
                 Trouble::LowerMaster { from, priority }
             }

@@ -1,20 +1,24 @@
 //! Asking the daemon over its control socket: one request, bounded time.
 
-use super::exit::Failure;
-use crate::api::TOTAL_HEADER;
-use crate::api::types::Refused;
+use std::{
+    io::{self, ErrorKind},
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HOST, RETRY_AFTER};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{CONTENT_TYPE, HOST, RETRY_AFTER},
+};
 use hyper_util::rt::TokioIo;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use std::io::{self, ErrorKind};
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
+
+use super::exit::Failure;
+use crate::api::{TOTAL_HEADER, types::Refused};
 
 /// Longer than the daemon takes to say that it is too busy, so that this is what is shown.
 const WITHIN: Duration = Duration::from_secs(10);
