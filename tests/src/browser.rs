@@ -113,6 +113,12 @@ impl Browser {
         }
     }
 
+    /// Shows a page that is given as HTML instead of an address.
+    pub fn show(&mut self, page: &str) -> Result<()> {
+        self.open("about:blank")?;
+        self.value(&format!("document.documentElement.innerHTML = {}; 0", json!(page))).map(drop)
+    }
+
     /// The value of an expression of JavaScript, run in the page.
     pub fn value(&mut self, expression: &str) -> Result<Value> {
         let ask = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });

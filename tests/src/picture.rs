@@ -1,5 +1,5 @@
-//! `evenkeel-lab picture`: the pictures of the status page in docs/, taken of a lab with traffic that a hundred seconds
-//! make look like a day; and `evenkeel top` as text, on standard output.
+//! `evenkeel-lab picture`: the pictures of the status page and of `evenkeel top` in docs/, taken of a lab with traffic
+//! that a hundred seconds make look like a day; and `top` as text, on standard output.
 
 use std::{
     path::Path,
@@ -19,6 +19,8 @@ use crate::{
 
 /// The balancer's own address, where a browser elsewhere finds `[api]`.
 pub const API: &str = "10.0.1.1:9643";
+/// Of 80 x 24 cells and a margin.
+const TERMINAL: Window = Window { width: 744, height: 456, is_phone: false };
 const SOON: Duration = Duration::from_secs(20);
 
 /// Takes the pictures and writes them into `folder`.
@@ -75,5 +77,8 @@ pub fn take(folder: &Path) -> Result<()> {
     let terminal = Terminal::start(command.arg("top").env("EVENKEEL_SOCKET", evenkeel.socket()), 80, 24)?;
     terminal.wait_for("new 15", SOON)?;
     println!("{}", terminal.text());
-    Ok(())
+    browser.prefer("dark")?;
+    browser.resize(TERMINAL)?;
+    browser.show(&terminal.page())?;
+    browser.picture(&folder.join("top.png"))
 }

@@ -1,5 +1,7 @@
 //! A program in a terminal of its own: a pseudo-terminal of the kernel's, and what would be on its screen.
 
+mod html;
+
 use std::{
     fs::File,
     io::{Read, Write},
@@ -64,6 +66,11 @@ impl Terminal {
     /// What is on the screen.
     pub fn text(&self) -> String {
         self.screen().screen().contents()
+    }
+
+    /// What is on the screen, with its colours, as an HTML page.
+    pub fn page(&self) -> String {
+        html::page(self.screen().screen())
     }
 
     /// Waits until it shows something.
