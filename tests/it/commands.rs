@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use lab::{Evenkeel, daemon::Answer};
+use lab::{Evenkeel, bench::lab::memory::table_bytes, daemon::Answer};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, SOON, VIP, all_served};
@@ -214,4 +214,18 @@ fn no_command_is_left_out_of_these_tests() {
     for case in CASES {
         assert!(refused.contains(&first(case.call)), "no test has evenkeel {} refused", first(case.call));
     }
+}
+
+#[test]
+fn check_names_the_memory_that_the_tables_take() {
+    let cluster = Cluster::new("tc", |service| {
+        service.line("per_client_connections = 9").line("rules = [\"allow all\"]").line("balance = \"hash\"")
+    });
+    let config = cluster.evenkeel.config().display().to_string();
+    let said = cluster.evenkeel.json(&["check", "-c", &config]).expect("an answer")["memory_bytes"].clone();
+    let taken = table_bytes(cluster.evenkeel.bpffs()).expect("bpftool");
+    let left_out = taken - said.as_f64().expect("bytes");
+    // What check leaves out: counters for each processor, a small hash, the heads of outer maps.
+    let processors = std::thread::available_parallelism().expect("a number").get() as f64;
+    assert!((0.0..24_576.0 + 2048.0 * processors).contains(&left_out), "{said} is said, {taken} are taken");
 }

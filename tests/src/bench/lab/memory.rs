@@ -194,8 +194,17 @@ fn slots(stage: &Stage) -> Result<f64> {
     status["services"][0]["connections"]["capacity"].as_f64().with_context(|| format!("no capacity in {status}"))
 }
 
-/// Bytes of all tables, as the kernel counts them.
+/// What the tables take when nothing is connected.
 fn tables(bpffs: &Path, slots: f64, results: &mut Results) -> Result<()> {
+    let bytes = table_bytes(bpffs)?;
+    results.add("lab/idle/evenkeel-tc/tables", "bytes", bytes);
+    results.add("lab/idle/evenkeel-tc/slots", "", slots);
+    results.add("lab/idle/evenkeel-tc/per slot", "bytes", bytes / slots);
+    Ok(())
+}
+
+/// Bytes of all tables, as the kernel counts them.
+pub fn table_bytes(bpffs: &Path) -> Result<f64> {
     let mut bytes = 0.0;
     let maps = bpffs.join("maps");
     for map in fs::read_dir(&maps).with_context(|| maps.display().to_string())? {
@@ -209,10 +218,7 @@ fn tables(bpffs: &Path, slots: f64, results: &mut Results) -> Result<()> {
             }
         }
     }
-    results.add("lab/idle/evenkeel-tc/tables", "bytes", bytes);
-    results.add("lab/idle/evenkeel-tc/slots", "", slots);
-    results.add("lab/idle/evenkeel-tc/per slot", "bytes", bytes / slots);
-    Ok(())
+    Ok(bytes)
 }
 
 fn bpftool(what: &str, of: &[&str]) -> Result<Value> {

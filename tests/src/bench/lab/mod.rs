@@ -6,7 +6,7 @@ pub mod cpu;
 mod daemon;
 pub mod idle;
 pub mod load;
-mod memory;
+pub mod memory;
 pub mod server;
 pub mod systems;
 pub mod works;
