@@ -15,7 +15,7 @@ mod trace;
 
 use std::{process::ExitCode, time::Duration};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use lb_common::verdict::Reason;
 use serde::Serialize;
 
@@ -32,6 +32,11 @@ use crate::{
 };
 use args::{Cli, Command, Format, VrrpAction};
 use table::Style;
+
+/// Every command and option, as clap knows them. The documentation is held against it.
+pub fn definition() -> clap::Command {
+    Cli::command()
+}
 
 /// Reads the arguments, does what they say, and gives the exit code.
 pub fn main() -> ExitCode {

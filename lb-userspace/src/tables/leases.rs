@@ -10,10 +10,7 @@ use lb_common::{
     layout::{ACTIVE, DELETED, LEASE_BITS, Lease},
 };
 
-use super::{
-    Tables, find_place_within,
-    numbered,
-};
+use super::{Tables, find_place_within, numbered};
 
 /// Another host's claim to an address that we hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

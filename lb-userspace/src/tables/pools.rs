@@ -17,8 +17,7 @@ use lb_common::{
 };
 
 use super::{
-    Tables, find_place,
-    ipv4_word,
+    Tables, find_place, ipv4_word,
     maps::Outer,
     slots::{Slots, free_lines},
     write,
