@@ -63,7 +63,7 @@ pub fn lines_xdp(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn found_xdp(ctx: XdpContext) -> u32 {
     let Some(number) = scattered(ctx.data(), ctx.data_end()) else { return xdp_action::XDP_ABORTED };
-    let place = (number as u64 * INDEX_LINES as u64 >> 32) as u32;
+    let place = ((number as u64 * INDEX_LINES as u64) >> 32) as u32;
     let Some(entry) = INDEX.get_ptr_mut(place) else { return xdp_action::XDP_DROP };
     // SAFETY: from a map lookup. It is 0, which only memory knows.
     let entry = unsafe { core::ptr::read_volatile(entry.cast::<u64>()) } as u32;

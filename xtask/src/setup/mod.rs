@@ -31,11 +31,13 @@ use Task::{Bench, Build, Run, Test};
 /// Something that has to be installed.
 #[derive(Clone, Copy)]
 enum Part {
-    /// What is found and installed in its own way.
-    Own(&'static str, fn() -> Result<Outcome>),
+    /// What is found or installed in its own way.
+    Own(&'static str, Provide),
     /// A program in PATH, or a file, and the Debian package that contains it.
     Package(&'static str, &'static str),
 }
+
+type Provide = fn() -> Result<Outcome>;
 
 use Part::{Own, Package};
 
@@ -111,7 +113,7 @@ fn print(name: &str, outcome: &Outcome, report: Report) {
 }
 
 impl Part {
-    fn own(&self) -> Option<(&'static str, fn() -> Result<Outcome>)> {
+    fn own(&self) -> Option<(&'static str, Provide)> {
         if let Own(name, provide) = *self { Some((name, provide)) } else { None }
     }
 
