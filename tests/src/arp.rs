@@ -1,4 +1,5 @@
-//! Who answers for an address: ARP requests in a quick beat, and the answers as the asking host's device sees them.
+//! Which hosts answer for an address: a host sends ARP requests at a quick pace and captures the
+//! answers.
 
 use std::{
     fs::File,
@@ -20,12 +21,12 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::{Capture, Host, host::NETNS};
 
-/// Between two questions for an address.
+/// The pause between two requests for an address.
 const BEAT: Duration = Duration::from_millis(20);
-/// Of a request: the address that is asked for.
+/// Where the requested address stands in a request.
 const TARGET: std::ops::Range<usize> = 38..42;
 
-/// A host that asks its segment for addresses, over and over, until it is dropped.
+/// A host that asks its segment for addresses, again and again, until it is dropped.
 pub struct Asker {
     answers: Capture,
     stop: Arc<AtomicBool>,
@@ -35,19 +36,19 @@ pub struct Asker {
 /// One answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// When, since the epoch.
+    /// The time since the epoch.
     pub at: Duration,
-    /// For which address.
+    /// The address that was asked for.
     pub address: Ipv4Addr,
-    /// Whose.
+    /// The MAC address in the answer.
     pub mac: String,
 }
 
 impl Asker {
-    /// Begins to ask for these addresses on eth0.
+    /// Starts asking for these addresses on eth0.
     pub fn start(host: &Host, addresses: &[Ipv4Addr]) -> Result<Self> {
         let mac = mac(host, "eth0")?;
-        // Answers go to who has asked; what is told to everybody is none.
+        // Answers are sent to the host that asked; broadcasts are not answers.
         let filter = format!("arp[6:2] = 2 and ether dst {}", text(mac));
         let answers = Capture::start_with(host, "eth0", &filter, &["-e"])?;
         let path = format!("{NETNS}/{}", host.namespace());
@@ -76,7 +77,8 @@ impl Asker {
         self.answers.lines().iter().filter_map(|line| parse(line)).collect()
     }
 
-    /// Who has answered for an address, one after the other: two hosts that answer in turn show as a long list.
+    /// The MAC addresses that have answered for an address, without immediate repetitions: two
+    /// hosts that answer in turn make a long list.
     pub fn answerers(&self, address: Ipv4Addr) -> Vec<String> {
         let mut macs: Vec<_> =
             self.answers().into_iter().filter(|answer| answer.address == address).map(|answer| answer.mac).collect();
@@ -88,7 +90,7 @@ impl Asker {
 impl Drop for Asker {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // A thread that has panicked has said so.
+        // A thread that panicked has printed why.
         _ = self.thread.take().map(JoinHandle::join);
     }
 }
@@ -102,15 +104,16 @@ fn parse(line: &str) -> Option<Answer> {
     Some(Answer { at: Duration::from_secs_f64(at), address: address.parse().ok()?, mac })
 }
 
-/// The MAC address of a host's device.
+/// The MAC address of a device.
 pub fn mac(host: &Host, device: &str) -> Result<[u8; 6]> {
     let shown = host.ip(&["-o", "link", "show", "dev", device])?;
-    let word = shown.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("no MAC address")?;
+    let word =
+        shown.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("there is no MAC address")?;
     let bytes: Vec<_> = word.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    bytes.try_into().ok().with_context(|| format!("{word} is no MAC address"))
+    bytes.try_into().ok().with_context(|| format!("{word} is not a MAC address"))
 }
 
-/// As `ip` and tcpdump write it.
+/// The notation of `ip` and tcpdump.
 pub fn text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }

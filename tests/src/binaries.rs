@@ -1,4 +1,4 @@
-//! Where our own binaries and the tools that `cargo xtask setup` brings stand.
+//! The paths of our own binaries and of the tools that `cargo xtask setup` installs.
 
 use std::{
     env,
@@ -7,12 +7,13 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-/// The release build of evenkeel, or the one of the same profile as this program.
+/// The release build of evenkeel, or the build of this program's profile.
 pub fn evenkeel() -> Result<PathBuf> {
     ours("EVENKEEL_BIN", "evenkeel")
 }
 
-/// evenkeel built in another way: the debug build beside the release build, or the other way round.
+/// A different build of evenkeel: the debug build if ours is the release build, and the other way
+/// round.
 pub fn another_evenkeel() -> Result<PathBuf> {
     if let Some(path) = env::var_os("EVENKEEL_OTHER_BIN") {
         return Ok(path.into());
@@ -24,7 +25,7 @@ pub fn another_evenkeel() -> Result<PathBuf> {
     found.with_context(|| format!("no {other} build of evenkeel: `cargo build --package lb-userspace`"))
 }
 
-/// The binary of this package: stand-ins and clients are processes of it.
+/// The binary of this package; stand-ins and clients are processes of it.
 pub fn lab() -> Result<PathBuf> {
     ours("EVENKEEL_LAB_BIN", "evenkeel-lab")
 }
@@ -38,8 +39,8 @@ pub fn kubectl() -> Result<PathBuf> {
     Ok(kubectl)
 }
 
-/// What stands before the path of one of FRR's programs to start it: nothing for the system's own, for the one that was
-/// unpacked its loader and its libraries; and the path.
+/// How to start one of FRR's programs: the words before its path, and the path. The system's own
+/// needs no words; the unpacked one needs its loader and its libraries.
 pub fn frr(program: &str) -> Result<(Vec<PathBuf>, PathBuf)> {
     let root = tools()?.join("frr");
     let place = Path::new("usr/lib/frr").join(program);
@@ -60,7 +61,7 @@ pub fn frr(program: &str) -> Result<(Vec<PathBuf>, PathBuf)> {
 fn tools() -> Result<PathBuf> {
     let target = |exe: &Path| exe.ancestors().find(|dir| dir.join("tools").is_dir()).map(|dir| dir.join("tools"));
     let tools = env::var_os("EVENKEEL_TOOLS").map(PathBuf::from).or_else(|| target(&env::current_exe().ok()?));
-    tools.context("no folder of tools: run `cargo xtask setup`")
+    tools.context("no tools folder: run `cargo xtask setup`")
 }
 
 fn ours(variable: &str, name: &str) -> Result<PathBuf> {
@@ -68,7 +69,7 @@ fn ours(variable: &str, name: &str) -> Result<PathBuf> {
         return Ok(path.into());
     }
     let exe = env::current_exe()?;
-    // target/PROFILE/evenkeel-lab, or target/PROFILE/deps/it-HASH for a test.
+    // target/PROFILE/evenkeel-lab, or for a test target/PROFILE/deps/it-HASH.
     let found = exe.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|file| file.is_file());
     found.with_context(|| format!("{name} is not built beside {}: use `cargo xtask test` or `run`", exe.display()))
 }

@@ -1,5 +1,5 @@
-//! A real browser on a host of the lab: Chromium without a screen, driven by its own debugging protocol (CDP) over two
-//! pipes.
+//! A real browser on a host of the lab: headless Chromium, driven by its debugging protocol (CDP)
+//! over two pipes.
 
 use std::{
     io::{BufRead, Write},
@@ -15,11 +15,12 @@ use serde_json::{Value, json};
 
 use crate::{Host, Process, wait};
 
-/// A browser on a busy machine takes its time.
+/// A browser on a busy machine is slow.
 const ANSWER: Duration = Duration::from_secs(60);
-/// The pipes are file descriptors 3 and 4 of Chromium; a shell makes them of its standard input and output.
+/// Chromium reads and writes file descriptors 3 and 4; a shell makes them from its standard input
+/// and output.
 const START: &str = r#"exec chromium "$@" 3<&0 4>&1 0</dev/null 1>/dev/null"#;
-/// Nothing of Chromium may call home, and root has no sandbox.
+/// Chromium must not call home, and for root it has no sandbox.
 const OPTIONS: [&str; 13] = [
     "--headless",
     "--no-sandbox",
@@ -36,11 +37,11 @@ const OPTIONS: [&str; 13] = [
     "--remote-debugging-pipe",
 ];
 
-/// A browser with one page. Dropping it ends it.
+/// A browser with one page. Dropping it ends the browser.
 pub struct Browser {
     _process: Process,
     to: ChildStdin,
-    /// What it says, as it comes.
+    /// The browser's messages, in order.
     from: Receiver<Value>,
     session: Option<String>,
     sent: u64,
@@ -51,7 +52,7 @@ pub struct Browser {
 pub struct Window {
     pub width: u32,
     pub height: u32,
-    /// Touch, and the page's own viewport counts.
+    /// Whether it has touch input and obeys the page's own viewport.
     pub is_phone: bool,
 }
 
@@ -59,7 +60,7 @@ pub const DESKTOP: Window = Window { width: 1320, height: 900, is_phone: false }
 pub const PHONE: Window = Window { width: 390, height: 844, is_phone: true };
 
 impl Browser {
-    /// Starts it on `host`, with nothing remembered from before.
+    /// Starts it on `host` with an empty profile.
     pub fn start(host: &Host, name: &str) -> Result<Browser> {
         let profile = host.folder().join(name);
         let mut command = host.command("sh");
@@ -70,7 +71,7 @@ impl Browser {
         let (said, from) = channel();
         std::thread::spawn(move || {
             let mut message = Vec::new();
-            // Messages end with a zero. It ends with the browser.
+            // Each message ends with a zero byte. The thread ends with the browser.
             while pipe.read_until(0, &mut message).is_ok_and(|length| length > 0) {
                 let text = message.strip_suffix(b"\0").unwrap_or(&message);
                 let Ok(value) = serde_json::from_slice(text) else { return };
@@ -95,7 +96,7 @@ impl Browser {
         self.ask("Emulation.setDeviceMetricsOverride", metrics).map(drop)
     }
 
-    /// What the system prefers: `light` or `dark`.
+    /// Sets the colour scheme that the system prefers: `light` or `dark`.
     pub fn prefer(&mut self, scheme: &str) -> Result<()> {
         let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
         self.ask("Emulation.setEmulatedMedia", features).map(drop)
@@ -113,13 +114,13 @@ impl Browser {
         }
     }
 
-    /// Shows a page that is given as HTML instead of an address.
+    /// Shows a page given as HTML instead of an address.
     pub fn show(&mut self, page: &str) -> Result<()> {
         self.open("about:blank")?;
         self.value(&format!("document.documentElement.innerHTML = {}; 0", json!(page))).map(drop)
     }
 
-    /// The value of an expression of JavaScript, run in the page.
+    /// The value of a JavaScript expression that runs in the page.
     pub fn value(&mut self, expression: &str) -> Result<Value> {
         let ask = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
         let mut answer = self.ask("Runtime.evaluate", ask)?;
@@ -135,14 +136,14 @@ impl Browser {
         wait::until(expression, limit, is_true).map(drop)
     }
 
-    /// A picture of the window, as a PNG.
+    /// Writes a picture of the window, as a PNG.
     pub fn picture(&mut self, file: &Path) -> Result<()> {
         let taken = self.ask("Page.captureScreenshot", json!({ "format": "png" }))?;
         let png = taken["data"].as_str().context("no picture")?;
         std::fs::write(file, BASE64_STANDARD.decode(png)?).with_context(|| file.display().to_string())
     }
 
-    /// A command of the protocol and its answer; events in between are passed over.
+    /// Sends a command of the protocol and returns its answer; skips events in between.
     fn ask(&mut self, method: &str, parameters: Value) -> Result<Value> {
         self.sent += 1;
         let mut message = json!({ "id": self.sent, "method": method, "params": parameters });

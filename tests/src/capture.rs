@@ -1,4 +1,4 @@
-//! Packets as a host's device sees them, by tcpdump.
+//! Packets as a device of a host sees them, captured by tcpdump.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
@@ -18,34 +18,34 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Watches a device for what `filter` (pcap-filter(7)) selects; returns when it sees.
+    /// Captures on a device what `filter` (pcap-filter(7)) selects. Returns once the capture runs.
     pub fn start(host: &Host, device: &str, filter: &str) -> Result<Self> {
         Self::start_with(host, device, filter, &[])
     }
 
-    /// The same with further options: `-e` for the MAC addresses, `-x` for [`packets`](Self::packets).
+    /// The same with more options: `-e` for MAC addresses, `-x` for [`packets`](Self::packets).
     pub fn start_with(host: &Host, device: &str, filter: &str, options: &[&str]) -> Result<Self> {
         let mut command = host.command("tcpdump");
         command.args(["-i", device, "-n", "-tt", "-l", "--immediate-mode"]).args(options).arg(filter);
-        // Several may run on one host, each with a log of its own.
+        // Several may run on one host, so each has its own log.
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let process = host.start(&format!("tcpdump{number}"), &mut command)?;
         wait::until("tcpdump listens", START, || process.log().contains("listening on").then_some(()))?;
         Ok(Self { process })
     }
 
-    /// Every SYN of a client to `port`.
+    /// Captures every SYN of a client to `port`.
     pub fn of_syns(host: &Host, port: u16) -> Result<Self> {
         Self::start(host, "eth0", &format!("dst port {port} and tcp[tcpflags] & (tcp-syn|tcp-ack) == tcp-syn"))
     }
 
-    /// When each packet was seen, since the epoch.
+    /// The time of each packet since the epoch.
     pub fn seen(&self) -> Vec<Duration> {
         let seconds = |line: &str| line.split(' ').next()?.parse().ok();
         self.process.log().lines().filter_map(seconds).map(Duration::from_secs_f64).collect()
     }
 
-    /// When each packet was seen, and its bytes from the network header on; of a capture with `-x`.
+    /// The time of each packet and its bytes from the network header on. The capture needs `-x`.
     pub fn packets(&self) -> Vec<(Duration, Vec<u8>)> {
         let mut packets: Vec<(Duration, Vec<u8>)> = Vec::new();
         for line in self.process.log().lines() {
@@ -62,13 +62,13 @@ impl Capture {
         packets
     }
 
-    /// What stands in the lines, such as `10.0.1.100.31999 > 10.0.1.10.6443: Flags [S], …`.
+    /// The lines of packets, such as `10.0.1.100.31999 > 10.0.1.10.6443: Flags [S], …`.
     pub fn lines(&self) -> Vec<String> {
         self.process.log().lines().filter(|line| line.contains(" > ")).map(str::to_owned).collect()
     }
 }
 
-/// Now, as captures tell the time.
+/// The current time, on the clock of captures.
 pub fn now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! evenkeel itself, as a process on the balancer, and its command line.
+//! The evenkeel daemon as a process on the balancer, and its command line.
 
 use std::{
     fs,
@@ -18,48 +18,48 @@ use crate::{
     wait,
 };
 
-/// Loading and verifying the programs takes most of it.
+/// Most of it is for loading and verifying the programs.
 const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(15);
 
-/// The daemon and where its files are.
+/// The daemon and its files.
 pub struct Evenkeel {
     host: Host,
     folder: PathBuf,
     bpffs: PathBuf,
-    /// The program, by the path it is started by.
+    /// The path that the daemon is started from.
     binary: PathBuf,
-    /// Further options of `evenkeel run`.
+    /// More options for `evenkeel run`.
     options: Vec<String>,
-    /// Further variables of its environment.
+    /// More environment variables.
     environment: Vec<(String, String)>,
     process: Option<Process>,
 }
 
-/// What a command of the command line came to.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Answer {
-    /// The exit code; -1: ended by a signal.
+    /// The exit code; -1 after a signal.
     pub code: i32,
     pub out: String,
     pub err: String,
 }
 
 impl Evenkeel {
-    /// Writes `services` (the `[[service]]` tables in TOML; `[daemon]` is added) and starts the daemon on the balancer;
-    /// returns when it answers.
+    /// Writes the configuration, which is `services` (the `[[service]]` tables in TOML) after a
+    /// `[daemon]` table, starts the daemon on the balancer and waits until it answers.
     pub fn start(lab: &Lab, services: &str) -> Result<Self> {
         let mut evenkeel = Self::stopped(lab, services)?;
         evenkeel.run()?;
         Ok(evenkeel)
     }
 
-    /// The same without starting it.
+    /// Like [`start`](Self::start), without starting the daemon.
     pub fn stopped(lab: &Lab, services: &str) -> Result<Self> {
         Self::on(lab, &lab.balancer, services)
     }
 
-    /// The same on any host: each has its own files and pins.
+    /// Like [`stopped`](Self::stopped), on any host: each has its own files and pins.
     pub fn on(lab: &Lab, host: &Host, services: &str) -> Result<Self> {
         let name = format!("evenkeel-{}", host.name);
         let folder = lab.folder().join(&name);
@@ -76,7 +76,7 @@ impl Evenkeel {
         self.folder.join("evenkeel.toml")
     }
 
-    /// `state_dir`.
+    /// The `state_dir` of the configuration.
     pub fn state_dir(&self) -> &Path {
         &self.folder
     }
@@ -85,12 +85,12 @@ impl Evenkeel {
         self.folder.join("control.sock")
     }
 
-    /// Where it pins its programs and maps.
+    /// The folder in which it pins its programs and maps.
     pub fn bpffs(&self) -> &Path {
         &self.bpffs
     }
 
-    /// Writes another configuration; `reload` makes it count.
+    /// Writes another configuration, which `reload` applies.
     pub fn write(&self, services: &str) -> Result<()> {
         let (state, bpffs) = (self.folder.display(), self.bpffs.display());
         let group = "root";
@@ -99,12 +99,12 @@ impl Evenkeel {
         fs::write(self.config(), text).with_context(|| self.config().display().to_string())
     }
 
-    /// An option of `evenkeel run` for every start from now on.
+    /// Adds an option of `evenkeel run` for every start from now on.
     pub fn run_option(&mut self, option: &str) {
         self.options.push(option.to_owned());
     }
 
-    /// Puts a program where the daemon is started from, in place of the one that is there, as a package does.
+    /// Replaces the program that the daemon is started from, the way a package does.
     pub fn install(&mut self, program: &Path) -> Result<()> {
         let (place, new) = (self.folder.join("bin-evenkeel"), self.folder.join("bin-evenkeel.new"));
         fs::copy(program, &new).with_context(|| format!("{} to {}", program.display(), new.display()))?;
@@ -113,12 +113,12 @@ impl Evenkeel {
         Ok(())
     }
 
-    /// A variable in the environment of every start from now on.
+    /// Adds an environment variable for every start from now on.
     pub fn run_with(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
-    /// Options for every start from now on are only these.
+    /// Replaces the options for every start from now on.
     pub fn run_options(&mut self, options: &[&str]) {
         self.options = options.iter().map(|option| (*option).to_owned()).collect();
     }
@@ -142,22 +142,22 @@ impl Evenkeel {
         Ok(())
     }
 
-    /// `evenkeel upgrade`: the program that is there now takes over. Its log goes on.
+    /// `evenkeel upgrade`: the installed program takes over, and the log goes on.
     pub fn upgrade(&mut self) -> Result<()> {
         Process::inherit_orphans()?;
         self.done(&["upgrade"])?;
         self.after_upgrade()
     }
 
-    /// The same by SIGUSR2.
+    /// The same through SIGUSR2.
     pub fn upgrade_by_signal(&mut self) -> Result<()> {
         Process::inherit_orphans()?;
         self.signal(Signal::SIGUSR2)?;
         self.after_upgrade()
     }
 
-    /// After the command `upgrade` (and [`Process::inherit_orphans`] before it): the old process ends well, and another one
-    /// answers.
+    /// After the command `upgrade`, with [`Process::inherit_orphans`] before it: waits until the
+    /// old process has ended with success and another one answers.
     pub fn after_upgrade(&mut self) -> Result<()> {
         let process = self.process.as_mut().context("evenkeel does not run")?;
         process.succeed(START)?;
@@ -165,7 +165,7 @@ impl Evenkeel {
         self.process.as_mut().context("evenkeel does not run")?.continue_as(id)
     }
 
-    /// The process that answers.
+    /// The id of the process that answers.
     pub fn pid(&self) -> Result<u32> {
         let status = self.status()?;
         status["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).context("no pid in the status")
@@ -175,7 +175,7 @@ impl Evenkeel {
         self.process.as_ref().map(Process::id)
     }
 
-    /// `kill -9`; the datapath goes on.
+    /// Kills it (`kill -9`); the datapath goes on.
     pub fn kill(&mut self) {
         self.process = None;
     }
@@ -188,13 +188,13 @@ impl Evenkeel {
         self.process.as_ref().context("evenkeel does not run")?.signal(signal)
     }
 
-    /// SIGTERM, and waits for its end.
+    /// Sends SIGTERM and waits for the end.
     pub fn terminate(&mut self) -> Result<()> {
         self.signal(Signal::SIGTERM)?;
         self.process.take().context("evenkeel does not run")?.succeed(STOP)
     }
 
-    /// `evenkeel stop --detach`: nothing of it is left in the kernel.
+    /// `evenkeel stop --detach`: leaves nothing in the kernel.
     pub fn stop_detach(&mut self) -> Result<()> {
         self.done(&["stop", "--detach"])?;
         if let Some(mut process) = self.process.take() {
@@ -203,22 +203,22 @@ impl Evenkeel {
         Ok(())
     }
 
-    /// What the daemon has printed since its last start.
+    /// What the daemon has printed since it was last started.
     pub fn log(&self) -> String {
         self.process.as_ref().map(Process::log).unwrap_or_default()
     }
 
-    /// Whether the daemon still runs; one that ended by itself is a failure.
+    /// Whether the daemon still runs. If it has ended by itself, that is a failure.
     pub fn is_running(&mut self) -> bool {
         self.process.as_mut().is_some_and(Process::is_running)
     }
 
-    /// Any command, with `--socket`.
+    /// Runs any command of the command line with the daemon's socket.
     pub fn command(&self, args: &[&str]) -> Result<Answer> {
         self.command_of(&self.binary, args)
     }
 
-    /// The same by another program than that which the daemon is started from.
+    /// The same with another binary than the daemon's.
     pub fn command_of(&self, program: &Path, args: &[&str]) -> Result<Answer> {
         let mut command = self.host.command(program);
         let output = command.args(args).env("EVENKEEL_SOCKET", self.socket()).output()?;
@@ -226,13 +226,13 @@ impl Evenkeel {
         Ok(Answer { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) })
     }
 
-    /// A command that goes on beside the daemon, until the guard is dropped.
+    /// Starts a command that runs beside the daemon until the guard is dropped.
     pub fn client(&self, args: &[&str]) -> Result<Process> {
         let mut command = self.host.command(binaries::evenkeel()?);
         self.host.start(&args.join("-"), command.args(args).env("EVENKEEL_SOCKET", self.socket()))
     }
 
-    /// Begins a command that takes its time; what it prints can be heard line by line.
+    /// Starts a command that takes a while; its output can be read line by line.
     pub fn begin(&self, args: &[&str]) -> Result<(Process, Talk)> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("command{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -241,7 +241,7 @@ impl Evenkeel {
         Process::start_talking(&name, &mut command, &self.host.log(&name))
     }
 
-    /// A command that has to end with 0; returns what it printed.
+    /// Runs a command that has to exit with 0, and returns what it printed.
     pub fn done(&self, args: &[&str]) -> Result<String> {
         let answer = self.command(args)?;
         if answer.code != 0 {
@@ -250,7 +250,7 @@ impl Evenkeel {
         Ok(answer.out)
     }
 
-    /// A command with `-o json`.
+    /// Runs a command with `-o json`.
     pub fn json(&self, args: &[&str]) -> Result<Value> {
         let out = self.done(&[args, &["-o", "json"]].concat())?;
         serde_json::from_str(&out).with_context(|| out)
@@ -273,7 +273,7 @@ impl Evenkeel {
         counters[reason].as_u64().with_context(|| format!("no counter {reason} in {counters}"))
     }
 
-    /// Waits until `active` connections stand at every backend as said.
+    /// Waits until each backend has this many active connections.
     pub fn wait_active(&self, wanted: &[(&str, u64)], limit: Duration) -> Result<()> {
         let stands = || {
             let all = self.backends().ok()?;
@@ -285,7 +285,7 @@ impl Evenkeel {
     }
 }
 
-/// A backend as the command line shows it.
+/// A backend as the command line prints it.
 #[derive(Clone, Debug, serde::Deserialize)]
 pub struct Backend {
     pub service: String,
@@ -303,19 +303,19 @@ pub struct Backend {
     pub bytes_out: u64,
 }
 
-/// A `[[service]]` table in TOML, for the lab's backends.
+/// A `[[service]]` table in TOML with the lab's backends.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// Lines of the service's own table, `key = value`.
+    /// Lines of the service's own table: `key = value`.
     pub lines: Vec<String>,
-    /// Lines of `[service.health]`; none: no probe.
+    /// Lines of `[service.health]`; empty: no probe.
     pub health: Vec<String>,
-    /// Name, host address and further lines of each backend.
+    /// The name, the address and more lines of each backend.
     pub backends: Vec<(String, std::net::Ipv4Addr, Vec<String>)>,
 }
 
 impl Service {
-    /// All of the lab's backends behind VIP:6443; every key at its default, but for the datapath.
+    /// All backends of the lab behind VIP:6443, with every key except the datapath at its default.
     pub fn new(lab: &Lab, datapath: &str) -> Self {
         let lines = vec![
             "name = \"kube-apiserver\"".to_owned(),
@@ -363,10 +363,10 @@ impl Service {
     }
 }
 
-/// `kubectl` on a host, with the lab's kubeconfig.
+/// Runs `kubectl` on a host with the lab's kubeconfig.
 pub fn kubectl(host: &Host, args: &[&str]) -> Result<String> {
     let mut command = host.command(binaries::kubectl()?);
-    // Its caches belong into the lab.
+    // Its caches belong in the lab.
     command.env("HOME", host.folder()).arg("--kubeconfig").arg(host.folder().join(crate::pki::KUBECONFIG));
     process::output(command.args(args))
 }

@@ -1,5 +1,5 @@
-//! FRRouting's vrrpd on a host of the lab: a second implementation of version 3, which speaks either dialect of its
-//! checksum over IPv4.
+//! FRRouting's vrrpd on a host of the lab: a second implementation of VRRP version 3, which speaks
+//! both dialects of its checksum over IPv4.
 
 use std::{fs, net::Ipv4Addr, path::PathBuf, process::Command, time::Duration};
 
@@ -18,19 +18,19 @@ pub struct Frr {
     vrrpd: Option<Process>,
 }
 
-/// What is configured.
+/// The virtual router's settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Router {
     pub number: u8,
     pub priority: u8,
     pub interval: Duration,
     pub address: Ipv4Addr,
-    /// Checksums over the pseudo-header too.
+    /// Whether checksums cover the pseudo-header.
     pub pseudo_header: bool,
 }
 
 impl Frr {
-    /// Makes the device that vrrpd switches on and off, with the virtual MAC address, and starts it.
+    /// Makes the device with the virtual MAC address that vrrpd turns on and off, and starts vrrpd.
     pub fn start(host: &Host, router: Router) -> Result<Self> {
         let folder = host.folder().join(format!("frr-{}", host.name));
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -49,7 +49,7 @@ impl Frr {
         host.ip(&["link", "set", device, "address", &format!("00:00:5e:00:01:{number:02x}")])?;
         host.ip(&["address", "add", &format!("{address}/24"), "dev", device])?;
         host.ip(&["link", "set", device, "up"])?;
-        // eth0 answers for its own addresses only.
+        // eth0 answers only for its own addresses.
         host.sysctl("net.ipv4.conf.all.arp_ignore", "1")?;
         let mut frr = Self { host: host.clone(), folder, zebra: None, vrrpd: None };
         frr.zebra = Some(frr.program("zebra")?);
@@ -66,7 +66,7 @@ impl Frr {
     }
 
     fn program(&self, name: &str) -> Result<Process> {
-        // They give root up, but still write there.
+        // They drop root's rights and still write there.
         process::output(Command::new("chown").args(["-R", "frr:frr"]).arg(&self.folder))?;
         let file = |end: &str| self.folder.join(format!("{name}.{end}"));
         let (before, program) = binaries::frr(name)?;
@@ -78,19 +78,19 @@ impl Frr {
         self.host.start(name, &mut command)
     }
 
-    /// Ends vrrpd in order: priority 0.
+    /// Stops vrrpd in order, with priority 0.
     pub fn terminate(&mut self) -> Result<()> {
         let mut vrrpd = self.vrrpd.take().context("vrrpd does not run")?;
         vrrpd.signal(Signal::SIGTERM)?;
         vrrpd.wait(START).map(drop)
     }
 
-    /// `kill -9` to vrrpd: its device stays as it is.
+    /// Kills vrrpd (`kill -9`); its device stays as it is.
     pub fn kill(&mut self) {
         self.vrrpd = None;
     }
 
-    /// What both have said.
+    /// The logs of both.
     pub fn log(&self) -> String {
         [&self.zebra, &self.vrrpd].into_iter().flatten().map(Process::log).collect()
     }

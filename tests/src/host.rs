@@ -1,4 +1,4 @@
-//! A host of the lab: a network namespace and what it is called.
+//! A host of the lab: a network namespace and its names.
 
 use std::{
     ffi::OsStr,
@@ -14,7 +14,7 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::process::{self, Process};
 
-/// Where `ip netns` keeps the names.
+/// The folder in which `ip netns` keeps the names.
 pub const NETNS: &str = "/run/netns";
 
 /// A namespace with its interfaces. A clone names the same host; the `Lab` removes it.
@@ -23,7 +23,7 @@ pub struct Host {
     pub(crate) namespace: Arc<str>,
     /// The name inside the lab: `client1`, `lb`, `cp02`.
     pub name: Arc<str>,
-    /// Its own addresses on eth0, the first is the main one.
+    /// Its own addresses on eth0, the main one first.
     pub addresses: Vec<Ipv4Addr>,
     pub(crate) folder: Arc<PathBuf>,
 }
@@ -33,24 +33,25 @@ impl Host {
         self.addresses.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED)
     }
 
-    /// The namespace's name, for `ip -n` or `nsenter --net=/run/netns/NAME`.
+    /// The name of the namespace, for `ip -n` or `nsenter --net=/run/netns/NAME`.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    /// The lab's folder; logs of this host's programs go there.
+    /// The lab's folder, which contains the logs of this host's programs.
     pub fn folder(&self) -> &std::path::Path {
         &self.folder
     }
 
-    /// A program on this host. By nsenter, which keeps the mounts: `ip netns exec` would not show the lab's bpffs.
+    /// A command for a program on this host. It starts through nsenter, which keeps the mounts: `ip
+    /// netns exec` would hide the lab's bpffs.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={NETNS}/{}", self.namespace)).arg("--").arg(program);
         command
     }
 
-    /// Runs a program to its end and returns what it printed.
+    /// Runs a program to the end and returns what it printed.
     pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
         process::output(self.command(program).args(args))
     }
@@ -71,7 +72,7 @@ impl Host {
         Process::start(&format!("{name} on {}", self.name), command, &self.log(name))
     }
 
-    /// The file that a program's output goes to.
+    /// The file that takes a program's output.
     pub fn log(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{}-{name}.log", self.name))
     }
@@ -86,7 +87,7 @@ impl Host {
         self.run("ethtool", &["-K", device, feature, if on { "on" } else { "off" }]).map(drop)
     }
 
-    /// A counter of its TCP, as in `/proc/net/snmp`: `RetransSegs`, `OutRsts`.
+    /// A counter of its TCP from `/proc/net/snmp`, such as `RetransSegs` or `OutRsts`.
     pub fn tcp_counter(&self, name: &str) -> Result<u64> {
         let snmp = self.run("cat", &["/proc/net/snmp"])?;
         let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Tcp:")).map(str::split_whitespace);
@@ -95,29 +96,30 @@ impl Host {
         found.and_then(|(_, value)| value.parse().ok()).with_context(|| format!("no counter {name} in\n{snmp}"))
     }
 
-    /// Every flow that comes in by a device is worked off by one CPU, whichever brings it (RPS): so that its frames stay in
-    /// order. Without that a CPU's backlog overtakes another's. By `ip netns exec`, which shows the namespace's own /sys.
+    /// Makes one CPU process all packets of a flow that arrive through a device (RPS), which keeps
+    /// them in order: the backlogs of several CPUs overtake each other. Through `ip netns exec`,
+    /// which shows the namespace's own /sys.
     pub fn keep_order(&self, device: &str) -> Result<()> {
         let file = format!("/sys/class/net/{device}/queues/rx-0/rps_cpus");
-        // All CPUs that may take part; more bits than there are CPUs are refused.
+        // All CPUs. The kernel refuses a mask with more bits than there are CPUs.
         let cpus = std::thread::available_parallelism()?.get().min(32);
         let mask = format!("{:x}", (1_u64 << cpus) - 1);
         let write = format!("echo {mask} > {file}");
         process::output(Command::new("ip").args(["netns", "exec", &self.namespace, "sh", "-c", &write])).map(drop)
     }
 
-    /// A sysctl of the namespace's network, e.g. `net.ipv4.tcp_tw_reuse`.
+    /// Sets a sysctl of the namespace's network, such as `net.ipv4.tcp_tw_reuse`.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         self.run("sysctl", &["-qw", &format!("{name}={value}")]).map(drop)
     }
 
-    /// Cuts the cable, or plugs it in again.
+    /// Unplugs the cable, or plugs it in again.
     pub fn link(&self, device: &str, up: bool) -> Result<()> {
         self.ip(&["link", "set", device, if up { "up" } else { "down" }]).map(drop)
     }
 
-    /// The firewall: what stood there goes, `rules` come into an input and an output chain.
-    /// `input` and `output` lines are nftables rules, e.g. `tcp dport 6443 tcp flags syn drop`.
+    /// Replaces the firewall's rules. `input` and `output` are lines of nftables, such as `tcp
+    /// dport 6443 tcp flags syn drop`.
     pub fn firewall(&self, input: &[&str], output: &[&str]) -> Result<()> {
         let chain = |hook: &str, rules: &[&str]| {
             format!("chain {hook} {{ type filter hook {hook} priority 0;\n{}\n}}\n", rules.join("\n"))
@@ -137,17 +139,17 @@ impl Host {
         Ok(())
     }
 
-    /// Lets SYNs to `port` vanish: a host that hangs, or a firewall that drops.
+    /// Drops SYNs to `port`, as a hung host or a firewall does.
     pub fn drop_syns(&self, port: u16) -> Result<()> {
         self.firewall(&[&format!("tcp dport {port} tcp flags & (syn|ack) == syn drop")], &[])
     }
 
-    /// Refuses SYNs to `port` from the firewall, which is not the same packet as a closed port's.
+    /// Makes the firewall reject SYNs to `port`, which sends another packet than a closed port.
     pub fn reject_syns(&self, port: u16) -> Result<()> {
         self.firewall(&[&format!("tcp dport {port} tcp flags & (syn|ack) == syn reject with tcp reset")], &[])
     }
 
-    /// Takes the rules of `firewall`, `drop_syns` and `reject_syns` away.
+    /// Removes the rules of `firewall`, `drop_syns` and `reject_syns`.
     pub fn open_firewall(&self) -> Result<()> {
         self.firewall(&[], &[])
     }

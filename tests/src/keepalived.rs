@@ -1,4 +1,5 @@
-//! keepalived on a host of the lab, as people run it beside a balancer: what evenkeel's VRRP has to live with.
+//! keepalived on a host of the lab, as people run it beside a balancer: evenkeel's VRRP has to
+//! interoperate with it.
 
 use std::{fs, path::PathBuf};
 
@@ -7,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::{Host, Process};
 
-/// keepalived with one configuration.
+/// keepalived with its configuration.
 pub struct Keepalived {
     host: Host,
     folder: PathBuf,
@@ -36,24 +37,24 @@ impl Keepalived {
         Ok(())
     }
 
-    /// Ends it in order: priority 0, the VIP removed.
+    /// Stops it in order: with priority 0, and the VIP removed.
     pub fn terminate(&mut self) -> Result<()> {
         let mut process = self.process.take().context("keepalived does not run")?;
         process.signal(Signal::SIGTERM)?;
         process.succeed(std::time::Duration::from_secs(10))
     }
 
-    /// `kill -9` to it and to its child, which speaks VRRP: the VIP stays behind.
+    /// Kills it and its child that speaks VRRP (`kill -9`); the VIP stays.
     pub fn kill(&mut self) -> Result<()> {
         let pid: i32 = fs::read_to_string(self.folder.join("vrrp.pid"))?.trim().parse()?;
-        // The child first: it would end in order when its parent is gone.
+        // The child first: it would stop in order once its parent is gone.
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).context("keepalived's child")?;
         self.process = None;
-        // Of a dead child that nobody has taken note of keepalived would think that it runs.
+        // Until somebody reaps the dead child, keepalived would think that it still runs.
         ["pid", "vrrp.pid"].iter().try_for_each(|name| fs::remove_file(self.folder.join(name)).context("a pid file"))
     }
 
-    /// What it has said.
+    /// Its log.
     pub fn log(&self) -> String {
         self.process.as_ref().map(Process::log).unwrap_or_default()
     }

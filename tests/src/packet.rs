@@ -1,4 +1,5 @@
-//! TCP segments over IPv4 and Ethernet as values: built into frames, and read back with every length and checksum checked.
+//! TCP segments over IPv4 and Ethernet as values: encoded as frames, and decoded with all lengths
+//! and checksums checked.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -8,7 +9,7 @@ pub use lb_common::tcp::{ACK, FIN, PSH, RST, SYN};
 /// A MAC address.
 pub type Mac = [u8; 6];
 
-/// One segment in one frame. Two are equal if every field of every header and the payload are.
+/// One segment in one frame. Two are equal if all fields of all headers and the payloads are equal.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Segment {
     pub from_mac: Mac,
@@ -21,7 +22,7 @@ pub struct Segment {
     pub window: u16,
     pub tos: u8,
     pub ttl: u8,
-    /// TCP options, a multiple of four bytes.
+    /// The TCP options: a multiple of four bytes.
     pub options: Vec<u8>,
     pub payload: Vec<u8>,
 }
@@ -45,7 +46,7 @@ impl std::fmt::Debug for Segment {
 pub const LINUX_OPTIONS: [u8; 20] = [2, 4, 5, 180, 4, 2, 8, 10, 0, 1, 2, 3, 0, 0, 0, 0, 1, 3, 3, 7];
 
 impl Segment {
-    /// A segment with nothing unusual in it.
+    /// An ordinary segment.
     pub fn new(from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> Segment {
         Segment {
             from_mac: [0; 6],
@@ -63,13 +64,13 @@ impl Segment {
         }
     }
 
-    /// The same with other sequence and acknowledgement numbers.
+    /// The same with these sequence and acknowledgement numbers.
     pub fn numbers(mut self, sequence: u32, acknowledgement: u32) -> Segment {
         (self.sequence, self.acknowledgement) = (sequence, acknowledgement);
         self
     }
 
-    /// The same with other MAC addresses.
+    /// The same with these MAC addresses.
     pub fn macs(mut self, from: Mac, to: Mac) -> Segment {
         (self.from_mac, self.to_mac) = (from, to);
         self
@@ -87,7 +88,7 @@ impl Segment {
         self
     }
 
-    /// The frame, with right lengths and checksums.
+    /// The frame, with correct lengths and checksums.
     pub fn bytes(&self) -> Vec<u8> {
         let header = 20 + self.options.len();
         let total = (20 + header + self.payload.len()) as u16;
@@ -115,7 +116,7 @@ impl Segment {
         frame
     }
 
-    /// Reads a frame. Anything that is not exactly one right segment is an error.
+    /// Decodes a frame. Anything but exactly one correct segment is an error.
     pub fn parse(frame: &[u8]) -> Result<Segment> {
         ensure!(frame.len() >= 54, "a frame of {} bytes has no room for the headers", frame.len());
         ensure!(frame[12..15] == [8, 0, 0x45] && frame[23] == 6, "not TCP over IPv4 without options");
@@ -149,13 +150,14 @@ impl Segment {
     }
 }
 
-/// The sum over addresses, protocol and TCP length.
+/// The sum over the addresses, the protocol and the length of the TCP segment.
 fn pseudo_header(frame: &[u8]) -> u32 {
     let words = frame[26..34].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
     words.sum::<u32>() + 6 + (frame.len() - 34) as u32
 }
 
-/// RFC 1071, over big-endian words: of the shape of the standard and not of lb-common, which it checks.
+/// RFC 1071 over big-endian words, written as in the standard and not as in lb-common, which it
+/// checks.
 fn checksum(bytes: &[u8], start: u32) -> u16 {
     let mut sum = start;
     for pair in bytes.chunks(2) {

@@ -1,5 +1,6 @@
-//! nginx and HAProxy as people run them before kube-apiserver, on the lab's balancer: what evenkeel is measured against.
-//! Each listens at the VIP on a port of its own, so that all of them stand beside each other.
+//! nginx and HAProxy on the lab's balancer, as people run them in front of kube-apiserver: what
+//! evenkeel is compared with. Each listens on its own port of the VIP, so that all of them run side
+//! by side.
 
 use std::{fmt::Write as _, fs, path::PathBuf, time::Duration};
 
@@ -11,9 +12,9 @@ use crate::{
     wait,
 };
 
-/// Where nginx listens.
+/// The port of nginx.
 pub const NGINX_PORT: u16 = 7443;
-/// Where HAProxy listens.
+/// The port of HAProxy.
 pub const HAPROXY_PORT: u16 = 8443;
 
 const START: Duration = Duration::from_secs(10);
@@ -26,7 +27,7 @@ pub fn nginx(lab: &Lab) -> Result<Process> {
     nginx_logging(lab, USUAL)
 }
 
-/// Where nginx writes its access log.
+/// The path of nginx's access log.
 pub fn nginx_log(lab: &Lab) -> PathBuf {
     lab.folder().join("nginx/access.log")
 }
@@ -68,7 +69,8 @@ stream {{
     listening(lab, NGINX_PORT, lab.balancer.start("nginx", &mut command)?)
 }
 
-/// HAProxy with the configuration in kubeadm's guide to highly available control planes, checks by TLS included.
+/// HAProxy with the configuration of kubeadm's guide to highly available control planes, including
+/// its checks over TLS.
 pub fn haproxy(lab: &Lab) -> Result<Process> {
     let servers = servers(lab, |name, address| format!("  server {name} {address} check verify none\n"));
     let folder = folder(lab, "haproxy")?;
@@ -105,7 +107,7 @@ backend apiservers
 
 fn servers(lab: &Lab, line: impl Fn(&str, &str) -> String) -> String {
     lab.backends.iter().fold(String::new(), |mut all, host| {
-        // A String takes everything.
+        // Writing to a String cannot fail.
         _ = write!(all, "{}", line(&host.name, &format!("{}:{PORT}", host.address())));
         all
     })
@@ -117,7 +119,7 @@ fn folder(lab: &Lab, name: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Waits until the kernel shows the listening socket.
+/// Waits until the kernel lists the listening socket.
 fn listening(lab: &Lab, port: u16, mut process: Process) -> Result<Process> {
     let socket = format!("{VIP}:{port}");
     let listens = || lab.balancer.run("ss", &["-Hltn"]).is_ok_and(|sockets| sockets.contains(&socket));
@@ -126,7 +128,7 @@ fn listening(lab: &Lab, port: u16, mut process: Process) -> Result<Process> {
     });
     match state {
         Ok(true) => Ok(process),
-        Ok(false) => bail!("it ended at its start:\n{}", process.log()),
+        Ok(false) => bail!("it ended while starting:\n{}", process.log()),
         Err(late) => Err(late.context(process.log())),
     }
 }

@@ -1,5 +1,5 @@
-//! `evenkeel-lab picture`: the pictures of the status page and of `evenkeel top` in docs/, taken of a lab with traffic
-//! that a hundred seconds make look like a day; and `top` as text, on standard output.
+//! `evenkeel-lab picture`: takes the pictures of the status page and of `evenkeel top` in docs/, from a
+//! lab whose traffic makes a hundred seconds look like a day, and prints `top` as text.
 
 use std::{
     path::Path,
@@ -17,13 +17,13 @@ use crate::{
     topology::{PORT, Topology, VIP},
 };
 
-/// The balancer's own address, where a browser elsewhere finds `[api]`.
+/// An address of the balancer itself, at which a browser on another host finds `[api]`.
 pub const API: &str = "10.0.1.1:9643";
-/// Of 80 x 24 cells and a margin.
+/// Room for 80 x 24 cells and a margin.
 const TERMINAL: Window = Window { width: 744, height: 456, is_phone: false };
 const SOON: Duration = Duration::from_secs(20);
 
-/// Takes the pictures and writes them into `folder`.
+/// Takes the pictures and writes them to `folder`.
 pub fn take(folder: &Path) -> Result<()> {
     let lab = Lab::build(&Plan::new(Topology::Segment).clients(2))?;
     let mut standins = lab.backends.iter().map(StandIn::start).collect::<Result<Vec<_>>>()?;

@@ -1,4 +1,5 @@
-//! The lab's certificates: a CA, one certificate for all API servers, one for a client, and a kubeconfig.
+//! The lab's certificates: a CA, one certificate for all API servers, one for a client; and a
+//! kubeconfig.
 
 use std::{fs, net::Ipv4Addr, path::Path};
 
@@ -17,10 +18,10 @@ pub const CLIENT: &str = "admin.crt";
 pub const CLIENT_KEY: &str = "admin.key";
 pub const KUBECONFIG: &str = "admin.conf";
 
-/// The name that certificates carry and that TLS clients ask for.
+/// The name in the certificates, which TLS clients ask for.
 pub const SERVER_NAME: &str = "kubernetes";
 
-/// Writes all files of the lab's PKI into `folder`.
+/// Writes all files of the PKI to `folder`.
 pub fn create(folder: &Path, addresses: &[Ipv4Addr]) -> Result<()> {
     let ca_key = KeyPair::generate()?;
     let ca = ca_params().self_signed(&ca_key)?;
@@ -70,7 +71,7 @@ fn name(parts: &[(DnType, &str)]) -> DistinguishedName {
     name
 }
 
-/// What kubeadm would write for the administrator, with the VIP as the control plane's endpoint.
+/// What kubeadm writes for the administrator, with the VIP as control plane endpoint.
 fn kubeconfig(folder: &Path) -> String {
     let file = |name| folder.join(name).display().to_string();
     format!(

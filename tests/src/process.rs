@@ -1,4 +1,4 @@
-//! A child process that ends with its guard.
+//! A child process that its guard ends.
 
 use std::{
     fs::{self, File},
@@ -20,7 +20,7 @@ use nix::{
 
 use crate::wait;
 
-/// A running program. Its errors go to a file; dropping it kills it by its process id.
+/// A running program. Its errors go to a file. Dropping it kills it by its process id.
 pub struct Process {
     name: String,
     handle: Handle,
@@ -29,13 +29,13 @@ pub struct Process {
 
 enum Handle {
     Child(Child),
-    /// A child of one of our children, left to us by its end; and how it ended.
+    /// A child of one of our children that became ours when its parent ended, and how it ended.
     Left(Pid, Option<ExitStatus>),
 }
 
 impl Process {
-    /// Starts `command` in a process group of its own, so that a Ctrl-C is ours to pass on. What it prints goes to
-    /// `log`.
+    /// Starts `command` in its own process group, so that Ctrl-C reaches only us. What it prints
+    /// goes to `log`.
     pub fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
         let file = File::create(log).with_context(|| log.display().to_string())?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
@@ -43,7 +43,7 @@ impl Process {
         Ok(Self { name: name.to_owned(), handle: Handle::Child(child), log: log.to_owned() })
     }
 
-    /// Starts `command` with pipes to talk to it; only its errors go to `log`.
+    /// Starts `command` with pipes to its input and output. Only its errors go to `log`.
     pub fn start_talking(name: &str, command: &mut Command, log: &Path) -> Result<(Self, Talk)> {
         let file = File::create(log).with_context(|| log.display().to_string())?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(file).process_group(0);
@@ -53,13 +53,13 @@ impl Process {
         Ok((Self { name: name.to_owned(), handle: Handle::Child(child), log: log.to_owned() }, Talk { to, from }))
     }
 
-    /// Makes us the parent of what our children leave behind when they end, instead of process 1.
+    /// Makes us, not process 1, the parent of what our children leave behind.
     pub fn inherit_orphans() -> Result<()> {
         nix::sys::prctl::set_child_subreaper(true).context("cannot become a subreaper")
     }
 
-    /// The process goes on as another one, which it has started and which says the rest to the same log. It must have
-    /// ended; see [`inherit_orphans`](Self::inherit_orphans).
+    /// Follows the program to the process that it started in its place, which writes to the same
+    /// log. The old process must have ended; see [`inherit_orphans`](Self::inherit_orphans).
     pub fn continue_as(&mut self, id: u32) -> Result<()> {
         self.handle = Handle::Left(Pid::from_raw(i32::try_from(id)?), None);
         Ok(())
@@ -81,14 +81,14 @@ impl Process {
         matches!(self.ended(), Ok(None))
     }
 
-    /// How it ended, if it has.
+    /// How it ended; `None`: it still runs.
     fn ended(&mut self) -> Result<Option<ExitStatus>> {
         match &mut self.handle {
             Handle::Child(child) => Ok(child.try_wait()?),
             Handle::Left(_, Some(status)) => Ok(Some(*status)),
             Handle::Left(pid, ended) => {
                 *ended = match waitpid(*pid, Some(WaitPidFlag::WNOHANG))? {
-                    // The wait status as the kernel gives it: wait(2).
+                    // Rebuilds the kernel's wait status, see wait(2).
                     WaitStatus::Exited(_, code) => Some(ExitStatus::from_raw(code << 8)),
                     WaitStatus::Signaled(_, signal, _) => Some(ExitStatus::from_raw(signal as i32)),
                     _ => None,
@@ -98,10 +98,10 @@ impl Process {
         }
     }
 
-    /// `kill -9`, and waits for the end.
+    /// Kills it (`kill -9`) and waits for the end.
     pub fn kill(&mut self) {
         if self.is_running() {
-            // It may have ended meanwhile.
+            // It may have ended in the meantime.
             _ = self.signal(Signal::SIGKILL);
         }
         match &mut self.handle {
@@ -111,13 +111,13 @@ impl Process {
         }
     }
 
-    /// Waits for the end by itself.
+    /// Waits until it ends by itself.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let what = format!("the end of {}", self.name);
         wait::until(&what, limit, || self.ended().transpose())?
     }
 
-    /// Waits for the end, which has to be a good one.
+    /// Waits until it ends with success.
     pub fn succeed(&mut self, limit: Duration) -> Result<()> {
         let status = self.wait(limit)?;
         if !status.success() {
@@ -126,7 +126,7 @@ impl Process {
         Ok(())
     }
 
-    /// The end of what it has said so far: so many bytes at most.
+    /// The last `bytes` bytes of its log.
     pub fn log_end(&self, bytes: u64) -> String {
         let read = || {
             let mut file = File::open(&self.log)?;
@@ -139,7 +139,7 @@ impl Process {
         read().unwrap_or_default()
     }
 
-    /// What it has said so far.
+    /// All that it has printed so far.
     pub fn log(&self) -> String {
         fs::read(&self.log).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
     }
@@ -151,7 +151,7 @@ impl Drop for Process {
     }
 }
 
-/// A child's standard input and output, line by line.
+/// The standard input and output of a child, line by line.
 pub struct Talk {
     to: ChildStdin,
     from: BufReader<ChildStdout>,
@@ -162,12 +162,12 @@ impl Talk {
         writeln!(self.to, "{line}")
     }
 
-    /// For a program that does not speak in lines.
+    /// For a program that does not write lines.
     pub fn into_pipes(self) -> (ChildStdin, BufReader<ChildStdout>) {
         (self.to, self.from)
     }
 
-    /// The next line; an error when the child has ended.
+    /// The next line; an error if the child has ended.
     pub fn hear(&mut self) -> Result<String> {
         let mut line = String::new();
         if self.from.read_line(&mut line)? == 0 {
@@ -177,7 +177,7 @@ impl Talk {
     }
 }
 
-/// Runs to the end; the error carries what it said.
+/// Runs a command to the end. The error contains what it printed.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
     let out = String::from_utf8_lossy(&output.stdout);

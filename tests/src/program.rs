@@ -1,6 +1,7 @@
-//! The real programs, loaded and attached, fed with one frame at a time by `BPF_PROG_TEST_RUN`.
+//! The real programs, loaded and attached, run on one frame at a time by `BPF_PROG_TEST_RUN`.
 //!
-//! A [`Bench`] lives in a network and a mount namespace of its own thread: a test that ends leaves nothing behind.
+//! A [`Bench`] has its thread in a network and a mount namespace of its own: a test that ends
+//! leaves nothing behind.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +31,7 @@ use nix::{
 
 use crate::packet::{Mac, Segment};
 
-/// Which hook a bench runs on.
+/// The hook that a bench attaches to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// Native XDP.
@@ -41,17 +42,17 @@ pub enum Hook {
     Clsact,
 }
 
-/// Every hook, for tests that have to hold on all of them.
+/// Every hook, for tests that must hold on all of them.
 pub const HOOKS: [Hook; 3] = [Hook::Xdp, Hook::Tcx, Hook::Clsact];
 
-/// What became of a frame.
+/// What happened to a frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// Left to the host, untouched.
+    /// Left to the host, unchanged.
     Passed,
-    /// Ended.
+    /// Dropped.
     Dropped,
-    /// Sent on, as this segment.
+    /// Sent, as this segment.
     Sent(Segment),
 }
 
@@ -59,7 +60,7 @@ pub enum Verdict {
 pub const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 100), 6443);
 /// The MAC address of the clients' next hop.
 pub const CLIENT_MAC: Mac = [2, 0, 0, 0, 0, 1];
-/// First SNAT port of the bench's pools.
+/// The first SNAT port of the bench's pools.
 pub const FIRST_PORT: u16 = 20_000;
 
 /// Address of the `n`th backend.
@@ -72,11 +73,11 @@ pub fn backend_mac(n: u16) -> Mac {
     [2, 0, 0, 0, 1, n as u8]
 }
 
-/// What a bench is made with.
+/// How a bench is set up.
 #[derive(Clone)]
 pub struct Setup {
     pub backends: u16,
-    /// SNAT ports of each backend.
+    /// SNAT ports per backend.
     pub ports: u16,
     pub weights: Vec<u32>,
     pub service: ServiceSetup,
@@ -102,7 +103,7 @@ impl Default for Setup {
 /// A service with its backends on a veth, and the program attached to it.
 pub struct Bench {
     pub dataplane: Dataplane,
-    /// Where its programs and maps are pinned.
+    /// The folder in which its programs and maps are pinned.
     pub bpffs: std::path::PathBuf,
     pub ifindex: u32,
     pub mac: Mac,
@@ -112,12 +113,12 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Service 0 with the default set-up: three backends, least_conn.
+    /// Service 0 with the default setup: three backends, least_conn.
     pub fn new(hook: Hook) -> Bench {
         Bench::with(hook, Setup::default())
     }
 
-    /// Service 0 as asked for; backend `n` of the service is backend `n` of the tables.
+    /// Service 0 with this setup; backend `n` of the service is backend `n` of the tables.
     pub fn with(hook: Hook, setup: Setup) -> Bench {
         Bench::try_with(hook, setup)
             .unwrap_or_else(|error| panic!("the bench needs root and a kernel with BPF: {error:#}"))
@@ -160,12 +161,12 @@ impl Bench {
         self.dataplane.tables()
     }
 
-    /// Changes a backend's share and limits.
+    /// Changes the weight and limits of a backend.
     pub fn configure(&self, n: u16, weight: u32, backup: bool, max_conns: u32) {
         configure(self.tables(), n, weight, backup, max_conns, self.pools[usize::from(n)]);
     }
 
-    /// How long a backend starts slowly when it comes back.
+    /// Sets how long a backend that comes back starts slowly.
     pub fn starts_slowly(&self, n: u16, ms: u32) {
         let pools = vec![self.pools[usize::from(n)]];
         let weight = self.setup.weights[usize::from(n)];
@@ -178,17 +179,17 @@ impl Bench {
     pub fn run(&self, frame: &[u8]) -> Verdict {
         let out = self.dataplane.inject(self.ifindex, frame).expect("BPF_PROG_TEST_RUN");
         if out.sent {
-            return Verdict::Sent(Segment::parse(&out.frame).expect("what is sent is a right segment"));
+            return Verdict::Sent(Segment::parse(&out.frame).expect("what is sent is a correct segment"));
         }
         // XDP_PASS and TC_ACT_UNSPEC.
         if out.verdict == 2 && self.is_xdp() || out.verdict as i32 == -1 {
-            assert_eq!(out.frame, frame, "a frame that is passed on is untouched");
+            assert_eq!(out.frame, frame, "a frame that is passed on is unchanged");
             return Verdict::Passed;
         }
         Verdict::Dropped
     }
 
-    /// Runs the program that guards the egress on a frame that the host would send.
+    /// Runs the egress guard on a frame that the host would send.
     pub fn send_out(&self, frame: &[u8]) -> Verdict {
         let program = SchedClassifier::from_pin(self.bpffs.join("programs/evenkeel_out")).expect("the program");
         let mut options = TestRunOptions::new();
@@ -209,7 +210,7 @@ impl Bench {
         self.run(&segment.bytes())
     }
 
-    /// The same, and the segment that was sent on.
+    /// The same; returns the segment that was sent.
     pub fn forward(&self, segment: &Segment) -> Segment {
         match self.send(segment) {
             Verdict::Sent(out) => out,
@@ -217,17 +218,17 @@ impl Bench {
         }
     }
 
-    /// A segment of a client to the VIP.
+    /// A segment from a client to the VIP.
     pub fn from_client(&self, client: SocketAddrV4, flags: u8) -> Segment {
         Segment::new(client, VIP, flags).macs(CLIENT_MAC, self.mac)
     }
 
-    /// A segment of backend `n` to a SNAT port.
+    /// A segment from backend `n` to a SNAT port.
     pub fn from_backend(&self, n: u16, port: u16, flags: u8) -> Segment {
         Segment::new(backend(n), SocketAddrV4::new(*VIP.ip(), port), flags).macs(backend_mac(n), self.mac)
     }
 
-    /// Opens a connection: SYN, SYN-ACK, ACK. The flow's two ends.
+    /// Opens a connection by SYN, SYN-ACK and ACK. Returns both ends of the flow.
     pub fn connect(&self, client: SocketAddrV4) -> Connection {
         let syn = self.forward(&self.from_client(client, SYN).numbers(1000, 0));
         let n = backend_of(&syn);
@@ -237,7 +238,7 @@ impl Bench {
         Connection { client, backend: n, port: syn.from.port() }
     }
 
-    /// Closes a connection by FINs of both sides, the client first.
+    /// Closes a connection by FINs of both sides, the client's first.
     pub fn close(&self, connection: &Connection) {
         let Connection { client, backend, port } = *connection;
         self.forward(&self.from_client(client, FIN | ACK).numbers(1001, 5001));
@@ -254,7 +255,7 @@ impl Bench {
         self.tables().counters().expect("counters").into_iter().filter(|(_, count)| *count > 0).collect()
     }
 
-    /// Every counter that moved since the last call, and by how much.
+    /// Every counter that has moved since the last call, and by how much.
     pub fn moved(&mut self) -> Vec<(Reason, u64)> {
         let now = self.counters();
         let moved = now
@@ -269,7 +270,7 @@ impl Bench {
 
 use lb_common::tcp::{ACK, FIN, SYN};
 
-/// The two ends of an open flow.
+/// Both ends of an open flow.
 #[derive(Clone, Copy, Debug)]
 pub struct Connection {
     pub client: SocketAddrV4,
@@ -277,7 +278,7 @@ pub struct Connection {
     pub port: u16,
 }
 
-/// Which backend a segment goes to.
+/// The backend that a segment goes to.
 pub fn backend_of(segment: &Segment) -> u16 {
     u16::from(segment.to.ip().octets()[3]) - 10
 }
@@ -295,14 +296,15 @@ fn configure(tables: &Tables, n: u16, weight: u32, backup: bool, max_conns: u32,
     tables.configure_backend(n, &setup);
 }
 
-/// Gives this thread a network namespace with a veth `ek0`, and a mount namespace with a bpffs; both end with it.
+/// Gives this thread a network namespace with a veth `ek0`, and a mount namespace with a bpffs.
+/// Both end with the thread.
 fn own_namespaces() -> Result<std::path::PathBuf> {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("unshare: are you root?")?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
     let folder = Path::new("/run/evenkeel-bench");
     std::fs::create_dir_all(folder)?;
     mount(Some("bpf"), folder, Some("bpf"), MsFlags::empty(), None::<&str>).context("mount a bpffs")?;
-    // Its neighbour discovery would be counted as not ours.
+    // Its neighbour discovery would be counted as packets that are not ours.
     for which in ["all", "default"] {
         std::fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1").context("switch IPv6 off")?;
     }

@@ -1,8 +1,8 @@
-//! Removes what labs leave behind, however their process ended.
+//! Removes what labs leave behind, no matter how their process ended.
 //!
-//! A lab starts a reaper, a process that waits for the end of its standard input: the kernel closes that when the lab's
-//! process dies, by a panic, a Ctrl-C or a kill -9. And a lab that starts clears away what is left of processes that are
-//! dead.
+//! A lab starts a reaper: a process that waits for the end of its standard input, which the kernel
+//! closes when the lab's process dies of a panic, a Ctrl-C or a kill -9. A new lab also removes the
+//! remains of labs whose process is dead.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ const FOLDER: &str = "/run/evenkeel-lab-";
 /// The namespaces of labs: `ek-PID-N-HOST`.
 const NAMESPACE: &str = "ek-";
 
-/// What one lab is named after: the process, and its labs counted.
+/// What a lab is named after: its process, and its number among the labs of that process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Name {
     pub process: u32,
@@ -41,14 +41,15 @@ impl Name {
         format!("{NAMESPACE}{}-{}-{host}", self.process, self.count)
     }
 
-    /// Reads the rest of a name after its prefix: `PID-N`, or `PID-N-HOST`.
+    /// Parses the part of a name after its prefix: `PID-N`, or `PID-N-HOST`.
     fn read(rest: &str) -> Option<Self> {
         let mut parts = rest.splitn(3, '-');
         Some(Self { process: parts.next()?.parse().ok()?, count: parts.next()?.parse().ok()? })
     }
 }
 
-/// Kills what runs in a lab's namespaces and removes them, its bpffs and its folder. Safe to call again.
+/// Kills what runs in a lab's namespaces, and removes them with the lab's bpffs and folder. Can be
+/// called again.
 pub fn remove(name: &Name) {
     let namespaces: Vec<_> = namespaces().filter(|(of, _)| of == name).map(|(_, namespace)| namespace).collect();
     namespaces.iter().for_each(|namespace| end_processes(namespace));
@@ -62,7 +63,7 @@ pub fn remove(name: &Name) {
     }
 }
 
-/// Removes the labs of processes that are dead.
+/// Removes the labs whose process is dead.
 pub fn remove_abandoned() {
     let folders = fs::read_dir("/run").into_iter().flatten().flatten();
     let folders = folders.filter_map(|entry| Name::read(entry.path().to_str()?.strip_prefix(FOLDER)?));
@@ -72,18 +73,18 @@ pub fn remove_abandoned() {
     dead.iter().for_each(remove);
 }
 
-/// Starts the process that removes the lab when ours is gone.
+/// Starts the process that removes the lab when our process is gone.
 pub fn watch(name: &Name) -> Result<Child> {
     let mut command = Command::new(binaries::lab()?);
     command.args(["reap", &name.process.to_string(), &name.count.to_string()]);
-    // A group of its own: a Ctrl-C at the terminal is not for it.
+    // In its own process group, which a Ctrl-C at the terminal does not reach.
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     command.spawn().context("cannot start the lab's reaper")
 }
 
-/// What that process does.
+/// The work of that process.
 pub fn reap(name: &Name) {
-    // Nothing is ever written: this returns when the other end is closed.
+    // Nothing is ever written, so this returns when the other end is closed.
     _ = io::stdin().read_to_end(&mut Vec::new());
     remove(name);
 }
@@ -96,7 +97,7 @@ fn namespaces() -> impl Iterator<Item = (Name, String)> {
     })
 }
 
-/// By process id, from the kernel's list of who is in the namespace.
+/// By process id, from the kernel's list of the namespace's processes.
 fn end_processes(namespace: &str) {
     let Ok(pids) = process::output(Command::new("ip").args(["netns", "pids", namespace])) else { return };
     for pid in pids.lines().filter_map(|line| line.trim().parse().ok()) {
@@ -104,7 +105,7 @@ fn end_processes(namespace: &str) {
     }
 }
 
-/// Pins hold programs and maps: unmounting the last bpffs lets go of them.
+/// Pins keep programs and maps alive; unmounting the last bpffs releases them.
 fn unmount(folder: &Path) {
     let is_mounted =
         || fs::read_to_string("/proc/mounts").is_ok_and(|mounts| mounts.contains(&format!(" {} ", folder.display())));

@@ -1,5 +1,6 @@
-//! `evenkeel-lab run`: a first look. A lab with a client, evenkeel and three stand-in API servers; with `--once` a scripted
-//! round that says what it did and measured, else a screen that shows what happens until Ctrl-C.
+//! `evenkeel-lab run`: a first look at evenkeel in a lab with a client and three stand-in API
+//! servers. With `--once` it runs a scripted round and prints what it did and measured; otherwise
+//! it shows the live screen until Ctrl-C.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::{
 
 const SOON: Duration = Duration::from_secs(15);
 
-/// The lab and what runs in it.
+/// The lab and everything that runs in it.
 pub struct Stage {
     pub evenkeel: Evenkeel,
     pub standins: Vec<StandIn>,
@@ -41,7 +42,7 @@ impl Stage {
         Holding::start(self.lab.client(), &[&[self.vip.as_str()], options].concat())
     }
 
-    /// Every step either prints what it saw or ends the round with what failed.
+    /// Each step either prints what it saw or ends the round with what failed.
     fn round(&mut self) -> Result<()> {
         print!("{}", self.evenkeel.done(&["status"])?);
         let server = format!("--server=https://{}", self.vip);
@@ -52,7 +53,7 @@ impl Stage {
         let folder = self.lab.folder().display().to_string();
         let mut held = self.hold(&["--tls", &folder])?;
         let opened = held.open(30)?;
-        ensure!(opened.opened == 30, "of 30 TLS connections some failed: {opened:?}");
+        ensure!(opened.opened == 30, "some of the 30 TLS connections failed: {opened:?}");
         self.evenkeel.wait_active(&[("cp01", 10), ("cp02", 10), ("cp03", 10)], SOON)?;
         say("30 TLS connections held", &format!("{:?}, slowest {:.1} ms", opened.by, opened.slowest_ms));
 
@@ -71,8 +72,8 @@ impl Stage {
         self.burst("the controller was killed with -9", 1000)?;
         self.evenkeel.run()?;
         let answered = held.ask()?.answered;
-        ensure!(answered == 20, "of the 20 connections to cp02 and cp03 {answered} still answer");
-        say("the controller is back", "the 20 connections that were held to cp02 and cp03 still answer");
+        ensure!(answered == 20, "only {answered} of the 20 connections to cp02 and cp03 still answer");
+        say("the controller is back", "the 20 connections held to cp02 and cp03 still answer");
         self.evenkeel.done(&["reload"])?;
         self.burst("after a reload", 300)?;
         print!("{}", self.evenkeel.done(&["backends"])?);
@@ -81,7 +82,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Short connections, none of which may fail.
+    /// Opens short connections, none of which may fail.
     fn burst(&self, what: &str, connections: u64) -> Result<()> {
         let report =
             storm::start(self.lab.client(), &[&self.vip, "--connections", &connections.to_string()])?.finish(SOON)?;

@@ -1,5 +1,6 @@
-//! The screen of `evenkeel-lab run`: that of `evenkeel top`, and below it what clients see, with keys that break API
-//! servers. Without a terminal the same as text, and orders from lines of standard input.
+//! The screen of `evenkeel-lab run`: that of `evenkeel top` with what the clients see below it, and
+//! keys that break API servers. Without a terminal the same is printed as text, and commands are
+//! read from standard input, one per line.
 
 use std::{
     collections::BTreeMap,
@@ -21,11 +22,11 @@ use crate::{
     round::Stage,
 };
 
-/// How many watches the clients hold, and how often they look whether they still do.
+/// How many watches the clients hold, and how often they are checked.
 const WATCHES: u64 = 30;
 const LOOK: Duration = Duration::from_millis(500);
-/// What may be done to an API server, and the key for it.
-const ORDERS: [(char, &str); 4] = [('k', "kill"), ('p', "pause"), ('c', "cut off"), ('b', "bring back")];
+/// What can be done to an API server, and its key.
+const ACTIONS: [(char, &str); 4] = [('k', "kill"), ('p', "pause"), ('c', "cut off"), ('b', "bring back")];
 const HINT: &str = "k1 kill cp01, p1 pause, c1 cut off, b1 bring back";
 
 /// Shows the lab until `q` or Ctrl-C.
@@ -34,7 +35,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     let held = stage.hold(&["--tls", &folder, "--watch"])?;
     let options = ["--seconds", "86400", "--rate", "20", "--every", "1"];
     let traffic = storm::start(stage.lab.client(), &[&[stage.vip.as_str()], &options[..]].concat())?;
-    let mut show = Show { watches: Watches::hold(held)?, traffic, stage, order: None };
+    let mut show = Show { watches: Watches::hold(held)?, traffic, stage, action: None };
     if top::is_there() {
         let socket = show.stage.evenkeel.socket();
         return Ok(top::run(&socket, top::PERIOD, Some(&mut show))?);
@@ -46,8 +47,8 @@ struct Show<'a> {
     stage: &'a mut Stage,
     watches: Watches,
     traffic: storm::Running,
-    /// An order whose API server is still to be named.
-    order: Option<char>,
+    /// An action that still needs the number of an API server.
+    action: Option<char>,
 }
 
 impl Companion for Show<'_> {
@@ -56,19 +57,19 @@ impl Companion for Show<'_> {
         top::state::Stage {
             title: "clients of the lab".into(),
             lines: self.lines(),
-            keys: ORDERS.iter().map(|(key, _)| *key).chain(backends).collect(),
+            keys: ACTIONS.iter().map(|(key, _)| *key).chain(backends).collect(),
             hint: HINT.into(),
         }
     }
 
     fn key(&mut self, key: char) -> String {
-        match (self.order.take(), ORDERS.iter().find(|(order, _)| *order == key)) {
+        match (self.action.take(), ACTIONS.iter().find(|(action, _)| *action == key)) {
             (_, Some((_, what))) => {
-                self.order = Some(key);
+                self.action = Some(key);
                 format!("{what} which API server? 1, 2 or 3")
             }
-            (Some(order), None) => self.obey(order, key),
-            (None, None) => format!("first what to do: {HINT}"),
+            (Some(action), None) => self.obey(action, key),
+            (None, None) => format!("choose what to do first: {HINT}"),
         }
     }
 }
@@ -92,29 +93,29 @@ impl Show<'_> {
                 report.p99_ms,
                 report.max_ms
             ),
-            Err(_) => "short connections: none yet".into(),
+            Err(_) => "short connections: no results yet".into(),
         };
         let socket = self.stage.evenkeel.socket();
-        // For a second terminal: to be copied, so short enough for 80 columns.
+        // To be copied into a second terminal, so short enough for 80 columns.
         vec![watches, traffic, format!("export EVENKEEL_SOCKET={}", socket.display())]
     }
 
-    /// Does `order` to the API server with this number, and says so.
-    fn obey(&mut self, order: char, number: char) -> String {
-        let place = number.to_digit(10).and_then(|number| (number as usize).checked_sub(1));
-        let Some(place) = place.filter(|place| *place < self.stage.standins.len()) else {
-            return format!("not understood: {order}{number}; there are {HINT}");
+    /// Does `action` to the API server with this number and returns what it did.
+    fn obey(&mut self, action: char, number: char) -> String {
+        let index = number.to_digit(10).and_then(|number| (number as usize).checked_sub(1));
+        let Some(index) = index.filter(|index| *index < self.stage.standins.len()) else {
+            return format!("unknown command {action}{number}; try {HINT}");
         };
-        match self.act(order, place) {
+        match self.act(action, index) {
             Ok(what) => what,
-            Err(error) => format!("{order}{number}: {error:#}"),
+            Err(error) => format!("{action}{number}: {error:#}"),
         }
     }
 
-    fn act(&mut self, order: char, place: usize) -> Result<String> {
-        let (standin, switch) = (&mut self.stage.standins[place], &self.stage.lab.switch);
+    fn act(&mut self, action: char, index: usize) -> Result<String> {
+        let (standin, switch) = (&mut self.stage.standins[index], &self.stage.lab.switch);
         let name = standin.host.name.to_string();
-        Ok(match order {
+        Ok(match action {
             'k' => {
                 standin.kill();
                 format!("killed {name}: its kernel refuses connections")
@@ -125,55 +126,59 @@ impl Show<'_> {
             }
             'c' => {
                 switch.link(&name, false)?;
-                format!("cut {name} off: nothing comes from there any more")
+                format!("cut {name} off: its cable is unplugged")
             }
             'b' => {
                 switch.link(&name, true)?;
                 standin.revive()?;
                 format!("brought {name} back")
             }
-            _ => format!("not understood: {order}"),
+            _ => format!("unknown action: {action}"),
         })
     }
 
-    /// The status again every second, without a terminal.
+    /// Prints the status every second, without a terminal.
     fn as_text(&mut self) -> Result<()> {
-        let (send, orders) = mpsc::channel();
+        let (send, commands) = mpsc::channel();
         thread::spawn(move || {
             for line in std::io::stdin().lock().lines().map_while(Result::ok) {
                 let _ = send.send(line);
             }
         });
-        let mut told = String::new();
+        let mut answer = String::new();
         loop {
             let status = self.stage.evenkeel.done(&["status"])?;
             let events = self.stage.evenkeel.done(&["events", "--limit", "6"])?;
-            println!("{status}\n{events}\n{}\n{HINT} and Enter; q or Ctrl-C ends   {told}\n", self.lines().join("\n"));
+            println!(
+                "{status}\n{events}\n{}\n{HINT}, then Enter; q or Ctrl-C to quit   {answer}\n",
+                self.lines().join("\n")
+            );
             std::io::stdout().flush()?;
-            match orders.recv_timeout(Duration::from_secs(1)) {
-                Ok(order) if order.trim() == "q" => return Ok(()),
-                Ok(order) => {
-                    let mut keys = order.trim().chars();
-                    told = self.obey(keys.next().unwrap_or(' '), keys.next().unwrap_or(' '));
+            match commands.recv_timeout(Duration::from_secs(1)) {
+                Ok(command) if command.trim() == "q" => return Ok(()),
+                Ok(command) => {
+                    let mut keys = command.trim().chars();
+                    answer = self.obey(keys.next().unwrap_or(' '), keys.next().unwrap_or(' '));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                // Nobody gives orders: it goes on until it is ended.
+                // Standard input has ended: go on until Ctrl-C.
                 Err(RecvTimeoutError::Disconnected) => thread::sleep(Duration::from_secs(1)),
             }
         }
     }
 }
 
-/// `cp01 10, cp02 20`; `0` for none.
+/// `cp01 10, cp02 20`; `0` if there are none.
 fn counts(counts: &BTreeMap<String, u64>) -> String {
     let parts: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
     if parts.is_empty() { "0".into() } else { parts.join(", ") }
 }
 
-/// Watches as clients hold them: those that end are opened again. In a thread, for opening may take its time.
+/// Holds watches as clients do, and reopens those that end; in a thread, because opening takes
+/// time.
 struct Watches {
     seen: Arc<Mutex<Seen>>,
-    /// Its end ends the thread.
+    /// Dropping it ends the thread.
     _until: Sender<()>,
 }
 
@@ -189,29 +194,29 @@ impl Watches {
     fn hold(mut held: Holding) -> Result<Watches> {
         let (seen, (until, over)) = (Arc::<Mutex<Seen>>::default(), channel::<()>());
         held.open(WATCHES)?;
-        let told = Arc::clone(&seen);
+        let shown = Arc::clone(&seen);
         thread::Builder::new()
             .name("watches".into())
             .spawn(move || {
-                // A client that does not answer any more has ended, with the lab.
-                while look(&mut held, &told).is_ok() && over.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {}
+                // The client no longer answers: it has ended with the lab.
+                while look(&mut held, &shown).is_ok() && over.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {}
             })
             .context("cannot start a thread")?;
         Ok(Watches { seen, _until: until })
     }
 }
 
-fn look(held: &mut Holding, told: &Mutex<Seen>) -> Result<()> {
+fn look(held: &mut Holding, seen: &Mutex<Seen>) -> Result<()> {
     let missing = WATCHES.saturating_sub(held.status()?.open);
     let opened = if missing > 0 { held.open(missing)? } else { Default::default() };
     let status = held.status()?;
-    let mut seen = told.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
     (seen.held, seen.by, seen.ended) = (status.open, status.by, status.ended);
     opened.failed.into_iter().for_each(|(why, count)| *seen.failed.entry(why).or_default() += count);
     Ok(())
 }
 
-/// The screen with a key, `x`, that panics.
+/// Shows the screen with a key, `x`, that panics.
 pub fn panic_at_a_key(socket: &Path) -> Result<()> {
     struct Panics;
     impl Companion for Panics {

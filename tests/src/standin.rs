@@ -9,7 +9,7 @@ use crate::{Host, Process, binaries, process::Talk, topology::PORT};
 
 pub struct StandIn {
     pub host: Host,
-    /// What it answers when asked who it is: the host's name.
+    /// The name by which it identifies itself: the host's.
     pub name: String,
     process: Option<(Process, Talk)>,
 }
@@ -26,7 +26,7 @@ impl StandIn {
         SocketAddrV4::new(self.host.address(), PORT)
     }
 
-    /// Starts it again after a `kill`.
+    /// Starts it again after [`kill`](Self::kill).
     pub fn revive(&mut self) -> Result<()> {
         self.kill();
         let mut command = self.host.command(binaries::lab()?);
@@ -38,7 +38,7 @@ impl StandIn {
         Ok(())
     }
 
-    /// `kill -9`: its kernel closes its connections and refuses new ones.
+    /// Kills it (`kill -9`): its kernel closes its connections and refuses new ones.
     pub fn kill(&mut self) {
         self.process = None;
     }
@@ -47,7 +47,7 @@ impl StandIn {
         self.process.is_some()
     }
 
-    /// It hangs (SIGSTOP): its kernel still answers SYNs and acknowledges.
+    /// Makes it hang (SIGSTOP): its kernel still answers SYNs and acknowledges data.
     pub fn pause(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)
     }
@@ -60,15 +60,15 @@ impl StandIn {
         self.process.as_ref().map_or(Ok(()), |(process, _)| process.signal(signal))
     }
 
-    /// What `/readyz` answers from now on, until it is revived.
+    /// Sets what `/readyz` answers until it is revived.
     pub fn readyz(&mut self, status: u16) -> Result<()> {
         self.order(&format!("readyz {status}"))
     }
 
-    /// It goes on after a [`pause`](Self::pause), and `/readyz` answers with `status`.
+    /// Continues it after [`pause`](Self::pause); `/readyz` then answers with `status`.
     pub fn resume_with(&mut self, status: u16) -> Result<()> {
         let (process, talk) = self.process.as_mut().context("the stand-in does not run")?;
-        // What it finds on its standard input when it goes on.
+        // It reads this from its standard input as soon as it continues.
         talk.say(&format!("readyz {status}"))?;
         process.signal(Signal::SIGCONT)?;
         let answer = talk.hear()?;
@@ -76,7 +76,7 @@ impl StandIn {
         Ok(())
     }
 
-    /// New connections are accepted and never answered.
+    /// Makes it accept new connections without ever answering them.
     pub fn hang(&mut self, hangs: bool) -> Result<()> {
         self.order(if hangs { "hang on" } else { "hang off" })
     }

@@ -1,4 +1,4 @@
-//! A program in a terminal of its own: a pseudo-terminal of the kernel's, and what would be on its screen.
+//! A program in its own terminal: a pseudo-terminal of the kernel, and what its screen would show.
 
 mod html;
 
@@ -28,10 +28,11 @@ use nix::{
 
 use crate::wait;
 
-/// The terminal and the program. Dropping it hangs up.
+/// The terminal and the program. Dropping it kills the program.
 pub struct Terminal {
     keys: File,
-    /// The program's side: it stays there when the program is gone, so that its modes can be asked for.
+    /// The program's side. We keep it open, so that its modes can be read after the program has
+    /// ended.
     line: OwnedFd,
     screen: Arc<Mutex<vt100::Parser>>,
     written: Arc<AtomicU64>,
@@ -39,14 +40,15 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Starts `command` as a terminal emulator does: it leads a session whose terminal this is.
+    /// Starts `command` the way a terminal emulator does: as the leader of a session with this
+    /// terminal.
     pub fn start(command: &Command, columns: u16, rows: u16) -> Result<Terminal> {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(&size, None).context("no pseudo-terminal")?;
         let mut session = Command::new("setsid");
         session.arg("--ctty").arg(command.get_program()).args(command.get_args());
         session.env("TERM", "xterm-256color").env("LANG", "C.UTF-8").env_remove("LC_ALL").env_remove("NO_COLOR");
-        // What a panic says is looked for on the screen; a trace after it would push it off.
+        // Tests look for a panic's message on the screen; a backtrace would push it off.
         session.env_remove("RUST_BACKTRACE");
         for (name, value) in command.get_envs() {
             match value {
@@ -63,17 +65,17 @@ impl Terminal {
         Ok(Terminal { keys, line: pty.slave, screen, written, child })
     }
 
-    /// What is on the screen.
+    /// What the screen shows.
     pub fn text(&self) -> String {
         self.screen().screen().contents()
     }
 
-    /// What is on the screen, with its colours, as an HTML page.
+    /// What the screen shows, with its colours, as an HTML page.
     pub fn page(&self) -> String {
         html::page(self.screen().screen())
     }
 
-    /// Waits until it shows something.
+    /// Waits until the screen shows `text`.
     pub fn wait_for(&self, text: &str, limit: Duration) -> Result<()> {
         let there = || self.text().contains(text).then_some(());
         wait::until(&format!("{text:?} on the screen"), limit, there).map_err(|late| late.context(self.text()))
@@ -84,7 +86,7 @@ impl Terminal {
         self.keys.write_all(keys.as_bytes()).context("the terminal takes no keys")
     }
 
-    /// Makes the window another size; the kernel tells the program.
+    /// Resizes the window; the kernel notifies the program.
     pub fn resize(&self, columns: u16, rows: u16) -> Result<()> {
         self.screen().screen_mut().set_size(cells(rows)?, cells(columns)?);
         let mut stty = Command::new("stty");
@@ -94,17 +96,17 @@ impl Terminal {
         Ok(())
     }
 
-    /// Bytes that the program has written so far.
+    /// How many bytes the program has written so far.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// How the terminal treats keys and output: raw or not, with an echo or without.
+    /// How the terminal treats keys and output, such as raw mode and echo.
     pub fn modes(&self) -> Result<Termios> {
         tcgetattr(&self.line).context("no modes")
     }
 
-    /// Whether it is as a shell wants it: the screen from before, and a cursor.
+    /// Whether it is back to normal for a shell: the primary screen, and a visible cursor.
     pub fn is_given_back(&self) -> bool {
         let parser = self.screen();
         !parser.screen().alternate_screen() && !parser.screen().hide_cursor()
@@ -118,7 +120,7 @@ impl Terminal {
         signal::kill(Pid::from_raw(i32::try_from(self.id())?), signal).with_context(|| signal.to_string())
     }
 
-    /// Waits for the program's end.
+    /// Waits until the program ends.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         match wait::until("the end of the program", limit, || self.child.try_wait().transpose()) {
             Ok(ended) => Ok(ended?),
@@ -133,7 +135,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // By its id; it may have ended.
+        // By its id. It may have ended.
         _ = self.child.kill();
         _ = self.child.wait();
     }
@@ -143,7 +145,7 @@ fn cells(count: u16) -> Result<NonZeroU16> {
     NonZeroU16::new(count).context("a terminal without rows or columns")
 }
 
-/// Until nobody has the other side any more.
+/// Runs until nobody holds the other side.
 fn read(mut from: File, screen: &Mutex<vt100::Parser>, written: &AtomicU64) {
     let mut block = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut block) {

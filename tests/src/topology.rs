@@ -1,4 +1,4 @@
-//! The lab's hosts and cables.
+//! The hosts and cables of the lab.
 //!
 //! ```text
 //! segment     clients ─┬─ switch ─┬─ lb        one interface, everything on 10.0.1.0/24
@@ -6,9 +6,10 @@
 //! two sides   clients ── switch ── lb ── switch ── backends         10.0.1.0/24 and 10.0.2.0/24
 //! routed      clients and lb ── switch ── router ── backends        10.0.1.0/24 and 10.0.3.0/24
 //! ```
-//! With `Plan::pair` the segment has a second balancer, and the VIP is on neither of them.
+//! `Plan::pair` adds a second balancer to the segment, and leaves the VIP to the two.
 //!
-//! The switch is a bridge in a namespace of its own, so the balancer's cable ends in a port as on a real one.
+//! The switch is a bridge in its own namespace, so the balancer's cable ends in a switch port as in
+//! reality.
 
 use std::{
     fs,
@@ -31,7 +32,8 @@ use crate::{
     xdp_pass,
 };
 
-/// What clients connect to. The lab puts it on the balancer's eth0, unless there are two of them.
+/// The address that clients connect to. The lab puts it on the balancer's eth0, unless there are
+/// two balancers.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 100);
 pub const PORT: u16 = 6443;
 
@@ -45,7 +47,7 @@ const ROUTER_BACK: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 254);
 pub enum Topology {
     /// One L2 segment, one interface.
     Segment,
-    /// Clients on eth0, backends on eth1; the balancer is the backends' way to the VIP.
+    /// Clients on eth0, backends on eth1; the backends reach the VIP through the balancer.
     TwoSides,
     /// Backends behind a router.
     Routed,
@@ -55,16 +57,18 @@ pub enum Topology {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub topology: Topology,
-    /// 1 to 20.
+    /// How many client hosts: 1 to 20.
     pub clients: u8,
-    /// Addresses of each client host, 1 to 8.
+    /// Addresses per client host: 1 to 8.
     pub addresses: u8,
-    /// 1 to 64 (10.0.x.10 and up).
+    /// How many backends: 1 to 64, at 10.0.x.10 and up.
     pub backends: u8,
-    /// False: finished checksums and MTU-sized frames leave every host, as native XDP needs it on veth, and the far ends
-    /// of the balancer's cables run XDP_PASS. True: veth's offloads stay as they are, as TC meets them.
+    /// `false`: every host sends MTU-sized frames with complete checksums, as native XDP on veth
+    /// needs, and the far ends of the balancer's cables run XDP_PASS. `true`: the offloads of veth
+    /// stay on, as TC meets them.
     pub offloads: bool,
-    /// A second balancer on the segment; the VIP is theirs to put on an interface.
+    /// A second balancer on the segment. The VIP is on neither; the balancers put it on an
+    /// interface.
     pub pair: bool,
 }
 
@@ -86,28 +90,28 @@ impl Plan {
         Self { backends, ..self }
     }
 
-    /// With a second balancer, see `pair`.
+    /// Adds a second balancer, see `pair`.
     pub fn pair(self) -> Self {
         Self { pair: true, ..self }
     }
 
-    /// For native XDP, see `offloads`.
+    /// Prepares the cables for native XDP, see `offloads`.
     pub fn for_xdp(self) -> Self {
         Self { offloads: false, ..self }
     }
 }
 
-/// A built lab. Dropping it removes everything, processes in its namespaces too.
+/// A lab. Dropping it removes all of it, including the processes in its namespaces.
 pub struct Lab {
     pub plan: Plan,
     pub clients: Vec<Host>,
     pub balancer: Host,
-    /// The other balancer of a pair.
+    /// The second balancer of a pair.
     pub second: Option<Host>,
     pub backends: Vec<Host>,
-    /// The switch of the clients' segment; port names are the hosts' names.
+    /// The switch of the clients' segment. Its ports are named after the hosts.
     pub switch: Host,
-    /// The backends' segment, when it is another one.
+    /// The switch of the backends' segment, if they have their own.
     pub back_switch: Option<Host>,
     pub router: Option<Host>,
     name: Name,
@@ -119,13 +123,13 @@ impl Lab {
     pub fn build(plan: &Plan) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         if !nix::unistd::geteuid().is_root() {
-            bail!("the lab makes network namespaces: run it as root");
+            bail!("the lab creates network namespaces: run it as root");
         }
         reaper::remove_abandoned();
         let name = Name { process: std::process::id(), count: COUNT.fetch_add(1, Ordering::Relaxed) };
         let reaper = reaper::watch(&name)?;
         let mut lab = Self::without_hosts(plan, name, reaper);
-        // From here on an error drops `lab`, which removes what is there.
+        // From here on an error drops `lab`, which removes what was built so far.
         lab.prepare_folder()?;
         lab.build_hosts()?;
         if !plan.offloads {
@@ -153,23 +157,23 @@ impl Lab {
         }
     }
 
-    /// Certificates, logs, configuration and the bpffs.
+    /// The folder of certificates, logs, configuration and the bpffs.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The one client of most tests.
+    /// The only client of most tests.
     pub fn client(&self) -> &Host {
         &self.clients[0]
     }
 
-    /// The bpffs for evenkeel's pins. It is mounted on the host's side: one mounted inside a namespace's own mounts
-    /// would vanish with its last process.
+    /// The bpffs for evenkeel's pins. It is mounted on the host: a mount inside a namespace would
+    /// vanish with the last process there.
     pub fn bpffs(&self) -> std::path::PathBuf {
         self.folder.join("bpffs")
     }
 
-    /// One more device of a host on the clients' segment, without an address.
+    /// Adds a device to a host on the clients' segment, without an address.
     pub fn second_cable(&self, host: &Host, device: &str) -> Result<()> {
         self.cable_to_port(host, device, &self.switch, &format!("{}-{device}", host.name))
     }
@@ -218,7 +222,7 @@ impl Lab {
     fn add_client(&self, number: u8) -> Result<Host> {
         let mut host = self.add_host(&format!("client{}", number + 1))?;
         self.cable(&host, "eth0", &self.switch)?;
-        // 10.0.1.101 to .108 for the first host's eight, and so on.
+        // The first host's eight addresses are 10.0.1.101 to .108, and so on.
         let first = 101 + u16::from(number) * 8;
         let last = first + u16::from(self.plan.addresses);
         host.addresses =
@@ -266,9 +270,10 @@ impl Lab {
 
     fn add_switch(&self, name: &str) -> Result<Host> {
         let host = self.add_host(name)?;
-        // No learning delay, no IPv6 chatter of its own.
+        // No delay for learning, and no IPv6 packets of its own.
         configure(&host, &["link add br0 type bridge forward_delay 0".into(), "link set br0 up".into()])?;
-        // A switch does not hand every frame to the IP firewall, as a kernel with br_netfilter does for a bridge.
+        // A switch does not pass every frame through the IP firewall, as a kernel with br_netfilter
+        // does for a bridge.
         if Path::new("/proc/sys/net/bridge").exists() {
             for protocol in ["iptables", "ip6tables", "arptables"] {
                 host.sysctl(&format!("net.bridge.bridge-nf-call-{protocol}"), "0")?;
@@ -287,7 +292,7 @@ impl Lab {
         Ok(host)
     }
 
-    /// A veth pair from a host's device to a port of the switch, named after the host.
+    /// Adds a veth pair from a device of a host to a port of the switch, named after the host.
     fn cable(&self, host: &Host, device: &str, switch: &Host) -> Result<()> {
         self.cable_to_port(host, device, switch, &host.name)
     }
@@ -296,7 +301,8 @@ impl Lab {
         let pair = ["link", "add", device, "netns", &host.namespace, "type", "veth", "peer", "name", port, "netns"];
         process::output(Command::new("ip").args(pair).arg(&*switch.namespace))?;
         configure(host, &[format!("link set {device} up")])?;
-        // Asking for one device by name makes the kernel act on its carrier now; otherwise a port may be dead for a second.
+        // Asking for one device by name makes the kernel look at its carrier at once; otherwise a
+        // port may stay down for a second.
         configure(switch, &[format!("link set {port} master br0 up"), format!("link show dev {port}")])
     }
 
@@ -304,7 +310,7 @@ impl Lab {
     fn suit_native_xdp(&self) -> Result<()> {
         let hosts = self.clients.iter().chain(&self.backends).chain([&self.balancer]).chain(&self.second);
         hosts.into_iter().try_for_each(|host| host.offload("eth0", "tx", false))?;
-        // Frames that an XDP program has sent are worked off by a poll that goes from CPU to CPU.
+        // The frames that an XDP program sends are drained by a NAPI poll that moves between CPUs.
         self.clients.iter().chain(&self.backends).try_for_each(|host| host.keep_order("eth0"))?;
         if let Some(router) = &self.router {
             router.offload("eth1", "tx", false)?;
@@ -322,7 +328,7 @@ impl Lab {
         }
     }
 
-    /// Every address that a certificate may be asked for.
+    /// Every address that a certificate may be needed for.
     fn addresses(&self) -> Vec<Ipv4Addr> {
         let hosts = self.backends.iter().chain([&self.balancer]).chain(&self.second);
         hosts.flat_map(|host| host.addresses.iter().copied()).chain([VIP, Ipv4Addr::LOCALHOST]).collect()
@@ -332,7 +338,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         reaper::remove(&self.name);
-        // Closes its standard input: it ends, and finds nothing left to do.
+        // Closes its standard input. It ends, and finds nothing left to remove.
         drop(self.reaper.stdin.take());
         _ = self.reaper.wait();
     }
@@ -342,7 +348,7 @@ fn address(device: &str, address: Ipv4Addr, prefix: u8) -> String {
     format!("address add {address}/{prefix} dev {device}")
 }
 
-/// Lines of `ip -batch`: one process for all of them.
+/// Runs lines of `ip -batch`, in one process for all of them.
 fn configure(host: &Host, lines: &[String]) -> Result<()> {
     let mut ip = Command::new("ip");
     ip.args(["-n", host.namespace(), "-batch", "-"]);

@@ -1,4 +1,4 @@
-//! Waiting for a condition, never for a time.
+//! Waiting for a condition, never for a fixed time.
 
 use std::{
     thread,
@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Asks until the answer is `Some`; after `limit` the error says what was waited for.
+/// Calls `ask` until it returns `Some`. After `limit` the error names `what` was waited for.
 pub fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
     let started = Instant::now();
     loop {
@@ -17,7 +17,7 @@ pub fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>)
             return Ok(answer);
         }
         if started.elapsed() > limit {
-            bail!("waited {:.1} s in vain: {what}", limit.as_secs_f32());
+            bail!("waited {:.1} s in vain for: {what}", limit.as_secs_f32());
         }
         thread::sleep(PAUSE);
     }

@@ -1,7 +1,7 @@
 //! The XDP program that the far end of a veth pair needs.
 //!
-//! A frame that native XDP turns around or redirects into a veth arrives only if the other end runs an XDP program too.
-//! Two instructions do: `r0 = XDP_PASS; exit`.
+//! A frame that native XDP turns around or redirects into a veth arrives only if the other end runs
+//! an XDP program too. Two instructions are enough: `r0 = XDP_PASS; exit`.
 
 use std::{fs, path::Path};
 
@@ -17,13 +17,13 @@ use crate::Host;
 const PROGRAM: [u8; 16] = [0xb7, 0, 0, 0, 2, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
 const SECTION: &str = "xdp";
 
-/// Attaches it to a device of a host, in the driver.
+/// Attaches it to a device of a host, in driver mode.
 pub fn attach(host: &Host, device: &str) -> Result<()> {
     let file = host.folder().join("xdp_pass.o");
     if !file.exists() {
         write(&file)?;
     }
-    let file = file.to_str().context("the lab's folder is no UTF-8")?;
+    let file = file.to_str().context("the lab's folder is not UTF-8")?;
     host.ip(&["link", "set", "dev", device, "xdpdrv", "obj", file, "sec", SECTION]).map(drop)
 }
 

@@ -1,6 +1,6 @@
-//! What the product is compared with: on the same packets nothing at all, one look-up in the kernel's hash table, the bare
-//! rewriting of a full NAT to addresses that are always the same, and to one that is found by as few reads as can be; in the
-//! lab a balancer that is no more than a bare rewriting.
+//! What the product is compared with, on the same packets: nothing at all, one lookup in the
+//! kernel's hash table, the bare rewriting of a full NAT to fixed addresses, and to one that the
+//! fewest possible reads find. In the lab: a balancer that only rewrites.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_PSEUDO_HDR, xdp_action},
@@ -14,13 +14,13 @@ use tests_ebpf::{CLIENT_PORT, CLIENTS, HASH_ENTRIES, HEADERS, INDEX_LINES, LINES
 
 pub const TC_REDIRECT: i32 = 7;
 
-/// Client → a line as long as the hot one of a slot.
+/// Client → a line as long as the hot line of a slot.
 #[btf_map]
 static FLOWS: HashMap<u64, [u64; 8], HASH_ENTRIES> = HashMap::new();
-/// Lines as an index has them.
+/// Lines like those of an index.
 #[btf_map]
 static INDEX: Array<[u64; 8], INDEX_LINES, { BPF_F_MMAPABLE as usize }> = Array::new();
-/// A line for every client.
+/// A line per client.
 #[btf_map]
 static TABLE: Array<[u64; 8], LINES, { BPF_F_MMAPABLE as usize }> = Array::new();
 
@@ -48,24 +48,24 @@ pub fn hash_tc(ctx: TcContext) -> i32 {
     if is_known(ctx.data(), ctx.data_end()) { TC_REDIRECT } else { 2 }
 }
 
-/// Reads the client's line, which is as far as any table of flows gets with one access to memory.
+/// Reads the client's line: as far as any table of flows gets with one access to memory.
 #[xdp]
 pub fn lines_xdp(ctx: XdpContext) -> u32 {
     match scattered(ctx.data(), ctx.data_end()).and_then(line_of) {
-        // Nobody writes the lines: it is never 1.
+        // Nobody writes the lines, so it is never 1.
         Some(line) if line != 1 => xdp_action::XDP_TX,
         _ => xdp_action::XDP_DROP,
     }
 }
 
-/// A full NAT and nothing else, to an address that a line says of which another one says where it is: no table of flows
-/// with an index gets by with less.
+/// A full NAT and nothing else, to an address from a line whose number another line contains: no
+/// table of flows with an index needs less.
 #[xdp]
 pub fn found_xdp(ctx: XdpContext) -> u32 {
     let Some(number) = scattered(ctx.data(), ctx.data_end()) else { return xdp_action::XDP_ABORTED };
     let place = ((number as u64 * INDEX_LINES as u64) >> 32) as u32;
     let Some(entry) = INDEX.get_ptr_mut(place) else { return xdp_action::XDP_DROP };
-    // SAFETY: from a map lookup. It is 0, which only memory knows.
+    // SAFETY: from a map lookup. The value is 0, but neither compiler nor verifier knows.
     let entry = unsafe { core::ptr::read_volatile(entry.cast::<u64>()) } as u32;
     match line_of(number ^ entry) {
         Some(line) => rewritten(&ctx, DESTINATION ^ line as u32),
@@ -82,7 +82,7 @@ fn scattered(start: usize, end: usize) -> Option<u32> {
     Some(flow.wrapping_mul(0x9E37_79B1))
 }
 
-/// What stands in the line of a number: 0, which only memory knows.
+/// The content of a number's line: 0, which neither compiler nor verifier knows.
 #[inline(always)]
 fn line_of(number: u32) -> Option<u64> {
     let line = TABLE.get_ptr_mut(number & (LINES as u32 - 1))?;
@@ -90,7 +90,7 @@ fn line_of(number: u32) -> Option<u64> {
     Some(unsafe { core::ptr::read_volatile(line.cast::<u64>()) })
 }
 
-/// Enters the client, for the look-ups to come.
+/// Enters the client, for later lookups.
 #[xdp]
 pub fn enter_xdp(ctx: XdpContext) -> u32 {
     let Some(key) = client(ctx.data(), ctx.data_end()) else { return xdp_action::XDP_ABORTED };
@@ -109,7 +109,7 @@ fn is_known(start: usize, end: usize) -> bool {
     }
 }
 
-/// Address and port of the client.
+/// The client's address and port.
 #[inline(always)]
 fn client(start: usize, end: usize) -> Option<u64> {
     if start + HEADERS > end || !is_tcp(start) {
@@ -160,7 +160,8 @@ fn rewritten(ctx: &XdpContext, destination: u32) -> u32 {
     }
 }
 
-/// The same with the helper that TC's unfinished checksums need; the test run's are finished.
+/// The same through the helper that TC needs for unfinished checksums; those of the test run are
+/// finished.
 #[classifier]
 pub fn rewrite_tc(ctx: TcContext) -> i32 {
     let Some((addresses, ports)) = rewrite(ctx.data(), ctx.data_end(), DESTINATION) else { return 2 };
@@ -177,7 +178,7 @@ pub fn rewrite_tc(ctx: TcContext) -> i32 {
     TC_REDIRECT
 }
 
-/// Adds the difference of addresses to the TCP checksum.
+/// Adds the difference of the addresses to the TCP checksum.
 #[inline(always)]
 fn change_addresses(ctx: &TcContext, difference: u64) {
     let sum = (difference & 0xffff_ffff) + (difference >> 32);
@@ -185,7 +186,8 @@ fn change_addresses(ctx: &TcContext, difference: u64) {
     unsafe { bpf_l4_csum_replace(ctx.skb.skb, 50, 0, sum, BPF_F_PSEUDO_HDR as u64) };
 }
 
-/// Everything but the TCP checksum; returns what it changed in the sums over addresses and over ports.
+/// Rewrites everything except the TCP checksum; returns the changes in the sums over addresses and
+/// over ports.
 #[inline(always)]
 fn rewrite(start: usize, end: usize, destination: u32) -> Option<(u64, u64)> {
     if start + HEADERS > end || !is_tcp(start) {
@@ -208,11 +210,11 @@ fn rewrite(start: usize, end: usize, destination: u32) -> Option<(u64, u64)> {
 
 #[btf_map]
 static WIRING: Array<Wiring, 1> = Array::new();
-/// The frame is none of ours.
+/// The frame is not ours.
 const TC_NEXT: i32 = -1;
 
-/// A balancer for one client, without flows, checks or counters: the client's port says which server. What the way through a
-/// host costs, whatever is done there.
+/// A balancer for one client, without flows, checks or counters: the client's port selects the
+/// server. It costs what the way through a host costs, whatever is done there.
 #[classifier]
 pub fn bare_tc(ctx: TcContext) -> i32 {
     if ctx.data() + HEADERS > ctx.data_end() {
@@ -225,7 +227,8 @@ pub fn bare_tc(ctx: TcContext) -> i32 {
     unsafe { bpf_redirect(ifindex, 0) as i32 }
 }
 
-/// Everything but the TCP checksum; returns what it changed in the sum over addresses, and the device.
+/// Rewrites everything except the TCP checksum; returns the change in the sum over addresses, and
+/// the device.
 #[inline(always)]
 fn readdress(start: usize, end: usize) -> Option<(u64, u32)> {
     if start + HEADERS > end || !is_tcp(start) {

@@ -1,102 +1,107 @@
-//! What the programs of the benchmarks and their loader agree on: which packet is made next, and the wiring of the lab.
+//! What the benchmarks' programs and their loader agree on: the packet that is made next, and the
+//! wiring of the lab.
 //!
-//! A flow is a number. Client, backend and SNAT port follow from it, so that 1,048,576 flows need no table, which would
-//! take cache from what is measured.
+//! A flow is a number that determines its client, backend and SNAT port. So 1,048,576 flows need no
+//! table, which would take cache away from what is measured.
 
 #![no_std]
 
 use lb_common::checksum::finish;
 
-/// Bytes of a frame that are put back before every run: Ethernet, IPv4 without options, TCP without options.
+/// Bytes of a frame that are restored before every run: Ethernet, IPv4 and TCP without options.
 pub const HEADERS: usize = 54;
-/// First address of the clients, 10.64.0.0. Sixteen flows share an address.
+/// The first address of the clients, 10.64.0.0. Sixteen flows share an address.
 pub const CLIENTS: u32 = 0x0a40_0000;
-/// First port of the clients.
+/// The first port of the clients.
 pub const CLIENT_PORT: u16 = 40_000;
-/// Address of backend 0, 10.0.1.10.
+/// The address of backend 0, 10.0.1.10.
 pub const BACKENDS: u32 = 0x0a00_010a;
-/// Entries of the kernel's hash table that our tables are compared with: the default `max_connections`.
+/// Entries of the kernel's hash table that our tables are compared with: the default
+/// `max_connections`.
 pub const HASH_ENTRIES: usize = 262_144;
 
-/// Lines of the table of lines that our tables are compared with: one a flow of the busiest of those measured with it.
+/// Lines of the table of lines that our tables are compared with: one per flow of the largest
+/// measurement with it.
 pub const LINES: usize = 65_536;
-/// Lines of an index that has room for half as many flows more, at four entries a line.
+/// Lines of an index with room for half as many flows again, at four entries per line.
 pub const INDEX_LINES: usize = LINES / 4 * 3 / 2;
 
-/// The time is taken every so many packets.
+/// The clock is read once per this many packets.
 pub const BLOCK: u32 = 64;
-/// Most blocks of a run.
+/// The most blocks in a run.
 pub const BLOCKS: usize = 2048;
 
-/// Packets of clients: the source is turned.
+/// Packets from clients: the source varies.
 pub const CLIENT: u32 = 0;
-/// Packets of backends: the source address and the destination port are turned.
+/// Packets from backends: the source address and the destination port vary.
 pub const BACKEND: u32 = 1;
 /// The same packet every time.
 pub const SAME: u32 = 2;
 
-/// Which packets are made. Written by the loader, `turn` counts on in the program.
+/// Which packets are made. The loader writes it, and the program advances `turn`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Plan {
-    /// The headers, with zero in the fields that are turned and in the checksums. The last two bytes are not sent.
+    /// The headers, with zeros in the varying fields and in the checksums. The last two bytes are
+    /// not sent.
     pub frame: [u64; 7],
     /// The first packet of the run.
     pub start: u32,
     /// The next packet.
     pub turn: u32,
-    /// Number of the first flow.
+    /// The number of the first flow.
     pub first: u32,
-    /// Flows are `first` to `first + mask`: a power of two, less one.
+    /// The flows are `first` to `first + mask`; `mask` is a power of two, minus one.
     pub mask: u32,
     /// Half the bits of `mask`, for the scattered order; 0: one flow after the other.
     pub half: u32,
     /// `CLIENT`, `BACKEND` or `SAME`.
     pub side: u32,
-    /// There are `1 << backend_bits` backends, which get the flows in turn.
+    /// There are `1 << backend_bits` backends, and flows are assigned to them in turn.
     pub backend_bits: u32,
-    /// SNAT ports of a backend, a power of two, less one.
+    /// SNAT ports per backend: a power of two, minus one.
     pub slot_mask: u32,
-    /// The first of them.
+    /// The first SNAT port.
     pub first_port: u32,
-    /// Sum of the IPv4 header's words, without what is turned.
+    /// The sum of the words of the IPv4 header, without what varies.
     pub ip_sum: u32,
-    /// Sum of the TCP pseudo-header's, header's and payload's words, without what is turned.
+    /// The sum of the words of TCP pseudo-header, header and payload, without what varies.
     pub tcp_sum: u32,
-    /// Zero.
+    /// Always zero.
     pub reserved: u32,
 }
 
-/// What is put into a packet: words as they lie in memory.
+/// What is filled into a packet: words in memory order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turned {
-    /// Source address.
+    /// The source address.
     pub source: u32,
-    /// Source port (of clients).
+    /// The source port, of packets from clients.
     pub source_port: u16,
-    /// Destination port (of packets from backends).
+    /// The destination port, of packets from backends.
     pub destination_port: u16,
-    /// IPv4 header checksum.
+    /// The checksum of the IPv4 header.
     pub ip_check: u16,
-    /// TCP checksum.
+    /// The TCP checksum.
     pub tcp_check: u16,
 }
 
 impl Plan {
-    /// The flow of packet `turn`.
+    /// The flow of packet number `turn`.
     #[inline(always)]
     pub fn flow(&self, turn: u32) -> u32 {
         let number = turn & self.mask;
         if self.half == 0 {
             return self.first + number;
         }
-        // A permutation of `0..=mask`, in which neighbours are far apart at no fixed distance.
+        // A permutation of `0..=mask` that puts neighbours far apart at no fixed distance.
         let number = (number ^ number >> (self.half & 31)).wrapping_mul(0x9E37_79B1) & self.mask;
         let number = (number ^ number >> (self.half & 31)).wrapping_mul(0x85EB_CA77) & self.mask;
         self.first + (number ^ number >> (self.half & 31))
     }
 
-    /// The backend and the slot of a flow, if flows are given to the backends in turn and slots are used in order.
+    /// The backend and the slot of a flow, if flows are assigned to backends in turn and slots are
+    /// used in order.
     #[inline(always)]
     pub fn place(&self, flow: u32) -> (u32, u32) {
         let backend = flow & ((1 << (self.backend_bits & 31)) - 1);
@@ -126,24 +131,24 @@ impl Plan {
     }
 }
 
-/// The client's port of a flow.
+/// The port of a flow's client.
 #[inline(always)]
 fn client_port(flow: u32) -> u16 {
     (CLIENT_PORT + (flow & 15) as u16).to_be()
 }
 
-/// What a balancer that only rewrites needs to know of the lab, see `bare_tc`. Addresses and ports as they stand in a
-/// packet, MAC addresses in the lower six bytes.
+/// What a balancer that only rewrites has to know about the lab, see `bare_tc`. Addresses and ports
+/// are in network order, MAC addresses in the lower six bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Wiring {
-    /// The device, in and out.
+    /// The device that packets arrive at and leave through.
     pub ifindex: u64,
-    /// Its MAC address.
+    /// The MAC address of the device.
     pub mac: u64,
-    /// What clients connect to.
+    /// The address that clients connect to.
     pub vip: u64,
-    /// The servers' port and the balancer's.
+    /// The port of the servers and of the balancer.
     pub port: u64,
     /// The only client and its MAC address.
     pub client: [u64; 2],

@@ -1,8 +1,8 @@
-//! The kernel side of the benchmarks: what makes the packets, and what we are compared with.
+//! The kernel side of the benchmarks: what makes the packets, and what evenkeel is compared with.
 //!
-//! `replay_*_N` makes the next packet in the frame that it is run on, and goes on to the program in `NEXT[N]` by a tail
-//! call: the program that is measured sees a fresh packet of another flow each time, as on a wire. What the making costs
-//! is measured by `making_*`, which sends the packet itself.
+//! `replay_*_N` makes the next packet in the frame that it is run on, and goes on to the program in
+//! `NEXT[N]` by a tail call: the measured program sees a fresh packet of another flow each time, as
+//! on a wire. `making_*` sends the packet itself, which measures what the making costs.
 
 #![no_std]
 #![no_main]
@@ -31,7 +31,7 @@ static NEXT_TC: ProgramArray<7> = ProgramArray::new();
 const SOURCE_PORT: usize = 34;
 const DESTINATION_PORT: usize = 36;
 
-/// One program for each that is measured: a tail call to a place that the kernel knows beforehand is a plain jump.
+/// One program per measured program: a tail call to a fixed entry is a plain jump.
 macro_rules! replay {
     ($($place:literal $xdp:ident $tc:ident)*) => {$(
         #[doc = concat!("Makes the next packet and goes on to NEXT[", $place, "].")]
@@ -47,7 +47,8 @@ macro_rules! replay {
         #[doc = concat!("Makes the next packet and goes on to NEXT[", $place, "].")]
         #[classifier]
         pub fn $tc(ctx: TcContext) -> i32 {
-            // SAFETY: plain helper on the kernel's context; what the program before may have left shared is ours again.
+            // SAFETY: plain helper on the kernel's context; it unshares what the previous program
+            // may have left shared.
             unsafe { bpf_skb_pull_data(ctx.skb.skb, HEADERS as u32) };
             if make(ctx.data(), ctx.data_end()).is_some() {
                 // SAFETY: nothing is left to be dropped.
@@ -68,7 +69,7 @@ replay! {
     6 replay_xdp_6 replay_tc_6
 }
 
-/// Makes the next packet and sends it: what the making costs.
+/// Makes the next packet and sends it, to measure what the making costs.
 #[xdp]
 pub fn making_xdp(ctx: XdpContext) -> u32 {
     match make(ctx.data(), ctx.data_end()) {
@@ -88,10 +89,10 @@ pub fn making_tc(ctx: TcContext) -> i32 {
     }
 }
 
-/// No verdict of TC: the frame was too short or there was no program.
+/// Not a verdict of TC: the frame was too short or there was no program.
 const FAILED: i32 = 99;
 
-/// Puts the headers of the next packet into the frame.
+/// Writes the headers of the next packet into the frame.
 #[inline(always)]
 fn make(start: usize, end: usize) -> Option<()> {
     let plan = PLAN.get_ptr_mut(0)?;
@@ -131,11 +132,11 @@ fn make(start: usize, end: usize) -> Option<()> {
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
-    // SAFETY: no path leads here: the verifier would refuse the endless loop.
+    // SAFETY: no path leads here, because the verifier would refuse the endless loop.
     unsafe { core::hint::unreachable_unchecked() }
 }
 
-/// The helpers used are open to GPL-compatible programs only.
+/// The kernel offers some of the helpers used here only to GPL-compatible programs.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 4] = *b"GPL\0";

@@ -14,7 +14,7 @@ use super::pattern::Pattern;
 pub enum Answer {
     Whole(Option<Bytes>),
     Bulk(Pattern, u64),
-    /// An event at each tick, without end.
+    /// An event at each tick, forever.
     Watch(Interval, Bytes),
 }
 

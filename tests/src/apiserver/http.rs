@@ -1,4 +1,4 @@
-//! What the stand-in answers over HTTP.
+//! The stand-in's answers over HTTP.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -16,7 +16,7 @@ use super::{
     pattern::{Checksum, Pattern},
 };
 
-/// The header that says who answered.
+/// The header that names the server.
 pub const SERVED_BY: &str = "x-served-by";
 
 type Reply = Response<Answer>;
@@ -50,7 +50,7 @@ pub async fn answer(request: Request<Incoming>, server: Arc<Server>) -> Result<R
     Ok(reply)
 }
 
-/// Whether `?name`, `?name=1` or `?name=true` stands in the query.
+/// Whether the query contains `?name`, `?name=1` or `?name=true`.
 fn asks(query: &str, name: &str) -> bool {
     let is = |part: &str| part.strip_prefix(name).is_some_and(|rest| matches!(rest, "" | "=" | "=1" | "=true"));
     query.split('&').any(is)
@@ -64,7 +64,7 @@ fn health(path: &str, verbose: bool) -> String {
     if verbose { format!("[+]ping ok\n[+]log ok\n[+]etcd ok\n{path} check passed\n") } else { "ok".to_owned() }
 }
 
-/// As an API server that shuts down, or that wants to know who asks.
+/// What an API server answers that shuts down, or that wants clients to authenticate.
 fn not_ready(status: u16) -> Reply {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     reply(status, "text/plain", b"[-]shutdown failed: reason withheld\nreadyz check failed\n".to_vec())
@@ -91,7 +91,7 @@ fn reply(status: StatusCode, content: &'static str, body: Vec<u8>) -> Reply {
     reply
 }
 
-/// A watch that is held open: bookmarks, as an API server sends them on a quiet resource.
+/// A watch that stays open: bookmarks, as an API server sends them for a quiet resource.
 fn watch(server: &Server) -> Reply {
     let event = json!({"type": "BOOKMARK", "object": {"kind": "Pod", "apiVersion": "v1",
         "metadata": {"resourceVersion": "1", "annotations": {"served-by": server.name}}}});
@@ -106,7 +106,7 @@ fn bulk(query: &str) -> Reply {
     Response::new(Answer::Bulk(Pattern::new(bytes), bytes))
 }
 
-/// Takes what comes and says how much it was and its checksum.
+/// Consumes the body and answers with its length and checksum.
 async fn upload(mut body: Incoming) -> Reply {
     let mut sum = Checksum::default();
     let mut bytes = 0;

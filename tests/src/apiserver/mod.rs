@@ -1,9 +1,10 @@
-//! A stand-in API server: TLS with HTTP/1.1 and h2, and on the same port a plain TCP protocol of one word a line.
+//! A stand-in API server: TLS with HTTP/1.1 and h2, and on the same port a plain TCP protocol with
+//! one word per line.
 //!
-//! It runs as a process of its own, so that it can be killed, stopped and continued. Which of the two a client speaks
-//! shows in the first byte: 0x16 begins a TLS handshake.
+//! It runs as its own process, so that it can be killed, stopped and continued. The first byte
+//! shows what a client speaks: 0x16 begins a TLS handshake.
 //!
-//! What it answers can be changed while it runs, by a line on its standard input (see [`orders`]).
+//! A line on its standard input changes what it answers while it runs (see [`orders`]).
 
 mod body;
 mod http;
@@ -25,15 +26,15 @@ use hyper_util::{
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-/// Connections that may wait to be accepted: a reconnect storm.
+/// How many connections may wait to be accepted: a reconnect storm brings that many.
 const BACKLOG: u32 = 4096;
 const TLS_HANDSHAKE: u8 = 0x16;
-/// After an accept that failed for want of files.
+/// The pause after an accept that failed because no file descriptor was free.
 const PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
-    /// Who it says it is, in the header x-served-by and in plain answers
+    /// The name it sends in the header x-served-by and in plain answers
     #[arg(long)]
     pub name: String,
     #[arg(long)]
@@ -46,7 +47,7 @@ pub struct Options {
     pub watch_seconds: u64,
 }
 
-/// What every connection needs to know.
+/// What every connection needs.
 pub struct Server {
     name: String,
     watch: Duration,
@@ -80,7 +81,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Errors of a connection are the client's affair: it sees and counts them.
+/// Errors of a connection do not matter here: the client sees and counts them.
 async fn connection(stream: TcpStream, server: Arc<Server>) {
     // Answers are small and must not wait for an acknowledgement.
     _ = stream.set_nodelay(true);
@@ -90,7 +91,7 @@ async fn connection(stream: TcpStream, server: Arc<Server>) {
         return std::future::pending().await;
     }
     match stream.peek(&mut first).await {
-        // Boxed, so that the thousands of plain connections stay small.
+        // Boxed to keep the thousands of plain connections small.
         Ok(1) if first[0] == TLS_HANDSHAKE => Box::pin(speak_tls(stream, server)).await,
         Ok(1) => server.mood.ended(&plain::serve(stream, &server.name).await),
         _ => {}

@@ -1,10 +1,10 @@
-//! What a stand-in is told while it runs, a line a command, each answered by a line:
+//! Commands for a running stand-in, one per line; it answers each with one line:
 //!
 //! | command | |
 //! |---|---|
-//! | `readyz STATUS` | `/readyz` answers with this status from now on |
-//! | `hang on` / `hang off` | new connections are accepted, and never answered; those it has go on |
-//! | `ended` | how plain connections have ended so far, as JSON: `fin`, `reset`, or another error's kind |
+//! | `readyz STATUS` | `/readyz` answers with this status from then on |
+//! | `hang on` / `hang off` | new connections are accepted, but never answered; open ones are not affected |
+//! | `ended` | counts how plain connections have ended, as JSON: `fin`, `reset`, or another error's kind |
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::Server;
 
-/// How it feels.
+/// What it does at the moment.
 pub struct Mood {
     readyz: AtomicU16,
     hangs: AtomicBool,
@@ -62,13 +62,13 @@ impl Mood {
                 let ended = self.ended.lock().expect("nobody panics while holding it");
                 return serde_json::to_string(&*ended).unwrap_or_else(|error| error.to_string());
             }
-            _ => return format!("no such command: {line}"),
+            _ => return format!("unknown command: {line}"),
         }
         "done".to_owned()
     }
 }
 
-/// Until the end of standard input; the server goes on without it.
+/// Reads until standard input ends. The server goes on without it.
 pub async fn obey(server: Arc<Server>) {
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Ok(Some(line)) = lines.next_line().await {

@@ -1,4 +1,5 @@
-//! The bytes of bulk transfers: both sides can make them, so a checksum tells whether they arrived.
+//! The bytes of bulk transfers: both sides can produce them, so a checksum shows whether they
+//! arrived.
 
 use std::sync::OnceLock;
 
@@ -7,7 +8,8 @@ use ring::digest::{Context, SHA256};
 
 const BLOCK: usize = 64 << 10;
 const NOISE: usize = 1 << 20;
-/// A prime: a block begins at another place in the noise than its neighbours, so blocks out of order are seen.
+/// A prime, so that neighbouring blocks begin at different positions in the noise: blocks out of
+/// order are noticed.
 const STEP: usize = 4099;
 
 /// The first `bytes` bytes of the endless pattern, in blocks.
@@ -41,7 +43,7 @@ pub fn checksum(bytes: u64) -> String {
     sum.finish()
 }
 
-/// A SHA-256 in the making.
+/// A SHA-256 in progress.
 pub struct Checksum(Context);
 
 impl Default for Checksum {
@@ -60,7 +62,7 @@ impl Checksum {
     }
 }
 
-/// xorshift64 from a fixed seed: the same on both sides.
+/// xorshift64 from a fixed seed, which both sides share.
 fn noise() -> &'static Bytes {
     static NOISE_BYTES: OnceLock<Bytes> = OnceLock::new();
     NOISE_BYTES.get_or_init(|| {

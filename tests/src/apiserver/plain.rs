@@ -1,11 +1,11 @@
-//! The plain TCP protocol: the client says what it wants in a line.
+//! The plain TCP protocol: the client sends one line with what it wants.
 //!
 //! | line | what happens |
 //! |---|---|
-//! | `name` | the server's name in a line; the connection stays open |
-//! | `fin` | the name, then the server closes first |
-//! | `rst` | the name, then the server resets the connection |
-//! | `late` | the server reads until the client's FIN, then says its name and closes: a half-closed connection |
+//! | `name` | the server answers with its name; the connection stays open |
+//! | `fin` | the server answers with its name and closes first |
+//! | `rst` | the server answers with its name and resets the connection |
+//! | `late` | the server reads until the client's FIN, then answers with its name and closes: a half-closed connection |
 
 use std::io;
 
@@ -14,7 +14,7 @@ use tokio::{
     net::TcpStream,
 };
 
-/// Longest line there is, with its end.
+/// The longest line, including its end.
 const LINE: usize = 8;
 
 pub async fn serve(mut stream: TcpStream, name: &str) -> io::Result<()> {
@@ -25,7 +25,8 @@ pub async fn serve(mut stream: TcpStream, name: &str) -> io::Result<()> {
             b"fin" => {
                 stream.write_all(answer.as_bytes()).await?;
                 stream.shutdown().await?;
-                // Until the client has closed too, or the rest of what it sends would be answered with a RST.
+                // Wait until the client has closed too: a RST would answer the rest of what it
+                // sends.
                 return until_end(&mut stream).await;
             }
             b"rst" => {
@@ -37,13 +38,14 @@ pub async fn serve(mut stream: TcpStream, name: &str) -> io::Result<()> {
                 stream.write_all(answer.as_bytes()).await?;
                 return stream.shutdown().await;
             }
-            // The end, or something else that is not ours.
+            // The end of input, or something that is not part of the protocol.
             _ => return Ok(()),
         }
     }
 }
 
-/// One line without its end. A byte a read: lines are short and nothing behind one may be taken.
+/// Reads one line, without its end. It reads byte by byte: lines are short, and nothing behind one
+/// may be consumed.
 async fn line(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut line = Vec::with_capacity(LINE);
     while line.len() < LINE {

@@ -1,4 +1,5 @@
-//! The server's side of TLS: asks for a client certificate, and serves those who show none too, as an API server does.
+//! The server's side of TLS. Like an API server it asks for a client certificate, and also serves
+//! clients without one.
 
 use std::{path::Path, sync::Arc};
 

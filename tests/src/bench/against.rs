@@ -6,16 +6,16 @@ use super::{
     tables::{middle, number, table},
 };
 
-/// What became of a figure.
+/// How a figure has changed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Change {
-    /// By this factor, and the rounds of one run do not reach into those of the other.
+    /// By this factor, and the rounds of the two runs do not overlap.
     By(f64),
-    /// By this factor, but within what the rounds of both have in common: it may be noise.
+    /// By this factor, but the rounds of the two runs overlap: it may be noise.
     Unclear(f64),
 }
 
-/// Compares a figure's rounds; nothing if one of the two was not measured or is not above zero.
+/// Compares the rounds of a figure. `None`: one of the two was not measured or is not above zero.
 pub fn change(before: &[f64], after: &[f64]) -> Option<Change> {
     let (before, after) = (Summary::of(before)?, Summary::of(after)?);
     if before.median <= 0.0 || after.median <= 0.0 {
@@ -26,7 +26,7 @@ pub fn change(before: &[f64], after: &[f64]) -> Option<Change> {
     Some(if apart { Change::By(factor) } else { Change::Unclear(factor) })
 }
 
-/// A table of all figures that both runs have; what is surely another stands first.
+/// A table of all figures that both runs have, certain changes first.
 pub fn report(before: &Results, after: &Results) -> String {
     let compared = |figure: &Figure| Some((figure.clone(), change(before.rounds(&figure.name), &figure.rounds)?));
     let mut rows: Vec<_> = after.figures.iter().filter_map(compared).collect();

@@ -1,4 +1,4 @@
-//! What was asked for, and whether a run shows it.
+//! The goals, and whether a run reaches them.
 
 use super::{
     lab::systems::System,
@@ -8,28 +8,29 @@ use super::{
     tables::{number, spread, table},
 };
 
-/// One bar: a figure that is to stay at or below a limit.
+/// One goal: a figure that must not exceed a limit.
 pub struct Bar {
     pub what: String,
     pub limit: f64,
     pub measured: Option<Summary>,
-    /// The same of a balancer that only rewrites: lower than that it cannot be there.
+    /// The same figure of a balancer that only rewrites, which no balancer can beat.
     pub bare: Option<Summary>,
 }
 
 impl Bar {
-    /// A figure itself.
+    /// The goal for a figure itself.
     pub fn of(results: &Results, what: &str, figure: &str, limit: f64) -> Bar {
         Bar { what: what.to_owned(), limit, measured: results.summary(figure), bare: None }
     }
 
-    /// What one system adds to its base, as a share of what another adds to its own; taken within each round.
+    /// The goal for what one system adds to its base, as a share of what another adds to its own,
+    /// computed within each round.
     pub fn added(results: &Results, what: &str, ours: (&str, &str), theirs: (&str, &str), limit: f64) -> Bar {
         let added = |(of, base): (&str, &str)| differences(results.rounds(of), results.rounds(base));
         Bar { what: what.to_owned(), limit, measured: Summary::of(&ratios(&added(ours), &added(theirs))), bare: None }
     }
 
-    /// `yes`, `no`, or that it was not measured.
+    /// `yes`, `no`, or `not measured`.
     pub fn verdict(&self) -> &'static str {
         match self.measured {
             Some(measured) if measured.median <= self.limit => "yes",
@@ -39,7 +40,7 @@ impl Bar {
     }
 }
 
-/// Everything that was asked for, from the run in the lab and that of the packets.
+/// All goals, with the figures of a run in the lab and of a run of the packets.
 pub fn all(lab: Option<&Results>, packets: Option<&Results>) -> Vec<Bar> {
     let none = Results::none();
     let (lab, packets) = (lab.unwrap_or(&none), packets.unwrap_or(&none));
@@ -96,15 +97,15 @@ fn of_idle(lab: &Results) -> Vec<Bar> {
     let added = Summary::of(&idle_added(lab, System::Tc));
     vec![
         Bar { what: "memory added by an idle connection, bytes".to_owned(), limit: 64.0, measured: added, bare: None },
-        Bar::of(lab, "all tables, bytes a slot", "lab/idle/evenkeel-tc/per slot", 192.0),
+        Bar::of(lab, "all tables, bytes per slot", "lab/idle/evenkeel-tc/per slot", 192.0),
         daemon("the daemon's own memory with 100,000 idle connections, MiB", "RssAnon, 100000 idle", 24.0),
         daemon("its CPU then, % of a core", "cpu, 100000 idle", 0.5),
         daemon("start to first forwarded connection, ms", "first connection", 400.0),
-        daemon("reload of 64 backends that have changed, ms", "reload, 64 backends changed", 50.0),
+        daemon("reload of 64 changed backends, ms", "reload, 64 backends changed", 50.0),
     ]
 }
 
-/// All of them as a table.
+/// A table of the goals.
 pub fn report(bars: &[Bar]) -> String {
     let bare = |bar: &Bar| bar.bare.map_or_else(String::new, |bare| spread(Some(bare)));
     let row = |bar: &Bar| {

@@ -4,29 +4,29 @@ use std::{fs, process::Command, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-/// What figures depend on and a reader has to know.
+/// What the figures depend on, for the reader to know.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// The processor's name.
     pub processor: String,
-    /// How many the system has.
+    /// The number of processors.
     pub processors: usize,
     /// `Linux 6.18.44 x86_64`.
     pub kernel: String,
     /// GiB of memory.
     pub memory_gib: f64,
-    /// Whether it says that it is a virtual machine.
+    /// Whether it identifies itself as a virtual machine.
     pub is_virtual: bool,
     /// The day, UTC.
     pub date: String,
-    /// Commit of the sources, with a `+` if they were changed.
+    /// The commit of the sources, with a `+` if they were changed.
     pub commit: String,
-    /// Load average of the minute before.
+    /// The load average over the minute before.
     pub load: f64,
 }
 
 impl Machine {
-    /// This one, now. What cannot be found out stays empty.
+    /// This machine at this moment. What cannot be determined stays empty.
     pub fn this() -> Machine {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let cpuinfo = read("/proc/cpuinfo");
@@ -48,7 +48,7 @@ impl Machine {
         }
     }
 
-    /// One line for a table's caption.
+    /// One line, for the caption of a table.
     pub fn line(&self) -> String {
         let kind = if self.is_virtual { "virtual machine, " } else { "" };
         let Machine { processor, processors, kernel, memory_gib, date, commit, load, .. } = self;
@@ -69,7 +69,7 @@ fn commit() -> String {
     if said("git", &["status", "--porcelain", "--untracked-files=no"]).is_empty() { commit } else { commit + "+" }
 }
 
-/// What a program prints, or nothing.
+/// What a program prints; empty if it fails.
 fn said(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().map(|output| output.stdout).unwrap_or_default();
     String::from_utf8_lossy(&output).trim().to_owned()

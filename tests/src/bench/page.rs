@@ -1,4 +1,4 @@
-//! The page with all figures and plots, written by the runs themselves.
+//! The page with all figures and plots, which the benchmarks write themselves.
 
 use std::{fs, path::Path};
 
@@ -14,12 +14,14 @@ use super::{
     tables::{middle, number, spread, table},
 };
 
-/// What a run leaves for later ones.
+/// The files that a run leaves for later runs.
 pub const LAB: &str = "lab.json";
 pub const PACKETS: &str = "packets.json";
 pub const PAGE: &str = "README.md";
+/// The page's prose is wrapped at this width.
+const WIDTH: usize = 100;
 
-/// Writes the page and its plots into a folder, from the results of the last runs of both kinds that lie there.
+/// Writes the page and its plots to a folder, from the results of the last run of each kind there.
 pub fn write(folder: &Path) -> Result<()> {
     let read = |name: &str| {
         let file = folder.join(name);
@@ -27,16 +29,16 @@ pub fn write(folder: &Path) -> Result<()> {
     };
     let (lab, packets) = (read(LAB)?, read(PACKETS)?);
     let mut text = String::from(
-        "# How fast it is\n\nWritten by `cargo xtask bench` and `cargo xtask bench --packets`; what is changed here by hand \
-         is lost at the next run.\nMedians, with the lowest and the highest round in parentheses. Ratios are taken within \
-         each round, of what a system adds to its base in that round.\n\n",
+        "# How fast it is\n\n`cargo xtask bench` and `cargo xtask bench --packets` write this page; the next run overwrites \
+         manual changes.\nAll figures are medians, with the lowest and the highest round in parentheses. A ratio compares \
+         what two systems add to their base, and is computed within each round.\n\n",
     );
     for (name, results) in [("The lab", &lab), ("The packets", &packets)] {
         if let Some(results) = results {
             text += &format!("{name}: `{}` on {}.\n\n", results.command, results.machine.line());
         }
     }
-    text += &format!("## What was asked for\n\n{}\n", bars::report(&bars::all(lab.as_ref(), packets.as_ref())));
+    text += &format!("## Goals\n\n{}\n", bars::report(&bars::all(lab.as_ref(), packets.as_ref())));
     if let Some(lab) = &lab {
         text += &works_of(lab);
         text += &idle_of(lab);
@@ -48,7 +50,26 @@ pub fn write(folder: &Path) -> Result<()> {
         plot_packets(folder, results)?;
     }
     let file = folder.join(PAGE);
-    fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
+    fs::write(&file, wrapped(&text)).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Wraps prose; tables and headings stay as they are.
+fn wrapped(text: &str) -> String {
+    let mut wrapped = String::new();
+    for line in text.lines() {
+        let is_prose = !line.starts_with(['|', '#', '!']);
+        let mut width = 0;
+        for (index, word) in line.split(' ').enumerate() {
+            let breaks = is_prose && width + 1 + word.chars().count() > WIDTH;
+            if index > 0 {
+                wrapped.push(if breaks { '\n' } else { ' ' });
+            }
+            width = if breaks || index == 0 { 0 } else { width + 1 } + word.chars().count();
+            wrapped.push_str(word);
+        }
+        wrapped.push('\n');
+    }
+    wrapped
 }
 
 /// What a system adds to its base in a work, in each round.
@@ -57,7 +78,7 @@ fn added(lab: &Results, work: &str, system: System, what: &str) -> Vec<f64> {
     differences(rounds(system), rounds(system.base()))
 }
 
-/// Bytes that an idle connection takes of a system, more than without a balancer, in each round.
+/// How many bytes more an idle connection takes than without a balancer, in each round.
 pub fn idle_added(lab: &Results, system: System) -> Vec<f64> {
     let rounds = |system: System, what: &str| lab.rounds(&format!("lab/idle/{}/{what}", system.name()));
     let slab = differences(rounds(system, "slab"), rounds(system.base(), "slab"));
@@ -66,13 +87,13 @@ pub fn idle_added(lab: &Results, system: System) -> Vec<f64> {
 
 fn works_of(lab: &Results) -> String {
     let mut text = String::from(
-        "## Side by side\n\nThe same hosts, cables and servers for every system, each in a lab of its own; everything on \
-         one segment, all on the processors named above, so that the rate at saturation is given by the processor time of \
+        "## Side by side\n\nEvery system has the same hosts, cables and servers, each in its own lab on one segment. \
+         Everything runs on the processors named above, so the rate at saturation depends on the processor time of \
          clients, servers, kernel and balancer together. \"CPU\" is that of the whole system, per request (bulk: per GB); \
-         \"added\" is what is more than without a balancer. `direct-xdp` is the base of `evenkeel-xdp`: hosts without \
-         offloads, which native XDP on veth needs. \"load\" is what the generator of the load itself takes of the CPU: the \
-         same for all. `bare-tc` rewrites addresses for one client and does nothing else: what the way through a host \
-         costs.\n\n![CPU added](added-cpu.svg)\n\n![Latency added](added-latency.svg)\n\n",
+         \"added\" is the difference to no balancer. `direct-xdp` is the base of `evenkeel-xdp`: hosts without \
+         offloads, as native XDP on veth needs them. \"load\" is the CPU that the load generator itself uses, which is \
+         the same for all. `bare-tc` rewrites addresses for one client and does nothing else: it costs what the way \
+         through a host costs.\n\n![CPU added](added-cpu.svg)\n\n![Latency added](added-latency.svg)\n\n",
     );
     for work in &works::ALL {
         let systems: Vec<_> = System::ALL.into_iter().filter(|system| is_measured(lab, work.name, *system)).collect();
@@ -81,7 +102,7 @@ fn works_of(lab: &Results) -> String {
         }
         text += &format!("### {}\n\n{}.", work.name, work.told());
         if let Some(asked) = lab.summary(&format!("lab/{}/asked", work.name)) {
-            text += &format!(" Asked for {} requests a second.", number(asked.median));
+            text += &format!(" The rate is {} requests per second.", number(asked.median));
         }
         let unit = if work.is_bulk() { "s/GB" } else { "µs" };
         let (cpu, plus) = (format!("CPU {unit}"), format!("added {unit}"));
@@ -152,8 +173,8 @@ fn idle_of(lab: &Results) -> String {
     let tables = |what: &str| lab.summary(&format!("lab/idle/evenkeel-tc/{what}"));
     let own = match (tables("tables"), tables("slots"), tables("per slot")) {
         (Some(bytes), Some(slots), Some(per_slot)) => format!(
-            "Evenkeel takes its tables when it starts: {} bytes for {} connections, {} bytes a slot, the index and \
-             everything else included.\n\n",
+            "Evenkeel allocates its tables when it starts: {} bytes for {} connections, which is {} bytes per slot, \
+             including the index and everything else.\n\n",
             number(bytes.median),
             number(slots.median),
             number(per_slot.median)
@@ -161,9 +182,9 @@ fn idle_of(lab: &Results) -> String {
         _ => String::new(),
     };
     format!(
-        "## Memory of idle connections\n\nBytes a connection: objects in the kernel's slabs (sockets of clients and servers \
-         included, which `direct` has too) and the balancer's processes. In their usual \
-         configuration nginx holds 4,094 (more are reset) and HAProxy 4,000.\n\n{}\n{own}",
+        "## Memory of idle connections\n\nBytes per connection: objects in the kernel's slabs (including the sockets of clients \
+         and servers, which `direct` has too) and the balancer's processes. In their usual \
+         configuration nginx holds 4,094 connections and resets more, and HAProxy holds 4,000.\n\n{}\n{own}",
         table(&head, &rows)
     )
 }
@@ -184,8 +205,8 @@ fn daemon_of(lab: &Results) -> String {
         })
         .collect();
     format!(
-        "## The daemon\n\nFrom its start (nothing pinned) to a client's first answer; `evenkeel reload` as a command; memory \
-         of its own and processor time over ten seconds while nothing happens.\n\n{}\n",
+        "## The daemon\n\nThe time from its start, with nothing pinned, to a client's first answer; the time of the command \
+         `evenkeel reload`; its own memory, and its processor time over ten seconds in which nothing happens.\n\n{}\n",
         table(&["figure", "measured", "unit"], &rows)
     )
 }
@@ -224,7 +245,7 @@ fn plot_packets(folder: &Path, results: &Results) -> Result<()> {
         curve("XDP, reply", "xdp/reply"),
         curve("TC, forward", "tc/forward"),
         curve("TC, reply", "tc/reply"),
-        curve("one look-up in the kernel's hash table", "xdp/hash"),
+        curve("one lookup in the kernel's hash table", "xdp/hash"),
         curve("one read from a table of cache lines", "xdp/lines"),
     ];
     let curves: Vec<_> = all.into_iter().filter(|curve| !curve.points.is_empty()).collect();
@@ -232,7 +253,7 @@ fn plot_packets(folder: &Path, results: &Results) -> Result<()> {
         return Ok(());
     }
     let words =
-        Words { title: "An established flow's packet", x: "flows, visited in scattered order", y: "ns a packet" };
+        Words { title: "An established flow's packet", x: "flows, visited in scattered order", y: "ns per packet" };
     plots::curves(&folder.join("packets.svg"), &words, &curves)
 }
 

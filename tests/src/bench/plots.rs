@@ -8,7 +8,7 @@ use plotters::prelude::*;
 use super::statistics::Summary;
 
 const SIZE: (u32, u32) = (900, 420);
-/// Colours that people with colour-blindness can tell apart too (Okabe and Ito).
+/// Colours that people with colour blindness can distinguish too (Okabe and Ito).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -19,20 +19,20 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(90, 90, 90),
 ];
 
-/// What a plot says.
+/// The texts of a plot.
 pub struct Words<'a> {
     pub title: &'a str,
     pub x: &'a str,
     pub y: &'a str,
 }
 
-/// A named row of values, one a group; none where nothing was measured.
+/// A named row of values, one per group; `None`: not measured.
 pub struct Row {
     pub name: String,
     pub values: Vec<Option<Summary>>,
 }
 
-/// Bars side by side in each group, with the spread as a line.
+/// Draws bars side by side in each group, with the spread as a line.
 pub fn bars(file: &Path, words: &Words, groups: &[&str], rows: &[Row]) -> Result<()> {
     let width = rows.len() as f64 + 1.0;
     let highest = rows.iter().flat_map(|row| row.values.iter().flatten()).map(|value| value.high).fold(0.0, f64::max);
@@ -43,7 +43,7 @@ pub fn bars(file: &Path, words: &Words, groups: &[&str], rows: &[Row]) -> Result
             .x_label_area_size(42)
             .y_label_area_size(64)
             .build_cartesian_2d(0.0..width * groups.len() as f64, 0.0..highest.max(1e-9) * 1.08)?;
-        // A label stands at the middle of its group; every other place has none.
+        // A label stands at the middle of its group; the other positions have none.
         let label = |x: &f64| {
             let group = (x / width).floor();
             let is_middle = (x - (group + 0.5) * width).abs() < 0.26;
@@ -88,7 +88,7 @@ pub struct Curve {
     pub points: Vec<(f64, f64)>,
 }
 
-/// Curves over a logarithmic axis.
+/// Draws curves over a logarithmic axis.
 pub fn curves(file: &Path, words: &Words, curves: &[Curve]) -> Result<()> {
     let all = || curves.iter().flat_map(|curve| curve.points.iter());
     let furthest = all().map(|(x, _)| *x).fold(1.0, f64::max);

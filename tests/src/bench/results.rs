@@ -1,4 +1,4 @@
-//! What a run has measured, as it is kept in a file.
+//! The results of a run, as they are kept in a file.
 
 use std::{fs, path::Path};
 
@@ -7,30 +7,30 @@ use serde::{Deserialize, Serialize};
 
 use super::{machine::Machine, statistics::Summary};
 
-/// One figure, measured once in each round.
+/// One figure, measured once per round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
-    /// What it is, from the general to the particular: `packets/xdp/forward/1024`.
+    /// Its name, from the general to the particular: `packets/xdp/forward/1024`.
     pub name: String,
-    /// `ns`, `µs`, `1/s`, `bytes` ...
+    /// `ns`, `µs`, `1/s`, `bytes` and others.
     pub unit: String,
-    /// The rounds, in their order.
+    /// The value of each round, in order.
     pub rounds: Vec<f64>,
 }
 
 /// A run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Results {
-    /// Where and when.
+    /// Where and when it took place.
     pub machine: Machine,
-    /// What the benchmark was asked for.
+    /// The command that started it.
     pub command: String,
     /// In the order in which they were measured.
     pub figures: Vec<Figure>,
 }
 
 impl Results {
-    /// An empty run on this machine, now.
+    /// A run on this machine, at this moment, without figures yet.
     pub fn new(command: &str) -> Results {
         Results { machine: Machine::this(), command: command.to_owned(), figures: Vec::new() }
     }
@@ -48,7 +48,7 @@ impl Results {
         }
     }
 
-    /// The rounds of a figure; none if it was not measured.
+    /// The rounds of a figure; empty if it was not measured.
     pub fn rounds(&self, name: &str) -> &[f64] {
         self.figures.iter().find(|figure| figure.name == name).map_or(&[], |figure| &figure.rounds)
     }
@@ -58,13 +58,14 @@ impl Results {
         Summary::of(self.rounds(name))
     }
 
-    /// Reads what an earlier run has written.
+    /// Reads the results of an earlier run.
     pub fn read(file: &Path) -> Result<Results> {
         let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} holds no results of this benchmark", file.display()))
+        serde_json::from_str(&text)
+            .with_context(|| format!("{} does not contain results of this benchmark", file.display()))
     }
 
-    /// Writes them for a later run to compare with.
+    /// Writes the results, for a later run to compare with.
     pub fn write(&self, file: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self)? + "\n";
         fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))

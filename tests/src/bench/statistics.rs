@@ -1,6 +1,6 @@
-//! Medians of rounds, and how far the rounds lay apart.
+//! Medians of rounds, and how far the rounds are apart.
 
-/// What several rounds say together.
+/// A summary of several rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
     /// The median.
@@ -12,20 +12,20 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Nothing if there was no round.
+    /// `None` if there was no round.
     pub fn of(rounds: &[f64]) -> Option<Summary> {
         let low = rounds.iter().copied().min_by(f64::total_cmp)?;
         let high = rounds.iter().copied().max_by(f64::total_cmp)?;
         Some(Summary { median: median(rounds)?, low, high })
     }
 
-    /// How far the rounds lay apart, as a share of the median.
+    /// How far the rounds are apart, as a share of the median.
     pub fn spread(&self) -> f64 {
         if self.median == 0.0 { 0.0 } else { (self.high - self.low) / self.median.abs() }
     }
 }
 
-/// The middle value, or the mean of the two in the middle.
+/// The middle value, or the mean of the two middle values.
 pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
@@ -34,18 +34,18 @@ pub fn median(values: &[f64]) -> Option<f64> {
     if sorted.len().is_multiple_of(2) { Some((sorted[middle - 1] + upper) / 2.0) } else { Some(upper) }
 }
 
-/// The value below which the share `share` of the sorted values lies (nearest rank).
+/// The value below which this share of the sorted values lies (nearest rank).
 pub fn percentile(sorted: &[f64], share: f64) -> Option<f64> {
     let rank = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied()
 }
 
-/// Round by round `a - b`: what drifts from round to round is in both and falls out.
+/// `a - b`, round by round: what drifts from round to round is in both and cancels out.
 pub fn differences(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a - b).collect()
 }
 
-/// Round by round `a / b`, without the rounds in which `b` is not above zero.
+/// `a / b`, round by round, without the rounds in which `b` is not above zero.
 pub fn ratios(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).filter(|(_, b)| **b > 0.0).map(|(a, b)| a / b).collect()
 }

@@ -10,7 +10,7 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     rows.iter().fold(line(&head) + &rule, |text, row| text + &line(row))
 }
 
-/// A median with its spread: `12.3 (11.9 to 13.0)`; a dash if there is none.
+/// A median with its spread, `12.3 (11.9 to 13.0)`; a dash if there is none.
 pub fn spread(summary: Option<Summary>) -> String {
     summary.map_or_else(dash, |summary| {
         let Summary { median, low, high } = summary;
@@ -18,7 +18,7 @@ pub fn spread(summary: Option<Summary>) -> String {
     })
 }
 
-/// A median alone.
+/// A median without its spread.
 pub fn middle(summary: Option<Summary>) -> String {
     summary.map_or_else(dash, |summary| number(summary.median))
 }
@@ -27,7 +27,7 @@ fn dash() -> String {
     "–".to_owned()
 }
 
-/// Three digits that count, and no more.
+/// Three significant digits.
 pub fn number(value: f64) -> String {
     let size = value.abs();
     if size >= 100.0 {

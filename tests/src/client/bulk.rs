@@ -1,4 +1,4 @@
-//! `evenkeel-lab bulk`: a big transfer over TLS, each way, with checksums.
+//! `evenkeel-lab bulk`: a large transfer over TLS in each direction, with checksums.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -33,13 +33,13 @@ pub struct Options {
 pub struct Report {
     pub bytes: u64,
     pub served_by: String,
-    /// Of what arrived, and of what was sent.
+    /// The checksums of what arrived and of what was sent.
     pub sha256: String,
     pub expected: String,
     pub seconds: f64,
 }
 
-/// What the stand-in answers to an upload.
+/// The stand-in's answer to an upload.
 #[derive(Deserialize)]
 struct Uploaded {
     bytes: u64,
@@ -102,7 +102,8 @@ fn told(failure: Failure) -> anyhow::Error {
     anyhow::anyhow!("{failure}")
 }
 
-/// Runs one on `host`, over TLS with the lab's certificates, and checks that all bytes arrived as they were sent.
+/// Runs a transfer on `host`, over TLS with the lab's certificates, and checks that all bytes
+/// arrived as sent.
 pub fn transfer(host: &crate::Host, address: &str, direction: &str, bytes: u64) -> Result<Report> {
     let program: PathBuf = crate::binaries::lab()?;
     let mut command = host.command(program);

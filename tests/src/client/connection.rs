@@ -16,7 +16,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream, rustls::pki_types::ServerNam
 
 use crate::pki;
 
-/// Longest head of an answer.
+/// The longest head of an answer.
 const HEAD: usize = 4096;
 
 /// Why a connection failed or ended.
@@ -28,7 +28,7 @@ pub enum Failure {
     Closed,
     Timeout,
     Tls,
-    /// No port or no file left on this side.
+    /// No free port or file descriptor on this side.
     Local,
     Other,
 }
@@ -67,7 +67,7 @@ impl From<io::Error> for Failure {
 pub enum End {
     Fin,
     Rst,
-    /// Without a word, as a host that loses its power.
+    /// Without a word, like a host that loses power.
     Vanish,
 }
 
@@ -76,11 +76,11 @@ pub enum Connection {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// What came back to a request.
+/// The answer to a request.
 pub struct Reply {
     pub status: u16,
     pub served_by: String,
-    /// Bytes of the body that stand in `rest` or are still to come; `None`: until the end.
+    /// How many bytes of the body are in `rest` or still to come; `None`: all until the end.
     pub length: Option<u64>,
     /// What was read behind the head.
     pub rest: Vec<u8>,
@@ -90,7 +90,7 @@ impl Connection {
     pub async fn open(to: SocketAddrV4, from: Option<Ipv4Addr>, tls: Option<&TlsConnector>) -> Result<Self, Failure> {
         let socket = TcpSocket::new_v4()?;
         if let Some(from) = from {
-            // The kernel picks the port when it knows the destination too, as without a bind.
+            // As without a bind, the kernel picks the port when it knows the destination too.
             setsockopt(&socket, sockopt::IpBindAddressNoPort, &true).map_err(io::Error::from)?;
             socket.bind((from, 0).into())?;
         }
@@ -101,7 +101,8 @@ impl Connection {
         Ok(Self::Tls(Box::new(tls.connect(name, stream).await?)))
     }
 
-    /// Says a line of the plain protocol, or asks for a path over HTTP; returns who answered.
+    /// Sends a line of the plain protocol or requests a path over HTTP, and returns the server's
+    /// name.
     pub async fn ask(&mut self, line: &str, path: &str) -> Result<String, Failure> {
         match self {
             Self::Plain(stream) => {
@@ -119,7 +120,7 @@ impl Connection {
         }
     }
 
-    /// A line of the plain protocol.
+    /// Sends a line of the plain protocol.
     pub async fn line(&mut self) -> Result<String, Failure> {
         let mut line = Vec::new();
         let mut byte = [0];
@@ -133,7 +134,7 @@ impl Connection {
         Err(Failure::Other)
     }
 
-    /// The head of a request; a body of `length` bytes is the caller's to write.
+    /// Sends the head of a request; the caller writes a body of `length` bytes.
     pub async fn request(&mut self, method: &str, path: &str, length: u64) -> Result<(), Failure> {
         let head =
             format!("{method} {path} HTTP/1.1\r\nhost: {}\r\ncontent-length: {length}\r\n\r\n", pki::SERVER_NAME);
@@ -141,7 +142,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The head of the answer.
+    /// Reads the head of the answer.
     pub async fn reply(&mut self) -> Result<Reply, Failure> {
         let mut read = Vec::new();
         let mut block = [0; 1024];
@@ -183,7 +184,7 @@ impl Connection {
         }
     }
 
-    /// Sends a FIN (over TLS with its own goodbye); the other direction stays open.
+    /// Sends a FIN, after a close_notify over TLS. The other direction stays open.
     pub async fn half_close(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(stream) => stream.shutdown().await,
@@ -191,7 +192,7 @@ impl Connection {
         }
     }
 
-    /// Reads until the other side's end.
+    /// Reads until the other side ends the connection.
     pub async fn drain(&mut self) -> io::Result<()> {
         let mut ignored = [0; 2048];
         while self.read(&mut ignored).await? > 0 {}
@@ -202,12 +203,13 @@ impl Connection {
     pub async fn end(mut self, how: End, limit: Duration) -> Result<(), Failure> {
         match how {
             End::Rst => self.socket().set_zero_linger()?,
-            // A socket under repair (CRIU) is closed silently.
+            // A socket under repair (CRIU) closes silently.
             End::Vanish => setsockopt(self.socket(), sockopt::TcpRepair, &1).map_err(io::Error::from)?,
             End::Fin => {
                 self.half_close().await?;
                 match time::timeout(limit, self.drain()).await {
-                    // TLS says that the peer left without a goodbye: it had ours already.
+                    // TLS reports that the peer left without a close_notify, which it had already
+                    // received from us.
                     Ok(Err(error)) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error.into()),
                     Ok(_) => {}
                     Err(_) => return Err(Failure::Timeout),

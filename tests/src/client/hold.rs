@@ -1,15 +1,16 @@
-//! `evenkeel-lab hold`: holds connections open, and tells on request who serves them and how they ended.
+//! `evenkeel-lab hold`: holds connections open, and reports on request who serves them and how they
+//! ended.
 //!
-//! It is talked to over standard input, a line a command, and answers each with a line of JSON:
+//! It reads commands from standard input, one per line, and answers each with one line of JSON:
 //!
 //! | command | does |
 //! |---|---|
 //! | `open N` | opens N more, `--parallel` at a time; each has to be served once |
 //! | `status` | counts |
 //! | `ask` | asks for an answer on every one of them |
-//! | `close N NAME fin\|rst` | ends N of those that NAME serves (`-`: whoever) from our side |
+//! | `close N NAME fin\|rst` | ends N of the connections that NAME serves (`-`: any server) from our side |
 //!
-//! The end of standard input ends it, and all its connections by FIN.
+//! When standard input ends, it closes all its connections with a FIN and exits.
 
 use std::{
     collections::BTreeMap,
@@ -37,10 +38,10 @@ use super::{
 pub struct Options {
     #[command(flatten)]
     pub target: Target,
-    /// Connections that are being opened at the same time
+    /// How many connections are opened at the same time
     #[arg(long, default_value_t = 32)]
     pub parallel: usize,
-    /// Hold a watch on each, with its events, instead of an idle connection (TLS only)
+    /// Hold a watch with events on each connection instead of leaving it idle (TLS only)
     #[arg(long)]
     pub watch: bool,
 }
@@ -54,7 +55,7 @@ pub struct Opened {
     pub slowest_ms: f64,
     /// The longest time until one of them had failed.
     pub slowest_failed_ms: f64,
-    /// Who serves the new ones.
+    /// How many of the new ones each server serves.
     pub by: BTreeMap<String, u64>,
 }
 
@@ -62,11 +63,12 @@ pub struct Opened {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Status {
     pub open: u64,
-    /// Who serves those that are open.
+    /// How many of the open ones each server serves.
     pub by: BTreeMap<String, u64>,
-    /// How others ended: `fin` or a failure's name, of the other side's doing; `closed` by our own.
+    /// How the others ended: `fin` or a failure's name if the other side did it, `closed` if we
+    /// did.
     pub ended: BTreeMap<String, u64>,
-    /// Bytes of watches.
+    /// Bytes received by watches.
     pub bytes: u64,
 }
 
@@ -75,7 +77,7 @@ pub struct Status {
 pub struct Asked {
     pub answered: u64,
     pub failed: BTreeMap<String, u64>,
-    /// The longest time from a question to its answer.
+    /// The longest time from a request to its answer.
     pub slowest_ms: f64,
 }
 
@@ -85,16 +87,16 @@ pub struct Closed {
     pub closed: u64,
 }
 
-/// Connections that are asked at the same time.
+/// How many connections are asked at the same time.
 const ASKED: usize = 250;
 
-/// What a connection's task is told.
+/// A command to a connection's task.
 enum Order {
     Ask(oneshot::Sender<Result<Duration, Failure>>),
     End(End, oneshot::Sender<()>),
 }
 
-/// What it tells.
+/// A task's report.
 enum Told {
     Ended(u64, String),
     Bytes(u64),
@@ -146,7 +148,7 @@ impl Holder {
                 let how = if how == "rst" { End::Rst } else { End::Fin };
                 serde_json::to_string(&self.close(count.parse()?, by, how).await)?
             }
-            _ => bail!("no such command: {line}"),
+            _ => bail!("unknown command: {line}"),
         })
     }
 
@@ -164,7 +166,7 @@ impl Holder {
             Told::Ended(id, how) => (id, how),
             Told::Bytes(bytes) => return self.status.bytes += bytes,
         };
-        // One that we closed is not held any more.
+        // A connection that we have closed is no longer held.
         if self.held.remove(&id).is_some() {
             *self.status.ended.entry(how).or_default() += 1;
         }
@@ -177,7 +179,7 @@ impl Holder {
             let permits = Arc::clone(&permits);
             let opening = open(self.options.clone(), self.tls.clone(), number);
             tasks.spawn(async move {
-                // Closed never: the semaphore lives as long as the tasks.
+                // Never closed: the semaphore lives as long as the tasks.
                 let _permit = permits.acquire_owned().await;
                 opening.await
             });
@@ -213,7 +215,7 @@ impl Holder {
     async fn ask(&mut self) -> Asked {
         let mut asked = Asked::default();
         let all: Vec<_> = self.held.values().map(|held| held.orders.clone()).collect();
-        // A few at a time: with all of them at once it would be this host's own work that takes the time.
+        // A few at a time; with all at once this host's own work would dominate the time.
         for some in all.chunks(ASKED) {
             let mut answers = Vec::with_capacity(some.len());
             for orders in some {
@@ -251,7 +253,7 @@ impl Holder {
     }
 }
 
-/// Opens one; how long it took, and who serves it.
+/// Opens one connection; returns how long it took and who serves it.
 async fn open(
     options: Options,
     tls: Option<TlsConnector>,
@@ -272,13 +274,13 @@ async fn open(
     (started.elapsed(), opened)
 }
 
-/// The `number`th of the addresses, round and round.
+/// The `number`th address, in turn.
 pub(super) fn pick<T: Copy>(from: &[T], number: u64) -> Option<T> {
     let length = u64::try_from(from.len()).ok().filter(|length| *length > 0)?;
     from.get(usize::try_from(number % length).ok()?).copied()
 }
 
-/// A held connection's life. Its last word is how it ended, if not by our order.
+/// The life of a held connection. Its last report is how it ended, unless we ordered the end.
 async fn keep(
     id: u64,
     mut connection: Connection,
@@ -309,7 +311,7 @@ async fn keep(
             read = connection.read(&mut block) => match read {
                 Ok(0) => break "fin".to_owned(),
                 Ok(bytes) => _ = tell.send(Told::Bytes(bytes as u64)),
-                // A FIN without TLS's goodbye.
+                // A FIN without a close_notify.
                 Err(error) if error.kind() == ErrorKind::UnexpectedEof => break "fin".to_owned(),
                 Err(error) => break Failure::from(error).to_string(),
             },
@@ -320,13 +322,13 @@ async fn keep(
 
 /// A `hold` process and the conversation with it.
 pub struct Holding {
-    // Dropped first: its end of input lets the process close everything in order.
+    // Dropped first: the end of its input lets the process close everything in order.
     talk: crate::process::Talk,
     process: crate::Process,
 }
 
 impl Holding {
-    /// Starts one on `host` with the given options of `evenkeel-lab hold`.
+    /// Starts one on `host` with these options of `evenkeel-lab hold`.
     pub fn start(host: &crate::Host, options: &[&str]) -> Result<Self> {
         use std::sync::atomic::{AtomicU32, Ordering};
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -349,7 +351,7 @@ impl Holding {
         self.say("ask")
     }
 
-    /// `how`: `fin` or `rst`; `by`: a stand-in's name or `-`.
+    /// `how` is `fin` or `rst`; `by` is a stand-in's name or `-`.
     pub fn close(&mut self, count: u64, by: &str, how: &str) -> Result<Closed> {
         self.say(&format!("close {count} {by} {how}"))
     }

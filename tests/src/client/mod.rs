@@ -1,4 +1,4 @@
-//! The lab's clients. They run as processes inside a client host and print what they saw as JSON.
+//! The lab's clients. They run as processes on a client host and print what they saw as JSON.
 
 pub mod bulk;
 mod connection;
@@ -23,15 +23,15 @@ use tokio_rustls::{
 
 use crate::pki;
 
-/// Whom to connect to, and how.
+/// What to connect to, and how.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Target {
     /// Address and port to connect to
     pub address: SocketAddrV4,
-    /// TLS with the certificates of this folder; left out: the plain protocol
+    /// Use TLS with the certificates in this folder [default: the plain protocol]
     #[arg(long)]
     pub tls: Option<PathBuf>,
-    /// Source addresses, taken in turn; left out: the kernel's choice
+    /// Source addresses, used in turn [default: the kernel's choice]
     #[arg(long, value_delimiter = ',')]
     pub from: Vec<Ipv4Addr>,
     /// Milliseconds after which a connection that is not served counts as failed
@@ -49,7 +49,7 @@ impl Target {
     }
 }
 
-/// TLS of a client that shows a certificate, as kubectl does.
+/// TLS for a client with a certificate, like kubectl.
 pub fn tls_config(folder: &Path) -> Result<ClientConfig> {
     let ca = CertificateDer::from_pem_file(folder.join(pki::CA)).context(pki::CA)?;
     let certificate = CertificateDer::from_pem_file(folder.join(pki::CLIENT)).context(pki::CLIENT)?;

@@ -1,4 +1,4 @@
-//! `evenkeel-lab storm`: short connections, as many as asked for, and how they went as JSON.
+//! `evenkeel-lab storm`: opens short connections and reports how they went as JSON.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ use super::{
     hold::pick,
 };
 
-/// Who ends a connection, and how.
+/// Which side ends a connection, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Close {
     ClientFin,
@@ -34,13 +34,13 @@ pub enum Close {
     ServerFin,
     /// Plain protocol only.
     ServerRst,
-    /// The client's FIN first, the answer after it. Plain protocol only.
+    /// The client sends its FIN before the answer arrives. Plain protocol only.
     Half,
-    /// The client is gone from one moment to the next and says nothing. Plain protocol only.
+    /// The client vanishes from one moment to the next without a word. Plain protocol only.
     Vanish,
-    /// All but vanishing, in turn.
+    /// Every way except vanishing, in turn.
     Mixed,
-    /// All, by chance. Plain protocol only.
+    /// Every way, at random. Plain protocol only.
     Random,
 }
 
@@ -48,24 +48,25 @@ pub enum Close {
 pub struct Options {
     #[command(flatten)]
     pub target: Target,
-    /// How many; left out: until the time is over
+    /// How many connections [default: until the time is over]
     #[arg(long)]
     pub connections: Option<u64>,
-    /// For how long; left out: until all are done. SIGTERM ends it before its time, with its report
+    /// For how many seconds [default: until all connections are done]; SIGTERM ends it early, with
+    /// its report
     #[arg(long)]
     pub seconds: Option<f64>,
-    /// Connections begun a second; left out: as fast as it goes
+    /// Connections begun per second [default: as many as possible]
     #[arg(long)]
     pub rate: Option<f64>,
-    /// Connections at the same time
+    /// Connections open at the same time
     #[arg(long, default_value_t = 64)]
     pub parallel: u64,
     #[arg(long, value_enum, default_value_t = Close::ClientFin)]
     pub close: Close,
-    /// Those that were served later than this count as slow
+    /// Connections that were served later than this count as slow
     #[arg(long, default_value_t = 500.0)]
     pub slow_ms: f64,
-    /// A line of JSON with the counts so far, again and again after so many seconds
+    /// Print a line of JSON with the counts so far every so many seconds
     #[arg(long)]
     pub every: Option<f64>,
 }
@@ -73,13 +74,13 @@ pub struct Options {
 /// How it went.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// Served and ended as they should.
+    /// Connections that were served and ended as intended.
     pub done: u64,
     pub failed: BTreeMap<String, u64>,
-    /// Who served them.
+    /// How many each server served.
     pub by: BTreeMap<String, u64>,
     pub slow: u64,
-    /// From the connect to the answer.
+    /// Times from the connect to the answer.
     pub p50_ms: f64,
     pub p99_ms: f64,
     pub max_ms: f64,
@@ -91,7 +92,7 @@ impl Report {
         self.failed.values().sum()
     }
 
-    /// Adds what another process saw; of its times only the slowest can be said of both.
+    /// Adds what another process saw. Of the times only the slowest is right for both.
     pub fn add(&mut self, other: &Self) {
         self.done += other.done;
         self.slow += other.slow;
@@ -109,7 +110,7 @@ struct Storm {
     tls: Option<TlsConnector>,
     started: Instant,
     begun: AtomicU64,
-    /// No more are to begin.
+    /// No more connections begin.
     over: AtomicBool,
     seen: std::sync::Mutex<Seen>,
 }
@@ -159,7 +160,7 @@ async fn report_every(storm: Arc<Storm>, every: Duration) {
     }
 }
 
-/// One connection after the other.
+/// Runs one connection after the other.
 async fn work(storm: Arc<Storm>) {
     while let Some(number) = storm.next().await {
         let started = Instant::now();
@@ -170,7 +171,7 @@ async fn work(storm: Arc<Storm>) {
 }
 
 impl Storm {
-    /// The number of the next connection, when its time has come.
+    /// The number of the next connection, once its time has come.
     async fn next(&self) -> Option<u64> {
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
         if self.options.connections.is_some_and(|connections| number >= connections) {
@@ -210,7 +211,7 @@ impl Storm {
     }
 }
 
-/// One connection, from the connect to its end; `answered`: by whom and when.
+/// One connection from the connect to its end; `answered` is by whom and when.
 async fn one(storm: &Storm, number: u64, answered: &mut Option<(String, Instant)>) -> Result<(), Failure> {
     let target = &storm.options.target;
     let whole = async {
@@ -237,7 +238,7 @@ impl Storm {
     }
 }
 
-/// The finalizer of splitmix64: numbers in turn become numbers by chance, and the same ones in every run.
+/// The finalizer of splitmix64: turns consecutive numbers into random ones, the same in every run.
 fn scattered(number: u64) -> u64 {
     let mixed = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -282,7 +283,8 @@ impl From<std::io::ErrorKind> for Failure {
     }
 }
 
-/// Starts a storm on `host` with the given options of `evenkeel-lab storm`; `Running::finish` waits for its report.
+/// Starts a storm on `host` with these options of `evenkeel-lab storm`; `Running::finish` waits for
+/// its report.
 pub fn start(host: &crate::Host, options: &[&str]) -> Result<Running> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let name = format!("storm{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -291,10 +293,10 @@ pub fn start(host: &crate::Host, options: &[&str]) -> Result<Running> {
     Ok(Running { process: host.start(&name, &mut command)? })
 }
 
-/// More than a report has, in bytes.
+/// More bytes than a report has.
 const LINE: u64 = 16 << 10;
 
-/// A storm that is going on.
+/// A storm in progress.
 pub struct Running {
     process: crate::Process,
 }
@@ -311,7 +313,7 @@ impl Running {
         self.finish(limit)
     }
 
-    /// The last line it printed: with `--every`, how it stands.
+    /// The last line it printed: with `--every` the counts so far.
     pub fn latest(&self) -> Result<Report> {
         let log = self.process.log_end(LINE);
         // A line without its end is still being written.

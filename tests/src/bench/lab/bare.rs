@@ -1,4 +1,5 @@
-//! A balancer that only rewrites: `bare_tc` of tests/ebpf. What no balancer on TC can do without.
+//! A balancer that only rewrites, `bare_tc` of tests/ebpf: the least that any balancer on TC has to
+//! do.
 
 use std::net::Ipv4Addr;
 
@@ -18,7 +19,7 @@ use crate::{
     topology::{PORT, VIP},
 };
 
-/// A [`Wiring`] as a type that may be written into a map.
+/// A [`Wiring`] as a type that can be written to a map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Words(Wiring);
@@ -26,7 +27,7 @@ struct Words(Wiring);
 // SAFETY: integers without padding.
 unsafe impl aya::Pod for Words {}
 
-/// Attaches it to the balancer's device, until what is returned is dropped.
+/// Attaches it to the balancer's device, until the returned guard is dropped.
 pub fn attach(lab: &Lab) -> Result<Ebpf> {
     let mut programs = Ebpf::load(OBJECT).context("cannot load the programs of the benchmark")?;
     let wiring = lab.balancer.inside(|| wiring(lab))?;
@@ -40,7 +41,10 @@ pub fn attach(lab: &Lab) -> Result<Ebpf> {
 }
 
 fn wiring(lab: &Lab) -> Result<Wiring> {
-    ensure!(lab.clients.len() == 1 && lab.backends.len() == 3, "it is made for one client and three servers");
+    ensure!(
+        lab.clients.len() == 1 && lab.backends.len() == 3,
+        "the bare balancer is made for one client and three servers"
+    );
     let mut servers = [[0; 2]; 3];
     for (entry, host) in servers.iter_mut().zip(&lab.backends) {
         *entry = neighbour(host)?;

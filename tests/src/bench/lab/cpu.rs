@@ -1,12 +1,12 @@
-//! What the whole system has worked, in processor time. Softirqs belong to no process, so a sum over processes would miss
-//! just what a balancer in the kernel does.
+//! The processor time that the whole system used. Softirqs belong to no process, so a sum over
+//! processes would miss exactly what a balancer in the kernel does.
 
 use std::{fs, time::Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// A moment.
+/// A moment, with the processor time up to it.
 pub struct Moment {
     at: Instant,
     processors: f64,
@@ -14,16 +14,16 @@ pub struct Moment {
     stolen: f64,
 }
 
-/// What happened between two moments, in seconds of all processors together.
+/// What happened between two moments, in seconds summed over all processors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Spent {
-    /// The clock's seconds.
+    /// The seconds on the clock.
     pub seconds: f64,
     /// Seconds of work.
     pub busy: f64,
-    /// Seconds that a hypervisor gave to others.
+    /// Seconds that a hypervisor gave to other machines.
     pub stolen: f64,
-    /// Work as a share of all that was there.
+    /// Work as a share of the available time.
     pub share: f64,
 }
 
@@ -32,12 +32,12 @@ impl Moment {
     pub fn now() -> Result<Moment> {
         let text = fs::read_to_string("/proc/stat").context("/proc/stat")?;
         let at = Instant::now();
-        let (processors, idle, stolen) = parse(&text).context("/proc/stat is not understood")?;
+        let (processors, idle, stolen) = parse(&text).context("/proc/stat has an unknown format")?;
         Ok(Moment { at, processors, idle, stolen })
     }
 
-    /// What was spent up to `later`: the kernel counts idle time exactly, the rest only by samples, so work is what is not
-    /// idle.
+    /// What was spent until `later`. The kernel counts idle time exactly and everything else by
+    /// samples, so work is the time that was not idle.
     pub fn until(&self, later: &Moment) -> Spent {
         let seconds = later.at.duration_since(self.at).as_secs_f64();
         let stolen = later.stolen - self.stolen;
@@ -47,7 +47,8 @@ impl Moment {
     }
 }
 
-/// Processors, seconds idle (waiting for a disk included) and seconds stolen.
+/// The number of processors, their idle seconds (including waits for a disk) and their stolen
+/// seconds.
 fn parse(text: &str) -> Option<(f64, f64, f64)> {
     // USER_HZ, which is 100 on every architecture that we run on.
     const TICK: f64 = 0.01;

@@ -1,5 +1,5 @@
-//! The daemon's own figures: how soon it forwards, how fast it reloads, and what it needs while 100,000 connections are
-//! idle.
+//! The daemon's own figures: how soon it forwards, how fast it reloads, and what it needs while
+//! 100,000 connections are idle.
 
 use std::{fs, net::SocketAddrV4, thread, time::Duration, time::Instant};
 
@@ -18,27 +18,29 @@ use crate::{
     topology::{PORT, Topology, VIP},
 };
 
-/// Client hosts and backends for so many connections: a process holds 20,000 at most, and above 32,000 connections from an
-/// address to one port each connect looks for a port among all that are taken.
+/// How many client hosts and backends so many connections need: a process holds at most 20,000, and
+/// above 32,000 connections from an address to one port each connect searches among the taken
+/// ports.
 const CLIENTS: u8 = 4;
 const BACKENDS: u8 = 8;
 const VIP_PORT: SocketAddrV4 = SocketAddrV4::new(VIP, PORT);
 
-/// How many times, and with how many connections.
+/// Measures each of them this many times, with this many connections.
 pub fn measure(rounds: usize, idle: Idle, results: &mut Results) -> Result<()> {
     start(rounds, results).context("start to first connection")?;
     reload(rounds, results).context("reload of 64 backends")?;
     at_rest(idle, results).context("the idle daemon")
 }
 
-/// From the start of the process to the first answer that a client gets, with nothing pinned before.
+/// From the start of the process, with nothing pinned, to a client's first answer.
 fn start(rounds: usize, results: &mut Results) -> Result<()> {
     let lab = Lab::build(&Plan::new(Topology::Segment))?;
     let _servers = lab.backends.iter().map(|host| server(host, Servers::Answering)).collect::<Result<Vec<_>>>()?;
     for datapath in ["tc", "xdp"] {
         let mut evenkeel = Evenkeel::stopped(&lab, &Service::new(&lab, datapath).toml())?;
         for _ in 0..rounds {
-            // On this lab's veth no client would get an answer through native XDP: there it is the daemon that answers.
+            // Through native XDP on this lab's veth no client would get an answer, so the daemon's
+            // own answer counts.
             let until = if datapath == "tc" { first_answer(&lab, &mut evenkeel)? } else { ready(&mut evenkeel)? };
             let name = if datapath == "tc" { "first connection" } else { "answers, xdp" };
             results.add(&format!("lab/daemon/{name}"), "ms", until);
@@ -67,7 +69,8 @@ fn ready(evenkeel: &mut Evenkeel) -> Result<f64> {
     Ok(began.elapsed().as_secs_f64() * 1e3)
 }
 
-/// `evenkeel reload` of a file in which all 64 backends have another weight, and of one in which 63 of them are new.
+/// `evenkeel reload` of a file that changes the weight of all 64 backends, and of one that replaces
+/// 63 of them.
 fn reload(rounds: usize, results: &mut Results) -> Result<()> {
     let lab = Lab::build(&Plan::new(Topology::Segment).backends(1))?;
     let service = |backends: u16, weight: u32| {
@@ -95,7 +98,7 @@ fn reload(rounds: usize, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// Memory and processor time with so many connections over which nothing comes.
+/// Memory and processor time with this many idle connections.
 fn at_rest(idle: Idle, results: &mut Results) -> Result<()> {
     let lab = Lab::build(&Plan::new(Topology::Segment).clients(CLIENTS).backends(BACKENDS))?;
     for client in &lab.clients {
@@ -107,7 +110,7 @@ fn at_rest(idle: Idle, results: &mut Results) -> Result<()> {
     look(&evenkeel, "none", idle.seconds, results)?;
     let each = idle.own / u32::from(CLIENTS);
     let held = lab.clients.iter().map(|client| Held::open(client, &[VIP_PORT], each)).collect::<Result<Vec<_>>>()?;
-    // What opening them has left to do: events, the access log.
+    // Lets the daemon finish what opening them caused: events, the access log.
     thread::sleep(Duration::from_secs(2));
     look(&evenkeel, &idle.own.to_string(), idle.seconds, results)?;
     held.into_iter().try_for_each(Held::close)
@@ -125,12 +128,12 @@ fn look(evenkeel: &Evenkeel, connections: &str, seconds: f64, results: &mut Resu
     Ok(())
 }
 
-/// Of all threads, to the nanosecond.
+/// The processor time of all its threads, to the nanosecond.
 fn processor_seconds(id: u32) -> Result<f64> {
     let mut nanoseconds = 0.0;
     for task in fs::read_dir(format!("/proc/{id}/task")).context("the daemon has ended")? {
         let path = task?.path().join("schedstat");
-        // A thread may end meanwhile.
+        // A thread may end in the meantime.
         let text = fs::read_to_string(path).unwrap_or_default();
         nanoseconds += text.split_whitespace().next().and_then(|field| field.parse::<f64>().ok()).unwrap_or_default();
     }

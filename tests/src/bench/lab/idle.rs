@@ -1,5 +1,5 @@
-//! `evenkeel-lab bench-hold` and `bench-first`: connections over which nothing comes, as those of most watches; and the
-//! first one that is served.
+//! `evenkeel-lab bench-hold` and `bench-first`: idle connections, as most watches are; and the
+//! first connection that is served.
 
 use std::{
     io::{self, Read, Write},
@@ -17,17 +17,17 @@ use nix::sys::{
 use super::server::HEAD;
 use crate::pki;
 
-/// Connections that one process may hold: below the usual limit of open files.
+/// How many connections one process may hold: fewer than the usual limit of open files.
 pub const PER_PROCESS: u32 = 15_000;
-/// A connect that takes longer has failed.
+/// A connect that takes longer counts as failed.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Between two attempts to get the first answer.
+/// The pause between two attempts to get the first answer.
 const PAUSE: Duration = Duration::from_millis(1);
 const FIRST_LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
-    /// Whom to connect to; several are taken in turn
+    /// Addresses to connect to, used in turn
     #[arg(required = true)]
     pub targets: Vec<SocketAddrV4>,
     #[arg(long)]
@@ -39,13 +39,13 @@ pub struct FirstOptions {
     pub target: SocketAddrV4,
 }
 
-/// Whether the other side has not ended a connection.
+/// Whether the other side keeps a connection open.
 fn is_open(stream: &TcpStream) -> bool {
     stream.set_nonblocking(true).is_ok()
         && stream.peek(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Opens so many connections, says so, and resets them when its standard input ends.
+/// Opens this many connections, reports that, and resets them when its standard input ends.
 pub fn hold(options: &Options) -> Result<()> {
     raise_limit()?;
     let mut held = Vec::new();
@@ -53,20 +53,21 @@ pub fn hold(options: &Options) -> Result<()> {
         let target = options.targets[number as usize % options.targets.len()];
         let stream = TcpStream::connect_timeout(&target.into(), LIMIT)
             .with_context(|| format!("connection {number} of {} to {target}", options.count))?;
-        // No TIME_WAIT: the next round begins from nothing.
+        // Leaves no TIME_WAIT behind for the next round.
         let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
         setsockopt(&stream, sockopt::Linger, &linger).context("SO_LINGER")?;
         held.push(stream);
     }
     println!("{}", held.len());
     io::stdin().read_to_end(&mut Vec::new())?;
-    // A proxy may have refused some after it had accepted them.
+    // A proxy may accept connections and then refuse them.
     let ended = held.iter().filter(|stream| !is_open(stream)).count();
     ensure!(ended == 0, "{ended} of {} connections had ended", held.len());
     Ok(())
 }
 
-/// Connects until a request is answered; prints that moment in nanoseconds since 1970, for another process to compare.
+/// Connects until a request is answered, and prints that moment in nanoseconds since 1970, for
+/// another process to compare.
 pub fn first(options: &FirstOptions) -> Result<()> {
     let answered = || -> io::Result<()> {
         let mut stream = TcpStream::connect_timeout(&options.target.into(), Duration::from_millis(20))?;

@@ -1,8 +1,9 @@
-//! `evenkeel-lab bench-load`: requests from as many threads as asked for, and what they cost the whole system, as JSON.
+//! `evenkeel-lab bench-load`: sends requests from several threads, and reports as JSON what they
+//! cost the whole system.
 //!
-//! With a rate, every request has a moment at which it is due, whatever became of those before it, and its time is
-//! counted from that moment: a system that stalls is not spared the requests that nobody could send meanwhile
-//! (coordinated omission).
+//! With a rate, every request is due at a fixed moment, no matter what happened to those before it,
+//! and its time counts from that moment. A system that stalls is charged for the requests that
+//! could not be sent during the stall (coordinated omission).
 
 use std::{
     io::{self, Read, Write},
@@ -31,32 +32,33 @@ use super::{
 };
 use crate::{bench::statistics::percentile, client, pki};
 
-/// A request that takes longer has failed.
+/// A request that takes longer counts as failed.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Which connections requests go over.
+/// The connections that requests use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Over {
-    /// One for each thread, kept.
+    /// One connection per thread, kept open.
     Kept,
-    /// A new one for each request.
+    /// A new connection for each request.
     New,
 }
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
-    /// Whom to connect to; several are taken in turn
+    /// Addresses to connect to, used in turn
     #[arg(required = true)]
     pub targets: Vec<SocketAddrV4>,
     #[arg(long, value_enum)]
     pub over: Over,
-    /// TLS with the certificates of this folder
+    /// Use TLS with the certificates in this folder
     #[arg(long)]
     pub tls: Option<PathBuf>,
     /// Requests at the same time
     #[arg(long, default_value_t = 16)]
     pub threads: u32,
-    /// Requests a second, all threads together; left out: each as soon as the one before is answered
+    /// Requests per second of all threads together [default: each as soon as the one before is
+    /// answered]
     #[arg(long)]
     pub rate: Option<f64>,
     /// Bytes of an answer
@@ -64,7 +66,7 @@ pub struct Options {
     pub bytes: usize,
     #[arg(long, default_value_t = 2.5)]
     pub seconds: f64,
-    /// Seconds before that which do not count
+    /// Seconds at the beginning that do not count
     #[arg(long, default_value_t = 0.3)]
     pub warm_up: f64,
 }
@@ -74,23 +76,23 @@ pub struct Options {
 pub struct Report {
     pub done: u64,
     pub failed: u64,
-    /// Of the first that failed.
+    /// The error of the first request that failed.
     pub failure: Option<String>,
     pub p50_us: f64,
     pub p99_us: f64,
-    /// Of the whole system.
+    /// What the whole system spent.
     pub spent: Spent,
-    /// Seconds of processor time of the load itself: what cannot be the balancer's.
+    /// Seconds of processor time that the load itself used: they cannot be the balancer's.
     pub own: f64,
 }
 
 impl Report {
-    /// Requests a second.
+    /// Requests per second.
     pub fn rate(&self) -> f64 {
         self.done as f64 / self.spent.seconds
     }
 
-    /// Microseconds of the whole system a request.
+    /// Microseconds of the whole system per request.
     pub fn busy_us(&self) -> f64 {
         self.spent.busy * 1e6 / self.done as f64
     }
@@ -106,7 +108,7 @@ struct Load {
     over: AtomicBool,
 }
 
-/// What one of them has seen.
+/// What one thread has seen.
 #[derive(Default)]
 struct Seen {
     nanoseconds: Vec<u64>,
@@ -139,12 +141,12 @@ pub fn run(options: Options) -> Result<()> {
     let (after, own) = (Moment::now()?, own_time()? - own);
     load.over.store(true, Ordering::SeqCst);
     let seen: Result<Vec<_>, _> = workers.into_iter().map(|worker| worker.join()).collect();
-    let Ok(seen) = seen else { bail!("a thread of the load has panicked") };
+    let Ok(seen) = seen else { bail!("a thread of the load panicked") };
     println!("{}", serde_json::to_string(&report(seen, before.until(&after), own))?);
     Ok(())
 }
 
-/// Every connection does the whole handshake, as that of a kubectl which has just started.
+/// Every connection does the full handshake, like that of a kubectl that has just started.
 fn tls(folder: &Path) -> Result<Arc<ClientConfig>> {
     let mut config = client::tls_config(folder)?;
     config.resumption = Resumption::disabled();
@@ -173,14 +175,15 @@ fn report(seen: Vec<Seen>, spent: Spent, own: f64) -> Report {
     report
 }
 
-/// When the `turn`th request of a thread is due: the threads of a load take turns at even distances.
+/// When a thread's request number `turn` is due: the threads take turns at equal distances.
 fn due(turn: u64, thread: u32, threads: u32, rate: f64) -> Duration {
     Duration::from_secs_f64((turn as f64 * f64::from(threads) + f64::from(thread)) / rate)
 }
 
 impl Load {
     fn work(&self, number: u32) -> Seen {
-        // The default of 50 µs would be what is measured. If it stays, it is there for every system.
+        // The default of 50 µs would dominate the measurement. If it stays, it is the same for
+        // every system.
         _ = set_timerslack(1);
         let mut seen = Seen::default();
         let mut kept = None;
@@ -192,7 +195,7 @@ impl Load {
                 Some(rate) => began + due(turn, number, self.options.threads, rate),
                 None => Instant::now(),
             };
-            // Too late already: it is sent at once, and the delay counts.
+            // Already late: it is sent at once, and the delay counts.
             thread::sleep(started.saturating_duration_since(Instant::now()));
             if self.over.load(Ordering::Relaxed) {
                 break;
@@ -212,7 +215,7 @@ impl Load {
         seen
     }
 
-    /// One request; when its answer was there.
+    /// Sends one request; returns when its answer was complete.
     fn one(&self, number: u32, kept: &mut Option<Connection>, answer: &mut [u8]) -> io::Result<Instant> {
         let mut connection = match kept.take() {
             Some(connection) => connection,
@@ -252,7 +255,7 @@ impl Connection {
         }
     }
 
-    /// By FIN; the client first, so that it is the one that keeps TIME_WAIT.
+    /// Closes with a FIN. The client closes first, so that it keeps the TIME_WAIT.
     fn close(self) -> io::Result<()> {
         match self {
             Connection::Plain(stream) => stream.shutdown(Shutdown::Write),

@@ -1,4 +1,5 @@
-//! What an idle connection costs in memory: the balancer's processes and the kernel's slabs, as against none.
+//! The memory that an idle connection costs: the balancer's processes and the kernel's slabs,
+//! compared with no balancer.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command, thread, time::Duration};
 
@@ -16,19 +17,21 @@ use crate::{
     process::{self, Talk},
 };
 
-/// nginx with 4,096 `worker_connections` holds 2,047 clients in each of two workers, which do not get just as many each.
+/// With 4,096 `worker_connections` each of nginx's two workers holds 2,047 clients, and they do not
+/// get equally many.
 const MOST_OF_A_PROXY: u32 = 3000;
-/// Time for what was freed to be given back: the kernel frees many objects only when every CPU has moved on.
+/// The time until freed memory is given back: the kernel frees many objects only after every CPU
+/// has moved on.
 const SETTLE: Duration = Duration::from_millis(700);
 
-/// Bytes.
+/// Bytes of slabs and of processes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Taken {
     slab: f64,
     processes: f64,
 }
 
-/// Several rounds through every system, each in a lab of its own that holds nothing else.
+/// Runs several rounds through every system, each in its own lab that holds nothing else.
 pub fn measure(systems: &[System], connections: u32, rounds: usize, results: &mut Results) -> Result<()> {
     let idle = |system: &&System| system.base() == System::Direct;
     let stages =
@@ -57,7 +60,8 @@ pub fn measure(systems: &[System], connections: u32, rounds: usize, results: &mu
 
 fn one(stage: &Stage, count: u32) -> Result<Taken> {
     thread::sleep(SETTLE);
-    // A look at processes leaves objects in the slabs, so that of the slabs comes after the first one and before the second.
+    // Looking at processes leaves objects in the slabs, so the slabs are read after the first look
+    // and before the second.
     let processes = processes(stage);
     let slab = slabs()?;
     let held = Held::open(stage.lab.client(), &stage.targets, count)?;
@@ -67,7 +71,7 @@ fn one(stage: &Stage, count: u32) -> Result<Taken> {
     Ok(taken)
 }
 
-/// Processes of a client that hold connections.
+/// The processes of a client that hold connections.
 pub struct Held(Vec<(Process, Talk)>);
 
 impl Held {
@@ -90,7 +94,7 @@ impl Held {
             let line = talk.hear().map_err(|error| error.context(process.log()))?;
             open += line.trim().parse::<u32>().with_context(|| line.clone())?;
         }
-        ensure!(open == count, "{open} of {count} connections stand");
+        ensure!(open == count, "{open} of {count} connections are open");
         Ok(Held(held))
     }
 
@@ -115,7 +119,8 @@ fn processes(stage: &Stage) -> f64 {
     roots.flat_map(|root| family(root, &parents)).map(proportional).sum()
 }
 
-/// Beginnings of the names of slabs that files and processes fill: they move with whatever else the machine does.
+/// How the names of slabs begin that files and processes fill: they change with whatever else the
+/// machine does.
 const OTHERS: [&str; 23] = [
     "anon_vma",
     "bdev_cache",
@@ -142,7 +147,7 @@ const OTHERS: [&str; 23] = [
     "vm_area",
 ];
 
-/// Bytes of all objects in use, but for those: whole slabs would come and go with what others free.
+/// Bytes of all objects in use, except those. Whole slabs would come and go with what others free.
 fn slab_bytes(slabinfo: &str) -> f64 {
     let bytes = |line: &str| {
         let mut fields = line.split_whitespace().skip(1);
@@ -154,19 +159,19 @@ fn slab_bytes(slabinfo: &str) -> f64 {
     slabinfo.lines().filter(|line| !is_other(line)).filter_map(bytes).sum()
 }
 
-/// Of every process its parent.
+/// The parent of every process.
 fn parents() -> BTreeMap<u32, u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let parent = |id: u32| {
         let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-        // The name stands in parentheses and may hold anything.
+        // The name stands in parentheses and may contain anything.
         stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
     };
     numbers.filter_map(|id| Some((id, parent(id)?))).collect()
 }
 
-/// A process and all that come from it.
+/// A process and all its descendants.
 fn family(root: u32, parents: &BTreeMap<u32, u32>) -> Vec<u32> {
     let mut all = vec![root];
     let mut next = 0;
@@ -177,18 +182,18 @@ fn family(root: u32, parents: &BTreeMap<u32, u32>) -> Vec<u32> {
     all
 }
 
-/// Bytes of a process, its share of what it has in common with others included; of one that has ended none.
+/// Bytes of a process, including its share of what it shares with others; 0 if it has ended.
 fn proportional(id: u32) -> f64 {
     let rollup = fs::read_to_string(format!("/proc/{id}/smaps_rollup")).unwrap_or_default();
     kib(&rollup, "Pss:").unwrap_or_default() * 1024.0
 }
 
-/// A field of a file in /proc that gives KiB.
+/// A field in KiB of a file in /proc.
 pub fn kib(text: &str, name: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
 }
 
-/// Slots of evenkeel's tables.
+/// The number of slots in evenkeel's tables.
 fn slots(stage: &Stage) -> Result<f64> {
     let status = stage.evenkeel.as_ref().context("no evenkeel")?.status()?;
     status["services"][0]["connections"]["capacity"].as_f64().with_context(|| format!("no capacity in {status}"))
@@ -230,7 +235,7 @@ fn bytes_of(shown: &Value) -> Result<f64> {
     shown["bytes_memlock"].as_f64().with_context(|| format!("no bytes_memlock in {shown}"))
 }
 
-/// The number of a map that stands in another: four bytes, as hexadecimal words.
+/// The id of a map that another map contains: four bytes as hexadecimal words.
 fn inner(entry: &Value) -> Result<u32> {
     let byte = |value: &Value| u32::from_str_radix(value.as_str()?.strip_prefix("0x")?, 16).ok();
     let bytes = entry["value"].as_array().with_context(|| format!("no value in {entry}"))?;

@@ -1,5 +1,5 @@
-//! `bench`: the same work through no balancer, through what people use today, through a bare
-//! rewriting and through evenkeel, in turns.
+//! `bench`: the same works through no balancer, through what people use today, through a bare
+//! rewriting and through evenkeel, in turn.
 
 mod bare;
 pub mod cpu;

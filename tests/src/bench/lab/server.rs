@@ -1,5 +1,5 @@
-//! `evenkeel-lab bench-server`: answers HTTP requests with as many bytes as they ask for, plain or over TLS, and does
-//! nothing else: what a balancer costs must not drown in what the server does.
+//! `evenkeel-lab bench-server`: answers HTTP requests with as many bytes as they ask for, plain or
+//! over TLS, and does nothing else, so that the server's cost does not hide the balancer's.
 
 use std::{
     io::{self, Read, Write},
@@ -14,9 +14,9 @@ use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::apiserver;
 
-/// Connections that are served at the same time.
+/// How many connections are served at the same time.
 const WORKERS: usize = 48;
-/// The head of every answer; the length has always as many digits.
+/// The head of every answer. The length always has the same number of digits.
 pub const HEAD: usize = "HTTP/1.1 200 OK\r\ncontent-length: 00000000\r\n\r\n".len();
 const TLS_HANDSHAKE: u8 = 0x16;
 const LONGEST_REQUEST: usize = 1024;
@@ -43,10 +43,11 @@ pub fn run(options: &Options) -> Result<()> {
     workers
         .collect::<Vec<_>>()
         .into_iter()
-        .try_for_each(|worker| worker.join().map_err(|_| anyhow::anyhow!("a worker of the server has panicked")))
+        .try_for_each(|worker| worker.join().map_err(|_| anyhow::anyhow!("a worker of the server panicked")))
 }
 
-/// One connection after the other, each to its end. What goes wrong with one is its client's affair.
+/// Serves one connection after the other, each until it ends. Errors of a connection matter only to
+/// its client.
 fn work(listener: &TcpListener, tls: &Arc<ServerConfig>) {
     loop {
         if let Ok((stream, _)) = listener.accept() {
@@ -85,7 +86,7 @@ fn serve(stream: &mut (impl Read + Write)) -> io::Result<()> {
     }
 }
 
-/// The number in `GET /NUMBER`; whatever else is asked for gets two bytes.
+/// The number in `GET /NUMBER`. Any other request gets two bytes.
 fn wanted(request: &[u8]) -> usize {
     let path = request.strip_prefix(b"GET /").unwrap_or_default();
     let digits: String =

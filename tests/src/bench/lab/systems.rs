@@ -1,4 +1,5 @@
-//! What is compared: each in a lab of its own with the same hosts and cables, so that none is in another's way.
+//! The systems that are compared, each in its own lab with the same hosts and cables, so that they
+//! do not disturb each other.
 
 use std::{fs, net::SocketAddrV4, time::Duration};
 
@@ -23,17 +24,17 @@ const START: Duration = Duration::from_secs(10);
 pub enum System {
     /// No balancer: clients know all servers.
     Direct,
-    /// nginx stream, the classic configuration.
+    /// nginx stream with the classic configuration.
     Nginx,
     /// HAProxy in TCP mode, as in kubeadm's guide.
     Haproxy,
     /// nftables: DNAT to the servers in turn, and masquerade.
     Nft,
-    /// Nothing but the rewriting, on TC.
+    /// Only the rewriting, on TC.
     Bare,
     /// Evenkeel on TC.
     Tc,
-    /// No balancer, on hosts without offloads: what native XDP on veth needs.
+    /// No balancer, on hosts without offloads, as native XDP on veth needs them.
     DirectXdp,
     /// Evenkeel on native XDP.
     Xdp,
@@ -50,10 +51,10 @@ impl System {
         System::DirectXdp,
         System::Xdp,
     ];
-    /// For a quick look.
+    /// The systems of a quick look.
     pub const QUICK: [System; 3] = [System::Direct, System::Nginx, System::Tc];
 
-    /// Its name in the figures.
+    /// The name in the figures.
     pub const fn name(self) -> &'static str {
         match self {
             System::Direct => "direct",
@@ -67,7 +68,7 @@ impl System {
         }
     }
 
-    /// What it adds is counted from there.
+    /// The system from which counts what this one adds.
     pub const fn base(self) -> System {
         match self {
             System::Xdp | System::DirectXdp => System::DirectXdp,
@@ -75,7 +76,7 @@ impl System {
         }
     }
 
-    /// Whether it ends connections itself, in a process.
+    /// Whether it terminates connections in a process of its own.
     pub const fn is_proxy(self) -> bool {
         matches!(self, System::Nginx | System::Haproxy)
     }
@@ -90,19 +91,19 @@ impl System {
 pub enum Servers {
     /// They answer requests, of as many connections at a time as they have threads.
     Answering,
-    /// They hold as many connections as there are.
+    /// They hold any number of connections.
     Idle,
 }
 
-/// One that runs.
+/// A running system.
 pub struct Stage {
     pub system: System,
-    /// Where clients connect to.
+    /// The addresses that clients connect to.
     pub targets: Vec<SocketAddrV4>,
     pub evenkeel: Option<Evenkeel>,
-    /// The balancer's own processes, if they are not evenkeel.
+    /// The balancer's own processes, if it is not evenkeel.
     pub balancer: Vec<Process>,
-    /// The programs of a bare one.
+    /// The programs of the bare balancer.
     _bare: Option<Ebpf>,
     _servers: Vec<Process>,
     pub lab: Lab,
@@ -116,8 +117,9 @@ impl Stage {
     fn try_start(system: System, servers: Servers) -> Result<Stage> {
         let plan = Plan::new(Topology::Segment);
         let lab = Lab::build(&if system.has_offloads() { plan } else { plan.for_xdp() })?;
-        // Ports enough for a new connection a request; those that are in TIME_WAIT are used again. On the balancer too: a
-        // proxy closes first towards the servers, and with the default range it would soon have no port left.
+        // Enough ports for a new connection per request, and those in TIME_WAIT are reused. That
+        // holds for the balancer too: a proxy closes first towards the servers, and would soon run
+        // out of the default range of ports.
         for host in [lab.client(), &lab.balancer] {
             host.sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
             host.sysctl("net.ipv4.tcp_tw_reuse", "1")?;
@@ -139,7 +141,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Starts the balancer; the port it listens on.
+    /// Starts the balancer and returns the port that it listens on.
     fn put_up(&mut self) -> Result<u16> {
         match self.system {
             System::Direct | System::DirectXdp => {}
@@ -159,7 +161,7 @@ impl Stage {
         Ok(PORT)
     }
 
-    /// Super-packets, or frames of the size of the MTU, on all hosts and on the switch.
+    /// Sets whether all hosts and the switch use super-packets or frames of MTU size.
     pub fn segmentation(&self, on: bool) -> Result<()> {
         let value = if on { "on" } else { "off" };
         let set = |host: &Host, device: &str| {
@@ -186,17 +188,17 @@ pub fn server(host: &Host, servers: Servers) -> Result<Process> {
     Ok(server)
 }
 
-/// With a line of the access log a connection, as nginx writes one.
+/// With an access log of one line per connection, like nginx.
 fn evenkeel(lab: &Lab, datapath: &str) -> Result<Evenkeel> {
     let log = lab.folder().join("evenkeel-access.log");
     let service = Service::new(lab, datapath).toml();
-    // Tables for just as many connections as there are ports: what a slot costs is then seen. The line comes at the end
-    // of the table [daemon].
+    // The tables have exactly as many slots as there are ports, which shows what a slot costs. The
+    // line continues the table [daemon].
     let daemon = format!("max_connections = {CONNECTIONS}\n");
     Evenkeel::start(lab, &format!("{daemon}{service}\n[service.access_log]\npath = \"{}\"\n", log.display()))
 }
 
-/// The way in the kernel that people have today.
+/// What people use in the kernel today.
 fn nft(lab: &Lab) -> Result<()> {
     let addresses: Vec<_> = lab.backends.iter().map(|host| host.address().to_string()).collect();
     let map: Vec<_> = addresses.iter().enumerate().map(|(number, address)| format!("{number} : {address}")).collect();
@@ -219,7 +221,7 @@ fn nft(lab: &Lab) -> Result<()> {
     let file = lab.folder().join("bench.nft");
     fs::write(&file, rules).with_context(|| file.display().to_string())?;
     lab.balancer.sysctl("net.ipv4.ip_forward", "1")?;
-    // Everything is on one segment: the kernel would tell the clients of a shorter way.
+    // Everything is on one segment: the kernel would tell the clients about a shorter way.
     for name in ["all", "eth0"] {
         lab.balancer.sysctl(&format!("net.ipv4.conf.{name}.send_redirects"), "0")?;
     }

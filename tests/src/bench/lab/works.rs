@@ -1,4 +1,4 @@
-//! What the systems are given to do.
+//! The works that the systems do.
 
 use std::{path::Path, time::Duration};
 
@@ -13,23 +13,23 @@ pub const BULK: u64 = 1 << 20;
 /// One kind of load.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Work {
-    /// Its name in the figures.
+    /// The name in the figures.
     pub name: &'static str,
     pub over: &'static str,
     pub tls: bool,
     pub threads: u32,
     pub bytes: u64,
     pub pace: Pace,
-    /// Super-packets; else frames of the size of the MTU.
+    /// `true`: super-packets; `false`: frames of MTU size.
     pub segmentation: bool,
 }
 
 /// How fast requests come.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pace {
-    /// As fast as it goes.
+    /// As fast as possible.
     Full,
-    /// This share of what the slowest system managed in the named work.
+    /// At this share of what the slowest system managed in the named work.
     Share(f64, &'static str),
 }
 
@@ -52,30 +52,29 @@ pub const ALL: [Work; 11] = [
     Work { threads: 4, bytes: BULK, segmentation: false, ..requests("bulk-mtu", "kept", false, Pace::Full) },
 ];
 
-/// For a quick look: TCP only, no bulk.
+/// The works of a quick look: TCP only, no bulk.
 pub const QUICK: [&str; 5] = ["kept-tcp", "new-tcp", "kept-tcp-fixed", "new-tcp-fixed", "one"];
 
 impl Work {
-    /// What it is, in words.
+    /// A description in words.
     pub fn told(&self) -> String {
         let kind = if self.tls { "TLS" } else { "TCP" };
         let over = if self.over == "kept" { "kept connections" } else { "a new connection for each request" };
         let pace = match self.pace {
-            Pace::Full => "each request as soon as the one before is answered".to_owned(),
+            Pace::Full => "each request as soon as the previous one is answered".to_owned(),
             Pace::Share(share, of) => {
                 let share = (share * 100.0).round();
                 format!(
-                    "at a fixed rate, {share} % of what the slowest system manages in {of}; counted from when a request was due"
+                    "at a fixed rate, {share} % of what the slowest system manages in {of}; times count from when a request was due"
                 )
             }
         };
-        let frames =
-            if self.segmentation { "" } else { "; frames of the size of the MTU: no segmentation offload anywhere" };
+        let frames = if self.segmentation { "" } else { "; frames of MTU size: no segmentation offload anywhere" };
         let Work { threads, bytes, .. } = self;
-        format!("{kind}, {threads} at a time over {over}, answers of {bytes} bytes; {pace}{frames}")
+        format!("{kind}, {threads} requests at a time over {over}, answers of {bytes} bytes; {pace}{frames}")
     }
 
-    /// The work of whose rate this one has a share.
+    /// The work whose rate this one takes a share of.
     pub fn base(&self) -> Option<&'static str> {
         match self.pace {
             Pace::Full => None,
@@ -83,12 +82,12 @@ impl Work {
         }
     }
 
-    /// Whether bytes are what counts.
+    /// Whether bytes count, not requests.
     pub fn is_bulk(&self) -> bool {
         self.bytes == BULK
     }
 
-    /// Does it for so many seconds, at a rate if it has one.
+    /// Does it for this many seconds, at a rate if it has one.
     pub fn run(&self, stage: &Stage, rate: Option<f64>, seconds: f64) -> Result<Report> {
         let client = stage.lab.client();
         let mut command = client.command(binaries::lab()?);
@@ -110,5 +109,5 @@ impl Work {
     }
 }
 
-/// Time for what the work before has left behind: closing connections, lines of logs.
+/// Time for what the previous work leaves behind: closing connections, log lines.
 pub const REST: Duration = Duration::from_millis(50);

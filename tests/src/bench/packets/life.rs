@@ -1,4 +1,5 @@
-//! The packets of a connection's life, each kind by itself: SYN, SYN-ACK, first ACK, both FINs, last ACK. Every flow is new.
+//! The packets of a connection's life, each kind separately: SYN, SYN-ACK, first ACK, both FINs,
+//! last ACK. Every flow is new.
 
 use anyhow::{Result, ensure};
 use lb_common::{
@@ -17,11 +18,12 @@ use crate::{
     program::Hook,
 };
 
-/// Connections that live at the same time: below `max_half_open`, and their ends fit into the ring of events.
+/// How many connections live at the same time: fewer than `max_half_open`, and their ends fit into
+/// the ring of events.
 const BATCH: u32 = 4096;
-/// Batches of a round.
+/// Batches per round.
 const BATCHES: u32 = 6;
-/// Ports of all backends together.
+/// The ports of all backends together.
 const PORTS: u32 = 131_072;
 /// The kind that opens a connection.
 const NEW: &str = "new";
@@ -35,7 +37,7 @@ struct Kind {
     client: bool,
 }
 
-/// The six kinds, with sequence numbers that fit.
+/// The six kinds, with matching sequence numbers.
 fn kinds(replay: &Replay) -> Vec<Kind> {
     let client = |name, flags, sequence, acknowledgement| Kind {
         name,
@@ -67,7 +69,7 @@ impl Kind {
         Stream { from: from(self.segment.clone()), first, flows: BATCH, scattered: false, turn: 0 }
     }
 
-    /// Runs it once for every flow of a batch; checks verdict, bytes and counters.
+    /// Runs it once for every flow of a batch, and checks verdict, bytes and counters.
     fn run(&self, replay: &mut Replay, first: u32) -> Result<f64> {
         let stream = self.stream(first);
         let run = replay.run(Subject::Evenkeel, &stream, BATCH)?;
@@ -97,18 +99,18 @@ pub fn open(replay: &mut Replay, first: u32, flows: u32) -> Result<()> {
     Ok(())
 }
 
-/// Data of an established client.
+/// Data from an established client.
 pub fn client_data(replay: &Replay) -> Segment {
     replay.client_segment(ACK | PSH).numbers(1001, 5001).payload(&[0x5a; 32])
 }
 
-/// Data of a backend.
+/// Data from a backend.
 pub fn backend_data(replay: &Replay) -> Segment {
     replay.backend_segment(ACK | PSH).numbers(5001, 1001).payload(&[0xa5; 32])
 }
 
-/// Four backends; all on ports that were never used, then a new connection on ports that were, each of which has an entry
-/// of the index left to remove.
+/// Four backends: first on ports that were never used, then a new connection on used ports, each of
+/// which has an entry of the index left to remove.
 pub fn whole_lives(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
     let mut lives = Lives::new(stage(hook, 4, (PORTS / 4) as u16, 262_144)?);
     for _ in 0..ROUNDS {
@@ -128,7 +130,8 @@ pub fn whole_lives(hook: Hook, name: &str, results: &mut Results) -> Result<()> 
     Ok(())
 }
 
-/// A new connection on a port that was used, and its end, against the number of backends, in tables of the same size.
+/// A new connection on a used port, and its end, by the number of backends, in tables of the same
+/// size.
 pub fn by_backends(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
     for backends in [1_u16, 2, 4, 8, 16, 32, 64] {
         let ports = (PORTS / u32::from(backends)).min(PORTS / 4) as u16;
@@ -158,7 +161,7 @@ impl Lives {
         Lives { kinds: kinds(&replay), replay, first: 0 }
     }
 
-    /// Until every port was used once.
+    /// Continues until every port was used once.
     fn use_ports(&mut self) -> Result<()> {
         while self.first < PORTS {
             self.batch()?;
@@ -166,7 +169,8 @@ impl Lives {
         Ok(())
     }
 
-    /// Several batches; of each kind the quickest run, without the making of the packets.
+    /// Runs several batches; returns the quickest run of each kind, without the making of the
+    /// packets.
     fn round(&mut self) -> Result<Vec<(&'static str, f64)>> {
         let mut best = vec![(f64::INFINITY, f64::INFINITY); self.kinds.len()];
         for _ in 0..BATCHES {
@@ -177,11 +181,12 @@ impl Lives {
         Ok(self.kinds.iter().zip(best).map(|(kind, (cost, made))| (kind.name, cost - made)).collect())
     }
 
-    /// What it costs to enter a new client in the kernel's hash table, and nothing else; of as many batches the quickest.
+    /// What it costs to enter a new client in the kernel's hash table and do nothing else; the
+    /// quickest of as many batches.
     fn hash_entries(&mut self) -> Result<f64> {
         let (mut cost, mut made) = (f64::INFINITY, f64::INFINITY);
         for batch in 1..=BATCHES {
-            // The clients of the round before.
+            // Remove the clients of the round before.
             let stream = self.kinds[0].stream(self.first - batch * BATCH);
             let run = self.replay.run(Subject::Enter, &stream, BATCH)?;
             ensure!(self.replay.has_sent(&run), "a client was not entered: verdict {}", run.verdict);
@@ -191,7 +196,7 @@ impl Lives {
         Ok(cost - made)
     }
 
-    /// Every kind once for every flow; what they cost, and what making them costs.
+    /// Runs every kind once for every flow; returns what they cost, and what making them costs.
     fn batch(&mut self) -> Result<Vec<(f64, f64)>> {
         let (replay, first) = (&mut self.replay, self.first);
         let once = |kind: &Kind| Ok((kind.run(replay, first)?, kind.calibrate(replay)?));
@@ -202,11 +207,11 @@ impl Lives {
     }
 }
 
-/// That all flows of a batch ended as they should, and were told.
+/// Checks that all flows of a batch ended as they should, with an event each.
 fn ended(replay: &mut Replay) -> Result<()> {
     let told = replay.drain_events();
     let moved = replay.bench.moved();
-    ensure!(told == BATCH, "{told} of {BATCH} ends were told; counters {moved:?}");
+    ensure!(told == BATCH, "{told} of {BATCH} ends were reported; counters {moved:?}");
     ensure!(moved == [(Reason::Closed, u64::from(BATCH))], "the connections did not simply end: {moved:?}");
     ensure!(replay.bench.active().iter().all(|active| *active == 0), "connections were left");
     Ok(())

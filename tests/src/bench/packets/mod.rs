@@ -1,4 +1,5 @@
-//! `bench --packets`: nanoseconds a packet of the attached program with its real tables, on both hooks.
+//! `bench --packets`: nanoseconds per packet of the attached program with its real tables, on both
+//! hooks.
 
 mod life;
 mod replay;
@@ -17,16 +18,17 @@ pub use replay::OBJECT;
 use replay::Replay;
 pub use report::report;
 
-/// Rounds, each with everything in it.
+/// Rounds, each of which measures everything.
 const ROUNDS: u32 = 5;
-/// Runs of a round, of which the quickest is its figure: a neighbour on the other thread of the core, or one that takes
-/// the last cache, makes a run slower for milliseconds, and nothing but us makes all of them so.
+/// How many runs a round makes of each figure. The quickest counts: another load on the same core
+/// or in the last-level cache makes some runs slower for milliseconds, and only our own program
+/// makes all of them slower.
 const RUNS: u32 = 12;
 
-/// The hooks that are measured, by their names in the figures.
+/// The hooks that are measured, and their names in the figures.
 const HOOKS: [(Hook, &str); 2] = [(Hook::Xdp, "xdp"), (Hook::Tcx, "tc")];
 
-/// A part of the benchmark, with tables of its own.
+/// A part of the benchmark, with its own tables.
 type Part = (&'static str, fn(Hook, &str, &mut Results) -> Result<()>);
 
 const PARTS: [Part; 6] = [
@@ -38,7 +40,7 @@ const PARTS: [Part; 6] = [
     ("services", steady::by_services),
 ];
 
-/// Measures everything, or one part.
+/// Measures all parts, or one.
 pub fn run(only: Option<&str>, results: &mut Results) -> Result<()> {
     let parts: Vec<_> = PARTS.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)).collect();
     if parts.is_empty() {
@@ -54,13 +56,14 @@ pub fn run(only: Option<&str>, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// A bench takes its thread into namespaces of its own, which end with the thread.
+/// A bench moves its thread into namespaces of its own, which end with the thread.
 fn in_own_network<T: Send>(part: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let pinned = || pin().and_then(|()| part());
     std::thread::scope(|scope| scope.spawn(pinned).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
-/// A service with so many backends and so many ports for each (both powers of two), and the program attached.
+/// A service with this many backends and this many ports for each (both powers of two), and the
+/// program attached.
 fn stage(hook: Hook, backends: u16, ports: u16, max_connections: u32) -> Result<Replay> {
     let mut setup = Setup { backends, ports, max_connections, ..Setup::default() };
     setup.service.half_open_cells = 8192;

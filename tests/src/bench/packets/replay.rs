@@ -1,9 +1,9 @@
-//! Runs a program on packets that are made anew for every run, and measures how long it takes.
+//! Runs a program on packets that are made for each run, and measures how long it takes.
 //!
-//! `BPF_PROG_TEST_RUN` repeats a program on one frame without putting it back: from the second time on, a program that
-//! rewrites would see its own output. So what is run is `replay_*` of tests/ebpf, which makes the next packet in place
-//! and goes on to the program that is measured. Its own cost is that of the same run by `making_*`, which sends the packet
-//! as it is.
+//! `BPF_PROG_TEST_RUN` repeats a program on one frame without restoring it: from the second time
+//! on, a program that rewrites would see its own output. So the benchmark runs `replay_*` of
+//! tests/ebpf, which makes the next packet in place and goes on to the measured program. Its own
+//! cost is that of the same run through `making_*`, which sends the packet as it is.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -25,14 +25,14 @@ use crate::{
 /// The kernel programs of the benchmark.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LAB_BPF"));
 
-/// What is measured, or compared with.
+/// What is measured, and what it is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// The attached program.
     Evenkeel,
     /// Sends every frame back.
     Empty,
-    /// One look-up in the kernel's hash table.
+    /// One lookup in the kernel's hash table.
     Hash,
     /// The rewriting of a full NAT and nothing else.
     Rewrite,
@@ -40,20 +40,20 @@ pub enum Subject {
     Enter,
     /// One read from a table of cache lines (XDP only).
     Lines,
-    /// The rewriting, to an address found by two reads one after the other (XDP only).
+    /// The rewriting, to an address found by two dependent reads (XDP only).
     Found,
-    /// No program: the making of the packets.
+    /// No program: making the packets.
     Making,
 }
 
-/// Whose packets are made.
+/// The packets that are made.
 #[derive(Clone, Debug)]
 pub enum From {
-    /// Of clients; source address and port are filled in.
+    /// From clients; source address and port are filled in.
     Clients(Segment),
-    /// Of backends; source address and destination port are filled in.
+    /// From backends; source address and destination port are filled in.
     Backends(Segment),
-    /// This frame, again and again.
+    /// The same frame every time.
     Frame(Vec<u8>),
 }
 
@@ -63,17 +63,17 @@ pub struct Stream {
     pub from: From,
     /// Number of the first flow.
     pub first: u32,
-    /// How many flows, a power of two.
+    /// How many flows: a power of two.
     pub flows: u32,
-    /// Far apart from packet to packet, or one after the other.
+    /// Whether consecutive packets belong to flows far apart, or to one flow after the other.
     pub scattered: bool,
-    /// Which packet of the stream comes first.
+    /// The packet of the stream that comes first.
     pub turn: u32,
 }
 
-/// What a run came to.
+/// The result of a run.
 pub struct Run {
-    /// Nanoseconds a packet, making it included: the median of the run's blocks.
+    /// Nanoseconds per packet, including its making: the median of the run's blocks.
     pub ns: f64,
     /// The last verdict.
     pub verdict: u32,
@@ -95,7 +95,7 @@ pub struct Replay {
     slot_mask: u32,
 }
 
-/// A [`Plan`] as a type that may be written into a map.
+/// A [`Plan`] as a type that can be written to a map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Words([u64; size_of::<Plan>() / 8]);
@@ -106,7 +106,7 @@ unsafe impl aya::Pod for Words {}
 const _: () = assert!(size_of::<Plan>().is_multiple_of(8));
 
 impl Replay {
-    /// On a bench whose backends and ports are powers of two.
+    /// The backends and ports of the bench are powers of two.
     pub fn new(bench: Bench, hook: Hook) -> Result<Replay> {
         let (backends, ports) = (u32::from(bench.setup.backends), u32::from(bench.setup.ports));
         ensure!(backends.is_power_of_two() && ports.is_power_of_two(), "{backends} backends of {ports} ports");
@@ -135,7 +135,7 @@ impl Replay {
         Ok(Run { ns: self.block_time(packets)?, verdict, frame, flow })
     }
 
-    /// What making the packets of a stream costs, and repeating.
+    /// What it costs to make the packets of a stream and to repeat.
     pub fn making(&mut self, stream: &Stream, packets: u32) -> Result<f64> {
         let run = self.run(Subject::Making, stream, packets)?;
         ensure!(self.has_sent(&run), "packets cannot be made: verdict {}", run.verdict);
@@ -148,7 +148,7 @@ impl Replay {
         sent.contains(&run.verdict)
     }
 
-    /// Nanoseconds a packet of the median block: what interrupted some of them does not count.
+    /// Nanoseconds per packet of the median block: interruptions of single blocks do not count.
     fn block_time(&self, packets: u32) -> Result<f64> {
         let blocks = packets / BLOCK;
         ensure!(blocks as usize <= BLOCKS, "{packets} packets are too many for one run");
@@ -157,7 +157,7 @@ impl Replay {
         median(&blocks).context("a run of less than two blocks")
     }
 
-    /// The last verdict, and the last frame.
+    /// Returns the last verdict and the last frame.
     fn test_run(&mut self, name: &str, frame: &[u8], packets: u32) -> Result<(u32, Vec<u8>)> {
         let mut out = vec![0; 2048];
         let mut options = TestRunOptions::new();
@@ -225,31 +225,31 @@ impl Replay {
         )
     }
 
-    /// A client's segment, as it has to come out for its flow towards backend `n`.
+    /// A client's segment as it has to leave for backend `n` in this flow.
     fn forwarded(&self, segment: &Segment, flow: u32, n: u16) -> Segment {
         let port = FIRST_PORT + (flow >> self.backend_bits & self.slot_mask) as u16;
         let from = SocketAddrV4::new(*VIP.ip(), port);
         Segment { from, to: backend(n), ttl: segment.ttl - 1, ..segment.clone() }.macs(self.bench.mac, backend_mac(n))
     }
 
-    /// A backend's segment, as it has to come out towards the client of a flow.
+    /// A backend's segment as it has to leave for the client of this flow.
     fn returned(&self, segment: &Segment, flow: u32) -> Segment {
         let (from, to) = (VIP, Self::client(flow));
         Segment { from, to, ttl: segment.ttl - 1, ..segment.clone() }.macs(self.bench.mac, CLIENT_MAC)
     }
 
-    /// A segment of some client.
+    /// A segment of any client.
     pub fn client_segment(&self, flags: u8) -> Segment {
         Segment::new(Self::client(0), VIP, flags).macs(CLIENT_MAC, self.bench.mac)
     }
 
-    /// A segment of some backend.
+    /// A segment of any backend.
     pub fn backend_segment(&self, flags: u8) -> Segment {
         let mac: Mac = backend_mac(0);
         Segment::new(backend(0), SocketAddrV4::new(*VIP.ip(), FIRST_PORT), flags).macs(mac, self.bench.mac)
     }
 
-    /// Takes all events out of the ring buffer, as the controller does; how many there were.
+    /// Consumes all events in the ring buffer, as the controller does; returns how many there were.
     pub fn drain_events(&mut self) -> u32 {
         let mut count = 0;
         while self.events.next().is_some() {
@@ -258,23 +258,24 @@ impl Replay {
         count
     }
 
-    /// That a run ended with its last segment translated as it has to be.
+    /// Checks that the last segment of a run was translated correctly.
     pub fn check_translated(&self, run: &Run, from: &From) -> Result<()> {
         let found = self.sent(run)?;
         let is_near = |flow: u32| flow >> self.backend_bits == run.flow >> self.backend_bits;
         let wanted = match from {
             From::Clients(segment) => self.forwarded(segment, run.flow, backend_of(&found)),
-            // As many flows in a row as there are backends have one SNAT port, in which order is the scheduler's affair.
+            // Each group of as many consecutive flows as there are backends shares one SNAT port;
+            // the scheduler decides about the order in it.
             From::Backends(segment) => match Self::flow_of(found.to).filter(|flow| is_near(*flow)) {
                 Some(flow) => self.returned(segment, flow),
                 None => self.returned(segment, run.flow),
             },
-            From::Frame(_) => bail!("such a frame is not translated"),
+            From::Frame(_) => bail!("frames like this are not translated"),
         };
         equal(&found, &wanted)
     }
 
-    /// That a run ended with `wanted` being sent.
+    /// Checks that a run sent `wanted` at the end.
     pub fn check(&self, run: &Run, wanted: &Segment) -> Result<()> {
         equal(&self.sent(run)?, wanted)
     }
@@ -296,13 +297,14 @@ fn equal(found: &Segment, wanted: &Segment) -> Result<()> {
     Ok(())
 }
 
-/// Loads the programs and puts those that are measured where `replay_*` finds them, in the order of [`Subject`].
+/// Loads the programs and puts the measured ones where `replay_*` looks for them, in the order of
+/// [`Subject`].
 fn load(bench: &Bench, hook: Hook) -> Result<Ebpf> {
     let mut programs = Ebpf::load(OBJECT).context("cannot load the programs of the benchmark")?;
     let suffix = hook_name(hook);
     let names: Vec<String> = programs.programs().map(|(name, _)| name.to_owned()).collect();
     for name in names.iter().filter(|name| name.contains(suffix)) {
-        let program = programs.program_mut(name).context("a program that has gone")?;
+        let program = programs.program_mut(name).context("a program no longer exists")?;
         if hook == Hook::Xdp {
             let program: &mut Xdp = program.try_into()?;
             program.load()?;
@@ -334,7 +336,7 @@ fn hook_name(hook: Hook) -> &'static str {
     if hook == Hook::Xdp { "xdp" } else { "tc" }
 }
 
-/// The segment with zero where the program fills in, in both directions.
+/// The segment with zeros in what the program fills in, in both directions.
 fn blank(segment: &Segment) -> Segment {
     let zero = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
     if segment.to == VIP {
@@ -345,7 +347,7 @@ fn blank(segment: &Segment) -> Segment {
     }
 }
 
-/// Sum of the 16-bit words as they lie in memory.
+/// The sum of the 16-bit words in memory order.
 fn sum(bytes: &[u8]) -> u32 {
     bytes.chunks(2).map(|pair| u32::from(u16::from_ne_bytes([pair[0], *pair.get(1).unwrap_or(&0)]))).sum()
 }

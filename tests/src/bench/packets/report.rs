@@ -6,15 +6,16 @@ use crate::bench::{
     tables::{middle, number, spread, table},
 };
 
-/// All of it, as far as it was measured.
+/// All tables that were measured.
 pub fn report(results: &Results) -> String {
     let empty = |hook: &str| middle(results.summary(&format!("packets/{hook}/empty")));
     let mut text = format!(
-        "## Nanoseconds a packet\n\nThe attached program with its real tables, run by `BPF_PROG_TEST_RUN` on packets that are \
-         made anew each time; verdict, bytes and counters of what is timed are checked. What making the packets and repeating \
-         costs is measured in the same round and taken off. A program that only sends the frame back takes {} ns on XDP and {} \
-         ns on TC, measured the same way. A round is the quickest of several runs (a neighbour \
-         on the machine makes runs slower, never quicker); what answers with RSTs, which are limited, is run once.\n\n![Packets](packets.svg)\n\n",
+        "## Nanoseconds per packet\n\n`BPF_PROG_TEST_RUN` runs the attached program with its real tables on packets that are \
+         made for each run; verdict, bytes and counters of what is timed are checked. What it costs to make the packets and \
+         to repeat is measured in the same round and subtracted. Measured in the same way, a program that only sends the \
+         frame back takes {} ns on XDP and {} ns on TC. A round is the quickest of several runs, because another load on \
+         the machine makes runs slower, never quicker; packets that are answered with RSTs, which are limited, run once.\
+         \n\n![Packets](packets.svg)\n\n",
         empty("xdp"),
         empty("tc")
     );
@@ -28,7 +29,7 @@ pub fn report(results: &Results) -> String {
     let services = by(results, &["forward/services", "reply/services"]);
     text += &part(results, "By the number of services, at 1,024 flows", &services);
     let strangers = ["unknown", "other_port", "udp", "arp"].map(str::to_owned);
-    text += &part(results, "No known flow (answered with a RST), and what is not ours", &strangers);
+    text += &part(results, "No known flow (answered with a RST), and packets that are not ours", &strangers);
     let compared = ["rewrite", "hash_entry"].map(str::to_owned);
     text += &part(
         results,
@@ -38,7 +39,7 @@ pub fn report(results: &Results) -> String {
     text
 }
 
-/// Names of figures that go on with a number, in the order in which they were measured.
+/// The names of figures that continue with a number, in the order in which they were measured.
 fn by(results: &Results, prefixes: &[&str]) -> Vec<String> {
     let of = |prefix: &&str| {
         let begin = format!("packets/xdp/{prefix}/");
@@ -54,9 +55,8 @@ fn by_flows(results: &Results) -> String {
     if flows.is_empty() {
         return String::new();
     }
-    let hash = "kernel HASH, one look-up";
-    let (one, two) =
-        ("one read from a table of cache lines", "two, the second where the first says, and a bare rewrite");
+    let hash = "kernel HASH, one lookup";
+    let (one, two) = ("one read from a table of cache lines", "two dependent reads and a bare rewrite");
     let head = ["flows", "XDP forward", "XDP reply", "TC forward", "TC reply", hash, one, two];
     let row = |flows: &u32| {
         let of = |name: &str| spread(results.summary(&format!("packets/{name}/{flows}")));

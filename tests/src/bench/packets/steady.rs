@@ -1,4 +1,4 @@
-//! Packets that change nothing: of established flows, of no known flow, and not ours.
+//! Packets that change nothing: of established flows, of unknown flows, and not for us.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
@@ -16,31 +16,32 @@ use crate::{
     program::{Hook, VIP},
 };
 
-/// Most flows in tables made for them.
+/// The most flows in tables made for them.
 const FLOWS: u32 = 65_536;
-/// `max_connections` for them, with room: in a table for exactly as many one may find both its buckets full.
+/// `max_connections` for them, with room: in a table for exactly as many, a flow may find both its
+/// buckets full.
 const ROOM: u32 = FLOWS / 2 * 3;
-/// More than most will ever have.
+/// More flows than most users ever have.
 const MOST_FLOWS: u32 = 1 << 20;
-/// `max_connections`: with room, the default, and very many.
+/// `max_connections`: with room, the default, and very large.
 const SIZES: [u32; 3] = [ROOM, 262_144, MOST_FLOWS];
-/// Packets of one run.
+/// Packets per run.
 const PACKETS: u32 = 65_536;
-/// Most packets that fill the caches before.
+/// The most packets that warm up the caches.
 const WARM_UP: u32 = 65_536;
-/// Answers with a RST of one run: below the burst that the program allows.
+/// Answers with a RST per run: fewer than the burst that the program allows.
 const RSTS: u32 = 512;
 
-/// Something that is timed, over and over.
+/// Something that is timed repeatedly.
 struct Case {
     name: String,
     subject: Subject,
     stream: Stream,
     packets: u32,
     runs: u32,
-    /// What becomes of the packets.
+    /// What happens to the packets.
     fate: Fate,
-    /// The counter that moves with every packet.
+    /// The counter that every packet moves.
     counted: Option<Reason>,
 }
 
@@ -51,13 +52,15 @@ enum Fate {
     Passed,
 }
 
-/// Tables for 65,536 flows, and all of them there: everything at 1, 1,024 and 65,536 of them, and between.
+/// Tables for 65,536 flows with all of them open: everything at 1, 1,024 and 65,536 flows, and in
+/// between.
 pub fn by_flows(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
     let mut replay = stage(hook, 4, (FLOWS / 4) as u16, ROOM)?;
     life::open(&mut replay, 0, FLOWS)?;
     // The table that the product's is compared with gets the same clients.
     if hook == Hook::Xdp {
-        // In their order, as the slots are: in the scattered one their memory would lie as it is visited.
+        // In order, like the slots: in the scattered order their memory would be laid out as it is
+        // visited.
         let clients = From::Clients(life::client_data(&replay));
         let stream = Stream { scattered: false, ..stream(clients, FLOWS) };
         replay.run(Subject::Enter, &stream, FLOWS)?;
@@ -87,7 +90,7 @@ pub fn many_flows(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
     measure(&mut replay, name, &cases, results)
 }
 
-/// As many flows in tables that have room for more.
+/// The same number of flows in tables that have room for more.
 pub fn by_size(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
     for size in SIZES {
         in_own_network(|| {
@@ -145,14 +148,14 @@ fn compared(name: &str, subject: Subject, stream: Stream) -> Case {
     Case { name: name.into(), subject, packets: PACKETS, runs: RUNS, stream, fate: Fate::Translated, counted: None }
 }
 
-/// What belongs to nobody we know.
+/// Packets that belong to no known flow.
 fn strangers(replay: &Replay) -> Vec<Case> {
     let case = |name: &str, from, packets, fate, counted| Case {
         name: name.into(),
         subject: Subject::Evenkeel,
         stream: Stream { from, first: 1 << 20, flows: 128, scattered: true, turn: 0 },
         packets,
-        // More RSTs are not answered so soon.
+        // More RSTs would not be answered so soon.
         runs: if packets == RSTS { 1 } else { RUNS },
         fate,
         counted: Some(counted),
@@ -179,7 +182,7 @@ fn refused(replay: &Replay, segment: &Segment, flow: u32) -> Segment {
     Segment { window: 0, ..rst }.macs(replay.bench.mac, segment.from_mac)
 }
 
-/// All cases in each round, each next to the making of its packets.
+/// Measures all cases in each round, each beside the making of its packets.
 fn measure(replay: &mut Replay, name: &str, cases: &[Case], results: &mut Results) -> Result<()> {
     for round in 0..ROUNDS {
         for case in cases {
@@ -190,12 +193,12 @@ fn measure(replay: &mut Replay, name: &str, cases: &[Case], results: &mut Result
 }
 
 impl Case {
-    /// The quickest run, less the making of its packets.
+    /// The quickest run, minus the making of its packets.
     fn round(&self, replay: &mut Replay, round: u32) -> Result<f64> {
-        // The caches are full of what the case before needed.
+        // The caches are full of what the previous case needed.
         replay.run(self.subject, &self.stream, self.stream.flows.clamp(2 * tests_ebpf::BLOCK, WARM_UP))?;
         replay.bench.moved();
-        // Each goes on where the one before has ended.
+        // Each continues where the previous one ended.
         let stream = Stream { turn: round.wrapping_mul(self.packets), ..self.stream.clone() };
         let (mut cost, mut made) = (f64::INFINITY, f64::INFINITY);
         for _ in 0..self.runs {

@@ -41,3 +41,12 @@ fn the_page_shows_what_is_added_and_whether_that_is_what_was_asked_for() {
 fn what_an_idle_connection_adds_is_slab_and_processes() {
     assert_eq!(Summary::of(&idle_added(&lab(), System::Nginx)).unwrap().median, 17_000.0);
 }
+
+#[test]
+fn prose_is_wrapped_and_tables_are_not() {
+    let (prose, row) = ("seven words ".repeat(20), format!("| {} |", "a long row ".repeat(20)));
+    let page = wrapped(&format!("{prose}\n\n{row}"));
+    let lines: Vec<_> = page.lines().collect();
+    assert!(lines[..3].iter().all(|line| (80..=100).contains(&line.len())), "{lines:?}");
+    assert_eq!((lines[..3].join(" ").trim_end(), lines[3], lines[4]), (prose.trim_end(), "", row.as_str()));
+}
