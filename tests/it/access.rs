@@ -1,4 +1,5 @@
-//! Who is let in: `rules` and `per_client_connections`, with the shipped binary, real clients, reloads and the access log.
+//! Which clients are let in: `rules` and `per_client_connections`, with the shipped binary, real
+//! clients, reloads and the access log.
 
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ fn reload(cluster: &Cluster, lines: &[&str]) {
     cluster.evenkeel.done(&["reload"]).expect("reload");
 }
 
-/// The access log's lines so far that begin so.
+/// The lines of the access log so far that begin with this prefix.
 fn log_lines(evenkeel: &Evenkeel, begin: &str) -> usize {
     evenkeel.log().lines().filter(|line| line.starts_with(&format!("log {begin}"))).count()
 }
@@ -87,13 +88,13 @@ fn a_flood_of_denied_clients_is_counted_and_leaves_a_hundred_lines_a_second() {
     let told = || (lines() + suppressed() == denied).then(lines);
     let told = wait::until("every connection is logged or counted", SOON, told)
         .unwrap_or_else(|error| panic!("{error:#}: {denied} denied, {} lines, {} suppressed", lines(), suppressed()));
-    // Three seconds, and those that the limit's seconds cut at both ends.
+    // The limit applies for three seconds, and the first and last second are cut short.
     assert!((200..=500).contains(&told), "{told} lines");
     assert_eq!(cluster.evenkeel.counter("event_lost").expect("counters"), 0);
     all_served(&cluster.hold(&["--from", IN]).open(3).expect("open"), 3, VIP);
 }
 
-/// Opens 20 more: how many were let in. The others have to be refused.
+/// Opens 20 more and returns how many were let in. The others must have been refused.
 fn let_in(held: &mut Holding) -> u64 {
     let opened = held.open(20).expect("open");
     let refused = opened.failed.get("refused").copied().unwrap_or(0);
@@ -127,7 +128,7 @@ fn a_client_has_as_many_connections_as_the_limit_and_another_client_as_many_agai
     });
 }
 
-/// Open connections of a client, as `conns` shows them.
+/// A client's open connections, as `conns` lists them.
 fn open_of(cluster: &Cluster, client: &str) -> usize {
     let conns = cluster.evenkeel.json(&["conns", "--client", client]).expect("conns");
     conns.as_array().expect("rows").len()
@@ -139,7 +140,7 @@ fn connections_that_are_older_than_the_limit_count_too_and_their_end_makes_room(
     let mut held = cluster.hold(&["--from", IN]);
     all_served(&held.open(6).expect("open"), 6, "without a limit");
     reload(&cluster, &["per_client_connections = 4"]);
-    // The controller brings them into the count at its next look.
+    // The controller counts them at its next look.
     let full = || (held.open(1).expect("open").opened == 0).then_some(());
     wait::until("the older ones are counted", SOON, full).expect("counted");
     let open = held.status().expect("status").open;

@@ -1,4 +1,5 @@
-//! The commands that act, with the shipped binary and real connections: drain, maint, ready, set, kill, rebalance.
+//! The commands that act, with the shipped binary and real connections: drain, maint, ready, set,
+//! kill, rebalance.
 
 mod orders;
 mod rebalance;
@@ -11,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use crate::cluster::{Cluster, SOON, all_served};
 
-/// What tcpdump may have been late with, and the packet that was between the program and the backend.
+/// What tcpdump may see late, and the packet that was between the program and the backend.
 const WIRE: Duration = Duration::from_millis(5);
 
 fn cluster() -> Cluster {
@@ -19,7 +20,7 @@ fn cluster() -> Cluster {
 }
 
 impl Cluster {
-    /// A command that has to end with 0; what it printed.
+    /// Runs a command that must exit with 0; returns what it printed.
     fn done(&self, args: &[&str]) -> String {
         self.evenkeel.done(args).unwrap_or_else(|error| panic!("{error:#}\n{}", self.evenkeel.log()))
     }
@@ -58,7 +59,7 @@ fn drain_with_a_deadline_lets_nobody_in_from_its_first_line_on_and_resets_the_re
     assert!(first.contains("is reset at 200/s"), "{first}");
     cluster.stands("cp01", "draining", Some("admin"));
 
-    // Until the deadline none of those that are established is touched.
+    // Until the deadline no established connection is touched.
     wait::until("almost the deadline", SOON, || (began.elapsed() > Duration::from_millis(4700)).then_some(())).unwrap();
     assert_eq!((reset(&mut held), cluster.backend("cp01").active), (0, 500));
     let mut lines = Vec::new();
@@ -69,7 +70,7 @@ fn drain_with_a_deadline_lets_nobody_in_from_its_first_line_on_and_resets_the_re
     process.succeed(SOON).expect("exit 0 when it is empty");
     assert_eq!(lines.last().map(String::as_str), Some("cp01 of kube-apiserver is empty\n"), "{lines:?}");
     assert!(lines.iter().any(|line| line.ends_with(" active\n")), "{lines:?}");
-    // 500 at 200 a second.
+    // 500 resets at 200 per second.
     assert!(took > Duration::from_millis(7300) && took < Duration::from_millis(9500), "{took:?}");
     wait::until("clients saw their RSTs", SOON, || (reset(&mut held) == 500).then_some(())).expect("resets");
     assert_eq!(held.ask().expect("ask").answered, 1000, "nobody else was touched");
@@ -98,7 +99,7 @@ fn a_client_whose_syn_was_not_answered_is_served_elsewhere_when_it_sends_again()
     let told = capture::now();
     let report = storm.finish(SOON).expect("its report");
     assert_eq!((report.done, report.failures()), (30, 0), "{report:?}");
-    // Linux sends a SYN again after one second.
+    // Linux repeats a SYN after one second.
     assert!(report.max_ms < 1500.0, "{report:?}");
     assert_eq!(syns.seen().into_iter().filter(|at| *at > told + WIRE).count(), 0, "{:?}", syns.lines());
     assert_eq!(cluster.evenkeel.counter("moved_on").expect("counter"), 10);
@@ -118,7 +119,7 @@ fn drain_and_wait_returns_when_the_last_one_has_left_by_itself() {
     held.close(10, "cp02", "fin").expect("close");
     assert_eq!(said.hear().expect("a line"), "cp02 of kube-apiserver is empty\n");
     process.succeed(SOON).expect("exit 0");
-    // In JSON a value a line, the first one when the drain is in force.
+    // In JSON one value per line, the first one when the drain takes effect.
     let out = cluster.done(&["drain", "cp02", "--wait", "-o", "json"]);
     let values: Vec<serde_json::Value> = out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!((&values[0]["state"], &values[0]["was"]), (&"draining".into(), &"draining".into()), "{out}");
@@ -174,8 +175,8 @@ fn a_drain_goes_on_through_reload_stop_kill_and_start() {
     holds(&cluster, "a storm");
     assert_eq!(held.ask().expect("ask").answered, 30);
 
-    // And to its deadline: one that has passed while the controller was dead is kept at its start. Who waits for a drain
-    // outlasts a daemon that is restarted.
+    // The deadline too: one that passed while the controller was dead is met at its start. A
+    // command that waits for the drain survives a restart of the daemon.
     let (mut waits, _said) = cluster.evenkeel.begin(&["drain", "cp01", "--wait"]).expect("drain");
     wait::until("it is waited for", SOON, || cluster.evenkeel.log().contains("is drained by").then_some(()))
         .expect("log");

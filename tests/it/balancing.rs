@@ -1,4 +1,5 @@
-//! Real connections through the real program in the kernel, to stand-in API servers, with the shipped binary.
+//! Real connections through the real program in the kernel to stand-in API servers, with the
+//! shipped binary.
 
 use lab::{StandIn, client::bulk, daemon::kubectl};
 
@@ -42,7 +43,7 @@ fn idle_connections_are_reset_on_both_sides_after_idle_timeout() {
 fn with_two_of_three_refusing_no_client_fails() {
     both(|datapath| {
         let mut cluster = Cluster::new(datapath, |service| service);
-        // A closed port, and a firewall that rejects with tcp reset.
+        // A closed port, and a firewall that rejects with a RST.
         cluster.standins[0].kill();
         cluster.lab.backends[1].reject_syns(6443).expect("nft");
         let opened = cluster.hold(&[]).open(30).expect("open");

@@ -8,7 +8,7 @@ use lab::bench::{
 #[test]
 fn the_packet_benchmark_checks_what_it_times_and_finds_a_cost_for_everything() {
     let mut results = Results::new("test");
-    // Fails if a verdict, a byte of a packet or a counter is not as it has to be.
+    // Fails if a verdict, a byte of a packet or a counter is wrong.
     packets::run(Some("life"), &mut results).expect("the benchmark");
     for hook in ["xdp", "tc"] {
         for kind in ["new", "answer", "first_ack", "first_fin", "last_fin", "last_ack"] {
@@ -19,7 +19,7 @@ fn the_packet_benchmark_checks_what_it_times_and_finds_a_cost_for_everything() {
     }
 }
 
-/// No verdict on speed: a machine that is busy with other things would fail it.
+/// Does not judge speed: a machine that is busy with other things would fail.
 #[test]
 fn the_comparison_runs_and_its_figures_are_possible() {
     const EXTENT: Extent = Extent {
@@ -30,7 +30,7 @@ fn the_comparison_runs_and_its_figures_are_possible() {
         idle: Some(Idle { compared: 500, own: 1000, seconds: 0.5 }),
     };
     let mut results = Results::new("test");
-    // Fails if nothing is served, a connection is refused, or one of the idle ones ends.
+    // Fails if nothing is served, a connection is refused, or an idle one ends.
     bench::lab::run(EXTENT, None, &mut results).expect("the benchmark");
     let value = |name: &str| results.summary(name).unwrap_or_else(|| panic!("no {name} in {results:?}")).median;
     for system in ["direct", "nginx", "evenkeel-tc"] {
@@ -40,7 +40,7 @@ fn the_comparison_runs_and_its_figures_are_possible() {
             assert!(of("rate") > 1.0 && of("cpu") > 0.0 && of("p50") > 1.0, "{work} through {system}: {results:?}");
             assert!(of("p50") <= of("p99"), "{work} through {system}");
         }
-        // A socket of a client and one of a server, at least.
+        // At least a socket of a client and one of a server.
         assert!(value(&format!("lab/idle/{system}/slab")) > 1000.0, "{system}: {results:?}");
     }
     let per_slot = value("lab/idle/evenkeel-tc/per slot");

@@ -1,4 +1,5 @@
-//! nginx and HAProxy beside us, before the same backends and in the same moment: what a client meets at each.
+//! nginx and HAProxy beside us, in front of the same backends at the same time: what a client sees
+//! of each.
 
 use lab::{
     client::hold::{Holding, Opened},
@@ -22,12 +23,12 @@ fn with_two_of_three_refusing_none_of_thirty_fails_here_and_some_at_nginx_and_ha
     let mut cluster = Cluster::new("tc", |service| service);
     let _nginx = peers::nginx(&cluster.lab).expect("nginx");
     let _haproxy = peers::haproxy(&cluster.lab).expect("haproxy");
-    // First that all three serve, so that a failure later on is not one of the set-up.
+    // First check that all three serve, so that a later failure is not one of the setup.
     for port in [PORT, NGINX_PORT, HAPROXY_PORT] {
         all_served(&thirty(&cluster, port), 30, &format!("port {port}"));
     }
     cluster.active([0, 0, 0]);
-    // A closed port, and a firewall that rejects with tcp reset.
+    // A closed port, and a firewall that rejects with a RST.
     cluster.standins[0].kill();
     cluster.lab.backends[1].reject_syns(PORT).expect("nft");
     let [ours, nginx, haproxy] = [PORT, NGINX_PORT, HAPROXY_PORT].map(|port| thirty(&cluster, port));

@@ -1,6 +1,6 @@
-//! Every command of the shipped binary: what it answers in JSON, and with which exit code.
+//! Every command of the shipped binary: its JSON answer and its exit code.
 //!
-//! The list is compared with what `evenkeel --help` has: who adds a command adds it here.
+//! The list is compared with that of `evenkeel --help`, so a new command must be added here.
 
 use std::fs;
 
@@ -11,10 +11,10 @@ use crate::cluster::{Cluster, SOON, VIP, all_served};
 
 /// One call, with `-o json`.
 struct Case {
-    /// `{config}`, `{bad}` and `{client}` stand for a right file, a wrong one, and a connection.
+    /// `{config}`, `{bad}` and `{client}` stand for a correct file, a wrong one, and a connection.
     call: &'static str,
     code: i32,
-    /// Fields of the answer; a list is asked for those of its first element.
+    /// Fields of the answer; of a list, those of its first element.
     fields: &'static [&'static str],
 }
 
@@ -22,7 +22,7 @@ const fn case(call: &'static str, fields: &'static [&'static str]) -> Case {
     Case { call, code: 0, fields }
 }
 
-/// Not carried out: nothing to be read from the answer.
+/// Not carried out: the answer contains nothing to read.
 const fn refused(call: &'static str) -> Case {
     Case { call, code: 1, fields: &[] }
 }
@@ -31,7 +31,7 @@ const CHANGED: &[&str] =
     &["service", "backend", "state", "reason", "weight", "max_conns", "active", "deadline", "task"];
 const TASK: &[&str] = &["id", "state", "total", "reset", "rate"];
 
-/// In this order: each finds what those before have left.
+/// In this order: each command finds what the previous ones have left.
 const CASES: &[Case] = &[
     case("check -c {config}", &["ok", "errors", "warnings", "files", "capacity"]),
     Case { call: "check -c {bad}", code: 1, fields: &["ok", "errors"] },
@@ -103,13 +103,13 @@ const CASES: &[Case] = &[
     refused("stop now"),
 ];
 
-/// Commands that show nothing in JSON, with a call that is right and what it prints.
+/// Commands without JSON output, with a correct call and a part of what it prints.
 const PLAIN: &[(&str, &str)] =
     &[("completions bash", "complete -F _evenkeel"), ("man", ".TH evenkeel 1"), ("man drain", ".TH evenkeel-drain 1")];
-/// Those that go on until they are told to end, and have tests of their own.
+/// Commands that run until they are told to end; they have tests of their own.
 const ENDLESS: &[&str] = &["run", "top"];
 
-/// What needs no daemon.
+/// Commands that need no daemon.
 fn is_for_files(call: &str) -> bool {
     call.starts_with("check") || call.starts_with("dump") || call.starts_with("counters --list")
 }
@@ -133,7 +133,7 @@ fn vrrp(service: &str) -> String {
     format!("{service}\n[[vrrp]]\n{instance}")
 }
 
-/// The names in the help of the program itself.
+/// The names in the help of the program.
 fn names(help: &str) -> Vec<&str> {
     let list = help.split("Commands:\n").nth(1).expect("a list of commands");
     // The second line of a description is indented further than a name.
@@ -156,7 +156,7 @@ fn every_command_answers_in_json_and_its_exit_code_says_how_it_went() {
         bad: bad.display().to_string(),
         client: conns[0]["client"].as_str().expect("a client").to_owned(),
     };
-    // Of an upgrade the lab would take the end of the old process for a crash.
+    // After an upgrade the lab would take the end of the old process for a crash.
     lab::Process::inherit_orphans().expect("orphans");
     for Case { call, code, fields } in CASES {
         let answer = calls.run(&cluster.evenkeel, call);
@@ -184,9 +184,10 @@ fn every_command_answers_in_json_and_its_exit_code_says_how_it_went() {
     }
 }
 
-/// What is right has the fields; what is refused says so on the other output, and may have an answer as well.
+/// What is carried out has the fields; what is refused prints the reason to the other output, and
+/// may print an answer as well.
 fn has_fields(call: &str, answer: &Answer, fields: &[&str]) {
-    // Progress is a line each.
+    // Progress comes as one line per step.
     for line in answer.out.lines() {
         let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{call}: {error}: {line}"));
         let value = if value.is_array() && !fields.is_empty() { &value[0] } else { &value };

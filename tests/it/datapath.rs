@@ -1,5 +1,5 @@
-//! The datapath, packet by packet: a frame in, the verdict, the frame out byte for byte, and every counter that moved.
-//! Each case runs on every hook.
+//! The datapath, packet by packet: a frame in, the verdict, the frame out byte for byte, and every
+//! counter that moved. Each case runs on every hook.
 
 mod bytes;
 mod client_limit;
@@ -21,17 +21,17 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use lab::program::{Bench, HOOKS, Setup};
 
-/// Runs a case on every hook, each with tables of its own.
+/// Runs a case on every hook, each with its own tables.
 fn on_every_hook(case: impl Fn(&mut Bench) + Copy + Send) {
     with_setup(Setup::default(), case);
 }
 
-/// The same with another set-up.
+/// The same with another setup.
 fn with_setup(setup: Setup, case: impl Fn(&mut Bench) + Copy + Send) {
     std::thread::scope(|scope| {
         for hook in HOOKS {
             let setup = setup.clone();
-            // A bench takes its thread into namespaces of its own.
+            // A bench moves its thread into namespaces of its own.
             let case = scope.spawn(move || case(&mut Bench::with(hook, setup))).join();
             assert!(case.is_ok(), "failed on {hook:?}");
         }

@@ -1,5 +1,5 @@
-//! Loading, pinning, adopting and attaching, on the real kernel. Each test has a network and a mount namespace of its
-//! own thread, so nothing outlives it.
+//! Loading, pinning, adopting and attaching on the real kernel. Each test has a network and a mount
+//! namespace for its own thread, so nothing outlives it.
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +21,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-/// The folder of pins inside this thread's namespaces.
+/// The folder of pins in this thread's namespaces.
 const ROOT: &str = "/run/evenkeel-dataplane";
 
 /// Gives this thread its own network with a veth `ek0` (peer `ek1`) and a bpffs.
@@ -44,13 +44,13 @@ fn run(command: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The hooks of an interface on which our program is, as the kernel says.
+/// The hooks of an interface with our program, as the kernel reports them.
 fn hooks(interface: &str) -> Vec<&'static str> {
     let shown = run(&format!("bpftool net show dev {interface}"));
     let known = ["driver id", "generic id", "clsact/ingress"];
     let lines = shown.lines().filter(|line| line.starts_with(interface));
     let mut hooks: Vec<_> = lines.filter_map(|line| known.into_iter().find(|hook| line.contains(hook))).collect();
-    // Debian's bpftool is older than tcx: it shows such a link, but not where it hangs.
+    // Debian's bpftool is older than tcx: it shows such a link, but not what it is attached to.
     if tcx_program(interface).is_some() {
         hooks.push("tcx/ingress");
     }
@@ -232,17 +232,17 @@ fn tables_of_a_layout_that_only_lacks_something_are_taken_over_and_are_of_ours_t
     let shown = || run(&format!("bpftool --json map dump pinned {meta}"));
     let ours = shown();
     let set_layout = |layout: u64| {
-        // What stands behind the layout stays: seed and buckets.
+        // What follows the layout stays: seed and buckets.
         let bytes: Vec<_> = layout.to_ne_bytes().iter().map(|byte| format!("{byte:#04x}")).collect();
         let rest = raw_value(&ours)[8..].join(" ");
         run(&format!("bpftool map update pinned {meta} key 0 0 0 0 value {} {rest}", bytes.join(" ")));
     };
-    // There may be none: then only the refusal below is to be seen.
+    // There may be no such version: then only the refusal below is seen.
     let oldest = OLDEST;
     for layout in oldest..HASH {
         set_layout(layout);
         assert_ne!(shown(), ours);
-        // An older version has not had these.
+        // An older version did not have these.
         for young in ["RST_TOKENS", "CONNECT_TIMES"] {
             std::fs::remove_file(map(young)).unwrap();
         }
@@ -273,7 +273,7 @@ fn new_tables_take_the_place_of_old_ones_when_they_are_ready() {
     drop(first);
     let old = tcx_program("ek0").unwrap();
     let reset = Options { reset: true, max_connections: 8192, ..options.clone() };
-    // One that ended before its time leaves nothing that matters.
+    // An attempt that ended early leaves nothing that matters.
     drop(Dataplane::open(&reset).unwrap());
     let mut second = Dataplane::open(&reset).unwrap();
     assert_eq!((second.adopted(), second.max_connections()), (false, 8192));
@@ -307,7 +307,7 @@ fn the_clsact_qdisc_goes_with_us_if_it_came_with_us_and_nobody_else_uses_it() {
     assert!(!qdisc() && !options.bpffs.exists(), "it was ours, through a restart");
 
     let dataplane = attached();
-    // Any program will do for somebody else's.
+    // Any program can stand for someone else's.
     let program = options.bpffs.join("programs/evenkeel_tc").display().to_string();
     run(&format!("tc filter add dev ek0 egress bpf direct-action pinned {program}"));
     dataplane.detach_all().unwrap();
@@ -343,7 +343,7 @@ fn the_guard_of_the_egress_stands_through_a_restart_on_the_interfaces_it_is_aske
         dataplane.guard_only(&BTreeSet::new()).unwrap();
         assert_eq!((guard(), dataplane.self_test()), (0, Ok(())), "the program itself stays");
         dataplane.guard("ek0", clsact).unwrap();
-        // Frames come in by another hook; on the way out nothing changes.
+        // Frames arrive through another hook; nothing changes on the way out.
         dataplane.attach("ek0", Requested::Xdp, clsact).unwrap();
         assert_eq!((guard(), dataplane.self_test()), (1, Ok(())));
         dataplane.attach("ek0", Requested::Tc, clsact).unwrap();
@@ -384,7 +384,7 @@ fn an_interface_that_went_and_came_back_gets_the_program_again() {
     assert_eq!(hooks("ek0"), ["tcx/ingress"]);
     drop(dataplane);
 
-    // Under its old number, with the pin of a link that is dead.
+    // Under its old number, with the pin of a dead link.
     run("ip link del ek0");
     run(&format!("ip link add ek0 index {} type veth peer name ek1", after.ifindex));
     let mut dataplane = Dataplane::open(&options).unwrap();

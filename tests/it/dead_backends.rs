@@ -1,5 +1,5 @@
-//! API servers that die, hang, restart, or say that they are not ready: how soon that is seen, and what becomes of their
-//! connections.
+//! API servers that die, hang, restart, or report that they are not ready: how soon that is
+//! noticed, and what happens to their connections.
 
 mod resets;
 
@@ -22,12 +22,12 @@ use crate::cluster::{Cluster, SOON, all_served, both_at_once, full};
 const INTERVAL: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// `[service.health]` with the given `fall`; all else but the times at its default.
+/// `[service.health]` with this `fall`; everything except the times at its default.
 fn probed(service: Service, fall: u32) -> Service {
     service.probe("interval = \"1s\"").probe("timeout = \"500ms\"").probe(&format!("fall = {fall}"))
 }
 
-/// Within how long a backend that does not answer has to be out.
+/// How soon a backend that does not answer must be out.
 fn detection(fall: u32) -> Duration {
     INTERVAL * fall + TIMEOUT
 }
@@ -41,28 +41,29 @@ fn hold(cluster: &Cluster, count: u64, what: &str) -> Holding {
     held
 }
 
-/// Waits until none of those that `name` served is open, and says how long that was after `since`.
+/// Waits until no connection that `name` served is open; returns how long that took from `since`
+/// on.
 fn gone(held: &mut Holding, name: &str, since: Instant, what: &str) -> Duration {
     let none = || held.status().ok().filter(|status| !status.by.contains_key(name)).map(|_| since.elapsed());
     wait::until(&format!("{what}: the connections of {name} have ended"), Duration::from_secs(20), none)
         .unwrap_or_else(|error| panic!("{error:#}: {:?}", held.status()))
 }
 
-/// Exactly these were reset, nothing else has ended, and all others answer.
+/// Checks that exactly these were reset, nothing else has ended, and all others answer.
 fn only_reset(held: &mut Holding, reset: u64, others: u64, what: &str) {
     let Status { open, ended, .. } = held.status().expect("status");
     assert_eq!((open, &ended), (others, &[("reset".to_owned(), reset)].into()), "{what}");
     assert_eq!(held.ask().expect("ask").answered, others, "{what}");
 }
 
-/// Waits until `name` is in `state` for `reason`, and says how long that was after `since`.
+/// Waits until `name` is in `state` for `reason`; returns how long that took from `since` on.
 fn becomes(cluster: &Cluster, name: &str, state: &str, reason: Option<&str>, since: Instant) -> Duration {
     cluster.wait_state(name, state, SOON);
     assert_eq!(cluster.backend(name).reason.as_deref(), reason, "{name} is {state}");
     since.elapsed()
 }
 
-/// New connections, at once ended again: who served them.
+/// Opens connections and ends them at once; returns who served them.
 fn served_by(cluster: &Cluster, count: u64, what: &str) -> Vec<String> {
     let mut held = cluster.hold(&[]);
     let opened = held.open(count).expect("open");
@@ -71,7 +72,7 @@ fn served_by(cluster: &Cluster, count: u64, what: &str) -> Vec<String> {
     opened.by.into_keys().collect()
 }
 
-/// Says it where figures are asked for.
+/// Prints figures where they are asked for.
 fn report(text: &str) {
     if full() {
         println!("{text}");
@@ -204,7 +205,7 @@ fn of_one_that_restarts_what_its_kernel_does_not_reset_is_reset_two_seconds_late
     both_at_once(|hook| {
         let mut cluster = Cluster::new(hook, |service| probed(service, 2));
         let mut held = hold(&cluster, 30, hook);
-        // As after a crash: its old connections are not ended by anybody, new ones are refused.
+        // As after a crash, nobody ends its old connections, and new ones are refused.
         let fins = format!("tcp sport {PORT} tcp flags & fin == fin drop");
         cluster.lab.backends[0].firewall(&[], &[&fins]).expect("nft");
         cluster.standins[0].kill();
@@ -269,7 +270,8 @@ fn one_that_comes_back_starts_slowly_though_it_has_the_fewest_connections() {
     cluster.wait_state("cp03", "slow_start", SOON);
     let refused = cluster.evenkeel.command(&["rebalance"]).expect("rebalance");
     assert!(refused.code == 1 && refused.err.contains("a backend of it starts slowly"), "{refused:?}");
-    // A third of all is its whole share, of which it gets nothing at first; without slow_start it would get everybody.
+    // A third of all is its full share, of which it gets nothing at first; without slow_start it
+    // would get all of them.
     let mut shares = Vec::new();
     for _ in 0..3 {
         let storm = cluster.storm(&["--rate", "200", "--seconds", "0.8"]);
@@ -328,7 +330,7 @@ fn a_reload_or_a_restart_forgets_nothing_and_a_ca_that_cannot_be_used_changes_no
     ["cp01", "cp02", "cp03"].iter().for_each(|name| cluster.wait_state(name, "draining", SOON));
     all_served(&held.open(30).expect("open"), 30, "fail open");
     assert_eq!(held.ask().expect("ask").answered, 60);
-    // The file is exchanged, as when certificates are renewed: a reload reads it anew.
+    // The file is replaced, as when certificates are renewed, and a reload reads it again.
     std::fs::copy(cluster.lab.folder().join("ca.crt"), cluster.lab.folder().join("foreign.crt")).expect("a copy");
     cluster.reload(&foreign);
     ["cp01", "cp02", "cp03"].iter().for_each(|name| cluster.wait_state(name, "up", SOON));

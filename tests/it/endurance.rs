@@ -1,4 +1,5 @@
-//! Many connections, opened and closed in every way beside others that are held: none fails, and nothing is left over.
+//! Many connections, opened and closed in every way beside others that are held: none fails, and
+//! nothing is left over.
 
 use std::time::{Duration, Instant};
 
@@ -14,11 +15,11 @@ use lab::{
 
 use crate::cluster::{Cluster, Slots, VIP, all_served, both, both_at_once, full, use_all_ports};
 
-/// How much.
+/// The size of a test.
 struct Size {
-    /// Connections of each storm.
+    /// Connections per storm.
     short: u64,
-    /// Begun by each process in a second.
+    /// Connections that each process begins per second.
     rate: &'static str,
     snat_ports: &'static str,
     /// 40 % of all slots.
@@ -30,13 +31,14 @@ fn size() -> Size {
         // The default range: 67,584 slots.
         Size { short: 200_000, rate: "1000000", snat_ports: "10240-32767", held: 27_034 }
     } else {
-        // 6,144 slots, so that every storm meets ports that were used a second ago. Not less: what meets a socket in TIME_WAIT
-        // twice in half a second is not even answered (tcp_invalid_ratelimit).
+        // 6,144 slots, so that every storm meets ports that were used a second ago. With fewer, a
+        // SYN that meets a socket in TIME_WAIT twice within half a second would not even be
+        // answered (tcp_invalid_ratelimit).
         Size { short: 6_000, rate: "1000", snat_ports: "10240-12287", held: 2_458 }
     }
 }
 
-/// A process has 20,000 files at most, and a core.
+/// A process has at most 20,000 files, and one core.
 const HOLDERS: u64 = 4;
 const STORMS: u64 = 2;
 
@@ -115,7 +117,7 @@ fn storm(host: &Host, size: &Size, close: &str, from: &str) -> Report {
 
 #[test]
 fn connections_that_end_by_chance_leave_no_drift_and_no_slot_behind() {
-    // At full size for a minute on each hook.
+    // At full size a minute on each hook.
     if full() { both(by_chance) } else { both_at_once(by_chance) }
 }
 
@@ -129,7 +131,7 @@ fn by_chance(hook: &str) {
     all_served(&held.open(300).expect("open"), 300, hook);
     let options = [VIP, "--seconds", seconds, "--close", "random"];
     let mut storms: Vec<_> = (0..STORMS).map(|_| storm::start(client, &options).expect("storm")).collect();
-    // Those that are held say something now and then, as watches do, so they are not idle.
+    // The held ones send something now and then, as watches do, so they are not idle.
     let mut keep = || assert_eq!(held.ask().expect("ask").answered, 300, "{hook}\n{}", told(&cluster));
     while storms.iter_mut().any(|storm| storm.is_running()) {
         keep();
@@ -158,7 +160,8 @@ fn by_chance(hook: &str) {
     );
 }
 
-/// Connections by the backends' `active`, by the slots, by `conns`, and by the backends' own kernels.
+/// Connections counted by the backends' `active`, by the slots, by `conns`, and by the backends'
+/// own kernels.
 fn counted(cluster: &Cluster) -> [u64; 4] {
     let active = cluster.evenkeel.backends().expect("backends").iter().map(|backend| backend.active).sum();
     let flows = cluster.evenkeel.json(&["conns", "--limit", "100000"]).expect("conns").as_array().map_or(0, Vec::len);
@@ -169,7 +172,7 @@ fn counted(cluster: &Cluster) -> [u64; 4] {
     [active, Slots::of(&cluster.evenkeel).open, flows as u64, open as u64]
 }
 
-/// For a failure: what the datapath has counted.
+/// What the datapath has counted, for the message of a failure.
 fn told(cluster: &Cluster) -> String {
     let told = |command: &str| cluster.evenkeel.done(&[command]).unwrap_or_default();
     format!("{}{}{:?}", told("counters"), told("backends"), Slots::of(&cluster.evenkeel))

@@ -1,4 +1,5 @@
-//! Flow sync on real hosts: connections that live through failovers, and what becomes of those that do not.
+//! Flow sync on real hosts: connections that survive failovers, and what happens to those that do
+//! not.
 
 use std::{fmt::Write as _, fs, os::unix::fs::PermissionsExt, time::Duration};
 
@@ -23,7 +24,7 @@ use crate::{
 
 const SOON: Duration = Duration::from_secs(15);
 const VIP: &str = "10.0.1.100:6443";
-/// Advertisements of a pair that is to take over fast.
+/// The advertisement interval of a pair that must take over fast.
 const FAST: &str = "advert_interval = \"100ms\"";
 
 /// Two balancers, three backends, a client.
@@ -34,7 +35,7 @@ struct Pair {
     backends: Vec<StandIn>,
 }
 
-/// What is the same on both hosts.
+/// What both hosts have in common.
 struct Setup<'a> {
     hook: &'a str,
     keys: &'a [&'a str],
@@ -80,7 +81,7 @@ impl Setup<'_> {
     }
 }
 
-/// `[sync]` of a host.
+/// The `[sync]` table of a host.
 fn sync(lab: &Lab, own: &Host, other: &Host) -> String {
     let key = lab.folder().join("sync.key");
     if !key.exists() {
@@ -105,7 +106,7 @@ fn synced(evenkeel: &Evenkeel) {
     }
 }
 
-/// Connections that stand in a host's tables.
+/// How many connections are in a host's tables.
 fn active(evenkeel: &Evenkeel) -> u64 {
     evenkeel.backends().map_or(0, |all| all.iter().map(|backend| backend.active).sum())
 }
@@ -128,7 +129,8 @@ impl Pair {
         holding
     }
 
-    /// The host of `one` is gone from one moment to the next: its controller killed, its cable cut.
+    /// The host of `one` vanishes from one moment to the next: its controller is killed, its cable
+    /// cut.
     fn crash(&mut self) {
         self.lab.switch.link("lb", false).expect("a cable");
         self.one.kill();
@@ -148,20 +150,20 @@ impl Pair {
     }
 }
 
-/// Asks every connection that is held: all answer, and soon.
+/// Sends a request over every held connection: all answer, and soon.
 #[track_caller]
 fn all_answer(holding: &mut Holding, count: u64, pair: &Pair) -> f64 {
     let asked = holding.ask().expect("ask");
     let mut ended = holding.status().expect("status").ended;
-    // By our own doing.
+    // Ended by our own side.
     ended.remove("closed");
     assert!(asked.answered == count && ended.is_empty(), "{asked:?} {ended:?}\n{}", pair.told());
     assert!(asked.slowest_ms < 500.0, "{asked:?}");
     asked.slowest_ms
 }
 
-/// Of the connections that were opened meanwhile only those may have failed that were established in the last 50 ms before
-/// a failover, and none has waited for more than one SYN sent again.
+/// Of the connections opened in the meantime only those may have failed that were established in
+/// the last 50 ms before a failover, and none has waited for more than one repeated SYN.
 #[track_caller]
 fn few_failed(report: &Report, failovers: u64, rate: u64, pair: &Pair) {
     let most = failovers * rate / 20;
@@ -170,7 +172,8 @@ fn few_failed(report: &Report, failovers: u64, rate: u64, pair: &Pair) {
     assert!(report.done > rate, "{report:?}");
 }
 
-/// The master's host crashes with `held` connections and new ones all the time; it comes back and takes over again.
+/// The master's host crashes with `held` connections and new ones all the time; it comes back and
+/// takes over again.
 fn crash_and_back(setup: &Setup, held: u64) {
     let rate = 200;
     let mut pair = setup.start();
@@ -233,7 +236,7 @@ fn without_sync_every_stale_connection_gets_a_reset_on_its_next_packet() {
     assert_eq!(holding.open(50).expect("opened").opened, 50, "whoever comes again is served");
 }
 
-/// A download that takes some seconds, through a cable of the backends that takes no more.
+/// A download that takes some seconds, because the backends' cable is slow.
 fn slow_download(pair: &Pair, bytes: u64, rate: &str) -> std::thread::JoinHandle<anyhow::Result<bulk::Report>> {
     for backend in &pair.lab.backends {
         let shaper = ["qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "256kb", "latency", "200ms"];
@@ -278,13 +281,13 @@ fn what_an_operator_says_on_one_host_holds_on_the_other() {
     let mut pair = Setup::default().start();
     pair.one.done(&["drain", "cp01"]).expect("drain");
     goes(&pair.two, "cp01", "draining");
-    // Said there, it counts here: the later word.
+    // Ordered there, it counts here: the later order.
     pair.two.done(&["ready", "cp01"]).expect("ready");
     goes(&pair.one, "cp01", "up");
     pair.one.done(&["maint", "cp02"]).expect("maint");
     goes(&pair.two, "cp02", "maint");
 
-    // After a failover, and for the host that was not there when it was said.
+    // It holds after a failover, and for the host that was not there when it was ordered.
     pair.crash();
     becomes(&pair.two, "MASTER");
     let mut holding = pair.hold(30);
@@ -295,7 +298,7 @@ fn what_an_operator_says_on_one_host_holds_on_the_other() {
     pair.come_back();
     goes(&pair.one, "cp03", "draining");
     goes(&pair.one, "cp02", "up");
-    // Through a restart of one of them, which has the older word in its file no longer.
+    // It survives a restart of one of them, whose file no longer has the older order.
     pair.two.kill();
     pair.two.run().expect("a start");
     goes(&pair.two, "cp03", "draining");
@@ -334,7 +337,7 @@ fn a_backup_that_starts_late_or_anew_gets_all_and_forgets_what_has_ended() {
     synced(&pair.two);
     knows(&pair.two, 300);
 
-    // While it is away, some end and others begin.
+    // While it is away, some connections end and others begin.
     pair.two.kill();
     assert_eq!(holding.close(100, "-", "fin").expect("close").closed, 100);
     assert_eq!(holding.open(50).expect("opened").opened, 50);
@@ -351,7 +354,7 @@ fn a_backup_that_starts_late_or_anew_gets_all_and_forgets_what_has_ended() {
 fn the_backup_leaves_idle_flows_to_the_master_and_takes_over_those_of_backends_it_does_not_know() {
     let setup = Setup { service: |service| service.line("idle_timeout = \"6s\""), ..Setup::default() };
     let mut pair = setup.start();
-    // The other host's file lacks a backend, as while a change is rolled out.
+    // The other host's file lacks a backend, as during the rollout of a change.
     let mut two = Service::new(&pair.lab, "tc").line("idle_timeout = \"6s\"");
     two.backends.remove(0);
     let rest = instance(100, setup.keys) + &sync(&pair.lab, second(&pair.lab), &pair.lab.balancer);
@@ -361,7 +364,7 @@ fn the_backup_leaves_idle_flows_to_the_master_and_takes_over_those_of_backends_i
     let by = holding.status().expect("status").by;
     let of_unknown = by.get("cp01").copied().unwrap_or(0);
     assert!(of_unknown > 0, "{by:?}");
-    // A packet every second or so is not idle; the backup sees none of them.
+    // A connection with a packet every second or so is not idle; the backup sees none of them.
     for _ in 0..9 {
         all_answer(&mut holding, 90, &pair);
         std::thread::sleep(Duration::from_secs(1));
@@ -370,7 +373,7 @@ fn the_backup_leaves_idle_flows_to_the_master_and_takes_over_those_of_backends_i
     becomes(&pair.two, "MASTER");
     all_answer(&mut holding, 90, &pair);
     assert_eq!(pair.two.counter("idle_timeout").expect("a counter"), 0, "{}", pair.told());
-    // And those that are idle now are closed by the one that has them.
+    // And idle connections are closed by the host that has them.
     let is_over = || (holding.status().ok()?.open == 0).then_some(());
     wait::until("idle connections are reset", Duration::from_secs(30), is_over).expect("they are");
 }
@@ -391,7 +394,7 @@ fn a_host_with_another_key_is_not_believed() {
         (not_authentic > 0 && peer["state"] == "lost").then_some(())
     };
     wait::until("the other key is noticed", SOON, refused).unwrap_or_else(|late| panic!("{late:#}\n{}", pair.told()));
-    // Nor is a key that is none: nothing changes.
+    // Nor does an invalid key change anything.
     fs::write(&other, "no key").expect("a file");
     let answer = pair.two.command(&["reload"]).expect("a command");
     assert!(answer.code == 1 && answer.err.contains("key_file"), "{answer:?}");

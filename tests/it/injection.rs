@@ -1,4 +1,5 @@
-//! Frames that answer no packet, as they are on the wire; and events as they come out of the ring buffer.
+//! Frames that answer no packet, as they appear on the wire; and events as they come out of the
+//! ring buffer.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -32,12 +33,12 @@ impl Capture {
             .expect("tcpdump");
         let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
         assert!(said.any(|line| line.unwrap().contains("listening on")));
-        // It goes on writing to its error output at the end.
+        // It writes to its standard error until the end.
         std::thread::spawn(move || said.for_each(drop));
         Capture(child)
     }
 
-    /// The frames, in the order they came (pcap-savefile(5)).
+    /// The frames in the order of their arrival (pcap-savefile(5)).
     fn segments(mut self) -> Vec<Segment> {
         let mut file = Vec::new();
         self.0.stdout.take().unwrap().read_to_end(&mut file).unwrap();
@@ -90,7 +91,7 @@ fn a_silent_backend_is_left_without_waiting_for_the_client() {
         assert_eq!((second.sequence, second.flags, second.window), (0x1234_5678, SYN, syn.window));
         assert_eq!(second.options, LINUX_OPTIONS);
         let mut moved = bench.moved();
-        // The hosts' own IPv6 chatter meanwhile.
+        // The hosts' own IPv6 packets in the meantime.
         moved.retain(|(reason, _)| *reason != Reason::NotOurs);
         assert_eq!(moved, [(Reason::ConnectTimeout, 1)]);
         let answer = bench.from_backend(other, second.from.port(), SYN | ACK).numbers(9, 0x1234_5679);
@@ -165,7 +166,7 @@ fn events_come_out_of_the_ring_buffer_in_batches_and_none_is_lost_silently() {
     runtime.block_on(async {
         let mut events = bench.dataplane.events().unwrap();
         let mut batch = Vec::new();
-        // One that says everything.
+        // A connection with every kind of event.
         let syn = bench.forward(&bench.from_client(CLIENT, SYN).numbers(1, 0));
         let refusal = bench.from_backend(0, syn.from.port(), RST | ACK).numbers(0, 2);
         assert_eq!(bench.forward(&refusal).to, CLIENT);
@@ -178,7 +179,7 @@ fn events_come_out_of_the_ring_buffer_in_batches_and_none_is_lost_silently() {
         assert_eq!((batch[0].client_port, batch[0].backend, batch[0].service), (CLIENT.port().to_be_bytes(), 0, 0));
         assert!(tokio::time::timeout(Duration::from_millis(50), events.next_batch(&mut batch)).await.is_err());
 
-        // Every refusal is two events, and those of tries that failed are not limited.
+        // Every refusal is two events, and events of failed tries are not limited.
         const EVENTS: u64 = 2 * SYNS as u64;
         bench.moved();
         for port in 1..=SYNS {

@@ -20,7 +20,7 @@ fn standin(host: &Host) -> StandIn {
     StandIn::start(host).expect("a stand-in")
 }
 
-/// A closed port refuses, so packets went there and back.
+/// A closed port refuses, so packets travelled both ways.
 fn reaches(from: &Host, to: &Host) -> bool {
     let closed = format!("{}:9", to.address());
     let mut held = Holding::start(from, &[&closed, "--timeout-ms", "3000"]).expect("hold");
@@ -134,7 +134,7 @@ fn held_connections_say_who_serves_them_and_how_they_ended() {
         assert_eq!(held.close(10, "-", "rst").expect("close").closed, 10);
         assert_eq!(held.status().expect("status").by, by("cp01", 20));
 
-        // Its kernel closes what the killed one had open.
+        // Its kernel closes the connections of the killed process.
         standin.kill();
         let ended =
             wait::until("all ended", SOON, || held.status().ok().filter(|status| status.open == 0)).expect("ended");
@@ -176,7 +176,7 @@ fn firewalls_and_cut_cables_do_what_they_say() {
     host.link("eth0", false).expect("cut");
     assert_eq!(one("cable cut"), "timeout");
     host.link("eth0", true).expect("plugged in");
-    // The kernel may act on the carrier of the switch's port as much as a second later.
+    // The kernel may react to the carrier of the switch's port as much as a second later.
     wait::until("the cable is plugged in", SOON, || one("plugged in").is_empty().then_some(())).expect("a connection");
 }
 

@@ -1,5 +1,5 @@
-//! The access log with the shipped binary: targets that fail or hang, connections that are still open, and losses that
-//! are counted to the last line.
+//! The access log with the shipped binary: targets that fail or hang, connections that are still
+//! open, and losses that are counted to the last line.
 
 mod bytes;
 mod nginx;
@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 
 use crate::cluster::{Cluster, SOON, all_served};
 
-/// A folder of the lab, for a test's files.
+/// A folder in the lab for a test's files.
 fn folder(cluster: &Cluster, name: &str) -> PathBuf {
     let folder = cluster.lab.folder().join(name);
     fs::create_dir_all(&folder).expect("a folder");
@@ -31,13 +31,13 @@ fn log_to(service: Service, path: &Path, format: &str) -> Service {
     service.line(&format!("access_log = {{ path = \"{}\", format = '{format}' }}", path.display()))
 }
 
-/// So many connections one after the other, all of them served.
+/// Opens this many connections one after the other; all of them are served.
 fn connections(cluster: &Cluster, count: u64) {
     let report = cluster.storm(&["--connections", &count.to_string()]).finish(SOON * 3).expect("its report");
     assert_eq!((report.done, report.failures()), (count, 0), "{report:?}");
 }
 
-/// Waits until a file holds what is wanted of it.
+/// Waits until a file contains what is wanted.
 fn until(cluster: &Cluster, what: &str, path: &Path, holds: impl Fn(&str) -> bool) -> String {
     let read = || fs::read_to_string(path).ok().filter(|text| holds(text));
     wait::until(what, SOON, read).unwrap_or_else(|error| {
@@ -59,7 +59,7 @@ fn told(cluster: &Cluster, text: &str) {
     wait::until(text, SOON, says).unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.evenkeel.log()));
 }
 
-/// A disk of a size, unmounted with its guard.
+/// A disk of a fixed size, which its guard unmounts.
 struct Disk(PathBuf);
 
 impl Disk {
@@ -93,7 +93,7 @@ fn a_full_disk_costs_no_line_while_they_can_wait_and_a_torn_one_stands_alone() {
     let path = folder.join("access.log");
     cluster.reload(&log_to(cluster.service.clone(), &path, "<$remote_addr $remote_port $time_iso8601 $upstream_addr>"));
     let is_whole = |line: &str| line.starts_with('<') && line.ends_with('>');
-    // Some 70 bytes a line: the disk is full after 240, and takes a part of one more.
+    // At some 70 bytes per line the disk is full after 240 lines, and takes a part of one more.
     connections(&cluster, 400);
     told(&cluster, "access.log: No space left on device (os error 28): 32768 lines may wait");
     let full = fs::read(&path).expect("the log");
@@ -104,7 +104,7 @@ fn a_full_disk_costs_no_line_while_they_can_wait_and_a_torn_one_stands_alone() {
     assert_eq!(lines(&all, |line| !is_whole(line)), 1, "the one that was torn: {all}");
     told(&cluster, "access.log: written again after");
 
-    // Rotated while it is full, as by logrotate: the old file goes, the signal comes.
+    // Rotated while it is full, as by logrotate: the old file is removed, then the signal comes.
     disk.grow("64k");
     connections(&cluster, 600);
     told(&cluster, "No space left on device");
@@ -137,7 +137,7 @@ fn a_fifo_without_a_reader_holds_up_nobody_and_neither_does_one_that_is_not_read
     }
     assert_eq!(lines(&read, |line| line.contains(" 10.0.1.101 200 ")), 50, "{read}");
 
-    // More than a pipe holds, and nobody reads any more.
+    // More than a pipe holds, and nobody reads any longer.
     connections(&cluster, 3000);
     let began = Instant::now();
     cluster.reload(&cluster.service);
@@ -149,7 +149,7 @@ fn a_fifo_without_a_reader_holds_up_nobody_and_neither_does_one_that_is_not_read
     drop(reader);
 }
 
-/// Lines of a log with the connection's number first, by that number.
+/// The lines of a log that begins each line with the connection's number, by that number.
 fn by_connection(text: &str) -> BTreeMap<u64, Vec<String>> {
     let mut connections = BTreeMap::<u64, Vec<String>>::new();
     for line in text.lines() {

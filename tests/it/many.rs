@@ -1,4 +1,4 @@
-//! A hundred thousand connections: what the daemon's answers take then, beside traffic.
+//! A hundred thousand connections: how long the daemon's answers take then, beside traffic.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -17,11 +17,12 @@ use crate::cluster::Cluster;
 
 const CONNECTIONS: u32 = 100_000;
 
-/// Opens connections in the tables by running the attached program on their SYNs and SYN-ACKs, while no daemon runs.
+/// Opens connections in the tables by running the attached program on their SYNs and SYN-ACKs,
+/// while no daemon runs.
 fn fill(lab: &Lab, bpffs: &std::path::Path, count: u32) {
     std::thread::scope(|scope| {
         let filled = scope.spawn(|| {
-            // For this thread alone: the interfaces are those of the balancer.
+            // For this thread only: the interfaces are the balancer's.
             let namespace = std::fs::File::open(format!("/run/netns/{}", lab.balancer.namespace())).expect("netns");
             setns(namespace, CloneFlags::CLONE_NEWNET).expect("setns");
             let options = Options { bpffs: bpffs.to_owned(), max_connections: 262_144, reset: false };
@@ -52,7 +53,7 @@ fn full() -> Cluster {
     cluster
 }
 
-/// The quickest of a few times: what else runs on the machine is not what is measured.
+/// The quickest of several times: other load on the machine is not what is measured.
 fn quickest(mut run: impl FnMut()) -> Duration {
     let one = |_| {
         let began = Instant::now();
@@ -68,7 +69,7 @@ fn a_hundred_thousand_connections_are_listed_within_a_second_and_the_status_take
     let traffic = cluster.storm(&["--seconds", "8", "--rate", "200"]);
     let rows = cluster.evenkeel.json(&["conns"]).expect("conns").as_array().expect("rows").len();
     assert!((CONNECTIONS as usize..CONNECTIONS as usize + 100).contains(&rows), "{rows}");
-    // Unoptimised builds get more.
+    // Unoptimised builds may take longer.
     let slack = if cfg!(debug_assertions) { 20 } else { 1 };
     let limits: [(&[&str], u64); 9] = [
         (&["conns", "-o", "json"], 1000),
@@ -86,7 +87,7 @@ fn a_hundred_thousand_connections_are_listed_within_a_second_and_the_status_take
         println!("{}: {took:?}", args.join(" "));
         assert!(took < Duration::from_millis(limit * slack), "{args:?} took {took:?}");
     }
-    // One of them is found and reset, and the others are none the worse.
+    // One of them is found and reset, and the others are unaffected.
     let killed = quickest(|| {
         let conns = cluster.evenkeel.json(&["conns", "--client", "10.64.0.1", "--limit", "1"]).expect("conns");
         cluster.evenkeel.done(&["kill", conns[0]["client"].as_str().expect("a client")]).expect("kill");

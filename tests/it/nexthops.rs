@@ -1,5 +1,5 @@
-//! Next hops and links by netlink, against a neighbour in another network namespace. Each test has a network and a mount
-//! namespace of its own thread.
+//! Next hops and links through netlink, with a neighbour in another network namespace. Each test
+//! has a network and a mount namespace for its own thread.
 
 use std::{
     io::Write,
@@ -15,11 +15,12 @@ use tokio::{sync::mpsc::Receiver, time::timeout};
 /// Far longer than anything here takes when it works.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Another host: a process that only holds a network namespace, with the far end of our `ek0` in it.
+/// Another host: a process that only holds a network namespace with the far end of our `ek0`.
 struct Neighbour(Child);
 
 impl Neighbour {
-    /// Gives this thread its own network, 10.0.1.1/24 on `ek0`, and a neighbour that has `addresses`.
+    /// Gives this thread its own network, 10.0.1.1/24 on `ek0`, and a neighbour that has
+    /// `addresses`.
     fn new(addresses: &[&str]) -> Neighbour {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("these tests need root");
         let mut child = Command::new("unshare")
@@ -27,7 +28,7 @@ impl Neighbour {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // It has its namespace when it can speak.
+        // When it can print, it has its namespace.
         let mut word = [0; 6];
         std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut word).unwrap();
         let far = Neighbour(child);
@@ -117,7 +118,8 @@ fn a_neighbour_is_kept_fresh_and_a_new_mac_is_reported() {
         run("ip neigh replace 10.0.1.10 lladdr 02:00:00:00:00:55 nud reachable dev ek0");
         let hop = next_hop(&mut changes).await.1.unwrap();
         assert_eq!(hop.mac, [2, 0, 0, 0, 0, 0x55]);
-        // Doubted, the entry is only probed if somebody uses it: the wrong address is found out by itself.
+        // A doubted entry is only probed if somebody uses it: the wrong address is noticed without
+        // that.
         run("ip neigh replace 10.0.1.10 lladdr 02:00:00:00:00:55 nud stale dev ek0");
         run("ip neigh change 10.0.1.10 nud probe dev ek0");
         let hop = next_hop(&mut changes).await.1.unwrap();

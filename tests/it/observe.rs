@@ -1,4 +1,4 @@
-//! What an operator sees: every command that reads, the events, through the shipped binary.
+//! What an operator sees through the shipped binary: every command that reads, and the events.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ fn quick(service: Service) -> Service {
     (0..3).fold(service, |service, backend| service.backend_line(backend, "max_fails = 1\nfail_timeout = \"1s\""))
 }
 
-/// Kills cp01's stand-in and waits until a client's connection has found that out.
+/// Kills cp01's stand-in and waits until a client's connection has noticed.
 fn take_cp01_out(cluster: &mut Cluster) {
     cluster.standins[0].kill();
     cluster.storm(&["--connections", "20"]).finish(SOON).expect("a storm");
@@ -75,7 +75,7 @@ fn events_tell_of_health_reloads_and_the_daemon_and_are_followed_until_it_ends()
     cluster.standins.iter_mut().for_each(StandIn::kill);
 }
 
-/// The configuration with `[api]` on, made to count by a reload.
+/// Adds `[api]` to the configuration, and reloads it.
 fn turn_api_on(cluster: &Cluster) {
     let services = quick(Service::new(&cluster.lab, "tc")).toml();
     cluster.evenkeel.write(&format!("[api]\nlisten = \"{API}\"\n\n{services}")).expect("a configuration");
@@ -106,7 +106,8 @@ fn counters(text: &str) -> BTreeMap<String, f64> {
     ours.map(|(row, value)| (row.to_owned(), value.parse().expect("a number"))).collect()
 }
 
-/// `promtool check metrics` is content and says nothing, `check rules` says how many there are.
+/// Checks that `promtool check metrics` accepts without a word, and that `check rules` reports how
+/// many rules there are.
 fn promtool_likes(what: &[&str], text: &str) -> String {
     let mut promtool = Command::new("promtool");
     promtool.arg("check").args(what).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -190,7 +191,7 @@ fn health_and_readiness_are_told_and_reloads_turn_the_listener_on_and_off() {
     assert_eq!(status["config"], cluster.evenkeel.status().expect("status")["config"]);
 
     cluster.standins.iter_mut().for_each(StandIn::kill);
-    // Whoever is refused takes the backends out, until the first of them is tried again.
+    // Clients that are refused take the backends out, until the first of them is tried again.
     let unready = || {
         cluster.storm(&["--connections", "6"]).finish(SOON).expect("a storm");
         Some(fetch(&cluster, "/readyz")).filter(|(status, _)| status == "503")

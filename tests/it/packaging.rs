@@ -1,4 +1,5 @@
-//! The files in `packaging/`: what systemd thinks of the unit, and evenkeel with the rights that the unit leaves it.
+//! The files in `packaging/`: what systemd says about the unit, and evenkeel with the rights that
+//! the unit leaves it.
 
 use std::{
     fs,
@@ -27,7 +28,7 @@ fn capabilities() -> Vec<String> {
     names.map(|name| name.strip_prefix("CAP_").expect("a capability").to_lowercase()).collect()
 }
 
-/// A program that becomes evenkeel with these capabilities, for good, and no others.
+/// A program that becomes evenkeel with these capabilities and no others, irrevocably.
 fn confined(lab: &Lab, capabilities: &[String]) -> PathBuf {
     let path = lab.folder().join("confined");
     let set: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
@@ -58,7 +59,7 @@ fn configuration(lab: &Lab, hook: &str) -> String {
 fn systemd_has_nothing_against_the_unit_and_the_group() {
     let folder = tempfile::tempdir().expect("a folder");
     let there = fs::canonicalize(lab::binaries::evenkeel().expect("the program")).expect("its path");
-    // The package's place of the program is empty here; nothing else is changed.
+    // The program is not at the package's path here; nothing else is changed.
     let path = folder.path().join("evenkeel.service");
     fs::write(&path, UNIT.replace("/usr/sbin/evenkeel", &there.display().to_string())).expect("a file");
     let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&path).output().expect("systemd");
@@ -84,7 +85,7 @@ fn systemd_has_nothing_against_the_unit_and_the_group() {
     assert_eq!((unit("Group"), unit("Type")), ("evenkeel", "notify"));
 }
 
-/// What systemd hears.
+/// What systemd is told.
 struct Manager(UnixDatagram);
 
 impl Manager {
@@ -147,7 +148,7 @@ fn with_the_capabilities_of_the_unit_everything_works_and_systemd_hears_of_it() 
     });
 }
 
-/// Nothing was refused to it, but for the limits of systemd's that this test cannot raise.
+/// Checks that nothing was refused, except systemd's limits, which this test cannot raise.
 fn is_at_ease(evenkeel: &Evenkeel) {
     let log = evenkeel.log();
     let limits =

@@ -1,4 +1,5 @@
-//! The status page, in a real browser on the client's host, at the widths of a desk and of a phone.
+//! The status page in a real browser on the client's host, at the widths of a desktop and of a
+//! phone.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use serde_json::Value;
 
 use crate::cluster::{Cluster, SOON};
 
-/// A page that asks once a second, in a browser that shares two cores with a lab.
+/// A page that polls once a second, in a browser that shares two cores with a lab.
 const SHOWN: Duration = Duration::from_secs(20);
 
 fn cluster() -> Cluster {
@@ -101,7 +102,8 @@ fn the_page_shows_backends_as_they_are_and_says_so_when_the_daemon_is_gone() {
     cluster.standins.iter_mut().for_each(StandIn::kill);
 }
 
-/// The page as if the daemon had said something else: a MASTER, and a backend with a name that would be markup.
+/// The page as if the daemon had answered something else: a MASTER, and a backend whose name would
+/// be markup.
 const OTHER_ANSWERS: &str = r#"
     const honest = window.fetch;
     window.fetch = async (path, options) => {
@@ -149,7 +151,7 @@ fn the_page_fits_a_phone_takes_text_as_text_and_needs_nothing_from_outside() {
     assert!(text(&mut browser, "tr[data-backend] .who").contains("<img src=x"), "the name as it is");
     assert_eq!(browser.value("document.querySelectorAll('img').length").expect("a number"), 0);
 
-    // By keyboard, and as the system says.
+    // By keyboard, and in the system's colour scheme.
     let theme = |browser: &mut Browser| browser.value("document.documentElement.dataset.theme").expect("a theme");
     browser.prefer("dark").expect("a preference");
     wait_for(&mut browser, "document.documentElement.dataset.theme === 'dark'");

@@ -1,4 +1,5 @@
-//! The configuration changed under load: backends that come, go and get another weight, and changes that fail half-way.
+//! The configuration changes under load: backends that are added, removed and get another weight,
+//! and changes that fail half-way.
 
 use std::{fs, process::Command, time::Duration};
 
@@ -12,7 +13,7 @@ use lab::{
 
 use crate::cluster::{Cluster, SOON, Slots, VIP, all_served, full};
 
-/// Without the backends of which the bit is set; cp01 gets a weight.
+/// The service without the backends whose bit is set; cp01 gets a weight.
 fn variant(all: &Service, round: usize) -> Service {
     let without = [0b0100, 0b1000, 0b0010, 0b1100, 0b0000, 0b0110][round % 6];
     let mut service = all.clone().backend_line(0, &format!("weight = {}", round % 5 + 1));
@@ -54,7 +55,7 @@ fn a_hundred_reloads_under_load_fail_no_connection_and_end_none_that_is_held() {
     assert_eq!(cluster.evenkeel.counter("least_conn_drift").expect("a counter"), 0);
 }
 
-/// How much memory the daemon may map beside what it has; nothing: as much as it likes.
+/// Limits how much more memory the daemon may map; `None`: unlimited.
 fn limit_memory(cluster: &Cluster, more: Option<u64>) {
     let id = cluster.evenkeel.id().expect("it runs").to_string();
     let pages = fs::read_to_string(format!("/proc/{id}/statm")).expect("its memory");
@@ -82,7 +83,7 @@ fn a_reload_that_fails_half_way_leaves_what_was_there() {
     });
     let mut held = cluster.hold(&[]);
     all_served(&held.open(30).expect("open"), 30, "held");
-    // A listener and a backend go, and another backend comes, for which 2.75 MiB of slots have to be made.
+    // A listener and a backend go, and another backend comes, which needs 2.75 MiB of slots.
     let mut other = Service::new(&cluster.lab, "tc").backend_line(0, "weight = 100");
     other.backends.remove(2);
     cluster.evenkeel.write(&other.toml()).expect("a configuration");
@@ -99,10 +100,10 @@ fn a_reload_that_fails_half_way_leaves_what_was_there() {
     assert!(!opened.by.contains_key("cp03") && opened.by.contains_key("cp01"), "{opened:?}");
 }
 
-/// Both listeners serve, with the three backends of the old configuration.
+/// Checks that both listeners serve, with the three backends of the old configuration.
 fn as_before(cluster: &Cluster, told: &str) {
     for port in [PORT, 6444] {
-        // A listener that is closed lets nobody in.
+        // A closed listener lets nobody in.
         let vip = VIP.replace("6443", &port.to_string());
         let mut held = Holding::start(cluster.lab.client(), &[&vip]).expect("hold");
         let opened = held.open(6).expect("open");

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::cluster::{Cluster, SOON};
 
-/// A program on the balancer, as evenkeel's commands are.
+/// A program on the balancer, started like evenkeel's commands.
 fn on_balancer(cluster: &Cluster, program: &std::path::Path, args: &[&str]) -> std::process::Command {
     let mut command = cluster.lab.balancer.command(program);
     command.args(args).env("EVENKEEL_SOCKET", cluster.evenkeel.socket());
@@ -25,12 +25,12 @@ fn sees(terminal: &Terminal, texts: &[&str]) {
     texts.iter().for_each(|text| terminal.wait_for(text, SOON).unwrap_or_else(|error| panic!("{error:#}")));
 }
 
-/// Seconds of CPU that a process has used.
+/// Seconds of CPU time that a process has used.
 fn cpu_s(process: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("it runs");
     let fields: Vec<u64> =
         stat.rsplit(')').next().expect("fields").split(' ').filter_map(|it| it.parse().ok()).collect();
-    // utime and stime, in ticks of 10 ms; the state, a letter, is not among the numbers.
+    // utime and stime, in ticks of 10 ms. The state is a letter and not among the numbers.
     (fields[10] + fields[11]) as f64 / 100.0
 }
 
@@ -44,7 +44,7 @@ fn the_screen_shows_the_backends_and_drains_one_and_gives_the_terminal_back() {
     let before = terminal.modes().expect("modes");
     sees(&terminal, &["> cp01", "cp02", "cp03", "open 30/", "3 of 3 up, spread 0", "tc on eth0", "is ready after"]);
 
-    // A question is answered by no, then by yes.
+    // A question is answered with no, then with yes.
     terminal.press("d").expect("a key");
     sees(&terminal, &["Drain cp01 of kube-apiserver?", "10 open connections"]);
     terminal.press("n").expect("a key");
@@ -76,7 +76,7 @@ fn the_screen_shows_the_backends_and_drains_one_and_gives_the_terminal_back() {
     wait::until("a small screen", SOON, || (!terminal.text().contains("10.0.1.12")).then_some(())).expect("redrawn");
     sees(&terminal, &["cp03", "q quit"]);
 
-    // A daemon that hangs is as silent as one that is gone, and nothing is asked of either.
+    // A daemon that hangs is as silent as one that is gone, and neither is asked anything.
     cluster.evenkeel.signal(Signal::SIGSTOP).expect("SIGSTOP");
     sees(&terminal, &["no answer since"]);
     terminal.press("d").expect("a key");
@@ -92,7 +92,7 @@ fn the_screen_shows_the_backends_and_drains_one_and_gives_the_terminal_back() {
     terminal.press("q").expect("a key");
     assert_eq!(terminal.wait(SOON).expect("the end").code(), Some(0));
     wait::until("the terminal as it was", SOON, || terminal.is_given_back().then_some(())).expect("given back");
-    // The modes were read while the screen had them: they are not those any more, but a shell's.
+    // The modes were read while `top` had the screen; now they are a shell's again.
     let after = terminal.modes().expect("modes");
     assert_ne!(before.local_flags, after.local_flags);
     assert!(after.local_flags.contains(nix::sys::termios::LocalFlags::ICANON | nix::sys::termios::LocalFlags::ECHO));
@@ -129,7 +129,7 @@ fn a_screen_under_traffic_costs_little_and_ends_in_order_whatever_ends_it() {
     terminal.press("\x03").expect("Ctrl-C");
     assert_eq!(terminal.wait(SOON).expect("the end").code(), Some(0));
 
-    // What a panic says can be read, on a terminal that is as it was.
+    // A panic's message is readable, on a terminal in its earlier state.
     let panics = on_balancer(&cluster, &binaries::lab().expect("evenkeel-lab"), &["panicking-screen"]);
     let mut terminal = Terminal::start(&panics, 80, 24).expect("a terminal");
     sees(&terminal, &["cp01", "x panics"]);
@@ -143,14 +143,14 @@ fn a_screen_under_traffic_costs_little_and_ends_in_order_whatever_ends_it() {
 #[test]
 fn ctrl_z_stops_it_and_the_shell_brings_it_back() {
     let cluster = Cluster::new("tc", |service| service);
-    // A shell with job control: it stops with its child, and goes on when told.
+    // A shell with job control: it stops with its child, and continues when told.
     let evenkeel = binaries::evenkeel().expect("evenkeel");
     let script = format!("set -m; {} top; echo stopped: $?; fg; echo over: $?", evenkeel.display());
     let mut terminal =
         Terminal::start(&on_balancer(&cluster, "bash".as_ref(), &["-c", &script]), 80, 24).expect("a terminal");
     sees(&terminal, &["> cp01"]);
     terminal.press("\x1a").expect("Ctrl-Z");
-    // 148: stopped by SIGTSTP. `fg` brings it back at once, and everything is written again.
+    // 148: stopped by SIGTSTP. `fg` brings it back at once, and everything is drawn again.
     let back = || (terminal.text().contains("> cp01") && !terminal.is_given_back()).then_some(());
     wait::until("the screen again", SOON, back).unwrap_or_else(|error| panic!("{error:#}\n{}", terminal.text()));
     terminal.press("q").expect("a key");

@@ -1,5 +1,6 @@
-//! Where clients and backends may stand: on one interface with us or on two, behind a router, and a backend that is a
-//! client itself; on every hook, and with the checksums finished by the card or by us.
+//! Where clients and backends can be: on one interface with the balancer or on two, behind a
+//! router, and a backend that is a client itself; on every hook, and with checksums completed by
+//! the card or in software.
 
 use lab::{
     Host, Plan,
@@ -10,7 +11,7 @@ use lab::{
 
 use crate::cluster::{Cluster, SOON, VIP, all_served};
 
-/// All that depends on where packets come from and go to, for one client.
+/// Everything that depends on where packets come from and go to, for one client.
 fn works(cluster: &mut Cluster, client: &Host, what: &str) {
     let mut held = Holding::start(client, &[VIP]).expect("hold");
     all_served(&held.open(30).expect("open"), 30, what);
@@ -36,7 +37,7 @@ fn refusals_and_silence(cluster: &mut Cluster, held: &mut Holding, what: &str) {
     cluster.lab.backends[1].drop_syns(PORT).expect("nft");
     let opened = held.open(3).expect("open");
     all_served(&opened, 3, &format!("{what}, one refusing and one silent"));
-    // cp01's own kernel has reset those that it had.
+    // cp01's own kernel has reset the ones that it had.
     cluster.active([0, 10, 25]);
     assert_eq!(held.ask().expect("ask").answered, 35, "{what}");
 }
@@ -55,7 +56,7 @@ fn resets(cluster: &Cluster, held: &mut Holding, what: &str) {
     cluster.active([0, 0, 0]);
 }
 
-/// Every backend is tried by every client, whatever it did before.
+/// Every client tries every backend, whatever happened before.
 fn cluster(topology: Topology, hook: &str) -> Cluster {
     Cluster::of(Plan::new(topology), hook, |service| {
         let service = service.line("connect_timeout = \"500ms\"");
@@ -63,7 +64,7 @@ fn cluster(topology: Topology, hook: &str) -> Cluster {
     })
 }
 
-/// On every hook, at once: from a client, and from a backend.
+/// On every hook at once: from a client, and from a backend.
 fn everywhere(topology: Topology) {
     std::thread::scope(|scope| {
         for hook in ["tc", "clsact", "xdp"] {

@@ -1,22 +1,23 @@
-//! `evenkeel trace`, with the shipped binary: an open connection explained, and what a SYN would meet, without a trace of
-//! the question.
+//! `evenkeel trace` with the shipped binary: an open connection is explained, and what would happen
+//! to a SYN, without a trace of the question.
 
 use lab::{Plan, StandIn, daemon::Service, topology::Topology, wait};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, SOON, VIP, all_served, both};
 
-/// Nobody's port: no connection has it.
+/// A port that no connection has.
 const STRANGER: &str = "10.0.1.101:7";
 
-/// How often the same thing is asked: more often than the lab's own ARP comes by meanwhile.
+/// How often the same question is asked: more often than the lab's own ARP packets arrive in the
+/// meantime.
 const QUESTIONS: u64 = 20;
 
 fn traced(cluster: &Cluster, about: &str) -> Value {
     cluster.evenkeel.json(&["trace", about]).unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.evenkeel.log()))
 }
 
-/// The one forecast for an address without a connection.
+/// The only forecast for an address without a connection.
 fn foretold(cluster: &Cluster, about: &str) -> Value {
     let trace = traced(cluster, about);
     assert_eq!(trace["connections"].as_array().map(Vec::len), Some(0), "{trace}");
@@ -24,7 +25,8 @@ fn foretold(cluster: &Cluster, about: &str) -> Value {
     trace["new"][0].clone()
 }
 
-/// What a question must not change, and the frames that are not for the service: ARP moves those by itself.
+/// What a question must not change, and the frames that are not for the service: ARP alone moves
+/// those.
 fn state(cluster: &Cluster) -> ((Value, Value), u64) {
     let backends = cluster.evenkeel.backends().expect("backends");
     let counts = backends.iter().map(|backend| (backend.active, backend.total, backend.connect_failures));
@@ -33,7 +35,7 @@ fn state(cluster: &Cluster) -> ((Value, Value), u64) {
     ((serde_json::json!(counts.collect::<Vec<_>>()), counters), not_ours)
 }
 
-/// Clients of open connections.
+/// The clients of open connections.
 fn clients(cluster: &Cluster) -> Vec<String> {
     let conns = cluster.evenkeel.json(&["conns"]).expect("conns");
     let rows = conns.as_array().expect("rows").iter();

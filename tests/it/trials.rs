@@ -1,4 +1,5 @@
-//! Backends that fail and come back: who meets them meanwhile, and when they are used again.
+//! Backends that fail and come back: which clients meet them in the meantime, and when they are
+//! used again.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// The program reads the coarse clock, and tcpdump another one.
 const CLOCKS: Duration = Duration::from_millis(50);
 
-/// Short times, so that a test sees several trials. Shorter than a client's own SYN again, after a second.
+/// Short times, so that a test sees several trials; shorter than the second after which a client
+/// repeats its SYN.
 fn quick(hook: &str) -> Cluster {
     Cluster::new(hook, |service| {
         let service = service.line("connect_timeout = \"500ms\"");
@@ -38,7 +40,7 @@ fn a_silent_backend_that_is_out_meets_one_client_per_fail_timeout() {
         let trials: Vec<Duration> = trials.into_iter().copied().collect();
         let slow = report.slow;
         println!("{hook}: {} SYNs until it was out, then {} trials; {slow} clients waited", before.len(), trials.len());
-        // Each trial costs its client connect_timeout, nobody else anything.
+        // Each trial costs its client connect_timeout, and nobody else anything.
         assert_eq!((report.failures(), slow), (0, seen.len() as u64), "{hook}: {report:?}");
         assert!(report.max_ms < 800.0, "{hook}: {report:?}");
         for pair in trials.windows(2) {
@@ -63,7 +65,8 @@ fn with_all_refusing_the_client_is_refused_within_100_ms() {
     });
 }
 
-/// How long after `come_back` the backend cp02 serves a client again, with 100 new ones a second.
+/// How long after `come_back` the backend cp02 serves a client again, with 100 new connections per
+/// second.
 fn time_until_used(cluster: &Cluster, come_back: impl FnOnce()) -> Duration {
     let storm = cluster.storm(&["--rate", "100", "--seconds", "60", "--every", "0.02"]);
     cluster.wait_state("cp02", "down", SOON);
@@ -103,7 +106,7 @@ fn with_all_silent_the_client_is_refused_after_every_connect_timeout() {
     assert_eq!(opened.failed, [("refused".to_owned(), 10)].into(), "{opened:?}");
     assert!(opened.slowest_failed_ms < 3.0 * CONNECT_TIMEOUT.as_secs_f64() * 1e3 + 300.0, "{opened:?}");
     cluster.active([0, 0, 0]);
-    // All are out by now, which is no reason to turn the next client away.
+    // All are out by now, which is no reason to refuse the next client.
     cluster.lab.backends[0].open_firewall().expect("nft");
     all_served(&cluster.hold(&[]).open(10).expect("open"), 10, "one is back");
 }

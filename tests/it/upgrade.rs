@@ -1,4 +1,5 @@
-//! Controllers come and go, the datapath stays: restarts, upgrades, and what becomes of them when they fail.
+//! Controllers come and go, the datapath stays: restarts, upgrades, and what happens when they
+//! fail.
 
 use std::{
     fs,
@@ -18,7 +19,8 @@ fn tls(cluster: &Cluster) -> String {
     cluster.lab.folder().display().to_string()
 }
 
-/// Starts evenkeel from a place of its own, where another program can be put; returns the one that was built.
+/// Starts evenkeel from its own path, where another program can be installed; returns the path of
+/// the built one.
 fn move_in(cluster: &mut Cluster) -> PathBuf {
     let built = binaries::evenkeel().expect("evenkeel");
     cluster.evenkeel.terminate().expect("its end");
@@ -27,7 +29,8 @@ fn move_in(cluster: &mut Cluster) -> PathBuf {
     built
 }
 
-/// Restarts in every way, and upgrades between two builds, while connections are held and others come and go.
+/// Restarts in every way, and upgrades between two builds, while connections are held and others
+/// come and go.
 fn controllers_come_and_go(hook: &str, restarts: usize, upgrades: usize) {
     let mut cluster = Cluster::new(hook, |service| service);
     let client = cluster.lab.client().clone();
@@ -60,7 +63,8 @@ fn controllers_come_and_go(hook: &str, restarts: usize, upgrades: usize) {
     cluster.active([50, 50, 50]);
     let total: u64 = cluster.evenkeel.backends().expect("backends").iter().map(|backend| backend.total).sum();
     assert_eq!(total, report.done + 150, "{hook}: the counters go on");
-    // A busy machine makes clients send again, too; a gap in the datapath would show in every connection of a moment.
+    // A busy machine makes clients repeat packets too; a gap in the datapath would show in every
+    // connection of one moment.
     assert!(retransmitted <= report.done / 200, "{hook}: {retransmitted} retransmissions");
 }
 
@@ -73,7 +77,7 @@ fn restarts_and_upgrades_under_load_lose_no_connection() {
     }
 }
 
-/// A program for the daemon to be upgraded to.
+/// A program that the daemon is upgraded to.
 fn script(cluster: &Cluster, text: &str) -> PathBuf {
     let path = cluster.lab.folder().join("script");
     fs::write(&path, text).expect("a script");
@@ -88,7 +92,7 @@ fn an_upgrade_that_fails_leaves_the_old_daemon_where_it_was_and_says_why() {
     let mut held = cluster.hold(&[]);
     all_served(&held.open(9).expect("open"), 9, "before");
     let pid = cluster.evenkeel.pid().expect("pid");
-    // It gets ready, is given the place, and dies.
+    // It becomes ready, is handed the control, and dies.
     let dies = "#!/bin/bash\nfor pair in $EVENKEEL_HANDOVER; do declare \"${pair%%=*}=${pair##*=}\"; done\n\
                 echo '{\"ready\":{\"version\":\"9.9.9\"}}' >&$channel\nread -u $channel go\nexit 3\n";
     let cases = [
@@ -112,7 +116,8 @@ fn an_upgrade_that_fails_leaves_the_old_daemon_where_it_was_and_says_why() {
     assert!(refused.code == 1 && refused.err.contains("evenkeel.toml:7:8: name: "), "{refused:?}");
     cluster.evenkeel.write(&cluster.service.toml()).expect("the configuration");
 
-    // All is as before: events, reloads, new connections, and an upgrade to a program that is right.
+    // Everything is as before: events, reloads, new connections, and an upgrade to a working
+    // program.
     let service = cluster.service.clone().line("idle_timeout = \"5m\"");
     cluster.reload(&service);
     all_served(&held.open(9).expect("open"), 9, "after");
@@ -209,7 +214,7 @@ fn why_and_since_when_a_backend_is_out_survives_every_way_to_restart() {
     cluster.standins[0] = StandIn::start(&cluster.lab.backends[0]).expect("a stand-in");
 }
 
-/// Makes the pinned tables those of a version that nobody knows.
+/// Marks the pinned tables as those of an unknown version.
 fn of_another_layout(bpffs: &Path) {
     let meta = bpffs.join("maps/META");
     let mut bpftool = Command::new("bpftool");

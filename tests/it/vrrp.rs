@@ -1,4 +1,5 @@
-//! VRRP on real hosts: with another evenkeel, with keepalived in both roles, and alone with what goes wrong.
+//! VRRP on real hosts: with another evenkeel, with keepalived in both roles, and alone when
+//! something goes wrong.
 
 mod pair;
 mod split;
@@ -24,7 +25,7 @@ use serde_json::Value;
 const SOON: Duration = Duration::from_secs(10);
 const VIP: &str = "10.0.1.100";
 
-/// An instance as it stands in the file; every key at its default, but for those in `keys`.
+/// An instance as in the configuration file, with every key except `keys` at its default.
 pub fn instance(priority: u8, keys: &[&str]) -> String {
     let mut text = format!(
         "[[vrrp]]\nname = \"VI_1\"\ninterface = \"eth0\"\nvirtual_router_id = 51\npriority = {priority}\n\
@@ -74,14 +75,14 @@ fn report_of(evenkeel: &Evenkeel, name: &str) -> anyhow::Result<Value> {
     instances.iter().find(|instance| instance["name"] == name).cloned().context("no instance")
 }
 
-/// What `evenkeel events` says about VRRP.
+/// What `evenkeel events` reports about VRRP.
 fn told(evenkeel: &Evenkeel) -> Vec<String> {
     let events = evenkeel.json(&["events"]).expect("events");
     let of_vrrp = events.as_array().expect("a list").iter().filter(|event| event["kind"] == "vrrp");
     of_vrrp.filter_map(|event| event["text"].as_str().map(str::to_owned)).collect()
 }
 
-/// Waits until an event says this.
+/// Waits until an event contains this text.
 #[track_caller]
 fn is_told(evenkeel: &Evenkeel, what: &str) {
     let told = || told(evenkeel).iter().any(|text| text.contains(what)).then_some(());
@@ -92,7 +93,7 @@ pub fn state(evenkeel: &Evenkeel) -> String {
     report(evenkeel).ok().and_then(|report| report["state"].as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-/// Waits until it is in a state.
+/// Waits until the instance is in a state.
 #[track_caller]
 pub fn becomes(evenkeel: &Evenkeel, wanted: &str) {
     let late = wait::until(wanted, SOON, || (state(evenkeel) == wanted).then_some(()));
@@ -117,7 +118,8 @@ fn mac(host: &Host) -> String {
     lab::arp::text(lab::arp::mac(host, "eth0").expect("a MAC address"))
 }
 
-/// Asks the segment for an address, having forgotten what was known: the MAC address of who answers, if anybody does.
+/// Forgets an address and asks the segment for it: the MAC address of the host that answers, if
+/// any.
 fn resolve(host: &Host, address: &str) -> Option<String> {
     host.sysctl("net.ipv4.neigh.eth0.retrans_time_ms", "100").expect("sysctl");
     // It may not have been known.

@@ -1,4 +1,4 @@
-//! The controller killed with -9 under load: nothing is lost, and what it comes back to is what it left.
+//! The controller is killed with -9 under load: nothing is lost, and it comes back to what it left.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -26,13 +26,14 @@ fn totals(cluster: &Cluster) -> (u64, u64) {
 fn new_connections_are_balanced_while_it_is_dead_and_it_finds_the_same_connections_and_totals() {
     both_at_once(|hook| {
         let mut cluster = Cluster::new(hook, |service| service);
-        // A minute of connections that the client closes first: more than its default ports can hold in TIME_WAIT.
+        // A minute of connections that the client closes first: more than its default ports can
+        // hold in TIME_WAIT.
         use_all_ports(cluster.lab.client());
         let mut held = cluster.hold(&[]);
         all_served(&held.open(300).expect("open"), 300, hook);
         let (before, (total, closed)) = (connections(&cluster), totals(&cluster));
         assert_eq!(before.len(), 300, "{hook}");
-        // The load is there when it dies and when it comes back.
+        // There is load when it dies and when it comes back.
         let storm = cluster.storm(&["--rate", "500", "--every", "0.1"]);
         served(&storm, 200);
         cluster.evenkeel.kill();
@@ -53,7 +54,7 @@ fn new_connections_are_balanced_while_it_is_dead_and_it_finds_the_same_connectio
     });
 }
 
-/// Waits until a storm has had so many more.
+/// Waits until a storm has completed this many more connections.
 fn served(storm: &Running, more: u64) {
     let done = || storm.latest().map_or(0, |report| report.done);
     let wanted = done() + more;
@@ -61,7 +62,7 @@ fn served(storm: &Running, more: u64) {
         .unwrap_or_else(|error| panic!("{error:#}: {:?}", storm.latest()));
 }
 
-/// least_conn gives more to those that answer sooner, and on a busy machine some do.
+/// least_conn gives more connections to backends that answer sooner, and on a busy machine some do.
 fn is_even(report: &Report, what: &str) {
     assert!(report.by.len() == 3 && report.by.values().all(|count| *count > report.done / 6), "{what}: {report:?}");
 }
@@ -76,7 +77,7 @@ fn without_it_refusing_and_silent_backends_still_fail_nobody() {
         all_served(&opened, 30, hook);
         assert!(opened.slowest_ms < 300.0, "{hook}: {opened:?}");
         cluster.lab.backends[1].drop_syns(PORT).expect("nft");
-        // Nobody but the client itself looks at the clock: its SYN comes again after a second.
+        // Only the client itself keeps time here: it repeats its SYN after a second.
         let opened = cluster.hold(&[]).open(30).expect("open");
         all_served(&opened, 30, hook);
         assert_eq!(opened.by, [("cp03".to_owned(), 30)].into(), "{hook}");

@@ -95,7 +95,8 @@ impl Drop for Asker {
     }
 }
 
-/// `1764057600.1 02:… > 02:…, ethertype ARP (0x0806), length 42: Reply 10.0.1.100 is-at 02:…, length 28`
+/// `1764057600.1 02:… > 02:…, ethertype ARP (0x0806), length 42: Reply 10.0.1.100 is-at 02:…,
+/// length 28`
 fn parse(line: &str) -> Option<Answer> {
     let at = line.split(' ').next()?.parse().ok()?;
     let (_, answer) = line.split_once(": Reply ")?;

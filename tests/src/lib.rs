@@ -1,9 +1,9 @@
-//! The lab: network namespaces with clients, a balancer and stand-in API servers, for the tests and for
-//! `cargo xtask run`.
+//! The lab: network namespaces with clients, a balancer and stand-in API servers, for the tests and
+//! for `cargo xtask run`.
 //!
 //! Everything here needs root, and says so. Each lab names what it makes after its process
-//! (`ek-PID-…`), so that labs run side by side. Dropping a lab removes all of it; if the process dies
-//! first, a reaper process does.
+//! (`ek-PID-…`), so that labs run side by side. Dropping a lab removes all of it; if the process
+//! dies first, a reaper process does.
 
 pub mod apiserver;
 pub mod arp;

@@ -1,8 +1,8 @@
 //! Finds a compiler for BPF and builds the kernel programs with it.
 //!
-//! Only std is used here because the build scripts of lb-userspace and tests include this file: a plain
-//! `cargo build` and `cargo xtask` must agree about how an object is made. Nothing here installs
-//! anything.
+//! Only std is used here because the build scripts of lb-userspace and tests include this file: a
+//! plain `cargo build` and `cargo xtask` must agree about how an object is made. Nothing here
+//! installs anything.
 
 use std::{
     env, fmt, fs,
@@ -19,9 +19,9 @@ const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 pub const DEBIAN_CLIPPY: &str = "/usr/bin/cargo-clippy";
 const DEBIAN_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 const TARGET: &str = "bpfel-unknown-none";
-/// `debuginfo` and `--btf`: the loader needs BTF. v3 has the atomics that return a value, and 32-bit
-/// jumps (kernel 5.12); rustc itself passes the CPU to the linker. Without the last flag LLVM copies
-/// and clears memory byte by byte in calls, which costs each new connection some 35 ns.
+/// `debuginfo` and `--btf`: the loader needs BTF. v3 has the atomics that return a value, and
+/// 32-bit jumps (kernel 5.12); rustc itself passes the CPU to the linker. Without the last flag
+/// LLVM copies and clears memory byte by byte in calls, which costs each new connection some 35 ns.
 const FLAGS: [&str; 4] =
     ["-Cdebuginfo=2", "-Ctarget-cpu=v3", "-Clink-arg=--btf", "-Clink-arg=--disable-expand-memcpy-in-order"];
 
@@ -184,8 +184,8 @@ pub fn program(name: &str) -> Option<PathBuf> {
     folders.map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// Removes the debug sections, with which the loader's heap would take 14 MB, and keeps BTF. Without an
-/// LLVM tool that knows BPF the object stays as it is: that costs memory, nothing else.
+/// Removes the debug sections, with which the loader's heap would take 14 MB, and keeps BTF.
+/// Without an LLVM tool that knows BPF the object stays as it is: that costs memory, nothing else.
 fn strip(built: &Path, object: &Path) -> Result<(), String> {
     let versioned = PathBuf::from(format!("/usr/lib/llvm-{LLVM}/bin/llvm-objcopy"));
     let Some(objcopy) = Some(versioned).filter(|file| file.is_file()).or_else(|| program("llvm-objcopy")) else {
@@ -194,8 +194,8 @@ fn strip(built: &Path, object: &Path) -> Result<(), String> {
     run(Command::new(objcopy).arg("--strip-debug").arg(built).arg(object))
 }
 
-/// Removes the variables by which cargo and rustup describe the outer build: it has another target and
-/// another compiler. Those of cargo's folders and network settings stay.
+/// Removes the variables by which cargo and rustup describe the outer build: it has another target
+/// and another compiler. Those of cargo's folders and network settings stay.
 fn scrub(command: &mut Command) {
     const KEPT: [&str; 4] = ["CARGO_HOME", "CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTR"];
     for (name, _) in env::vars_os() {

@@ -1,5 +1,5 @@
-//! Runs clippy on the programs for the BPF target, with the compiler that builds them: only that one
-//! has `core` for the target.
+//! Runs clippy on the programs for the BPF target, with the compiler that builds them: only that
+//! one has `core` for the target.
 
 use std::{env::consts::ARCH, path::Path};
 

@@ -23,7 +23,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Find or install what the other commands need: BPF compiler, bpf-linker, the programs of lab and tests
+    /// Find or install what the other commands need: BPF compiler, bpf-linker, the programs of lab
+    /// and tests
     Setup {
         /// Only what this command needs
         #[arg(long = "for", value_name = "COMMAND")]
@@ -36,7 +37,8 @@ enum Task {
         /// Run one scripted round without a screen; exit 0 if all of it worked
         #[arg(long)]
         once: bool,
-        /// Build evenkeel and run the daemon on this host instead, with these arguments: `-- -c FILE`
+        /// Build evenkeel and run the daemon on this host instead, with these arguments: `-- -c
+        /// FILE`
         #[arg(last = true, conflicts_with = "once")]
         daemon: Vec<OsString>,
     },
@@ -48,7 +50,8 @@ enum Task {
         #[arg(long)]
         full: bool,
     },
-    /// Measure how fast evenkeel is, compared with what people use today (as root); see `bench --help`
+    /// Measure how fast evenkeel is, compared with what people use today (as root); see `bench
+    /// --help`
     #[command(disable_help_flag = true)]
     Bench {
         /// Options of `evenkeel-lab bench`

@@ -68,7 +68,8 @@ pub fn run_quietly(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Becomes that program: signals go to it, and its exit code is ours. Returns only if it cannot start.
+/// Becomes that program: signals go to it, and its exit code is ours. Returns only if it cannot
+/// start.
 pub fn replace_us(command: &mut Command) -> Result<()> {
     Err(command.exec()).with_context(|| format!("cannot start {}", name(command)))
 }

@@ -26,8 +26,8 @@ fn check() -> Result<()> {
     step("unit tests", || cargo(&["test"]))
 }
 
-/// One test at a time, because they measure and there may be only two cores. At full size they print
-/// what they measure.
+/// One test at a time, because they measure and there may be only two cores. At full size they
+/// print what they measure.
 fn lab(filter: Option<&str>, full: bool) -> Result<()> {
     step("release build", || cargo(&shell::BUILD_ALL))?;
     // The tests of upgrades need an evenkeel that was built differently.

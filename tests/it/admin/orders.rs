@@ -1,4 +1,4 @@
-//! ready, set and kill.
+//! The commands ready, set and kill.
 
 use lab::wait;
 
@@ -13,7 +13,7 @@ fn down_in_the_file_wins_over_ready_and_ready_lifts_only_what_an_admin_did() {
     assert!(answer.err.contains("cp01 has down = true in the configuration, which wins"), "{}", answer.err);
     cluster.stands("cp01", "down", Some("config"));
 
-    // Health has found cp02 out before the admin took it out too.
+    // Health checks found cp02 down before the admin took it out too.
     cluster.standins[1].kill();
     let mut held = cluster.hold(&[]);
     held.open(20).expect("open");
@@ -40,7 +40,7 @@ fn a_weight_that_is_set_counts_and_is_gone_after_a_reload() {
     cluster.done(&["set", "cp02", "max_conns=10", "weight=2"]);
     held.open(12).expect("open");
     cluster.active([39, 10, 13]);
-    // It is no order: what the file says counts again.
+    // It is not an admin's setting, so the file's value counts again.
     cluster.done(&["reload"]);
     assert_eq!((cluster.backend("cp01").weight, cluster.backend("cp02").weight), (1, 1));
     held.open(3).expect("open");

@@ -1,4 +1,4 @@
-//! Watches that sit on the other servers after one has returned.
+//! Watches that stay on the other servers after one has returned.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use super::{cluster, reset};
 use crate::cluster::{Cluster, SOON, all_served};
 
-/// cp03 has just returned: half of the `count` connections on each of the others.
+/// cp03 has just returned: each of the others has half of the `count` connections.
 fn after_a_restart(count: u64) -> (Cluster, Holding) {
     let mut cluster = Cluster::new("tc", |service| service.backend_line(2, "max_fails = 0"));
     cluster.standins[2].kill();
@@ -19,7 +19,7 @@ fn after_a_restart(count: u64) -> (Cluster, Holding) {
     (cluster, held)
 }
 
-/// The clients that were reset come back, as long as `goes_on`; how many.
+/// Lets the clients that were reset come back while `goes_on` is true; returns how many did.
 fn come_back(held: &mut Holding, mut goes_on: impl FnMut() -> bool) -> u64 {
     let mut back = 0;
     loop {
@@ -83,7 +83,7 @@ fn a_dry_run_says_the_same_and_does_nothing() {
 fn weights_count_and_the_idle_ones_go_first() {
     let (cluster, mut held) = after_a_restart(60);
     cluster.done(&["set", "cp03", "weight=2"]);
-    // Everybody speaks, and then another sixty that never do come beside them.
+    // All of these send data; another sixty that never do are opened beside them.
     let mut others = cluster.hold(&[]);
     cluster.done(&["drain", "cp03"]);
     all_served(&others.open(60).expect("open"), 60, "the others");
@@ -91,7 +91,7 @@ fn weights_count_and_the_idle_ones_go_first() {
     cluster.active([60, 60, 0]);
     wait::until("a while", SOON, super::wait_for(Duration::from_millis(300))).expect("a while");
     assert_eq!(held.ask().expect("ask").answered, 60);
-    // 120 by weights 1, 1, 2.
+    // 120 connections by weights 1, 1, 2.
     let out = cluster.done(&["rebalance", "--rate", "100"]);
     assert!(out.ends_with("60 connections reset\n"), "{out}");
     wait::until("those that were idle saw it", SOON, || (reset(&mut others) == 60).then_some(())).expect("resets");

@@ -1,10 +1,11 @@
-//! What cannot be done is refused with a reason, and a daemon that is not there is exit 2.
+//! A command that cannot be carried out is refused with a reason, and a daemon that does not run is
+//! exit 2.
 
 use lab::daemon::Service;
 
 use super::cluster;
 
-/// Every command that acts, with arguments that are right.
+/// Every command that acts, with correct arguments.
 const COMMANDS: [&[&str]; 7] = [
     &["drain", "cp01"],
     &["maint", "cp01"],
@@ -84,7 +85,7 @@ fn without_a_daemon_every_one_of_them_is_exit_2() {
         assert_eq!((answer.code, answer.out.as_str()), (2, ""), "{command:?}: {}", answer.err);
         assert!(answer.err.contains("the daemon cannot be reached at"), "{command:?}: {}", answer.err);
     }
-    // --socket is the same as the variable.
+    // --socket means the same as the environment variable.
     let answer = cluster.command(&["drain", "cp01", "--socket", "/nonexistent/control.sock"]);
     assert_eq!(answer.code, 2);
     assert!(answer.err.contains("/nonexistent/control.sock"), "{}", answer.err);

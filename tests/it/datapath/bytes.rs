@@ -2,7 +2,8 @@ use lab::packet::{ACK, FIN, RST};
 
 use super::{client, on_every_hook};
 
-/// The largest step that a sequence number takes at once (`lb_common::seq::MAX_STEP`), less a segment's payload.
+/// The largest step that a sequence number takes at once (`lb_common::seq::MAX_STEP`), minus the
+/// payload of a segment.
 const STEP: u32 = (1 << 30) - 100;
 
 #[test]
@@ -10,13 +11,13 @@ fn payload_beyond_four_gibibytes_is_counted_and_what_is_sent_again_is_not() {
     on_every_hook(|bench| {
         let flow = bench.connect(client(0));
         let (mut up, mut down) = (0_u64, 0_u64);
-        // Eleven times round, with a hundred bytes at the end of each step.
+        // Eleven times around, with a hundred bytes at the end of each step.
         for step in 0..44 {
             up += u64::from(STEP) + 100;
             let at = 1001_u32.wrapping_add(up as u32);
             let data = bench.from_client(flow.client, ACK).numbers(at.wrapping_sub(100), 5001).payload(&[1; 100]);
             bench.forward(&data);
-            // Again, older ones, a keepalive, and a window probe.
+            // The same again, older ones, a keepalive, and a window probe.
             bench.forward(&data);
             bench.forward(&bench.from_client(flow.client, ACK).numbers(at.wrapping_sub(5000), 5001).payload(&[1; 100]));
             bench.forward(&bench.from_client(flow.client, ACK).numbers(at.wrapping_sub(1), 5001));

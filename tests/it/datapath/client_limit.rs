@@ -38,14 +38,14 @@ fn set_limit(bench: &Bench, limit: u32) {
     bench.tables().configure_service(0, &service).expect("a limit");
 }
 
-/// Clients that are counted, each with its connections.
+/// The counted clients, each with its connections.
 fn counts(bench: &Bench) -> Vec<(u32, u32)> {
     let mut counts: Vec<_> = bench.tables().clients(0).iter().map(|word| (word.client(), word.count())).collect();
     counts.sort_unstable();
     counts
 }
 
-/// How many connections the one client is counted with.
+/// How many connections are counted for the one client.
 fn count(bench: &Bench) -> u32 {
     let client = u32::from_ne_bytes(port(0).ip().octets());
     counts(bench).iter().filter(|(of, _)| *of == client).map(|(_, count)| count).sum()
@@ -81,7 +81,7 @@ fn over_the_limit_a_client_is_refused_and_others_are_not() {
     });
 }
 
-/// Every way in which a connection can end, and the reason for which it is counted.
+/// Every way in which a connection can end, and the reason that it is counted for.
 fn end(bench: &Bench, way: u32, flow: &Connection) -> Reason {
     let Connection { client, backend, port } = *flow;
     match way {
@@ -244,7 +244,7 @@ fn syns_of_one_client_on_two_cpus_never_get_past_the_limit_and_leave_nothing_beh
         race(bench, 2000, |_| {
             let n = turns.fetch_add(1, Ordering::AcqRel) as usize;
             let out = bench.forward(&bench.from_client(ports[n], SYN).numbers(77, 0));
-            // Now and then one goes, by the other CPU's number too.
+            // Now and then one is removed, also under the other CPU's number.
             if out.flags == SYN && n.is_multiple_of(3) {
                 bench.forward(&bench.from_client(ports[n], RST).numbers(78, 0));
             }

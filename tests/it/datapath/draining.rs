@@ -1,4 +1,4 @@
-//! A backend that gets no new connections any more: drained, in maintenance, or removed.
+//! A backend that no longer gets new connections: drained, in maintenance, or removed.
 
 use lab::{
     packet::{ACK, LINUX_OPTIONS, RST, SYN},
@@ -68,7 +68,7 @@ fn the_limit_of_tries_does_not_count_for_leaving_it() {
         bench.tables().admit(backend_of(&first), NONE, Instant::NEVER.0);
         let second = bench.forward(&syn);
         assert_ne!(backend_of(&second), backend_of(&first));
-        // And when it has stopped listening by now: its refusal of a SYN that was under way.
+        // The same if it has stopped listening by now and refuses a SYN that was under way.
         let refusal = bench.from_backend(backend_of(&second), second.from.port(), RST | ACK).numbers(0, 78);
         bench.tables().admit(backend_of(&second), NONE, Instant::NEVER.0);
         let third = bench.forward(&refusal);

@@ -16,8 +16,8 @@ const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 100);
 const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x100);
 const ASKING: Mac = [2, 0, 0, 0, 0, 9];
 
-/// "Who has `target`? Tell `sender`": also as the probe of a host that wants the address (sender 0.0.0.0), and padded
-/// as Ethernet does it.
+/// "Who has `target`? Tell `sender`". With sender 0.0.0.0 it is the probe of a host that wants the
+/// address. Padded as Ethernet does it.
 fn request(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let mut frame = arp::request(ASKING, sender);
     frame[38..42].copy_from_slice(&target.octets());
@@ -25,7 +25,7 @@ fn request(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     frame
 }
 
-/// A neighbour solicitation; from `::` it is the one of duplicate address detection.
+/// A neighbour solicitation; from `::` it is that of duplicate address detection.
 fn solicitation(sender: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
     let mut frame = nd::advertisement(ASKING, target, false);
     frame[22..38].copy_from_slice(&sender.octets());
@@ -112,7 +112,7 @@ fn a_question_cut_short_anywhere_is_passed_on() {
         lease(bench, VIP6, 1);
         let six = solicitation("fd00::7".parse().unwrap(), VIP6);
         let four = &request([10, 0, 1, 7].into(), VIP)[..42];
-        // The kernel makes no test runs of less than Ethernet and IP headers.
+        // The kernel refuses test runs of less than Ethernet and IP headers.
         for (frame, shortest) in [(four, 34), (&six[..78], 54)] {
             for length in shortest..frame.len() {
                 assert_eq!(bench.run(&frame[..length]), Verdict::Passed, "{length} bytes");
@@ -138,7 +138,8 @@ fn another_host_s_claim_to_an_address_we_hold_is_noted_with_its_mac_and_passed_o
             ((2, other), (1, other))
         );
 
-        // What comes from our own card, and what is said while we do not hold the address, is no claim.
+        // Frames of our own card, and what is announced while we do not hold the address, are no
+        // claims.
         for frame in [arp::request(bench.mac, VIP), nd::advertisement(bench.mac, VIP6, true)] {
             assert_eq!(bench.run(&frame), Verdict::Passed);
         }
@@ -157,7 +158,8 @@ fn forwarding_does_not_depend_on_the_lease() {
     });
 }
 
-/// What a host says in the name of an address: its own questions for others, answers, and what it tells unasked.
+/// What a host sends in the name of an address: its own questions for others, answers, and
+/// unsolicited announcements.
 fn said_by(four: Ipv4Addr, six: Ipv6Addr) -> [Vec<u8>; 5] {
     let mut padded = request(four, [10, 0, 1, 7].into());
     padded.truncate(42);
@@ -188,9 +190,10 @@ fn the_host_speaks_in_the_name_of_an_address_only_while_its_lease_holds() {
             for frame in &said {
                 assert_eq!(bench.send_out(frame), verdict, "{until}: {frame:02x?}");
             }
-            // What goes out and is let through is not counted.
+            // What leaves and is let through is not counted.
             assert_eq!(bench.moved(), reason.map(|reason| (reason, 5)).into_iter().collect::<Vec<_>>());
-            // Its own address, questions for the virtual one, and all that is neither ARP nor ND.
+            // Its own address, questions for the virtual one, and everything that is neither ARP
+            // nor ND.
             let mut others = said_by([10, 0, 1, 1].into(), "fd00::1".parse().unwrap()).to_vec();
             others.push(request([10, 0, 1, 1].into(), VIP));
             others.push(solicitation("fd00::1".parse().unwrap(), VIP6));

@@ -6,7 +6,8 @@ use lb_common::verdict::Reason;
 
 use super::{client, on_every_hook};
 
-/// What is not ours is passed on untouched (the bench checks the bytes), for this reason and no other.
+/// Packets that are not ours are passed on unchanged (the bench checks the bytes), for this reason
+/// and no other.
 fn passes(bench: &mut Bench, frame: &[u8], reason: Reason) {
     assert_eq!(bench.run(frame), Verdict::Passed, "{frame:02x?}");
     assert_eq!(bench.moved(), [(reason, 1)]);
@@ -47,7 +48,7 @@ fn frames_that_are_not_ours_are_passed_on_untouched() {
 fn a_frame_cut_short_anywhere_is_passed_on() {
     on_every_hook(|bench| {
         let frame = bench.from_client(client(0), SYN).bytes();
-        // The kernel does not make test runs with less than Ethernet and IPv4 headers.
+        // The kernel refuses test runs of less than Ethernet and IPv4 headers.
         for length in 34..frame.len() {
             assert_eq!(bench.run(&frame[..length]), Verdict::Passed, "{length} bytes");
         }

@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, setns};
 
 use super::{client, with_setup};
 
-/// Runs `work` in two threads inside the bench's network namespace, turn by turn at the same time.
+/// Runs `work` in two threads in the bench's network namespace, turn by turn at the same time.
 pub(super) fn race(bench: &Bench, turns: u32, work: impl Fn(u32) + Sync) {
     let namespace = File::open("/proc/thread-self/ns/net").expect("own namespace");
     let meeting = AtomicU32::new(0);
@@ -114,7 +114,7 @@ fn a_backend_that_is_out_gets_nothing_while_the_loads_of_the_others_change() {
         let side = AtomicU32::new(0);
         race(bench, 3000, |turn| {
             let n = turn as u16;
-            // One connection ends in the moment in which a backend is chosen for another one.
+            // One connection ends at the moment when a backend is chosen for another one.
             if side.fetch_add(1, Ordering::AcqRel).is_multiple_of(2) {
                 bench.forward(&bench.from_client(client(n + OPEN), SYN).numbers(1000, 0));
             } else {

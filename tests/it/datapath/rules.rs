@@ -29,7 +29,7 @@ fn set_rules(bench: &Bench, rules: &[Rule]) {
     bench.tables().configure_service(0, &service).expect("rules");
 }
 
-/// Whether a new connection of this client is let in; its slot is given back.
+/// Whether a new connection of this client is let in; its slot is released.
 fn is_let_in(bench: &mut Bench, n: u16) -> bool {
     let syn = bench.from_client(client(n), SYN).numbers(77, 0);
     let out = bench.forward(&syn);
@@ -72,7 +72,7 @@ fn the_first_rule_that_matches_decides_and_who_is_denied_gets_a_rst_and_no_slot(
 fn a_rule_counts_wherever_it_stands_in_the_longest_list() {
     on_every_hook(|bench| {
         for place in [0, 1, 7, 8, 100, MAX_RULES as usize - 1] {
-            // Whoever else is meant: documentation's third network.
+            // All other addresses: the third network for documentation.
             let mut rules = vec![network(ALLOW, [203, 0, 113, 0], 24); MAX_RULES as usize];
             rules[place] = network(DENY, [192, 0, 2, 1], 32);
             set_rules(bench, &rules);
@@ -133,7 +133,8 @@ fn while_lists_are_replaced_nobody_is_let_in_or_kept_out_that_both_agree_on() {
             evenkeel::tables::ServiceSetup { rules: rules.to_vec(), backends, ..bench.setup.service.clone() }
         };
         let setups = [setup(&other), setup(&one)];
-        // Fewer rounds than RSTs that a CPU may send in a burst: past that a denied client meets silence.
+        // Fewer rounds than RSTs that a CPU may send in a burst: after that a denied client gets no
+        // answer.
         const RST_BURST: u32 = 9_000;
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -164,7 +165,7 @@ fn a_flood_of_denied_clients_makes_a_bounded_number_of_events() {
         assert_eq!(moved[0], (Reason::Denied, 1000));
         let (reason, left_out) = moved[1];
         assert_eq!(reason, Reason::AccessLogSuppressed);
-        // A second ends somewhere within the flood, or two on a busy machine.
+        // A second ends during the flood, or two on a busy machine.
         let told = 1000 - left_out;
         assert!((1..=3 * u64::from(TURNED_AWAY_EVENTS)).contains(&told), "{told}");
     });

@@ -16,7 +16,7 @@ fn setup(balance: u32, weights: &[u32]) -> Setup {
     setup
 }
 
-/// The backends that the clients `from..from + count` are given.
+/// The backends that the clients `from..from + count` get.
 fn given(bench: &Bench, from: u16, count: u16) -> Vec<u16> {
     (from..from + count).map(|n| bench.connect(client(n)).backend).collect()
 }

@@ -11,13 +11,14 @@ use super::{client, on_every_hook};
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// When something was sent on to a backend last, and when it was heard.
+/// When something was last sent to a backend, and when it was last heard.
 fn signs(bench: &Bench, backend: u16) -> (u32, u32) {
     let pool = bench.tables().backend(backend).pools[0];
     (bench.tables().sent(pool), bench.tables().heard(pool))
 }
 
-/// Lets the backend be heard until so much time has passed that what is sent on is written down anew.
+/// Lets the backend be heard until enough time has passed that the next packet to it is written
+/// down again.
 fn until_due(bench: &Bench, flow: &Connection) -> (u32, u32) {
     let ack = bench.from_backend(flow.backend, flow.port, ACK).numbers(5001, 1001);
     let due = || {
@@ -52,7 +53,7 @@ fn what_is_sent_on_to_a_backend_and_what_comes_from_it_are_noted_apart() {
         assert!(second.wrapping_sub(again) >= HEARD_STEP && unmoved == heard, "{again} {second} {heard} {unmoved}");
 
         until_due(bench, &flow);
-        // Outside the window: it ends nothing, and nobody waits for an answer to it.
+        // Outside the window: it ends nothing, and is not a packet that waits for an answer.
         bench.forward(&bench.from_client(client(0), RST).numbers(0, 0));
         assert_eq!(signs(bench, flow.backend).0, second);
     });

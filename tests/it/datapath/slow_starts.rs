@@ -1,7 +1,8 @@
-//! A backend that comes back gets a share of new connections that grows from nothing to its whole share.
+//! A backend that comes back gets a share of new connections that grows from nothing to its full
+//! share.
 //!
-//! The share grows with the clock, which goes on while a test runs. So what a backend may have been given is reckoned
-//! from the clock before and after each connection.
+//! The share grows with the clock, which continues while a test runs. So the expected share is
+//! computed from the clock before and after each connection.
 
 use std::{thread, time::Duration};
 
@@ -21,7 +22,7 @@ use super::{client, with_setup};
 const MS: u64 = 1_000_000;
 /// How long a slow start takes here.
 const TIME: u64 = 800 * MS;
-/// The most that the coarse clock is behind.
+/// How far the coarse clock may be behind.
 const STEP: u64 = 20 * MS;
 
 fn setup(balance: u32, weights: &[u32]) -> Setup {
@@ -34,7 +35,7 @@ fn setup(balance: u32, weights: &[u32]) -> Setup {
     setup
 }
 
-/// The last backend comes back, as the controller has it. Returns when.
+/// Brings the last backend back, as the controller does. Returns when.
 fn come_back(bench: &Bench) -> u64 {
     let last = bench.setup.backends - 1;
     bench.starts_slowly(last, (TIME / MS) as u32);
@@ -44,13 +45,14 @@ fn come_back(bench: &Bench) -> u64 {
     now
 }
 
-/// How much of the time of a slow start that began at `since` is over at `now`: 0 to 1.
+/// How much of a slow start that began at `since` is over at `now`: 0 to 1.
 fn grown(since: u64, now: u64) -> f64 {
     (now.saturating_sub(since) as f64 / TIME as f64).min(1.0)
 }
 
-/// New connections of other clients, as many as fit, for as long as `goes_on`. Of how many the last backend was given, and the
-/// least and the most that would be right if its whole share were `share`.
+/// Opens connections of other clients while `goes_on` is true, as many as fit. Returns how many
+/// there were, how many the last backend got, and the least and the most that would be right for a
+/// full share of `share`.
 fn given(bench: &Bench, clients: &mut u16, since: u64, share: f64, goes_on: impl Fn(u64) -> bool) -> (u32, f64, f64) {
     let (mut count, mut least, mut most) = (0, 0.0, 0.0);
     let mut before = clock::monotonic_ns();
@@ -62,7 +64,7 @@ fn given(bench: &Bench, clients: &mut u16, since: u64, share: f64, goes_on: impl
         least += share * grown(since, before.saturating_sub(STEP));
         most += share * grown(since, after);
         before = after;
-        // A few thousand connections in all, not a hundred thousand.
+        // A few thousand connections in total, not a hundred thousand.
         thread::sleep(Duration::from_micros(300));
     }
     (count, least, most)
@@ -111,7 +113,7 @@ fn under_the_other_methods_it_grows_too() {
             let since = come_back(bench);
             let half = since + TIME / 2;
             let (first, _, most) = given(bench, &mut clients, since, 1.0 / 3.0, |now| now < half);
-            // A third of what its own moments are, in turns or by chance.
+            // A third of its own moments, in turn or at random.
             assert!(f64::from(first) < most * 1.5 + 10.0, "{first} of {most}");
             let end = since + TIME;
             let (second, least, _) = given(bench, &mut clients, since, 1.0 / 3.0, |now| now < end);

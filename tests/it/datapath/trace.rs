@@ -1,4 +1,5 @@
-//! What the program answers when it is asked what would become of a SYN, and that a question leaves no trace.
+//! What the program answers when it is asked what would happen to a SYN, and that a question leaves
+//! no trace.
 
 use std::net::Ipv4Addr;
 
@@ -18,8 +19,8 @@ use lb_common::{
 
 use super::{client, on_every_hook, with_setup};
 
-/// Everything that a question must leave as it is: records of the backends and of the service, free slots, words of all
-/// slots, clients' counts.
+/// Everything that a question must not change: records of the backends and of the service, free
+/// slots, words of all slots, counts of clients.
 type Everything = (Vec<(layout::Backend, layout::SlowStart)>, layout::Service, Vec<u32>, Vec<(u16, Ctl)>, usize);
 
 fn everything(bench: &Bench) -> Everything {
@@ -30,7 +31,7 @@ fn everything(bench: &Bench) -> Everything {
     (backends, tables.service(0), free, heads.collect(), tables.clients(0).len())
 }
 
-/// Asks about a client, and sees that nothing has changed by it.
+/// Asks about a client, and checks that nothing has changed.
 fn ask(bench: &mut Bench, n: u16) -> Answer {
     bench.moved();
     let before = everything(bench);
@@ -80,8 +81,8 @@ fn what_is_foretold_is_what_happens_to_the_next_syn_with_every_method() {
 #[test]
 fn a_backend_that_starts_slowly_gets_its_share_of_connections_and_none_of_questions() {
     with_setup(Setup { backends: 2, ..Setup::default() }, |bench| {
-        // Of an hour 58 % are over: 29 % of all connections, and no sum of them is so near to a whole one that the time
-        // between a question and its SYN could matter.
+        // 58 % of an hour are over, which makes 29 % of all connections. No such sum is so close to
+        // a whole number that the time between a question and its SYN could matter.
         bench.starts_slowly(1, 3_600_000);
         bench.tables().admit(1, OUT, Instant::NEVER.0);
         let until = clock::monotonic_ns() + 1_512_000_000_000;

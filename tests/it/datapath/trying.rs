@@ -50,7 +50,8 @@ fn every_length_of_options_survives_a_refusal() {
             let options: Vec<u8> = (0..words * 4).map(|_| 1).collect();
             let syn = bench.from_client(client(words), SYN).numbers(7, 0).options(&options);
             let first = bench.forward(&syn);
-            // A refusing host's RST may carry padding of its own: the frame is not longer than what replaces it.
+            // A refusing host's RST may carry padding: the frame is not longer than the one that
+            // replaces it.
             let mut frame = refusal(bench, &first).bytes();
             frame.resize(frame.len().max(60), 0);
             let Verdict::Sent(second) = bench.run(&frame) else { panic!("not sent") };
@@ -178,7 +179,8 @@ fn a_backend_that_still_holds_an_older_connection_gets_the_syn_from_a_fresh_port
     });
 }
 
-/// The answer of a socket in TIME_WAIT, or of an open one, to a SYN that fits no number of it (RFC 5961 section 4).
+/// The answer of a socket in TIME_WAIT, or of an open one, to a SYN that matches none of its
+/// numbers (RFC 5961 section 4).
 fn challenge(bench: &lab::program::Bench, n: u16, port: u16) -> Segment {
     let timestamps = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
     bench.from_backend(n, port, ACK).numbers(123_456, 654_321).options(&timestamps)

@@ -1,6 +1,7 @@
 use lab::program::{Bench, Hook};
 
-/// The kernel's limit is 1,000,000; kernels differ in how much they can prune, so this leaves them room.
+/// The kernel's limit is 1,000,000. Kernels differ in how much they can prune; this leaves them
+/// room.
 const BOUND: u32 = 100_000;
 
 #[test]

@@ -1,5 +1,5 @@
-//! RSTs that count, and RSTs that do not: between hosts with Linux's own settings, on connections that have been idle for a
-//! while.
+//! RSTs that count, and RSTs that do not: between hosts with Linux's own settings, on connections
+//! that have been idle for a while.
 
 use std::{
     net::{SocketAddr, SocketAddrV4},
@@ -21,10 +21,10 @@ use nix::net::if_::if_nametoindex;
 use super::report;
 use crate::cluster::{Cluster, SOON, all_served, both_at_once, full};
 
-/// Numbers that are not the next one of a connection: nearly, and not at all.
+/// Numbers that are not the next of a connection: close to it, and far from it.
 const OFF: [u32; 5] = [1, u32::MAX, 1000, 1 << 29, 1 << 31];
 
-/// For how long connections are idle: seconds.
+/// How long connections are idle, in seconds.
 fn idle_times() -> Vec<u64> {
     if let Ok(one) = std::env::var("EVENKEEL_IDLE") {
         return vec![one.parse().expect("EVENKEEL_IDLE: seconds")];
@@ -32,7 +32,7 @@ fn idle_times() -> Vec<u64> {
     if full() { vec![0, 30, 60] } else { vec![0, 5] }
 }
 
-/// What Linux does unless told otherwise.
+/// The default settings of Linux.
 fn has_the_defaults(host: &Host) {
     for name in ["tcp_timestamps", "tcp_sack", "tcp_window_scaling"] {
         assert_eq!(host.run("sysctl", &["-n", &format!("net.ipv4.{name}")]).expect("sysctl").trim(), "1", "{name}");
@@ -63,7 +63,7 @@ fn v4(address: SocketAddr) -> SocketAddrV4 {
     address
 }
 
-/// The connections as they stand in the tables, and the address:port that their backends see.
+/// The connections in the tables, and the address:port that their backends see.
 fn flows(tables: &Tables) -> Vec<(Flow, SocketAddrV4, SocketAddrV4)> {
     let mut flows = Vec::new();
     for (number, pool) in tables.pools() {
@@ -76,7 +76,8 @@ fn flows(tables: &Tables) -> Vec<(Flow, SocketAddrV4, SocketAddrV4)> {
     flows
 }
 
-/// A stranger on the segment sends RSTs in the name of both sides, with every wrong number; how many.
+/// A stranger on the segment sends RSTs in the name of both sides, with every wrong number; returns
+/// how many.
 fn forge(cluster: &Cluster, stranger: &Host) -> u64 {
     let tables = evenkeel::dataplane::tables_beside(cluster.evenkeel.bpffs()).expect("the tables");
     let macs = (mac(stranger), mac(&cluster.lab.balancer));
@@ -130,7 +131,7 @@ fn every_socket_of_both_sides_reports_a_reset_however_long_it_was_idle_and_forge
             wait::until("every forged RST was seen for what it is", SOON, refused).expect("the counter");
             cluster.active([count / 3; 3]);
             if idle == 0 {
-                // That they have survived it; of the others that would end their idleness.
+                // Checks that they survived it; asking the others would end their idleness.
                 assert_eq!(held.ask().expect("ask").answered, count, "{what}");
             }
             assert_eq!(held.status().expect("status").open, count, "{what}: forged RSTs reset none");

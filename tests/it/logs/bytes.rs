@@ -1,5 +1,5 @@
-//! `$bytes_sent` and `$bytes_received` against what clients and servers know themselves, over a network that loses and
-//! doubles frames.
+//! `$bytes_sent` and `$bytes_received` compared with what clients and servers know themselves, over
+//! a network that loses and duplicates frames.
 
 use std::{collections::BTreeMap, fs};
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::cluster::{SOON, both_at_once};
 
-/// Every end with every size: none, less than a segment, some, and more than a window.
+/// Every kind of end with every size: none, less than a segment, some, and more than a window.
 fn talks() -> Vec<Talk> {
     let ends = [End::Client, End::Server, End::Half, End::ClientReset, End::ServerReset];
     let sizes = [(0, 0), (1, 1), (1_000, 100_000), (100_000, 1_000), (300_000, 2_000_000), (2_000_000, 300_000)];
@@ -26,9 +26,10 @@ fn talks() -> Vec<Talk> {
     ends.into_iter().flat_map(of).chain([silent; 3]).collect()
 }
 
-/// One frame in forty is lost on its way in and on its way out, and one in forty goes out twice. But no RST is lost,
-/// which nobody would send again. What is lost on its way out is told to the sender's TCP (`EPERM`), for which it was never
-/// sent: so it must not have been doubled before, or the sender refuses its acknowledgement for ever.
+/// One frame in forty is lost on its way in and on its way out, and one in forty leaves twice. RSTs
+/// are never lost, because nobody would send them again. The sender's TCP learns of a frame lost on
+/// its way out (`EPERM`) and takes it as never sent. So that frame must not have been duplicated
+/// first: the sender would refuse its acknowledgement forever.
 fn make_lossy(host: &Host) {
     let lose = "tcp flags & rst == 0 numgen random mod 40 0 drop";
     let double = format!("ip protocol tcp numgen random mod 40 1 dup to {VIP} device \"eth0\"");

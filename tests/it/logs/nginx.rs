@@ -1,4 +1,5 @@
-//! The same connections through nginx and through us, with one `log_format`: line by line the same.
+//! The same connections through nginx and through evenkeel with one `log_format`: every line is the
+//! same.
 
 use std::{collections::BTreeMap, fs, io::Read, net::TcpStream, path::Path};
 
@@ -16,12 +17,12 @@ use super::{
 };
 use crate::cluster::SOON;
 
-/// All that both have, each between bars.
+/// All variables that both have, with bars between them.
 const FORMAT: &str = "$remote_port|$remote_addr|$server_addr|$server_port|$protocol|$status|$bytes_sent|$bytes_received|\
                       $session_time|$upstream_addr|$upstream_connect_time|$upstream_bytes_sent|$upstream_bytes_received|\
                       $time_local|$time_iso8601|$msec|$hostname|$connection|$pid";
 
-/// One connection's line, by variable.
+/// The line of one connection, by variable.
 type Line = BTreeMap<String, String>;
 
 fn parse(line: &str) -> Line {
@@ -38,7 +39,8 @@ struct Beside {
 }
 
 impl Beside {
-    /// The talks through a port of the VIP, one after the other, and the lines of all in that order.
+    /// Runs the talks through a port of the VIP, one after the other, and returns their lines in
+    /// that order.
     fn lines(&self, port: u16, log: &Path, talks: &[Talk]) -> Vec<Line> {
         let seen = traffic::all(self.lab.client(), (VIP, port), talks, 1);
         self.lines_of(log, seen.iter().map(|(_, seen)| seen.port).collect())
@@ -68,14 +70,14 @@ impl Beside {
     }
 }
 
-/// What both say of one connection, as far as it can be the same.
+/// What both log about one connection, as far as it can be the same.
 fn same(what: &str, ours: &Line, theirs: &Line) {
     let shown = format!("{what}\nours:   {ours:?}\ntheirs: {theirs:?}");
     for name in ["remote_addr", "server_addr", "protocol", "status", "bytes_sent", "bytes_received", "hostname"] {
         assert_eq!(ours[name], theirs[name], "{name}: {shown}");
     }
     assert_eq!((&*ours["server_port"], &*theirs["server_port"]), ("6443", "7443"), "{shown}");
-    // Which of the backends it was is each one's own choice; how many, and what each had, is not.
+    // Which backends they were may differ; how many there were, and what each one did, may not.
     let many = |line: &Line, name: &str| line[name].split(", ").map(ToOwned::to_owned).collect::<Vec<_>>();
     assert_eq!(many(ours, "upstream_addr").len(), many(theirs, "upstream_addr").len(), "{shown}");
     for name in ["upstream_bytes_sent", "upstream_bytes_received"] {
@@ -124,7 +126,7 @@ fn the_same_connections_leave_the_same_lines_as_at_nginx() {
     ];
     beside.compare(&served);
 
-    // One of three refuses: whoever is given to it has two tries.
+    // One of three refuses: connections that are given to it need two tries.
     beside.lab.backends[0].reject_syns(PORT).expect("nft");
     let tried_twice = |log: &Path, port: u16| {
         let lines = beside.lines(port, log, &[talk(7, 8, End::Client); 6]);
@@ -134,7 +136,8 @@ fn the_same_connections_leave_the_same_lines_as_at_nginx() {
     same("the first try is refused", &twice, &tried_twice(&peers::nginx_log(&beside.lab), NGINX_PORT));
     assert_eq!(twice["upstream_bytes_sent"], "0, 24");
 
-    // All refuse: nginx has accepted before it knows and closes then, here the client is refused.
+    // All refuse. nginx has accepted the connection before it knows, and closes it; evenkeel
+    // refuses the client.
     beside.lab.backends.iter().for_each(|backend| backend.reject_syns(PORT).expect("nft"));
     let refused = |log: &Path, port: u16| {
         let connect = move || TcpStream::connect((VIP, port)).and_then(|mut stream| stream.read(&mut [0]));

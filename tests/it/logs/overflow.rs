@@ -1,5 +1,5 @@
-//! The controller stopped under load until the ring of events is full: clients do not notice, every line that is missing
-//! is counted, and all it knows is right again when it goes on.
+//! The controller is stopped under load until the ring of events is full: clients do not notice,
+//! every missing line is counted, and all that it knows is right again when it continues.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use super::{folder, lines, log_to, until};
 use crate::cluster::{Cluster, SOON, all_served, use_all_ports};
 
-/// Events that the ring holds: 8 bytes more each.
+/// How many events fit into the ring, with 8 bytes more for each.
 const RING: u64 = EVENTS_BYTES as u64 / (size_of::<Event>() as u64 + 8);
 const STORM: Duration = Duration::from_secs(60);
 
@@ -37,7 +37,8 @@ fn what_the_ring_has_no_room_for_is_counted_to_the_last_line_and_the_controller_
     storm(&cluster, RING + 500, "mixed");
     let ended = || (lost() == 500).then_some(());
     wait::until("500 events lost", SOON, ended).unwrap_or_else(|error| panic!("{error:#}: {}", lost()));
-    // Nobody takes a backend out meanwhile; each client is given to it first, for it has the fewest connections.
+    // Nobody takes a backend out in the meantime; each client is given to it first, because it has
+    // the fewest connections.
     cluster.standins[0].kill();
     storm(&cluster, 300, "client-fin");
     let failures =
@@ -58,7 +59,7 @@ fn what_the_ring_has_no_room_for_is_counted_to_the_last_line_and_the_controller_
     let counter = |name| cluster.evenkeel.counter(name).expect("a counter");
     assert_eq!(counter("event_lost"), lost());
 
-    // And everything goes on.
+    // And everything continues.
     cluster.standins[0].revive().expect("cp01");
     let mut more = 0;
     let back = || {

@@ -1,4 +1,5 @@
-//! Servers and clients that know to the byte what they sent and got, in threads of ours in the lab's namespaces.
+//! Servers and clients that know to the byte what they sent and received, in threads of this
+//! process in the lab's namespaces.
 
 use std::{
     fs::File,
@@ -22,34 +23,34 @@ use nix::{
 /// No read and no write takes longer, whatever is lost on the way.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What a connection is for.
+/// What a connection does.
 #[derive(Clone, Copy, Debug)]
 pub struct Talk {
-    /// Bytes to the server, beside what the client has to say first.
+    /// Bytes to the server, in addition to the client's first line.
     pub up: u64,
     /// Bytes to the client.
     pub down: u64,
     pub end: End,
 }
 
-/// Who ends it, and how.
+/// Which side ends it, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The client's FIN comes first.
     Client = 1,
     /// The server's FIN comes first.
     Server = 2,
-    /// The client's FIN comes before what the server sends.
+    /// The client's FIN comes before the server's data.
     Half = 3,
-    /// A RST of the client. `down` has to be more than 0: it says that all has arrived.
+    /// A RST by the client. `down` must be more than 0: it shows that everything has arrived.
     ClientReset = 4,
-    /// A RST of the server, when a last byte of the client says that all has arrived.
+    /// A RST by the server, after a last byte of the client has shown that everything has arrived.
     ServerReset = 5,
-    /// A FIN of the client, which has said nothing at all.
+    /// A FIN by a client that has sent nothing at all.
     Silent = 6,
 }
 
-/// What a client's connection came to.
+/// The result of a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Its own port.
@@ -58,7 +59,7 @@ pub struct Seen {
     pub received: u64,
 }
 
-/// Runs something in a host's network, on a thread of its own.
+/// Runs a function in a host's network, on its own thread.
 pub fn on<T: Send + 'static>(host: &Host, run: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     let namespace = format!("/run/netns/{}", host.namespace());
     std::thread::spawn(move || {
@@ -67,7 +68,7 @@ pub fn on<T: Send + 'static>(host: &Host, run: impl FnOnce() -> T + Send + 'stat
     })
 }
 
-/// A server on each of some hosts, until it is dropped.
+/// A server on each of these hosts, until it is dropped.
 pub struct Servers(Arc<AtomicBool>);
 
 impl Servers {
@@ -82,7 +83,7 @@ impl Servers {
                     if over.load(Ordering::Relaxed) {
                         return;
                     }
-                    // What goes wrong the client sees.
+                    // The client sees the errors.
                     std::thread::spawn(move || _ = serve(stream));
                 }
             });
@@ -119,7 +120,7 @@ fn serve(mut stream: TcpStream) -> io::Result<()> {
     to_the_end(&mut stream)
 }
 
-/// Talks with whoever is behind an address.
+/// Talks with the server behind an address.
 pub fn talk(to: SocketAddrV4, talk: Talk) -> io::Result<Seen> {
     let mut stream = TcpStream::connect(to)?;
     limit(&stream)?;
@@ -144,7 +145,7 @@ pub fn talk(to: SocketAddrV4, talk: Talk) -> io::Result<Seen> {
         End::ServerReset => {
             stream.write_all(b"!")?;
             sent += 1;
-            // nginx makes a FIN of it.
+            // nginx turns it into a FIN.
             let ended = stream.read(&mut [0]).map_err(|error| error.kind());
             assert!(matches!(ended, Ok(0) | Err(io::ErrorKind::ConnectionReset)), "{ended:?}");
         }
@@ -157,7 +158,7 @@ pub fn talk(to: SocketAddrV4, talk: Talk) -> io::Result<Seen> {
     Ok(Seen { port, sent, received: talk.down })
 }
 
-/// Each connection of some clients, at most so many at the same time.
+/// Runs each connection of several clients, at most so many at the same time.
 pub fn all(host: &Host, to: (Ipv4Addr, u16), talks: &[Talk], parallel: usize) -> Vec<(Talk, Seen)> {
     let to = SocketAddrV4::new(to.0, to.1);
     let share = talks.len().div_ceil(parallel).max(1);

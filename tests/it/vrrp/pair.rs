@@ -1,4 +1,4 @@
-//! Two evenkeels.
+//! Two instances of evenkeel.
 
 use super::*;
 
@@ -46,7 +46,7 @@ fn failover_gives_the_address_away_until_the_other_host_gives_it_back() {
     assert!(refused.code == 1 && refused.err.contains("is BACKUP here"), "{refused:?}");
     let told = one.done(&["vrrp", "failover", "VI_1"]).expect("failover");
     assert!(told.starts_with("VI_1: 10.0.1.2 is master, after "), "{told}");
-    // Ten waits long it is not preempted, though its priority is lower.
+    // For ten intervals it is not preempted, though its priority is lower.
     let changes = report(&one).expect("a report")["transitions"].clone();
     let adverts = || report(&two).ok().filter(|report| report["adverts"]["sent"].as_u64() > Some(36)).map(drop);
     wait::until("time goes by", SOON, adverts).expect("adverts");
@@ -73,7 +73,7 @@ fn a_reload_keeps_the_master_and_moves_its_addresses() {
     one.done(&["reload"]).expect("reload");
     wait::until("no address is left", SOON, || (!addresses().contains("10.0.1.100/")).then_some(())).expect("gone");
     assert_eq!(one.json(&["vrrp"]).expect("vrrp"), serde_json::json!([]));
-    // What was configured is there for whoever asks next.
+    // What was configured is visible to the next command.
     for number in 1..20 {
         let names: Vec<_> = (0..=number % 2).map(|it| format!("VI_{it}")).collect();
         let all = names.iter().enumerate().map(|(place, name)| {
@@ -102,7 +102,7 @@ fn what_a_crash_has_left_is_taken_up_while_the_lease_holds_and_taken_away_after_
     assert_eq!((resumed["state"].as_str(), has_vip(&lab.balancer)), (Some("MASTER"), true), "{resumed}");
     assert!(resumed["reason"].as_str().is_some_and(|reason| reason.contains("earlier run")), "{resumed}");
 
-    // With short intervals the lease is over before it can be started again.
+    // With short intervals the lease is over before it can be renewed.
     one.write(&(service(&lab) + "\n" + &instance(150, &[FAST]))).expect("a file");
     one.done(&["reload"]).expect("reload");
     let is_short = || report(&one).ok().filter(|report| report["lease_ms"].as_u64() < Some(301)).map(drop);
@@ -117,12 +117,13 @@ fn what_a_crash_has_left_is_taken_up_while_the_lease_holds_and_taken_away_after_
     vip_goes(&lab.balancer, false);
 }
 
-/// What an upgrade must not change: state, transitions and reason, and since when, in seconds of the day.
+/// What an upgrade must not change: state, transitions and reason, and the time of the last change,
+/// in seconds of the day.
 #[derive(Debug)]
 struct Standing([Value; 3], f64);
 
 impl PartialEq for Standing {
-    /// Each process reckons the time of day anew from its clock.
+    /// Each process computes the time of day from its own clock.
     fn eq(&self, other: &Standing) -> bool {
         self.0 == other.0 && (self.1 - other.1).abs() < 0.5
     }
@@ -157,7 +158,7 @@ fn an_upgrade_of_the_master_and_of_the_backup_is_no_failover_and_goes_on_with_wh
     assert!(!has_vip(second(&lab)));
     assert_eq!(std::fs::read_to_string(&calls).expect("calls"), "VI_1 BACKUP 150\nVI_1 MASTER 150\n");
 
-    // What was given away stays away.
+    // What was handed over stays with the other host.
     one.done(&["vrrp", "failover", "VI_1"]).expect("failover");
     let before = both(&one, &two);
     one.upgrade().expect("an upgrade of who gave it away");

@@ -1,4 +1,4 @@
-//! Split brain: both hosts are master because neither hears the other, and how that ends.
+//! Split brain: both hosts are MASTER because neither hears the other, and how that ends.
 
 use lab::capture;
 
@@ -9,7 +9,7 @@ const API: &str = "127.0.0.1:9643";
 const SPLIT: Duration = Duration::from_secs(10);
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Whether every client takes `mac` for the VIP's.
+/// Whether every client takes `mac` for that of the VIP.
 fn all_know(lab: &Lab, mac: &str) -> bool {
     let knows =
         |client: &Host| client.ip(&["neighbour", "show", "to", VIP]).expect("ip").contains(&format!("lladdr {mac} "));
@@ -39,14 +39,14 @@ fn two_masters_see_each_other_s_claims_and_when_they_hear_each_other_again_one_i
     becomes(&two, "BACKUP");
     lab.clients.iter().for_each(|client| assert_eq!(resolve(client, VIP), Some(mac(&lab.balancer))));
 
-    // Adverts still leave both hosts and pass the client, so that its capture is the witness.
+    // Advertisements still leave both hosts and pass the client, so its capture is the witness.
     let witness = Capture::start(lab.client(), "eth0", "ip proto 112 and src 10.0.1.2").expect("tcpdump");
     let hosts = [&lab.balancer, second(&lab)];
     hosts.iter().for_each(|host| host.firewall(&["ip protocol 112 drop"], &[]).expect("nft"));
     let blocked = std::time::Instant::now();
     becomes(&two, "MASTER");
     assert_eq!(state(&one), "MASTER");
-    // Seen by what the other one tells the segment, though no advertisement is heard.
+    // It is noticed by the other host's gratuitous ARP, though no advertisement is heard.
     let claims = |evenkeel: &Evenkeel, host: &Host| metric(evenkeel, host, "evenkeel_vrrp_address_claims_total");
     let seen = || (claims(&one, &lab.balancer) > 0 && claims(&two, second(&lab)) > 0).then_some(());
     wait::until("both have seen the other's claim", SOON, seen).expect("claims");
@@ -78,7 +78,8 @@ fn two_masters_see_each_other_s_claims_and_when_they_hear_each_other_again_one_i
         last.saturating_sub(heard),
         found.saturating_sub(heard)
     );
-    // The other one's last word may come late: so the segment is told once more when it is silent.
+    // The other host's last announcement may come late, so the address is announced once more when
+    // it is silent.
     is_told(&one, "is the only master again; the segment was told so");
     assert!(all_know(&lab, &mac(&lab.balancer)));
     assert_eq!((state(&one), state(&two)), ("MASTER".into(), "BACKUP".into()));

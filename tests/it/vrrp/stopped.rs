@@ -1,5 +1,5 @@
-//! A controller that stands still, as that of a paused or starved machine does: the other host takes over, and nobody
-//! hears of the address from the first one any more, whatever its kernel would like to say.
+//! A controller that stands still, as on a paused or starved machine: the other host takes over,
+//! and the first one no longer announces the address, whatever its kernel would like to send.
 
 use lab::{Asker, arp};
 use nix::sys::signal::Signal;
@@ -74,12 +74,13 @@ fn a_master_stopped_for_ten_seconds_is_replaced_never_answers_beside_its_success
     both_become(&one, ["MASTER", "BACKUP"]);
     both_become(&two, ["BACKUP", "MASTER"]);
     answered(address(VIP), first);
-    // Ten more waits: nothing changes any more.
+    // Ten more intervals: nothing changes any longer.
     let sent = |evenkeel: &Evenkeel| report(evenkeel).expect("a report")["adverts"]["sent"].as_u64();
     let enough = sent(&one).map(|sent| sent + 36);
     wait::until("time goes by", SOON, || (sent(&one) >= enough).then_some(())).expect("adverts");
     let after = (transitions(&one), transitions(&two));
-    // One: out of office when it woke up, and back where it preempts. Two: in, and out where it was preempted.
+    // One: it stepped down when it woke up, and is MASTER again where it preempts. Two: it took
+    // over, and was preempted where that is allowed.
     assert_eq!(after.0, [before.0[0] + 2, before.0[1] + 1], "{}", one.log());
     assert_eq!(after.1, [before.1[0] + 2, before.1[1] + 1], "{}", two.log());
     let answerers = (asker.answerers(address(VIP)), asker.answerers(address(KEEPS)));
@@ -90,9 +91,10 @@ fn a_master_stopped_for_ten_seconds_is_replaced_never_answers_beside_its_success
     vip_goes(second(&lab), false);
 }
 
-/// What the host's own kernel would say: it is made to speak from the VIP to a neighbour that it does not know.
+/// What the host's own kernel would send: it is made to speak from the VIP to a neighbour that it
+/// does not know.
 fn speak_from(host: &Host, source: &str, neighbour: &str) {
-    // Nobody answers, or refuses: it is the question that counts.
+    // Whether anybody answers or refuses does not matter: only the question counts.
     let url =
         if neighbour.contains(':') { format!("http://[{neighbour}]:9/") } else { format!("http://{neighbour}:9/") };
     _ = host.run("curl", &["-s", "-m", "1", "--interface", source, &url]);
@@ -131,7 +133,7 @@ fn of_a_host_whose_lease_has_run_out_neither_another_interface_nor_its_own_quest
     assert_eq!(asker.answerers(address(VIP)), [&*own[0]]);
     assert_eq!(questions.lines().len(), told, "it asks for others in the VIP's name: {:?}", questions.lines());
 
-    // The traps are real: without what evenkeel has set, the other interface answers.
+    // The traps are real: without evenkeel's settings the other interface answers.
     lab.balancer.sysctl("net.ipv4.conf.all.arp_ignore", "0").expect("sysctl");
     let other = || (asker.answerers(address(VIP)).last() == Some(&own[1])).then_some(());
     wait::until("the other interface answers", SOON, other).expect("the trap");
@@ -161,7 +163,7 @@ fn over_ipv6_the_host_s_own_questions_do_not_tell_of_an_address_whose_lease_has_
             || lab.balancer.ip(&["-6", "address", "show", "dev", "eth0"]).expect("ip").contains(VIP6).then_some(());
         wait::until("the VIP", SOON, has).expect("the address");
         let mac = mac(&lab.balancer);
-        // Solicitations from the VIP: everybody who gets one learns its place.
+        // Solicitations from the VIP: every host that receives one learns its location.
         let filter = format!("icmp6 and ip6[40] = 135 and ip6 src {VIP6} and ether src {mac}");
         let questions = Capture::start(lab.client(), "eth0", &filter).expect("tcpdump");
         let of_nobody = || questions.lines().len();
@@ -184,7 +186,7 @@ fn over_ipv6_the_host_s_own_questions_do_not_tell_of_an_address_whose_lease_has_
     }
 }
 
-/// The counter in the kernel: a controller that is stopped answers nobody.
+/// The counter in the kernel: a stopped controller answers nobody.
 fn lease_lapsed(evenkeel: &Evenkeel) -> u64 {
     let tables = evenkeel::dataplane::tables_beside(evenkeel.bpffs()).expect("the tables");
     let counters = tables.counters().expect("counters");

@@ -1,6 +1,7 @@
-//! How long an address is nobody's: a master that crashes, loses its cable, or ends in order. keepalived in the same run
-//! beside it, for the same settings. At full size (`--full`) twenty rounds of each and the limits of the README; otherwise
-//! a few rounds, and limits that a busy machine keeps.
+//! How long nobody holds an address: a master that crashes, loses its cable, or stops in order;
+//! with keepalived beside it in the same run, for the same settings. At full size (`--full`) it
+//! runs twenty rounds of each with the limits of the README; otherwise a few rounds with limits
+//! that a busy machine keeps.
 
 use std::thread;
 
@@ -9,7 +10,7 @@ use lab::{Asker, capture};
 use super::*;
 use crate::cluster::full;
 
-/// Both hosts have the same one: whoever is MASTER stays.
+/// Both hosts have the same priority: the MASTER stays.
 const PRIORITY: u8 = 100;
 const SLACK: Duration = Duration::from_millis(150);
 
@@ -83,11 +84,11 @@ struct Race {
 /// What one round took.
 #[derive(Clone, Copy, Debug)]
 struct Round {
-    /// From the last word of the old master to the first of the new one.
+    /// From the old master's last advertisement to the new one's first.
     silence: Duration,
-    /// From what was done to the old one.
+    /// From what was done to the old master.
     since: Duration,
-    /// From the last word of the old master until the new one answers ARP.
+    /// From the old master's last advertisement until the new one answers ARP.
     answered: Duration,
 }
 
@@ -108,7 +109,7 @@ impl Race {
         if number == 0 { &self.lab.balancer } else { second(&self.lab) }
     }
 
-    /// A router is BACKUP once more than before, and has heard the other one.
+    /// Waits until a router is BACKUP once more than before, and has heard the other one.
     fn settles(&self, number: usize, before: usize) {
         let backup = || (self.routers[number].times_backup() > before && !has_vip(self.host(number))).then_some(());
         wait::until("BACKUP", SOON, backup).unwrap_or_else(|late| panic!("{late:#}\n{}", self.routers[number].log()));
@@ -146,7 +147,7 @@ impl Race {
             wait::until("the cut off host gives up", SOON, || (!has_vip(self.host(master))).then_some(()))
                 .expect("FAULT");
         }
-        // evenkeel is asked how it stands, keepalived's log counts from its start on.
+        // evenkeel is asked for its state; keepalived's log starts with its process.
         let before = match (&self.routers[master], end) {
             (router @ Router::Theirs(_), End::Cut) => router.times_backup(),
             _ => 0,
@@ -163,7 +164,7 @@ impl Race {
     }
 }
 
-/// What the protocol prescribes from the last word on.
+/// What the protocol prescribes after the last advertisement.
 fn prescribed(interval: Duration, end: End) -> Duration {
     let skew = interval * (256 - u32::from(PRIORITY)) / 256;
     if end == End::InOrder { skew } else { interval * 3 + skew }
@@ -192,7 +193,7 @@ fn milliseconds(mut times: Vec<Duration>) -> String {
     format!("{} / {} / {}", at(0), at(times.len() / 2), at(times.len() - 1))
 }
 
-/// Of what a client saw: smallest, median and largest.
+/// The smallest, median and largest of what a client saw.
 fn print(name: &str, interval: Duration, measured: &Measured) {
     for (end, rounds) in measured {
         let what = ENDS.iter().find(|(known, _)| known == end).map_or("", |(_, name)| name);

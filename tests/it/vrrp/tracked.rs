@@ -1,4 +1,5 @@
-//! Priority follows usefulness: what an instance depends on goes away on one host or on both, and comes back.
+//! The priority follows usefulness: something that an instance depends on fails on one host or on
+//! both, and comes back.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
@@ -49,7 +50,7 @@ fn an_interface_that_is_tracked_takes_the_address_with_it_and_notify_is_called_a
     assert!(because(&one).contains("interface eth1 is down"), "{}", because(&one));
     vip_goes(&lab.balancer, false);
     assert_eq!(resolve(lab.client(), VIP), Some(mac(second(&lab))));
-    // A cable that is pulled out is as good as an interface that is switched off, and one that is gone.
+    // An unplugged cable counts like an interface that is down or gone.
     lab.balancer.link("eth1", true).expect("eth1");
     becomes(&one, "MASTER");
     lab.switch.link("lb-eth1", false).expect("the switch's port");
@@ -107,7 +108,8 @@ fn a_script_counts_when_it_has_failed_and_passed_often_enough_and_one_that_hangs
     assert!(runs(&count) - before >= 4, "four in a row, not fewer");
     becomes(&one, "MASTER");
 
-    // One that hangs: it is ended with all it has started, fails, and meanwhile no advertisement is late.
+    // One that hangs is killed with everything that it has started, and counts as failed; in the
+    // meantime no advertisement is late.
     let seen = Capture::start(lab.client(), "eth0", "ip proto 112 and src 10.0.1.1").expect("tcpdump");
     fs::write(&hangs, "").expect("a file");
     priority_becomes(&one, 90);
@@ -116,7 +118,7 @@ fn a_script_counts_when_it_has_failed_and_passed_often_enough_and_one_that_hangs
     let gone = || {
         let children = fs::read_to_string(&child).ok()?;
         let stat = fs::read_to_string(format!("/proc/{}/stat", children.lines().next()?)).unwrap_or_default();
-        // A dead one may wait for somebody to take note of it.
+        // A dead one may wait to be reaped.
         (stat.is_empty() || stat.contains(") Z ")).then_some(())
     };
     wait::until("what the script had started is gone", SOON, gone).expect("its end");
@@ -143,12 +145,12 @@ fn with_all_backends_gone_on_both_hosts_one_still_holds_the_address_and_on_one_h
     becomes(&two, "BACKUP");
     let transitions = |evenkeel: &Evenkeel| report(evenkeel).expect("a report")["transitions"].clone();
 
-    // All of them gone for both: the distance stays.
+    // All of them fail on both hosts: the distance stays.
     standin.kill();
     priority_becomes(&one, 90);
     priority_becomes(&two, 40);
     assert!(because(&one).contains("no backend is up"), "{}", because(&one));
-    // One host finds out before the other, and may have lost the address for that while.
+    // One host may notice before the other, and lose the address for that time.
     becomes(&one, "MASTER");
     becomes(&two, "BACKUP");
     let before = [&one, &two].map(transitions);
@@ -162,13 +164,13 @@ fn with_all_backends_gone_on_both_hosts_one_still_holds_the_address_and_on_one_h
     priority_becomes(&one, 150);
     priority_becomes(&two, 100);
 
-    // For the first host alone: the other one is of use.
+    // For the first host only: the other one is better.
     let backend = lab.backends[0].address();
     lab.balancer.firewall(&[], &[&format!("ip daddr {backend} drop")]).expect("nft");
     priority_becomes(&one, 90);
     becomes(&two, "MASTER");
     becomes(&one, "BACKUP");
-    // Then for the other one too, which is the worse then.
+    // Then for the other one too, which then is the worse one.
     second(&lab).firewall(&[], &[&format!("ip daddr {backend} drop")]).expect("nft");
     priority_becomes(&two, 40);
     becomes(&one, "MASTER");
@@ -235,7 +237,7 @@ fn an_ipv4_and_an_ipv6_instance_of_one_group_are_master_together_or_not_at_all()
     let two = evenkeel(&lab, second(&lab), &group(100, &[]));
     become_both(&two, "BACKUP");
 
-    // Of one of them nothing is heard any more: it waits for the other one, which hears its master.
+    // One of them is no longer heard: it waits for the other one, which hears its master.
     second(&lab).firewall(&["meta l4proto 112 ip6 hoplimit 255 drop"], &[]).expect("nft");
     let heard =
         |name: &str| report_of(&two, name).expect("a report")["adverts"]["received"].as_u64().expect("a number");

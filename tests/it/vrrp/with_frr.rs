@@ -1,12 +1,12 @@
-//! One evenkeel and one FRR, in both roles and in both dialects of version 3's checksum over IPv4: that over the
-//! pseudo-header too, which FRR and keepalived send if they are not told otherwise, and that of RFC 9568.
+//! One evenkeel and one FRR, in both roles and in both dialects of version 3's checksum over IPv4:
+//! with the pseudo-header, which FRR and keepalived send by default, and that of RFC 9568.
 
 use lab::frr::{Frr, Router};
 
 use super::*;
 
 const INTERVAL: Duration = Duration::from_millis(100);
-/// Where FRR's address is, whoever's card it is.
+/// The MAC address that FRR uses for the address, on either host's card.
 const VIRTUAL_MAC: &str = "00:00:5e:00:01:33";
 
 fn frr(lab: &Lab, pseudo_header: bool) -> Frr {
@@ -32,14 +32,15 @@ fn refused(evenkeel: &Evenkeel) -> u64 {
     refused.filter_map(Value::as_u64).sum()
 }
 
-/// evenkeel takes over from FRR, gives way in order, takes it back, and lives through its crash.
+/// evenkeel takes over from FRR, gives way in order, takes the address back, and survives FRR's
+/// crash.
 fn both_roles(pseudo_header: bool) {
     let lab = lab();
     let mut frr = frr(&lab, pseudo_header);
     answers(&lab, VIRTUAL_MAC, &frr);
     let mut ours = evenkeel(&lab, &lab.balancer, &self::ours(150, pseudo_header));
     becomes(&ours, "MASTER");
-    // FRR hears it and switches its device off.
+    // FRR hears it and turns its device off.
     answers(&lab, &mac(&lab.balancer), &frr);
     let received = || report(&ours).expect("a report")["adverts"]["received"].as_u64();
     let before = received();

@@ -1,8 +1,9 @@
-//! One evenkeel and one keepalived, in both roles: as on the day on which the first of two nodes was exchanged.
+//! One evenkeel and one keepalived, in both roles, as on the day on which the first of two nodes is
+//! replaced.
 
 use super::*;
 
-/// What both are configured with, and how they are told.
+/// How both are configured.
 struct Kind {
     name: &'static str,
     ours: &'static [&'static str],
@@ -14,7 +15,7 @@ struct Kind {
 
 const FAST: &str = "advert_interval = \"100ms\"";
 
-/// All ways to speak to each other over IPv4.
+/// All dialects that they can use with each other over IPv4.
 const KINDS: [Kind; 4] = [
     Kind {
         name: "version 2",
@@ -62,8 +63,8 @@ impl Kind {
     }
 }
 
-/// evenkeel is master before keepalived, gives way in order, takes it back by preemption, and lives through a crash of
-/// keepalived; then with the priorities the other way round.
+/// evenkeel is MASTER before keepalived, gives way in order, takes the address back by preemption,
+/// and survives a crash of keepalived; then with the priorities swapped.
 fn both_roles(kind: &Kind) {
     let lab = lab();
     let mut keepalived = Keepalived::start(second(&lab), &kind.theirs(1, 100)).expect("keepalived");
@@ -112,8 +113,8 @@ fn version_3_by_unicast_in_both_roles() {
     both_roles(&KINDS[3]);
 }
 
-/// The advertisements of a master at 10.0.1.1, without the IP identification and header checksum, which are the kernel's:
-/// one of life and the resignation.
+/// Two advertisements of a master at 10.0.1.1, a regular one and the resignation, without the IP
+/// identification and the header checksum, which the kernel fills in.
 fn advertisements(lab: &Lab, run: impl FnOnce()) -> Vec<Vec<u8>> {
     let seen = Capture::start_with(second(lab), "eth0", "proto 112 and src 10.0.1.1", &["-x"]).expect("tcpdump");
     run();

@@ -1,5 +1,6 @@
-//! Another router that is configured otherwise, or is somebody else's: counted, told with what to do, and shown by
-//! `evenkeel vrrp`. And how the segment is told, over and over, where the address is.
+//! Another router that is configured differently, or is somebody else's: it is counted, reported
+//! with what to do, and shown by `evenkeel vrrp`. And how the address is announced to the segment,
+//! again and again.
 
 use super::*;
 
@@ -14,7 +15,7 @@ fn counts(evenkeel: &Evenkeel, instance: &str, counter: &str) {
     wait::until(counter, SOON, counted).unwrap_or_else(|late| panic!("{late:#}\n{}", evenkeel.log()));
 }
 
-/// An instance of version 2 with a number of its own.
+/// An instance of version 2 with its own number.
 fn second_version(name: &str, number: u8, priority: u8, keys: &[&str]) -> String {
     instance(priority, &[&["version = 2"], keys].concat())
         .replace("VI_1", name)
@@ -44,7 +45,7 @@ fn another_password_or_interval_leaves_two_masters_who_say_so_and_what_to_do() {
         );
         assert!(shown.contains("(interval): another interval, which version 2"), "{shown}");
     }
-    // Each takes itself for the only one, and sees that the other says the same.
+    // Each takes itself for the only one, and sees that the other does the same.
     let masters = || ["VI_P", "VI_I"].iter().all(|name| report_of(&two, name).is_ok_and(|it| it["state"] == "MASTER"));
     wait::until("two masters", SOON, || masters().then_some(())).expect("split brain");
     counts(&one, "VI_P", "claims");
@@ -60,7 +61,7 @@ fn somebody_else_s_virtual_router_with_our_number_is_told_from_a_peer_with_other
     // keepalived, with our number for an address of its own.
     let strange = keepalived("MASTER", 50, &["version 3", "advert_int 0.1"]).replace(VIP, "10.0.1.77");
     let mut theirs = Keepalived::start(second(&lab), &strange).expect("keepalived");
-    // It gives way at once, but says a word before.
+    // It gives way at once, but sends one advertisement before.
     counts(&one, "VI_1", "address_mismatches");
     is_told(
         &one,
@@ -73,7 +74,7 @@ fn somebody_else_s_virtual_router_with_our_number_is_told_from_a_peer_with_other
     );
     theirs.terminate().expect("its end");
 
-    // A peer who has one address more.
+    // A peer with one more address.
     let more = keepalived("MASTER", 200, &["version 3", "advert_int 0.1"]);
     let more = more.replace("    10.0.1.100/24\n", "    10.0.1.100/24\n    10.0.1.78/24\n");
     let _theirs = Keepalived::start(second(&lab), &more).expect("keepalived");
@@ -92,7 +93,7 @@ fn the_segment_is_told_at_once_after_a_while_and_every_garp_refresh() {
     let keys = ["advert_interval = \"100ms\"", "garp_repeat = 3", "garp_delay = \"1s\"", "garp_refresh = \"2s\""];
     let one = evenkeel(&lab, &lab.balancer, &instance(150, &keys));
     becomes(&one, "MASTER");
-    // A request and an answer each time, three times over.
+    // A request and an answer each time, three times.
     let all = || (seen.seen().len() >= 4 * 6).then(|| seen.seen());
     let times = wait::until("four rounds", SOON, all).expect("gratuitous ARP");
     let after: Vec<_> = times.iter().step_by(6).map(|at| (*at - times[0]).as_secs_f64()).collect();

@@ -68,7 +68,8 @@ pub struct Options {
     /// Compare with the results of an earlier run: its lab.json or packets.json
     #[arg(long)]
     pub against: Option<PathBuf>,
-    /// Write page, plots and results to this folder [default: docs/bench; target/bench for --quick and --only]
+    /// Write page, plots and results to this folder [default: docs/bench; target/bench for --quick
+    /// and --only]
     #[arg(long)]
     pub into: Option<PathBuf>,
 }

@@ -1,8 +1,8 @@
 //! An FRR that speaks both dialects of VRRP version 3's checksum.
 //!
-//! The option came with FRR 8.5, and Debian 12 has 8.4. There, setup unpacks Debian 13's FRR with its
-//! libraries beside the system's and leaves the system alone; both use the users that the system's
-//! package has made.
+//! The option came with FRR 8.5, and Debian 12 has 8.4. There, setup unpacks Debian 13's FRR with
+//! its libraries beside the system's and leaves the system alone; both use the users that the
+//! system's package has made.
 
 use std::{fs, path::Path};
 

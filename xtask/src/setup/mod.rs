@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: finds or installs what the commands of xtask need, and says in one line each
-//! where it comes from.
+//! `cargo xtask setup`: finds or installs what the commands of xtask need, and says in one line
+//! each where it comes from.
 //!
 //! When nothing is missing it only looks at files, so every command calls it first.
 

@@ -57,7 +57,8 @@ impl Extent {
         Extent { systems: &System::QUICK, works: Some(&works::QUICK), rounds: 5, seconds: 0.6, idle: None };
 }
 
-/// All of it, or one part: a work's name (with the one that its rate comes from), `idle` or `daemon`.
+/// All of it, or one part: a work's name (with the one that its rate comes from), `idle` or
+/// `daemon`.
 pub fn run(extent: Extent, only: Option<&str>, results: &mut Results) -> Result<()> {
     let began = Instant::now();
     let wanted = |part: &str| only.is_none_or(|only| only == part);
