@@ -64,6 +64,19 @@ fn evenkeel(lab: &Lab, host: &Host, instance: &str) -> Evenkeel {
     evenkeel
 }
 
+/// evenkeel on both hosts, with `file` and the instance: the first is MASTER, the second BACKUP.
+#[track_caller]
+fn master_and_backup(lab: &Lab, file: &str, keys: &[&str]) -> (Evenkeel, Evenkeel) {
+    let start = |host: &Host, priority, state| {
+        let file = format!("{file}\n{}", instance(priority, keys));
+        let mut evenkeel = Evenkeel::on(lab, host, &file).expect("files");
+        evenkeel.run().expect("evenkeel");
+        becomes(&evenkeel, state);
+        evenkeel
+    };
+    (start(&lab.balancer, 150, "MASTER"), start(second(lab), 100, "BACKUP"))
+}
+
 /// The instance's entry in `evenkeel vrrp`.
 pub fn report(evenkeel: &Evenkeel) -> anyhow::Result<Value> {
     report_of(evenkeel, "VI_1")

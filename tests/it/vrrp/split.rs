@@ -26,17 +26,8 @@ fn metric(evenkeel: &Evenkeel, host: &Host, name: &str) -> u64 {
 #[test]
 fn two_masters_see_each_other_s_claims_and_when_they_hear_each_other_again_one_is_left_and_every_client_finds_it() {
     let lab = Lab::build(&Plan::new(Topology::Segment).backends(1).clients(3).pair()).expect("the lab");
-    let api = format!("[api]\nlisten = \"{API}\"\n\n");
-    let start = |host: &Host, priority| {
-        let file = api.clone() + &service(&lab) + "\n" + &instance(priority, &[]);
-        let mut evenkeel = Evenkeel::on(&lab, host, &file).expect("files");
-        evenkeel.run().expect("evenkeel");
-        evenkeel
-    };
-    let one = start(&lab.balancer, 150);
-    becomes(&one, "MASTER");
-    let two = start(second(&lab), 100);
-    becomes(&two, "BACKUP");
+    let file = format!("[api]\nlisten = \"{API}\"\n\n{}", service(&lab));
+    let (one, two) = master_and_backup(&lab, &file, &[]);
     lab.clients.iter().for_each(|client| assert_eq!(resolve(client, VIP), Some(mac(&lab.balancer))));
 
     // Advertisements still leave both hosts and pass the client, so its capture is the witness.

@@ -133,16 +133,7 @@ fn with_all_backends_gone_on_both_hosts_one_still_holds_the_address_and_on_one_h
     let mut standin = StandIn::start(&lab.backends[0]).expect("a stand-in");
     let probe = ["probe = \"tcp\"", "interval = \"200ms\"", "timeout = \"150ms\"", "fall = 2", "rise = 1"];
     let probed = probe.iter().fold(Service::new(&lab, "tc"), |service, line| service.probe(line)).toml();
-    let start = |host: &Host, priority| {
-        let file = probed.clone() + "\n" + &instance(priority, &[FAST]);
-        let mut evenkeel = Evenkeel::on(&lab, host, &file).expect("files");
-        evenkeel.run().expect("evenkeel");
-        evenkeel
-    };
-    let one = start(&lab.balancer, 150);
-    becomes(&one, "MASTER");
-    let two = start(second(&lab), 100);
-    becomes(&two, "BACKUP");
+    let (one, two) = master_and_backup(&lab, &probed, &[FAST]);
     let transitions = |evenkeel: &Evenkeel| report(evenkeel).expect("a report")["transitions"].clone();
 
     // All of them fail on both hosts: the distance stays.

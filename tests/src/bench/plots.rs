@@ -113,8 +113,8 @@ pub fn curves(file: &Path, words: &Words, curves: &[Curve]) -> Result<()> {
                 .label(curve.name.clone())
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour.stroke_width(2)));
         }
-        let place = SeriesLabelPosition::UpperLeft;
-        chart.configure_series_labels().position(place).background_style(WHITE.mix(0.8)).draw()?;
+        let position = SeriesLabelPosition::UpperLeft;
+        chart.configure_series_labels().position(position).background_style(WHITE.mix(0.8)).draw()?;
         Ok(())
     })
 }
