@@ -1,9 +1,11 @@
-//! What the heap keeps.
+//! The heap's free memory.
 
-/// Gives the free memory of the heap back to the system: after the loader's work it holds several megabytes for nothing.
+/// Returns the heap's free memory to the system: after loading the programs, several megabytes of
+/// it are unused.
 pub fn trim() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim takes no pointers and may be called at any time from any thread (malloc_trim(3)).
+    // SAFETY: malloc_trim takes no pointers and may be called at any time from any thread
+    // (malloc_trim(3)).
     unsafe {
         libc::malloc_trim(0);
     }

@@ -1,4 +1,4 @@
-//! Files that lines are appended to.
+//! Opening a file to append lines to it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -7,9 +7,9 @@ use std::{
     path::Path,
 };
 
-/// Opens a file to append to it, made anew if it is not there; only its owner's group may read it. Opening a FIFO does
-/// not wait for a reader (ENXIO if there is none), nor does writing to it when it is full (EAGAIN). A terminal does not
-/// become ours.
+/// Opens a file to append to it and creates it if it does not exist, readable by its owner and
+/// group only. Opening a FIFO does not wait for a reader (ENXIO without one), and neither does
+/// writing to a full one (EAGAIN). A terminal does not become our controlling terminal.
 pub fn open(path: &Path) -> io::Result<File> {
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)

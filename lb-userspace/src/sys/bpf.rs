@@ -1,4 +1,4 @@
-//! The BPF commands that aya does not offer, or not in the form needed.
+//! The BPF commands that aya lacks, or does not offer in the form needed here.
 
 use std::{
     ffi::CString,
@@ -22,7 +22,8 @@ struct DeleteElement {
 
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 
-/// Takes the inner map at `index` out of an array of maps; its memory is freed when nobody uses it any more.
+/// Removes the inner map at `index` from an array of maps; its memory is freed once nothing refers
+/// to it.
 pub fn delete_inner_map(array_of_maps: BorrowedFd<'_>, index: u32) -> io::Result<()> {
     let attributes = DeleteElement {
         map_fd: array_of_maps.as_raw_fd() as u32,
@@ -31,8 +32,8 @@ pub fn delete_inner_map(array_of_maps: BorrowedFd<'_>, index: u32) -> io::Result
         value: 0,
         flags: 0,
     };
-    // SAFETY: the attributes and the key they point to live through the call; the kernel reads `size_of` bytes and writes
-    // nothing.
+    // SAFETY: the attributes and the key they point to live through the call; the kernel reads
+    // `size_of` bytes and writes nothing.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_DELETE_ELEM, &raw const attributes, size_of::<DeleteElement>()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -64,8 +65,9 @@ struct UpdateBatch {
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 
-/// Puts inner maps into an array of maps, from `first` on. Every command waits until no program uses what stood there
-/// before (RCU), so several go by one command, where the kernel knows that (5.19).
+/// Puts inner maps into an array of maps, from index `first` on. Every command waits until no
+/// program still uses the previous map (RCU), so several maps go in one batch command where the
+/// kernel has it (5.19).
 pub fn set_inner_maps(array_of_maps: BorrowedFd<'_>, first: u32, maps: &[BorrowedFd<'_>]) -> io::Result<()> {
     let map_fd = array_of_maps.as_raw_fd() as u32;
     let values: Vec<u32> = maps.iter().map(|map| map.as_raw_fd() as u32).collect();
@@ -82,7 +84,8 @@ pub fn set_inner_maps(array_of_maps: BorrowedFd<'_>, first: u32, maps: &[Borrowe
             flags: 0,
         };
         let size = size_of::<UpdateBatch>();
-        // SAFETY: keys and values live through the call and are `count` each; the kernel writes `count` back.
+        // SAFETY: keys and values live through the call and are `count` each; the kernel writes
+        // `count` back.
         let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &raw mut batch, size) };
         if result == 0 {
             return Ok(());
@@ -126,7 +129,7 @@ struct InfoByFd {
 
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 
-/// The beginning of `struct bpf_link_info` as XDP and tcx links fill it.
+/// The beginning of `struct bpf_link_info`, as XDP and tcx links fill it.
 #[repr(C)]
 #[derive(Default)]
 struct LinkInfo {
@@ -138,20 +141,21 @@ struct LinkInfo {
     rest: [u32; 3],
 }
 
-/// Where a pinned XDP or tcx link leads.
+/// What a pinned XDP or tcx link connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkState {
-    /// The program's number.
+    /// The program's ID.
     pub program: u32,
-    /// The interface's number; 0: it was detached from outside, or the interface is gone.
+    /// The interface's index; 0: the link was detached from outside, or the interface is gone.
     pub ifindex: u32,
 }
 
-/// Looks at a pinned link.
+/// Reads the state of a pinned link.
 pub fn pinned_link(path: &Path) -> io::Result<LinkState> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let get = ObjectGet { path: path.as_ptr() as u64, fd: 0, flags: 0 };
-    // SAFETY: the attributes and the path they point to live through the call; the kernel writes nothing.
+    // SAFETY: the attributes and the path they point to live through the call; the kernel writes
+    // nothing.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const get, size_of::<ObjectGet>()) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
@@ -162,8 +166,8 @@ pub fn pinned_link(path: &Path) -> io::Result<LinkState> {
     let mut attributes =
         InfoByFd { fd: link.as_raw_fd() as u32, length: size_of::<LinkInfo>() as u32, info: (&raw mut info) as u64 };
     let size = size_of::<InfoByFd>();
-    // SAFETY: the kernel writes at most `length` bytes to `info`, which has them, and the length back; both live through
-    // the call.
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which is that long, and writes
+    // the length back; both live through the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw mut attributes, size) };
     if result != 0 {
         return Err(io::Error::last_os_error());
@@ -187,7 +191,7 @@ struct CreateMap {
 const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 
-/// Makes an array of `entries` values of `value_size` bytes. `name` is cut to 15 bytes.
+/// Creates an array of `entries` values of `value_size` bytes. `name` is cut to 15 bytes.
 pub fn create_array(name: &str, value_size: u32, entries: u32, flags: u32) -> io::Result<OwnedFd> {
     let mut attributes = CreateMap {
         map_type: BPF_MAP_TYPE_ARRAY,
@@ -202,7 +206,8 @@ pub fn create_array(name: &str, value_size: u32, entries: u32, flags: u32) -> io
     for (to, from) in attributes.name.iter_mut().take(15).zip(name.bytes()) {
         *to = from;
     }
-    // SAFETY: the attributes live through the call; the kernel reads `size_of` bytes and writes nothing.
+    // SAFETY: the attributes live through the call; the kernel reads `size_of` bytes and writes
+    // nothing.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, &raw const attributes, size_of::<CreateMap>()) };
     if fd < 0 {
         return Err(io::Error::last_os_error());

@@ -1,4 +1,4 @@
-//! Descriptors that a program inherits from the one that starts it. They keep their numbers.
+//! Descriptors that a program inherits from its parent, under the same numbers.
 
 use std::{
     io,
@@ -9,22 +9,23 @@ use std::{
     process::Command,
 };
 
-/// Lets the program that `command` starts inherit descriptors, and no other program: they are closed on exec until the
-/// new process has been forked.
+/// Lets the program that `command` starts, and no other, inherit descriptors: they stay
+/// close-on-exec until the new process has been forked.
 pub fn pass_on(command: &mut Command, descriptors: Vec<OwnedFd>) {
     let keep_open = move || {
         descriptors.iter().try_for_each(|descriptor| {
-            // SAFETY: no pointers; the descriptor is open, for the closure owns it.
+            // SAFETY: no pointers; the descriptor is open because the closure owns it.
             let result = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_SETFD, 0) };
             if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
         })
     };
-    // SAFETY: between fork and exec only async-signal-safe calls are made (fcntl(2)), and nothing is allocated.
+    // SAFETY: between fork and exec only async-signal-safe calls are made (fcntl(2)), and nothing
+    // is allocated.
     unsafe { command.pre_exec(keep_open) };
 }
 
-/// Takes over a descriptor that was inherited. One that this process has opened itself is refused: those are closed on
-/// exec, so that an inherited one is told from them.
+/// Takes ownership of an inherited descriptor. One that this process opened itself is refused:
+/// those are close-on-exec, which tells the two apart.
 pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     let refused = || io::Error::other(format!("descriptor {number} was not inherited"));
     if number <= libc::STDERR_FILENO {
@@ -40,7 +41,8 @@ pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: open (asked above) and inherited, so nothing in this process owns it but the value made here.
+    // SAFETY: open (checked above) and inherited, so nothing in this process owns it but the value
+    // made here.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 

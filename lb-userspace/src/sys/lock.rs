@@ -1,4 +1,4 @@
-//! One daemon to a folder: a lock that ends with the process that holds it, even by SIGKILL.
+//! One daemon per folder: a lock that ends with the process that holds it, even on SIGKILL.
 
 use std::{
     fs::{File, TryLockError},
@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often a lock that is taken is tried again.
+/// Pause between two attempts to take a lock that is held.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Locks a file or folder, and waits so long for a process that is ending. `false`: it stays taken. `is_hopeless` ends
-/// the wait before its time.
+/// Locks a file or folder, and waits up to `patience` for a process that is ending. `false`:
+/// somebody else still holds it. `is_hopeless` ends the wait early.
 pub fn exclusive(file: &File, patience: Duration, is_hopeless: impl Fn() -> bool) -> io::Result<bool> {
     let began = Instant::now();
     loop {

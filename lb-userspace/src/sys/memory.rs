@@ -1,8 +1,8 @@
-//! Memory that others write at the same time: the maps of the kernel program, mapped into this process.
+//! Memory with other writers: the maps of the kernel program, mapped into this process.
 //!
-//! Every access is an atomic one of a whole word, so nothing here is a data race, whatever the kernel program does
-//! meanwhile. What several words mean together is for the caller to order: see the `Acquire`s and `Release`s of
-//! [`Table`].
+//! Every access is an atomic access to a whole word, so nothing here is a data race, whatever the
+//! kernel program does at the same time. The order between several words is up to the caller: see
+//! the `Acquire`s and `Release`s of [`Table`].
 
 use std::{
     io,
@@ -21,17 +21,19 @@ struct Mapping {
     len: usize,
 }
 
-// SAFETY: the mapping belongs to this value until it is dropped and is only reached through atomics.
+// SAFETY: the mapping belongs to this value until it is dropped and is accessed through atomics
+// only.
 unsafe impl Send for Mapping {}
 // SAFETY: as above: atomics may be used from several threads.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes of `fd`, or fresh zeroed memory if there is none.
+    /// Maps `len` bytes of `fd`, or fresh zeroed memory without one.
     fn new(fd: Option<BorrowedFd<'_>>, len: usize) -> io::Result<Mapping> {
         let (fd, anonymous) = fd.map_or((-1, libc::MAP_ANONYMOUS), |fd| (fd.as_raw_fd(), 0));
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: no address is asked for, so no existing mapping is touched; the kernel checks everything else.
+        // SAFETY: no address is requested, so no existing mapping is touched; the kernel checks
+        // everything else.
         let base = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED | anonymous, fd, 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -40,14 +42,15 @@ impl Mapping {
         Ok(Mapping { base, len })
     }
 
-    /// Maps `each` bytes of every `fd`, one behind the other; whole pages.
+    /// Maps `each` bytes of every `fd`, one after the other; `each` is a multiple of the page size.
     fn joined(fds: &[BorrowedFd<'_>], each: usize) -> io::Result<Mapping> {
-        // Room for all of them, which the parts then take the place of.
+        // Reserves the address range; the parts then replace it piece by piece.
         let room = Mapping::new(None, fds.len() * each)?;
         for (part, fd) in fds.iter().enumerate() {
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-            // SAFETY: the part lies inside `room`, which is ours alone and not in use yet; the kernel checks everything else.
+            // SAFETY: the part lies inside `room`, which is ours alone and not in use yet; the
+            // kernel checks everything else.
             let at = unsafe {
                 let place = room.base.as_ptr().add(part * each);
                 libc::mmap(place.cast(), each, protection, flags, fd.as_raw_fd(), 0)
@@ -61,8 +64,9 @@ impl Mapping {
 
     fn word64(&self, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.len, "word at {offset} of {}", self.len);
-        // SAFETY: the word lies inside the mapping (asserted above), which lives as long as `self` and starts at a page;
-        // an AtomicU64 is valid for all bit patterns and may be shared with other writers.
+        // SAFETY: the word lies inside the mapping (asserted above), which lives as long as `self`
+        // and starts at a page; an AtomicU64 is valid for all bit patterns and may be shared with
+        // other writers.
         unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
     }
 
@@ -75,15 +79,17 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made by `new` with this address and length, and no reference into it can outlive `self`.
+        // SAFETY: the mapping was made by `new` with this address and length, and no reference into
+        // it can outlive `self`.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }
 
-/// A record that stands in a map.
+/// A record in a map.
 ///
 /// # Safety
-/// The type has no padding, is valid for all bit patterns, its size is a multiple of 8 and at most [`MAX_RECORD`].
+/// The type has no padding, is valid for all bit patterns, its size is a multiple of 8 and at most
+/// [`MAX_RECORD`].
 pub unsafe trait Record: Copy {}
 
 /// The largest record, in bytes.
@@ -91,7 +97,8 @@ pub const MAX_RECORD: usize = 256;
 
 macro_rules! records {
     ($($record:ty),* $(,)?) => {$(
-        // SAFETY: repr(C) integers and arrays of them; lb-common asserts the sizes, which leave no room for padding.
+        // SAFETY: repr(C) integers and arrays of them; lb-common asserts the sizes, which leave no
+        // room for padding.
         unsafe impl Record for $record {}
         const _: () = assert!(size_of::<$record>().is_multiple_of(8) && size_of::<$record>() <= MAX_RECORD);
     )*};
@@ -112,29 +119,30 @@ pub struct Table<T> {
 }
 
 impl<T: Record> Table<T> {
-    /// Maps an array map of `len` records. The caller has compared the map's value size and entries.
+    /// Maps an array map of `len` records. The caller has compared the map's value size and
+    /// entries.
     pub fn map(fd: BorrowedFd<'_>, len: usize) -> io::Result<Table<T>> {
         Ok(Table { mapping: Mapping::new(Some(fd), len * size_of::<T>())?, len, record: PhantomData })
     }
 
-    /// Maps several array maps of `each` records as one table, of which the first `len` records are used. The records of a
-    /// map fill whole pages.
+    /// Maps several array maps of `each` records as one table whose first `len` records are used.
+    /// The records of one map fill whole pages.
     pub fn joined(fds: &[BorrowedFd<'_>], each: usize, len: usize) -> io::Result<Table<T>> {
         assert!(len <= fds.len() * each, "{len} records in {} maps of {each}", fds.len());
         Ok(Table { mapping: Mapping::joined(fds, each * size_of::<T>())?, len, record: PhantomData })
     }
 
-    /// The same in plain zeroed memory.
+    /// A table in plain zeroed memory.
     pub fn anonymous(len: usize) -> io::Result<Table<T>> {
         Ok(Table { mapping: Mapping::new(None, len * size_of::<T>())?, len, record: PhantomData })
     }
 
-    /// How many records there are.
+    /// The number of records.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the table has no records.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -154,20 +162,21 @@ impl<T: Record> Table<T> {
         self.mapping.word32(index * size_of::<T>() + offset)
     }
 
-    /// A copy of a record, word by word: what changes meanwhile may be old in one word and new in another.
+    /// A copy of a record, word by word: a concurrent change may show in one word and not yet in
+    /// another.
     pub fn read(&self, index: usize) -> T {
         let mut words = [0_u64; MAX_RECORD / 8];
         let count = size_of::<T>() / 8;
         for (place, word) in words.iter_mut().enumerate().take(count) {
             *word = self.word64(index, place * 8).load(Ordering::Relaxed);
         }
-        // SAFETY: `Record` promises that all bit patterns are valid and that the size is `count` words, which were filled;
-        // the pointer need not be aligned for T.
+        // SAFETY: `Record` promises that all bit patterns are valid and that the size is `count`
+        // words, which were filled; `read_unaligned` needs no alignment.
         unsafe { words.as_ptr().cast::<T>().read_unaligned() }
     }
 
-    /// Writes a record word by word, the word that holds byte `last` after all others: who reads that word with
-    /// `Acquire` and finds the new value finds the rest new too.
+    /// Writes a record word by word, the word that holds byte `last` after all others: a reader
+    /// that loads that word with `Acquire` and sees the new value sees the rest new too.
     pub fn publish(&self, index: usize, record: &T, last: usize) {
         let words = words_of(record);
         let count = size_of::<T>() / 8;
@@ -182,8 +191,8 @@ impl<T: Record> Table<T> {
 
 fn words_of<T: Record>(record: &T) -> [u64; MAX_RECORD / 8] {
     let mut words = [0_u64; MAX_RECORD / 8];
-    // SAFETY: `Record` promises that T has no padding (all its bytes are initialised) and fits into `words`; the two do not
-    // overlap.
+    // SAFETY: `Record` promises that T has no padding (all its bytes are initialised) and fits into
+    // `words`; the two do not overlap.
     unsafe {
         std::ptr::copy_nonoverlapping(
             std::ptr::from_ref(record).cast::<u8>(),

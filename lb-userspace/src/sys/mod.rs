@@ -1,5 +1,5 @@
-//! The only place with `unsafe` and libc: memory shared with the kernel, clocks, mounts, sockets that std does not
-//! have, and netlink. Everything above works with safe types.
+//! The only place in user space with `unsafe` and libc: memory shared with the kernel, clocks,
+//! mounts, sockets that std lacks, and netlink. Everything above works with safe types.
 
 pub mod allocator;
 pub mod append;

@@ -1,4 +1,4 @@
-//! The BPF file system: where pins outlive the process.
+//! The BPF file system, where pins outlive the process.
 
 use std::{
     ffi::CString,
@@ -10,19 +10,20 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-/// Where systemd mounts it. Nothing can be made below /sys/fs/bpf otherwise, so the mount has to be there.
+/// Where systemd mounts it. Nothing can be created below /sys/fs/bpf without a mount, so the mount
+/// has to be exactly there.
 const USUAL: &str = "/sys/fs/bpf";
-/// What statfs(2) says of a bpffs.
+/// The file system type of a bpffs in statfs(2).
 const BPF_FS: libc::__fsword_t = libc::BPF_FS_MAGIC;
 
-/// Whether `path`, or the nearest of its parents that exists, lies on a mounted bpffs.
+/// Whether `path`, or its nearest existing parent, lies on a mounted bpffs.
 pub fn is_bpffs(path: &Path) -> bool {
     nearest_existing(path).is_some_and(|path| file_system(&path).is_ok_and(|magic| magic == BPF_FS))
 }
 
-/// Mounts a bpffs for `path` on the host's side: in the mount namespace of process 1, so that it outlives this process
-/// even where that one has mounts of its own (`ip netns exec`, a unit's private mounts). Does nothing if `path` lies on
-/// one already.
+/// Mounts a bpffs for `path` on the host's side, that is in the mount namespace of process 1, so
+/// that it outlives this process even where this process has mounts of its own (`ip netns exec`, a
+/// unit's private mounts). Does nothing if `path` already lies on one.
 pub fn mount_bpffs(path: &Path) -> Result<()> {
     if is_bpffs(path) {
         return Ok(());
@@ -32,7 +33,7 @@ pub fn mount_bpffs(path: &Path) -> Result<()> {
         .with_context(|| format!("cannot mount a bpffs at {}", mount_point(path).display()))?;
     if !is_bpffs(path) {
         bail!(
-            "a bpffs was mounted at {} on the host's side, but this process does not see it: it runs with mounts of its \
+            "a bpffs was mounted at {} on the host's side, but this process does not see it because it has mounts of its \
              own (start it with `nsenter --net=...` instead of `ip netns exec`)",
             mount_point(path).display()
         );
@@ -61,7 +62,7 @@ fn file_system(path: &Path) -> io::Result<libc::__fsword_t> {
     if unsafe { libc::statfs(path.as_ptr(), status.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: filled by the call, and valid for all bit patterns anyway (zeroed above).
+    // SAFETY: filled by the call, and valid for all bit patterns in any case (zeroed above).
     Ok(unsafe { status.assume_init() }.f_type)
 }
 
@@ -71,7 +72,8 @@ fn make_and_mount(place: &Path) -> io::Result<()> {
         return Ok(());
     }
     let target = CString::new(place.as_os_str().as_bytes())?;
-    // SAFETY: all pointers are C strings that live through the call, or null where the call allows it.
+    // SAFETY: all pointers are C strings that live through the call, or null where the call allows
+    // it.
     let result =
         unsafe { libc::mount(c"bpffs".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), 0, c"mode=0700".as_ptr().cast()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -84,17 +86,18 @@ fn unmount(place: &Path) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Runs `work` on a thread of its own that has joined the mount namespace of process 1: a thread that shares its root
-/// and working directory with others may not change it (setns(2)).
+/// Runs `work` on a thread of its own that has joined the mount namespace of process 1: a thread
+/// that shares its root and working directory with others may not change namespaces (setns(2)).
 fn on_the_hosts_side(work: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
     let join = || -> io::Result<()> {
         let namespace = match File::open("/proc/1/ns/mnt") {
             Ok(namespace) => namespace,
-            // A container: process 1 is not ours to join, and its mounts are the ones we have.
+            // In a container we may not join process 1, and its mounts are the ones we have.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return work(),
             Err(error) => return Err(error),
         };
-        // SAFETY: neither call takes pointers; both concern this thread only, which ends with `work`.
+        // SAFETY: neither call takes pointers; both concern this thread only, which ends with
+        // `work`.
         let result = unsafe {
             if libc::unshare(libc::CLONE_FS) == 0 { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) } else { -1 }
         };

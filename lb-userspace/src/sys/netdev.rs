@@ -1,5 +1,5 @@
-//! What the kernel says about one network interface, asked by ioctl: `/sys/class/net` may show another network
-//! namespace than this process lives in.
+//! What the kernel says about one network interface, by ioctl: `/sys/class/net` may show another
+//! network namespace than that of this process.
 
 use std::{
     ffi::CStr,
@@ -12,26 +12,27 @@ use std::{
 pub struct Device {
     /// Its name.
     pub name: String,
-    /// The kernel's number for it.
+    /// The kernel's index for it.
     pub ifindex: u32,
     /// Its MAC address.
     pub mac: [u8; 6],
     /// Whether it carries Ethernet frames.
     pub ethernet: bool,
-    /// Its driver and the bus the driver found it on; empty where there is none (many virtual devices).
+    /// Its driver and the bus on which the driver found it; empty for devices without a driver
+    /// (many virtual ones).
     pub driver: Driver,
 }
 
-/// Who drives an interface (`ethtool -i`).
+/// The driver of an interface (`ethtool -i`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Driver {
-    /// `driver:`
+    /// `driver:` of `ethtool -i`.
     pub name: String,
-    /// `bus-info:`
+    /// `bus-info:` of `ethtool -i`.
     pub bus: String,
 }
 
-/// Asks for an interface by its name.
+/// Looks an interface up by its name.
 pub fn by_name(name: &str) -> io::Result<Device> {
     let socket = control_socket()?;
     let ifindex = index_of(name)?;
@@ -45,7 +46,7 @@ pub fn by_name(name: &str) -> io::Result<Device> {
     })
 }
 
-/// The number of the interface of this name.
+/// The index of the interface with this name.
 pub fn index_of(name: &str) -> io::Result<u32> {
     let name = std::ffi::CString::new(name)?;
     // SAFETY: `name` is a C string that lives through the call.
@@ -55,7 +56,7 @@ pub fn index_of(name: &str) -> io::Result<u32> {
     }
 }
 
-/// The name of the interface with this number.
+/// The name of the interface with this index.
 pub fn name_of(ifindex: u32) -> io::Result<String> {
     let mut name = [0 as libc::c_char; libc::IF_NAMESIZE];
     // SAFETY: `name` has the IF_NAMESIZE bytes that the call may write.
@@ -123,8 +124,8 @@ fn driver(socket: &OwnedFd, name: &str) -> io::Result<Driver> {
     info.command = ETHTOOL_GDRVINFO;
     let mut request = request(name)?;
     request.ifr_ifru.ifru_data = (&raw mut info).cast();
-    // SAFETY: with this command the kernel writes one ethtool_drvinfo to `ifru_data`, which `info` has room for (size
-    // asserted below); both live through the call.
+    // SAFETY: with this command the kernel writes one ethtool_drvinfo to `ifru_data`, for which
+    // `info` has room (size asserted below); both live through the call.
     if unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) } != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,4 +1,4 @@
-//! Frames that answer no packet, sent past the queueing discipline (packet(7)).
+//! A socket for frames that answer no packet; they bypass the queueing discipline (packet(7)).
 
 use std::{
     io,
@@ -9,7 +9,7 @@ use std::{
 pub struct PacketSocket(OwnedFd);
 
 impl PacketSocket {
-    /// Opens it in the network namespace of this thread.
+    /// Opens the socket in the network namespace of this thread.
     pub fn open() -> io::Result<PacketSocket> {
         // Protocol 0: nothing is received.
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
@@ -39,14 +39,14 @@ impl PacketSocket {
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Sends one Ethernet frame, its header included, through an interface. A full transmit queue is an error
-    /// (`WouldBlock` or ENOBUFS), never a wait.
+    /// Sends one Ethernet frame, header included, through an interface. A full transmit queue is an
+    /// error (`WouldBlock` or ENOBUFS), never a wait.
     pub fn send(&self, ifindex: u32, frame: &[u8]) -> io::Result<()> {
         // SAFETY: plain data for which zeros are valid.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_ifindex = ifindex as i32;
-        // The protocol decides nothing about the way but is what a capture shows.
+        // The protocol does not affect delivery, but it is what a capture shows.
         address.sll_protocol = frame.get(12..14).map_or(0, |kind| u16::from_ne_bytes([kind[0], kind[1]]));
         // SAFETY: pointers and lengths describe `frame` and `address`, which live through the call.
         let sent = unsafe {

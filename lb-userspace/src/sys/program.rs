@@ -1,4 +1,4 @@
-//! Running a program of the operator's within a time, it and everything it has started.
+//! Runs one of the operator's programs, and everything it starts, within a time limit.
 
 use std::{
     io,
@@ -17,25 +17,25 @@ use nix::{
 
 use super::wake::{self, Bell};
 
-/// How long a program that was asked to end (SIGTERM) may take before it is killed.
+/// How long a program may take to end after SIGTERM before it is killed.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// What became of it.
+/// How the run ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It ended with 0.
+    /// It exited with 0.
     Succeeded,
-    /// It ended otherwise.
+    /// It exited with another code, or by a signal.
     Failed,
-    /// It did not end in time and was ended.
+    /// It did not end in time and was terminated.
     TimedOut,
     /// It could not be started.
     NotStarted(io::Error),
-    /// We were told to stop.
+    /// `stop` was rung.
     Stopped,
 }
 
-/// Runs a program for `time` at most, in a process group of its own. Ringing `stop` ends it early.
+/// Runs a program for at most `time`, in a process group of its own. Ringing `stop` ends it early.
 pub fn run(command: &mut Command, time: Duration, stop: &Bell) -> Outcome {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     let started = command.spawn().and_then(|child| Ok((end_of(&child)?, child)));
@@ -60,19 +60,20 @@ pub fn run(command: &mut Command, time: Duration, stop: &Bell) -> Outcome {
     }
 }
 
-/// Asks the whole group to end, then makes it.
+/// Sends SIGTERM to the whole group, then SIGKILL.
 fn end_group(child: &mut Child, end: &OwnedFd) {
     let group = Pid::from_raw(child.id() as i32);
-    // A group that is gone needs no signal.
+    // An error means that the group is gone.
     _ = killpg(group, Signal::SIGTERM);
     _ = wake::wait(&[end.as_fd()], Some(FAREWELL));
     _ = killpg(group, Signal::SIGKILL);
     _ = child.wait();
 }
 
-/// A descriptor that can be read when a child has ended.
+/// A descriptor that becomes readable when the child ends.
 fn end_of(child: &Child) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two numbers (pidfd_open(2), Linux 5.3); the result is checked before it is owned.
+    // SAFETY: pidfd_open takes two numbers (pidfd_open(2), Linux 5.3); the result is checked before
+    // it is owned.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id() as libc::pid_t, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());

@@ -1,4 +1,5 @@
-//! Sockets for an IP protocol of our own on one interface: what VRRP speaks through. Nothing here waits.
+//! Sockets for an IP protocol on one interface: what VRRP sends and receives through. Nothing here
+//! blocks.
 
 use std::{
     io::{self, IoSliceMut},
@@ -11,21 +12,21 @@ use nix::sys::socket::{
 };
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, Socket, Type};
 
-/// TC_PRIO_CONTROL (linux/pkt_sched.h): before everything else in the queue of the interface.
+/// TC_PRIO_CONTROL (linux/pkt_sched.h): ahead of everything else in the interface's queue.
 const PRIORITY: u32 = 7;
-/// Room for what arrives while the process is stopped.
+/// Bytes; room for what arrives while the process is stopped.
 const RECEIVE_BUFFER: usize = 256 * 1024;
 
-/// How packets leave.
+/// The protocol, and how its packets leave.
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
     /// The protocol's number.
     pub protocol: u8,
-    /// Whether it is spoken over IPv4.
+    /// Over IPv4 rather than IPv6.
     pub ipv4: bool,
-    /// Hop limit over IPv6. Over IPv4 the sender brings the whole header.
+    /// The hop limit over IPv6. Over IPv4 the caller supplies the whole header.
     pub hop_limit: u8,
-    /// Traffic class over IPv6.
+    /// The traffic class over IPv6.
     pub traffic_class: u8,
 }
 
@@ -35,18 +36,18 @@ pub struct RawIp {
     ifindex: u32,
 }
 
-/// What came in.
+/// A received packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// So many bytes: an IPv4 packet with its header.
+    /// An IPv4 packet of this many bytes, with its header.
     V4(usize),
-    /// What an IPv6 packet carried, and what its header said.
+    /// The payload of an IPv6 packet, and what its header said.
     V6 {
-        /// Bytes.
+        /// The payload's length in bytes.
         length: usize,
-        /// Who sent it.
+        /// The source address.
         source: Ipv6Addr,
-        /// To whom.
+        /// The destination address.
         destination: Ipv6Addr,
         /// The hop limit it arrived with.
         hop_limit: u8,
@@ -54,12 +55,13 @@ pub enum Received {
 }
 
 impl RawIp {
-    /// Opens it on one interface, which it joins `group` on.
+    /// Opens the socket on one interface and joins `group` there.
     pub fn open(kind: Kind, interface: &str, ifindex: u32, group: Option<IpAddr>) -> io::Result<RawIp> {
         let domain = if kind.ipv4 { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(i32::from(kind.protocol))))?;
         socket.set_nonblocking(true)?;
-        // From now on, so that not even the first packets are those of another interface.
+        // Bound before anything else, so that not even the first packets come from another
+        // interface.
         socket.bind_device(Some(interface.as_bytes()))?;
         socket.set_priority(PRIORITY)?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
@@ -85,7 +87,7 @@ impl RawIp {
         Ok(RawIp { socket, ifindex })
     }
 
-    /// Sends a packet: over IPv4 with its header, which says whom it is from.
+    /// Sends a packet; over IPv4 with its header, which names the source.
     pub fn send(&self, packet: &[u8], source: IpAddr, destination: IpAddr) -> io::Result<()> {
         let sent = match (source, destination) {
             (IpAddr::V6(source), IpAddr::V6(destination)) => self.send_v6(packet, source, destination)?,
@@ -103,7 +105,7 @@ impl RawIp {
         Ok(sendmsg(self.socket.as_raw_fd(), &payload, &control, MsgFlags::MSG_DONTWAIT, Some(&to))?)
     }
 
-    /// Takes a packet; nothing if there is none.
+    /// Takes a packet from the socket; `None` if it holds none.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
         let mut control = nix::cmsg_space!(libc::in6_pktinfo, libc::c_int);
         let mut parts = [IoSliceMut::new(buffer)];

@@ -10,19 +10,20 @@ use tokio::io::{
     unix::{AsyncFd, AsyncFdReadyGuard},
 };
 
-/// Tells when something can be read. Holds a descriptor of its own.
+/// Tells when a descriptor becomes readable. Holds a duplicate of the descriptor.
 pub struct Readiness(AsyncFd<OwnedFd>);
 
 impl Readiness {
-    /// Watches what `fd` stands for. Inside a tokio runtime.
+    /// Watches a duplicate of `fd`. Call it inside a tokio runtime.
     pub fn of(fd: BorrowedFd<'_>) -> io::Result<Readiness> {
         let fd = fd.try_clone_to_owned()?;
-        // SAFETY: an OwnedFd stays open and the same until it is dropped, and it is moved into the AsyncFd.
+        // SAFETY: an OwnedFd stays open and the same until it is dropped, and it is moved into the
+        // AsyncFd.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
         Ok(Readiness(fd))
     }
 
-    /// Waits until something can be read; the guard's `clear_ready` arms it again.
+    /// Waits until the descriptor is readable; the guard's `clear_ready` arms it again.
     pub async fn readable(&self) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
         self.0.readable().await
     }

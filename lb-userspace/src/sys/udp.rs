@@ -1,18 +1,19 @@
-//! A socket for datagrams, with room for bursts of them.
+//! A UDP socket with buffers large enough for bursts.
 
 use std::{io, net::SocketAddr, os::fd::AsFd};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Bytes of datagrams that may wait in the kernel, each way; it counts about twice the size of each.
+/// Bytes that may wait in the kernel, in each direction; the kernel charges each datagram at about
+/// twice its size.
 const BUFFER: usize = 4 * 1024 * 1024;
 
-/// Binds one that never waits. Inside a tokio runtime.
+/// Binds a non-blocking socket. Call it inside a tokio runtime.
 pub fn bind(address: SocketAddr) -> io::Result<tokio::net::UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
-    // Beyond net.core.rmem_max with CAP_NET_ADMIN, else up to it.
+    // With CAP_NET_ADMIN beyond net.core.rmem_max, otherwise up to it.
     if setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &BUFFER).is_err() {
         socket.set_recv_buffer_size(BUFFER)?;
     }

@@ -1,4 +1,4 @@
-//! Waking a thread that waits for several things at once.
+//! Waking a thread that waits on several descriptors at once.
 
 use std::{
     io,
@@ -14,7 +14,7 @@ use nix::{
     },
 };
 
-/// A bell: rung by any thread, heard by the one that waits.
+/// A bell (eventfd): any thread rings it, the waiting thread hears it.
 pub struct Bell(EventFd);
 
 impl Bell {
@@ -22,15 +22,15 @@ impl Bell {
         Ok(Bell(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?))
     }
 
-    /// Never waits; a bell that is rung already stays rung.
+    /// Never blocks; a bell that is already ringing goes on ringing.
     pub fn ring(&self) {
-        // It fails only where the count is at its end, and then the bell is rung.
+        // It fails only when the counter is full, and then the bell is ringing.
         _ = self.0.write(1);
     }
 
-    /// Lets it fall silent.
+    /// Silences the bell.
     pub fn hush(&self) {
-        // Nothing to read: it was silent.
+        // An error means that it was silent.
         _ = self.0.read();
     }
 }
@@ -41,19 +41,21 @@ impl AsFd for Bell {
     }
 }
 
-/// Waits until one of several descriptors can be read, or for a time; says which can. A signal ends the wait too.
+/// Waits until one of several descriptors is readable, or until `time` is over; tells which ones
+/// are. A signal ends the wait, too.
 pub fn wait(descriptors: &[BorrowedFd], time: Option<Duration>) -> io::Result<Vec<bool>> {
     let mut polled: Vec<_> = descriptors.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
     match ppoll(&mut polled, time.map(TimeSpec::from_duration), None) {
-        // What the descriptors say then is what they said before.
+        // Nothing is known to be readable.
         Err(nix::Error::EINTR) => Ok(vec![false; polled.len()]),
         Err(error) => Err(error.into()),
-        // Any event: the error that stands behind some of them is found by reading.
+        // Any event counts: an error behind it is found by reading.
         Ok(_) => Ok(polled.iter().map(|fd| fd.any().unwrap_or(true)).collect()),
     }
 }
 
-/// Waits until a descriptor takes more, or for a time; whether it does. What else happened is found by writing.
+/// Waits until a descriptor is writable, or until `time` is over; returns whether it is. An error
+/// is found by writing.
 pub fn wait_for_room(descriptor: BorrowedFd, time: Duration) -> bool {
     let mut polled = [PollFd::new(descriptor, PollFlags::POLLOUT)];
     loop {

@@ -1,4 +1,4 @@
-//! Addresses that come and go, and the interfaces they stand on.
+//! Addresses that come and go, and the interfaces that hold them.
 
 use std::{collections::BTreeSet, net::IpAddr, pin::Pin};
 
@@ -17,25 +17,25 @@ use rtnetlink::{
 
 use super::wire::{all_links, link, patiently};
 
-/// An interface, as far as it matters who answers for which address.
+/// An interface, as far as answering for addresses is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// Its name.
     pub name: String,
-    /// The kernel's number for it.
+    /// The kernel's index for it.
     pub ifindex: u32,
     /// Its MAC address; zero if it has none.
     pub mac: [u8; 6],
     /// Whether it is up and has a carrier.
     pub up: bool,
-    /// Its addresses in the kernel's order, without those that cannot be used yet or any more (tentative, duplicate,
+    /// Its addresses in the kernel's order, without unusable ones (tentative, duplicate,
     /// deprecated).
     pub addresses: Vec<IpNet>,
 }
 
 type Messages = Pin<Box<dyn Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)> + Send>>;
 
-/// One socket for requests and one for news. Inside a tokio runtime.
+/// One socket for requests and one for news. Lives inside a tokio runtime.
 pub struct Addresses {
     handle: Handle,
     news: Messages,
@@ -57,8 +57,8 @@ impl Addresses {
         Ok(Addresses { handle, news: Box::pin(messages) })
     }
 
-    /// Waits until a link or an address has changed; gives the interface's number, or nothing if news were lost. May be
-    /// dropped while it waits.
+    /// Waits until a link or an address changes; returns the interface's index, or `None` if news
+    /// was lost. Cancel safe.
     pub async fn changed(&mut self) -> Result<Option<u32>> {
         loop {
             let (message, _) = self.news.next().await.context("the netlink socket was closed")?;
@@ -77,7 +77,7 @@ impl Addresses {
         }
     }
 
-    /// The interfaces of these names that exist.
+    /// Those interfaces of these names that exist.
     pub async fn interfaces(&self, names: &BTreeSet<String>) -> Result<Vec<Interface>> {
         let links = all_links(&self.handle).await?;
         let mut found: Vec<_> = links
@@ -99,7 +99,7 @@ impl Addresses {
         Ok(found)
     }
 
-    /// Every address of this host, on whichever interface it stands.
+    /// Every address of this host, on any interface.
     pub async fn everywhere(&self) -> Result<BTreeSet<IpAddr>> {
         Ok(self.all().await?.iter().filter_map(|message| Some(address_of(message)?.addr())).collect())
     }
@@ -108,11 +108,13 @@ impl Addresses {
         patiently(self.handle.address().get().execute().try_collect()).await?.context("cannot list addresses")
     }
 
-    /// Puts an address on an interface so that the host answers for it and speaks from it only where it is spoken to: no
-    /// route, no duplicate address detection, never chosen as a source. Fine if it is there.
+    /// Adds an address to an interface so that the host answers for it but never chooses it as a
+    /// source by itself: no route, no duplicate address detection. Succeeds if the address is
+    /// already there.
     pub async fn add(&self, ifindex: u32, address: IpNet) -> Result<()> {
-        // Nothing is ever chosen from the scope of the host (inet_select_addr). Beside an address of the same subnet the
-        // kernel wants that one's scope, but then it is a secondary one, which is not chosen either.
+        // An address of scope host is never chosen as a source (inet_select_addr). Beside an
+        // address of the same subnet the kernel insists on that one's scope, but then ours is a
+        // secondary address, which is not chosen either.
         let added = match self.add_with(ifindex, address, AddressScope::Host).await? {
             Err(INVALID) if address.addr().is_ipv4() => self.add_with(ifindex, address, AddressScope::Universe).await?,
             added => added,
@@ -142,7 +144,8 @@ impl Addresses {
         code_of(patiently(request.execute()).await?)
     }
 
-    /// Takes an address from an interface, with whatever prefix it stands there. Fine if it does not; says whether it did.
+    /// Removes an address from an interface, whatever its prefix length. Succeeds if it is not
+    /// there; returns whether it was.
     pub async fn remove(&self, ifindex: u32, address: IpAddr) -> Result<bool> {
         let mut removed = false;
         for message in self.all().await? {
@@ -163,7 +166,7 @@ impl Addresses {
     }
 }
 
-/// What the kernel has answered, or that there was no answer.
+/// The kernel's answer, or an error if there was none.
 fn code_of(answer: Result<(), rtnetlink::Error>) -> Result<Result<(), i32>> {
     match answer {
         Ok(()) => Ok(Ok(())),
@@ -180,7 +183,7 @@ fn address_of(message: &AddressMessage) -> Option<IpNet> {
             _ => None,
         })
     };
-    // Over IPv4 the other one is the peer's on a point-to-point link.
+    // Over IPv4, `Address` is the peer's on a point-to-point link.
     IpNet::new(find(true).or_else(|| find(false))?, message.header.prefix_len).ok()
 }
 

@@ -1,4 +1,4 @@
-//! The clsact queueing discipline, on which TC programs hang before Linux 6.6.
+//! The clsact queueing discipline, to which TC programs are attached before Linux 6.6.
 
 use anyhow::{Context, Result, anyhow};
 use futures_util::TryStreamExt;
@@ -6,8 +6,9 @@ use rtnetlink::{Handle, packet_route::tc::TcHandle};
 
 use super::wire::patiently;
 
-/// Takes the clsact queueing discipline from an interface, unless filters hang on it: then somebody else uses it. Gives
-/// whether it is gone. Asks on a thread of its own, so that it may be called from anywhere.
+/// Removes the clsact queueing discipline from an interface unless it has filters: then somebody
+/// else uses it. Returns whether it was removed. Runs on a thread of its own, so that it can be
+/// called from anywhere.
 pub fn remove_unused_clsact(ifindex: u32) -> Result<bool> {
     let asked = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -1,47 +1,49 @@
-//! Which MAC address leads to which destination: what is wanted, what routes and neighbours say, what was reported.
-//! Without I/O; the task in `watch` asks the kernel and brings the answers.
+//! Which MAC address leads to which destination: what is wanted, what routes and neighbours say,
+//! what was reported. Without I/O: the task in `watch` asks the kernel and passes the answers in.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
-/// Something that is to be reached.
+/// An address to be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Destination {
     /// Its address.
     pub address: IpAddr,
-    /// The interface by which it has to be reached; whatever the routes say if there is none.
+    /// The interface through which it has to be reached; `None`: the one that the routes give.
     pub interface: Option<u32>,
 }
 
-/// Where frames for a destination go.
+/// Where frames for a destination are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextHop {
-    /// By which of our interfaces.
+    /// The index of the outgoing interface.
     pub ifindex: u32,
-    /// To which MAC address.
+    /// The MAC address they are sent to.
     pub mac: [u8; 6],
 }
 
-/// A neighbour on a link: a destination itself, or the router before it.
+/// A neighbour on a link, by interface index and address: the destination itself, or the router in
+/// front of it.
 pub type Neighbour = (u32, IpAddr);
 
 /// What changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A destination's next hop, or that it has none any more: no route, or another route whose neighbour is not known
-    /// yet. A neighbour that stops answering keeps its MAC address here, since a lost ARP answer must not cut
-    /// connections; whether a backend is alive is for others to find out.
+    /// A destination's next hop has changed or is gone: there is no route, or a new route whose
+    /// neighbour is not resolved yet. A neighbour that stops answering keeps its MAC address here,
+    /// because a lost ARP answer must not cut connections; whether a backend is alive is found out
+    /// elsewhere.
     NextHop {
         /// The destination.
         destination: Destination,
-        /// Its next hop.
+        /// Its next hop; `None`: there is none.
         hop: Option<NextHop>,
     },
-    /// A network interface; all of them are reported at the start.
+    /// A network interface is new or has changed; all of them are reported at the start.
     Link {
-        /// The kernel's number for it.
+        /// The kernel's index for it.
         ifindex: u32,
         /// Its name.
         name: String,
@@ -52,7 +54,7 @@ pub enum Change {
     },
     /// A network interface is gone.
     LinkGone {
-        /// The number it had.
+        /// The index it had.
         ifindex: u32,
     },
 }
@@ -60,7 +62,7 @@ pub enum Change {
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
     mac: Option<[u8; 6]>,
-    /// The kernel holds it for reachable, or has no reason to doubt it.
+    /// The kernel considers it reachable, or has no reason to doubt it.
     valid: bool,
 }
 
@@ -71,20 +73,21 @@ struct Link {
     up: bool,
 }
 
-/// The state of all this.
+/// Destinations, routes, neighbours and links as far as they are known.
 #[derive(Debug, Default)]
 pub struct Hops {
     routes: BTreeMap<Destination, Option<Neighbour>>,
     neighbours: BTreeMap<Neighbour, Known>,
     reported: BTreeMap<Destination, Option<NextHop>>,
     links: BTreeMap<u32, Link>,
-    /// Links whose change was not reported yet. With `reported` this bounds what waits for a slow receiver: the latest
-    /// of each, never a queue.
+    /// Links whose change is not reported yet. Together with `reported` it bounds what waits for a
+    /// slow receiver: the latest state of each, never a queue.
     changed_links: BTreeSet<u32>,
 }
 
 impl Hops {
-    /// Replaces the whole set of destinations. What stays keeps its route until a new one is told.
+    /// Replaces the whole set of destinations. Those that stay keep their route until `route` gives
+    /// a new one.
     pub fn want(&mut self, destinations: &[Destination]) {
         let mut routes: BTreeMap<_, _> = destinations.iter().map(|destination| (*destination, None)).collect();
         for (destination, via) in &mut routes {
@@ -95,12 +98,12 @@ impl Hops {
         self.forget_unused();
     }
 
-    /// What is wanted.
+    /// The destinations that are wanted.
     pub fn wanted(&self) -> Vec<Destination> {
         self.routes.keys().copied().collect()
     }
 
-    /// The neighbour through which a destination is reached, or that there is no way to it.
+    /// Sets the neighbour through which a destination is reached; `None`: it is unreachable.
     pub fn route(&mut self, destination: Destination, via: Option<Neighbour>) {
         if let Some(route) = self.routes.get_mut(&destination) {
             *route = via;
@@ -116,7 +119,7 @@ impl Hops {
         self.neighbours.retain(|neighbour, _| used.contains(neighbour));
     }
 
-    /// News of a neighbour. Most are nobody's of ours, and cost one look.
+    /// News of a neighbour. Most concern none of ours and cost one look-up.
     pub fn neighbour(&mut self, neighbour: Neighbour, mac: Option<[u8; 6]>) {
         if let Some(known) = self.neighbours.get_mut(&neighbour) {
             known.valid = mac.is_some();
@@ -124,17 +127,17 @@ impl Hops {
         }
     }
 
-    /// All neighbours in use: they are to be kept alive.
+    /// All neighbours in use, which are to be kept alive.
     pub fn neighbours(&self) -> Vec<Neighbour> {
         self.neighbours.keys().copied().collect()
     }
 
-    /// Those that have to be resolved.
+    /// The neighbours that have to be resolved.
     pub fn unresolved(&self) -> Vec<Neighbour> {
         self.neighbours.iter().filter(|(_, known)| !known.valid).map(|(neighbour, _)| *neighbour).collect()
     }
 
-    /// News of a link. `true`: its state is not what it was.
+    /// News of a link. `true`: its state has changed.
     pub fn link(&mut self, ifindex: u32, name: String, mac: [u8; 6], up: bool) -> bool {
         let link = Link { name, mac, up };
         if self.links.get(&ifindex) == Some(&link) {
@@ -152,7 +155,7 @@ impl Hops {
         }
     }
 
-    /// The links that are known.
+    /// The indexes of the known links.
     pub fn links(&self) -> Vec<u32> {
         self.links.keys().copied().collect()
     }
@@ -162,7 +165,7 @@ impl Hops {
         !self.changed_links.is_empty() || self.next_hop_change().is_some()
     }
 
-    /// Takes one thing to report: links first, for a next hop names one.
+    /// Takes one change to report: links first, because a next hop names one.
     pub fn take_change(&mut self) -> Option<Change> {
         if let Some(ifindex) = self.changed_links.pop_first() {
             return Some(match self.links.get(&ifindex).cloned() {
@@ -256,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_still_wanted_keeps_its_next_hop_and_what_comes_back_is_reported_anew() {
+    fn a_destination_still_wanted_keeps_its_next_hop_and_one_that_returns_is_reported_again() {
         let mut hops = routed();
         hops.neighbour((3, ip("10.0.3.1")), Some([7; 6]));
         changes(&mut hops);

@@ -1,4 +1,5 @@
-//! Routes, neighbours and links: where frames for a backend go, kept up to date by netlink (rtnetlink(7)).
+//! Routes, neighbours and links: where frames for a backend go, kept up to date by netlink
+//! (rtnetlink(7)).
 
 mod addresses;
 mod clsact;
@@ -26,8 +27,8 @@ pub async fn has_filter(ifindex: u32, priority: u16, filter: u32) -> Result<bool
     found
 }
 
-/// The name of the interface of a listen address: the one that has the address; while none has it (another host may be
-/// master of it), the one to which the routes lead for it.
+/// The name of the interface of a listen address: the one that holds the address; if none does
+/// (another host may be MASTER for it), the one to which its route leads.
 pub async fn interface_of(listen: IpAddr) -> Result<String> {
     let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
     let connection = tokio::spawn(connection);

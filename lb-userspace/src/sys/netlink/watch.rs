@@ -20,24 +20,25 @@ use super::{
     wire,
 };
 
-/// Changes that wait for the receiver. More are kept as the latest of each destination.
+/// Changes that may wait for the receiver. Beyond that only the latest of each destination is kept.
 const CHANGES: usize = 64;
-/// How long routes are left to settle before they are looked at anew: they change in bursts.
+/// How long routes may settle before they are looked up again: they change in bursts.
 const SETTLE: Duration = Duration::from_millis(50);
-/// How often a neighbour that does not answer is asked for again (the kernel itself tries three times a second).
+/// How often a neighbour that does not answer is solicited again (the kernel itself tries three
+/// times, a second apart).
 const RETRY: Duration = Duration::from_secs(1);
-/// How often the kernel is told that a neighbour is in use. Below the shortest time after which it doubts one
-/// (base_reachable_time / 2, 15 s).
+/// How often the kernel is told that a neighbour is in use: more often than it takes the kernel to
+/// doubt one (base_reachable_time / 2, 15 s).
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// A handle of the task, which ends when this is dropped.
+/// A handle to the task, which ends when the handle is dropped.
 pub struct Watch {
     wanted: watch::Sender<Vec<Destination>>,
 }
 
 impl Watch {
-    /// Starts the task, inside a tokio runtime. The receiver gets every change; if it ends, so has the task, and said why
-    /// in the log.
+    /// Starts the task, inside a tokio runtime. The receiver gets every change; it closes when the
+    /// task ends, which logs the cause.
     pub fn start() -> Result<(Watch, mpsc::Receiver<Change>)> {
         let (wanted, wants) = watch::channel(Vec::new());
         let (changes, receiver) = mpsc::channel(CHANGES);
@@ -55,7 +56,7 @@ impl Watch {
         self.wanted.send_replace(destinations);
     }
 
-    /// Looks at everything again.
+    /// Looks all routes and neighbours up again.
     pub fn refresh(&self) {
         self.wanted.send_modify(|_| {});
     }
@@ -69,15 +70,15 @@ struct Task {
     wants: watch::Receiver<Vec<Destination>>,
     changes: mpsc::Sender<Change>,
     hops: Hops,
-    /// When routes and neighbours are to be looked at again.
+    /// When routes and neighbours are to be looked up again.
     look_at: Option<Instant>,
     retry_at: Instant,
     keep_alive_at: Instant,
 }
 
-/// What one turn of the loop is about.
+/// What woke the loop.
 enum Turn<'a> {
-    /// Another set of destinations, or the same again.
+    /// The set of destinations was replaced, or a refresh was asked for.
     Want,
     /// News from the kernel.
     Hear(NetlinkPayload<RouteNetlinkMessage>),
@@ -85,14 +86,15 @@ enum Turn<'a> {
     Report(mpsc::Permit<'a, Change>),
     /// Something is due.
     Alarm,
-    /// The kernel's news have ended.
+    /// The kernel's news socket was closed.
     Deaf,
-    /// Nobody wants to know any more.
+    /// The handle or the receiver was dropped.
     End,
 }
 
 impl Task {
-    /// One socket for questions and one for news: a burst of news that overruns its socket loses no answer.
+    /// One socket for questions and one for news, so that a burst of news that overruns its socket
+    /// loses no answer.
     fn open(wants: watch::Receiver<Vec<Destination>>, changes: mpsc::Sender<Change>) -> Result<Task> {
         let groups = [
             MulticastGroup::Link,
@@ -174,7 +176,7 @@ impl Task {
         Ok(())
     }
 
-    /// Asks for every route, then for the neighbours they name.
+    /// Looks up every route, then the neighbours they name.
     async fn look(&mut self) -> Result<()> {
         self.look_at = None;
         for destination in self.hops.wanted() {
@@ -213,7 +215,7 @@ impl Task {
                 | RouteNetlinkMessage::NewAddress(_)
                 | RouteNetlinkMessage::DelAddress(_),
             ) => self.look_soon(),
-            // The kernel had more to tell than the socket could hold.
+            // The kernel had more news than the socket could hold.
             NetlinkPayload::Overrun(_) => {
                 self.list_links().await?;
                 self.look_soon();

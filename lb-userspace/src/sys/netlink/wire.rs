@@ -1,4 +1,5 @@
-//! From the messages of rtnetlink to the few values that matter, and the questions to the kernel.
+//! Reads the few values that matter from rtnetlink's messages, and puts the questions to the
+//! kernel.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -18,10 +19,10 @@ use rtnetlink::{
 
 use super::hops::{Destination, Neighbour};
 
-/// The kernel answers at once; a socket that lost the answer must not stop the task for good.
+/// The kernel answers at once; a socket that lost the answer must not stall the task for ever.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A link, if the message is about the link itself (a bridge sends others about its ports).
+/// What a message says of a link.
 pub struct LinkNews {
     pub ifindex: u32,
     pub name: String,
@@ -29,6 +30,7 @@ pub struct LinkNews {
     pub up: bool,
 }
 
+/// `None` if the message is not about the link itself (a bridge sends others about its ports).
 pub fn link(message: &LinkMessage) -> Option<LinkNews> {
     if message.header.interface_family != AddressFamily::Unspec {
         return None;
@@ -45,7 +47,7 @@ pub fn link(message: &LinkMessage) -> Option<LinkNews> {
     Some(news)
 }
 
-/// A neighbour and its MAC address; none if the kernel has no address for it that is good for sending.
+/// A neighbour and its MAC address; `None` if the kernel has no address that it would send to.
 pub fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, Option<[u8; 6]>)> {
     let (mut address, mut mac) = (None, None);
     for attribute in &message.attributes {
@@ -67,7 +69,7 @@ pub fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, Option<[u8; 6
     Some(((message.header.ifindex, address?), mac.filter(|_| good)))
 }
 
-/// Where a route leads: by which interface, through which gateway.
+/// Where a route leads: the outgoing interface and the gateway.
 struct Way {
     ifindex: u32,
     gateway: Option<IpAddr>,
@@ -91,7 +93,8 @@ fn way(message: &RouteMessage) -> Option<Way> {
     Some(Way { ifindex: ifindex?, gateway })
 }
 
-/// The neighbour through which a destination is reached now; none if there is no way, or it is this host itself.
+/// The neighbour through which a destination is currently reached; `None` if there is no route, or
+/// it is this host itself.
 pub async fn look_up(handle: &Handle, destination: Destination) -> Result<Option<Neighbour>> {
     let Some(way) = route_to(handle, destination).await? else { return Ok(None) };
     Ok(Some((way.ifindex, way.gateway.unwrap_or(destination.address))))
@@ -112,18 +115,18 @@ async fn route_to(handle: &Handle, destination: Destination) -> Result<Option<Wa
     }
 }
 
-/// Every neighbour the kernel knows.
+/// Every neighbour that the kernel knows.
 pub async fn all_neighbours(handle: &Handle) -> Result<Vec<NeighbourMessage>> {
     patiently(handle.neighbours().get().execute().try_collect()).await?.context("cannot list neighbours")
 }
 
-/// Every link.
+/// Every link of the host.
 pub async fn all_links(handle: &Handle) -> Result<Vec<LinkMessage>> {
     patiently(handle.link().get().execute().try_collect()).await?.context("cannot list links")
 }
 
-/// Tells the kernel that a neighbour is in use: it resolves it if it has to, and keeps it fresh. An answer that it cannot
-/// be done (the link is down) is no error: it is asked again later.
+/// Tells the kernel that a neighbour is in use, so that it resolves it if necessary and keeps it
+/// fresh. A refusal (the link is down) is no error: the caller asks again later.
 pub async fn resolve(handle: &Handle, (ifindex, address): Neighbour) -> Result<()> {
     let request = handle.neighbours().add(ifindex, address).replace();
     let request = request.state(NeighbourState::None).flags(NeighbourFlags::Use);
@@ -133,7 +136,7 @@ pub async fn resolve(handle: &Handle, (ifindex, address): Neighbour) -> Result<(
     }
 }
 
-/// The interface that has an address.
+/// The interface that holds an address.
 pub async fn holder_of(handle: &Handle, address: IpAddr) -> Result<Option<u32>> {
     let mut answers = std::pin::pin!(handle.address().get().execute());
     while let Some(message) = patiently(answers.try_next()).await?.context("cannot list addresses")? {
@@ -148,17 +151,17 @@ pub async fn holder_of(handle: &Handle, address: IpAddr) -> Result<Option<u32>> 
     Ok(None)
 }
 
-/// The interface to which the routes lead for an address.
+/// The interface to which the route to an address leads.
 pub async fn interface_towards(handle: &Handle, address: IpAddr) -> Result<Option<u32>> {
     let way = route_to(handle, Destination { address, interface: None }).await?;
     Ok(way.map(|way| way.ifindex))
 }
 
-/// Whether there is a filter of this priority and handle on the ingress of an interface.
+/// Whether an interface has a filter of this priority and handle on its ingress.
 pub async fn has_filter(handle: &Handle, ifindex: u32, priority: u16, filter: u32) -> Result<bool> {
     let filters = handle.traffic_filter(ifindex as i32).get().ingress().execute();
     let filters: Vec<_> = patiently(filters.try_collect()).await?.context("cannot list filters")?;
-    // tcm_info: the priority above the protocol (linux/rtnetlink.h).
+    // tcm_info: the priority in the upper half, the protocol in the lower (linux/rtnetlink.h).
     let is_it = |header: &TcHeader| header.info >> 16 == u32::from(priority) && u32::from(header.handle) == filter;
     Ok(filters.iter().any(|message| is_it(&message.header)))
 }
