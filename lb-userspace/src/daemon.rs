@@ -1,12 +1,14 @@
-//! `evenkeel run`: the shell around the controller. It reads clocks, files, sockets, netlink and the ring buffer, hands
-//! what they say to the core, and does what comes back. One thread, one loop; nothing in it waits for anything but an
-//! event. Long answers and the access log have threads of their own.
+//! `evenkeel run`: the shell around the controller. It reads clocks, files, sockets, netlink and
+//! the ring buffer, hands what they say to the core, and does what comes back. One thread, one
+//! loop; nothing in it waits for anything but an event. Long answers and the access log have
+//! threads of their own.
 
 mod admin_file;
 mod answers;
 mod apply;
 mod commands;
 mod configure;
+mod flow_sync;
 mod hops;
 mod interfaces;
 mod journal;
@@ -15,7 +17,6 @@ mod logs;
 mod probes;
 mod pump;
 mod report;
-mod sync;
 mod trace;
 mod upgrade;
 mod view;
@@ -50,12 +51,12 @@ use crate::{
 };
 
 use admin_file::AdminFile;
+use flow_sync::FlowSync;
 use hops::Hops;
 use interfaces::Wanted;
 use logs::Logs;
 use probes::Probes;
 use pump::Pump;
-use sync::Sync;
 use upgrade::Upgrading;
 use vrrp::Vrrp;
 
@@ -68,7 +69,8 @@ pub struct RunOptions {
     pub mount_bpffs: bool,
     /// Attach TC programs as on kernels before 6.6.
     pub clsact: bool,
-    /// Begin with new tables. Not for a daemon that takes over from another: it was meant for the first one.
+    /// Begin with new tables. Not for a daemon that takes over from another: it was meant for the
+    /// first one.
     pub reset_state: bool,
 }
 
@@ -128,7 +130,7 @@ struct Daemon {
     wanted: Wanted,
     vrrp: Vrrp,
     probes: Probes,
-    sync: Sync,
+    sync: FlowSync,
     /// SNAT ports that are to be withheld and are in use: (pool, port).
     waiting: Vec<(u16, u16)>,
     /// Events lost so far.
@@ -204,7 +206,7 @@ impl Daemon {
         let signals = Signals::register()?;
         let desired = Desired::new(&config).map_err(several)?;
         let (probes, findings) = Probes::start(&config)?;
-        let key = sync::key(&config)?;
+        let key = flow_sync::key(&config)?;
         let mut logs = Logs::new(history.clone());
         let prepared = logs.prepare(&config)?;
         logs.commit(&config, prepared);
@@ -258,7 +260,7 @@ impl Daemon {
             wanted,
             vrrp: Vrrp::after(instances),
             probes,
-            sync: Sync::default(),
+            sync: FlowSync::default(),
             waiting: Vec::new(),
             lost: 0,
             inputs: Some(inputs),
@@ -269,7 +271,8 @@ impl Daemon {
         };
         daemon.first_configuration(desired, key).await?;
         if predecessor.is_none() {
-            // In an upgrade the service is ready all the time, and what its main process is the old one says.
+            // In an upgrade the service is ready all the time, and what its main process is the old
+            // one says.
             tell_systemd(&[NotifyState::Ready]);
         }
         Ok(daemon)
@@ -349,13 +352,15 @@ impl Daemon {
         }
     }
 
-    /// In order: the addresses given up, the datapath as it shall stay, then the answer, then the socket.
+    /// In order: the addresses given up, the datapath as it shall stay, then the answer, then the
+    /// socket.
     async fn stop(mut self, detach: bool, reply: Option<Reply<Result<(), Refused>>>) -> Result<()> {
         if let Some(upgrading) = self.upgrading.take() {
             upgrading.give_up().await;
         }
         tell_systemd(&[NotifyState::Stopping]);
-        // First of all: with the program gone and the address still there, the host itself would reset every connection.
+        // First of all: with the program gone and the address still there, the host itself would
+        // reset every connection.
         self.end_vrrp().await?;
         self.sync.end();
         let datapath = if detach { "is detached" } else { "stays and goes on balancing" };

@@ -1,4 +1,5 @@
-//! One daemon gives its place to another while connections go on: an upgrade (SIGUSR2, `evenkeel upgrade`).
+//! One daemon gives its place to another while connections go on: an upgrade (SIGUSR2, `evenkeel
+//! upgrade`).
 //!
 //! ```text
 //! old, acts                                       new
@@ -11,11 +12,13 @@
 //!   │◀─────────────────────────────────── Acting ───│
 //!   ▼ ends                                          ▼
 //! ```
-//! At no moment do both act (but where this host is VRRP's MASTER, the old one advertises until the new one does). Whatever goes wrong before `Acting` ends the new daemon, and the old one acts again. When
-//! the old one dies meanwhile, the new one acts at once. The datapath does not notice any of this; commands that come in
-//! between wait in the socket's queue.
+//! At no moment do both act (but where this host is VRRP's MASTER, the old one advertises until the
+//! new one does). Whatever goes wrong before `Acting` ends the new daemon, and the old one acts
+//! again. When the old one dies meanwhile, the new one acts at once. The datapath does not notice
+//! any of this; commands that come in between wait in the socket's queue.
 //!
-//! Messages are lines of JSON; a field that only the other version knows is ignored, one that it lacks has its default.
+//! Messages are lines of JSON; a field that only the other version knows is ignored, one that it
+//! lacks has its default.
 
 use std::{
     collections::BTreeMap,
@@ -38,9 +41,11 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
 use crate::{sys::inherit, vrrp::report::Remembered, words::Event};
 
-/// Names the process that hands over and the descriptors that the new one inherits: `parent=1 channel=3 lock=4 ...`
+/// Names the process that hands over and the descriptors that the new one inherits: `parent=1
+/// channel=3 lock=4 ...`
 const VARIABLE: &str = "EVENKEEL_HANDOVER";
-/// How long the new daemon may take to get ready. The verifier takes most of it; a machine may be busy.
+/// How long the new daemon may take to get ready. The verifier takes most of it; a machine may be
+/// busy.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// How long it may take from then on until it acts.
 const ACTING_WITHIN: Duration = Duration::from_secs(15);
@@ -49,7 +54,8 @@ const END_WITHIN: Duration = Duration::from_secs(2);
 /// The longest message, in bytes.
 const MESSAGE: u64 = 1 << 26;
 
-/// What only the old daemon's memory holds and the new one goes on with. Everything else stands in the tables.
+/// What only the old daemon's memory holds and the new one goes on with. Everything else stands in
+/// the tables.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Memory {
@@ -83,8 +89,8 @@ enum FromOld {
     Go(Memory),
 }
 
-/// The file that this process was started from, by the path that was given then: another file may stand there by now.
-/// To be asked before the working directory changes.
+/// The file that this process was started from, by the path that was given then: another file may
+/// stand there by now. To be asked before the working directory changes.
 pub fn own_path() -> Result<PathBuf> {
     let given = PathBuf::from(env::args_os().next().context("this process was started without a name")?);
     if given.components().count() > 1 {
@@ -112,8 +118,8 @@ pub struct Upgraded {
 }
 
 impl Successor {
-    /// Starts `binary` with the arguments and the environment of this process; it inherits `descriptors` by name.
-    /// Inside a tokio runtime.
+    /// Starts `binary` with the arguments and the environment of this process; it inherits
+    /// `descriptors` by name. Inside a tokio runtime.
     pub fn start(binary: &Path, descriptors: Vec<(&str, OwnedFd)>) -> Result<Successor> {
         // The end of process 1 is the end of its container.
         ensure!(process::id() != 1, "evenkeel is process 1 here: restart the container instead");
@@ -211,7 +217,8 @@ impl Predecessor {
     pub fn inherited() -> Result<Option<Predecessor>> {
         let Some(text) = env::var(VARIABLE).ok() else { return Ok(None) };
         let given = Given::parse(&text).with_context(|| format!("{VARIABLE}={text} is not understood"))?;
-        // It stays in the environment, of our children too: it is meant for us only if its writer has started us.
+        // It stays in the environment, of our children too: it is meant for us only if its writer
+        // has started us.
         if given.parent != std::os::unix::process::parent_id() {
             return Ok(None);
         }

@@ -1,4 +1,5 @@
-//! Everything of evenkeel that runs in user space: configuration, control socket, controller, command line.
+//! Everything of evenkeel that runs in user space: configuration, control socket, controller,
+//! command line.
 
 pub mod access_log;
 pub mod api;

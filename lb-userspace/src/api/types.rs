@@ -71,12 +71,8 @@ pub struct SyncPeer {
     /// Changes that wait to be sent to it, and how long the oldest has waited.
     pub waiting: u64,
     pub lag_ms: u64,
-    /// Its datagrams that never came.
-    pub lost: u64,
     #[serde(flatten)]
     pub counts: SyncCounts,
-    /// Datagrams that were turned away, by reason.
-    pub refused: BTreeMap<String, u64>,
 }
 
 /// Which configuration is in use.

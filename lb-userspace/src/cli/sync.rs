@@ -54,25 +54,22 @@ fn row(peer: &SyncPeer, wide: bool) -> Vec<Cell> {
         SyncState::Connecting | SyncState::Copying => Color::Yellow,
     };
     let ago = |ms: u64| format!("{} ago", units::milliseconds(Some(ms as f64)));
+    let counts = &peer.counts;
     let mut row = vec![
         Cell::new(peer.address),
         coloured(&peer.state.to_string(), colour),
         Cell::new(peer.silent_ms.map_or("-".into(), ago)),
         Cell::new(peer.waiting),
         Cell::new(units::milliseconds(Some(peer.lag_ms as f64))),
-        Cell::new(peer.lost),
-        Cell::new(peer.counts.flows_sent),
-        Cell::new(peer.counts.flows_received),
+        Cell::new(counts.lost),
+        Cell::new(counts.flows_sent),
+        Cell::new(counts.flows_received),
     ];
     if wide {
         let version = if peer.version.is_empty() { "-" } else { &peer.version };
-        let refused: u64 = peer.refused.values().sum();
         row.push(Cell::new(version));
-        row.extend(
-            [peer.counts.copies_sent, peer.counts.copies_received, peer.counts.conflicts, peer.counts.unknown]
-                .map(Cell::new),
-        );
-        row.extend([refused, peer.counts.dropped].map(Cell::new));
+        row.extend([counts.copies_sent, counts.copies_received, counts.conflicts, counts.unknown].map(Cell::new));
+        row.extend([counts.refused.total(), counts.dropped].map(Cell::new));
     }
     row
 }

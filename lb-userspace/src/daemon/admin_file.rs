@@ -1,5 +1,6 @@
-//! Where operators' orders outlive the daemon: `admin.json` in `state_dir`, written whole and moved into place before an
-//! order is carried out. Times are the wall clock's in it, for the other clock begins anew with the host.
+//! Where operators' orders outlive the daemon: `admin.json` in `state_dir`, written whole and moved
+//! into place before an order is carried out. Times are the wall clock's in it, for the other clock
+//! begins anew with the host.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -70,8 +71,8 @@ impl AdminFile {
         AdminFile { path: state_dir.join("admin.json") }
     }
 
-    /// What was in force. A file that cannot be read is moved aside, so that whoever looks into it finds it, and the error
-    /// says what that means.
+    /// What was in force. A file that cannot be read is moved aside, so that whoever looks into it
+    /// finds it, and the error says what that means.
     pub fn load(&self, now: Now) -> Result<Orders> {
         let orders = self.read().and_then(|contents| contents.map_or(Ok(Orders::default()), |all| orders(all, now)));
         orders.map_err(|error| {

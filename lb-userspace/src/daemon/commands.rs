@@ -1,5 +1,5 @@
-//! What operators order, carried out: first it is written where it outlives the daemon, then into the kernel's tables, then
-//! it is answered.
+//! What operators order, carried out: first it is written where it outlives the daemon, then into
+//! the kernel's tables, then it is answered.
 
 use std::time::Duration;
 

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use log::{Level, error, info, warn};
 use sd_notify::NotifyState;
 
-use super::{Daemon, apply, interfaces, probes, several, sync, tell_systemd, view};
+use super::{Daemon, apply, flow_sync, interfaces, probes, several, tell_systemd, view};
 use crate::{
     api::types::Reloaded,
     config::{self, model::Config},
@@ -59,8 +59,8 @@ impl Daemon {
         reloaded
     }
 
-    /// What can be checked is checked before the first write; what fails all the same (no memory for the slots of a new
-    /// backend) is undone.
+    /// What can be checked is checked before the first write; what fails all the same (no memory
+    /// for the slots of a new backend) is undone.
     async fn try_reload(&mut self) -> Result<Reloaded, Vec<String>> {
         if self.upgrading.is_some() {
             return Err(vec!["an upgrade is under way: try again when it is done".into()]);
@@ -70,7 +70,7 @@ impl Daemon {
         let desired = Desired::new(&loaded.config)?;
         let plan = self.controller.plan(&desired)?;
         let wanted = interfaces::wanted(&loaded.config).await?;
-        let key = sync::key(&loaded.config).map_err(one)?;
+        let key = flow_sync::key(&loaded.config).map_err(one)?;
         let prepared = self.logs.prepare(&loaded.config).map_err(one)?;
         let probes = probes::prepare(&loaded.config).map_err(one)?;
         let attached = interfaces::attach(&mut self.dataplane, &wanted, self.options.clsact)?;
@@ -98,8 +98,8 @@ impl Daemon {
         Ok(Reloaded { generation: self.generation, changes, warnings })
     }
 
-    /// Some writes of a plan were done and one failed, with `error`. The configuration in force needs nothing new, so it
-    /// can be written again.
+    /// Some writes of a plan were done and one failed, with `error`. The configuration in force
+    /// needs nothing new, so it can be written again.
     fn back_to_the_configuration_in_force(&mut self, error: anyhow::Error) -> Vec<String> {
         let before = self.controller.desired().clone();
         let planned = self.controller.plan(&before).map_err(several);
@@ -116,7 +116,8 @@ impl Daemon {
         }
     }
 
-    /// Brings the listener of `[api]` in line with the configuration; what is wrong with it, if it has to be tried again.
+    /// Brings the listener of `[api]` in line with the configuration; what is wrong with it, if it
+    /// has to be tried again.
     pub(super) fn listen(&mut self) -> Option<String> {
         let address = self.config.api.as_ref().map(|api| api.listen);
         self.listener.set(address, &self.api)
@@ -134,7 +135,7 @@ impl Daemon {
     }
 
     pub(super) fn write_one(&mut self, write: &plan::Write) -> Result<()> {
-        let upper_first = sync::begins_with_upper_half(&self.config);
+        let upper_first = flow_sync::begins_with_upper_half(&self.config);
         apply::write(self.dataplane.tables(), &self.hops, write, &mut self.waiting, upper_first)
     }
 

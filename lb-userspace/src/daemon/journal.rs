@@ -1,5 +1,6 @@
-//! The daemon's own log, on standard error. Under systemd that is the journal: lines then carry their priority the way
-//! it reads them (sd-daemon(3): `<4>` before the text), and no time, for it has its own.
+//! The daemon's own log, on standard error. Under systemd that is the journal: lines then carry
+//! their priority the way it reads them (sd-daemon(3): `<4>` before the text), and no time, for it
+//! has its own.
 //!
 //! Whoever reads it may hang, and the daemon must not hang with it: then lines are lost.
 
@@ -30,7 +31,8 @@ pub fn begin(level: LevelFilter) {
     builder.init();
 }
 
-/// Whether standard error leads to the journal: JOURNAL_STREAM names its device and inode (systemd.exec(5)).
+/// Whether standard error leads to the journal: JOURNAL_STREAM names its device and inode
+/// (systemd.exec(5)).
 fn is_journal() -> bool {
     let stream = env::var("JOURNAL_STREAM").ok();
     let is =
@@ -38,7 +40,8 @@ fn is_journal() -> bool {
     stream.is_some() && is()
 }
 
-/// Every line of its own, or the journal takes the second one for another message of no known priority.
+/// Every line of its own, or the journal takes the second one for another message of no known
+/// priority.
 fn write_for_journal(out: &mut impl Write, record: &Record) -> io::Result<()> {
     let priority = match record.level() {
         Level::Error => 3,

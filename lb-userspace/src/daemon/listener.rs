@@ -13,12 +13,14 @@ pub struct ApiListener {
 }
 
 impl ApiListener {
-    /// Listens there, or nowhere. A warning if the address cannot be had yet: it is tried again until it can.
+    /// Listens there, or nowhere. A warning if the address cannot be had yet: it is tried again
+    /// until it can.
     pub fn set(&mut self, address: Option<SocketAddr>, daemon: &api::Daemon) -> Option<String> {
         if self.open.as_ref().map(Listener::address) == address {
             return None;
         }
-        // First of all the old one: the new address may be the same port on more or fewer interfaces.
+        // First of all the old one: the new address may be the same port on more or fewer
+        // interfaces.
         self.gone = self.refused();
         self.open = None;
         let (listener, warning) = Listener::start(address?, daemon.for_anybody());

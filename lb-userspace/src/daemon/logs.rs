@@ -53,7 +53,8 @@ impl Logs {
         Ok(Prepared(prepared))
     }
 
-    /// Takes the prepared ones into use and ends those that the configuration does not have any more.
+    /// Takes the prepared ones into use and ends those that the configuration does not have any
+    /// more.
     pub fn commit(&mut self, config: &Config, prepared: Prepared) {
         self.open.extend(prepared.0);
         self.open.retain(|name, _| {
@@ -79,8 +80,8 @@ impl Logs {
         self.open.iter().filter(|(_, log)| is_due(log)).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Lets a line be written for each of a service's open connections; if the lines of the time before are not written
-    /// yet, at a later turn.
+    /// Lets a line be written for each of a service's open connections; if the lines of the time
+    /// before are not written yet, at a later turn.
     pub fn list(&mut self, service: &str, records: impl Iterator<Item = Record> + Send + 'static, now: Instant) {
         if let Some(log) = self.open.get_mut(service)
             && log.writer.list(records)

@@ -1,4 +1,5 @@
-//! The active probes in the daemon: whom to probe and how, and what they find on its way to the controller.
+//! The active probes in the daemon: whom to probe and how, and what they find on its way to the
+//! controller.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
@@ -45,8 +46,8 @@ impl Probes {
         self.by_service = by_service;
     }
 
-    /// Probes every backend that is in the file and not `down`, also those that an operator has taken out: `ready` shall
-    /// not send clients to one that is not.
+    /// Probes every backend that is in the file and not `down`, also those that an operator has
+    /// taken out: `ready` shall not send clients to one that is not.
     pub fn watch(&self, controller: &Controller) {
         let target = |(number, facts): (&u16, &crate::controller::BackendFacts)| {
             let probe = self.by_service.get(&facts.service).filter(|_| !facts.down)?.clone();

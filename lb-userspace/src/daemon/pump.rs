@@ -1,4 +1,5 @@
-//! The ring buffer's reader: a task of its own, for in the loop a wake-up for anything else would begin its wait anew.
+//! The ring buffer's reader: a task of its own, for in the loop a wake-up for anything else would
+//! begin its wait anew.
 
 use lb_common::event::Event;
 use log::error;
@@ -9,7 +10,8 @@ use crate::dataplane::Events;
 /// Batches of events that may wait for the loop; each has at most 4,096.
 const BATCHES: usize = 2;
 
-/// The loop's end of it. Dropped without [`stop`](Self::stop), what it has read and the loop has not taken is lost.
+/// The loop's end of it. Dropped without [`stop`](Self::stop), what it has read and the loop has
+/// not taken is lost.
 pub struct Pump {
     batches: mpsc::Receiver<Vec<Event>>,
     stop: Option<oneshot::Sender<()>>,
@@ -45,7 +47,8 @@ impl Pump {
         self.batches.recv().await
     }
 
-    /// Reads no more: what is in the ring is the next reader's. What was read already is still given out.
+    /// Reads no more: what is in the ring is the next reader's. What was read already is still
+    /// given out.
     pub fn stop(&mut self) {
         self.stop = None;
     }

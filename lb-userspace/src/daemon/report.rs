@@ -1,7 +1,8 @@
-//! Answers to what is asked, the report and `conns`: what the tables hold, with the names of the configuration.
+//! Answers to what is asked, the report and `conns`: what the tables hold, with the names of the
+//! configuration.
 //!
-//! They are put together on a thread of their own from a snapshot of what the controller knows: 100,000 connections take
-//! tens of milliseconds to read.
+//! They are put together on a thread of their own from a snapshot of what the controller knows:
+//! 100,000 connections take tens of milliseconds to read.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -26,7 +27,7 @@ use crate::{
     words::{BackendReason, BackendState},
 };
 
-pub mod sync;
+pub mod flow_sync;
 pub mod vrrp;
 
 /// What the controller knows at one moment.
@@ -88,7 +89,8 @@ pub fn datapath(attached: &[Attached], of_service: impl Fn(&str) -> bool) -> Vec
     .collect()
 }
 
-/// What the slots say: of each backend what its open flows add to its totals, of each pool how many are not free.
+/// What the slots say: of each backend what its open flows add to its totals, of each pool how many
+/// are not free.
 #[derive(Default)]
 struct Live {
     backends: BTreeMap<u16, Open>,
@@ -228,7 +230,8 @@ fn connect_time(times: &ConnectTimes) -> ConnectTime {
     ConnectTime { p50: quantile(times, 0.50), p99: quantile(times, 0.99) }
 }
 
-/// The time that the share `q` of all connects did not exceed, in milliseconds, interpolated within its bucket.
+/// The time that the share `q` of all connects did not exceed, in milliseconds, interpolated within
+/// its bucket.
 fn quantile(times: &ConnectTimes, q: f64) -> Option<f64> {
     let total: u64 = times.iter().map(|count| u64::from(*count)).sum();
     if total == 0 {
@@ -287,8 +290,8 @@ fn snat(snapshot: &Snapshot, flow: &Flow) -> Option<SocketAddr> {
     Some(SocketAddr::new(installed::pool_snat(pool).into(), pool.first_port.wrapping_add(flow.slot)))
 }
 
-/// Lines for connections of a service that are still open (`interval` of its access log), read when they are asked for:
-/// there may be hundreds of thousands.
+/// Lines for connections of a service that are still open (`interval` of its access log), read when
+/// they are asked for: there may be hundreds of thousands.
 pub fn open_records(snapshot: Snapshot, tables: Arc<Tables>, service: Arc<str>) -> impl Iterator<Item = Record> + Send {
     let slots = |(number, pool): (&u16, &Pool)| {
         let number = *number;

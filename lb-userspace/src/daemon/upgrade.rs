@@ -1,4 +1,5 @@
-//! An upgrade as the old daemon sees it: another one gets ready beside it, then takes its place. See [`handover`].
+//! An upgrade as the old daemon sees it: another one gets ready beside it, then takes its place.
+//! See [`handover`].
 //!
 //! [`handover`]: crate::handover
 
@@ -9,7 +10,7 @@ use log::{Level, warn};
 use sd_notify::NotifyState;
 use tokio::task::JoinHandle;
 
-use super::{Daemon, End, Inputs, begin_inputs, interfaces, several, sync, tell_systemd, view};
+use super::{Daemon, End, Inputs, begin_inputs, flow_sync, interfaces, several, tell_systemd, view};
 use crate::{
     api::{Reply, types::Refused},
     handover::{Memory, Successor, Upgraded},
@@ -116,9 +117,9 @@ impl Daemon {
         _ = asked.map(|asked| asked.send(Err(Refused { errors: vec![text] })));
     }
 
-    /// Everything that acts stops here, before another daemon acts: the control socket (who connects now waits for the
-    /// next one), the listener of `[api]`, whose address the other needs, and the events, which are still taken in as far
-    /// as they were read.
+    /// Everything that acts stops here, before another daemon acts: the control socket (who
+    /// connects now waits for the next one), the listener of `[api]`, whose address the other
+    /// needs, and the events, which are still taken in as far as they were read.
     async fn pause(&mut self, inputs: &mut Inputs) {
         self.serving.1 = None;
         self.listener.set(None, &self.api);
@@ -141,7 +142,7 @@ impl Daemon {
     /// The other way round: whoever was to act does not, and may have begun to.
     async fn resume(&mut self, inputs: &mut Inputs) {
         self.history.reopen();
-        let configured = sync::key(&self.config).and_then(|key| self.configure_sync(key));
+        let configured = flow_sync::key(&self.config).and_then(|key| self.configure_sync(key));
         if let Err(error) = configured.and(self.configure_vrrp().await) {
             warn!("{error:#}");
         }
@@ -179,8 +180,8 @@ impl Daemon {
         Memory { events: self.history.after(0).iter().map(|event| (**event).clone()).collect(), vrrp }
     }
 
-    /// After the handover: answers under way are finished, lines of the access log are written. The socket and the locks
-    /// are the other one's.
+    /// After the handover: answers under way are finished, lines of the access log are written. The
+    /// socket and the locks are the other one's.
     pub(super) async fn leave(mut self) -> Result<()> {
         self.hand_over_vrrp().await;
         self.history.close();

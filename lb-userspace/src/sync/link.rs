@@ -1,108 +1,88 @@
-//! One peer: whom to believe, what was lost, when to ask for a copy. No socket, no clock, no chance: time and random
-//! numbers come in as arguments.
+//! One peer: whom to believe, what was lost, when to request a copy. Without socket, clock or
+//! source of randomness: time and random numbers are arguments.
 //!
-//! **Whom to believe.** Every datagram is sealed, but an old one could be sent again. So a session of the peer is accepted
-//! only by a `Hello` that echoes our challenge, and our challenge changes with every acceptance: neither a datagram of an
-//! older session nor its `Hello` brings it back. Within a session the replay window sorts out what comes twice.
+//! **Whom to believe.** Every datagram is sealed, but somebody could replay an old one. So a
+//! session of the peer is accepted only by a `Hello` that echoes our challenge, and our challenge
+//! changes with every acceptance: neither a datagram of an older session nor its `Hello` revives
+//! that session. Within a session the replay window discards duplicates.
 //!
-//! **What was lost.** Numbers that are missing mean that something was lost: a full copy is asked for, at most once a
-//! second. A copy is whole if as many flows came as its end says and nothing was lost since its beginning; whatever we
-//! have beyond it is over then.
+//! **What was lost.** A gap in the numbers means that datagrams were lost: a full copy is
+//! requested, at most once per second. A copy is complete if as many flows arrived as its end says
+//! and nothing was lost since its beginning; flows that we hold and the copy does not are over.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
+
+use lb_common::time::Instant;
 
 use super::{
     seal::{self, Opener, Sealer, Session, SharedKey},
     wire::{self, Message},
 };
+use crate::words::SyncState;
 
-const SECOND: u64 = 1_000_000_000;
-/// How often a `Hello` goes out while the peer is not accepted, and afterwards.
-const HELLO: (u64, u64) = (SECOND / 4, SECOND);
-/// How long a request for a copy is waited upon, and how long a copy may be without a word.
-const PATIENCE: u64 = SECOND;
-/// A peer that was silent for so long is lost.
-const SILENCE: u64 = 3 * SECOND;
+/// How often a `Hello` is sent until the peer is believed.
+const HELLO_AT_FIRST: Duration = Duration::from_millis(250);
+/// How often a `Hello` is sent afterwards.
+const HELLO: Duration = Duration::from_secs(1);
+/// How long a requested copy may be silent before it is requested again.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A peer that was silent for this long is lost.
+const SILENCE: Duration = Duration::from_secs(3);
 
-/// A datagram that was turned away.
+/// Why a datagram was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// No datagram of ours, or sealed with another key, or changed on the way.
+    /// It is no datagram of flow sync, was sealed with another key, or was altered on the way.
     NotAuthentic,
-    /// Of a session that is not believed.
+    /// It belongs to a session that is not believed.
     UnknownSession,
-    /// It came before.
+    /// It was received before.
     Replayed,
-    /// Sealed rightly, but it says nothing that can be understood.
+    /// It is authentic, but its messages cannot be understood.
     Malformed,
 }
 
-/// How it stands with a peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Nothing that is to be believed was heard yet.
-    Connecting,
-    /// A copy was asked for and is not whole yet.
-    Copying,
-    /// Everything the peer has told is known here.
-    Synced,
-    /// Nothing was heard for three seconds.
-    Lost,
-}
-
-impl Standing {
-    /// The word in `status`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Standing::Connecting => "connecting",
-            Standing::Copying => "copying",
-            Standing::Synced => "synced",
-            Standing::Lost => "lost",
-        }
-    }
-}
-
-/// What a datagram has brought.
+/// What a datagram contained.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
-    /// The peer is believed from now on: with this version.
+pub enum Received {
+    /// The peer, of this version, is believed from now on.
     Accepted(String),
-    /// A flow; `in_copy`: it is part of a copy we asked for.
+    /// A flow.
     Flow {
-        /// The flow.
-        flow: wire::Flow,
-        /// Whether a copy is coming in.
+        /// The flow's record.
+        flow: wire::FlowRecord,
+        /// Whether it is part of a copy that we requested.
         in_copy: bool,
     },
     /// A flow has ended.
-    Ended(wire::Name),
+    Ended(wire::FlowName),
     /// The peer wants a copy.
     CopyWanted(u32),
-    /// A copy begins: whatever was noted of one before is void.
+    /// A copy begins: notes about an earlier one are void.
     CopyBegins,
-    /// A copy is whole: flows of these listeners that were not in it are over.
+    /// A copy is complete: flows of these listeners that were not in it are over.
     CopyWhole(Vec<SocketAddr>),
     /// An operator's decision.
-    Admin(wire::Admin),
-    /// How a backend does.
-    Health(wire::Health),
+    Admin(wire::AdminDecision),
+    /// A backend's health.
+    Health(wire::BackendHealth),
 }
 
-/// Most listeners that a copy may cover: as many as there can be.
+/// The most listeners that a copy may cover: as many as there can be.
 const MOST_COVERED: usize = 1 << lb_common::layout::LISTENER_BITS;
 
-/// A copy we asked for.
+/// A copy that we requested.
 #[derive(Debug)]
 struct Copy {
     number: u32,
     begun: bool,
     flows: u32,
     covered: Vec<SocketAddr>,
-    /// When it is asked for anew.
-    until: u64,
+    /// When it is requested again.
+    until: Instant,
 }
 
-/// The machine.
+/// A peer's session, our session with it, and the copy under way.
 pub struct Link {
     key: SharedKey,
     sealer: Sealer,
@@ -111,17 +91,17 @@ pub struct Link {
     /// The last challenge heard from the peer.
     heard: Session,
     version: String,
-    hello_at: u64,
-    heard_at: Option<u64>,
+    hello_at: Instant,
+    heard_at: Option<Instant>,
     copies: u32,
     copy: Option<Copy>,
-    copy_wanted_at: Option<u64>,
-    /// Datagrams of the peer that never came.
+    copy_wanted_at: Option<Instant>,
+    /// The number of the peer's datagrams that never arrived.
     pub missing: u64,
 }
 
 impl Link {
-    /// A link whose own session and first challenge are these random numbers.
+    /// A link that begins with these random numbers as its session and first challenge.
     pub fn new(key: &SharedKey, session: Session, challenge: Session, version: &str) -> Link {
         Link {
             key: key.clone(),
@@ -130,7 +110,7 @@ impl Link {
             challenge,
             heard: [0; 16],
             version: version.to_owned(),
-            hello_at: 0,
+            hello_at: Instant::ZERO,
             heard_at: None,
             copies: 0,
             copy: None,
@@ -144,38 +124,38 @@ impl Link {
         self.sealer.seal(messages)
     }
 
-    /// Whether the peer is believed: only then flows are worth sending.
+    /// Whether the peer is believed; only then is it worth sending flows.
     pub fn is_accepted(&self) -> bool {
         self.opener.is_some()
     }
 
-    /// How it stands.
-    pub fn standing(&self, now: u64) -> Standing {
+    /// The state to show.
+    pub fn state(&self, now: Instant) -> SyncState {
         match (self.opener.is_some(), self.heard_at) {
-            (true, Some(heard)) if now.saturating_sub(heard) >= SILENCE => Standing::Lost,
-            (true, _) if self.copy.is_some() || self.copy_wanted_at.is_some() => Standing::Copying,
-            (true, _) => Standing::Synced,
-            (false, _) => Standing::Connecting,
+            (true, Some(heard)) if heard.age(now) >= SILENCE => SyncState::Lost,
+            (true, _) if self.copy.is_some() || self.copy_wanted_at.is_some() => SyncState::Copying,
+            (true, _) => SyncState::Synced,
+            (false, _) => SyncState::Connecting,
         }
     }
 
-    /// Milliseconds since the peer was heard.
-    pub fn silent_ms(&self, now: u64) -> Option<u64> {
-        self.heard_at.map(|heard| now.saturating_sub(heard) / 1_000_000)
+    /// How long the peer has been silent; `None`: it was never heard.
+    pub fn silence(&self, now: Instant) -> Option<Duration> {
+        self.heard_at.map(|heard| heard.age(now))
     }
 
-    /// Everything the peer has is to be told anew: we may have taken something of its for over, or over for open.
-    pub fn want_copy(&mut self, now: u64) {
+    /// Requests a copy of all the peer's flows: we may be wrong about which of them are open.
+    pub fn want_copy(&mut self, now: Instant) {
         if self.copy_wanted_at.is_none() && self.copy.is_none() {
             self.copy_wanted_at = Some(now);
         }
     }
 
-    /// The control messages that are due, a datagram each.
-    pub fn due(&mut self, now: u64) -> Vec<Vec<u8>> {
+    /// The control messages that are due, one per datagram.
+    pub fn due(&mut self, now: Instant) -> Vec<Vec<u8>> {
         let mut datagrams = Vec::new();
         if now >= self.hello_at {
-            self.hello_at = now + if self.is_accepted() { HELLO.1 } else { HELLO.0 };
+            self.hello_at = now + if self.is_accepted() { HELLO } else { HELLO_AT_FIRST };
             datagrams.push(self.hello());
         }
         if self.copy.as_ref().is_some_and(|copy| now >= copy.until) {
@@ -203,14 +183,14 @@ impl Link {
         self.sealer.seal(&bytes)
     }
 
-    /// A datagram from the peer's address. `fresh` is a random number for the next challenge. The second value is an
-    /// answer to be sent at once.
+    /// Takes a datagram from the peer's address. `fresh` is a random number for the next challenge.
+    /// The second value is an answer to send at once.
     pub fn receive(
         &mut self,
         datagram: &[u8],
         fresh: Session,
-        now: u64,
-    ) -> Result<(Vec<News>, Option<Vec<u8>>), Refused> {
+        now: Instant,
+    ) -> Result<(Vec<Received>, Option<Vec<u8>>), Refused> {
         let head = seal::head(datagram).ok_or(Refused::NotAuthentic)?;
         if self.opener.as_ref().is_some_and(|opener| opener.session == head.session) {
             return Ok((self.of_session(datagram, head.number, now)?, None));
@@ -218,7 +198,7 @@ impl Link {
         self.of_stranger(datagram, &head, fresh, now)
     }
 
-    fn of_session(&mut self, datagram: &[u8], number: u64, now: u64) -> Result<Vec<News>, Refused> {
+    fn of_session(&mut self, datagram: &[u8], number: u64, now: Instant) -> Result<Vec<Received>, Refused> {
         let opener = self.opener.as_mut().ok_or(Refused::UnknownSession)?;
         let bytes = opener.open(datagram).ok_or(Refused::NotAuthentic)?;
         let missing = opener.note(number).ok_or(Refused::Replayed)?;
@@ -228,17 +208,18 @@ impl Link {
             self.missing += missing;
             self.lost_something(now);
         }
-        Ok(messages.into_iter().filter_map(|message| self.news(message, now)).collect())
+        Ok(messages.into_iter().filter_map(|message| self.received(message, now)).collect())
     }
 
-    /// A session that is not believed yet: its `Hello` says which challenge to echo, and whether it echoes ours.
+    /// A datagram of a session that is not believed yet: its `Hello` holds the challenge to echo,
+    /// and perhaps echoes ours.
     fn of_stranger(
         &mut self,
         datagram: &[u8],
         head: &seal::Head,
         fresh: Session,
-        now: u64,
-    ) -> Result<(Vec<News>, Option<Vec<u8>>), Refused> {
+        now: Instant,
+    ) -> Result<(Vec<Received>, Option<Vec<u8>>), Refused> {
         let mut opener = Opener::new(&self.key, head.session);
         let bytes = opener.open(datagram).ok_or(Refused::NotAuthentic)?;
         let messages = wire::read(&bytes).map_err(|wire::Malformed| Refused::Malformed)?;
@@ -260,18 +241,18 @@ impl Link {
         self.heard_at = Some(now);
         self.copy = None;
         self.copy_wanted_at = Some(now);
-        Ok((vec![News::Accepted(version)], answer))
+        Ok((vec![Received::Accepted(version)], answer))
     }
 
-    fn lost_something(&mut self, now: u64) {
+    fn lost_something(&mut self, now: Instant) {
         match &mut self.copy {
-            // What is coming in is not whole: asked for anew when this one's time is over.
+            // The incoming copy is incomplete: it is requested again when its time is over.
             Some(copy) => copy.flows = u32::MAX,
             None => self.copy_wanted_at = Some(self.copy_wanted_at.unwrap_or(now + PATIENCE)),
         }
     }
 
-    fn news(&mut self, message: Message, now: u64) -> Option<News> {
+    fn received(&mut self, message: Message, now: Instant) -> Option<Received> {
         Some(match message {
             Message::Hello { challenge, .. } => {
                 self.heard = challenge;
@@ -283,14 +264,14 @@ impl Link {
                     copy.until = now + PATIENCE;
                     copy.begun
                 });
-                News::Flow { flow, in_copy }
+                Received::Flow { flow, in_copy }
             }
-            Message::Ended(name) => News::Ended(name),
-            Message::Request { copy } => News::CopyWanted(copy),
+            Message::Ended(name) => Received::Ended(name),
+            Message::Request { copy } => Received::CopyWanted(copy),
             Message::CopyBegin { copy: number } => {
                 let copy = self.copy.as_mut().filter(|copy| copy.number == number)?;
                 *copy = Copy { number, begun: true, flows: 0, covered: Vec::new(), until: now + PATIENCE };
-                News::CopyBegins
+                Received::CopyBegins
             }
             Message::CopyEnd { copy: number, flows } => {
                 let copy = self.copy.take_if(|copy| copy.number == number && copy.begun)?;
@@ -298,7 +279,7 @@ impl Link {
                     self.copy_wanted_at = Some(now + PATIENCE);
                     return None;
                 }
-                News::CopyWhole(copy.covered)
+                Received::CopyWhole(copy.covered)
             }
             Message::Covers(listener) => {
                 let copy = self.copy.as_mut().filter(|copy| copy.covered.len() < MOST_COVERED)?;
@@ -309,8 +290,8 @@ impl Link {
                 self.want_copy(now);
                 return None;
             }
-            Message::Admin(admin) => News::Admin(admin),
-            Message::Health(health) => News::Health(health),
+            Message::Admin(admin) => Received::Admin(admin),
+            Message::Health(health) => Received::Health(health),
         })
     }
 }

@@ -1,5 +1,5 @@
-//! Between the records on the wire, which name things by address, and the slots of this host's tables, which number them.
-//! The only part of flow sync that touches the tables.
+//! Translates between the records on the wire, which use addresses, and the slots of this host's
+//! tables, which use numbers. Only this part of flow sync touches the tables.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -24,11 +24,11 @@ use crate::{
 
 /// One moment on the clocks.
 #[derive(Clone, Copy, Debug)]
-pub struct Now {
-    /// CLOCK_MONOTONIC in nanoseconds.
-    pub monotonic: u64,
-    /// CLOCK_MONOTONIC_COARSE in nanoseconds.
-    pub coarse: u64,
+pub struct Clocks {
+    /// On CLOCK_MONOTONIC.
+    pub monotonic: Instant,
+    /// On CLOCK_MONOTONIC_COARSE.
+    pub coarse: Instant,
     /// Milliseconds since 1970.
     pub wall_ms: u64,
 }
@@ -36,39 +36,40 @@ pub struct Now {
 /// A listener of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerAt {
-    /// Its place in LISTENERS.
+    /// Its row in LISTENERS.
     pub number: u16,
-    /// Its service.
+    /// The number of its service.
     pub service: u16,
-    /// Its address is on an interface of this host: we are master of it.
+    /// This host holds its address, and so is master of it.
     pub ours: bool,
-    /// It was until a moment ago, and clients may not know yet: what begins or ends here is still told.
+    /// This host held it until a moment ago, and clients may not know yet: what begins or ends here
+    /// is still sent.
     pub lingers: bool,
-    /// Through which of our interfaces its clients are reached; its place in INTERFACES.
+    /// The interface that leads to its clients, by its position in INTERFACES; `None`: uncertain.
     pub interface: Option<u8>,
 }
 
 /// A pool of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolAt {
-    /// Its place in POOLS.
+    /// Its row in POOLS.
     pub number: u16,
     /// The SNAT port of slot 0.
     pub first_port: u16,
-    /// How many slots there are.
+    /// The number of its slots.
     pub ports: u16,
 }
 
-/// What addresses mean on this host; made anew with every change of the configuration and of who is master.
+/// What addresses mean on this host; replaced whenever the configuration or the mastership changes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Directory {
-    /// By address.
+    /// The listeners, by address.
     pub listeners: BTreeMap<SocketAddr, ListenerAt>,
-    /// By service and address, tombstones included.
+    /// The backends' numbers, by service and address; tombstones included.
     pub backends: BTreeMap<(u16, SocketAddr), u16>,
-    /// By backend and SNAT address.
+    /// The pools, by backend and SNAT address.
     pub pools: BTreeMap<(SocketAddr, IpAddr), PoolAt>,
-    /// In which time every flow is sent once more.
+    /// The time within which every flow is sent again.
     pub refresh: Duration,
 }
 
@@ -89,22 +90,22 @@ impl Directory {
     }
 }
 
-/// What became of a flow that the other host has told of.
+/// The outcome of applying a flow's record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Applied {
-    /// It stands in this slot now.
+    /// The flow is new here, in this slot.
     Taken(Place),
-    /// It stood there before, and is up to date now.
+    /// The flow was here before, in this slot, and is now up to date.
     Kept(Place),
-    /// This host is master and has the same flow: it knows better.
+    /// This host is master and has the same flow, of which it knows more.
     Ours,
-    /// Another flow stood in the slot or had the client, and was younger: it stays.
+    /// A younger flow holds the slot or the client, and stays.
     Conflict,
-    /// Another flow gave way to this one.
+    /// An older flow gave way to this one, which is in this slot now.
     Replaced(Place),
     /// No service here listens on that address.
     UnknownListener,
-    /// The backend, with this SNAT address, is in no configuration here.
+    /// No configuration here has this backend with this SNAT address.
     UnknownBackend,
     /// The SNAT port is outside `snat_ports` here, or reserved, or the slot is changing hands.
     NoSuchPort,
@@ -112,18 +113,18 @@ pub enum Applied {
     Full,
 }
 
-/// The door to the tables.
+/// The tables, and what addresses mean in them.
 pub struct Mirror {
     /// The tables.
     pub tables: Arc<Tables>,
-    /// What addresses mean.
+    /// What addresses mean here.
     pub directory: Arc<Directory>,
 }
 
 impl Mirror {
-    /// The record of a flow, if the other host is to have it: connected, and of a listener that we are master of, or were a
-    /// moment ago.
-    pub fn record(&self, flow: &Flow, now: Now) -> Option<wire::Flow> {
+    /// The record of a flow that the other host should have: one that is connected, of a listener
+    /// that we are master of, or were a moment ago.
+    pub fn record(&self, flow: &Flow, now: Clocks) -> Option<wire::FlowRecord> {
         let phase = match flow.ctl.state() {
             State::Suspect => flow.ctl.previous(),
             state => state,
@@ -138,7 +139,7 @@ impl Mirror {
             return None;
         }
         let record = &flow.record;
-        Some(wire::Flow {
+        Some(wire::FlowRecord {
             name: self.name(flow)?,
             phase,
             tries: record.tries,
@@ -146,22 +147,22 @@ impl Mirror {
             initial: [flow.opening.words[OPENING_ISN_CLIENT], flow.opening.words[OPENING_ISN_BACKEND]],
             ends: [record.end_client, record.end_backend],
             acks: [record.ack_client, record.ack_backend],
-            established_at: now.wall_ms.saturating_sub(now.monotonic.saturating_sub(record.started.0) / 1_000_000),
-            idle_ms: u32::try_from(flow.idle_ms(now.coarse)).unwrap_or(u32::MAX),
+            established_at: now.wall_ms.saturating_sub(record.started.age(now.monotonic).as_millis() as u64),
+            idle_ms: u32::try_from(flow.idle_ms(now.coarse.0)).unwrap_or(u32::MAX),
             connect_us: flow.opening.connect_us,
         })
     }
 
-    /// The name of a flow of such a listener.
-    pub fn name(&self, flow: &Flow) -> Option<wire::Name> {
+    /// The name of a flow of a listener that is ours, or was a moment ago.
+    pub fn name(&self, flow: &Flow) -> Option<wire::FlowName> {
         self.name_of(flow.listener(), flow.client(), flow.pool, flow.slot)
     }
 
-    /// The same, by the parts that an event has.
-    pub fn name_of(&self, listener: u16, client: SocketAddr, pool: u16, slot: u16) -> Option<wire::Name> {
+    /// The same from the fields of an event.
+    pub fn name_of(&self, listener: u16, client: SocketAddr, pool: u16, slot: u16) -> Option<wire::FlowName> {
         let (listener, at) = self.directory.listener(listener)?;
         let pool = self.tables.pool(pool);
-        (at.ours || at.lingers).then(|| wire::Name {
+        (at.ours || at.lingers).then(|| wire::FlowName {
             listener,
             client,
             backend: SocketAddr::new(from_mapped(pool.backend), u16::from_be_bytes(pool.port)),
@@ -169,8 +170,8 @@ impl Mirror {
         })
     }
 
-    /// Takes in what the other host has told of a flow.
-    pub fn apply(&self, flow: &wire::Flow, now: Now) -> Applied {
+    /// Applies a record from the other host.
+    pub fn apply(&self, flow: &wire::FlowRecord, now: Clocks) -> Applied {
         let Some(listener) = self.directory.listeners.get(&flow.name.listener) else { return Applied::UnknownListener };
         let foreign = match self.foreign(flow, listener, now) {
             Ok(foreign) => foreign,
@@ -203,7 +204,8 @@ impl Mirror {
             Err(NotAdopted::IndexFull) => return Applied::Full,
             Err(NotAdopted::ClientTaken) => {}
         }
-        // The client has begun anew from the same port, and the end of the connection before was lost on the way to us.
+        // The client has opened a new connection from the same port, and the end of the earlier one
+        // was lost on the way to us.
         let older = self.tables.find_key(foreign.key).and_then(|(pool, slot, _)| self.tables.occupant(pool, slot));
         let Some(older) = older.filter(|older| older.record.started < foreign.started) else {
             return Applied::Conflict;
@@ -215,13 +217,14 @@ impl Mirror {
         }
     }
 
-    fn foreign(&self, flow: &wire::Flow, listener: &ListenerAt, now: Now) -> Result<Foreign, Applied> {
+    fn foreign(&self, flow: &wire::FlowRecord, listener: &ListenerAt, now: Clocks) -> Result<Foreign, Applied> {
         let name = &flow.name;
         let pool = self.directory.pools.get(&(name.backend, name.snat.ip())).ok_or(Applied::UnknownBackend)?;
         let backend = self.directory.backends.get(&(listener.service, name.backend)).ok_or(Applied::UnknownBackend)?;
         let slot = name.snat.port().checked_sub(pool.first_port).filter(|slot| *slot < pool.ports);
         let key = key_of(name.client, listener.number).ok_or(Applied::UnknownListener)?;
-        let age = now.wall_ms.saturating_sub(flow.established_at).saturating_mul(1_000_000);
+        let age = Duration::from_millis(now.wall_ms.saturating_sub(flow.established_at));
+        let idle = Duration::from_millis(flow.idle_ms.into());
         Ok(Foreign {
             pool: pool.number,
             slot: slot.ok_or(Applied::NoSuchPort)?,
@@ -236,15 +239,15 @@ impl Mirror {
             initial: flow.initial,
             ends: flow.ends,
             acks: flow.acks,
-            started: Instant(now.monotonic.saturating_sub(age).max(1)),
-            last_seen: Instant(now.coarse.saturating_sub(u64::from(flow.idle_ms) * 1_000_000)).ticks(),
+            started: Instant((now.monotonic - age).0.max(1)),
+            last_seen: (now.coarse - idle).ticks(),
             connect_us: flow.connect_us,
             tries: flow.tries,
         })
     }
 
-    /// A flow has ended on the other host. What this host is master of ends here.
-    pub fn ended(&self, name: &wire::Name) -> bool {
+    /// A flow has ended on the other host. Flows that this host is master of end only here.
+    pub fn ended(&self, name: &wire::FlowName) -> bool {
         let Some(listener) = self.directory.listeners.get(&name.listener).filter(|at| !at.ours) else { return false };
         let pool = self.directory.pools.get(&(name.backend, name.snat.ip()));
         let slot = pool.and_then(|pool| name.snat.port().checked_sub(pool.first_port));
@@ -254,7 +257,8 @@ impl Mirror {
         self.tables.end_quietly(pool.number, slot, |flow| flow.record.key == key)
     }
 
-    /// Ends the flows of these listeners that were not in a whole copy of the other host's; how many.
+    /// Ends the flows of these listeners that were not in a complete copy from the other host;
+    /// returns their number.
     pub fn end_absent(&self, covered: &[SocketAddr], present: &HashSet<Place>) -> u32 {
         let listeners: Vec<u16> = covered
             .iter()
@@ -276,7 +280,7 @@ impl Mirror {
     }
 }
 
-/// The key of a client in the flow index. The datapath has no IPv6 yet.
+/// The key of a client in the flow index; `None` for IPv6, which the datapath does not have yet.
 fn key_of(client: SocketAddr, listener: u16) -> Option<Key> {
     let SocketAddr::V4(client) = client else { return None };
     Some(Key::of(client, listener))

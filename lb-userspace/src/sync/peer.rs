@@ -1,42 +1,39 @@
-//! What is on its way to one peer: a bounded queue of changes, and a full copy that goes out beside it, a part each turn.
+//! What is on its way to one peer: a bounded queue of changes and, beside it, a full copy that goes
+//! out in parts, one per turn.
 
 use std::{
     collections::{HashSet, VecDeque},
     net::SocketAddr,
+    time::Duration,
 };
+
+use lb_common::time::Instant;
 
 use super::{
     link::Link,
-    mirror::{Mirror, Now},
+    mirror::{Clocks, Mirror},
     wire::{self, Message},
 };
-use crate::{controller::view::Place, words::SyncCounts};
+use crate::{
+    controller::view::Place,
+    words::{SyncCounts, SyncState},
+};
 
-/// Changes that may wait. More are dropped, and the peer is told to ask for a copy.
+/// The most changes that may wait. Further ones are dropped, and a copy is offered to the peer.
 const QUEUE: usize = 65_536;
-/// Datagrams in one turn, of changes and of a copy each: at 20 ms a turn some 40,000 flows a second of both.
+/// Datagrams per turn, for changes and for a copy each: with a turn every 20 ms, some 40,000 flows
+/// per second of either kind.
 const DATAGRAMS: usize = 64;
-/// Slots that a copy looks at in one turn.
+/// Slots that a copy reads per turn.
 const SLOTS: u32 = 16_384;
 
 /// A change that waits to be sent.
 #[derive(Clone, Copy, Debug)]
 pub enum Item {
-    /// A flow in its slot, in this generation; what there is to say of it is read when it is sent.
+    /// A flow in its slot, in this generation; its record is read when it is sent.
     Flow(Place, u32),
     /// A flow that has ended.
-    Ended(wire::Name),
-}
-
-/// Datagrams that were turned away, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RefusedCounts {
-    /// The sender does not have the key, or the datagram was changed on the way.
-    pub not_authentic: u64,
-    /// It was received before, or belongs to an old session.
-    pub replayed: u64,
-    /// It cannot be understood.
-    pub malformed: u64,
+    Ended(wire::FlowName),
 }
 
 /// A copy that is going out.
@@ -44,48 +41,66 @@ pub struct RefusedCounts {
 struct CopyOut {
     number: u32,
     begun: bool,
-    /// Which pool, by its rank in the directory, and which slot is next.
-    next: (usize, u32),
+    /// Where it goes on.
+    next: WalkPos,
     flows: u32,
 }
 
-/// One peer and what it is to be told.
+/// A position in the walk over all slots.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WalkPos {
+    /// The pool, by its position in the directory.
+    pub pool: usize,
+    /// The next slot.
+    pub slot: u32,
+}
+
+impl WalkPos {
+    /// The position after `slot` was reached in a pool of `slots`.
+    pub fn after(self, slot: u32, slots: u16) -> WalkPos {
+        if slot >= u32::from(slots) { WalkPos { pool: self.pool + 1, slot: 0 } } else { WalkPos { slot, ..self } }
+    }
+}
+
+/// One peer and what waits to be sent to it.
 pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
-    /// Whom it may believe and who believes it.
+    /// The session with it.
     pub link: Link,
+    /// Its program's version; empty before it was heard.
+    pub version: String,
+    /// The state that was reported last.
+    pub reported: SyncState,
     /// What was counted.
     pub counts: SyncCounts,
-    /// Its datagrams that were turned away.
-    pub refused: RefusedCounts,
-    /// The flows of the copy that is coming in.
+    /// The flows of the incoming copy.
     pub present: HashSet<Place>,
     queue: VecDeque<Item>,
-    /// When the queue was empty last; what waits in it came after that.
-    empty_at: u64,
+    /// When the queue was empty last; what waits in it is younger.
+    empty_at: Instant,
     copy: Option<CopyOut>,
     offer: bool,
 }
 
 impl Peer {
-    /// A peer to whom nothing was said yet.
+    /// A peer that was sent nothing yet.
     pub fn new(address: SocketAddr, link: Link) -> Peer {
-        let (queue, counts) = (VecDeque::new(), SyncCounts::default());
         Peer {
             address,
             link,
-            counts,
-            refused: RefusedCounts::default(),
+            version: String::new(),
+            reported: SyncState::Connecting,
+            counts: SyncCounts::default(),
             present: HashSet::new(),
-            queue,
-            empty_at: 0,
+            queue: VecDeque::new(),
+            empty_at: Instant::ZERO,
             copy: None,
             offer: false,
         }
     }
 
-    /// Puts a change in the queue. To a peer that is not there nothing is said: it will ask for a copy.
+    /// Queues a change. A peer that is not there gets none: it will request a copy.
     pub fn push(&mut self, item: Item) {
         if !self.link.is_accepted() {
             return;
@@ -98,35 +113,36 @@ impl Peer {
         }
     }
 
-    /// Tells the peer that it had better ask for a copy.
+    /// Offers the peer a copy.
     pub fn offer_copy(&mut self) {
         self.offer = true;
     }
 
-    /// Begins a copy, or begins it anew.
+    /// Begins a copy, from the start.
     pub fn begin_copy(&mut self, number: u32) {
-        self.copy = Some(CopyOut { number, begun: false, next: (0, 0), flows: 0 });
+        self.copy = Some(CopyOut { number, begun: false, next: WalkPos::default(), flows: 0 });
     }
 
-    /// Who is master of what has changed: a copy that is going out says too much or too little of it.
+    /// Begins an outgoing copy again, because this host has become or ceased to be master of a
+    /// listener: it would hold too much or too little.
     pub fn restart_copy(&mut self) {
         if let Some(copy) = self.copy {
             self.begin_copy(copy.number);
         }
     }
 
-    /// How many changes wait.
+    /// The number of changes that wait.
     pub fn waiting(&self) -> usize {
         self.queue.len()
     }
 
-    /// For how long the oldest of them has waited, at most; in nanoseconds.
-    pub fn lag(&self, now: u64) -> u64 {
-        if self.queue.is_empty() { 0 } else { now.saturating_sub(self.empty_at) }
+    /// How long the oldest of them has waited, at most.
+    pub fn lag(&self, now: Instant) -> Duration {
+        if self.queue.is_empty() { Duration::ZERO } else { self.empty_at.age(now) }
     }
 
     /// The datagrams of this turn.
-    pub fn turn(&mut self, mirror: &Mirror, now: Now) -> Vec<Vec<u8>> {
+    pub fn turn(&mut self, mirror: &Mirror, now: Clocks) -> Vec<Vec<u8>> {
         let mut datagrams = self.link.due(now.monotonic);
         if self.link.is_accepted() {
             let mut payloads = Payloads::default();
@@ -144,7 +160,7 @@ impl Peer {
         datagrams
     }
 
-    fn drain_queue(&mut self, mirror: &Mirror, now: Now, payloads: &mut Payloads) {
+    fn drain_queue(&mut self, mirror: &Mirror, now: Clocks, payloads: &mut Payloads) {
         while payloads.len() < DATAGRAMS {
             let Some(item) = self.queue.pop_front() else { return };
             match item {
@@ -158,7 +174,7 @@ impl Peer {
                     if let Some(flow) = current.and_then(|flow| mirror.record(&flow, now)) {
                         self.counts.flows_sent += 1;
                         payloads.add(&Message::Flow(flow));
-                        // The peer counts every flow that comes while a copy does.
+                        // The peer counts every flow that arrives during a copy.
                         if let Some(copy) = self.copy.as_mut().filter(|copy| copy.begun) {
                             copy.flows += 1;
                         }
@@ -168,7 +184,7 @@ impl Peer {
         }
     }
 
-    fn go_on_with_copy(&mut self, mirror: &Mirror, now: Now, payloads: &mut Payloads) {
+    fn go_on_with_copy(&mut self, mirror: &Mirror, now: Clocks, payloads: &mut Payloads) {
         let Some(mut copy) = self.copy.take() else { return };
         if !copy.begun {
             payloads.add(&Message::CopyBegin { copy: copy.number });
@@ -177,14 +193,14 @@ impl Peer {
         }
         let most = payloads.len() + DATAGRAMS;
         let mut slots = SLOTS;
-        while let Some(pool) = mirror.directory.pools.values().nth(copy.next.0) {
+        while let Some(pool) = mirror.directory.pools.values().nth(copy.next.pool) {
             if payloads.len() >= most || slots == 0 {
                 self.copy = Some(copy);
                 return;
             }
-            // As many slots as surely fit, should each of them hold a flow.
-            let to = (copy.next.1 + slots.min(512)).min(u32::from(pool.ports));
-            let heads = mirror.tables.heads(pool.number, copy.next.1..to);
+            // As many slots as surely fit even if each holds a flow.
+            let to = (copy.next.slot + slots.min(512)).min(u32::from(pool.ports));
+            let heads = mirror.tables.heads(pool.number, copy.next.slot..to);
             for head in heads.filter(|head| head.ctl.state().is_active() && mirror.directory.is_ours(head.listener())) {
                 let flow = mirror.tables.occupant(pool.number, head.slot);
                 if let Some(flow) = flow.and_then(|flow| mirror.record(&flow, now)) {
@@ -193,8 +209,8 @@ impl Peer {
                     payloads.add(&Message::Flow(flow));
                 }
             }
-            slots -= to - copy.next.1;
-            copy.next = if to >= u32::from(pool.ports) { (copy.next.0 + 1, 0) } else { (copy.next.0, to) };
+            slots -= to.saturating_sub(copy.next.slot);
+            copy.next = copy.next.after(to, pool.ports);
         }
         payloads.add(&Message::CopyEnd { copy: copy.number, flows: copy.flows });
         self.counts.copies_sent += 1;
@@ -223,7 +239,7 @@ impl Payloads {
         self.full.len()
     }
 
-    /// All of them.
+    /// The payloads of all datagrams.
     pub fn finish(mut self) -> Vec<Vec<u8>> {
         self.full.extend(Some(self.open).filter(|open| !open.is_empty()));
         self.full

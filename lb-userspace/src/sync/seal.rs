@@ -1,33 +1,34 @@
-//! Sealing and opening datagrams: ChaCha20-Poly1305 (RFC 8439) under a key of this session alone, and a window against
-//! replays.
+//! Sealing and opening datagrams: ChaCha20-Poly1305 (RFC 8439) under a key of this session alone,
+//! and a window against replays.
 //!
 //! ```text
 //! "EKS1" (4) | session (16) | number (8) | messages, encrypted | tag (16)
 //! ```
-//! The session is drawn at random by its sender when it starts, and its key is derived from the shared one and the session
-//! (HKDF-SHA256, RFC 5869), so the number, which counts datagrams, is a nonce that is never used twice under one key. Which
-//! session of a peer is to be believed is not decided here but by [`link`](super::link).
+//! The sender draws the session at random when it starts. The session's key is derived from the
+//! shared key and the session (HKDF-SHA256, RFC 5869), so the number, which counts datagrams, is a
+//! nonce that is never used twice with one key. Which session of a peer to believe is decided by
+//! [`link`](super::link).
 
 use ring::{aead, hkdf};
 
-/// In front of every datagram; the last character is the version of this format.
+/// The first bytes of every datagram; the last character is the version of the format.
 const MAGIC: [u8; 4] = *b"EKS1";
 const HEADER: usize = 4 + 16 + 8;
 const TAG: usize = 16;
-/// What the derived keys are for.
+/// The context of the key derivation (the `info` of HKDF).
 const PURPOSE: &[u8] = b"evenkeel flow sync 1";
-/// Datagrams that may arrive late, behind a newer one.
+/// How many datagrams late one may arrive.
 const WINDOW: u64 = 1024;
 
 /// The random number that names a session.
 pub type Session = [u8; 16];
 
-/// The key both hosts share, from `key_file`.
+/// The key that both hosts share, from `key_file`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SharedKey(Vec<u8>);
 
 impl SharedKey {
-    /// The key in the text of a key file: an even number of hexadecimal digits, 32 at least.
+    /// Parses the text of a key file: an even number of hexadecimal digits, at least 32.
     pub fn parse(text: &str) -> Option<SharedKey> {
         let text = text.trim();
         if text.len() < 32 || !text.len().is_multiple_of(2) || !text.is_ascii() {
@@ -39,7 +40,7 @@ impl SharedKey {
 
     fn of_session(&self, session: &Session) -> aead::LessSafeKey {
         let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, session).extract(&self.0);
-        let okm = derived.expand(&[PURPOSE], &aead::CHACHA20_POLY1305).expect("32 bytes are not too many for HKDF");
+        let okm = derived.expand(&[PURPOSE], &aead::CHACHA20_POLY1305).expect("HKDF can derive 32 bytes");
         aead::LessSafeKey::new(okm.into())
     }
 }
@@ -58,7 +59,7 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// A new session.
+    /// Begins a session.
     pub fn new(key: &SharedKey, session: Session) -> Sealer {
         Sealer { session, key: key.of_session(&session), number: 0 }
     }
@@ -88,13 +89,13 @@ fn nonce(number: u64) -> aead::Nonce {
 /// The head of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// The session of its sender.
+    /// The sender's session.
     pub session: Session,
-    /// Its number in the session, from 1.
+    /// The datagram's number in the session, from 1.
     pub number: u64,
 }
 
-/// The head, if it can be a datagram of ours at all.
+/// Parses the head; `None` if this is no datagram of flow sync.
 pub fn head(datagram: &[u8]) -> Option<Head> {
     if datagram.len() < HEADER + TAG || datagram[..4] != MAGIC {
         return None;
@@ -105,19 +106,19 @@ pub fn head(datagram: &[u8]) -> Option<Head> {
 
 /// The receiving side of one session of a peer.
 pub struct Opener {
-    /// Which one.
+    /// The session that it opens.
     pub session: Session,
     key: aead::LessSafeKey,
     window: Window,
 }
 
 impl Opener {
-    /// For a session that the peer has begun.
+    /// Opens the datagrams of a session that the peer has begun.
     pub fn new(key: &SharedKey, session: Session) -> Opener {
         Opener { session, key: key.of_session(&session), window: Window::default() }
     }
 
-    /// The messages in a datagram that was sealed with our key in this session; else nothing.
+    /// The messages in a datagram; `None` unless it was sealed with our key in this session.
     pub fn open(&self, datagram: &[u8]) -> Option<Vec<u8>> {
         let head = head(datagram).filter(|head| head.session == self.session)?;
         let (header, sealed) = datagram.split_at(HEADER);
@@ -127,14 +128,15 @@ impl Opener {
         Some(sealed)
     }
 
-    /// Notes the number of a datagram that was opened. `None`: it was there before, or is older than the window. Else how
-    /// many datagrams are missing between it and the newest before it.
+    /// Notes the number of an opened datagram. Returns how many datagrams are missing between it
+    /// and the newest one before it; `None` if it was received before or is older than the window.
     pub fn note(&mut self, number: u64) -> Option<u64> {
         self.window.note(number)
     }
 }
 
-/// Which numbers were seen: the newest, and a bit for each of those before it (as RFC 6479 does it for IPsec).
+/// The numbers seen: the newest, and a bit for each one before it within the window (as in RFC 6479
+/// for IPsec).
 #[derive(Debug)]
 struct Window {
     newest: u64,
@@ -151,7 +153,7 @@ impl Window {
     fn note(&mut self, number: u64) -> Option<u64> {
         let missing = number.saturating_sub(self.newest).saturating_sub(1);
         if number > self.newest {
-            // The bits of the numbers skipped are those of a lap ago.
+            // The bits of the skipped numbers are left over from a lap ago.
             for skipped in (self.newest + 1..=number).rev().take(WINDOW as usize) {
                 *self.word(skipped) &= !bit(skipped);
             }

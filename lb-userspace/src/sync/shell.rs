@@ -1,8 +1,8 @@
-//! Flow sync on the real host: a thread of its own with the socket, the clocks and the addresses, so that nothing that the
-//! daemon does delays it, and the other way round.
+//! Flow sync on the real host: a thread of its own with the socket, the clocks and the addresses,
+//! so that the daemon and flow sync do not delay each other.
 //!
-//! A host is master of a listener if it has the listener's address: where VRRP carries it, while the lease holds (it is
-//! what lets this host answer for it); else while it stands on an interface.
+//! A host is master of a listener while it holds the listener's address, see
+//! [`mastership`](super::mastership).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,123 +17,124 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use lb_common::time::Instant;
 use tokio::{
     net::UdpSocket,
     sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior},
+    time::MissedTickBehavior,
 };
 
 use super::{
-    link::Standing,
-    mirror::{Directory, Now},
+    mastership::{Held, Mastership},
+    mirror::{Clocks, Directory},
     seal::{Session, SharedKey},
-    station::{Notice, PeerStatus, Station},
-    wire::{Admin, Health},
+    station::{PeerNews, PeerStatus, Station},
+    wire::{AdminDecision, BackendHealth},
 };
 use crate::{
     sys::{clock, netlink::Addresses, random, udp},
     tables::Tables,
+    words::SyncState,
 };
 
-/// Batches of ends that may wait for the thread; each has as many as the daemon found in one go.
+/// The most batches of ends that may wait for the thread; a batch holds what one batch of events
+/// holds.
 const ENDS: usize = 64;
-/// Notices that may wait for the daemon.
-const NOTICES: usize = 256;
-/// Datagrams taken in before anything else has its turn.
+/// The most news that may wait for the daemon.
+const NEWS: usize = 256;
+/// The most datagrams received in a row.
 const DATAGRAMS: usize = 256;
-/// The largest datagram of ours, with room for what a newer version may add.
+/// Bytes of a receive buffer: the largest datagram, with room for what a newer version may add.
 const DATAGRAM: usize = 2048;
-/// How long a host that has lost an address goes on telling of what begins and ends on it: until its clients' packets go to
-/// the other host. With advertisements a second apart that takes up to 1 s.
-const LINGER: u64 = 2_000_000_000;
-/// How soon a socket is tried again that could not be bound.
+/// The pause before a failed bind is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What is configured.
+/// The configuration of flow sync.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where this host hears its peers, and from where it speaks.
+    /// The address on which this host receives, and from which it sends.
     pub listen: SocketAddr,
     /// The peers, each by its `listen`.
     pub peers: Vec<SocketAddr>,
     /// How often changes are sent.
     pub batch: Duration,
-    /// What all share.
+    /// The key that all hosts share.
     pub key: SharedKey,
 }
 
 /// A flow that has ended here, by the numbers of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// The listener's number.
+pub struct EndedFlow {
+    /// The listener's row.
     pub listener: u16,
-    /// The client.
+    /// The client's address.
     pub client: SocketAddr,
-    /// The pool.
+    /// The pool's row.
     pub pool: u16,
     /// The slot in its pool.
     pub slot: u16,
 }
 
-/// What the daemon waits for.
+/// The state of this host, which VRRP and the controller depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standings {
-    /// The numbers of the listeners this host is master of, and since when: CLOCK_MONOTONIC in nanoseconds.
-    pub ours: BTreeMap<u16, u64>,
-    /// Every peer's flows are known here.
+pub struct HostState {
+    /// The numbers of the listeners that this host is master of, and since when.
+    pub master_of: BTreeMap<u16, Instant>,
+    /// Whether every peer's flows are known here.
     pub synced: bool,
 }
 
-/// What is known of backends here, for the peers.
+/// What this host knows about backends, to be sent to the peers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Backends {
-    /// What operators have said.
-    pub admin: Vec<Admin>,
-    /// How those do whose connections are ours and that are not probed.
-    pub health: Vec<Health>,
+pub struct BackendKnowledge {
+    /// The operators' decisions.
+    pub admin: Vec<AdminDecision>,
+    /// The health of those that are not probed and whose connections are ours.
+    pub health: Vec<BackendHealth>,
 }
 
-/// How it goes, for whoever asks.
+/// Socket and peers, for `status`.
 #[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// Why the socket cannot be bound, if so.
+pub struct SyncReport {
+    /// Why the socket cannot be bound; `None`: it is.
     pub deaf: Option<String>,
-    /// Each peer.
+    /// The peers.
     pub peers: Vec<PeerStatus>,
-    /// Datagrams that did not get out.
+    /// Datagrams that could not be sent.
     pub send_failures: u64,
 }
 
-/// The thread, from the daemon's side.
-pub struct Sync {
+/// The daemon's handle to the thread, which ends when this is dropped.
+pub struct SyncThread {
     directory: watch::Sender<Arc<Directory>>,
-    backends: watch::Sender<Arc<Backends>>,
-    ends: mpsc::Sender<Vec<Ended>>,
+    backends: watch::Sender<Arc<BackendKnowledge>>,
+    ends: mpsc::Sender<Vec<EndedFlow>>,
     missed: Arc<AtomicBool>,
-    notices: mpsc::Receiver<Notice>,
-    standings: watch::Receiver<Standings>,
-    report: watch::Receiver<Arc<Report>>,
+    peer_news: mpsc::Receiver<PeerNews>,
+    state: watch::Receiver<HostState>,
+    report: watch::Receiver<Arc<SyncReport>>,
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Sync {
-    /// Starts it. A socket that cannot be bound is tried again and again; the report says why.
+impl SyncThread {
+    /// Starts the thread. If the socket cannot be bound, it tries again and again, and the report
+    /// says why.
     pub fn start(
         settings: Settings,
         tables: Arc<Tables>,
         directory: Directory,
-        backends: Backends,
+        backends: BackendKnowledge,
         version: &str,
-    ) -> Result<Sync> {
-        // Tried once before anybody depends on it.
+    ) -> Result<SyncThread> {
+        // Checked once, before anything depends on it.
         random::word().context("no random numbers")?;
         let station = Station::new(&settings.key, &settings.peers, tables.clone(), version, Box::new(fresh));
         let (directory, base) = watch::channel(Arc::new(directory));
         let (backends, known) = watch::channel(Arc::new(backends));
         let (ends, ended) = mpsc::channel(ENDS);
-        let (tell, notices) = mpsc::channel(NOTICES);
-        let (standings_to, standings) = watch::channel(Standings::default());
+        let (tell, peer_news) = mpsc::channel(NEWS);
+        let (state_to, state) = watch::channel(HostState::default());
         let (report_to, report) = watch::channel(Arc::default());
         let (stop, stopped) = mpsc::channel(1);
         let missed = Arc::new(AtomicBool::new(false));
@@ -143,17 +144,16 @@ impl Sync {
             tables,
             station,
             socket: None,
-            retry_at: Instant::now(),
-            report: Report::default(),
+            retry_at: Instant::ZERO,
+            report: SyncReport::default(),
             base,
             known,
             addresses: BTreeSet::new(),
-            ours: BTreeMap::new(),
-            lingering: BTreeMap::new(),
+            mastership: Mastership::default(),
             begun: false,
             missed: missed.clone(),
             tell,
-            standings: standings_to,
+            states: state_to,
             reports: report_to,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -163,20 +163,20 @@ impl Sync {
                 log::error!("flow sync has ended: {error:#}");
             }
         });
-        Ok(Sync {
+        Ok(SyncThread {
             directory,
             backends,
             ends,
             missed,
-            notices,
-            standings,
+            peer_news,
+            state,
             report,
             stop: Some(stop),
             thread: Some(thread.context("cannot start the thread sync")?),
         })
     }
 
-    /// What addresses mean here from now on; who is master of what is found out by the thread.
+    /// Sets what addresses mean here; the thread finds out by itself which listeners are ours.
     pub fn direct(&self, directory: Directory) {
         self.directory.send_if_modified(|known| {
             let changed = **known != directory;
@@ -187,8 +187,8 @@ impl Sync {
         });
     }
 
-    /// What is known of backends here now.
-    pub fn administer(&self, backends: Backends) {
+    /// Sets what this host knows about backends.
+    pub fn administer(&self, backends: BackendKnowledge) {
         self.backends.send_if_modified(|known| {
             let changed = **known != backends;
             if changed {
@@ -198,8 +198,8 @@ impl Sync {
         });
     }
 
-    /// Flows have ended here. Never waits: what finds no room is healed by a full copy.
-    pub fn ended(&self, ends: Vec<Ended>) {
+    /// Flows have ended here. Never waits: if there is no room, a full copy makes up for it.
+    pub fn ended(&self, ends: Vec<EndedFlow>) {
         if !ends.is_empty() && self.ends.try_send(ends).is_err() {
             self.ends_missed();
         }
@@ -210,24 +210,24 @@ impl Sync {
         self.missed.store(true, Ordering::Release);
     }
 
-    /// Waits for something that the daemon should hear. May be dropped while it waits. An error: the thread has ended by
-    /// itself.
-    pub async fn news(&mut self) -> Result<News> {
+    /// Waits for something that the daemon should hear. Cancel safe. An error: the thread has ended
+    /// by itself.
+    pub async fn news(&mut self) -> Result<SyncNews> {
         tokio::select! {
-            notice = self.notices.recv() => Ok(News::Notice(notice.context("the thread of flow sync has ended")?)),
-            changed = self.standings.changed() => {
+            news = self.peer_news.recv() => Ok(SyncNews::Peer(news.context("the thread of flow sync has ended")?)),
+            changed = self.state.changed() => {
                 changed.context("the thread of flow sync has ended")?;
-                Ok(News::Standings(self.standings.borrow_and_update().clone()))
+                Ok(SyncNews::Host(self.state.borrow_and_update().clone()))
             }
         }
     }
 
-    /// How it goes.
-    pub fn report(&self) -> Arc<Report> {
+    /// The latest report.
+    pub fn report(&self) -> Arc<SyncReport> {
         self.report.borrow().clone()
     }
 
-    /// Ends it and waits for that: a turn at most.
+    /// Ends the thread and waits for it, at most for one turn.
     pub fn end(mut self) {
         self.finish();
     }
@@ -235,30 +235,31 @@ impl Sync {
     fn finish(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
-            // One that has panicked has said so.
+            // A panic has been logged already.
             _ = thread.join();
         }
     }
 }
 
-impl Drop for Sync {
+impl Drop for SyncThread {
     fn drop(&mut self) {
         self.finish();
     }
 }
 
-/// What the thread tells the daemon.
+/// What the thread reports to the daemon.
 #[derive(Clone, Debug)]
-pub enum News {
-    /// Something has happened.
-    Notice(Notice),
-    /// It stands otherwise now.
-    Standings(Standings),
+pub enum SyncNews {
+    /// Something about a peer, or from it.
+    Peer(PeerNews),
+    /// This host's state has changed.
+    Host(HostState),
 }
 
-/// A number that nobody can guess: sessions and challenges.
+/// A number that nobody can guess, for sessions and challenges.
 fn fresh() -> Session {
-    /// Only where the kernel should ever fail to give a random number, which it does not once it has given one.
+    /// Used only if the kernel fails to give a random number, which it does not once it has given
+    /// one.
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let word =
         || random::word().unwrap_or_else(|_| clock::monotonic_ns() ^ COUNT.fetch_add(1, Ordering::Relaxed) << 48);
@@ -268,7 +269,7 @@ fn fresh() -> Session {
     session
 }
 
-/// The thread's own.
+/// The thread's state.
 struct Shell {
     listen: SocketAddr,
     batch: Duration,
@@ -276,25 +277,22 @@ struct Shell {
     station: Station,
     socket: Option<UdpSocket>,
     retry_at: Instant,
-    report: Report,
+    report: SyncReport,
     base: watch::Receiver<Arc<Directory>>,
-    known: watch::Receiver<Arc<Backends>>,
-    /// Of this host.
+    known: watch::Receiver<Arc<BackendKnowledge>>,
+    /// The addresses on this host's interfaces.
     addresses: BTreeSet<IpAddr>,
-    /// The listeners we are master of, and since when.
-    ours: BTreeMap<u16, u64>,
-    /// Those of which we were master a moment ago, and until when that counts.
-    lingering: BTreeMap<u16, u64>,
-    /// The station knows a directory.
+    mastership: Mastership,
+    /// Whether the station has a directory.
     begun: bool,
     missed: Arc<AtomicBool>,
-    tell: mpsc::Sender<Notice>,
-    standings: watch::Sender<Standings>,
-    reports: watch::Sender<Arc<Report>>,
+    tell: mpsc::Sender<PeerNews>,
+    states: watch::Sender<HostState>,
+    reports: watch::Sender<Arc<SyncReport>>,
 }
 
 impl Shell {
-    async fn run(mut self, mut ended: mpsc::Receiver<Vec<Ended>>, mut stopped: mpsc::Receiver<()>) -> Result<()> {
+    async fn run(mut self, mut ended: mpsc::Receiver<Vec<EndedFlow>>, mut stopped: mpsc::Receiver<()>) -> Result<()> {
         let mut addresses = Addresses::open()?;
         self.addresses = addresses.everywhere().await?;
         let mut timer = tokio::time::interval(self.batch);
@@ -304,7 +302,7 @@ impl Shell {
             tokio::select! {
                 biased;
                 _ = stopped.recv() => {
-                    // The last word.
+                    // Sends what is still due.
                     self.turn().await;
                     return Ok(());
                 }
@@ -314,7 +312,7 @@ impl Shell {
                     changed?;
                     match addresses.everywhere().await {
                         Ok(found) => self.addresses = found,
-                        // A kernel that is busy; what was known counts until the next change.
+                        // A busy kernel; what was known stands until the next change.
                         Err(error) => log::warn!("flow sync: {error:#}"),
                     }
                 }
@@ -324,8 +322,8 @@ impl Shell {
     }
 
     async fn turn(&mut self) {
-        self.listen();
         let now = now();
+        self.listen(now.monotonic);
         self.direct(now);
         if self.known.has_changed().unwrap_or(false) || !self.begun {
             let known = self.known.borrow_and_update().clone();
@@ -338,15 +336,15 @@ impl Shell {
         let datagrams = self.station.turn(now);
         if let Some(socket) = &self.socket {
             for (peer, datagram) in datagrams {
-                // Never long: it is the interface's queue that is waited for.
+                // Never waits long: at most for the interface's queue.
                 self.report.send_failures += u64::from(socket.send_to(&datagram, peer).await.is_err());
             }
         }
         self.publish(now);
     }
 
-    fn listen(&mut self) {
-        if self.socket.is_some() || Instant::now() < self.retry_at {
+    fn listen(&mut self, now: Instant) {
+        if self.socket.is_some() || now < self.retry_at {
             return;
         }
         match udp::bind(self.listen) {
@@ -356,40 +354,29 @@ impl Shell {
             }
             Err(error) => {
                 self.report.deaf = Some(format!("cannot listen on {}: {error}", self.listen));
-                self.retry_at = Instant::now() + RETRY;
+                self.retry_at = now + RETRY;
             }
         }
     }
 
-    /// Tells the station what addresses mean and which of them are ours, if that has changed.
-    fn direct(&mut self, now: Now) {
-        let leases: BTreeMap<_, _> =
-            self.tables.leases().into_iter().map(|(number, address)| (address, number)).collect();
-        let is_ours = |address: IpAddr| match leases.get(&address) {
-            Some(lease) => self.tables.lease_until(*lease) > now.monotonic,
-            None => self.addresses.contains(&address),
-        };
+    /// Passes the directory to the station if it has changed, or which listeners are ours.
+    fn direct(&mut self, now: Clocks) {
+        let leases = self.tables.leases().into_iter();
+        let leases = leases.map(|(number, address)| (address, Instant(self.tables.lease_until(number)))).collect();
+        let held = Held { leases: &leases, addresses: &self.addresses };
         let is_new = self.base.has_changed().unwrap_or(false) || !self.begun;
         let base = self.base.borrow_and_update().clone();
-        let ours = base.listeners.iter().filter(|(address, _)| is_ours(address.ip())).map(|(_, at)| at.number);
-        let ours: BTreeMap<_, _> =
-            ours.map(|number| (number, self.ours.get(&number).copied().unwrap_or(now.monotonic))).collect();
-        let mut lingering = self.lingering.clone();
-        let lost = self.ours.keys().filter(|number| !ours.contains_key(number));
-        lingering.extend(lost.map(|number| (*number, now.monotonic + LINGER)));
-        lingering.retain(|number, until| *until > now.monotonic && !ours.contains_key(number));
-        if ours == self.ours && lingering == self.lingering && !is_new {
+        let mastership = self.mastership.next(&base, held, now.monotonic);
+        if mastership == self.mastership && !is_new {
             return;
         }
         let mut directory = Directory::clone(&base);
-        for at in directory.listeners.values_mut() {
-            (at.ours, at.lingers) = (ours.contains_key(&at.number), lingering.contains_key(&at.number));
-        }
-        (self.ours, self.lingering) = (ours, lingering);
+        mastership.mark(&mut directory);
+        self.mastership = mastership;
         self.station.direct(Arc::new(directory), now);
     }
 
-    fn ended(&mut self, ends: &[Ended]) {
+    fn ended(&mut self, ends: &[EndedFlow]) {
         for end in ends {
             self.station.ended(end.listener, end.client, end.pool, end.slot);
         }
@@ -402,7 +389,7 @@ impl Shell {
             let (length, from) = match socket.try_recv_from(buffer) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // What it says is about a datagram that was sent.
+                // The error is about a datagram sent earlier.
                 Err(_) => continue,
             };
             let answer = self.station.receive(from, buffer.get(..length).unwrap_or_default(), now);
@@ -412,33 +399,38 @@ impl Shell {
         }
     }
 
-    fn publish(&mut self, now: Now) {
-        for notice in self.station.notices() {
-            // A daemon that takes none for so long has other troubles; they are told again, or in the report.
-            _ = self.tell.try_send(notice);
+    fn publish(&mut self, now: Clocks) {
+        for news in self.station.news() {
+            // A daemon that falls this far behind has other troubles. Decisions and health are sent
+            // again, and the report holds the peers' states.
+            _ = self.tell.try_send(news);
         }
         self.report.peers = self.station.status(now);
-        let synced = self.report.peers.iter().all(|peer| peer.standing == Standing::Synced);
-        let standings = Standings { ours: self.ours.clone(), synced };
-        self.standings.send_if_modified(|known| {
-            let changed = *known != standings;
-            *known = standings;
+        let synced = self.report.peers.iter().all(|peer| peer.state == SyncState::Synced);
+        let state = HostState { master_of: self.mastership.since().clone(), synced };
+        self.states.send_if_modified(|known| {
+            let changed = *known != state;
+            *known = state;
             changed
         });
         self.reports.send_replace(Arc::new(self.report.clone()));
     }
 }
 
-/// Waits for a datagram; for ever without a socket.
+/// Waits for a datagram; without a socket, for ever.
 async fn readable(socket: Option<&UdpSocket>) {
     match socket {
-        // Whatever it says: the next read finds out.
+        // An error is found by the next read.
         Some(socket) => _ = socket.readable().await,
         None => std::future::pending().await,
     }
 }
 
-fn now() -> Now {
+fn now() -> Clocks {
     let wall = jiff::Timestamp::now().as_millisecond();
-    Now { monotonic: clock::monotonic_ns(), coarse: clock::coarse_ns(), wall_ms: u64::try_from(wall).unwrap_or(0) }
+    Clocks {
+        monotonic: Instant(clock::monotonic_ns()),
+        coarse: Instant(clock::coarse_ns()),
+        wall_ms: u64::try_from(wall).unwrap_or(0),
+    }
 }

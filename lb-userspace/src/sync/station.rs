@@ -1,123 +1,143 @@
-//! Flow sync of one host, without a socket and a clock: what its peers are to be told in each turn, and what they have
-//! told.
+//! Flow sync of one host, without socket and clock: what each turn sends to its peers, and what
+//! their datagrams change here.
 //!
-//! New flows are found where the kernel program leaves a trace of them anyway, in the rings of half-open flows: a cell is
-//! looked at from when a SYN has taken it until the flow is connected, so no packet costs anything more than without
-//! flow sync. Ends come as events.
+//! New flows are found where the kernel program leaves a trace of them anyway, in the rings of
+//! half-open flows: a cell is watched from the moment a SYN takes it until the flow is connected,
+//! so flow sync adds no cost to any packet. Ends arrive as events.
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
-use lb_common::slot::State;
+use lb_common::{
+    slot::State,
+    time::{Instant, nanoseconds},
+};
 
 use super::{
-    link::{Link, News, Refused, Standing},
-    mirror::{Applied, Directory, Mirror, Now},
-    peer::{Item, Payloads, Peer, RefusedCounts},
+    link::{Link, Received, Refused},
+    mirror::{Applied, Clocks, Directory, Mirror},
+    peer::{Item, Payloads, Peer, WalkPos},
     seal::{Session, SharedKey},
-    wire::{self, Admin, Health, Message},
+    wire::{AdminDecision, BackendHealth, FlowName, FlowRecord, Message},
 };
-use crate::{controller::view::Place, tables::Tables, words::SyncCounts};
+use crate::{
+    controller::view::Place,
+    tables::Tables,
+    words::{SyncCounts, SyncState},
+};
 
-/// Half-open flows that are watched until they are connected.
+/// The most half-open flows that are watched until they are connected.
 const OPENING: usize = 65_536;
-/// How often the states of backends are sent, in nanoseconds.
-const ADMIN: u64 = 1_000_000_000;
-
-/// How often rings of free ports are weeded at most, in nanoseconds: some 20 ns for each port of the pool.
-const WEED: u64 = 250_000_000;
-/// Ports in a ring that carry flows which the kernel program passes over easily: half of what it does.
+/// How often the states of backends are sent.
+const ADMIN: Duration = Duration::from_secs(1);
+/// The shortest time between two weedings of the rings of free ports: one costs some 20 ns for each
+/// port of the pool.
+const WEED: Duration = Duration::from_millis(250);
+/// A run of ports in a ring that carry flows, as long as the kernel program skips without trouble:
+/// half of what it skips at most.
 const RUN: u32 = 4;
+/// The most backends unknown here that are reported.
+const UNKNOWN: usize = 64;
 
 /// What the daemon should hear.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// It stands otherwise with a peer now.
-    Standing {
-        /// Which one.
+pub enum PeerNews {
+    /// A peer's state has changed.
+    State {
+        /// The peer.
         peer: SocketAddr,
-        /// How.
-        standing: Standing,
+        /// Its new state.
+        state: SyncState,
         /// Its version, once known.
         version: String,
     },
-    /// A flow to a backend that no configuration here has: it should become a tombstone.
+    /// There is a flow to a backend that no configuration here has: the backend should become a
+    /// tombstone.
     UnknownBackend {
-        /// Of this service: the listener.
+        /// The listener of the flow's service.
         listener: SocketAddr,
         /// The backend.
         backend: SocketAddr,
-        /// What it sees as the client's address.
+        /// The address that the backend sees as the client's.
         snat: IpAddr,
     },
-    /// An operator's decision on the other host.
+    /// An operator's decision on another host.
     Admin {
-        /// Which host.
+        /// The other host.
         peer: SocketAddr,
-        /// What.
-        admin: Admin,
+        /// The decision.
+        admin: AdminDecision,
     },
-    /// What the other host's connections have shown of a backend.
+    /// What another host's connections have shown about a backend.
     Health {
-        /// Which host.
+        /// The other host.
         peer: SocketAddr,
-        /// What.
-        health: Health,
+        /// The backend's health.
+        health: BackendHealth,
     },
 }
 
-/// How it stands with a peer, for `status`.
+/// A peer as `status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
     /// Its address.
     pub address: SocketAddr,
-    /// In a word.
-    pub standing: Standing,
-    /// Its version; empty before it is known.
+    /// Its state.
+    pub state: SyncState,
+    /// Its version; empty before it was heard.
     pub version: String,
-    /// Milliseconds since it was heard.
-    pub silent_ms: Option<u64>,
+    /// How long it has been silent; `None`: it was never heard.
+    pub silence: Option<Duration>,
     /// Changes that wait to be sent to it.
     pub waiting: usize,
-    /// For how long the oldest of them has waited, in milliseconds.
-    pub lag_ms: u64,
-    /// Its datagrams that never came.
-    pub missing: u64,
+    /// How long the oldest of them has waited.
+    pub lag: Duration,
     /// What was counted.
     pub counts: SyncCounts,
-    /// Its datagrams that were turned away.
-    pub refused: RefusedCounts,
 }
 
-/// See the module.
+/// The half-open ring of a service, as the last two turns found it.
+#[derive(Clone, Copy)]
+struct RingSeen {
+    last: u32,
+    before: u32,
+}
+
+/// News that waits for the daemon.
+#[derive(Default)]
+struct Outbox {
+    waiting: Vec<PeerNews>,
+    /// Unknown backends that were reported since the directory last changed: each is reported once.
+    unknown: Vec<PeerNews>,
+}
+
+/// One host and its peers.
 pub struct Station {
     mirror: Mirror,
-    /// Each with how it stood when that was last told, and its version.
-    peers: Vec<(Peer, Standing, String)>,
+    peers: Vec<Peer>,
     fresh: Box<dyn FnMut() -> Session + Send>,
-    /// By service: how many half-open flows it had had at the last turn and at the one before. A cell is looked at twice,
-    /// for it may have been taken but not written yet.
-    heads: BTreeMap<u16, (u32, u32)>,
+    /// By service: how many half-open flows it had had. A cell is read twice, because at first it
+    /// may have been taken but not written yet.
+    rings: BTreeMap<u16, RingSeen>,
     opening: BTreeMap<Place, u32>,
-    /// By pool: flows taken over whose ports still wait in the ring of free ones; and when rings were weeded last.
+    /// By pool: adopted flows whose ports still wait in the ring of free ones.
     adopted: BTreeMap<u16, u32>,
-    weeded_at: u64,
-    /// Where the walk over all flows goes on: rank of the pool and slot.
-    walk: (usize, u32),
-    walked_at: Option<u64>,
-    admin: Vec<Admin>,
-    health: Vec<Health>,
-    admin_at: u64,
-    notices: Vec<Notice>,
-    /// Unknown backends that were told of since the directory last changed.
-    told: Vec<Notice>,
+    weeded_at: Instant,
+    /// Where the walk over all flows goes on.
+    walk: WalkPos,
+    walked_at: Option<Instant>,
+    admin: Vec<AdminDecision>,
+    health: Vec<BackendHealth>,
+    admin_at: Instant,
+    news: Outbox,
 }
 
 impl Station {
-    /// A host with these peers. `fresh` gives random numbers.
+    /// A host with these peers. `fresh` returns a random number.
     pub fn new(
         key: &SharedKey,
         peers: &[SocketAddr],
@@ -125,37 +145,33 @@ impl Station {
         version: &str,
         mut fresh: Box<dyn FnMut() -> Session + Send>,
     ) -> Station {
-        let peers = peers.iter().map(|address| {
-            let link = Link::new(key, fresh(), fresh(), version);
-            (Peer::new(*address, link), Standing::Connecting, String::new())
-        });
+        let peers = peers.iter().map(|address| Peer::new(*address, Link::new(key, fresh(), fresh(), version)));
         Station {
             peers: peers.collect(),
             mirror: Mirror { tables, directory: Arc::new(Directory::default()) },
             fresh,
-            heads: BTreeMap::new(),
+            rings: BTreeMap::new(),
             opening: BTreeMap::new(),
             adopted: BTreeMap::new(),
-            weeded_at: 0,
-            walk: (0, 0),
+            weeded_at: Instant::ZERO,
+            walk: WalkPos::default(),
             walked_at: None,
             admin: Vec::new(),
             health: Vec::new(),
-            admin_at: 0,
-            notices: Vec::new(),
-            told: Vec::new(),
+            admin_at: Instant::ZERO,
+            news: Outbox::default(),
         }
     }
 
-    /// The configuration has changed, or who is master.
-    pub fn direct(&mut self, directory: Arc<Directory>, now: Now) {
+    /// The configuration or the mastership has changed.
+    pub fn direct(&mut self, directory: Arc<Directory>, now: Clocks) {
         let (before, after) = (self.mirror.directory.ours(), directory.ours());
         let known = directory.backends != self.mirror.directory.backends;
-        // An earlier run may have taken flows over and not come to it.
+        // An earlier run may have adopted flows and ended before it weeded their ports.
         let new = directory.pools.values().filter(|pool| !self.mirror.directory.pools.values().any(|old| old == *pool));
         self.adopted.extend(new.map(|pool| (pool.number, RUN)));
         self.mirror.directory = directory;
-        for (peer, ..) in &mut self.peers {
+        for peer in &mut self.peers {
             if after.iter().any(|listener| !before.contains(listener)) {
                 peer.offer_copy();
             }
@@ -166,85 +182,82 @@ impl Station {
                 peer.restart_copy();
             }
         }
-        self.told.clear();
+        self.news.unknown.clear();
     }
 
-    /// The operator's decisions as they stand here, and how backends do whose connections are ours.
-    pub fn administer(&mut self, admin: Vec<Admin>, health: Vec<Health>) {
+    /// Sets the operators' decisions here, and the health of backends whose connections are ours.
+    pub fn administer(&mut self, admin: Vec<AdminDecision>, health: Vec<BackendHealth>) {
         if admin != self.admin || health != self.health {
             (self.admin, self.health) = (admin, health);
-            self.admin_at = 0;
+            self.admin_at = Instant::ZERO;
         }
     }
 
     /// A flow has ended here.
     pub fn ended(&mut self, listener: u16, client: SocketAddr, pool: u16, slot: u16) {
         if let Some(name) = self.mirror.name_of(listener, client, pool, slot) {
-            self.peers.iter_mut().for_each(|(peer, ..)| peer.push(Item::Ended(name)));
+            self.peers.iter_mut().for_each(|peer| peer.push(Item::Ended(name)));
         }
     }
 
-    /// Ends may have been missed: the peers should ask for a copy.
+    /// Ends may have been missed: the peers should request a copy.
     pub fn ends_missed(&mut self) {
-        self.peers.iter_mut().for_each(|(peer, ..)| peer.offer_copy());
+        self.peers.iter_mut().for_each(|peer| peer.offer_copy());
     }
 
-    /// What the daemon should hear, since the last call.
-    pub fn notices(&mut self) -> Vec<Notice> {
-        std::mem::take(&mut self.notices)
+    /// Takes the news since the last call.
+    pub fn news(&mut self) -> Vec<PeerNews> {
+        std::mem::take(&mut self.news.waiting)
     }
 
-    /// For `status`.
-    pub fn status(&self, now: Now) -> Vec<PeerStatus> {
-        let of = |(peer, _, version): &(Peer, Standing, String)| PeerStatus {
+    /// Every peer as `status` shows it.
+    pub fn status(&self, now: Clocks) -> Vec<PeerStatus> {
+        let of = |peer: &Peer| PeerStatus {
             address: peer.address,
-            standing: peer.link.standing(now.monotonic),
-            version: version.clone(),
-            silent_ms: peer.link.silent_ms(now.monotonic),
+            state: peer.link.state(now.monotonic),
+            version: peer.version.clone(),
+            silence: peer.link.silence(now.monotonic),
             waiting: peer.waiting(),
-            lag_ms: peer.lag(now.monotonic) / 1_000_000,
-            missing: peer.link.missing,
-            counts: peer.counts,
-            refused: peer.refused,
+            lag: peer.lag(now.monotonic),
+            counts: SyncCounts { lost: peer.link.missing, ..peer.counts },
         };
         self.peers.iter().map(of).collect()
     }
 
-    /// Everything that is to be sent in this turn, and to whom.
-    pub fn turn(&mut self, now: Now) -> Vec<(SocketAddr, Vec<u8>)> {
+    /// Everything to send in this turn, with its destination.
+    pub fn turn(&mut self, now: Clocks) -> Vec<(SocketAddr, Vec<u8>)> {
         self.look_for_new_flows();
         self.walk(now);
         self.weed(now);
         let admin = self.due_admin(now);
         let mut out = Vec::new();
-        for (peer, standing, version) in &mut self.peers {
+        for peer in &mut self.peers {
             let mut datagrams = peer.turn(&self.mirror, now);
             if peer.link.is_accepted() {
                 datagrams.extend(admin.iter().map(|payload| peer.link.seal(payload)));
             }
             out.extend(datagrams.into_iter().map(|datagram| (peer.address, datagram)));
-            let stands = peer.link.standing(now.monotonic);
-            // That something was lost and is copied once more is nothing to tell of.
-            let is_news = stands != *standing && (*standing, stands) != (Standing::Synced, Standing::Copying);
-            if is_news {
-                if *standing == Standing::Connecting {
-                    self.admin_at = 0;
-                }
-                *standing = stands;
-                self.notices.push(Notice::Standing { peer: peer.address, standing: stands, version: version.clone() });
+            let state = peer.link.state(now.monotonic);
+            if !is_worth_reporting(peer.reported, state) {
+                continue;
             }
+            if peer.reported == SyncState::Connecting {
+                self.admin_at = Instant::ZERO;
+            }
+            peer.reported = state;
+            self.news.waiting.push(PeerNews::State { peer: peer.address, state, version: peer.version.clone() });
         }
         out
     }
 
     fn look_for_new_flows(&mut self) {
         let services: Vec<u16> = self.mirror.directory.listeners.values().map(|at| at.service).collect();
-        self.heads.retain(|service, _| services.contains(service));
+        self.rings.retain(|service, _| services.contains(service));
         for service in services {
             let now = self.mirror.tables.service(service).half_open;
-            let (last, before) = *self.heads.entry(service).or_insert((now, now));
-            let (cells, head) = self.mirror.tables.half_open_since(service, before);
-            self.heads.insert(service, (head, last));
+            let seen = *self.rings.entry(service).or_insert(RingSeen { last: now, before: now });
+            let (cells, head) = self.mirror.tables.half_open_since(service, seen.before);
+            self.rings.insert(service, RingSeen { last: head, before: seen.last });
             for cell in cells.into_iter().take(OPENING.saturating_sub(self.opening.len())) {
                 self.opening.insert(Place { pool: cell.pool, slot: cell.slot }, cell.generation);
             }
@@ -258,45 +271,45 @@ impl Station {
             if flow.ctl.state() == State::HalfOpen {
                 return true;
             }
-            peers.iter_mut().for_each(|(peer, ..)| peer.push(Item::Flow(*place, flow.ctl.generation())));
+            peers.iter_mut().for_each(|peer| peer.push(Item::Flow(*place, flow.ctl.generation())));
             false
         });
     }
 
-    /// Sends every flow once more in its turn: sequence numbers and idle times grow old, and whatever was missed heals.
-    fn walk(&mut self, now: Now) {
-        let elapsed = now.monotonic.saturating_sub(self.walked_at.replace(now.monotonic).unwrap_or(now.monotonic));
+    /// Sends every flow again in turn: sequence numbers and idle times grow old, and whatever was
+    /// missed is made up for.
+    fn walk(&mut self, now: Clocks) {
+        let elapsed = self.walked_at.replace(now.monotonic).map_or(Duration::ZERO, |at| at.age(now.monotonic));
         if self.mirror.directory.ours().is_empty() {
             return;
         }
         let pools: Vec<_> = self.mirror.directory.pools.values().copied().collect();
         let all: u64 = pools.iter().map(|pool| u64::from(pool.ports)).sum();
-        let round = self.mirror.directory.refresh.as_nanos().max(1) as u64;
-        let mut share = (all.saturating_mul(elapsed.min(round))).div_ceil(round);
+        let mut share = share_of_walk(all, elapsed, self.mirror.directory.refresh);
         while share > 0 {
-            let Some(pool) = pools.get(self.walk.0) else {
-                self.walk = (0, 0);
+            let Some(pool) = pools.get(self.walk.pool) else {
+                self.walk = WalkPos::default();
                 if pools.is_empty() {
                     return;
                 }
                 continue;
             };
-            let to = (u64::from(self.walk.1) + share).min(u64::from(pool.ports)) as u32;
-            for head in self.mirror.tables.heads(pool.number, self.walk.1..to) {
+            let to = (u64::from(self.walk.slot) + share).min(u64::from(pool.ports)) as u32;
+            for head in self.mirror.tables.heads(pool.number, self.walk.slot..to) {
                 if !self.mirror.directory.is_ours(head.listener()) {
                     continue;
                 }
                 let item = Item::Flow(Place { pool: pool.number, slot: head.slot }, head.ctl.generation());
-                self.peers.iter_mut().for_each(|(peer, ..)| peer.push(item));
+                self.peers.iter_mut().for_each(|peer| peer.push(item));
             }
-            share -= u64::from(to - self.walk.1).clamp(1, share);
-            self.walk = if to >= u32::from(pool.ports) { (self.walk.0 + 1, 0) } else { (self.walk.0, to) };
+            share -= u64::from(to.saturating_sub(self.walk.slot)).clamp(1, share);
+            self.walk = self.walk.after(to, pool.ports);
         }
     }
 
-    /// Takes the ports of flows that were taken over out of the rings of free ones: a long run of them in the ring would
-    /// turn clients away when this host becomes master.
-    fn weed(&mut self, now: Now) {
+    /// Removes the ports of adopted flows from the rings of free ones: a long run of them in a ring
+    /// would turn clients away once this host is master.
+    fn weed(&mut self, now: Clocks) {
         if self.adopted.is_empty() || now.monotonic < self.weeded_at + WEED {
             return;
         }
@@ -311,7 +324,7 @@ impl Station {
         });
     }
 
-    fn due_admin(&mut self, now: Now) -> Vec<Vec<u8>> {
+    fn due_admin(&mut self, now: Clocks) -> Vec<Vec<u8>> {
         if now.monotonic < self.admin_at {
             return Vec::new();
         }
@@ -322,87 +335,105 @@ impl Station {
         payloads.finish()
     }
 
-    /// A datagram has come; an answer that is to go out at once.
-    pub fn receive(&mut self, from: SocketAddr, datagram: &[u8], now: Now) -> Option<Vec<u8>> {
+    /// Takes a datagram; returns an answer to send at once.
+    pub fn receive(&mut self, from: SocketAddr, datagram: &[u8], now: Clocks) -> Option<Vec<u8>> {
         let fresh = (self.fresh)();
-        let Station { peers, mirror, notices, told, adopted, .. } = self;
-        // Who is no peer is not answered.
-        let (peer, _, version) = peers.iter_mut().find(|(peer, ..)| peer.address == from)?;
+        let Station { peers, mirror, news, adopted, .. } = self;
+        // Only peers are answered.
+        let peer = peers.iter_mut().find(|peer| peer.address == from)?;
         match peer.link.receive(datagram, fresh, now.monotonic) {
-            Ok((news, answer)) => {
-                for news in news {
-                    let taken = take_in(news, peer, version, mirror, now, notices, told);
+            Ok((received, answer)) => {
+                for received in received {
+                    let taken = take_in(received, peer, mirror, now, news);
                     taken.into_iter().for_each(|place| *adopted.entry(place.pool).or_default() += 1);
                 }
                 answer
             }
-            Err(refused) => {
-                match refused {
-                    Refused::NotAuthentic => peer.refused.not_authentic += 1,
-                    Refused::Replayed | Refused::UnknownSession => peer.refused.replayed += 1,
-                    Refused::Malformed => peer.refused.malformed += 1,
-                }
+            Err(why) => {
+                let refused = &mut peer.counts.refused;
+                *match why {
+                    Refused::NotAuthentic => &mut refused.not_authentic,
+                    Refused::Replayed | Refused::UnknownSession => &mut refused.replayed,
+                    Refused::Malformed => &mut refused.malformed,
+                } += 1;
                 None
             }
         }
     }
 }
 
-fn take_in(
-    news: News,
-    peer: &mut Peer,
-    version: &mut String,
-    mirror: &Mirror,
-    now: Now,
-    notices: &mut Vec<Notice>,
-    told: &mut Vec<Notice>,
-) -> Option<Place> {
-    let mut taken = None;
-    match news {
-        News::Accepted(theirs) => *version = theirs,
-        News::Flow { flow, in_copy } => {
-            peer.counts.flows_received += 1;
-            let applied = mirror.apply(&flow, now);
-            match applied {
-                Applied::Taken(place) | Applied::Replaced(place) => taken = Some(place),
-                Applied::UnknownBackend => tell_unknown(&flow.name, notices, told),
-                _ => {}
-            }
-            match applied {
-                Applied::Taken(place) | Applied::Kept(place) | Applied::Replaced(place) if in_copy => {
-                    peer.present.insert(place);
-                }
-                _ => {}
-            }
-            match applied {
-                Applied::Taken(_) | Applied::Kept(_) | Applied::Ours => {}
-                Applied::Replaced(_) | Applied::Conflict => peer.counts.conflicts += 1,
-                _ => peer.counts.unknown += 1,
-            }
-        }
-        News::Ended(name) => {
+/// Whether the operator should hear of a new state: not that datagrams were lost and a copy makes
+/// up for them.
+fn is_worth_reporting(reported: SyncState, state: SyncState) -> bool {
+    state != reported && (reported, state) != (SyncState::Synced, SyncState::Copying)
+}
+
+/// How many of all slots the walk passes in a time, so that it passes every slot once per round.
+fn share_of_walk(slots: u64, elapsed: Duration, round: Duration) -> u64 {
+    let (elapsed, round) = (nanoseconds(elapsed), nanoseconds(round).max(1));
+    slots.saturating_mul(elapsed.min(round)).div_ceil(round)
+}
+
+/// Acts on one message of a peer; returns the slot of a flow that was adopted.
+fn take_in(received: Received, peer: &mut Peer, mirror: &Mirror, now: Clocks, news: &mut Outbox) -> Option<Place> {
+    match received {
+        Received::Accepted(version) => peer.version = version,
+        Received::Flow { flow, in_copy } => return take_in_flow(&flow, in_copy, peer, mirror, now, news),
+        Received::Ended(name) => {
             peer.counts.ends_received += 1;
             mirror.ended(&name);
         }
-        News::CopyWanted(number) => peer.begin_copy(number),
-        News::CopyBegins => peer.present.clear(),
-        News::CopyWhole(covered) => {
+        Received::CopyWanted(number) => peer.begin_copy(number),
+        Received::CopyBegins => peer.present.clear(),
+        Received::CopyWhole(covered) => {
             peer.counts.copies_received += 1;
             mirror.end_absent(&covered, &std::mem::take(&mut peer.present));
         }
-        News::Admin(admin) => notices.push(Notice::Admin { peer: peer.address, admin }),
-        News::Health(health) => notices.push(Notice::Health { peer: peer.address, health }),
+        Received::Admin(admin) => news.waiting.push(PeerNews::Admin { peer: peer.address, admin }),
+        Received::Health(health) => news.waiting.push(PeerNews::Health { peer: peer.address, health }),
     }
-    taken
+    None
 }
 
-/// Once each; the list is short, for a host has few backends that the other does not know.
-fn tell_unknown(name: &wire::Name, notices: &mut Vec<Notice>, told: &mut Vec<Notice>) {
-    const MOST: usize = 64;
-    let notice = Notice::UnknownBackend { listener: name.listener, backend: name.backend, snat: name.snat.ip() };
-    if told.len() < MOST && !told.contains(&notice) {
-        told.push(notice.clone());
-        notices.push(notice);
+fn take_in_flow(
+    flow: &FlowRecord,
+    in_copy: bool,
+    peer: &mut Peer,
+    mirror: &Mirror,
+    now: Clocks,
+    news: &mut Outbox,
+) -> Option<Place> {
+    peer.counts.flows_received += 1;
+    let applied = mirror.apply(flow, now);
+    match applied {
+        Applied::Taken(_) | Applied::Kept(_) | Applied::Ours => {}
+        Applied::Replaced(_) | Applied::Conflict => peer.counts.conflicts += 1,
+        Applied::UnknownBackend => {
+            peer.counts.unknown += 1;
+            news.unknown_backend(&flow.name);
+        }
+        Applied::UnknownListener | Applied::NoSuchPort | Applied::Full => peer.counts.unknown += 1,
+    }
+    match applied {
+        Applied::Taken(place) | Applied::Kept(place) | Applied::Replaced(place) if in_copy => {
+            peer.present.insert(place);
+        }
+        _ => {}
+    }
+    match applied {
+        Applied::Taken(place) | Applied::Replaced(place) => Some(place),
+        _ => None,
+    }
+}
+
+impl Outbox {
+    /// The list is short: a host has few backends that the other does not know.
+    fn unknown_backend(&mut self, name: &FlowName) {
+        let news = PeerNews::UnknownBackend { listener: name.listener, backend: name.backend, snat: name.snat.ip() };
+        if self.unknown.len() < UNKNOWN && !self.unknown.contains(&news) {
+            self.unknown.push(news.clone());
+            self.waiting.push(news);
+        }
     }
 }
 

@@ -1,30 +1,33 @@
-//! What stands in a datagram once it is opened: messages, one after the other.
+//! The content of an opened datagram: messages, one after the other.
 //!
 //! ```text
 //! kind (1) | length of the body (2) | body            numbers in network order
 //! ```
-//! Who meets a kind it does not know passes over it, and a body may be longer than what is known of it: so two versions
-//! of the program understand each other as far as they both go. An address is its family (4 or 6), its bytes and a port.
+//! A receiver skips a kind that it does not know, and a body may be longer than the receiver
+//! expects: so two versions of the program understand each other as far as both go. An address is
+//! its family (4 or 6), its bytes and a port.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// Most bytes of messages in one datagram: with all headers it stays below an Ethernet frame of 1,500 bytes.
+/// The most bytes of messages in one datagram: with all headers it fits an Ethernet frame of 1,500
+/// bytes.
 pub const MOST: usize = 1_380;
 
-/// A flow, by what both hosts know: never by a number of one host's tables.
+/// A flow's identity in terms that both hosts know: addresses, never a number from one host's
+/// tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Name {
-    /// The address clients connect to: the service.
+pub struct FlowName {
+    /// The address that clients connect to.
     pub listener: SocketAddr,
-    /// The client.
+    /// The client's address.
     pub client: SocketAddr,
-    /// The backend.
+    /// The backend's address.
     pub backend: SocketAddr,
-    /// What the backend sees as the client.
+    /// The address that the backend sees as the client's.
     pub snat: SocketAddr,
 }
 
-/// How far a flow is in its life.
+/// The state of a flow that is synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
@@ -36,100 +39,135 @@ pub enum Phase {
     ClosingBackend = 5,
 }
 
-/// Everything the other host needs to carry a flow on.
+/// Everything that the other host needs to continue a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flow {
-    /// Which one.
-    pub name: Name,
-    /// How far it is.
+pub struct FlowRecord {
+    /// Its identity.
+    pub name: FlowName,
+    /// Its state.
     pub phase: Phase,
-    /// Backends that were tried for it.
+    /// How many backends were tried for it.
     pub tries: u8,
-    /// The MAC address of the next hop towards the client; zero: not known.
+    /// The MAC address of the next hop towards the client; zero: unknown.
     pub mac: [u8; 6],
-    /// Initial sequence numbers of client and backend.
+    /// The initial sequence numbers of client and backend.
     pub initial: [u32; 2],
-    /// Highest sequence ends of client and backend, wraps counted in the upper half.
+    /// The highest sequence ends of client and backend; the upper half counts wraps.
     pub ends: [u64; 2],
-    /// Last acknowledgement numbers of client and backend.
+    /// The last acknowledgement numbers of client and backend.
     pub acks: [u32; 2],
-    /// When its first SYN came: milliseconds since 1970.
+    /// When its first SYN arrived, in milliseconds since 1970.
     pub established_at: u64,
     /// Milliseconds since its last packet.
     pub idle_ms: u32,
-    /// Microseconds that the backend took to answer.
+    /// Microseconds that the backend took to answer the SYN.
     pub connect_us: u32,
 }
 
 /// What an operator has decided about a backend, and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admin {
-    /// The name of the service.
+pub struct AdminDecision {
+    /// The service's name.
     pub service: String,
-    /// The name of the backend.
+    /// The backend's name.
     pub backend: String,
-    /// 0: nothing, 1: drain, 2: maint.
-    pub state: u8,
-    /// Milliseconds since 1970: the later decision holds.
+    /// The decision.
+    pub decision: Decision,
+    /// Milliseconds since 1970: the later decision prevails.
     pub decided_at: u64,
-    /// Of a drain: when what is left is reset, in milliseconds since 1970; 0: never.
-    pub deadline: u64,
-    /// Of a drain: resets a second, from then on.
-    pub rate: u32,
 }
 
-/// What the master's connections have shown of a backend that is not probed.
+/// What an operator can decide about a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// In service: nothing is decided, or what was is revoked.
+    Ready,
+    /// No new connections; those it has go on until the deadline.
+    Drain {
+        /// When the remaining ones are reset, in milliseconds since 1970; `None`: never.
+        deadline: Option<u64>,
+        /// Resets per second from then on.
+        rate: u32,
+    },
+    /// Out of service at once.
+    Maint,
+}
+
+impl Decision {
+    /// State, deadline and rate as they are sent; a deadline of 0: never.
+    fn fields(self) -> (u8, u64, u32) {
+        match self {
+            Decision::Ready => (0, 0, 0),
+            Decision::Drain { deadline, rate } => (1, deadline.unwrap_or(0), rate),
+            Decision::Maint => (2, 0, 0),
+        }
+    }
+
+    /// `None` for a state that only a newer version knows.
+    fn of_fields((state, deadline, rate): (u8, u64, u32)) -> Option<Decision> {
+        match state {
+            0 => Some(Decision::Ready),
+            1 => Some(Decision::Drain { deadline: Some(deadline).filter(|at| *at != 0), rate }),
+            2 => Some(Decision::Maint),
+            _ => None,
+        }
+    }
+}
+
+/// What the master's connections have shown about a backend that is not probed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Health {
-    /// The name of the service.
+pub struct BackendHealth {
+    /// The service's name.
     pub service: String,
-    /// The name of the backend.
+    /// The backend's name.
     pub backend: String,
-    /// Why it is out, the number of a reason; 0: it is not.
+    /// The number of the reason why it is out; 0: it is not out.
     pub reason: u8,
 }
 
-/// One message.
+/// A message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// Who is there: a fresh random number of the sender's, the last one it has heard from us, and its version.
+    /// The sender is there: a random number of its own, the last one received from us, and its
+    /// version.
     Hello {
-        /// To be echoed.
+        /// The random number, which the receiver echoes.
         challenge: [u8; 16],
-        /// What it has heard; zero: nothing yet.
+        /// The receiver's last challenge; zero: none was received yet.
         echo: [u8; 16],
-        /// The program's version, for the operator.
+        /// The program's version, shown to the operator.
         version: String,
     },
-    /// A flow, new or again.
-    Flow(Flow),
+    /// A flow, new or repeated.
+    Flow(FlowRecord),
     /// A flow has ended.
-    Ended(Name),
-    /// Send me all flows.
+    Ended(FlowName),
+    /// The sender wants a copy of all flows.
     Request {
-        /// Chosen by who asks.
+        /// The copy's number, chosen by the sender.
         copy: u32,
     },
-    /// What follows up to `CopyEnd` holds every flow.
+    /// A copy begins: what follows up to `CopyEnd` holds every flow.
     CopyBegin {
-        /// Of the request.
+        /// The number in the request.
         copy: u32,
     },
-    /// The copy holds every flow of this listener: the sender has its address.
+    /// The copy holds every flow of this listener, because the sender holds its address.
     Covers(SocketAddr),
-    /// The sender has become master of something, or has left something out: it is better to ask for a copy.
+    /// The sender has become master of a listener, or had to leave something out: the receiver
+    /// should request a copy.
     CopyOffered,
-    /// The copy is whole.
+    /// The copy is complete.
     CopyEnd {
-        /// As in `CopyBegin`.
+        /// The number in the request.
         copy: u32,
-        /// How many flows were sent since it began, changes that came between included.
+        /// The number of flows sent since it began, including changes sent in between.
         flows: u32,
     },
     /// An operator's decision.
-    Admin(Admin),
-    /// How a backend does.
-    Health(Health),
+    Admin(AdminDecision),
+    /// The health of a backend.
+    Health(BackendHealth),
 }
 
 const HELLO: u8 = 1;
@@ -143,11 +181,11 @@ const COVERS: u8 = 8;
 const COPY_OFFERED: u8 = 9;
 const HEALTH: u8 = 10;
 
-/// A message that is cut short or says what cannot be.
+/// A message that is cut short or holds impossible values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Appends a message.
+/// Appends a message to `out`.
 pub fn write(message: &Message, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&[0; 3]);
@@ -193,10 +231,11 @@ pub fn write(message: &Message, out: &mut Vec<u8>) {
         Message::Admin(admin) => {
             write_text(&admin.service, out);
             write_text(&admin.backend, out);
-            out.push(admin.state);
+            let (state, deadline, rate) = admin.decision.fields();
+            out.push(state);
             out.extend_from_slice(&admin.decided_at.to_be_bytes());
-            out.extend_from_slice(&admin.deadline.to_be_bytes());
-            out.extend_from_slice(&admin.rate.to_be_bytes());
+            out.extend_from_slice(&deadline.to_be_bytes());
+            out.extend_from_slice(&rate.to_be_bytes());
             ADMIN
         }
     };
@@ -205,7 +244,7 @@ pub fn write(message: &Message, out: &mut Vec<u8>) {
     out[start + 1..start + 3].copy_from_slice(&length.to_be_bytes());
 }
 
-fn write_flow(flow: &Flow, out: &mut Vec<u8>) {
+fn write_flow(flow: &FlowRecord, out: &mut Vec<u8>) {
     write_name(&flow.name, out);
     out.extend_from_slice(&[flow.phase as u8, flow.tries]);
     out.extend_from_slice(&flow.mac);
@@ -217,7 +256,7 @@ fn write_flow(flow: &Flow, out: &mut Vec<u8>) {
     out.extend_from_slice(&flow.connect_us.to_be_bytes());
 }
 
-fn write_name(name: &Name, out: &mut Vec<u8>) {
+fn write_name(name: &FlowName, out: &mut Vec<u8>) {
     [name.listener, name.client, name.backend, name.snat].iter().for_each(|address| write_address(*address, out));
 }
 
@@ -235,14 +274,15 @@ fn write_address(address: SocketAddr, out: &mut Vec<u8>) {
     out.extend_from_slice(&address.port().to_be_bytes());
 }
 
-/// A text of at most 255 bytes; a longer one is cut at a character.
+/// Writes a text of at most 255 bytes; a longer one is cut between two characters.
 fn write_text(text: &str, out: &mut Vec<u8>) {
     let end = (0..=text.len().min(255)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     out.push(end as u8);
     out.extend_from_slice(&text.as_bytes()[..end]);
 }
 
-/// Reads all messages of a datagram. One that is malformed spoils the whole: who can seal a datagram does not err.
+/// Reads all messages of a datagram. One malformed message condemns the whole datagram: a sender
+/// that holds the key does not err.
 pub fn read(bytes: &[u8]) -> Result<Vec<Message>, Malformed> {
     let mut reader = Reader(bytes);
     let mut messages = Vec::new();
@@ -265,21 +305,22 @@ fn read_body(kind: u8, body: &mut Reader<'_>) -> Result<Option<Message>, Malform
         COPY_END => Message::CopyEnd { copy: body.u32()?, flows: body.u32()? },
         COVERS => Message::Covers(body.address()?),
         COPY_OFFERED => Message::CopyOffered,
-        HEALTH => Message::Health(Health { service: body.text()?, backend: body.text()?, reason: body.byte()? }),
-        ADMIN => Message::Admin(Admin {
-            service: body.text()?,
-            backend: body.text()?,
-            state: body.byte()?,
-            decided_at: body.u64()?,
-            deadline: body.u64()?,
-            rate: body.u32()?,
-        }),
+        HEALTH => Message::Health(BackendHealth { service: body.text()?, backend: body.text()?, reason: body.byte()? }),
+        ADMIN => return Ok(read_admin(body)?.map(Message::Admin)),
         _ => return Ok(None),
     }))
 }
 
-fn read_flow(body: &mut Reader<'_>) -> Result<Flow, Malformed> {
-    Ok(Flow {
+/// `None` for a decision that only a newer version knows: it is passed over, as unknown kinds are.
+fn read_admin(body: &mut Reader<'_>) -> Result<Option<AdminDecision>, Malformed> {
+    let (service, backend) = (body.text()?, body.text()?);
+    let (state, decided_at, deadline, rate) = (body.byte()?, body.u64()?, body.u64()?, body.u32()?);
+    let decision = Decision::of_fields((state, deadline, rate));
+    Ok(decision.map(|decision| AdminDecision { service, backend, decision, decided_at }))
+}
+
+fn read_flow(body: &mut Reader<'_>) -> Result<FlowRecord, Malformed> {
+    Ok(FlowRecord {
         name: read_name(body)?,
         phase: match body.byte()? {
             3 => Phase::Established,
@@ -298,8 +339,8 @@ fn read_flow(body: &mut Reader<'_>) -> Result<Flow, Malformed> {
     })
 }
 
-fn read_name(body: &mut Reader<'_>) -> Result<Name, Malformed> {
-    Ok(Name { listener: body.address()?, client: body.address()?, backend: body.address()?, snat: body.address()? })
+fn read_name(body: &mut Reader<'_>) -> Result<FlowName, Malformed> {
+    Ok(FlowName { listener: body.address()?, client: body.address()?, backend: body.address()?, snat: body.address()? })
 }
 
 struct Reader<'a>(&'a [u8]);

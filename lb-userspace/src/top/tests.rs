@@ -17,7 +17,8 @@ use crate::{
         SyncPeer, SyncStatus, VrrpAdverts, VrrpPeer, VrrpStatus, VrrpWeight,
     },
     words::{
-        AdvertCounts, BackendReason, BackendState, Event, EventKind, EventLevel, SyncCounts, SyncState, VrrpState,
+        AdvertCounts, BackendReason, BackendState, Event, EventKind, EventLevel, RefusedDatagrams, SyncCounts,
+        SyncState, VrrpState,
     },
 };
 
@@ -136,20 +137,17 @@ pub fn sync() -> SyncStatus {
             silent_ms: Some(12),
             waiting: 3,
             lag_ms: 20,
-            lost: 0,
             counts: SyncCounts {
                 datagrams_sent: 5000,
                 flows_sent: 3000,
                 ends_sent: 100,
                 copies_sent: 2,
-                dropped: 0,
                 flows_received: 7,
-                ends_received: 0,
                 copies_received: 1,
-                conflicts: 0,
                 unknown: 2,
+                refused: RefusedDatagrams { not_authentic: 4, ..RefusedDatagrams::default() },
+                ..SyncCounts::default()
             },
-            refused: [("key".into(), 4)].into(),
         }],
     }
 }

@@ -11,7 +11,7 @@ mod vrrp;
 pub use backend::{AdminWord, BackendReason, BackendState};
 pub use event::{Event, EventKind, EventLevel};
 pub use near::did_you_mean;
-pub use sync::{SyncCounts, SyncState};
+pub use sync::{RefusedDatagrams, SyncCounts, SyncState};
 pub use task::{Task, TaskState};
 pub use vrrp::{AdvertCounts, OWNER_PRIORITY, VrrpState, VrrpVersion};
 

@@ -1,18 +1,18 @@
-//! Flow sync: the state of a peer and what is counted of it.
+//! Flow sync: the state of a peer, and what is counted about it.
 
 use serde::{Deserialize, Serialize};
 
-/// How far this host and a peer know each other's connections.
+/// The state of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SyncState {
-    /// Not heard yet, or it has another key.
+    /// Nothing authentic was received yet: the peer is away, or has another key.
     Connecting,
-    /// The full copy of its connections is on the way.
+    /// A full copy of its connections was requested and is not complete yet.
     Copying,
     /// All its connections are known here.
     Synced,
-    /// Not heard for three seconds.
+    /// Nothing was received for three seconds.
     Lost,
 }
 
@@ -21,27 +21,54 @@ impl SyncState {
     pub const ALL: &[SyncState] = &[SyncState::Connecting, SyncState::Copying, SyncState::Synced, SyncState::Lost];
 }
 
-/// What was sent to a peer and received from it since this process started.
+/// What this process has counted about one peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncCounts {
+    /// The peer's datagrams that never arrived; a full copy makes up for them.
+    pub lost: u64,
     /// Datagrams sent.
     pub datagrams_sent: u64,
-    /// Connections sent, repetitions included.
+    /// Connections sent, each one repeatedly.
     pub flows_sent: u64,
     /// Ends of connections sent.
     pub ends_sent: u64,
     /// Full copies sent.
     pub copies_sent: u64,
-    /// Changes not sent because the queue was full.
+    /// Changes dropped because the queue was full.
     pub dropped: u64,
     /// Connections received.
     pub flows_received: u64,
     /// Ends of connections received.
     pub ends_received: u64,
-    /// Full copies received without a gap.
+    /// Full copies received completely.
     pub copies_received: u64,
-    /// Connections whose slot held another one; the younger of the two stays.
+    /// Received connections whose slot or client was taken by another one; the younger one stays.
     pub conflicts: u64,
-    /// Connections of a service, backend or port that this host does not have.
+    /// Received connections whose service, backend or port is unknown here.
     pub unknown: u64,
+    /// Datagrams refused.
+    pub refused: RefusedDatagrams,
+}
+
+/// Refused datagrams, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedDatagrams {
+    /// Authentic, but their messages cannot be understood.
+    pub malformed: u64,
+    /// Sealed with another key, or altered on the way.
+    pub not_authentic: u64,
+    /// Received before, or of an old session.
+    pub replayed: u64,
+}
+
+impl RefusedDatagrams {
+    /// Each reason's name and number.
+    pub const fn by_reason(&self) -> [(&'static str, u64); 3] {
+        [("malformed", self.malformed), ("not_authentic", self.not_authentic), ("replayed", self.replayed)]
+    }
+
+    /// The number over all reasons.
+    pub fn total(&self) -> u64 {
+        self.by_reason().iter().map(|(_, count)| count).sum()
+    }
 }

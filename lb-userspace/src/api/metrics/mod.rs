@@ -168,6 +168,7 @@ fn of_instance(families: &mut Families, instance: &VrrpStatus) {
 fn of_peer(families: &mut Families, peer: &SyncPeer) {
     let address = peer.address.to_string();
     let labels = [&*address];
+    let counts = &peer.counts;
     families.set_state(&SYNC_STATE, &labels, &words(SyncState::ALL), &peer.state.to_string());
     families.set(&SYNC_LAG, &labels, peer.lag_ms as f64 / 1000.0);
     if let Some(silent) = peer.silent_ms {
@@ -175,18 +176,18 @@ fn of_peer(families: &mut Families, peer: &SyncPeer) {
     }
     for (metric, value) in [
         (&SYNC_WAITING, peer.waiting),
-        (&SYNC_LOST, peer.lost),
-        (&SYNC_DROPPED, peer.counts.dropped),
-        (&SYNC_SENT, peer.counts.flows_sent),
-        (&SYNC_RECEIVED, peer.counts.flows_received),
-        (&SYNC_COPIES, peer.counts.copies_received),
-        (&SYNC_CONFLICTS, peer.counts.conflicts),
-        (&SYNC_UNKNOWN, peer.counts.unknown),
+        (&SYNC_LOST, counts.lost),
+        (&SYNC_DROPPED, counts.dropped),
+        (&SYNC_SENT, counts.flows_sent),
+        (&SYNC_RECEIVED, counts.flows_received),
+        (&SYNC_COPIES, counts.copies_received),
+        (&SYNC_CONFLICTS, counts.conflicts),
+        (&SYNC_UNKNOWN, counts.unknown),
     ] {
         families.set(metric, &labels, value as f64);
     }
-    for (reason, count) in &peer.refused {
-        families.set(&SYNC_REFUSED, &[&*address, reason], *count as f64);
+    for (reason, count) in counts.refused.by_reason() {
+        families.set(&SYNC_REFUSED, &[&*address, reason], count as f64);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
         tests::{backend, status},
         types::{SyncStatus, VrrpAdverts, VrrpStatus},
     },
-    words::{AdvertCounts, SyncCounts},
+    words::{AdvertCounts, RefusedDatagrams, SyncCounts},
 };
 
 fn report() -> Report {
@@ -51,20 +51,18 @@ fn report() -> Report {
             silent_ms: Some(3500),
             waiting: 7,
             lag_ms: 40,
-            lost: 1,
             counts: SyncCounts {
+                lost: 1,
                 datagrams_sent: 9,
                 flows_sent: 100,
                 ends_sent: 3,
                 copies_sent: 1,
-                dropped: 0,
                 flows_received: 50,
                 ends_received: 2,
                 copies_received: 1,
-                conflicts: 0,
-                unknown: 0,
+                refused: RefusedDatagrams { replayed: 4, ..RefusedDatagrams::default() },
+                ..SyncCounts::default()
             },
-            refused: [("replayed".to_owned(), 4)].into(),
         }],
     });
     status.counters = Reason::ALL.iter().map(|reason| (reason.name().to_owned(), *reason as u64)).collect();

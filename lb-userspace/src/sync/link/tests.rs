@@ -1,7 +1,12 @@
 use super::*;
 use crate::sync::wire::tests::flow;
 
-const MS: u64 = 1_000_000;
+const START: Instant = Instant::ZERO;
+const SECOND: Duration = Duration::from_secs(1);
+
+fn ms(milliseconds: u64) -> Instant {
+    START + Duration::from_millis(milliseconds)
+}
 
 fn key() -> SharedKey {
     SharedKey::parse(&"5a".repeat(32)).unwrap()
@@ -22,7 +27,7 @@ impl Fresh {
 }
 
 /// Carries everything that is due both ways until nothing is said any more.
-fn talk(a: &mut Link, b: &mut Link, fresh: &mut Fresh, now: u64) -> (Vec<News>, Vec<News>) {
+fn talk(a: &mut Link, b: &mut Link, fresh: &mut Fresh, now: Instant) -> (Vec<Received>, Vec<Received>) {
     let (mut to_a, mut to_b) = (b.due(now), a.due(now));
     let (mut heard_a, mut heard_b) = (Vec::new(), Vec::new());
     while !(to_a.is_empty() && to_b.is_empty()) {
@@ -42,7 +47,7 @@ fn talk(a: &mut Link, b: &mut Link, fresh: &mut Fresh, now: u64) -> (Vec<News>, 
     (heard_a, heard_b)
 }
 
-fn send(from: &mut Link, to: &mut Link, messages: &[Message], now: u64) -> Result<Vec<News>, Refused> {
+fn send(from: &mut Link, to: &mut Link, messages: &[Message], now: Instant) -> Result<Vec<Received>, Refused> {
     let datagram = sealed(from, messages);
     to.receive(&datagram, [250; 16], now).map(|(news, _)| news)
 }
@@ -56,9 +61,9 @@ fn sealed(from: &mut Link, messages: &[Message]) -> Vec<u8> {
 /// Two links that believe each other; both have asked for a copy.
 fn pair() -> (Link, Link, Fresh) {
     let (mut a, mut b, mut fresh) = (link(1), link(2), Fresh(150));
-    let (heard_a, heard_b) = talk(&mut a, &mut b, &mut fresh, 0);
-    assert!(heard_a.contains(&News::CopyWanted(1)) && heard_b.contains(&News::CopyWanted(1)), "{heard_a:?}");
-    assert!(heard_a.contains(&News::Accepted("0.1.0".into())));
+    let (heard_a, heard_b) = talk(&mut a, &mut b, &mut fresh, START);
+    assert!(heard_a.contains(&Received::CopyWanted(1)) && heard_b.contains(&Received::CopyWanted(1)), "{heard_a:?}");
+    assert!(heard_a.contains(&Received::Accepted("0.1.0".into())));
     (a, b, fresh)
 }
 
@@ -66,26 +71,26 @@ fn pair() -> (Link, Link, Fresh) {
 fn synced() -> (Link, Link, Fresh) {
     let (mut a, mut b, fresh) = pair();
     let copy = [Message::CopyBegin { copy: 1 }, Message::CopyEnd { copy: 1, flows: 0 }];
-    assert_eq!(send(&mut a, &mut b, &copy, 0), Ok(vec![News::CopyBegins, News::CopyWhole(vec![])]));
-    assert_eq!(send(&mut b, &mut a, &copy, 0), Ok(vec![News::CopyBegins, News::CopyWhole(vec![])]));
-    assert_eq!((a.standing(0), b.standing(0)), (Standing::Synced, Standing::Synced));
+    assert_eq!(send(&mut a, &mut b, &copy, START), Ok(vec![Received::CopyBegins, Received::CopyWhole(vec![])]));
+    assert_eq!(send(&mut b, &mut a, &copy, START), Ok(vec![Received::CopyBegins, Received::CopyWhole(vec![])]));
+    assert_eq!((a.state(START), b.state(START)), (SyncState::Synced, SyncState::Synced));
     (a, b, fresh)
 }
 
 #[test]
 fn two_hosts_come_to_believe_each_other_and_ask_for_a_copy_without_waiting() {
     let (a, b, _) = pair();
-    assert_eq!((a.standing(0), b.standing(0)), (Standing::Copying, Standing::Copying));
+    assert_eq!((a.state(START), b.state(START)), (SyncState::Copying, SyncState::Copying));
 }
 
 #[test]
 fn nothing_is_believed_of_a_session_that_has_not_echoed_our_challenge() {
     let (mut a, mut b) = (link(1), link(2));
-    assert_eq!(send(&mut a, &mut b, &[Message::Flow(flow(1))], 0), Err(Refused::UnknownSession));
+    assert_eq!(send(&mut a, &mut b, &[Message::Flow(flow(1))], START), Err(Refused::UnknownSession));
     let mut other = Link::new(&SharedKey::parse(&"00".repeat(16)).unwrap(), [9; 16], [8; 16], "0.1.0");
-    assert_eq!(b.receive(&other.due(0)[0], [0; 16], 0), Err(Refused::NotAuthentic));
-    assert_eq!(b.receive(b"hello", [0; 16], 0), Err(Refused::NotAuthentic));
-    assert_eq!(b.standing(0), Standing::Connecting);
+    assert_eq!(b.receive(&other.due(START)[0], [0; 16], START), Err(Refused::NotAuthentic));
+    assert_eq!(b.receive(b"hello", [0; 16], START), Err(Refused::NotAuthentic));
+    assert_eq!(b.state(START), SyncState::Connecting);
 }
 
 #[test]
@@ -94,7 +99,7 @@ fn what_was_recorded_of_an_older_session_does_not_bring_it_back() {
     let mut recorded = Vec::new();
     let mut old = link(1);
     // The old session's whole conversation is recorded on the way to b.
-    for now in [0, HELLO.0, 2 * HELLO.0] {
+    for now in [START, START + HELLO_AT_FIRST, START + 2 * HELLO_AT_FIRST] {
         for datagram in old.due(now).into_iter().chain([sealed(&mut old, &[Message::Flow(flow(7))])]) {
             recorded.push(datagram.clone());
             if let Ok((_, Some(answer))) = b.receive(&datagram, fresh.next(), now) {
@@ -110,21 +115,27 @@ fn what_was_recorded_of_an_older_session_does_not_bring_it_back() {
     }
     assert!(b.is_accepted());
     let mut new = link(3);
-    talk(&mut new, &mut b, &mut fresh, SECOND);
-    assert_eq!(send(&mut new, &mut b, &[Message::Request { copy: 5 }], SECOND), Ok(vec![News::CopyWanted(5)]));
+    talk(&mut new, &mut b, &mut fresh, START + SECOND);
+    assert_eq!(
+        send(&mut new, &mut b, &[Message::Request { copy: 5 }], START + SECOND),
+        Ok(vec![Received::CopyWanted(5)])
+    );
     for datagram in recorded {
-        let told = b.receive(&datagram, fresh.next(), SECOND).map(|(news, _)| news).unwrap_or_default();
+        let told = b.receive(&datagram, fresh.next(), START + SECOND).map(|(news, _)| news).unwrap_or_default();
         assert_eq!(told, vec![], "an old datagram was believed");
     }
-    assert_eq!(send(&mut new, &mut b, &[Message::Request { copy: 6 }], SECOND), Ok(vec![News::CopyWanted(6)]));
+    assert_eq!(
+        send(&mut new, &mut b, &[Message::Request { copy: 6 }], START + SECOND),
+        Ok(vec![Received::CopyWanted(6)])
+    );
 }
 
 #[test]
 fn a_datagram_counts_once() {
     let (mut a, mut b, _) = synced();
     let datagram = sealed(&mut a, &[Message::Ended(flow(1).name)]);
-    assert!(b.receive(&datagram, [0; 16], 0).is_ok());
-    assert_eq!(b.receive(&datagram, [0; 16], 0), Err(Refused::Replayed));
+    assert!(b.receive(&datagram, [0; 16], START).is_ok());
+    assert_eq!(b.receive(&datagram, [0; 16], START), Err(Refused::Replayed));
 }
 
 #[test]
@@ -132,58 +143,58 @@ fn a_lost_datagram_leads_to_a_request_for_a_copy_and_no_more_than_one_a_second()
     let (mut a, mut b, mut fresh) = synced();
     for _ in 0..20 {
         sealed(&mut a, &[Message::Flow(flow(1))]);
-        send(&mut a, &mut b, &[Message::Flow(flow(2))], 10 * MS).unwrap();
+        send(&mut a, &mut b, &[Message::Flow(flow(2))], ms(10)).unwrap();
     }
-    assert_eq!((b.missing, b.standing(10 * MS)), (20, Standing::Copying));
-    let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, 900 * MS);
-    assert!(!heard_a.iter().any(|news| matches!(news, News::CopyWanted(_))));
-    let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, 1100 * MS);
-    assert_eq!(heard_a.iter().filter(|news| matches!(news, News::CopyWanted(2))).count(), 1);
+    assert_eq!((b.missing, b.state(ms(10))), (20, SyncState::Copying));
+    let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, ms(900));
+    assert!(!heard_a.iter().any(|news| matches!(news, Received::CopyWanted(_))));
+    let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, ms(1100));
+    assert_eq!(heard_a.iter().filter(|news| matches!(news, Received::CopyWanted(2))).count(), 1);
 }
 
 #[test]
 fn a_copy_of_which_something_was_lost_is_not_whole_and_is_asked_for_again() {
     let (mut a, mut b, mut fresh) = pair();
-    let now = 20 * MS;
+    let now = ms(20);
     send(&mut a, &mut b, &[Message::CopyBegin { copy: 1 }, Message::Flow(flow(1))], now).unwrap();
     sealed(&mut a, &[Message::Flow(flow(2))]);
     let end = [Message::Flow(flow(3)), Message::CopyEnd { copy: 1, flows: 3 }];
     let news = send(&mut a, &mut b, &end, now).unwrap();
-    assert!(!news.iter().any(|news| matches!(news, News::CopyWhole(_))), "{news:?}");
+    assert!(!news.iter().any(|news| matches!(news, Received::CopyWhole(_))), "{news:?}");
     let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, now + PATIENCE);
-    assert!(heard_a.contains(&News::CopyWanted(2)), "{heard_a:?}");
+    assert!(heard_a.contains(&Received::CopyWanted(2)), "{heard_a:?}");
     let vip = flow(1).name.listener;
     let (begin, end) = (Message::CopyBegin { copy: 2 }, Message::CopyEnd { copy: 2, flows: 1 });
     let copy = [begin, Message::Covers(vip), Message::Flow(flow(1)), end];
     let news = send(&mut a, &mut b, &copy, now + PATIENCE).unwrap();
-    assert!(news.contains(&News::CopyWhole(vec![vip])), "{news:?}");
-    assert_eq!(b.standing(now + PATIENCE), Standing::Synced);
+    assert!(news.contains(&Received::CopyWhole(vec![vip])), "{news:?}");
+    assert_eq!(b.state(now + PATIENCE), SyncState::Synced);
 }
 
 #[test]
 fn a_request_that_nobody_answers_is_made_again() {
     let (mut a, mut b, mut fresh) = pair();
     for second in 1..5 {
-        let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, second * SECOND);
-        assert!(heard_a.contains(&News::CopyWanted(second as u32 + 1)), "{second}: {heard_a:?}");
+        let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, START + second * SECOND);
+        assert!(heard_a.contains(&Received::CopyWanted(second + 1)), "{second}: {heard_a:?}");
     }
 }
 
 #[test]
 fn a_peer_that_is_silent_is_lost_and_comes_back_with_the_same_session() {
     let (mut a, mut b, mut fresh) = synced();
-    assert_eq!(b.standing(4 * SECOND), Standing::Lost);
-    talk(&mut a, &mut b, &mut fresh, 4 * SECOND);
-    assert_eq!(b.standing(4 * SECOND), Standing::Synced);
+    assert_eq!(b.state(START + 4 * SECOND), SyncState::Lost);
+    talk(&mut a, &mut b, &mut fresh, START + 4 * SECOND);
+    assert_eq!(b.state(START + 4 * SECOND), SyncState::Synced);
 }
 
 #[test]
 fn a_peer_that_was_started_anew_is_believed_after_one_round() {
     let (_, mut b, mut fresh) = synced();
     let mut anew = link(40);
-    let (heard_anew, heard_b) = talk(&mut anew, &mut b, &mut fresh, SECOND);
-    assert!(heard_b.contains(&News::Accepted("0.1.0".into())), "{heard_b:?}");
-    assert!(heard_anew.contains(&News::Accepted("0.1.0".into())));
+    let (heard_anew, heard_b) = talk(&mut anew, &mut b, &mut fresh, START + SECOND);
+    assert!(heard_b.contains(&Received::Accepted("0.1.0".into())), "{heard_b:?}");
+    assert!(heard_anew.contains(&Received::Accepted("0.1.0".into())));
 }
 
 #[test]
@@ -192,7 +203,7 @@ fn a_newer_program_with_other_messages_is_understood_as_far_as_it_goes() {
     let mut bytes = vec![77, 0, 1, 9];
     wire::write(&Message::Ended(flow(1).name), &mut bytes);
     let datagram = a.seal(&bytes);
-    assert_eq!(b.receive(&datagram, [0; 16], 0).unwrap().0, vec![News::Ended(flow(1).name)]);
+    assert_eq!(b.receive(&datagram, [0; 16], START).unwrap().0, vec![Received::Ended(flow(1).name)]);
     let nonsense = a.seal(&[2, 0, 1, 9]);
-    assert_eq!(b.receive(&nonsense, [0; 16], 0), Err(Refused::Malformed));
+    assert_eq!(b.receive(&nonsense, [0; 16], START), Err(Refused::Malformed));
 }

@@ -1,10 +1,9 @@
 use super::*;
 use crate::{sync::wire::tests::flow, tables::NewPool};
 
-const SECOND: u64 = 1_000_000_000;
-
-fn now() -> Now {
-    Now { monotonic: 5000 * SECOND, coarse: 5000 * SECOND, wall_ms: 1_795_000_100_123 }
+fn now() -> Clocks {
+    let monotonic = Instant::ZERO + Duration::from_secs(5000);
+    Clocks { monotonic, coarse: monotonic, wall_ms: 1_795_000_100_123 }
 }
 
 /// A host with one service and one backend.
@@ -59,12 +58,12 @@ fn a_flow_is_the_same_on_the_other_host_and_back() {
     let taken = host.tables.occupant(at.pool, at.slot).unwrap();
     assert_eq!((taken.client(), active(&host)), (flow(5000).name.client, 1));
     assert_eq!((taken.record.hop.mac(), taken.record.hop.interface()), (flow(5000).mac, 3));
-    assert_eq!(host.record(&taken, now()), None, "who has not the address does not send");
+    assert_eq!(host.record(&taken, now()), None, "a host without the address does not send");
     let host = moved(host, true);
     let sent = host.record(&taken, now()).unwrap();
     // Ticks are about a millisecond.
     assert!(sent.idle_ms.abs_diff(flow(5000).idle_ms) <= 2, "{sent:?}");
-    assert_eq!(wire::Flow { idle_ms: flow(5000).idle_ms, ..sent }, flow(5000));
+    assert_eq!(wire::FlowRecord { idle_ms: flow(5000).idle_ms, ..sent }, flow(5000));
 }
 
 #[test]
@@ -72,7 +71,7 @@ fn a_flow_that_is_there_is_brought_up_to_date_where_we_are_not_master_and_left_a
     let host = host(false);
     let at = place(&host, 9);
     host.apply(&flow(5000), now());
-    let newer = wire::Flow { ends: [(1 << 33) + 500, 9], ..flow(5000) };
+    let newer = wire::FlowRecord { ends: [(1 << 33) + 500, 9], ..flow(5000) };
     assert_eq!(host.apply(&newer, now()), Applied::Kept(at));
     assert_eq!(host.tables.occupant(at.pool, 9).unwrap().record.end_client, (1 << 33) + 500);
     let host = moved(host, true);
@@ -87,9 +86,9 @@ fn of_two_flows_in_one_slot_the_one_that_began_later_stands() {
         let host = moved(host(false), ours);
         let at = place(&host, 9);
         host.apply(&flow(5000), now());
-        let earlier = wire::Flow { established_at: flow(1).established_at - 1, ..flow(5001) };
+        let earlier = wire::FlowRecord { established_at: flow(1).established_at - 1, ..flow(5001) };
         assert_eq!(host.apply(&earlier, now()), Applied::Conflict);
-        let later = wire::Flow { established_at: flow(1).established_at + 1, ..flow(5002) };
+        let later = wire::FlowRecord { established_at: flow(1).established_at + 1, ..flow(5002) };
         assert_eq!(host.apply(&later, now()), Applied::Replaced(at));
         assert_eq!(host.tables.occupant(at.pool, 9).unwrap().client(), later.name.client);
         assert_eq!(active(&host), 1);
@@ -97,10 +96,10 @@ fn of_two_flows_in_one_slot_the_one_that_began_later_stands() {
 }
 
 #[test]
-fn a_client_that_began_anew_from_the_same_port_has_one_flow() {
+fn a_client_that_connects_again_from_the_same_port_has_one_flow() {
     let host = host(false);
     host.apply(&flow(5000), now());
-    let mut anew = wire::Flow { established_at: flow(1).established_at + 60, initial: [1, 2], ..flow(5000) };
+    let mut anew = wire::FlowRecord { established_at: flow(1).established_at + 60, initial: [1, 2], ..flow(5000) };
     assert_eq!(host.apply(&anew, now()), Applied::Replaced(place(&host, 9)), "in the same slot");
     anew.name.snat.set_port(10_250);
     anew.established_at += 60;
@@ -112,7 +111,7 @@ fn a_client_that_began_anew_from_the_same_port_has_one_flow() {
 #[test]
 fn what_is_unknown_here_is_named() {
     let host = host(false);
-    let with = |change: &dyn Fn(&mut wire::Name)| {
+    let with = |change: &dyn Fn(&mut wire::FlowName)| {
         let mut flow = flow(5000);
         change(&mut flow.name);
         host.apply(&flow, now())

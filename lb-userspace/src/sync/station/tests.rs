@@ -1,15 +1,14 @@
-use std::time::Duration;
-
 use super::*;
 use crate::{
     sync::{
         mirror::{ListenerAt, PoolAt},
-        wire::tests::flow,
+        wire::{Decision, tests::flow},
     },
     tables::NewPool,
 };
 
-const MS: u64 = 1_000_000;
+const TURN: Duration = Duration::from_millis(20);
+const START: Duration = Duration::from_secs(1000);
 const A: &str = "10.0.9.1:9644";
 const B: &str = "10.0.9.2:9644";
 const PORTS: u16 = 2000;
@@ -18,7 +17,8 @@ const PORTS: u16 = 2000;
 struct Pair {
     a: Station,
     b: Station,
-    now: u64,
+    /// Since the hosts' boot.
+    now: Duration,
     /// Datagrams lost of a hundred.
     loss: u64,
     chance: u64,
@@ -65,13 +65,14 @@ fn directory(station: &Station, ours: bool) -> Arc<Directory> {
 
 impl Pair {
     fn new(loss: u64) -> Pair {
-        let mut pair = Pair { a: host(1, B), b: host(2, A), now: 1_000_000 * MS, loss, chance: 0x9e37_79b9 + loss };
+        let mut pair = Pair { a: host(1, B), b: host(2, A), now: START, loss, chance: 0x9e37_79b9 + loss };
         pair.master('a');
         pair
     }
 
-    fn at(&self) -> Now {
-        Now { monotonic: self.now, coarse: self.now, wall_ms: 1_795_000_000_000 + self.now / MS }
+    fn at(&self) -> Clocks {
+        let monotonic = Instant::ZERO + self.now;
+        Clocks { monotonic, coarse: monotonic, wall_ms: 1_795_000_000_000 + self.now.as_millis() as u64 }
     }
 
     /// Moves the VIP.
@@ -91,7 +92,7 @@ impl Pair {
 
     fn carry(&mut self, milliseconds: u64) {
         for _ in 0..milliseconds / 20 {
-            self.now += 20 * MS;
+            self.now += TURN;
             let at = self.at();
             let mut to_b: Vec<_> = self.a.turn(at).into_iter().map(|(_, datagram)| datagram).collect();
             let mut to_a: Vec<_> = self.b.turn(at).into_iter().map(|(_, datagram)| datagram).collect();
@@ -111,21 +112,22 @@ impl Pair {
         }
     }
 
-    fn standing(&self) -> (Standing, Standing) {
-        (self.a.status(self.at())[0].standing, self.b.status(self.at())[0].standing)
+    fn states(&self) -> (SyncState, SyncState) {
+        (self.a.status(self.at())[0].state, self.b.status(self.at())[0].state)
     }
 }
 
 /// Opens a flow in a slot, as a connection of this host's own; its end is told by [`end`].
-fn open(station: &mut Station, slot: u16, at: Now) {
+fn open(station: &mut Station, slot: u16, at: Clocks) {
     let mut flow = flow(5000 + slot);
     flow.name.snat.set_port(10_240 + slot);
     flow.established_at = at.wall_ms;
-    // As the kernel program would: by way of the directory of a host that is not master, which takes what comes.
+    // As the kernel program would: by way of the directory of a host that is not master, which
+    // takes what comes.
     let applied = station.mirror.apply(&flow, at);
     let Applied::Taken(place) = applied else { panic!("{applied:?}") };
     let generation = station.mirror.tables.occupant(place.pool, place.slot).unwrap().ctl.generation();
-    station.peers.iter_mut().for_each(|(peer, ..)| peer.push(Item::Flow(place, generation)));
+    station.peers.iter_mut().for_each(|peer| peer.push(Item::Flow(place, generation)));
 }
 
 fn end(station: &mut Station, slot: u16) {
@@ -145,7 +147,7 @@ fn open_slots(station: &Station) -> Vec<u16> {
 fn flows_are_on_the_other_host_after_a_turn_and_their_ends_too() {
     let mut pair = Pair::new(0);
     pair.carry(100);
-    assert_eq!(pair.standing(), (Standing::Synced, Standing::Synced));
+    assert_eq!(pair.states(), (SyncState::Synced, SyncState::Synced));
     let at = pair.at();
     (0..50).for_each(|slot| open(&mut pair.a, slot, at));
     pair.carry(20);
@@ -166,7 +168,7 @@ fn a_host_that_joins_late_gets_a_full_copy() {
     (0..PORTS).for_each(|slot| open(&mut pair.a, slot, at));
     pair.carry(400);
     assert_eq!(open_slots(&pair.b).len(), usize::from(PORTS));
-    assert_eq!(pair.standing().1, Standing::Synced);
+    assert_eq!(pair.states().1, SyncState::Synced);
 }
 
 #[test]
@@ -184,7 +186,7 @@ fn whatever_is_lost_on_the_way_heals() {
         pair.loss = 0;
         pair.carry(5000);
         assert_eq!(open_slots(&pair.a), open_slots(&pair.b), "{loss} % lost");
-        assert_eq!(pair.standing(), (Standing::Synced, Standing::Synced));
+        assert_eq!(pair.states(), (SyncState::Synced, SyncState::Synced));
     }
 }
 
@@ -220,7 +222,7 @@ fn while_both_have_the_vip_neither_ends_what_the_other_has() {
 }
 
 #[test]
-fn a_host_that_was_started_anew_asks_and_is_told() {
+fn a_restarted_host_requests_a_copy_and_receives_it() {
     let mut pair = Pair::new(0);
     let at = pair.at();
     (0..100).for_each(|slot| open(&mut pair.a, slot, at));
@@ -240,16 +242,17 @@ fn a_host_that_was_started_anew_asks_and_is_told() {
 #[test]
 fn decisions_of_an_operator_and_the_health_of_backends_travel_and_are_repeated() {
     let mut pair = Pair::new(0);
-    let drain = Admin { service: "api".into(), backend: "cp01".into(), state: 1, decided_at: 5, deadline: 9, rate: 50 };
-    let health = Health { service: "api".into(), backend: "cp02".into(), reason: 3 };
+    let decision = Decision::Drain { deadline: Some(9), rate: 50 };
+    let drain = AdminDecision { service: "api".into(), backend: "cp01".into(), decision, decided_at: 5 };
+    let health = BackendHealth { service: "api".into(), backend: "cp02".into(), reason: 3 };
     pair.a.administer(vec![drain.clone()], vec![health.clone()]);
     pair.carry(200);
     let peer = A.parse().unwrap();
-    let told = [Notice::Admin { peer, admin: drain }, Notice::Health { peer, health }];
+    let told = [PeerNews::Admin { peer, admin: drain }, PeerNews::Health { peer, health }];
     for wait in [0, 1100] {
         pair.carry(wait);
-        let notices = pair.b.notices();
-        assert!(told.iter().all(|told| notices.contains(told)), "{notices:?}");
+        let news = pair.b.news();
+        assert!(told.iter().all(|told| news.contains(told)), "{news:?}");
     }
 }
 
@@ -263,10 +266,30 @@ fn a_backend_that_is_unknown_here_is_told_once() {
     pair.b.direct(Arc::new(blind), at);
     (0..20).for_each(|slot| open(&mut pair.a, slot, at));
     pair.carry(200);
-    let unknown = pair.b.notices().into_iter().filter(|notice| matches!(notice, Notice::UnknownBackend { .. })).count();
+    let unknown = pair.b.news().into_iter().filter(|news| matches!(news, PeerNews::UnknownBackend { .. })).count();
     assert_eq!((unknown, pair.b.status(at)[0].counts.unknown >= 20), (1, true));
     let known = directory(&pair.b, false);
     pair.b.direct(known, pair.at());
     pair.carry(2000);
     assert_eq!(open_slots(&pair.b).len(), 20, "a copy brings what was turned away");
+}
+
+#[test]
+fn a_copy_that_makes_up_for_a_loss_is_not_reported_and_every_other_change_is() {
+    for reported in SyncState::ALL {
+        for state in SyncState::ALL {
+            let silent = reported == state || (*reported, *state) == (SyncState::Synced, SyncState::Copying);
+            assert_eq!(is_worth_reporting(*reported, *state), !silent, "{reported:?} {state:?}");
+        }
+    }
+}
+
+#[test]
+fn the_walk_passes_every_slot_once_per_round_and_never_more_at_once() {
+    let round = Duration::from_secs(30);
+    assert_eq!(share_of_walk(30_000, TURN, round), 20);
+    assert_eq!(share_of_walk(1, TURN, round), 1, "rounded up: a round is never longer than configured");
+    assert_eq!(share_of_walk(30_000, Duration::ZERO, round), 0);
+    assert_eq!(share_of_walk(30_000, 10 * round, round), 30_000, "after a stall");
+    assert_eq!(share_of_walk(30_000, TURN, Duration::ZERO), 30_000, "a round of no length");
 }

@@ -1,9 +1,9 @@
 use super::*;
 
 /// A flow of client port `port`.
-pub fn flow(port: u16) -> Flow {
-    Flow {
-        name: Name {
+pub fn flow(port: u16) -> FlowRecord {
+    FlowRecord {
+        name: FlowName {
             listener: "10.0.1.100:6443".parse().unwrap(),
             client: SocketAddr::new("10.0.1.7".parse().unwrap(), port),
             backend: "10.0.1.10:6443".parse().unwrap(),
@@ -22,27 +22,24 @@ pub fn flow(port: u16) -> Flow {
 }
 
 fn all() -> Vec<Message> {
-    let six = Name { client: "[2001:db8::7]:5000".parse().unwrap(), ..flow(1).name };
-    let admin = Admin {
-        service: "kube-apiserver".into(),
-        backend: "cp01".into(),
-        state: 1,
-        decided_at: 5,
-        deadline: 77,
-        rate: 50,
-    };
+    let six = FlowName { client: "[2001:db8::7]:5000".parse().unwrap(), ..flow(1).name };
+    let admin =
+        |decision| AdminDecision { service: "kube-apiserver".into(), backend: "cp01".into(), decision, decided_at: 5 };
     vec![
         Message::Hello { challenge: [1; 16], echo: [2; 16], version: "0.1.0".into() },
         Message::Flow(flow(5000)),
-        Message::Flow(Flow { phase: Phase::ClosingBackend, name: six, ..flow(5001) }),
+        Message::Flow(FlowRecord { phase: Phase::ClosingBackend, name: six, ..flow(5001) }),
         Message::Ended(flow(5000).name),
         Message::Request { copy: 7 },
         Message::CopyBegin { copy: 7 },
         Message::Covers("10.0.1.100:6443".parse().unwrap()),
         Message::CopyEnd { copy: 7, flows: 2 },
         Message::CopyOffered,
-        Message::Admin(admin),
-        Message::Health(Health { service: "kube-apiserver".into(), backend: "cp01".into(), reason: 60 }),
+        Message::Admin(admin(Decision::Drain { deadline: Some(77), rate: 50 })),
+        Message::Admin(admin(Decision::Drain { deadline: None, rate: 1 })),
+        Message::Admin(admin(Decision::Maint)),
+        Message::Admin(admin(Decision::Ready)),
+        Message::Health(BackendHealth { service: "kube-apiserver".into(), backend: "cp01".into(), reason: 60 }),
     ]
 }
 
@@ -90,6 +87,26 @@ fn kinds_and_endings_of_a_newer_version_are_passed_over() {
 }
 
 #[test]
+fn a_decision_of_a_newer_version_is_passed_over() {
+    let admin = AdminDecision {
+        service: "s".into(),
+        backend: "b".into(),
+        decision: Decision::Drain { deadline: Some(7), rate: 9 },
+        decided_at: 5,
+    };
+    let known = bytes(&[Message::Admin(admin)]);
+    // Kind, length, two texts of one character each, then the state.
+    let state = 3 + 2 + 2;
+    assert_eq!(known[state], 1);
+    for unknown in 3..=u8::MAX {
+        let mut newer = known.clone();
+        newer[state] = unknown;
+        newer.extend(bytes(&[Message::CopyOffered]));
+        assert_eq!(read(&newer), Ok(vec![Message::CopyOffered]), "state {unknown}");
+    }
+}
+
+#[test]
 fn many_flows_fit_into_a_datagram() {
     let one = bytes(&[Message::Flow(flow(1))]).len();
     assert!(one <= 100 && MOST / one >= 13, "{one} bytes");
@@ -97,8 +114,8 @@ fn many_flows_fit_into_a_datagram() {
 
 #[test]
 fn a_text_is_cut_at_a_character() {
-    let long =
-        Admin { service: "ä".repeat(200), backend: String::new(), state: 0, decided_at: 0, deadline: 0, rate: 0 };
+    let (service, backend, decision) = ("ä".repeat(200), String::new(), Decision::Ready);
+    let long = AdminDecision { service, backend, decision, decided_at: 0 };
     let Ok([Message::Admin(read)]) =
         read(&bytes(&[Message::Admin(long)])).as_deref().map(|m| <[_; 1]>::try_from(m.to_vec()).unwrap())
     else {

@@ -138,7 +138,7 @@ pub fn peer(look: &Look, peer: &SyncPeer, width: usize) -> Line<'static> {
         ", {heard}, {} ms behind, {} waiting, {} lost, {} without a place",
         peer.lag_ms,
         peer.waiting,
-        peer.lost,
+        peer.counts.lost,
         peer.counts.unknown + peer.counts.conflicts,
     );
     let room = width.saturating_sub(columns(&head) + columns(&word));
@@ -188,7 +188,7 @@ fn vrrp(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
             it.counts.flows_received,
             it.counts.copies_sent,
             it.counts.copies_received,
-            it.refused.values().sum::<u64>()
+            it.counts.refused.total()
         )
     };
     let indented = |text: String| Line::from(look.text(Tone::Plain, look.fit(&format!("  {text}"), width, false)));

@@ -1,9 +1,11 @@
-//! Flow sync in the daemon: the thread is told what addresses mean here and which flows have ended; what it hears of the
-//! other host is acted upon.
+//! Flow sync in the daemon: the thread is told what addresses mean here and which flows have ended;
+//! what it hears of the other host is acted upon.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     sync::Arc,
     time::Duration,
 };
@@ -30,78 +32,85 @@ use crate::{
     },
     notice::{Kind, Notice, Subject},
     sync::{
-        link::Standing,
         mirror::{Directory, ListenerAt, PoolAt},
         seal::SharedKey,
-        shell::{self, Backends, Ended, News, Settings, Standings},
-        station,
-        wire::{Admin, Health},
+        shell::{BackendKnowledge, EndedFlow, HostState, Settings, SyncNews, SyncReport, SyncThread},
+        station::PeerNews,
+        wire::{AdminDecision, BackendHealth, Decision},
     },
     sys::clock,
     vrrp::shell::Fact,
+    words::SyncState,
 };
 
-/// Every flow is told anew at least so often, and at most.
-const REFRESH: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The bounds of the period within which every flow is sent again.
+const REFRESH: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
 
-/// The thread, if the configuration has `[sync]`, and with what it was started.
+/// The thread of flow sync, if the configuration has `[sync]`, and what it said last.
 #[derive(Default)]
-pub struct Sync {
-    running: Option<(shell::Sync, model::Sync, SharedKey)>,
-    /// What it said last.
-    standings: Standings,
-    /// Why its socket could not be bound, as far as that was told.
+pub struct FlowSync {
+    running: Option<Running>,
+    /// The state that the thread reported last.
+    state: HostState,
+    /// Why its socket cannot be bound, as reported to the operator.
     deaf: Option<String>,
 }
 
-impl Sync {
-    /// Waits for what it has to say; for ever if it does not run.
-    pub async fn news(&mut self) -> Result<News> {
+/// The thread, and the configuration with which it was started.
+struct Running {
+    thread: SyncThread,
+    config: model::Sync,
+    key: SharedKey,
+}
+
+impl FlowSync {
+    /// Waits for the thread's next news; for ever if it does not run.
+    pub async fn news(&mut self) -> Result<SyncNews> {
         match &mut self.running {
-            Some((thread, ..)) => thread.news().await,
+            Some(running) => running.thread.news().await,
             None => std::future::pending().await,
         }
     }
 
-    /// Whether it runs.
+    /// Whether the thread runs.
     pub fn is_running(&self) -> bool {
         self.running.is_some()
     }
 
-    /// How it goes, if it runs.
-    pub fn report(&self) -> Option<Arc<shell::Report>> {
-        self.running.as_ref().map(|(thread, ..)| thread.report())
+    /// The thread's latest report, if it runs.
+    pub fn report(&self) -> Option<Arc<SyncReport>> {
+        self.running.as_ref().map(|running| running.thread.report())
     }
 
-    /// Ends it; the rest of the daemon goes on.
+    /// Ends the thread; the rest of the daemon goes on.
     pub fn end(&mut self) {
-        if let Some((thread, ..)) = self.running.take() {
-            thread.end();
+        if let Some(running) = self.running.take() {
+            running.thread.end();
         }
-        self.standings = Standings::default();
+        self.state = HostState::default();
     }
 
-    /// What may wait for a full copy: whether one is missing.
+    /// Whether a full copy is missing, for which an instance of VRRP may wait.
     pub fn lacks_flows(&self) -> bool {
-        self.is_running() && !self.standings.synced
+        self.is_running() && !self.state.synced
     }
 
     /// Flows have ended here.
     pub fn ended(&self, events: &[Event]) {
-        let Some((thread, ..)) = &self.running else { return };
-        let ended = events.iter().filter(|event| event.kind == ENDED).map(|event| Ended {
+        let Some(running) = &self.running else { return };
+        let ended = events.iter().filter(|event| event.kind == ENDED).map(|event| EndedFlow {
             listener: event.listener,
             client: event.client(),
             pool: event.pool,
             slot: event.slot,
         });
-        thread.ended(ended.collect());
+        running.thread.ended(ended.collect());
     }
 
     /// Events were lost, and ends may have been among them.
     pub fn ends_missed(&self) {
-        if let Some((thread, ..)) = &self.running {
-            thread.ends_missed();
+        if let Some(running) = &self.running {
+            running.thread.ends_missed();
         }
     }
 }
@@ -123,8 +132,8 @@ pub fn begins_with_upper_half(config: &Config) -> bool {
 
 /// In which time every flow is told once more: so often that none looks idle which is not.
 fn refresh(config: &Config) -> Duration {
-    let shortest = config.services.iter().map(|service| service.idle_timeout).min().unwrap_or(REFRESH.1);
-    (shortest / 4).clamp(REFRESH.0, REFRESH.1)
+    let shortest = config.services.iter().map(|service| service.idle_timeout).min().unwrap_or(*REFRESH.end());
+    (shortest / 4).clamp(*REFRESH.start(), *REFRESH.end())
 }
 
 impl Daemon {
@@ -132,7 +141,7 @@ impl Daemon {
     pub(super) fn configure_sync(&mut self, key: Option<SharedKey>) -> Result<()> {
         let wanted = self.config.sync.clone().zip(key);
         let is_same = match (&self.sync.running, &wanted) {
-            (Some((_, sync, before)), Some((wanted, key))) => sync == wanted && before == key,
+            (Some(running), Some((wanted, key))) => running.config == *wanted && running.key == *key,
             (None, None) => true,
             _ => false,
         };
@@ -147,37 +156,37 @@ impl Daemon {
         Ok(())
     }
 
-    fn start_sync(&mut self, sync: model::Sync, key: SharedKey) -> Result<()> {
-        let (listen, peers, batch) = (sync.listen, sync.peers.clone(), sync.batch);
+    fn start_sync(&mut self, config: model::Sync, key: SharedKey) -> Result<()> {
+        let (listen, peers, batch) = (config.listen, config.peers.clone(), config.batch);
         let settings = Settings { listen, peers, batch, key: key.clone() };
         let (directory, backends) = (self.directory(), self.known_of_backends());
         let tables = self.dataplane.tables().clone();
-        let thread = shell::Sync::start(settings, tables, directory, backends, env!("CARGO_PKG_VERSION"))?;
-        self.sync.running = Some((thread, sync, key));
+        let thread = SyncThread::start(settings, tables, directory, backends, env!("CARGO_PKG_VERSION"))?;
+        self.sync.running = Some(Running { thread, config, key });
         Ok(())
     }
 
-    /// Tells the thread what addresses mean here now.
+    /// Passes to the thread what addresses mean here now.
     pub(super) fn direct_sync(&self) {
-        if let Some((thread, ..)) = &self.sync.running {
-            thread.direct(self.directory());
+        if let Some(running) = &self.sync.running {
+            running.thread.direct(self.directory());
         }
     }
 
-    /// Tells the peers what operators have said, and how backends do.
+    /// Passes operators' decisions and the health of backends to the peers.
     pub(super) fn tell_peers_of_backends(&self) {
-        if let Some((thread, ..)) = &self.sync.running {
-            thread.administer(self.known_of_backends());
+        if let Some(running) = &self.sync.running {
+            running.thread.administer(self.known_of_backends());
         }
     }
 
-    fn known_of_backends(&self) -> Backends {
-        let health = self.controller.found_here().into_iter().map(|((service, backend), cause)| Health {
+    fn known_of_backends(&self) -> BackendKnowledge {
+        let health = self.controller.found_here().into_iter().map(|((service, backend), cause)| BackendHealth {
             service: service.to_string(),
             backend: backend.to_string(),
             reason: cause.map_or(0, |cause| cause.to_reason() as u8),
         });
-        Backends { admin: decisions(self.controller.orders()), health: health.collect() }
+        BackendKnowledge { admin: decisions(self.controller.orders()), health: health.collect() }
     }
 
     fn directory(&self) -> Directory {
@@ -224,7 +233,7 @@ impl Daemon {
     fn set_territory(&mut self) {
         let territory = if self.sync.is_running() {
             let lag = refresh(&self.config) + self.config.sync.as_ref().map_or(Duration::ZERO, |sync| 2 * sync.batch);
-            Territory::beside_another(self.sync.standings.ours.clone(), lag.as_nanos() as u64)
+            Territory::beside_another(master_of(&self.sync.state), lag.as_nanos() as u64)
         } else {
             Territory::default()
         };
@@ -233,10 +242,15 @@ impl Daemon {
 
     // ---- what the thread says ----
 
-    /// A thread that has died costs failovers their connections, nothing else: the balancing goes on.
-    pub(super) fn sync_said(&mut self, news: Result<News>) {
+    /// If the thread has died, connections do not survive a failover, but the balancing goes on.
+    pub(super) fn sync_said(&mut self, news: Result<SyncNews>) {
         match news {
-            Ok(news) => self.sync_news(news),
+            Ok(SyncNews::Host(state)) => {
+                self.sync.state = state;
+                self.set_territory();
+                self.tell_vrrp_of_flows();
+            }
+            Ok(SyncNews::Peer(news)) => self.peer_said(news),
             Err(error) => {
                 self.sync.end();
                 self.set_territory();
@@ -247,21 +261,12 @@ impl Daemon {
         }
     }
 
-    fn sync_news(&mut self, news: News) {
+    fn peer_said(&mut self, news: PeerNews) {
         match news {
-            News::Standings(standings) => {
-                self.sync.standings = standings;
-                self.set_territory();
-                self.tell_vrrp_of_flows();
-            }
-            News::Notice(station::Notice::Standing { peer, standing, version }) => {
-                self.tell(standing_notice(peer, standing, &version));
-            }
-            News::Notice(station::Notice::UnknownBackend { listener, backend, snat }) => {
-                self.bury(listener, backend, snat);
-            }
-            News::Notice(station::Notice::Admin { peer, admin }) => self.heard_order(peer, &admin),
-            News::Notice(station::Notice::Health { peer, health }) => {
+            PeerNews::State { peer, state, version } => self.tell(state_notice(peer, state, &version)),
+            PeerNews::UnknownBackend { listener, backend, snat } => self.bury(listener, backend, snat),
+            PeerNews::Admin { peer, admin } => self.heard_order(peer, &admin),
+            PeerNews::Health { peer, health } => {
                 let name = (health.service.as_str().into(), health.backend.as_str().into());
                 let (peer, now) = (peer.ip().to_string(), clock::monotonic_ns());
                 let actions = self.controller.found_elsewhere(&name, health.reason, &peer, now);
@@ -270,7 +275,8 @@ impl Daemon {
         }
     }
 
-    /// An instance that comes back waits a while for the flows before it takes the address from another host.
+    /// An instance that comes back waits a while for the flows before it takes the address from
+    /// another host.
     pub(super) fn tell_vrrp_of_flows(&self) {
         self.vrrp.fact(Fact::LacksFlows(self.sync.lacks_flows()));
     }
@@ -290,16 +296,16 @@ impl Daemon {
     }
 
     pub(super) fn sync_status(&self) -> Option<SyncStatus> {
-        let (thread, sync, _) = self.sync.running.as_ref()?;
-        let report = thread.report();
-        let ours = |(number, _): &(&u16, _)| self.sync.standings.ours.contains_key(number);
+        let running = self.sync.running.as_ref()?;
+        let report = running.thread.report();
+        let ours = |(number, _): &(&u16, _)| self.sync.state.master_of.contains_key(number);
         let listeners = self.controller.installed().listeners.iter().filter(ours);
         Some(SyncStatus {
-            listen: sync.listen,
+            listen: running.config.listen,
             error: report.deaf.clone(),
             master_of: listeners.map(|(_, listener)| SocketAddr::V4(listener_address(listener))).collect(),
             send_failures: report.send_failures,
-            peers: report.peers.iter().map(report::sync::peer).collect(),
+            peers: report.peers.iter().map(report::flow_sync::peer).collect(),
         })
     }
 
@@ -329,19 +335,20 @@ impl Daemon {
     }
 
     /// What an operator has said on the other host: the later word counts.
-    fn heard_order(&mut self, peer: SocketAddr, admin: &Admin) {
+    fn heard_order(&mut self, peer: SocketAddr, admin: &AdminDecision) {
         let name: Name = (admin.service.as_str().into(), admin.backend.as_str().into());
         let mut orders = self.controller.orders().clone();
         if admin.decided_at <= orders.decided_at(&name) || self.controller.find(&name.1, Some(&name.0)).is_err() {
             return;
         }
         let now = now();
-        let order = match admin.state {
-            0 => None,
-            1 => Some(Order::Drain { deadline: deadline(admin, now), rate: admin.rate.max(1) }),
-            2 => Some(Order::Maint),
-            // A newer version's; it is told again.
-            _ => return,
+        let order = match admin.decision {
+            Decision::Ready => None,
+            Decision::Drain { deadline, rate } => {
+                let deadline = deadline.and_then(instant).map(|at| monotonic(at, now));
+                Some(Order::Drain { deadline, rate: rate.max(1) })
+            }
+            Decision::Maint => Some(Order::Maint),
         };
         let before = orders.get(&name).map(|said| said.order.admin());
         let is_news = before != order.map(Order::admin);
@@ -368,43 +375,43 @@ impl Daemon {
     }
 }
 
-/// What operators have said here, for the peers.
-fn decisions(orders: &Orders) -> Vec<Admin> {
+/// The operators' decisions here, for the peers.
+fn decisions(orders: &Orders) -> Vec<AdminDecision> {
     let now = now();
     let decision = |(name, decided_at): (&Name, u64)| {
-        let (state, deadline, rate) = match orders.get(name).map(|said| said.order) {
-            None => (0, 0, 0),
+        let decision = match orders.get(name).map(|said| said.order) {
+            None => Decision::Ready,
             Some(Order::Drain { deadline, rate }) => {
-                // To a tenth of a second: the clocks do not keep step to the last millisecond.
-                (1, deadline.map_or(0, |at| milliseconds(wall(at, now)).next_multiple_of(100)), rate)
+                // To a tenth of a second: the two clocks do not keep step to the last millisecond.
+                let deadline = deadline.map(|at| milliseconds(wall(at, now)).next_multiple_of(100));
+                Decision::Drain { deadline, rate }
             }
-            Some(Order::Maint) => (2, 0, 0),
+            Some(Order::Maint) => Decision::Maint,
         };
-        let (service, backend) = (name.0.to_string(), name.1.to_string());
-        Admin { service, backend, state, decided_at, deadline, rate }
+        AdminDecision { service: name.0.to_string(), backend: name.1.to_string(), decision, decided_at }
     };
     orders.decided().map(decision).collect()
 }
 
-fn deadline(admin: &Admin, now: crate::controller::Now) -> Option<u64> {
-    if admin.deadline == 0 { None } else { instant(admin.deadline).map(|at| monotonic(at, now)) }
+/// By listener: since when this host is master of it, in nanoseconds.
+fn master_of(state: &HostState) -> BTreeMap<u16, u64> {
+    state.master_of.iter().map(|(listener, since)| (*listener, since.0)).collect()
 }
 
 fn instant(milliseconds: u64) -> Option<Timestamp> {
     Timestamp::from_millisecond(i64::try_from(milliseconds).ok()?).ok()
 }
 
-fn standing_notice(peer: SocketAddr, standing: Standing, version: &str) -> Notice {
-    let (level, text) = match standing {
-        Standing::Connecting => (Level::Info, format!("flow sync: {peer} is being looked for")),
-        Standing::Copying => {
-            (Level::Info, format!("flow sync: {peer} (version {version}) is there, its flows are copied"))
+fn state_notice(peer: SocketAddr, state: SyncState, version: &str) -> Notice {
+    let (level, text) = match state {
+        SyncState::Connecting => (Level::Info, format!("flow sync: connecting to {peer}")),
+        SyncState::Copying => {
+            (Level::Info, format!("flow sync: connected to {peer} (version {version}); its flows are being copied"))
         }
-        Standing::Synced => (Level::Info, format!("flow sync: the flows of {peer} are all known here")),
-        Standing::Lost => (
-            Level::Warn,
-            format!("flow sync: nothing is heard of {peer} any more: connections would not survive a failover"),
-        ),
+        SyncState::Synced => (Level::Info, format!("flow sync: all flows of {peer} are known here")),
+        SyncState::Lost => {
+            (Level::Warn, format!("flow sync: {peer} has gone silent: connections would not survive a failover"))
+        }
     };
     Notice::daemon(level, Kind::Sync, text)
 }

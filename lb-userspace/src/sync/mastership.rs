@@ -1,0 +1,74 @@
+//! Which listeners this host is master of, and since when. Without I/O: leases and addresses are
+//! arguments.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use lb_common::time::Instant;
+
+use super::mirror::Directory;
+
+/// How long a host that has lost an address still sends what begins and ends on it: until its
+/// clients' packets reach the other host. With advertisements a second apart that takes up to 1 s.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// The addresses that this host answers for: one that VRRP carries, while its lease holds; any
+/// other, while an interface holds it.
+#[derive(Clone, Copy)]
+pub struct Held<'a> {
+    /// By address that VRRP carries: when its lease ends.
+    pub leases: &'a BTreeMap<IpAddr, Instant>,
+    /// The addresses on this host's interfaces.
+    pub addresses: &'a BTreeSet<IpAddr>,
+}
+
+impl Held<'_> {
+    /// Whether this host answers for an address.
+    pub fn holds(&self, address: IpAddr, now: Instant) -> bool {
+        match self.leases.get(&address) {
+            Some(until) => *until > now,
+            None => self.addresses.contains(&address),
+        }
+    }
+}
+
+/// The listeners that are ours, and those that were until a moment ago.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mastership {
+    /// The numbers of our listeners, and since when they are ours.
+    since: BTreeMap<u16, Instant>,
+    /// The numbers of listeners that were ours, and until when that matters.
+    lingering: BTreeMap<u16, Instant>,
+}
+
+impl Mastership {
+    /// The numbers of our listeners, and since when they are ours.
+    pub fn since(&self) -> &BTreeMap<u16, Instant> {
+        &self.since
+    }
+
+    /// The mastership that follows from the addresses held now.
+    pub fn next(&self, directory: &Directory, held: Held<'_>, now: Instant) -> Mastership {
+        let ours = directory.listeners.iter().filter(|(address, _)| held.holds(address.ip(), now));
+        let since: BTreeMap<_, _> =
+            ours.map(|(_, at)| (at.number, self.since.get(&at.number).copied().unwrap_or(now))).collect();
+        let mut lingering = self.lingering.clone();
+        let lost = self.since.keys().filter(|number| !since.contains_key(number));
+        lingering.extend(lost.map(|number| (*number, now + LINGER)));
+        lingering.retain(|number, until| *until > now && !since.contains_key(number));
+        Mastership { since, lingering }
+    }
+
+    /// Marks each listener of a directory as ours, lingering or neither.
+    pub fn mark(&self, directory: &mut Directory) {
+        for at in directory.listeners.values_mut() {
+            (at.ours, at.lingers) = (self.since.contains_key(&at.number), self.lingering.contains_key(&at.number));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
