@@ -4,7 +4,7 @@
 mod ebpf;
 
 fn main() {
-    if std::env::var_os("CARGO_FEATURE_BENCH").is_some() {
+    if std::env::var_os("CARGO_FEATURE_FULL").is_some() {
         ebpf::Toolchain::build_from_script("tests-ebpf");
     }
 }

@@ -4,7 +4,7 @@
 use std::{
     fs,
     os::unix::{fs::PermissionsExt, net::UnixDatagram},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
@@ -56,17 +56,20 @@ fn configuration(lab: &Lab, hook: &str) -> String {
 }
 
 #[test]
-fn systemd_has_nothing_against_the_unit_and_the_group() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn systemd_accepts_the_unit_and_the_group() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("packaging");
+    // An earlier run may have left it.
+    _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("a folder");
     let there = fs::canonicalize(lab::binaries::evenkeel().expect("the program")).expect("its path");
     // The program is not at the package's path here; nothing else is changed.
-    let path = folder.path().join("evenkeel.service");
+    let path = folder.join("evenkeel.service");
     fs::write(&path, UNIT.replace("/usr/sbin/evenkeel", &there.display().to_string())).expect("a file");
     let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&path).output().expect("systemd");
     let said = String::from_utf8_lossy(&verified.stderr);
     assert!(verified.status.success() && !said.contains("evenkeel.service"), "{said}");
 
-    let root = folder.path().join("root");
+    let root = folder.join("root");
     fs::create_dir_all(root.join("etc")).expect("folders");
     let made = |program: &str, options: &[&str], file: &str| {
         let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../packaging").join(file);
@@ -102,7 +105,7 @@ impl Manager {
 }
 
 #[test]
-fn with_the_capabilities_of_the_unit_everything_works_and_systemd_hears_of_it() {
+fn with_the_capabilities_of_the_unit_everything_works_and_systemd_is_notified() {
     both(|hook| {
         let lab = segment(hook);
         let standins: Vec<_> = lab.backends.iter().map(|host| StandIn::start(host).expect("a stand-in")).collect();

@@ -7,10 +7,10 @@
 
 pub mod apiserver;
 pub mod arp;
-#[cfg(feature = "bench")]
+#[cfg(feature = "full")]
 pub mod bench;
 pub mod binaries;
-#[cfg(feature = "screens")]
+#[cfg(feature = "full")]
 pub mod browser;
 pub mod capture;
 pub mod client;
@@ -20,24 +20,24 @@ pub mod host;
 pub mod keepalived;
 pub mod packet;
 pub mod peers;
-#[cfg(feature = "screens")]
+#[cfg(feature = "full")]
 pub mod picture;
 pub mod pki;
 pub mod process;
-#[cfg(feature = "bench")]
+#[cfg(feature = "full")]
 pub mod program;
 pub mod reaper;
 pub mod round;
 pub mod show;
 pub mod standin;
-#[cfg(feature = "screens")]
+#[cfg(feature = "full")]
 pub mod terminal;
 pub mod topology;
 pub mod wait;
 pub mod xdp_pass;
 
 pub use arp::Asker;
-#[cfg(feature = "screens")]
+#[cfg(feature = "full")]
 pub use browser::Browser;
 pub use capture::Capture;
 pub use daemon::Evenkeel;
@@ -45,6 +45,6 @@ pub use host::Host;
 pub use keepalived::Keepalived;
 pub use process::Process;
 pub use standin::StandIn;
-#[cfg(feature = "screens")]
+#[cfg(feature = "full")]
 pub use terminal::Terminal;
 pub use topology::{Lab, Plan};

@@ -55,11 +55,13 @@ impl Stage {
         let opened = held.open(30)?;
         ensure!(opened.opened == 30, "some of the 30 TLS connections failed: {opened:?}");
         self.evenkeel.wait_active(&[("cp01", 10), ("cp02", 10), ("cp03", 10)], SOON)?;
-        say("30 TLS connections held", &format!("{:?}, slowest {:.1} ms", opened.by, opened.slowest_ms));
+        let by = show::counts(&opened.by);
+        say("30 TLS connections held", &format!("{by}; slowest {:.1} ms", opened.slowest_ms));
 
         for direction in ["download", "upload"] {
             let report = bulk::transfer(self.lab.client(), &self.vip, direction, 64 << 20)?;
-            say(&format!("64 MiB {direction}, checksums equal"), &format!("{report:?}"));
+            let (server, seconds) = (&report.served_by, report.seconds);
+            say(&format!("64 MiB {direction}, checksums equal"), &format!("{seconds:.2} s, {server}"));
         }
         self.standins[0].kill();
         self.burst("cp01 refuses (its process was killed)", 300)?;

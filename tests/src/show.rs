@@ -169,7 +169,7 @@ impl Show<'_> {
 }
 
 /// `cp01 10, cp02 20`; `0` if there are none.
-fn counts(counts: &BTreeMap<String, u64>) -> String {
+pub fn counts(counts: &BTreeMap<String, u64>) -> String {
     let parts: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
     if parts.is_empty() { "0".into() } else { parts.join(", ") }
 }

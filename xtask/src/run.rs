@@ -6,13 +6,17 @@ use anyhow::Result;
 
 use crate::{setup, shell};
 
-/// Builds the lab without the features that only tests and benchmarks use, and runs it.
+/// Of the workspace's Cargo.toml.
+const PROFILE: &str = "look";
+
+/// Builds the lab without what only tests and benchmarks use, quickly rather than well (profile
+/// `look`), and runs it.
 pub fn lab(once: bool) -> Result<()> {
     shell::need_root("cargo xtask run")?;
     setup::run(Some(setup::Task::Run), setup::Report::Changes)?;
-    let parts = ["--package", "lb-userspace", "--package", "tests", "--no-default-features", "--bins"];
-    shell::run(shell::cargo(&["build", "--release"]).args(parts))?;
-    let mut lab = Command::new(shell::target().join("release/evenkeel-lab"));
+    let build = ["build", "--profile", PROFILE, "--package", "lb-userspace", "--package", "tests"];
+    shell::run(shell::cargo(&build).args(["--no-default-features", "--bins"]))?;
+    let mut lab = Command::new(shell::target().join(PROFILE).join("evenkeel-lab"));
     lab.arg("run").args(once.then_some("--once")).env("EVENKEEL_TOOLS", shell::tools());
     shell::replace_us(&mut lab)
 }

@@ -21,7 +21,7 @@ enum Program {
         #[arg(long)]
         once: bool,
     },
-    #[cfg(feature = "bench")]
+    #[cfg(feature = "full")]
     #[command(flatten)]
     Bench(lab::bench::Program),
     /// Run a stand-in API server
@@ -33,7 +33,7 @@ enum Program {
     /// Transfer much data and compare checksums
     Bulk(client::bulk::Options),
     /// Take the pictures of the status page in docs/
-    #[cfg(feature = "screens")]
+    #[cfg(feature = "full")]
     Picture {
         #[arg(default_value = "docs")]
         folder: PathBuf,
@@ -54,13 +54,13 @@ enum Program {
 fn main() -> Result<()> {
     match Arguments::parse().program {
         Program::Run { once } => round::run(once),
-        #[cfg(feature = "bench")]
+        #[cfg(feature = "full")]
         Program::Bench(program) => program.run(),
         Program::Apiserver(options) => on_one_thread(apiserver::run(options)),
         Program::Hold(options) => on_one_thread(client::hold::run(options)),
         Program::Storm(options) => on_one_thread(client::storm::run(options)),
         Program::Bulk(options) => on_one_thread(client::bulk::run(options)),
-        #[cfg(feature = "screens")]
+        #[cfg(feature = "full")]
         Program::Picture { folder } => lab::picture::take(&folder),
         Program::HoldLab => hold_lab(),
         Program::PanickingScreen { socket } => show::panic_at_a_key(&socket),
