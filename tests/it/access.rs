@@ -37,7 +37,7 @@ fn log_lines(evenkeel: &Evenkeel, begin: &str) -> usize {
 }
 
 #[test]
-fn who_is_denied_is_refused_counted_and_logged_and_nobody_else() {
+fn denied_clients_and_nobody_else_are_refused_counted_and_logged() {
     both(|hook| {
         let cluster = two_addresses(hook, &[RULES]);
         let denied = cluster.hold(&["--from", OUT]).open(5).expect("open");
@@ -148,7 +148,7 @@ fn connections_that_are_older_than_the_limit_count_too_and_their_end_makes_room(
     wait::until("three are left", SOON, || (open_of(&cluster, IN) == 3).then_some(())).expect("closed");
     assert_eq!(let_in(&mut held), 1);
     reload(&cluster, &[]);
-    assert_eq!(let_in(&mut held), 20, "no limit any more");
+    assert_eq!(let_in(&mut held), 20, "no limit any longer");
     assert_eq!(cluster.evenkeel.counter("client_count_drift").expect("counters"), 0);
 }
 

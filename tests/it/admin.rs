@@ -219,7 +219,7 @@ fn what_was_ordered_goes_with_the_backend_when_that_leaves_the_configuration() {
 }
 
 #[test]
-fn a_file_of_orders_that_is_none_is_warned_of_and_the_daemon_starts_all_the_same() {
+fn an_unreadable_admin_file_is_warned_about_and_the_daemon_starts_anyway() {
     let mut cluster = cluster();
     cluster.done(&["drain", "cp01"]);
     let file = cluster.evenkeel.state_dir().join("admin.json");
@@ -241,7 +241,7 @@ fn a_file_of_orders_that_is_none_is_warned_of_and_the_daemon_starts_all_the_same
 }
 
 #[test]
-fn in_and_out_of_maintenance_under_load_no_client_fails_and_nobody_held_is_lost() {
+fn in_and_out_of_maintenance_under_load_no_client_fails_and_no_held_connection_is_lost() {
     let cluster = cluster();
     let mut held = cluster.hold(&[]);
     held.open(30).expect("open");

@@ -6,7 +6,7 @@ use lab::{StandIn, client::bulk, daemon::kubectl};
 use crate::cluster::{Cluster, SOON, VIP, both};
 
 #[test]
-fn thirty_held_connections_spread_evenly_and_ten_that_end_are_made_good_however_they_ended() {
+fn thirty_held_connections_spread_evenly_and_ten_that_end_are_replaced_however_they_ended() {
     both(|datapath| {
         let cluster = Cluster::new(datapath, |service| service);
         let mut held = cluster.hold(&[]);

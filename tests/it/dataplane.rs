@@ -219,11 +219,11 @@ fn a_pinned_map_of_another_size_is_refused_before_anything_is_loaded() {
     let error = refusal(&options);
     assert!(error.contains("LINKS is Hash of 65 entries") && error.contains("--reset-state"), "{error}");
     std::fs::remove_file(&links).unwrap();
-    assert!(refusal(&options).contains("LINKS"), "a missing one is not made anew beside the others");
+    assert!(refusal(&options).contains("LINKS"), "a missing one is not created beside the others");
 }
 
 #[test]
-fn tables_of_a_layout_that_only_lacks_something_are_taken_over_and_are_of_ours_then() {
+fn tables_of_a_layout_that_only_lacks_something_are_taken_over_and_then_have_our_layout() {
     let options = own_namespaces();
     let first = Dataplane::open(&options).unwrap();
     let listener = first.tables().place_listener("10.0.1.100:6443".parse().unwrap(), 5).unwrap();
@@ -354,7 +354,7 @@ fn the_guard_of_the_egress_stands_through_a_restart_on_the_interfaces_it_is_aske
 }
 
 #[test]
-fn a_folder_of_pins_is_one_daemon_s() {
+fn a_folder_of_pins_belongs_to_one_daemon() {
     let options = own_namespaces();
     let first = Dataplane::open(&options).unwrap();
     assert!(refusal(&options).contains("another evenkeel has its programs and maps in"));
@@ -363,7 +363,7 @@ fn a_folder_of_pins_is_one_daemon_s() {
 }
 
 #[test]
-fn tables_that_were_left_half_made_are_made_anew() {
+fn tables_that_were_left_half_made_are_made_again() {
     let options = own_namespaces();
     drop(Dataplane::open(&options).unwrap());
     std::fs::remove_file(map("META")).unwrap();

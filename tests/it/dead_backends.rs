@@ -201,7 +201,7 @@ fn a_stopped_api_server_is_out_though_its_kernel_answers_and_back_only_with_a_li
 }
 
 #[test]
-fn of_one_that_restarts_what_its_kernel_does_not_reset_is_reset_two_seconds_later() {
+fn connections_that_a_restarted_host_s_kernel_does_not_reset_are_reset_two_seconds_later() {
     both_at_once(|hook| {
         let mut cluster = Cluster::new(hook, |service| probed(service, 2));
         let mut held = hold(&cluster, 30, hook);

@@ -233,7 +233,7 @@ fn without_sync_every_stale_connection_gets_a_reset_on_its_next_packet() {
     let asked = holding.ask().expect("ask");
     assert_eq!((asked.answered, asked.failed.get("reset")), (0, Some(&200)), "{asked:?}\n{}", pair.told());
     assert_eq!(holding.status().expect("status").open, 0);
-    assert_eq!(holding.open(50).expect("opened").opened, 50, "whoever comes again is served");
+    assert_eq!(holding.open(50).expect("opened").opened, 50, "clients that come back are served");
 }
 
 /// A download that takes some seconds, because the backends' cable is slow.
@@ -277,7 +277,7 @@ fn goes(evenkeel: &Evenkeel, backend: &str, wanted: &str) {
 }
 
 #[test]
-fn what_an_operator_says_on_one_host_holds_on_the_other() {
+fn an_operator_s_command_on_one_host_holds_on_the_other() {
     let mut pair = Setup::default().start();
     pair.one.done(&["drain", "cp01"]).expect("drain");
     goes(&pair.two, "cp01", "draining");
@@ -329,7 +329,7 @@ fn what_connections_have_shown_of_a_backend_is_known_on_the_other_host() {
 }
 
 #[test]
-fn a_backup_that_starts_late_or_anew_gets_all_and_forgets_what_has_ended() {
+fn a_backup_that_starts_late_or_again_gets_all_connections_and_forgets_those_that_have_ended() {
     let mut pair = Setup::default().start();
     pair.two.stop_detach().expect("the backup ends, with its tables");
     let mut holding = pair.hold(300);

@@ -121,7 +121,7 @@ fn promtool_likes(what: &[&str], text: &str) -> String {
 }
 
 #[test]
-fn the_example_alerts_are_rules_over_metrics_that_there_are() {
+fn the_example_alerts_are_rules_over_existing_metrics() {
     let page = include_str!("../../docs/operations.md");
     let rules = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("rules");
     let told = promtool_likes(&["rules", "/dev/stdin"], rules);
@@ -179,7 +179,7 @@ fn metrics_are_promtool_clean_agree_with_the_status_and_go_on_after_a_kill() {
 }
 
 #[test]
-fn health_and_readiness_are_told_and_reloads_turn_the_listener_on_and_off() {
+fn health_and_readiness_are_reported_and_reloads_turn_the_listener_on_and_off() {
     let mut cluster = Cluster::new("tc", quick);
     assert_eq!(fetch(&cluster, "/healthz").0, "000", "nobody listens unless the file says so");
     turn_api_on(&cluster);
@@ -198,7 +198,7 @@ fn health_and_readiness_are_told_and_reloads_turn_the_listener_on_and_off() {
     };
     let (_, reasons) = wait::until("nobody is served", SOON, unready).expect("readyz");
     assert_eq!(reasons, "service kube-apiserver: no backend is up\n");
-    assert_eq!(fetch(&cluster, "/healthz").0, "200", "that is no reason to start the daemon anew");
+    assert_eq!(fetch(&cluster, "/healthz").0, "200", "that is no reason to restart the daemon");
 
     cluster.evenkeel.write(&Service::new(&cluster.lab, "tc").toml()).expect("a configuration");
     cluster.evenkeel.done(&["reload"]).expect("reload");

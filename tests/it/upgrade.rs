@@ -145,7 +145,7 @@ fn a_daemon_told_to_end_takes_the_one_with_it_that_gets_ready_beside_it() {
 }
 
 #[test]
-fn no_command_fails_while_one_daemon_gives_its_place_to_another() {
+fn no_command_fails_while_one_daemon_hands_over_to_another() {
     let mut cluster = Cluster::new("tc", |service| service);
     let (program, socket) = (binaries::evenkeel().expect("evenkeel"), cluster.evenkeel.socket());
     let stop = std::sync::atomic::AtomicBool::new(false);

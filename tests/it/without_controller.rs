@@ -68,7 +68,7 @@ fn is_even(report: &Report, what: &str) {
 }
 
 #[test]
-fn without_it_refusing_and_silent_backends_still_fail_nobody() {
+fn without_it_refusing_and_silent_backends_still_fail_no_client() {
     both_at_once(|hook| {
         let mut cluster = Cluster::new(hook, |service| service.line("connect_timeout = \"500ms\""));
         cluster.evenkeel.kill();

@@ -34,7 +34,7 @@ fn come_back(held: &mut Holding, mut goes_on: impl FnMut() -> bool) -> u64 {
 }
 
 #[test]
-fn three_thousand_connections_get_even_with_the_fewest_resets_and_who_comes_back_is_served() {
+fn three_thousand_connections_are_evened_out_with_the_fewest_resets_and_clients_that_come_back_are_served() {
     let (cluster, mut held) = after_a_restart(3000);
     let (mut process, mut said) = cluster.evenkeel.begin(&["rebalance", "--rate", "500"]).expect("rebalance");
     let resets = come_back(&mut held, || process.is_running());

@@ -74,7 +74,7 @@ fn questions_for_an_address_are_passed_while_its_lease_holds_and_dropped_when_it
             bench.tables().remove_lease(number);
         }
         for frame in questions() {
-            assert_eq!(bench.run(&frame), Verdict::Passed, "whoever has it now answers");
+            assert_eq!(bench.run(&frame), Verdict::Passed, "the host that has it now answers");
         }
     });
 }

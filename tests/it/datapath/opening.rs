@@ -142,7 +142,7 @@ fn over_max_half_open_the_oldest_half_open_connection_gives_way() {
         assert_eq!((reset.to, reset.flags, reset.sequence), (backend(backend_of(&first)), lab::packet::RST, 78));
         assert_eq!(bench.moved(), [(Reason::LateSynAck, 1)]);
         let again = bench.forward(&bench.from_client(client(0), SYN).numbers(77, 0));
-        assert_eq!(again.flags, SYN, "its client's next SYN begins anew");
+        assert_eq!(again.flags, SYN, "its client's next SYN starts from scratch");
     });
 }
 

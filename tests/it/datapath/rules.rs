@@ -44,7 +44,7 @@ fn is_let_in(bench: &mut Bench, n: u16) -> bool {
 }
 
 #[test]
-fn the_first_rule_that_matches_decides_and_who_is_denied_gets_a_rst_and_no_slot() {
+fn the_first_rule_that_matches_decides_and_a_denied_client_gets_a_rst_and_no_slot() {
     let mut setup = Setup::default();
     setup.service.rules =
         vec![network(DENY, [192, 0, 2, 1], 32), network(ALLOW, [192, 0, 2, 0], 24), network(DENY, [192, 0, 0, 0], 8)];

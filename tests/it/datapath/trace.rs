@@ -136,7 +136,7 @@ fn an_open_flow_is_found_whatever_its_state_and_a_closed_one_is_none() {
 }
 
 #[test]
-fn who_would_be_turned_away_hears_why_and_by_which_rule() {
+fn the_forecast_for_a_client_that_would_be_refused_says_why_and_by_which_rule() {
     on_every_hook(|bench| {
         let listed = |bench: &Bench, rules: &[Rule], client_limit| {
             let backends = (0..bench.setup.backends).collect();

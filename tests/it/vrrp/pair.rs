@@ -137,7 +137,7 @@ fn standing(evenkeel: &Evenkeel, name: &str) -> Standing {
 }
 
 #[test]
-fn an_upgrade_of_the_master_and_of_the_backup_is_no_failover_and_goes_on_with_what_is_known_of_the_instance() {
+fn an_upgrade_of_the_master_and_of_the_backup_is_no_failover_and_keeps_what_is_known_about_the_instance() {
     let lab = lab();
     let calls = lab.balancer.folder().join("calls");
     let notify = lab.balancer.folder().join("notify");
@@ -161,7 +161,7 @@ fn an_upgrade_of_the_master_and_of_the_backup_is_no_failover_and_goes_on_with_wh
     // What was handed over stays with the other host.
     one.done(&["vrrp", "failover", "VI_1"]).expect("failover");
     let before = both(&one, &two);
-    one.upgrade().expect("an upgrade of who gave it away");
+    one.upgrade().expect("an upgrade of the host that gave it away");
     let adverts = || report(&two).ok().filter(|report| report["adverts"]["sent"].as_u64() > Some(36)).map(drop);
     wait::until("time goes by", SOON, adverts).expect("adverts");
     assert_eq!(both(&one, &two), before, "{}", one.log());

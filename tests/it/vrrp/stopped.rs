@@ -101,7 +101,7 @@ fn speak_from(host: &Host, source: &str, neighbour: &str) {
 }
 
 #[test]
-fn of_a_host_whose_lease_has_run_out_neither_another_interface_nor_its_own_questions_tell_of_the_address() {
+fn once_a_lease_has_run_out_neither_another_interface_nor_the_host_s_own_questions_reveal_the_address() {
     const NOBODY: &str = "10.0.1.250";
     let lab = lab();
     lab.second_cable(&lab.balancer, "eth1").expect("a cable");
@@ -142,7 +142,7 @@ fn of_a_host_whose_lease_has_run_out_neither_another_interface_nor_its_own_quest
 }
 
 #[test]
-fn over_ipv6_the_host_s_own_questions_do_not_tell_of_an_address_whose_lease_has_run_out() {
+fn over_ipv6_the_host_s_own_questions_do_not_reveal_an_address_whose_lease_has_run_out() {
     const VIP6: &str = "fd00:1::100";
     const NOBODY: &str = "fd00:1::250";
     for clsact in [false, true] {

@@ -24,7 +24,7 @@ fn second_version(name: &str, number: u8, priority: u8, keys: &[&str]) -> String
 }
 
 #[test]
-fn another_password_or_interval_leaves_two_masters_who_say_so_and_what_to_do() {
+fn another_password_or_interval_leaves_two_masters_that_report_it_and_what_to_do() {
     let lab = lab();
     let both = |priority, password: &str, interval: &str| {
         second_version("VI_P", 61, priority, &[&format!("auth_pass = \"{password}\"")])
@@ -54,7 +54,7 @@ fn another_password_or_interval_leaves_two_masters_who_say_so_and_what_to_do() {
 }
 
 #[test]
-fn somebody_else_s_virtual_router_with_our_number_is_told_from_a_peer_with_other_addresses() {
+fn somebody_else_s_virtual_router_with_our_number_is_distinguished_from_a_peer_with_other_addresses() {
     let lab = lab();
     let one = evenkeel(&lab, &lab.balancer, &instance(150, &["advert_interval = \"100ms\""]));
     becomes(&one, "MASTER");
@@ -83,7 +83,7 @@ fn somebody_else_s_virtual_router_with_our_number_is_told_from_a_peer_with_other
 }
 
 #[test]
-fn the_segment_is_told_at_once_after_a_while_and_every_garp_refresh() {
+fn the_address_is_announced_at_once_after_a_while_and_every_garp_refresh() {
     let lab = lab();
     let filter = format!(
         "arp and arp[14:4] = {} and ether broadcast",

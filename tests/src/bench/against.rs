@@ -57,7 +57,7 @@ mod tests {
     use crate::bench::machine::Machine;
 
     #[test]
-    fn a_change_counts_only_if_the_rounds_lie_apart() {
+    fn a_change_counts_only_if_the_rounds_do_not_overlap() {
         assert_eq!(change(&[10.0, 11.0, 9.0], &[5.0, 6.0, 5.0]), Some(Change::By(0.5)));
         assert_eq!(change(&[10.0, 11.0, 9.0], &[12.0, 9.5, 12.0]), Some(Change::Unclear(1.2)));
         assert_eq!(change(&[], &[1.0]), None);
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_surely_another_stands_first_and_what_only_one_run_has_is_left_out() {
+    fn certain_changes_come_first_and_what_only_one_run_has_is_left_out() {
         let run = |figures: &[(&str, &[f64])]| {
             let mut results = Results { machine: Machine::default(), command: String::new(), figures: Vec::new() };
             for (name, rounds) in figures {

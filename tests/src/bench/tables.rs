@@ -50,13 +50,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_three_digits_that_count_and_thousands_are_parted() {
+    fn numbers_have_three_significant_digits_and_separated_thousands() {
         let shown = [0.0, 0.126, 9.994, 12.34, 99.94, 123.4, 1234.5, -1_234_567.0].map(number);
         assert_eq!(shown, ["0.00", "0.13", "9.99", "12.3", "99.9", "123", "1,235", "-1,234,567"]);
     }
 
     #[test]
-    fn a_table_has_a_rule_below_its_head_and_a_line_a_row() {
+    fn a_table_has_a_rule_below_its_head_and_one_line_per_row() {
         let rows = [vec!["1".to_owned(), spread(Summary::of(&[1.0, 2.0, 4.0]))], vec!["2".to_owned(), spread(None)]];
         let text = table(&["a", "b"], &rows);
         assert_eq!(text, "| a | b |\n|---|---|\n| 1 | 2.00 (1.00 to 4.00) |\n| 2 | – |\n");

@@ -20,7 +20,7 @@ fn lab() -> Results {
 }
 
 #[test]
-fn the_page_shows_what_is_added_and_whether_that_is_what_was_asked_for() {
+fn the_page_shows_what_is_added_and_whether_the_goals_are_reached() {
     let folder = std::env::temp_dir().join(format!("page-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     lab().write(&folder.join(LAB)).unwrap();
