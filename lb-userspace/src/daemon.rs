@@ -339,7 +339,7 @@ impl Daemon {
                 }
                 events = self.vrrp.events() => self.vrrp_events(&events?),
                 news = self.sync.news() => self.sync_said(news),
-                _ = test.tick(), if self.vrrp.is_running() => self.look_at_usefulness().await,
+                _ = test.tick(), if self.vrrp.is_running() => self.check_dependencies().await,
                 () = tokio::time::sleep(deadline) => self.turn(),
             }
         }

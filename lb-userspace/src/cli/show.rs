@@ -18,7 +18,7 @@ use crate::{
         types::{Backend, Conn, Counters, ServiceStatus, Status, VrrpStatus, meanings},
     },
     client::units,
-    vrrp::{receive::Refusal, tell},
+    vrrp::{messages, receive::Refusal},
     words::{BackendState, Event, VrrpState},
 };
 
@@ -252,7 +252,7 @@ fn details(instance: &VrrpStatus) -> String {
     }
     for (why, count) in instance.adverts.refused.iter().filter(|(_, count)| **count > 0) {
         let known = Refusal::ALL.iter().find(|refusal| refusal.name() == why);
-        let meaning = known.map_or("", |known| tell::advice(*known).unwrap_or(known.meaning()));
+        let meaning = known.map_or("", |known| messages::advice(*known).unwrap_or(known.meaning()));
         _ = writeln!(text, "  refused {count} ({why}): {meaning}");
     }
     let adverts = &instance.adverts;

@@ -47,7 +47,7 @@ pub struct Snapshot {
     pub installed: Installed,
     pub counters: Counters,
     /// The VRRP instances.
-    pub vrrp: Arc<Vec<crate::vrrp::report::Report>>,
+    pub vrrp: Arc<Vec<crate::vrrp::report::InstanceReport>>,
     /// Flow sync, if it runs.
     pub sync: Option<SyncStatus>,
 }

@@ -218,7 +218,8 @@ impl Daemon {
     /// Whether a VRRP instance has given the address to another host.
     fn elsewhere(&self, address: IpAddr) -> Option<Elsewhere> {
         let reports = self.vrrp.reports();
-        let carries = |report: &&crate::vrrp::report::Report| report.addresses.iter().any(|it| it.addr() == address);
+        let carries =
+            |report: &&crate::vrrp::report::InstanceReport| report.addresses.iter().any(|it| it.addr() == address);
         let report = reports.iter().find(carries)?;
         let state = report::vrrp::state(report.state);
         let elsewhere = Elsewhere { instance: report.name.to_string(), state, master: report.master };

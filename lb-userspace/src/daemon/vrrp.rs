@@ -1,4 +1,4 @@
-//! VRRP in the daemon: it is told how useful this host is, and what it says is passed on.
+//! VRRP in the daemon: tells the instances how usable this host is, and passes on what they report.
 
 use std::{
     collections::BTreeMap,
@@ -21,76 +21,86 @@ use crate::{
     sys::{clock, netlink},
     vrrp::{
         machine::State,
-        report::{Remembered, Report},
+        messages::{self, InstanceEvent},
+        report::{InstanceReport, Remembered},
         setup::Setup,
         shell::{Fact, Reports, Router},
-        tell::{self, Event},
     },
     words::BackendState,
 };
 
 /// How often the datapath is tested.
 pub const TEST: Duration = Duration::from_secs(1);
-/// How long a new configuration may wait for the thread of VRRP.
-const CONFIGURED: Duration = Duration::from_secs(1);
-/// How long a failover may take before the answer goes without its outcome.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// How long a new configuration waits for the VRRP thread.
+const CONFIGURED_WITHIN: Duration = Duration::from_secs(1);
+/// How long a failover may take before it is answered without its outcome.
+const FAILOVER_WITHIN: Duration = Duration::from_secs(8);
 
-/// The instances, if the configuration has any, and what they were told.
+/// What the instances depend on besides interfaces and scripts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Dependencies {
+    /// Why the datapath fails, if it does.
+    datapath: Option<String>,
+    /// Whether no backend of any service is up.
+    no_backend: bool,
+}
+
+/// The instances, if the configuration has any.
 #[derive(Default)]
 pub struct Vrrp {
     router: Option<Router>,
-    /// The virtual router's number by instance, for texts.
+    /// The virtual router's number by instance, for messages.
     numbers: BTreeMap<Arc<str>, u8>,
-    told: Option<(Option<String>, bool)>,
+    /// What the instances know.
+    known: Option<Dependencies>,
     /// What another daemon has left, until the instances begin.
     remembered: Vec<Remembered>,
 }
 
 impl Vrrp {
-    /// In place of another daemon.
+    /// Continues the instances of another daemon.
     pub fn after(remembered: Vec<Remembered>) -> Vrrp {
         Vrrp { remembered, ..Vrrp::default() }
     }
 
-    /// The one that was to take over has not: what was left for it is ours again.
+    /// The other daemon did not take over: what was left for it is ours again.
     pub fn remember(&mut self, remembered: Vec<Remembered>) {
         if self.router.is_none() {
             self.remembered = remembered;
         }
     }
 
-    /// For the daemon that takes over.
+    /// What the daemon that takes over needs to know.
     pub fn remembered(&self) -> Vec<Remembered> {
-        self.reports().iter().map(Report::remembered).collect()
+        self.reports().iter().map(InstanceReport::remembered).collect()
     }
 
     pub fn is_running(&self) -> bool {
         self.router.is_some()
     }
 
-    /// Waits for events; for ever where there are no instances.
-    pub async fn events(&self) -> Result<Vec<Event>> {
+    /// Waits for events; for ever if there are no instances.
+    pub async fn events(&self) -> Result<Vec<InstanceEvent>> {
         match &self.router {
             Some(router) => router.events().await,
             None => std::future::pending().await,
         }
     }
 
-    /// Something is known of the host.
+    /// Passes on something about the host.
     pub fn fact(&self, fact: Fact) {
         if let Some(router) = &self.router {
             router.fact(fact);
         }
     }
 
-    /// How the instances stand.
-    pub fn reports(&self) -> Arc<Vec<Report>> {
+    /// The state of the instances.
+    pub fn reports(&self) -> Arc<Vec<InstanceReport>> {
         self.router.as_ref().map(|router| router.reports().now()).unwrap_or_default()
     }
 }
 
-/// The addresses that VRRP carries, and on which interface.
+/// The addresses of all instances, and the interface of each.
 pub fn carried(config: &Config) -> BTreeMap<IpAddr, String> {
     let of = |instance: &crate::config::model::Vrrp| {
         let interface = instance.interface.clone();
@@ -100,7 +110,8 @@ pub fn carried(config: &Config) -> BTreeMap<IpAddr, String> {
 }
 
 impl Daemon {
-    /// Brings the instances in line with the configuration. They know how the host stands before the first one begins.
+    /// Brings the instances in line with the configuration. They know the state of the host before
+    /// the first one begins.
     pub(super) async fn configure_vrrp(&mut self) -> Result<()> {
         let setups: Vec<_> = self.config.vrrp.iter().map(Setup::of).collect();
         self.vrrp.numbers = setups.iter().map(|setup| (setup.name.clone(), setup.router())).collect();
@@ -108,32 +119,34 @@ impl Daemon {
             return self.end_vrrp().await;
         }
         if self.vrrp.router.is_none() {
-            let (datapath, none) = self.usefulness().await;
+            let known = self.dependencies().await;
             let flows = Fact::LacksFlows(self.sync.lacks_flows());
-            let facts = vec![Fact::Datapath(datapath.clone()), Fact::NoBackend(none), flows];
+            let facts = vec![Fact::Datapath(known.datapath.clone()), Fact::NoBackend(known.no_backend), flows];
             let remembered = std::mem::take(&mut self.vrrp.remembered);
             self.vrrp.router = Some(Router::start(self.dataplane.tables().clone(), facts, remembered)?);
-            self.vrrp.told = Some((datapath, none));
+            self.vrrp.known = Some(known);
         }
         if let Some(router) = &mut self.vrrp.router {
             let configured = router.configure(setups);
-            // So that whoever asks next hears of these instances. A thread that has ended is noticed by its events.
-            _ = tokio::time::timeout(CONFIGURED, configured).await;
+            // So that the next question is answered about these instances. If the thread has ended,
+            // its events show it.
+            _ = tokio::time::timeout(CONFIGURED_WITHIN, configured).await;
         }
         self.tell_vrrp_of_flows();
         Ok(())
     }
 
-    /// Before another daemon acts in our place: where we are not MASTER anywhere there is nothing to keep up, and an
-    /// instance must not become MASTER now that nobody would take over. Where we are, both advertise for a moment, which
-    /// is as if each were said twice; the other one takes up the mastership by its lease.
+    /// Called before another daemon acts in our place. If no instance is MASTER, all of them stop: one
+    /// that became MASTER now would not be taken over. If one is, both daemons advertise for a
+    /// moment, as if each advertisement were sent twice, and the other one continues the mastership
+    /// by its lease.
     pub(super) async fn pause_vrrp(&mut self) {
         if !self.vrrp.reports().iter().any(|report| report.state == State::Master) {
             self.hand_over_vrrp().await;
         }
     }
 
-    /// Ends without a word.
+    /// Ends the instances without resigning.
     pub(super) async fn hand_over_vrrp(&mut self) {
         let Some(router) = self.vrrp.router.take() else { return };
         match tokio::task::spawn_blocking(move || router.hand_over()).await {
@@ -142,7 +155,8 @@ impl Daemon {
         }
     }
 
-    /// The last word, the addresses removed. Waits for it, but not for ever.
+    /// Ends the instances in order: they resign and remove their addresses. Waits for that, but not
+    /// for ever.
     pub(super) async fn end_vrrp(&mut self) -> Result<()> {
         let Some(router) = self.vrrp.router.take() else { return Ok(()) };
         let events = tokio::task::spawn_blocking(move || router.end()).await?;
@@ -150,7 +164,7 @@ impl Daemon {
         Ok(())
     }
 
-    pub(super) fn vrrp_events(&self, events: &[Event]) {
+    pub(super) fn vrrp_events(&self, events: &[InstanceEvent]) {
         for event in events {
             let number = self.vrrp.numbers.get(&event.instance).copied().unwrap_or_default();
             self.tell(event.notice(number));
@@ -158,25 +172,24 @@ impl Daemon {
     }
 
     /// Tests the datapath and counts backends; tells the instances what has changed.
-    pub(super) async fn look_at_usefulness(&mut self) {
-        let now = self.usefulness().await;
-        let Some(router) = self.vrrp.router.as_ref().filter(|_| self.vrrp.told.as_ref() != Some(&now)) else { return };
-        let (datapath, none) = now.clone();
-        router.fact(Fact::Datapath(datapath));
-        router.fact(Fact::NoBackend(none));
-        let before = self.vrrp.told.replace(now).map(|(datapath, _)| datapath);
-        let (level, text) = match (before, &self.vrrp.told) {
-            (Some(before), Some((Some(why), _))) if before.as_ref() != Some(why) => {
+    pub(super) async fn check_dependencies(&mut self) {
+        let now = self.dependencies().await;
+        let Some(router) = self.vrrp.router.as_ref().filter(|_| self.vrrp.known.as_ref() != Some(&now)) else { return };
+        router.fact(Fact::Datapath(now.datapath.clone()));
+        router.fact(Fact::NoBackend(now.no_backend));
+        let datapath = now.datapath.clone();
+        let Some(before) = self.vrrp.known.replace(now) else { return };
+        let (level, text) = match (before.datapath, datapath) {
+            (before, Some(why)) if before.as_ref() != Some(&why) => {
                 (Level::Error, format!("the datapath fails: {why}"))
             }
-            (Some(Some(_)), Some((None, _))) => (Level::Info, "the datapath works again".into()),
+            (Some(_), None) => (Level::Info, "the datapath works again".into()),
             _ => return,
         };
         self.tell(Notice::daemon(level, Kind::Datapath, text));
     }
 
-    /// Why the datapath fails, if it does, and whether no backend of any service is up.
-    async fn usefulness(&self) -> (Option<String>, bool) {
+    async fn dependencies(&self) -> Dependencies {
         let mut datapath = self.dataplane.self_test();
         for (attached, (priority, handle)) in self.dataplane.clsact() {
             let name = &attached.interface;
@@ -192,13 +205,13 @@ impl Daemon {
             matches!(state, BackendState::Up | BackendState::SlowStart)
         };
         let mut backends = self.controller.backends().keys();
-        // With nothing to balance nothing is missing.
-        let none_up = !self.config.services.is_empty() && !backends.any(is_up);
-        (datapath.err(), none_up)
+        // Without a service no backend is missing.
+        let no_backend = !self.config.services.is_empty() && !backends.any(is_up);
+        Dependencies { datapath: datapath.err(), no_backend }
     }
 
-    /// Gives an instance's mastership away; answers when another host has taken it, or this one again. Who asked may be
-    /// gone by then.
+    /// Gives an instance's mastership away, and answers when a host has taken it: another one, or this
+    /// one again. The requester may have hung up by then.
     pub(super) fn failover(&self, name: &Arc<str>, reply: Reply<Result<FailedOver, Refused>>, peer: &Peer) {
         match self.give_away(name, peer) {
             Ok((reports, transitions)) => {
@@ -209,7 +222,7 @@ impl Daemon {
         }
     }
 
-    /// Where to look for the outcome, and how many transitions there were before.
+    /// Returns where the outcome will show, and the number of transitions before it.
     fn give_away(&self, name: &Arc<str>, peer: &Peer) -> Result<(Reports, u64), String> {
         let known = self.vrrp.reports();
         let report = known.iter().find(|report| report.name == *name);
@@ -223,7 +236,10 @@ impl Daemon {
         };
         if report.state != State::Master {
             let master = report.master.map_or("no master is heard".into(), |master| format!("{master} is MASTER"));
-            return Err(format!("{name} is {} here and has nothing to give away: {master}", tell::name(report.state)));
+            return Err(format!(
+                "{name} is {} here and has nothing to give away: {master}",
+                messages::state_name(report.state)
+            ));
         }
         router.give_away(name);
         let subject = Subject::Instance(name.clone());
@@ -233,7 +249,7 @@ impl Daemon {
     }
 }
 
-/// Who has taken over, or that nobody has.
+/// Waits for the host that takes over, or for the end of the wait.
 async fn outcome(reports: &Reports, name: &Arc<str>, before: u64) -> Result<FailedOver, Refused> {
     let began = Instant::now();
     loop {
@@ -245,14 +261,14 @@ async fn outcome(reports: &Reports, name: &Arc<str>, before: u64) -> Result<Fail
         match report {
             Some(report) if report.transitions > before && report.state == State::Master => {
                 let text = format!(
-                    "nobody has taken {name} over within {after_ms} ms: this host is MASTER again. Is there another one \
-                     that hears it (evenkeel vrrp there)?"
+                    "nobody has taken {name} over within {after_ms} ms: this host is MASTER again. Does another host \
+                     hear it (evenkeel vrrp there)?"
                 );
                 return Err(Refused { errors: vec![text] });
             }
             Some(report) if report.transitions > before && report.master.is_some() => return done(report.master),
-            Some(_) if began.elapsed() < PATIENCE => {}
-            // Given away it is; with long intervals it takes its time until the other one is heard.
+            Some(_) if began.elapsed() < FAILOVER_WITHIN => {}
+            // It was given away; with long intervals the other host is heard only later.
             _ => return done(None),
         }
     }

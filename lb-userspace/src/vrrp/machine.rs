@@ -1,658 +1,498 @@
-//! One virtual router on one host: the state machine of RFC 9568 section 6.4 with keepalived's additions (FAULT,
-//! nopreempt, preempt_delay, weights, groups), without I/O and without a clock.
+//! One virtual router on one host: the state machine of RFC 9568 section 6.4 with keepalived's
+//! additions (FAULT, nopreempt, preempt_delay, weights, groups), without I/O and without a clock.
 //!
-//! The contract of driving a [`Machine`]:
-//! - whatever happens goes to [`handle`](Machine::handle), and its outputs are done in order;
-//! - when [`deadline`](Machine::deadline) has come: [`Input::Timer`]. What waits in the sockets comes first: a router that
-//!   was stopped for a while must hear of its successor before it speaks;
-//! - when an advertisement has left: [`sent`](Machine::sent). The lease is counted from it.
+//! How to drive a [`Machine`]:
+//! - pass everything that happens to [`handle`](Machine::handle) and carry out its outputs in
+//!   order;
+//! - when [`deadline`](Machine::deadline) has come, pass [`Input::Timer`], but read the sockets
+//!   first: a router that was stopped for a while must hear of its successor before it speaks;
+//! - when an advertisement has left, call [`sent`](Machine::sent). The lease is counted from there.
 //!
-//! Times are CLOCK_MONOTONIC in nanoseconds. A MASTER that could not advertise for three intervals (stopped, starved, or
-//! an interface that takes nothing) is none any more, for its peers have given it up: whatever it is woken by, it steps
-//! down first.
+//! A MASTER that could not advertise for three intervals (stopped, starved, or its interface takes
+//! nothing) is no longer MASTER: its peers have taken over. On any wake-up it steps down first.
+//!
+//! RFC 9568 says Active where RFC 5798, keepalived and this program say MASTER. Sections are those
+//! of RFC 9568 unless another RFC is named.
 
+mod backup;
+mod master;
 mod state;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
+use lb_common::time::Instant;
+
+pub use backup::HeardMaster;
 pub use state::{Past, State, Why};
 
 use super::receive::Heard;
 use crate::config::model::VrrpVersion;
+use backup::Backup;
+use master::{Master, Verdict};
 
-/// The priority of the owner of the addresses; it is never changed by weights.
+/// The priority of the router that owns the addresses. Weights never change it.
 pub const OWNER: u8 = 255;
 /// "I resign": the priority in the last advertisement of a MASTER that ends in order.
 pub const RESIGN: u8 = 0;
-const MILLISECOND: u64 = 1_000_000;
-const SECOND: u64 = 1_000_000_000;
-/// Intervals without an advertisement after which a MASTER counts as gone (section 6.1).
-const DOWN_INTERVALS: u64 = 3;
-/// How long after it has become BACKUP it waits for the connections of a lower MASTER, at most: a copy of 100,000 takes two
-/// or three seconds.
-const FLOWS: u64 = 10 * SECOND;
-/// Two owners: how many advertisements the one with the higher address sends before it listens whether the other has
-/// given in (keepalived).
-const OWNER_ADVERTS: u32 = 2;
+/// Intervals without an advertisement after which the MASTER counts as gone (section 6.1).
+const DOWN_INTERVALS: u32 = 3;
 
-/// What is configured, in the machine's units.
+/// The configuration, in the machine's units.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Version 2 counts the skew by seconds and learns no interval.
+    /// Version 2 counts the skew in seconds and does not learn the MASTER's interval.
     pub version: VrrpVersion,
     /// `priority`
     pub priority: u8,
-    /// `advert_interval` in nanoseconds.
-    pub interval: u64,
+    /// `advert_interval`
+    pub interval: Duration,
     /// `preempt`
     pub preempt: bool,
-    /// `preempt_delay` in nanoseconds.
-    pub preempt_delay: u64,
-    /// `garp_delay` in nanoseconds; 0: never.
-    pub garp_delay: u64,
-    /// `garp_refresh` in nanoseconds; 0: never.
-    pub garp_refresh: u64,
+    /// `preempt_delay`; zero: none.
+    pub preempt_delay: Duration,
+    /// `garp_delay`; zero: never.
+    pub garp_delay: Duration,
+    /// `garp_refresh`; zero: never.
+    pub garp_refresh: Duration,
 }
 
-/// What happens to it.
+/// Something that happens to the machine.
 #[derive(Clone, Copy, Debug)]
 pub enum Input {
-    /// The host can be a router, with this address of its own, or it cannot.
+    /// The host can be a router, with this address of its own; or it cannot.
     Usable(Option<IpAddr>),
     /// The sum of the weights of everything that is tracked.
     Weight(i32),
     /// Whether another host may have connections that are not known here yet (flow sync).
     LacksFlows(bool),
-    /// An advertisement that counts.
+    /// An accepted advertisement.
     Heard(Heard),
     /// The deadline has come.
     Timer,
-    /// Another host has said that one of our addresses is its own.
+    /// Another host claims one of our addresses.
     Claimed,
     /// An operator gives the mastership away.
     GiveAway,
     /// The whole group is ready.
     Promote,
-    /// Another one of the group is MASTER no longer.
+    /// Another member of the group is no longer MASTER.
     StepDown,
-    /// At the start: an earlier run was MASTER a moment ago and its lease still holds.
+    /// At the start: an earlier run was MASTER a moment ago, and its lease still holds.
     Resume,
-    /// The end, in order.
+    /// The machine ends in order.
     End,
 }
 
-/// What is to be done.
+/// Something that the shell has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Send an advertisement with this priority.
     Advertise(u8),
     /// Put the addresses on the interface.
     Hold,
-    /// Take the addresses away. The lease ends at once.
+    /// Take the addresses off the interface. The lease ends at once.
     Release,
     /// Tell the segment where the addresses are, `garp_repeat` times.
     Announce,
     /// The state has changed.
     Moved {
-        /// What it was.
+        /// The state before.
         from: State,
-        /// What it is.
+        /// The state now.
         to: State,
-        /// What made it so.
+        /// What made it change.
         why: Why,
     },
-    /// For the operator.
-    Notice(Notice),
+    /// Another router contends for the addresses, or no longer does: for the operator.
+    Contention(Contention),
 }
 
-/// Something that an operator should know of.
+/// More than one router takes the addresses for its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// We are MASTER and heard another one, who gives way if it hears us.
+pub enum Contention {
+    /// We are MASTER and heard another MASTER, which gives way if it hears us.
     LowerMaster {
-        /// The other one.
+        /// The other MASTER.
         from: IpAddr,
         /// Its priority.
         priority: u8,
     },
-    /// It was not heard any more: the split has healed.
+    /// The other MASTER has fallen silent: the split has healed.
     SplitHealed,
-    /// Another host claims to have our address, by ARP or neighbour discovery.
+    /// Another host claims one of our addresses, by ARP or neighbour discovery.
     Claimed,
     /// Two routers are configured as owners of the addresses.
     TwoOwners(IpAddr),
 }
 
-/// The MASTER that is heard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Master {
-    /// Its own address.
-    pub address: IpAddr,
-    /// Its priority.
-    pub priority: u8,
-    /// When it was heard last.
-    pub heard: u64,
-}
-
-/// The machine. See the module's contract.
+/// The state machine of one virtual router. The module's documentation says how to drive it.
+///
+/// ```text
+///   Usable(Some) ┌────────┐ End, from every state
+///        ┌───────│  INIT  │◀──────────────────────────────────────────────┐
+///        │       └────────┘                                               │
+///        │            │ Usable(None)                                      │
+///        │            ▼                                                   │
+///        │       ┌────────┐                      Usable(None): resigns    │
+///        │       │ FAULT  │◀────────────────────────────────────────┐     │
+///        │       └────────┘                                         │     │
+///        │          │  ▲                                            │     │
+///        │          │  │ Usable(None)                               │     │
+///        ▼          ▼  │                                            │     │
+///   ┌───────────────────┐ 6.4.2: the Active_Down_Timer fires  ┌────────────────┐
+///   │                   │────────────────────────────────────▶│                │
+///   │      BACKUP       │ owner, Promote, Resume              │     MASTER     │
+///   │                   │◀────────────────────────────────────│                │
+///   └───────────────────┘ 6.4.3: a better MASTER is heard;    └────────────────┘
+///                         lease lapsed, GiveAway, StepDown
+/// ```
+/// Two edges differ from section 6.4: the owner of the addresses passes through BACKUP, without
+/// waiting there, and FAULT is keepalived's.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    settings: Settings,
-    /// Whether it becomes MASTER only together with others.
+    candidate: Candidate,
+    phase: Phase,
+    /// Becomes MASTER only together with the other members of its group.
     grouped: bool,
-    state: State,
-    since: u64,
-    /// When this process has entered the state: later than `since` if another one was in it before.
-    entered: u64,
+    /// When the state was entered, by this process or by the one before it.
+    since: Instant,
     transitions: u64,
     past: Option<Past>,
+}
+
+/// The state, with the timers and facts that exist in it and end with it.
+#[derive(Clone, Debug)]
+enum Phase {
+    Init,
+    Backup(Backup),
+    Master(Master),
+    Fault,
+}
+
+/// What this host brings into the election, whatever the phase.
+#[derive(Clone, Debug)]
+struct Candidate {
+    settings: Settings,
+    /// The host's own address. It outlives the address itself: a resignation in FAULT still comes
+    /// from it.
     source: Option<IpAddr>,
     weight: i32,
-    /// Its connections would be lost if a MASTER that is heard were preempted now.
+    /// Preempting a MASTER now would lose its connections.
     lacks_flows: bool,
-    /// The other owner of the addresses did not give in: we count as 254 until we are configured anew.
+    /// The other owner of the addresses did not give in: this one counts as 254 until it is
+    /// configured again.
     gave_in: bool,
-    /// The mastership was given away: whoever has it keeps it, until it is gone.
-    yields: bool,
-    /// In BACKUP: the MASTER's interval, learnt from it (version 3).
-    learnt: u64,
-    master: Option<Master>,
-    /// In BACKUP: when the MASTER counts as gone, and why that would be.
-    down: Option<(u64, Why)>,
-    /// The time has come, but the rest of the group is not ready.
-    ready: bool,
-    /// From when on a lower MASTER is preempted (`preempt_delay`).
-    hold_until: Option<u64>,
-    /// In MASTER: until when the peers wait for us.
-    lease: u64,
-    advert_at: Option<u64>,
-    delayed_at: Option<u64>,
-    refresh_at: Option<u64>,
-    healed_at: Option<u64>,
-    announced: u64,
-    answered: u64,
-    /// In MASTER: another host has claimed one of our addresses.
-    disputed: bool,
-    /// Two owners: until when to listen whether the other gives in.
-    contest: Option<Contest>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Contest {
-    sent: u32,
-    over: u64,
-}
-
-impl Machine {
-    /// In INIT, until [`Input::Usable`] says whether the host can be a router.
-    pub fn new(settings: Settings) -> Machine {
-        Machine {
-            learnt: settings.interval,
-            settings,
-            grouped: false,
-            state: State::Init,
-            since: 0,
-            entered: 0,
-            transitions: 0,
-            past: None,
-            source: None,
-            weight: 0,
-            lacks_flows: false,
-            gave_in: false,
-            yields: false,
-            master: None,
-            down: None,
-            ready: false,
-            hold_until: None,
-            lease: 0,
-            advert_at: None,
-            delayed_at: None,
-            refresh_at: None,
-            healed_at: None,
-            announced: 0,
-            disputed: false,
-            answered: 0,
-            contest: None,
-        }
-    }
-
-    /// The state.
-    pub fn state(&self) -> State {
-        self.state
-    }
-
-    /// Since when.
-    pub fn since(&self) -> u64 {
-        self.since
-    }
-
-    /// How often it has changed between BACKUP, MASTER and FAULT.
-    pub fn transitions(&self) -> u64 {
-        self.transitions
-    }
-
-    /// For the process that goes on with it.
-    pub fn past(&self) -> Past {
-        let Machine { state, since, transitions, yields, .. } = *self;
-        Past { state, since, transitions, yields }
-    }
-
-    /// Another process was here before. What it has left counts if this one comes into the same state: at once, or by
-    /// [`Input::Resume`].
-    pub fn recall(&mut self, past: Past) {
-        self.past = Some(past).filter(|past| past.state != State::Init);
-    }
-
-    /// Whether it would be MASTER if the rest of its group were ready.
-    pub fn is_ready(&self) -> bool {
-        self.ready
-    }
-
-    /// The host's own address.
-    pub fn source(&self) -> Option<IpAddr> {
-        self.source
-    }
-
-    /// The MASTER that is heard, while we are not.
-    pub fn master(&self) -> Option<Master> {
-        self.master
-    }
-
+impl Candidate {
     /// The priority with all weights; 1 to 254, or 255 for the owner.
-    pub fn priority(&self) -> u8 {
+    fn priority(&self) -> u8 {
         match self.settings.priority {
             OWNER if self.gave_in => OWNER - 1,
             OWNER => OWNER,
             base => (i32::from(base) + self.weight).clamp(1, i32::from(OWNER) - 1) as u8,
         }
     }
+}
 
-    /// Until when nobody else takes over if nothing is heard of us any more. 0 while we are not MASTER.
-    pub fn lease(&self) -> u64 {
-        if self.state == State::Master { self.lease } else { 0 }
+impl Machine {
+    /// A machine in INIT, until [`Input::Usable`] says whether the host can be a router.
+    pub fn new(settings: Settings) -> Machine {
+        Machine {
+            candidate: Candidate { settings, source: None, weight: 0, lacks_flows: false, gave_in: false },
+            phase: Phase::Init,
+            grouped: false,
+            since: Instant::ZERO,
+            transitions: 0,
+            past: None,
+        }
     }
 
-    /// When [`Input::Timer`] is due; never if there is nothing to wait for.
-    pub fn deadline(&self) -> Option<u64> {
-        let master = self.state == State::Master;
-        let contest = self.contest.map(|contest| contest.over);
-        [self.down.map(|(at, _)| at), self.advert_at, self.delayed_at, self.refresh_at, self.healed_at, contest]
-            .into_iter()
-            .chain([master.then_some(self.lease)])
-            .flatten()
-            .min()
+    // ---- questions ----
+
+    /// The state.
+    pub fn state(&self) -> State {
+        match self.phase {
+            Phase::Init => State::Init,
+            Phase::Backup(_) => State::Backup,
+            Phase::Master(_) => State::Master,
+            Phase::Fault => State::Fault,
+        }
     }
 
-    /// An advertisement left at `now`. Gives the new end of the lease.
-    pub fn sent(&mut self, now: u64) -> u64 {
-        if self.state == State::Master {
-            self.lease = now + DOWN_INTERVALS * self.settings.interval;
-        }
-        self.lease()
+    /// When the state was entered.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
-    /// Other settings of the same virtual router.
-    pub fn configure(&mut self, settings: Settings, now: u64) -> Vec<Output> {
-        if settings == self.settings {
-            return Vec::new();
-        }
-        let mut out = Vec::new();
-        self.settings = settings;
-        self.gave_in = false;
-        match self.state {
-            State::Master => {
-                out.push(Output::Advertise(self.priority()));
-                self.advert_at = Some(now + self.settings.interval);
-                self.schedule_announcements(now);
-            }
-            State::Backup => {
-                // The interval of a MASTER that is heard still counts.
-                if self.master.is_none() {
-                    self.learnt = self.settings.interval;
-                }
-                self.wait(Why::Silence, now);
-            }
-            State::Init | State::Fault => {}
-        }
-        out
+    /// Changes between BACKUP, MASTER and FAULT.
+    pub fn transitions(&self) -> u64 {
+        self.transitions
     }
 
-    /// Whether it waits for others to be ready. One that has waited and need not any more goes on at once.
-    pub fn set_grouped(&mut self, grouped: bool, now: u64) -> Vec<Output> {
-        self.grouped = grouped;
-        if grouped || !self.ready { Vec::new() } else { self.handle(Input::Promote, now) }
+    /// What the next process needs in order to go on; see [`recall`](Self::recall).
+    pub fn past(&self) -> Past {
+        let yields = matches!(&self.phase, Phase::Backup(backup) if backup.yields);
+        Past { state: self.state(), since: self.since, transitions: self.transitions, yields }
     }
 
-    /// One input, at `now`.
-    pub fn handle(&mut self, input: Input, now: u64) -> Vec<Output> {
-        let mut out = Vec::new();
-        if self.state == State::Master && now >= self.lease && !matches!(input, Input::End) {
-            self.leave_master(State::Backup, Why::LeaseLapsed, now, &mut out);
+    /// Whether it would be MASTER if the rest of its group were ready.
+    pub fn is_ready(&self) -> bool {
+        matches!(&self.phase, Phase::Backup(backup) if backup.is_ready())
+    }
+
+    /// The host's own address.
+    pub fn source(&self) -> Option<IpAddr> {
+        self.candidate.source
+    }
+
+    /// The MASTER that is heard while this host is BACKUP.
+    pub fn master(&self) -> Option<HeardMaster> {
+        match &self.phase {
+            Phase::Backup(backup) => backup.master,
+            Phase::Init | Phase::Master(_) | Phase::Fault => None,
         }
-        match input {
-            Input::Usable(source) => self.usable(source, now, &mut out),
-            Input::Weight(weight) => self.weight = weight,
-            Input::LacksFlows(lacks) => self.lacks_flows = lacks,
-            Input::Heard(heard) => self.heard(heard, now, &mut out),
-            Input::Timer => self.timer(now, &mut out),
-            Input::Claimed if self.state == State::Master => self.claimed(now, &mut out),
-            Input::GiveAway if self.state == State::Master => {
-                self.resign(Why::GivenAway, now, &mut out);
-                self.yields = true;
-            }
-            Input::StepDown if self.state == State::Master => {
-                self.leave_master(State::Backup, Why::Group, now, &mut out);
-            }
-            // A member that was ready by itself has waited for its group for its own reason.
-            Input::Promote if self.state == State::Backup => {
-                let why = self.down.map_or(Why::Group, |(_, why)| why);
-                self.promote(why, now, &mut out);
-            }
-            Input::Resume if self.state == State::Backup => self.resume(now, &mut out),
-            Input::End => self.end(now, &mut out),
-            Input::Claimed | Input::GiveAway | Input::StepDown | Input::Promote | Input::Resume => {}
+    }
+
+    /// The priority with all weights; 1 to 254, or 255 for the owner.
+    pub fn priority(&self) -> u8 {
+        self.candidate.priority()
+    }
+
+    /// The moment before which no peer takes over, even if it hears nothing more from this host;
+    /// zero while this host is not MASTER.
+    pub fn lease(&self) -> Instant {
+        match &self.phase {
+            Phase::Master(master) => master.lease,
+            Phase::Init | Phase::Backup(_) | Phase::Fault => Instant::ZERO,
         }
-        out
+    }
+
+    /// When [`Input::Timer`] is due; `None`: there is nothing to wait for.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Backup(backup) => backup.deadline(),
+            Phase::Master(master) => Some(master.deadline()),
+            Phase::Init | Phase::Fault => None,
+        }
     }
 
     // ---- what comes in ----
 
-    fn usable(&mut self, source: Option<IpAddr>, now: u64, out: &mut Vec<Output>) {
-        // The last word in FAULT still comes from the address that was there.
-        self.source = source.or(self.source);
-        match (self.state, source) {
-            (State::Init, Some(_)) => {
-                self.start(Why::Started, now, out);
-                self.go_on();
+    /// Another process ran this router before. What it has left counts once this machine reaches
+    /// the same state: at once, or by [`Input::Resume`].
+    pub fn recall(&mut self, past: Past) {
+        self.past = Some(past).filter(|past| past.state != State::Init);
+    }
+
+    /// An advertisement left at `now`. Returns the new end of the lease.
+    pub fn sent(&mut self, now: Instant) -> Instant {
+        if let Phase::Master(master) = &mut self.phase {
+            master.lease = now + DOWN_INTERVALS * self.candidate.settings.interval;
+        }
+        self.lease()
+    }
+
+    /// Applies new settings of the same virtual router.
+    pub fn configure(&mut self, settings: Settings, now: Instant) -> Vec<Output> {
+        if settings == self.candidate.settings {
+            return Vec::new();
+        }
+        self.candidate.settings = settings;
+        self.candidate.gave_in = false;
+        match &mut self.phase {
+            Phase::Master(master) => {
+                master.configure(&self.candidate.settings, now);
+                vec![Output::Advertise(self.candidate.priority())]
             }
-            (State::Fault, Some(_)) => self.start(Why::Recovered, now, out),
-            (State::Master, None) => {
+            Phase::Backup(backup) => {
+                backup.configure(&self.candidate, now);
+                Vec::new()
+            }
+            Phase::Init | Phase::Fault => Vec::new(),
+        }
+    }
+
+    /// Says whether it has to wait for other members of a group. One that has waited and no longer
+    /// has to goes on at once.
+    pub fn set_grouped(&mut self, grouped: bool, now: Instant) -> Vec<Output> {
+        self.grouped = grouped;
+        if grouped || !self.is_ready() { Vec::new() } else { self.handle(Input::Promote, now) }
+    }
+
+    /// Handles one input at `now`.
+    pub fn handle(&mut self, input: Input, now: Instant) -> Vec<Output> {
+        let mut out = Vec::new();
+        if matches!(&self.phase, Phase::Master(master) if now >= master.lease) && !matches!(input, Input::End) {
+            self.leave_master(State::Backup, Why::LeaseLapsed, now, &mut out);
+        }
+        match (input, &mut self.phase) {
+            (Input::Usable(source), _) => self.usable(source, now, &mut out),
+            (Input::Weight(weight), _) => self.candidate.weight = weight,
+            (Input::LacksFlows(lacks), _) => self.candidate.lacks_flows = lacks,
+            (Input::Heard(heard), _) => self.heard(heard, now, &mut out),
+            (Input::Timer, _) => self.timer(now, &mut out),
+            (Input::Claimed, Phase::Master(master)) => master.claimed(now, &mut out),
+            (Input::GiveAway, Phase::Master(_)) => self.give_away(now, &mut out),
+            (Input::StepDown, Phase::Master(_)) => self.leave_master(State::Backup, Why::Group, now, &mut out),
+            // A member that was ready by itself has waited for its group for a reason of its own.
+            (Input::Promote, Phase::Backup(backup)) => {
+                let why = backup.why();
+                self.promote(why, now, &mut out);
+            }
+            (Input::Resume, Phase::Backup(_)) => self.resume(now, &mut out),
+            (Input::End, _) => self.end(now, &mut out),
+            (Input::Claimed | Input::GiveAway | Input::StepDown | Input::Promote | Input::Resume, _) => {}
+        }
+        out
+    }
+
+    fn usable(&mut self, source: Option<IpAddr>, now: Instant, out: &mut Vec<Output>) {
+        self.candidate.source = source.or(self.candidate.source);
+        match (&self.phase, source) {
+            (Phase::Init, Some(_)) => {
+                self.start(Why::Started, now, out);
+                self.continue_past();
+            }
+            (Phase::Fault, Some(_)) => self.start(Why::Recovered, now, out),
+            (Phase::Master(_), None) => {
                 out.push(Output::Advertise(RESIGN));
                 self.leave_master(State::Fault, Why::Fault, now, out);
             }
-            (State::Init, None) => {
-                self.enter(State::Fault, Why::Fault, now, out);
-                self.go_on();
+            (Phase::Init, None) => {
+                out.push(self.enter(State::Fault, Why::Fault, now));
+                self.continue_past();
             }
-            (State::Backup, None) => self.enter(State::Fault, Why::Fault, now, out),
-            (State::Fault, None) | (State::Backup | State::Master, Some(_)) => {}
+            (Phase::Backup(_), None) => out.push(self.enter(State::Fault, Why::Fault, now)),
+            (Phase::Fault, None) | (Phase::Backup(_) | Phase::Master(_), Some(_)) => {}
         }
     }
 
-    /// Section 6.4.1.
-    fn start(&mut self, why: Why, now: u64, out: &mut Vec<Output>) {
-        self.enter(State::Backup, why, now, out);
+    /// Section 6.4.1: "If a Startup event is received". The owner does not wait.
+    fn start(&mut self, why: Why, now: Instant, out: &mut Vec<Output>) {
+        out.push(self.enter(State::Backup, why, now));
         if self.priority() == OWNER {
-            self.down = Some((now, Why::Owner));
-            self.expired(Why::Owner, now, out);
+            self.master_down(Why::Owner, now, out);
         }
     }
 
-    /// Where another process was before: it is as if there had been one, or the state has changed once more in between.
-    fn go_on(&mut self) {
-        let Some(past) = self.past else { return };
-        self.transitions = past.transitions + u64::from(past.state != self.state);
-        if past.state == self.state {
-            (self.since, self.yields, self.past) = (past.since, past.yields, None);
-        }
-    }
-
-    fn heard(&mut self, heard: Heard, now: u64, out: &mut Vec<Output>) {
-        match self.state {
-            State::Backup => self.heard_in_backup(heard, now),
-            State::Master => self.heard_in_master(heard, now, out),
-            State::Init | State::Fault => {}
-        }
-    }
-
-    /// Section 6.4.2.
-    fn heard_in_backup(&mut self, heard: Heard, now: u64) {
-        let ours = self.priority();
-        if heard.priority == RESIGN {
-            self.down = Some((now + self.skew(), Why::Resigned));
-            self.master = None;
-            return;
-        }
-        self.master = Some(Master { address: heard.source, priority: heard.priority, heard: now });
-        let preempts = (self.settings.preempt || ours == OWNER) && !self.yields;
-        if preempts && heard.priority < ours && !self.is_held(now) {
-            // Time goes on: at its end the lower one is preempted.
-            if let Some((_, why)) = &mut self.down {
-                *why = Why::Preempts(heard.source);
+    fn heard(&mut self, heard: Heard, now: Instant, out: &mut Vec<Output>) {
+        let verdict = match &mut self.phase {
+            Phase::Backup(backup) => return backup.heard(heard, &self.candidate, now),
+            Phase::Master(master) => master.heard(heard, &self.candidate, now, out),
+            Phase::Init | Phase::Fault => return,
+        };
+        match verdict {
+            Verdict::Stay => {}
+            Verdict::GiveWay => self.give_way(heard, now, out),
+            Verdict::GiveIn => {
+                self.candidate.gave_in = true;
+                self.give_way(heard, now, out);
             }
-            return;
         }
-        if heard.priority >= ours {
-            self.hold_until = None;
-        }
-        if self.settings.version == VrrpVersion::V3 {
-            self.learnt = heard.interval_ms * MILLISECOND;
-        }
-        self.wait(Why::Silence, now);
     }
 
-    /// Whether a lower MASTER is to be left in peace for now: `preempt_delay`, and until its connections are known here.
-    fn is_held(&mut self, now: u64) -> bool {
-        let delay = self.settings.preempt_delay;
-        let delayed = delay > 0 && now < *self.hold_until.get_or_insert(now + delay);
-        delayed || self.lacks_flows && now < self.entered + FLOWS
+    fn timer(&mut self, now: Instant, out: &mut Vec<Output>) {
+        match &mut self.phase {
+            Phase::Backup(backup) => {
+                if let Some(why) = backup.expired(now) {
+                    self.master_down(why, now, out);
+                }
+            }
+            Phase::Master(master) => master.timer(&self.candidate, now, out),
+            Phase::Init | Phase::Fault => {}
+        }
     }
 
-    /// Section 6.4.3.
-    fn heard_in_master(&mut self, heard: Heard, now: u64, out: &mut Vec<Output>) {
-        let ours = self.priority();
-        if heard.priority == RESIGN {
-            // Another MASTER was here, and who listened to it has to learn where we are.
-            self.advert_at = Some(now + self.settings.interval);
-            return self.lower_heard(heard, now, out);
+    /// Section 6.4.2: "If the Active_Down_Timer fires". A member of a group waits for the others.
+    fn master_down(&mut self, why: Why, now: Instant, out: &mut Vec<Output>) {
+        match &mut self.phase {
+            Phase::Backup(backup) if self.grouped => backup.wait_for_group(why),
+            _ => self.promote(why, now, out),
         }
-        let higher_address = self.source.is_some_and(|own| heard.source > own);
-        if heard.priority == OWNER && ours == OWNER {
-            return self.two_owners(heard, higher_address, now, out);
-        }
-        if heard.priority > ours || (heard.priority == ours && higher_address) {
-            return self.outranked(heard, now, out);
-        }
-        self.lower_heard(heard, now, out);
     }
 
-    /// If there were two for a while the better one may never have heard of us: our last word lets it tell the segment.
-    fn outranked(&mut self, heard: Heard, now: u64, out: &mut Vec<Output>) {
-        if self.disputed {
+    fn give_away(&mut self, now: Instant, out: &mut Vec<Output>) {
+        out.push(Output::Advertise(RESIGN));
+        self.leave_master(State::Backup, Why::GivenAway, now, out);
+        if let Phase::Backup(backup) = &mut self.phase {
+            backup.yields = true;
+        }
+    }
+
+    /// To a better MASTER. While the addresses were disputed it may never have heard of us: the
+    /// resignation lets it tell the segment where they are.
+    fn give_way(&mut self, heard: Heard, now: Instant, out: &mut Vec<Output>) {
+        if matches!(&self.phase, Phase::Master(master) if master.is_disputed()) {
             out.push(Output::Advertise(RESIGN));
         }
         self.leave_master(State::Backup, Why::Outranked(heard.source), now, out);
-        self.heard_in_backup(heard, now);
+        if let Phase::Backup(backup) = &mut self.phase {
+            backup.heard(heard, &self.candidate, now);
+        }
     }
 
-    /// It has to hear of us at once (RFC 9568 section 6.4.3), and who listened to it has to learn where we are: now, and
-    /// again when it has fallen silent.
-    fn lower_heard(&mut self, heard: Heard, now: u64, out: &mut Vec<Output>) {
-        let pause = self.settings.interval.clamp(SECOND / 10, SECOND / 2);
-        // A storm of them is not answered with a storm.
-        if now >= self.answered + 10 * MILLISECOND {
-            self.answered = now;
-            out.push(Output::Advertise(self.priority()));
-        }
-        if now >= self.announced + SECOND / 10 {
-            self.announce(now, out);
-        }
-        self.healed_at = Some(now + pause);
-        out.push(Output::Notice(Notice::LowerMaster { from: heard.source, priority: heard.priority }));
-    }
-
-    /// keepalived's way: the one with the lower address stays; the other sends two more advertisements, and if it still
-    /// hears the first, which then does not know the rule, it gives in.
-    fn two_owners(&mut self, heard: Heard, higher: bool, now: u64, out: &mut Vec<Output>) {
-        out.push(Output::Notice(Notice::TwoOwners(heard.source)));
-        if higher {
-            return;
-        }
-        let longer = self.settings.interval.max(heard.interval_ms * MILLISECOND);
-        match self.contest {
-            None => self.contest = Some(Contest { sent: 0, over: now + 2 * longer + longer / 5 + longer }),
-            Some(contest) if contest.sent >= OWNER_ADVERTS => {
-                self.gave_in = true;
-                self.outranked(heard, now, out);
+    /// Section 6.4.2 and 6.4.3: "If a Shutdown event is received"; a MASTER advertises priority 0.
+    fn end(&mut self, now: Instant, out: &mut Vec<Output>) {
+        match self.phase {
+            Phase::Init => {}
+            Phase::Backup(_) | Phase::Fault => out.push(self.enter(State::Init, Why::Ended, now)),
+            Phase::Master(_) => {
+                out.push(Output::Advertise(RESIGN));
+                self.leave_master(State::Init, Why::Ended, now, out);
             }
-            Some(_) => {}
-        }
-    }
-
-    fn claimed(&mut self, now: u64, out: &mut Vec<Output>) {
-        self.disputed = true;
-        out.push(Output::Notice(Notice::Claimed));
-        if now >= self.announced + SECOND {
-            self.announce(now, out);
-        }
-    }
-
-    fn timer(&mut self, now: u64, out: &mut Vec<Output>) {
-        if let Some((at, why)) = self.down
-            && at <= now
-        {
-            self.expired(why, now, out);
-        }
-        if self.state != State::Master {
-            return;
-        }
-        if self.advert_at.is_some_and(|at| at <= now) {
-            out.push(Output::Advertise(self.priority()));
-            self.advert_at = Some(self.next_advert(now));
-            if let Some(contest) = &mut self.contest {
-                contest.sent += 1;
-            }
-        }
-        if take_due(&mut self.healed_at, now) {
-            out.push(Output::Notice(Notice::SplitHealed));
-            self.announce(now, out);
-        }
-        if take_due(&mut self.delayed_at, now) {
-            self.announce(now, out);
-        }
-        if take_due(&mut self.refresh_at, now) {
-            self.announce(now, out);
-            self.refresh_at = Some(now + self.settings.garp_refresh);
-        }
-        if self.contest.is_some_and(|contest| contest.over <= now) {
-            self.contest = None;
-        }
-    }
-
-    /// Advertisements keep their beat, unless one was late by a whole interval.
-    fn next_advert(&self, now: u64) -> u64 {
-        let interval = self.settings.interval;
-        let beat = self.advert_at.unwrap_or(now) + interval;
-        if beat > now { beat } else { now + interval }
-    }
-
-    /// The MASTER counts as gone.
-    fn expired(&mut self, why: Why, now: u64, out: &mut Vec<Output>) {
-        if self.grouped {
-            self.ready = true;
-            // Kept for the reason; ready is what counts from now on.
-            self.down = Some((u64::MAX, why));
-            return;
-        }
-        self.promote(why, now, out);
-    }
-
-    fn end(&mut self, now: u64, out: &mut Vec<Output>) {
-        if self.state == State::Master {
-            out.push(Output::Advertise(RESIGN));
-            self.leave_master(State::Init, Why::Ended, now, out);
-        } else if self.state != State::Init {
-            self.enter(State::Init, Why::Ended, now, out);
         }
     }
 
     // ---- transitions ----
 
-    fn promote(&mut self, why: Why, now: u64, out: &mut Vec<Output>) {
-        self.enter(State::Master, why, now, &mut Vec::new());
-        self.lease = now + DOWN_INTERVALS * self.settings.interval;
-        out.push(Output::Advertise(self.priority()));
-        out.push(Output::Hold);
-        self.announce(now, out);
-        self.advert_at = Some(now + self.settings.interval);
-        self.schedule_announcements(now);
-        out.push(Output::Moved { from: State::Backup, to: State::Master, why });
-    }
-
-    /// Nobody has noticed that there was another process: nothing is told anew but the advertisement.
-    fn resume(&mut self, now: u64, out: &mut Vec<Output>) {
-        self.enter(State::Master, Why::Resumed, now, &mut Vec::new());
-        self.go_on();
-        self.lease = now + DOWN_INTERVALS * self.settings.interval;
+    fn promote(&mut self, why: Why, now: Instant, out: &mut Vec<Output>) {
+        let moved = self.enter(State::Master, why, now);
         out.extend([Output::Advertise(self.priority()), Output::Hold]);
-        self.advert_at = Some(now + self.settings.interval);
-        self.schedule_announcements(now);
-        out.push(Output::Moved { from: State::Backup, to: State::Master, why: Why::Resumed });
-    }
-
-    fn resign(&mut self, why: Why, now: u64, out: &mut Vec<Output>) {
-        out.push(Output::Advertise(RESIGN));
-        self.leave_master(State::Backup, why, now, out);
-    }
-
-    fn leave_master(&mut self, to: State, why: Why, now: u64, out: &mut Vec<Output>) {
-        out.push(Output::Release);
-        self.enter(to, why, now, out);
-    }
-
-    /// Every state begins with the timers that are its own and no others.
-    fn enter(&mut self, to: State, why: Why, now: u64, out: &mut Vec<Output>) {
-        let from = std::mem::replace(&mut self.state, to);
-        (self.since, self.entered) = (now, now);
-        self.transitions += u64::from(from != State::Init && to != State::Init);
-        (self.advert_at, self.delayed_at, self.refresh_at, self.healed_at) = (None, None, None, None);
-        (self.contest, self.master, self.down, self.hold_until) = (None, None, None, None);
-        (self.ready, self.yields, self.disputed) = (false, false, false);
-        if to == State::Backup {
-            self.learnt = self.settings.interval;
-            self.wait(Why::Silence, now);
+        if let Phase::Master(master) = &mut self.phase {
+            master.announce(now, out);
         }
-        out.push(Output::Moved { from, to, why });
+        out.push(moved);
     }
 
-    /// The MASTER has the whole time from now on.
-    fn wait(&mut self, why: Why, now: u64) {
-        self.ready = false;
-        self.down = Some((now + DOWN_INTERVALS * self.master_interval() + self.skew(), why));
+    /// Nobody has noticed that the process has changed, so the segment is not told again.
+    fn resume(&mut self, now: Instant, out: &mut Vec<Output>) {
+        let moved = self.enter(State::Master, Why::Resumed, now);
+        self.continue_past();
+        out.extend([Output::Advertise(self.priority()), Output::Hold, moved]);
     }
 
-    /// Section 6.1; version 2 does not learn (RFC 3768 section 6.1).
-    fn master_interval(&self) -> u64 {
-        match self.settings.version {
-            VrrpVersion::V2 => self.settings.interval,
-            VrrpVersion::V3 => self.learnt,
-        }
+    fn leave_master(&mut self, to: State, why: Why, now: Instant, out: &mut Vec<Output>) {
+        out.extend([Output::Release, self.enter(to, why, now)]);
     }
 
-    /// The lower the priority, the longer the wait: so the best of the others comes first.
-    fn skew(&self) -> u64 {
-        let unit = match self.settings.version {
-            VrrpVersion::V2 => SECOND,
-            VrrpVersion::V3 => self.learnt,
+    /// Every phase begins with timers of its own. Returns the change for the shell.
+    fn enter(&mut self, to: State, why: Why, now: Instant) -> Output {
+        let from = self.state();
+        self.phase = match to {
+            State::Init => Phase::Init,
+            State::Backup => Phase::Backup(Backup::new(&self.candidate, now)),
+            State::Master => Phase::Master(Master::new(&self.candidate.settings, now)),
+            State::Fault => Phase::Fault,
         };
-        unit * (256 - u64::from(self.priority())) / 256
+        self.since = now;
+        self.transitions += u64::from(from != State::Init && to != State::Init);
+        Output::Moved { from, to, why }
     }
 
-    fn announce(&mut self, now: u64, out: &mut Vec<Output>) {
-        self.announced = now;
-        out.push(Output::Announce);
+    /// In the state that the process before was in, it is as if there had been one process only;
+    /// in another one, the state has changed once more in between.
+    fn continue_past(&mut self) {
+        let Some(past) = self.past else { return };
+        self.transitions = past.transitions + u64::from(past.state != self.state());
+        if past.state == self.state() {
+            self.since = past.since;
+            if let Phase::Backup(backup) = &mut self.phase {
+                backup.yields = past.yields;
+            }
+            self.past = None;
+        }
     }
-
-    fn schedule_announcements(&mut self, now: u64) {
-        let after = |pause: u64| (pause > 0).then(|| now + pause);
-        self.delayed_at = after(self.settings.garp_delay);
-        self.refresh_at = after(self.settings.garp_refresh);
-    }
-}
-
-/// Whether a time has come; if so it is past.
-fn take_due(at: &mut Option<u64>, now: u64) -> bool {
-    at.take_if(|at| *at <= now).is_some()
 }
 
 #[cfg(test)]

@@ -1,17 +1,20 @@
-//! VRRP: which of several hosts has the addresses. One that lives with keepalived in both roles: versions 2 and 3, IPv4
-//! and IPv6, multicast and unicast.
+//! VRRP decides which of several hosts holds the addresses. It interoperates with keepalived as
+//! MASTER and as BACKUP: versions 2 and 3, IPv4 and IPv6, multicast and unicast.
 //!
-//! Decisions are pure: [`wire`] reads and writes packets, [`receive`] says which of them count, [`machine`] is one virtual
-//! router, [`group`] those that move together.
+//! Decisions are pure: [`wire`] reads and writes packets, [`receive`] judges them, [`machine`] is
+//! one virtual router, [`group`] moves several of them together, [`tracking`] says how usable the
+//! host is, and [`holdings`] which addresses and leases an instance has. [`shell`] runs them on the
+//! real host.
 
 pub mod group;
+pub mod holdings;
 pub mod machine;
+pub mod messages;
 pub mod receive;
 pub mod report;
 pub mod setup;
 pub mod shell;
 #[cfg(test)]
 mod simulation;
-pub mod tell;
 pub mod tracking;
 pub mod wire;

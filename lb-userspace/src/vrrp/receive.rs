@@ -1,14 +1,14 @@
-//! Which advertisements count: the ladder of checks that every one has to climb, in keepalived's order. One that falls
-//! off is counted by the rung and changes nothing.
+//! Which advertisements are accepted: every one climbs a ladder of checks, in keepalived's order. One
+//! that fails a check is counted by that check and changes nothing.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use super::wire::{self, Packet, View, v2, v3};
 use crate::config::model::VrrpVersion;
 
 macro_rules! refusals {
     ($($variant:ident, $name:literal, $meaning:literal;)*) => {
-        /// Why an advertisement did not count: the rung of the ladder.
+        /// Why an advertisement was refused: the rung of the ladder.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Refusal {
             $(#[doc = $meaning] $variant,)*
@@ -18,12 +18,12 @@ macro_rules! refusals {
             /// All of them, in the order of the ladder.
             pub const ALL: &[Refusal] = &[$(Refusal::$variant,)*];
 
-            /// The word in JSON and metrics.
+            /// The name in JSON and metrics.
             pub const fn name(self) -> &'static str {
                 match self { $(Refusal::$variant => $name,)* }
             }
 
-            /// One line for an operator.
+            /// One line for the operator.
             pub const fn meaning(self) -> &'static str {
                 match self { $(Refusal::$variant => $meaning,)* }
             }
@@ -33,91 +33,92 @@ macro_rules! refusals {
 
 refusals! {
     Truncated, "truncated", "shorter than the header of an advertisement";
-    HopLimit, "hop_limit", "a multicast one whose time to live is not 255: it did not come from this link";
+    HopLimit, "hop_limit", "multicast, but its time to live is not 255: it was not sent on this link";
     Version, "version", "another version of VRRP";
     AuthenticationType, "auth_type", "version 2: another kind of authentication, or none";
     Password, "password", "version 2: another password";
     Interval, "interval", "version 2: another advert_interval; version 3: none at all";
-    Type, "type", "no advertisement";
-    NoAddress, "no_address", "it names no address";
+    Type, "type", "not an advertisement";
+    NoAddress, "no_address", "it lists no address";
     Length, "length", "it ends before its last address";
     Checksum, "checksum", "its checksum is wrong";
     Destination, "destination", "multicast where unicast is configured, or the other way round";
-    Peer, "peer", "its sender is none of unicast_peers";
-    OwnAddress, "own_address", "it comes from our own address: a loop, or another host has it too";
+    Peer, "peer", "its sender is not one of unicast_peers";
+    OwnAddress, "own_address", "it comes from this host's own address: the network loops, or another host has it too";
 }
 
-/// What an instance takes for an advertisement of its own virtual router.
+/// What an instance accepts as an advertisement of its own virtual router.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expectation {
-    /// The version configured.
+    /// The configured version.
     pub version: VrrpVersion,
-    /// Whether the instance speaks IPv4.
+    /// IPv4, or else IPv6.
     pub ipv4: bool,
     /// Version 2's password.
     pub password: Option<v2::Password>,
-    /// The interval configured, in milliseconds.
-    pub interval_ms: u64,
-    /// Whom to listen to; empty: the multicast group.
+    /// The configured interval, which version 2 requires of every router.
+    pub interval: Duration,
+    /// The only routers that are listened to; empty: the multicast group.
     pub peers: BTreeSet<IpAddr>,
     /// The virtual router's addresses.
     pub addresses: BTreeSet<IpAddr>,
-    /// Our own address.
+    /// The host's own address.
     pub own: Option<IpAddr>,
 }
 
-/// How the addresses in an advertisement agree with ours.
+/// How the addresses in an advertisement agree with the configured ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Agreement {
-    /// The same, in whatever order.
+    /// They are the same, in any order.
     Same,
-    /// Some are.
+    /// Some are the same.
     Partly,
-    /// None is: another virtual router has taken the same number.
+    /// None is the same: another virtual router uses the same number.
     Strange,
 }
 
-/// An advertisement that counts.
+/// An accepted advertisement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heard {
-    /// Who sent it.
+    /// The sender's own address.
     pub source: IpAddr,
-    /// 0: the sender resigns.
+    /// The sender's priority; 0: it resigns.
     pub priority: u8,
-    /// The sender's interval in milliseconds.
-    pub interval_ms: u64,
-    /// Ours and the sender's addresses.
+    /// The sender's interval.
+    pub interval: Duration,
+    /// How its addresses agree with the configured ones.
     pub agreement: Agreement,
 }
 
-/// One that does not, and what its addresses say about its sender, if they can be read.
+/// A refused advertisement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused {
-    /// The rung.
+pub struct RefusedAdvert {
+    /// The first check that it failed.
     pub why: Refusal,
-    /// Ours and the sender's addresses.
+    /// How its addresses agree with the configured ones, if they can be read: that tells a peer with
+    /// another configuration from somebody else's router.
     pub agreement: Option<Agreement>,
 }
 
-/// The virtual router a packet is about; nothing if it is too short to say.
+/// The number of the virtual router in a packet; `None`: the packet is too short.
 pub fn router_of(packet: &Packet) -> Option<u8> {
     View::new(packet.payload).map(View::router)
 }
 
 impl Expectation {
-    /// Judges an advertisement of our virtual router's number.
-    pub fn judge(&self, packet: &Packet) -> Result<Heard, Refused> {
+    /// Judges an advertisement that carries our virtual router's number.
+    pub fn judge(&self, packet: &Packet) -> Result<Heard, RefusedAdvert> {
         let Some(view) = View::new(packet.payload) else {
-            return Err(Refused { why: Refusal::Truncated, agreement: None });
+            return Err(RefusedAdvert { why: Refusal::Truncated, agreement: None });
         };
         let addresses = view.addresses(self.ipv4);
         let agreement = addresses.as_ref().map(|addresses| self.agreement(addresses));
-        let refused = |why| Refused { why, agreement };
+        let refused = |why| RefusedAdvert { why, agreement };
         self.climb(view, packet).map_err(refused)?;
         Ok(Heard {
             source: packet.source,
             priority: view.priority(),
-            interval_ms: interval_ms(view),
+            interval: interval(view),
             agreement: agreement.ok_or(refused(Refusal::Length))?,
         })
     }
@@ -148,7 +149,7 @@ impl Expectation {
         let authentication = if self.password.is_some() { v2::PASSWORD } else { v2::NO_AUTHENTICATION };
         ensure(v2::authentication(view) == authentication, Refusal::AuthenticationType)?;
         ensure(self.password.is_none_or(|password| password == trailer), Refusal::Password)?;
-        ensure(interval_ms(view) == self.interval_ms, Refusal::Interval)
+        ensure(interval(view) == self.interval, Refusal::Interval)
     }
 
     fn agreement(&self, addresses: &[IpAddr]) -> Agreement {
@@ -174,34 +175,34 @@ fn version_number(version: VrrpVersion) -> u8 {
     }
 }
 
-fn interval_ms(view: View) -> u64 {
+fn interval(view: View) -> Duration {
     match view.version() {
-        v2::VERSION => u64::from(v2::seconds(view)) * 1000,
-        _ => u64::from(v3::centiseconds(view)) * 10,
+        v2::VERSION => Duration::from_secs(v2::seconds(view).into()),
+        _ => Duration::from_millis(u64::from(v3::centiseconds(view)) * 10),
     }
 }
 
-/// What an instance says of itself, and to whom.
+/// What an instance advertises, and to whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Voice {
-    /// The version configured.
+    /// The configured version.
     pub version: VrrpVersion,
     /// The virtual router's number.
     pub router: u8,
-    /// In milliseconds.
-    pub interval_ms: u64,
+    /// The configured interval.
+    pub interval: Duration,
     /// Version 2's password.
     pub password: Option<v2::Password>,
-    /// Version 3's checksum over IPv4.
+    /// What version 3's checksum covers over IPv4.
     pub dialect: v3::Dialect,
-    /// The virtual router's addresses as they are sent.
+    /// The virtual router's addresses, in the order in which they are sent.
     pub addresses: Vec<IpAddr>,
-    /// To whom; empty: the multicast group.
+    /// The only routers that are told; empty: the multicast group.
     pub peers: Vec<IpAddr>,
 }
 
 impl Voice {
-    /// Where advertisements go.
+    /// Where advertisements go, from this source.
     pub fn destinations(&self, source: IpAddr) -> Vec<IpAddr> {
         match source {
             _ if !self.peers.is_empty() => self.peers.clone(),
@@ -210,15 +211,15 @@ impl Voice {
         }
     }
 
-    /// What is sent to one of them: an IPv4 packet with its header, or what an IPv6 packet carries.
+    /// The packet for one destination: with its header over IPv4, without it over IPv6.
     pub fn advertisement(&self, priority: u8, source: IpAddr, destination: IpAddr) -> Vec<u8> {
         let message = match self.version {
             VrrpVersion::V2 => {
-                let seconds = (self.interval_ms / 1000) as u8;
+                let seconds = self.interval.as_secs() as u8;
                 v2::encode(self.router, priority, seconds, self.password, &self.addresses)
             }
             VrrpVersion::V3 => {
-                let numbers = (self.router, priority, (self.interval_ms / 10) as u16);
+                let numbers = (self.router, priority, (self.interval.as_millis() / 10) as u16);
                 v3::encode(numbers, &self.addresses, (source, destination), self.dialect)
             }
         };

@@ -1,39 +1,41 @@
-//! How the instances stand, for `evenkeel vrrp`, `status` and the metrics.
+//! The state of the instances: for `evenkeel vrrp`, `status` and the metrics, and for the next
+//! process of the daemon.
 
 use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-
+use lb_common::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::{
     machine::{Past, State, Why},
     receive::Refusal,
+    setup::Setup,
 };
 use crate::words::{AdvertCounts, VrrpVersion};
 
-/// One instance. Times are CLOCK_MONOTONIC in nanoseconds.
+/// The state of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct InstanceReport {
     /// Its name.
     pub name: Arc<str>,
     /// The interface.
     pub interface: String,
     /// The virtual router's number.
     pub router: u8,
-    /// 2 or 3.
+    /// The configured version.
     pub version: VrrpVersion,
     /// Its state.
     pub state: State,
-    /// Since when.
-    pub since: u64,
-    /// What made it so.
+    /// When it entered the state.
+    pub since: Instant,
+    /// What made it enter the state.
     pub why: Why,
-    /// With all weights.
+    /// The priority with all weights.
     pub priority: u8,
-    /// As configured.
+    /// The configured priority.
     pub base_priority: u8,
-    /// What changes it, and by how much.
+    /// What changes the priority, and by how much.
     pub weights: Vec<(String, i16)>,
     /// What makes it FAULT.
     pub faults: Vec<String>,
@@ -45,35 +47,42 @@ pub struct Report {
     pub master: Option<IpAddr>,
     /// This host's own address, which it speaks from.
     pub source: Option<IpAddr>,
-    /// Until when this host answers for the addresses; 0 while it is not MASTER.
-    pub lease: u64,
-    /// The mastership was given away, and whoever has it keeps it.
+    /// Until when this host answers for the addresses; zero while it is not MASTER.
+    pub lease: Instant,
+    /// The mastership was given away, and whichever router has it keeps it.
     pub given_away: bool,
     /// Other routers that were heard.
-    pub peers: Vec<Peer>,
-    /// What was counted.
+    pub peers: Vec<HeardRouter>,
+    /// What it has counted.
     pub counters: Counters,
 }
 
-/// What the next process of the daemon is to know of an instance.
+/// What the next process of the daemon needs to know of an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remembered {
     /// Its name.
     pub name: Arc<str>,
-    /// The virtual router's number, and the interface: with another one it is not the same.
+    /// The virtual router's number. With another number or interface it is another instance.
     pub router: u8,
     /// The interface.
     pub interface: String,
-    /// What made its state what it is.
+    /// What made it enter its state.
     pub why: Why,
-    /// The state.
+    /// The machine's state.
     pub past: Past,
 }
 
-impl Report {
-    /// For the next process.
+impl Remembered {
+    /// Whether it is about this instance.
+    pub fn is_of(&self, setup: &Setup) -> bool {
+        (&self.name, self.router, &self.interface) == (&setup.name, setup.router(), &setup.interface)
+    }
+}
+
+impl InstanceReport {
+    /// What the next process needs to know.
     pub fn remembered(&self) -> Remembered {
-        let Report { state, since, transitions, given_away: yields, .. } = *self;
+        let InstanceReport { state, since, transitions, given_away: yields, .. } = *self;
         Remembered {
             name: self.name.clone(),
             router: self.router,
@@ -86,16 +95,16 @@ impl Report {
 
 /// Another router of the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
+pub struct HeardRouter {
     /// Its address.
     pub address: IpAddr,
-    /// Its priority, when it was heard last.
+    /// The priority in its last advertisement.
     pub priority: u8,
-    /// When that was.
-    pub heard: u64,
+    /// When it was last heard.
+    pub heard: Instant,
 }
 
-/// What an instance counts, since it was started.
+/// What an instance has counted since it began.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// All but the refused ones.

@@ -1,6 +1,6 @@
-//! An instance of the configuration in the units and types of the machine, the voice and the ear.
+//! An instance of the configuration, in the units and types of VRRP's pure parts.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -12,14 +12,14 @@ use super::{
 };
 use crate::config::model::{Vrrp, VrrpChecksum, VrrpVersion};
 
-/// What one instance is made of.
+/// Everything that one instance needs to know.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setup {
-    /// Its name.
+    /// The instance's name.
     pub name: Arc<str>,
-    /// The interface on which it speaks and has its addresses.
+    /// The interface on which it advertises and holds its addresses.
     pub interface: String,
-    /// Whether it speaks IPv4.
+    /// IPv4, or else IPv6.
     pub ipv4: bool,
     /// `priority`
     pub priority: u8,
@@ -29,9 +29,9 @@ pub struct Setup {
     pub group: Option<String>,
     /// For the machine.
     pub settings: Settings,
-    /// What it says.
+    /// What it advertises.
     pub voice: Voice,
-    /// What it listens to; without its own address, which is found out.
+    /// What it accepts. The host's own address is added when it is found.
     pub expectation: Expectation,
     /// `unicast_source`
     pub source: Option<IpAddr>,
@@ -46,8 +46,7 @@ pub struct Setup {
 impl Setup {
     /// From the configuration.
     pub fn of(instance: &Vrrp) -> Setup {
-        let addresses = sent_in_order(&instance.addresses);
-        let interval_ms = instance.advert_interval.as_millis() as u64;
+        let addresses = in_sending_order(&instance.addresses);
         let password = instance.auth_pass.as_deref().filter(|_| instance.version == VrrpVersion::V2).map(v2::password);
         let ipv4 = instance.addresses.iter().all(|address| address.addr().is_ipv4());
         Setup {
@@ -60,16 +59,16 @@ impl Setup {
             settings: Settings {
                 version: instance.version,
                 priority: instance.priority.get(),
-                interval: nanoseconds(instance.advert_interval),
+                interval: instance.advert_interval,
                 preempt: instance.preempt,
-                preempt_delay: nanoseconds(instance.preempt_delay),
-                garp_delay: nanoseconds(instance.garp_delay),
-                garp_refresh: nanoseconds(instance.garp_refresh),
+                preempt_delay: instance.preempt_delay,
+                garp_delay: instance.garp_delay,
+                garp_refresh: instance.garp_refresh,
             },
             voice: Voice {
                 version: instance.version,
                 router: instance.virtual_router_id.get(),
-                interval_ms,
+                interval: instance.advert_interval,
                 password,
                 dialect: match instance.checksum {
                     VrrpChecksum::PseudoHeader => Dialect::PseudoHeader,
@@ -82,7 +81,7 @@ impl Setup {
                 version: instance.version,
                 ipv4,
                 password,
-                interval_ms,
+                interval: instance.advert_interval,
                 peers: instance.unicast_peers.iter().copied().collect(),
                 addresses: addresses.into_iter().collect(),
                 own: None,
@@ -99,19 +98,15 @@ impl Setup {
         self.voice.router
     }
 
-    /// Whether this is the same virtual router, so that its state may be kept when it is configured anew.
+    /// Whether both describe the same virtual router, so that its state survives a reload.
     pub fn is_same_router(&self, other: &Setup) -> bool {
         (&self.interface, self.ipv4, self.router()) == (&other.interface, other.ipv4, other.router())
     }
 }
 
-/// The file's order, but over IPv6 a link-local address comes first (RFC 9568 section 5.2.9).
-fn sent_in_order(addresses: &[IpNet]) -> Vec<IpAddr> {
+/// The order of the file, but over IPv6 a link-local address comes first (RFC 9568 section 5.2.9).
+fn in_sending_order(addresses: &[IpNet]) -> Vec<IpAddr> {
     let mut addresses: Vec<_> = addresses.iter().map(|address| address.addr()).collect();
     addresses.sort_by_key(|address| !matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()));
     addresses
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    duration.as_nanos() as u64
 }

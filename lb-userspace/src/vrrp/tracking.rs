@@ -1,4 +1,5 @@
-//! How useful this host is: what an instance depends on, as it stands, and what that makes of its priority.
+//! How usable this host is: the state of what an instance depends on, and what that makes of its
+//! priority.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,13 +15,13 @@ use crate::{
 /// What an instance depends on, as configured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tracked {
-    /// Added while no backend is up.
+    /// The weight that applies while no backend is up.
     pub backends: i16,
-    /// While the datapath fails.
+    /// What applies while the datapath fails.
     pub datapath: TrackDatapath,
-    /// Interfaces without which it is in FAULT.
+    /// Interfaces that must be up; otherwise the instance is in FAULT.
     pub interfaces: Vec<String>,
-    /// In the order of the file.
+    /// The scripts, in the order of the file.
     pub scripts: Vec<TrackScript>,
 }
 
@@ -38,13 +39,11 @@ impl Tracked {
 
 /// What is known of the host as a whole.
 #[derive(Clone, Debug, Default)]
-pub struct Host {
-    /// Interfaces that exist, by name.
+pub struct HostFacts {
+    /// The interfaces that exist, by name.
     pub interfaces: BTreeMap<String, Interface>,
     /// Those of them that forward IPv6.
     pub routers: BTreeSet<String>,
-    /// The addresses of all instances: none of them is anybody's own.
-    pub moving: BTreeSet<IpAddr>,
     /// Why the datapath fails, if it does.
     pub datapath: Option<String>,
     /// Whether no backend of any service is up.
@@ -55,16 +54,16 @@ pub struct Host {
 
 /// What is known of one instance alone.
 #[derive(Clone, Debug, Default)]
-pub struct Own {
-    /// How its scripts do, in the order of the file.
+pub struct InstanceFacts {
+    /// The results of its scripts, in the order of the file.
     pub scripts: Vec<Streak>,
     /// Why its addresses could not be put on the interface.
     pub addresses: Option<String>,
-    /// Why it has no socket, if that was tried.
+    /// Why its socket could not be opened.
     pub socket: Option<String>,
 }
 
-/// A script's results: it passes or fails, and how often in a row it has said the opposite since.
+/// A script passes or fails; to change that it has to say the opposite several times in a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Streak {
     failing: bool,
@@ -72,12 +71,12 @@ pub struct Streak {
 }
 
 impl Streak {
-    /// Whether it counts as failing. Before its first results it does not.
+    /// Whether the script counts as failing. Before its first results it does not.
     pub fn is_failing(self) -> bool {
         self.failing
     }
 
-    /// One more result.
+    /// Enters one more result.
     pub fn result(&mut self, passed: bool, script: &TrackScript) {
         if passed != self.failing {
             self.against = 0;
@@ -91,63 +90,64 @@ impl Streak {
     }
 }
 
-/// What the host's state makes of an instance.
+/// What the facts make of an instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct Usability {
     /// What changes the priority, and by how much.
     pub weights: Vec<(String, i16)>,
-    /// What makes it FAULT.
+    /// What makes the instance FAULT.
     pub faults: Vec<String>,
-    /// The address it speaks from, if it has one.
+    /// The address that it speaks from.
     pub source: Option<IpAddr>,
 }
 
-impl Standing {
+impl Usability {
     /// The sum of the weights.
     pub fn weight(&self) -> i32 {
         self.weights.iter().map(|(_, weight)| i32::from(*weight)).sum()
     }
 
-    /// What the machine wants to know.
+    /// For the machine: the source, unless there is a fault.
     pub fn usable(&self) -> Option<IpAddr> {
         self.source.filter(|_| self.faults.is_empty())
     }
 }
 
-/// How an instance stands.
-pub fn standing(setup: &Setup, host: &Host, own: &Own) -> Standing {
-    let mut standing = Standing { source: source(setup, host), ..Standing::default() };
-    standing.faults.extend(interface_fault(&setup.interface, host));
-    if standing.faults.is_empty() && standing.source.is_none() {
+/// Judges how usable the host is for an instance. `moving`: the addresses of all instances, which no
+/// host can speak from.
+pub fn usability(setup: &Setup, host: &HostFacts, own: &InstanceFacts, moving: &BTreeSet<IpAddr>) -> Usability {
+    let mut usability = Usability { source: source(setup, host, moving), ..Usability::default() };
+    usability.faults.extend(interface_fault(&setup.interface, host));
+    if usability.faults.is_empty() && usability.source.is_none() {
         let family = if setup.ipv4 { "IPv4" } else { "link-local IPv6" };
-        standing.faults.push(format!("interface {} has no {family} address of its own", setup.interface));
+        usability.faults.push(format!("interface {} has no {family} address of its own", setup.interface));
     }
     let tracked = &setup.tracked;
-    standing.faults.extend(tracked.interfaces.iter().filter_map(|name| interface_fault(name, host)));
-    standing.faults.extend(own.addresses.iter().chain(&own.socket).cloned());
+    usability.faults.extend(tracked.interfaces.iter().filter_map(|name| interface_fault(name, host)));
+    usability.faults.extend(own.addresses.iter().chain(&own.socket).cloned());
     if let Some(why) = &host.datapath {
         match tracked.datapath {
-            TrackDatapath::Fault => standing.faults.push(format!("datapath: {why}")),
-            TrackDatapath::Weight(weight) => standing.weights.push((format!("datapath: {why}"), weight)),
+            TrackDatapath::Fault => usability.faults.push(format!("datapath: {why}")),
+            TrackDatapath::Weight(weight) => usability.weights.push((format!("datapath: {why}"), weight)),
         }
     }
     if host.no_backend {
-        standing.weights.push(("no backend is up".into(), tracked.backends));
+        usability.weights.push(("no backend is up".into(), tracked.backends));
     }
     for (script, streak) in tracked.scripts.iter().zip(&own.scripts) {
         let (name, failing) = (script.command.display(), streak.is_failing());
         match script.weight {
-            0 if failing => standing.faults.push(format!("{name} fails")),
-            weight if weight < 0 && failing => standing.weights.push((format!("{name} fails"), weight)),
-            weight if weight > 0 && !failing => standing.weights.push((format!("{name} passes"), weight)),
+            0 if failing => usability.faults.push(format!("{name} fails")),
+            weight if weight < 0 && failing => usability.weights.push((format!("{name} fails"), weight)),
+            weight if weight > 0 && !failing => usability.weights.push((format!("{name} passes"), weight)),
             _ => {}
         }
     }
-    standing.weights.retain(|(_, weight)| *weight != 0);
-    standing
+    usability.weights.retain(|(_, weight)| *weight != 0);
+    usability
 }
 
-fn interface_fault(name: &str, host: &Host) -> Option<String> {
+fn interface_fault(name: &str, host: &HostFacts) -> Option<String> {
     match host.interfaces.get(name) {
         None => Some(format!("there is no interface {name}")),
         Some(interface) if !interface.up => Some(format!("interface {name} is down")),
@@ -155,10 +155,10 @@ fn interface_fault(name: &str, host: &Host) -> Option<String> {
     }
 }
 
-/// The configured one, or the interface's first that does not move.
-fn source(setup: &Setup, host: &Host) -> Option<IpAddr> {
+/// The configured address, or the first one of the interface that does not move.
+fn source(setup: &Setup, host: &HostFacts, moving: &BTreeSet<IpAddr>) -> Option<IpAddr> {
     let interface = host.interfaces.get(&setup.interface)?;
-    let stays = |address: &IpAddr| !host.moving.contains(address);
+    let stays = |address: &IpAddr| !moving.contains(address);
     let is_own = |address: &IpAddr| match address {
         IpAddr::V4(_) => setup.ipv4,
         IpAddr::V6(address) => !setup.ipv4 && address.is_unicast_link_local(),

@@ -1,9 +1,11 @@
 //! Answers about VRRP.
 
+use lb_common::time::Instant;
+
 use super::{Snapshot, ago};
 use crate::{
     api::types::{VrrpAdverts, VrrpPeer, VrrpStatus, VrrpWeight},
-    vrrp::{machine::State, report::Report, tell},
+    vrrp::{machine::State, messages, report::InstanceReport},
     words::VrrpState,
 };
 
@@ -22,7 +24,7 @@ pub fn state(state: State) -> VrrpState {
     }
 }
 
-fn instance(snapshot: &Snapshot, report: &Report) -> VrrpStatus {
+fn instance(snapshot: &Snapshot, report: &InstanceReport) -> VrrpStatus {
     let counted = &report.counters;
     VrrpStatus {
         name: report.name.to_string(),
@@ -30,13 +32,13 @@ fn instance(snapshot: &Snapshot, report: &Report) -> VrrpStatus {
         priority: report.priority,
         base_priority: report.base_priority,
         addresses: report.addresses.iter().map(ToString::to_string).collect(),
-        since: ago(snapshot, report.since),
+        since: ago(snapshot, report.since.0),
         transitions: report.transitions,
         master: report.master,
         interface: report.interface.clone(),
         virtual_router_id: report.router,
         version: report.version.number(),
-        reason: tell::words(report.why),
+        reason: messages::reason(report.why),
         weights: report
             .weights
             .iter()
@@ -44,14 +46,14 @@ fn instance(snapshot: &Snapshot, report: &Report) -> VrrpStatus {
             .collect(),
         faults: report.faults.clone(),
         source: report.source,
-        lease_ms: report.lease.saturating_sub(snapshot.now_ns) / 1_000_000,
+        lease_ms: report.lease.left(Instant(snapshot.now_ns)).as_millis() as u64,
         peers: report
             .peers
             .iter()
             .map(|peer| VrrpPeer {
                 address: peer.address,
                 priority: peer.priority,
-                last_heard: ago(snapshot, peer.heard),
+                last_heard: ago(snapshot, peer.heard.0),
             })
             .collect(),
         adverts: VrrpAdverts {

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 use crate::{
     config::model::VrrpVersion,
@@ -7,7 +9,7 @@ use crate::{
     },
 };
 
-const SECOND: u64 = 1_000_000_000;
+const SECOND: Duration = Duration::from_secs(1);
 
 fn settings(priority: u8) -> Settings {
     Settings {
@@ -15,128 +17,127 @@ fn settings(priority: u8) -> Settings {
         priority,
         interval: SECOND,
         preempt: true,
-        preempt_delay: 0,
-        garp_delay: 0,
-        garp_refresh: 0,
+        preempt_delay: Duration::ZERO,
+        garp_delay: Duration::ZERO,
+        garp_refresh: Duration::ZERO,
     }
 }
 
-fn own(number: Number) -> std::net::IpAddr {
-    [10, 0, number as u8, 1].into()
+fn own(id: InstanceId) -> std::net::IpAddr {
+    [10, 0, id as u8, 1].into()
 }
 
-/// Two of a group, started at 1000 s, and one that is none of theirs.
-fn trio() -> (Instances, u64) {
-    let now = 1000 * SECOND;
-    let mut instances = Instances::default();
-    instances.add(0, settings(100), Some("G"));
-    instances.add(1, settings(100), Some("G"));
-    instances.add(2, settings(100), None);
-    for number in 0..3 {
-        instances.handle(number, Input::Usable(Some(own(number))), now);
+/// Two members of a group, started at 1000 s, and one that belongs to no group.
+fn trio() -> (Machines, Instant) {
+    let now = Instant::ZERO + 1000 * SECOND;
+    let mut machines = Machines::default();
+    machines.add(0, settings(100), Some("G"));
+    machines.add(1, settings(100), Some("G"));
+    machines.add(2, settings(100), None);
+    for id in 0..3 {
+        machines.handle(id, Input::Usable(Some(own(id))), now);
     }
-    (instances, now)
+    (machines, now)
 }
 
-/// Lets time go by; every advertisement gets out.
-fn run(instances: &mut Instances, now: &mut u64, time: u64) {
+/// Lets time pass; every advertisement leaves.
+fn run(machines: &mut Machines, now: &mut Instant, time: Duration) {
     let end = *now + time;
-    while let Some(at) = instances.deadline().filter(|at| *at <= end) {
+    while let Some(at) = machines.deadline().filter(|at| *at <= end) {
         *now = at;
-        for (number, output) in instances.timer(at) {
+        for (id, output) in machines.timer(at) {
             if matches!(output, Output::Advertise(_)) {
-                instances.sent(number, at);
+                machines.sent(id, at);
             }
         }
     }
     *now = end;
 }
 
-fn hear(instances: &mut Instances, number: Number, priority: u8, now: u64) -> Outputs {
-    let heard =
-        Heard { source: [10, 0, number as u8, 2].into(), priority, interval_ms: 1000, agreement: Agreement::Same };
-    instances.handle(number, Input::Heard(heard), now)
+fn hear(machines: &mut Machines, id: InstanceId, priority: u8, now: Instant) -> Outputs {
+    let heard = Heard { source: [10, 0, id as u8, 2].into(), priority, interval: SECOND, agreement: Agreement::Same };
+    machines.handle(id, Input::Heard(heard), now)
 }
 
-fn states(instances: &Instances) -> [State; 3] {
-    [0, 1, 2].map(|number| instances.machine(number).unwrap().state())
+fn states(machines: &Machines) -> [State; 3] {
+    [0, 1, 2].map(|id| machines.machine(id).unwrap().state())
 }
 
 use State::{Backup, Fault, Master};
 
 #[test]
-fn a_group_becomes_master_when_all_of_it_is_ready() {
-    let (mut instances, mut now) = trio();
-    run(&mut instances, &mut now, 4 * SECOND);
-    assert_eq!(states(&instances), [Master, Master, Master]);
+fn a_group_becomes_master_when_all_its_members_are_ready() {
+    let (mut machines, mut now) = trio();
+    run(&mut machines, &mut now, 4 * SECOND);
+    assert_eq!(states(&machines), [Master, Master, Master]);
 }
 
 #[test]
-fn as_long_as_one_of_it_hears_a_better_master_the_group_waits() {
-    let (mut instances, mut now) = trio();
+fn a_group_waits_while_one_of_its_members_hears_a_better_master() {
+    let (mut machines, mut now) = trio();
     for _ in 0..10 {
-        run(&mut instances, &mut now, SECOND);
-        hear(&mut instances, 1, 150, now);
+        run(&mut machines, &mut now, SECOND);
+        hear(&mut machines, 1, 150, now);
     }
-    assert_eq!(states(&instances), [Backup, Backup, Master]);
-    assert!(instances.machine(0).unwrap().is_ready());
-    run(&mut instances, &mut now, 4 * SECOND);
-    assert_eq!(states(&instances), [Master, Master, Master]);
+    assert_eq!(states(&machines), [Backup, Backup, Master]);
+    assert!(machines.machine(0).unwrap().is_ready());
+    run(&mut machines, &mut now, 4 * SECOND);
+    assert_eq!(states(&machines), [Master, Master, Master]);
 }
 
 #[test]
-fn when_one_gives_way_all_do_and_when_one_cannot_none_can() {
-    let (mut instances, mut now) = trio();
-    run(&mut instances, &mut now, 4 * SECOND);
-    let outputs = hear(&mut instances, 1, 150, now);
+fn when_one_gives_way_all_do_and_when_one_cannot_be_a_router_none_can() {
+    let (mut machines, mut now) = trio();
+    run(&mut machines, &mut now, 4 * SECOND);
+    let outputs = hear(&mut machines, 1, 150, now);
     let moved = Output::Moved { from: Master, to: Backup, why: Why::Group };
     assert_eq!(outputs[2..], [(0, Output::Release), (0, moved)], "without a resignation");
-    assert_eq!(states(&instances), [Backup, Backup, Master]);
+    assert_eq!(states(&machines), [Backup, Backup, Master]);
 
-    run(&mut instances, &mut now, 4 * SECOND);
-    assert_eq!(states(&instances), [Master, Master, Master]);
-    let outputs = instances.handle(0, Input::Usable(None), now);
+    run(&mut machines, &mut now, 4 * SECOND);
+    assert_eq!(states(&machines), [Master, Master, Master]);
+    let outputs = machines.handle(0, Input::Usable(None), now);
     assert!(outputs.contains(&(1, Output::Advertise(0))), "{outputs:?}");
-    assert_eq!(states(&instances), [Fault, Fault, Master]);
-    instances.handle(0, Input::Usable(Some(own(0))), now);
-    assert_eq!(states(&instances), [Backup, Backup, Master]);
+    assert_eq!(states(&machines), [Fault, Fault, Master]);
+    machines.handle(0, Input::Usable(Some(own(0))), now);
+    assert_eq!(states(&machines), [Backup, Backup, Master]);
 }
 
 #[test]
-fn a_group_is_given_away_as_a_whole_and_every_part_says_so() {
-    let (mut instances, mut now) = trio();
-    run(&mut instances, &mut now, 4 * SECOND);
-    let outputs = instances.handle(0, Input::GiveAway, now);
+fn a_group_is_given_away_as_a_whole_and_every_member_resigns() {
+    let (mut machines, mut now) = trio();
+    run(&mut machines, &mut now, 4 * SECOND);
+    let outputs = machines.handle(0, Input::GiveAway, now);
     let resigned: Vec<_> = outputs.iter().filter(|(_, output)| *output == Output::Advertise(0)).collect();
     assert_eq!(resigned.len(), 2);
-    assert_eq!(states(&instances), [Backup, Backup, Master]);
+    assert_eq!(states(&machines), [Backup, Backup, Master]);
 }
 
 #[test]
-fn one_that_waited_for_a_group_that_is_gone_goes_on() {
-    let (mut instances, mut now) = trio();
-    run(&mut instances, &mut now, 3 * SECOND);
-    hear(&mut instances, 1, 150, now);
-    run(&mut instances, &mut now, SECOND);
-    assert_eq!(states(&instances)[0], Backup);
-    let outputs = instances.remove(1, now);
+fn a_member_that_waited_for_a_group_that_is_gone_becomes_master() {
+    let (mut machines, mut now) = trio();
+    run(&mut machines, &mut now, 3 * SECOND);
+    hear(&mut machines, 1, 150, now);
+    run(&mut machines, &mut now, SECOND);
+    assert_eq!(states(&machines)[0], Backup);
+    let outputs = machines.remove(1, now);
     assert!(outputs.contains(&(0, Output::Hold)), "{outputs:?}");
 }
 
 #[test]
-fn a_group_begins_when_all_of_it_is_known_and_a_mastership_is_taken_up_by_all_of_it() {
-    let now = 1000 * SECOND;
-    let mut instances = Instances::default();
-    instances.add(0, settings(100), Some("G"));
-    instances.add(1, settings(100), Some("G"));
-    assert_eq!(instances.handle(0, Input::Usable(Some(own(0))), now), []);
-    let state = |instances: &Instances, number| instances.machine(number).map(Machine::state);
-    assert_eq!(state(&instances, 0), Some(State::Init));
-    let out = instances.handle(1, Input::Usable(Some(own(1))), now);
-    let started = |number| (number, Output::Moved { from: State::Init, to: State::Backup, why: Why::Started });
+fn a_group_begins_when_all_its_members_are_known_and_continues_a_mastership_as_a_whole() {
+    let now = Instant::ZERO + 1000 * SECOND;
+    let mut machines = Machines::default();
+    machines.add(0, settings(100), Some("G"));
+    machines.add(1, settings(100), Some("G"));
+    assert_eq!(machines.handle(0, Input::Usable(Some(own(0))), now), []);
+    let state = |machines: &Machines, id| machines.machine(id).map(Machine::state);
+    assert_eq!(state(&machines, 0), Some(State::Init));
+    let out = machines.handle(1, Input::Usable(Some(own(1))), now);
+    let started = |id| (id, Output::Moved { from: State::Init, to: State::Backup, why: Why::Started });
     assert_eq!(out, [started(0), started(1)]);
-    for number in 0..2 {
-        instances.handle(number, Input::Resume, now);
+    for id in 0..2 {
+        machines.handle(id, Input::Resume, now);
     }
-    assert_eq!([0, 1].map(|number| state(&instances, number)), [Some(State::Master); 2]);
+    assert_eq!([0, 1].map(|id| state(&machines, id)), [Some(State::Master); 2]);
 }

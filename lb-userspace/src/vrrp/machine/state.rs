@@ -1,18 +1,20 @@
-//! The state of a virtual router and what made it so: words that one process of the daemon hands on to the next.
+//! The state of a virtual router and what made it so: words that one process of the daemon hands to
+//! the next.
 
 use std::net::IpAddr;
 
-use serde::{Deserialize, Serialize};
+use lb_common::time::Instant;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// keepalived's words.
+/// The states, in keepalived's words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// Before the start and after the end.
     #[default]
     Init,
-    /// Listens.
+    /// Watches the MASTER.
     Backup,
-    /// Has the addresses and says so.
+    /// Holds the addresses and says so. RFC 9568: Active.
     Master,
     /// Cannot be a router now.
     Fault,
@@ -21,43 +23,53 @@ pub enum State {
 /// What made a state change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Why {
-    /// It begins.
+    /// The instance begins.
     Started,
     /// An earlier run was MASTER, and its lease still holds.
     Resumed,
-    /// The MASTER was not heard for three intervals and the skew, or there never was one.
+    /// No MASTER was heard for three intervals and the skew.
     Silence,
     /// The MASTER resigned.
     Resigned,
     /// The MASTER has a lower priority.
     Preempts(IpAddr),
-    /// It owns the addresses.
+    /// This router owns the addresses.
     Owner,
-    /// Another router has a higher priority, or the same and a higher address.
+    /// Another router has a higher priority, or the same priority and a higher address.
     Outranked(IpAddr),
-    /// Nothing could be sent for three intervals.
+    /// No advertisement left for three intervals.
     LeaseLapsed,
     /// An operator has given the mastership away.
     GivenAway,
-    /// Another one of the group changed.
+    /// Another member of the group changed its state.
     Group,
     /// The host cannot be a router.
     Fault,
     /// The host can be a router again.
     Recovered,
-    /// It ends.
+    /// The instance ends.
     Ended,
 }
 
-/// What a machine knows that the next process of the daemon goes on with: see [`Machine::recall`](super::Machine::recall).
+/// What the next process of the daemon needs in order to go on with a machine; see
+/// [`Machine::recall`](super::Machine::recall).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Past {
-    /// Its state.
+    /// The state.
     pub state: State,
-    /// Since when.
-    pub since: u64,
-    /// How often it has changed.
+    /// When it was entered.
+    #[serde(serialize_with = "to_nanoseconds", deserialize_with = "from_nanoseconds")]
+    pub since: Instant,
+    /// Changes between BACKUP, MASTER and FAULT.
     pub transitions: u64,
-    /// The mastership was given away, and whoever has it keeps it.
+    /// The mastership was given away, and whichever router has it keeps it.
     pub yields: bool,
+}
+
+fn to_nanoseconds<S: Serializer>(at: &Instant, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(at.0)
+}
+
+fn from_nanoseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Instant, D::Error> {
+    u64::deserialize(deserializer).map(Instant)
 }

@@ -2,7 +2,10 @@ use super::*;
 use crate::vrrp::receive::Agreement;
 use Output::{Advertise, Announce, Hold, Release};
 
-const MS: u64 = MILLISECOND;
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+/// The time at which every test begins.
+const START: Instant = Instant(1000 * 1_000_000_000);
 
 fn ip(last: u8) -> IpAddr {
     [10, 0, 1, last].into()
@@ -14,26 +17,26 @@ fn settings(priority: u8) -> Settings {
         priority,
         interval: SECOND,
         preempt: true,
-        preempt_delay: 0,
+        preempt_delay: Duration::ZERO,
         garp_delay: 5 * SECOND,
         garp_refresh: 60 * SECOND,
     }
 }
 
-/// A machine with its clock, at 10.0.1.1. Advertisements always get out.
+/// A machine with its clock, at 10.0.1.1. Its advertisements always leave.
 struct Host {
     machine: Machine,
-    now: u64,
+    now: Instant,
 }
 
 impl Host {
     fn new(settings: Settings) -> Host {
-        let mut host = Host { machine: Machine::new(settings), now: 1000 * SECOND };
+        let mut host = Host { machine: Machine::new(settings), now: START };
         host.input(Input::Usable(Some(ip(1))));
         host
     }
 
-    /// One that is MASTER because it heard nobody.
+    /// A host that is MASTER because it heard no other.
     fn master(settings: Settings) -> Host {
         let mut host = Host::new(settings);
         host.run(4 * SECOND);
@@ -54,28 +57,35 @@ impl Host {
     }
 
     fn hear_every(&mut self, from: u8, priority: u8, interval_ms: u64) -> Vec<Output> {
-        self.input(Input::Heard(Heard { source: ip(from), priority, interval_ms, agreement: Agreement::Same }))
+        let interval = Duration::from_millis(interval_ms);
+        self.input(Input::Heard(Heard { source: ip(from), priority, interval, agreement: Agreement::Same }))
     }
 
-    /// Lets time go by; what is due happens at its time.
-    fn run(&mut self, time: u64) -> Vec<(u64, Output)> {
+    /// Lets time pass; timers fire when they are due.
+    fn run(&mut self, time: Duration) -> Vec<(Duration, Output)> {
         let (begin, end) = (self.now, self.now + time);
         let mut all = Vec::new();
         while let Some(at) = self.machine.deadline().filter(|at| *at <= end) {
             self.now = at.max(self.now);
-            let at = self.now - begin;
+            let at = begin.age(self.now);
             all.extend(self.input(Input::Timer).into_iter().map(|output| (at, output)));
         }
         self.now = end;
         all
     }
 
-    /// When it becomes MASTER, from now on.
-    fn master_after(&mut self) -> u64 {
+    /// The time until it becomes MASTER.
+    fn master_after(&mut self) -> Duration {
         let all = self.run(400 * SECOND);
         let moved = all.iter().find(|(_, output)| matches!(output, Output::Moved { to: State::Master, .. }));
         moved.expect("it becomes MASTER").0
     }
+}
+
+/// When the next advertisement is due.
+fn beat(host: &Host) -> Instant {
+    let Phase::Master(master) = &host.machine.phase else { panic!("it is not MASTER") };
+    master.advertise_at
 }
 
 fn moved(from: State, to: State, why: Why) -> Output {
@@ -94,7 +104,7 @@ fn the_wait_is_three_intervals_and_the_skew_as_both_versions_count_it() {
     ];
     for (version, priority, interval, milliseconds) in cases {
         let mut host = Host::new(Settings { version, interval, ..settings(priority) });
-        assert_eq!(host.master_after() / MS, milliseconds, "{version:?} {priority} {interval}");
+        assert_eq!(host.master_after().as_millis(), milliseconds, "{version:?} {priority} {interval:?}");
     }
 }
 
@@ -110,18 +120,18 @@ fn a_new_master_advertises_then_takes_the_addresses_then_tells_the_segment() {
 fn announcements_come_at_once_after_garp_delay_and_every_garp_refresh() {
     let mut host = Host::master(settings(100));
     host.now = host.machine.since();
-    let times = |all: Vec<(u64, Output)>| -> Vec<u64> {
-        all.iter().filter(|(_, output)| *output == Announce).map(|(at, _)| at / SECOND).collect()
+    let times = |all: Vec<(Duration, Output)>| -> Vec<u64> {
+        all.iter().filter(|(_, output)| *output == Announce).map(|(at, _)| at.as_secs()).collect()
     };
     assert_eq!(times(host.run(130 * SECOND)), [5, 60, 120]);
-    let quiet = Settings { garp_delay: 0, garp_refresh: 0, ..settings(100) };
+    let quiet = Settings { garp_delay: Duration::ZERO, garp_refresh: Duration::ZERO, ..settings(100) };
     let mut host = Host::master(quiet);
     assert!(times(host.run(130 * SECOND)).is_empty());
 }
 
 #[test]
 fn the_owner_is_master_at_once_and_no_weight_changes_its_priority() {
-    let mut host = Host { machine: Machine::new(settings(255)), now: SECOND };
+    let mut host = Host { machine: Machine::new(settings(255)), now: Instant::ZERO + SECOND };
     host.input(Input::Weight(-100));
     let out = host.input(Input::Usable(Some(ip(1))));
     assert_eq!(out[..4], [moved(State::Init, State::Backup, Why::Started), Advertise(255), Hold, Announce]);
@@ -132,7 +142,7 @@ fn the_owner_is_master_at_once_and_no_weight_changes_its_priority() {
 fn advertisements_keep_their_beat_and_carry_the_priority_of_the_moment() {
     let mut host = Host::master(settings(100));
     host.now = host.machine.since();
-    let adverts = |all: Vec<(u64, Output)>| -> Vec<_> {
+    let adverts = |all: Vec<(Duration, Output)>| -> Vec<_> {
         all.into_iter().filter(|(_, output)| matches!(output, Advertise(_))).collect()
     };
     assert_eq!(adverts(host.run(2 * SECOND)), [(SECOND, Advertise(100)), (2 * SECOND, Advertise(100))]);
@@ -142,14 +152,14 @@ fn advertisements_keep_their_beat_and_carry_the_priority_of_the_moment() {
         host.input(Input::Weight(weight));
         assert_eq!(host.machine.priority(), priority);
     }
-    // One that is late does not make the next one early.
+    // A late advertisement does not make the next one early.
     host.now += SECOND + 300 * MS;
     assert_eq!(host.input(Input::Timer), [Advertise(254)]);
     assert_eq!(adverts(host.run(SECOND)), [(700 * MS, Advertise(254))]);
 }
 
 #[test]
-fn a_backup_waits_anew_with_each_advertisement_of_a_better_or_equal_master() {
+fn a_backup_starts_to_wait_again_with_each_advertisement_of_a_better_or_equal_master() {
     for priority in [100, 101, 255] {
         let mut host = Host::new(settings(100));
         host.run(3 * SECOND);
@@ -157,7 +167,7 @@ fn a_backup_waits_anew_with_each_advertisement_of_a_better_or_equal_master() {
         host.run(3 * SECOND);
         assert_eq!(host.machine.state(), State::Backup, "no tie is broken by the address in BACKUP");
         host.hear(2, priority);
-        assert_eq!(host.master_after() / MS, 3_609);
+        assert_eq!(host.master_after().as_millis(), 3_609);
     }
 }
 
@@ -165,10 +175,10 @@ fn a_backup_waits_anew_with_each_advertisement_of_a_better_or_equal_master() {
 fn a_backup_learns_the_interval_in_version_3_and_not_in_version_2() {
     let mut three = Host::new(settings(100));
     three.hear_every(2, 150, 100);
-    assert_eq!(three.master_after() / MS, 360);
+    assert_eq!(three.master_after().as_millis(), 360);
     let mut two = Host::new(Settings { version: VrrpVersion::V2, ..settings(100) });
     two.hear_every(2, 150, 100);
-    assert_eq!(two.master_after() / MS, 3_609);
+    assert_eq!(two.master_after().as_millis(), 3_609);
 }
 
 #[test]
@@ -186,11 +196,11 @@ fn when_the_master_resigns_only_the_skew_is_waited_for() {
     host.hear(2, 150);
     host.hear(2, 0);
     let all = host.run(SECOND);
-    assert_eq!(all[3], (609_375_000, moved(State::Backup, State::Master, Why::Resigned)));
+    assert_eq!(all[3], (Duration::from_nanos(609_375_000), moved(State::Backup, State::Master, Why::Resigned)));
 }
 
 #[test]
-fn a_lower_master_is_preempted_in_its_time_unless_nopreempt() {
+fn a_lower_master_is_preempted_when_the_timer_fires_unless_nopreempt() {
     let mut host = Host::new(settings(100));
     for _ in 0..3 {
         host.run(SECOND);
@@ -205,14 +215,14 @@ fn a_lower_master_is_preempted_in_its_time_unless_nopreempt() {
         host.hear(2, 90);
     }
     assert_eq!(host.machine.state(), State::Backup);
-    assert_eq!(host.master_after() / MS, 3_609, "but it takes over when that one is gone");
+    assert_eq!(host.master_after().as_millis(), 3_609, "but it takes over when that one is gone");
 
     let mut owner = Host::master(Settings { preempt: false, ..settings(255) });
     assert_eq!(owner.hear(2, 254)[0], Advertise(255));
 }
 
 #[test]
-fn preempt_delay_lets_a_lower_master_be_for_its_time() {
+fn preempt_delay_leaves_a_lower_master_in_peace_for_that_time() {
     let mut host = Host::new(Settings { preempt_delay: 10 * SECOND, ..settings(100) });
     let mut second = 0;
     while host.machine.state() == State::Backup {
@@ -221,12 +231,12 @@ fn preempt_delay_lets_a_lower_master_be_for_its_time() {
         second += 1;
         assert!(second < 30);
     }
-    // Ten seconds after it was heard first, and then as without a delay.
+    // Ten seconds after it was first heard, and then as without a delay.
     assert_eq!(second, 13);
 }
 
 #[test]
-fn a_lower_master_whose_connections_are_not_known_yet_is_let_be_until_they_are_but_not_for_ever() {
+fn a_lower_master_is_left_in_peace_until_its_connections_are_known_but_not_for_ever() {
     let takes_over_after = |known_after: Option<u32>| {
         let mut host = Host::new(settings(100));
         host.input(Input::LacksFlows(true));
@@ -242,11 +252,11 @@ fn a_lower_master_whose_connections_are_not_known_yet_is_let_be_until_they_are_b
         }
         panic!("it never takes over");
     };
-    // Three intervals and the skew after the last advertisement that let it be.
+    // Three intervals and the skew after the last advertisement that was respected.
     assert_eq!(takes_over_after(Some(0)), 3);
     assert_eq!(takes_over_after(Some(5)), 7);
     assert_eq!(takes_over_after(None), 12);
-    // Nobody is heard: there is nothing to wait for.
+    // If no MASTER is heard, there is nothing to wait for.
     let mut alone = Host::new(settings(100));
     alone.input(Input::LacksFlows(true));
     alone.run(4 * SECOND);
@@ -262,9 +272,9 @@ fn a_master_gives_way_to_a_higher_priority_and_to_an_equal_one_with_a_higher_add
         if gives_way {
             assert_eq!(out, [Release, moved(State::Master, State::Backup, Why::Outranked(ip(from)))]);
             assert_eq!(host.machine.master().map(|master| master.address), Some(ip(from)));
-            assert_eq!(host.machine.lease(), 0);
+            assert_eq!(host.machine.lease(), Instant::ZERO);
         } else {
-            let lower = Output::Notice(Notice::LowerMaster { from: ip(from), priority });
+            let lower = Output::Contention(Contention::LowerMaster { from: ip(from), priority });
             assert_eq!(out, [Advertise(100), Announce, lower], "it must hear of us at once");
         }
     }
@@ -275,7 +285,7 @@ fn the_answer_to_a_lower_master_does_not_move_the_beat_and_a_storm_is_not_answer
     let mut host = Host::master(settings(100));
     host.now = host.machine.since() + 1500 * MS;
     host.input(Input::Timer);
-    let beat = host.machine.advert_at;
+    let due = beat(&host);
     let mut sent = 0;
     let mut announced = 0;
     for _ in 0..1000 {
@@ -284,22 +294,22 @@ fn the_answer_to_a_lower_master_does_not_move_the_beat_and_a_storm_is_not_answer
         sent += out.iter().filter(|output| matches!(output, Advertise(_))).count();
         announced += out.iter().filter(|output| **output == Announce).count();
     }
-    assert_eq!((sent, announced, host.machine.advert_at), (10, 1, beat));
-    // When it has fallen silent the segment is told once more.
+    assert_eq!((sent, announced, beat(&host)), (10, 1, due));
+    // When it has fallen silent, the segment is told once more.
     let all = host.run(SECOND / 2);
-    assert!(all.contains(&(SECOND / 2, Output::Notice(Notice::SplitHealed))), "{all:?}");
+    assert!(all.contains(&(SECOND / 2, Output::Contention(Contention::SplitHealed))), "{all:?}");
     assert!(all.contains(&(SECOND / 2, Announce)));
 }
 
 #[test]
-fn a_master_answers_a_resignation_with_an_advertisement_and_tells_the_segment_for_there_were_two() {
+fn a_master_answers_a_resignation_and_tells_the_segment_because_there_were_two_masters() {
     let mut host = Host::master(settings(100));
-    let two = Output::Notice(Notice::LowerMaster { from: ip(2), priority: 0 });
+    let two = Output::Contention(Contention::LowerMaster { from: ip(2), priority: 0 });
     assert_eq!(host.hear(2, 0), [Advertise(100), Announce, two]);
 }
 
 #[test]
-fn a_master_whose_addresses_were_claimed_resigns_when_it_gives_way_for_it_may_never_have_been_heard() {
+fn a_master_whose_addresses_were_claimed_resigns_when_it_gives_way_because_it_may_never_have_been_heard() {
     let mut host = Host::master(settings(100));
     assert_eq!(host.hear(2, 150)[0], Release, "it is preempted in order");
     let mut host = Host::master(settings(100));
@@ -308,22 +318,22 @@ fn a_master_whose_addresses_were_claimed_resigns_when_it_gives_way_for_it_may_ne
 }
 
 #[test]
-fn a_master_that_was_stopped_longer_than_its_lease_is_none_whatever_wakes_it() {
+fn a_master_that_was_stopped_longer_than_its_lease_steps_down_whatever_wakes_it() {
     let lapsed = [Release, moved(State::Master, State::Backup, Why::LeaseLapsed)];
-    let heard = Heard { source: ip(2), priority: 90, interval_ms: 1000, agreement: Agreement::Same };
+    let heard = Heard { source: ip(2), priority: 90, interval: SECOND, agreement: Agreement::Same };
     for input in [Input::Timer, Input::Heard(heard), Input::GiveAway, Input::Claimed, Input::Weight(0)] {
         let mut host = Host::master(settings(100));
         host.now += 10 * SECOND;
         assert_eq!(host.input(input), lapsed, "{input:?}");
-        assert_eq!(host.master_after() / MS, 3_609, "then it waits as anybody does");
+        assert_eq!(host.master_after().as_millis(), 3_609, "then it waits like any other");
     }
     let mut host = Host::master(settings(100));
     host.now += 2 * SECOND;
-    assert_eq!(host.input(Input::Timer), [Advertise(100)], "a shorter one is no matter");
+    assert_eq!(host.input(Input::Timer), [Advertise(100)], "a shorter stop does not matter");
 }
 
 #[test]
-fn without_a_word_sent_the_lease_is_not_longer() {
+fn only_a_sent_advertisement_extends_the_lease() {
     let mut host = Host::master(settings(100));
     let begin = host.machine.since();
     let mut out = Vec::new();
@@ -334,7 +344,7 @@ fn without_a_word_sent_the_lease_is_not_longer() {
 }
 
 #[test]
-fn what_is_given_away_stays_there_until_the_other_one_is_gone() {
+fn what_is_given_away_stays_away_until_the_other_router_is_gone() {
     let mut host = Host::master(settings(150));
     let given = host.input(Input::GiveAway);
     assert_eq!(given, [Advertise(0), Release, moved(State::Master, State::Backup, Why::GivenAway)]);
@@ -357,7 +367,7 @@ fn in_fault_nothing_is_heard_and_it_is_left_for_backup() {
     assert_eq!(host.hear(2, 0), []);
     let back = host.input(Input::Usable(Some(ip(1))));
     assert_eq!(back, [moved(State::Fault, State::Backup, Why::Recovered)]);
-    assert_eq!(host.master_after() / MS, 3_609);
+    assert_eq!(host.master_after().as_millis(), 3_609);
 }
 
 #[test]
@@ -369,7 +379,7 @@ fn it_ends_with_a_resignation_if_it_was_master() {
 }
 
 #[test]
-fn an_earlier_run_s_mastership_is_taken_up_without_a_word_but_the_advertisement() {
+fn the_mastership_of_an_earlier_run_is_continued_with_an_advertisement_and_nothing_else() {
     let mut host = Host::new(settings(100));
     let resumed = host.input(Input::Resume);
     assert_eq!(resumed, [Advertise(100), Hold, moved(State::Backup, State::Master, Why::Resumed)]);
@@ -379,10 +389,14 @@ fn an_earlier_run_s_mastership_is_taken_up_without_a_word_but_the_advertisement(
 #[test]
 fn of_two_owners_the_one_with_the_higher_address_gives_in_if_the_other_does_not() {
     let mut higher = Host::master(settings(255));
-    assert_eq!(higher.hear(0, 255), [Output::Notice(Notice::TwoOwners(ip(0)))]);
+    assert_eq!(higher.hear(0, 255), [Output::Contention(Contention::TwoOwners(ip(0)))]);
     higher.run(SECOND);
     higher.hear(0, 255);
-    assert_eq!(higher.machine.state(), State::Master, "it has to be heard twice before that can be expected");
+    assert_eq!(
+        higher.machine.state(),
+        State::Master,
+        "the other must have heard two advertisements before it can be expected to give in"
+    );
     higher.run(SECOND);
     higher.hear(0, 255);
     assert_eq!((higher.machine.state(), higher.machine.priority()), (State::Backup, 254));
@@ -391,7 +405,7 @@ fn of_two_owners_the_one_with_the_higher_address_gives_in_if_the_other_does_not(
     gave_in_to_us.hear(0, 255);
     gave_in_to_us.run(10 * SECOND);
     gave_in_to_us.hear(0, 255);
-    assert_eq!(gave_in_to_us.machine.priority(), 255, "each contest is one of its own");
+    assert_eq!(gave_in_to_us.machine.priority(), 255, "each contest starts from scratch");
 
     let mut lower = Host::master(settings(255));
     for _ in 0..10 {
@@ -402,15 +416,15 @@ fn of_two_owners_the_one_with_the_higher_address_gives_in_if_the_other_does_not(
 }
 
 #[test]
-fn a_claim_of_our_address_is_told_and_answered_once_a_second() {
+fn a_claim_of_our_address_is_reported_and_answered_once_a_second() {
     let mut host = Host::master(settings(100));
     host.run(SECOND);
-    assert_eq!(host.input(Input::Claimed), [Output::Notice(Notice::Claimed), Announce]);
-    assert_eq!(host.input(Input::Claimed), [Output::Notice(Notice::Claimed)]);
+    assert_eq!(host.input(Input::Claimed), [Output::Contention(Contention::Claimed), Announce]);
+    assert_eq!(host.input(Input::Claimed), [Output::Contention(Contention::Claimed)]);
 }
 
 #[test]
-fn a_master_that_is_configured_anew_says_so_at_once() {
+fn a_master_that_is_reconfigured_advertises_at_once() {
     let mut host = Host::master(settings(100));
     assert_eq!(host.machine.configure(settings(100), host.now), [], "nothing has changed");
     assert_eq!(host.machine.configure(settings(90), host.now), [Advertise(90)]);
@@ -418,7 +432,7 @@ fn a_master_that_is_configured_anew_says_so_at_once() {
 }
 
 #[test]
-fn the_next_process_goes_on_with_what_the_last_one_knew() {
+fn the_next_process_continues_with_what_the_last_one_knew() {
     // A BACKUP that has given its mastership away still yields.
     let mut first = Host::master(settings(150));
     first.input(Input::GiveAway);
@@ -436,18 +450,21 @@ fn the_next_process_goes_on_with_what_the_last_one_knew() {
     }
     assert_eq!(next.machine.past(), past, "it does not preempt");
 
-    // A MASTER comes back by its lease, as if nothing had been.
+    // A MASTER comes back by its lease, as if nothing had happened.
     let past = Host::master(settings(150)).machine.past();
-    let mut next = Host { machine: Machine::new(settings(150)), now: 2000 * SECOND };
+    let mut next = Host { machine: Machine::new(settings(150)), now: Instant::ZERO + 2000 * SECOND };
     next.machine.recall(past);
     next.input(Input::Usable(Some(ip(1))));
     next.input(Input::Resume);
     assert_eq!(next.machine.past(), past);
 
-    // Without its lease it is BACKUP: one change more, since now.
-    let mut next = Host { machine: Machine::new(settings(150)), now: 2000 * SECOND };
+    // Without its lease it is BACKUP: one more change, at this moment.
+    let mut next = Host { machine: Machine::new(settings(150)), now: Instant::ZERO + 2000 * SECOND };
     next.machine.recall(past);
     next.input(Input::Usable(Some(ip(1))));
     let now = next.machine.past();
-    assert_eq!((now.state, now.since, now.transitions), (State::Backup, 2000 * SECOND, past.transitions + 1));
+    assert_eq!(
+        (now.state, now.since, now.transitions),
+        (State::Backup, Instant::ZERO + 2000 * SECOND, past.transitions + 1)
+    );
 }

@@ -1,6 +1,8 @@
 use super::*;
 use v3::Dialect;
 
+const SECOND: Duration = Duration::from_secs(1);
+
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
@@ -15,7 +17,7 @@ fn expectation(version: VrrpVersion) -> Expectation {
         version,
         ipv4: true,
         password: (version == VrrpVersion::V2).then(|| v2::password("secret")),
-        interval_ms: 1000,
+        interval: SECOND,
         peers: BTreeSet::new(),
         addresses: set(&["10.0.1.100"]),
         own: Some(ip("10.0.1.1")),
@@ -26,7 +28,7 @@ fn voice(version: VrrpVersion) -> Voice {
     Voice {
         version,
         router: 51,
-        interval_ms: 1000,
+        interval: SECOND,
         password: (version == VrrpVersion::V2).then(|| v2::password("secret")),
         dialect: Dialect::PseudoHeader,
         addresses: vec![ip("10.0.1.100")],
@@ -34,13 +36,13 @@ fn voice(version: VrrpVersion) -> Voice {
     }
 }
 
-/// What a peer at 10.0.1.2 says, changed at will, and how it is judged.
+/// Judges what a peer at 10.0.1.2 sends, after a change to its bytes.
 fn judge(
     expectation: &Expectation,
     voice: &Voice,
     change: impl Fn(&mut Vec<u8>),
     hop_limit: u8,
-) -> Result<Heard, Refused> {
+) -> Result<Heard, RefusedAdvert> {
     let source = ip("10.0.1.2");
     let destination = voice.destinations(source)[0];
     let mut bytes = voice.advertisement(100, source, destination);
@@ -52,10 +54,10 @@ fn judge(
 const HEADER: usize = 20;
 
 #[test]
-fn what_a_peer_of_the_same_configuration_says_counts() {
+fn an_advertisement_of_a_peer_with_the_same_configuration_is_accepted() {
     for version in [VrrpVersion::V2, VrrpVersion::V3] {
         let heard = judge(&expectation(version), &voice(version), |_| {}, 255);
-        let expected = Heard { source: ip("10.0.1.2"), priority: 100, interval_ms: 1000, agreement: Agreement::Same };
+        let expected = Heard { source: ip("10.0.1.2"), priority: 100, interval: SECOND, agreement: Agreement::Same };
         assert_eq!(heard, Ok(expected));
         let rfc9568 = Voice { dialect: Dialect::MessageOnly, ..voice(version) };
         assert_eq!(judge(&expectation(version), &rfc9568, |_| {}, 255), Ok(expected));
@@ -98,7 +100,7 @@ fn every_rung_of_the_ladder_refuses_for_its_own_reason() {
 }
 
 #[test]
-fn multicast_and_unicast_do_not_mix_and_strangers_are_no_peers() {
+fn multicast_and_unicast_do_not_mix_and_strangers_are_not_peers() {
     let unicast = Expectation { peers: set(&["10.0.1.2"]), ..expectation(VrrpVersion::V3) };
     let stranger = Expectation { peers: set(&["10.0.1.3"]), ..expectation(VrrpVersion::V3) };
     let multicast = expectation(VrrpVersion::V3);
@@ -117,7 +119,7 @@ fn multicast_and_unicast_do_not_mix_and_strangers_are_no_peers() {
 }
 
 #[test]
-fn other_addresses_count_and_are_told_refused_or_not() {
+fn other_addresses_are_accepted_and_reported_whether_refused_or_not() {
     let with = |addresses: &[&str]| Voice {
         addresses: addresses.iter().map(|text| ip(text)).collect(),
         ..voice(VrrpVersion::V2)
@@ -133,12 +135,12 @@ fn other_addresses_count_and_are_told_refused_or_not() {
         assert_eq!(heard.map(|heard| heard.agreement), Ok(agreement));
         let other_password = Voice { password: Some(v2::password("other")), ..with(addresses) };
         let refused = judge(&expectation, &other_password, |_| {}, 255);
-        assert_eq!(refused, Err(Refused { why: Refusal::Password, agreement: Some(agreement) }));
+        assert_eq!(refused, Err(RefusedAdvert { why: Refusal::Password, agreement: Some(agreement) }));
     }
 }
 
 #[test]
-fn no_bytes_at_all_are_taken_for_an_advertisement_or_make_it_panic() {
+fn random_bytes_are_never_accepted_and_never_panic() {
     let mut state = 1_u64;
     for _ in 0..20_000 {
         let bytes: Vec<u8> = (0..state % 64)

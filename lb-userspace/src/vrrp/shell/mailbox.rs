@@ -1,6 +1,6 @@
-//! Queues between the thread that must not be late and those that may wait. The lock is held for moves of pointers only,
-//! but its holder may be an ordinary thread that does not get the CPU: so the real-time side never waits for it, and
-//! comes again a little later when it is taken.
+//! Queues between the thread that must not be late and those that may wait. The lock is only held
+//! while pointers are moved, but its holder may be an ordinary thread that does not get the CPU. So
+//! the real-time side never waits for the lock; if it is taken, it tries again a little later.
 
 use std::{
     collections::VecDeque,
@@ -19,12 +19,12 @@ pub struct Mailbox<T> {
 }
 
 impl<T> Mailbox<T> {
-    /// An empty one with room for so many.
+    /// An empty queue for up to `room` items.
     pub fn new(room: usize) -> io::Result<Mailbox<T>> {
         Ok(Mailbox { items: Mutex::new(VecDeque::with_capacity(room)), bell: Bell::new()?, room })
     }
 
-    /// Puts something in, waiting for the lock if it has to; `false`: it is full.
+    /// Appends an item, waiting for the lock if necessary. Returns `false` if the queue is full.
     pub fn post(&self, item: T) -> bool {
         let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = items.len() < self.room;
@@ -36,19 +36,20 @@ impl<T> Mailbox<T> {
         fits
     }
 
-    /// Takes everything out, waiting for the lock if it has to.
+    /// Takes all items, waiting for the lock if necessary.
     pub fn take(&self) -> Vec<T> {
-        // Hushed first: what is put in after that rings again.
+        // Hushed first: an item that arrives after this rings again.
         self.bell.hush();
         self.items.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
     }
 
-    /// Wakes whoever waits, with nothing to take.
+    /// Wakes the receiver without an item.
     pub fn ring(&self) {
         self.bell.ring();
     }
 
-    /// As [`post`](Self::post), for as many as there are; without waiting. `false`: come again.
+    /// Appends items until the queue is full, without waiting. Returns `false` if any are left: try
+    /// again.
     pub fn try_post(&self, from: &mut VecDeque<T>) -> bool {
         if from.is_empty() {
             return true;
@@ -64,7 +65,7 @@ impl<T> Mailbox<T> {
         from.is_empty()
     }
 
-    /// As [`take`](Self::take), without waiting. Nothing: come again.
+    /// Takes all items without waiting. `None`: the lock is taken, try again.
     pub fn try_take(&self) -> Option<Vec<T>> {
         self.bell.hush();
         Some(self.try_lock()?.drain(..).collect())
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_in_rings_and_comes_out_in_order_and_no_more_than_there_is_room_for() {
+    fn an_item_rings_items_come_out_in_order_and_no_more_fit_than_there_is_room_for() {
         let mailbox = Mailbox::new(3).unwrap();
         assert!(!rings(&mailbox));
         assert_eq!([1, 2, 3, 4].map(|item| mailbox.post(item)), [true, true, true, false]);
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn while_another_holds_the_lock_nobody_waits_who_must_not() {
+    fn while_the_lock_is_taken_the_side_that_must_not_wait_does_not() {
         let mailbox = Mailbox::new(3).unwrap();
         let held = mailbox.items.lock().unwrap();
         assert_eq!(mailbox.try_take(), None);

@@ -1,12 +1,12 @@
 //! VRRP on the real host. Three kinds of threads:
 //!
 //! ```text
-//! daemon ──orders──▶ vrrp ──────────orders──▶ vrrp-net     addresses, links, sockets: whatever may wait for the kernel
-//!        ◀─events───  real-time, memory   ◀──facts──
+//! daemon ──orders──▶ vrrp ──────────orders──▶ vrrp-net     addresses, links, sockets: all that may
+//!        ◀─events───  real-time, memory   ◀──facts──       wait for the kernel
 //!                     locked, never waits ◀──facts── scripts, one thread each
 //! ```
-//! The thread `vrrp` reads its sockets, runs the machines, sends, and renews leases by a store to mapped memory. It asks
-//! for no lock that it would have to wait for, writes no log, starts no process and adds no address.
+//! The thread `vrrp` reads its sockets, runs the machines, sends, and renews leases by a store to
+//! mapped memory. It never waits for a lock, writes no log, starts no process and adds no address.
 
 mod instance;
 mod mailbox;
@@ -27,44 +27,45 @@ use anyhow::{Context, Result};
 use tokio::sync::oneshot;
 
 use super::{
-    report::{Remembered, Report},
+    messages::InstanceEvent,
+    report::{InstanceReport, Remembered},
     setup::Setup,
-    tell::Event,
 };
 use crate::{
     sys::{netlink::Interface, raw_ip::RawIp, readiness::Readiness},
     tables::Tables,
 };
 use mailbox::Mailbox;
+use network::NetworkOrder;
 use scripts::{Notify, Scripts};
 use thread::Thread;
 
-/// What the thread is told to do.
-enum Order {
-    /// These instances and no others; whoever waits is told when the reports are about them.
+/// What the thread has to do.
+enum ThreadOrder {
+    /// Run these instances and no others, and answer when the reports are about them.
     Configure(Vec<Setup>, oneshot::Sender<()>),
-    /// Something is known of the host.
+    /// Take note of something about the host.
     Fact(Fact),
     /// An operator gives an instance's mastership away.
     GiveAway(Arc<str>),
-    /// The end: in order, or with everything left as it is for the next process.
+    /// End in order; or leave everything as it is for the next process.
     End {
-        /// Leave it.
+        /// Whether another process takes over.
         hand_over: bool,
     },
 }
 
-/// Something that is known of the host.
+/// Something about the host.
 pub enum Fact {
-    /// The interfaces that are wanted and exist; those that forward IPv6.
+    /// The interfaces that are wanted and exist, and whether they forward IPv6.
     Interfaces(Vec<(Interface, bool)>),
-    /// A socket on an interface was opened, or why not.
+    /// A socket on an interface was opened, or could not be.
     Socket {
         /// The interface.
         interface: String,
-        /// For which family.
+        /// For IPv4, or else IPv6.
         ipv4: bool,
-        /// The socket.
+        /// The socket, or the error.
         socket: Result<RawIp, String>,
     },
     /// Why the datapath fails, if it does.
@@ -77,40 +78,40 @@ pub enum Fact {
     Script {
         /// The instance.
         instance: Arc<str>,
-        /// Which of its scripts.
+        /// The script's position in its list.
         number: usize,
-        /// Whether it ended with 0 in time.
+        /// Whether it ended in time with exit code 0.
         passed: bool,
     },
-    /// The addresses of an instance were put on the interface, or why not.
+    /// The addresses of an instance were put on the interface, or could not be.
     Held {
         /// The instance.
         instance: Arc<str>,
-        /// What came of it.
+        /// The error, if there was one.
         result: Result<(), String>,
     },
-    /// Addresses were taken from an interface, or why not.
+    /// Addresses were taken off an interface, or could not be.
     Released {
-        /// Which.
+        /// The addresses.
         addresses: Vec<std::net::IpAddr>,
-        /// What came of it.
+        /// The error, if there was one.
         result: Result<(), String>,
     },
 }
 
 /// What the threads share.
 struct Shared {
-    orders: Mailbox<Order>,
-    events: Mailbox<Event>,
-    network: Mailbox<network::Order>,
-    reports: Mutex<Arc<Vec<Report>>>,
+    orders: Mailbox<ThreadOrder>,
+    events: Mailbox<InstanceEvent>,
+    network: Mailbox<NetworkOrder>,
+    reports: Mutex<Arc<Vec<InstanceReport>>>,
 }
 
-/// Orders and facts that may wait.
+/// The most orders that wait for a thread.
 const ORDERS: usize = 256;
-/// Events that may wait for the daemon.
+/// The most events that wait for the daemon.
 const EVENTS: usize = 256;
-/// How long the end may take: addresses are removed in it.
+/// How long the end may take, in which addresses are removed.
 const FAREWELL: Duration = Duration::from_secs(3);
 
 /// The instances of this host, running.
@@ -120,13 +121,14 @@ pub struct Router {
     news: Readiness,
     scripts: Scripts,
     notify: Notify,
-    /// What `notify` calls, by instance.
+    /// The programs of `notify`, by instance.
     programs: BTreeMap<Arc<str>, PathBuf>,
 }
 
 impl Router {
-    /// Starts the threads, without an instance yet. `facts` is what is known of the host already, `remembered` what another
-    /// process of this daemon has left. Inside a tokio runtime.
+    /// Starts the threads, without an instance yet. `facts` is what is already known of the host,
+    /// `remembered` what another process of this daemon has left. Must be called inside a tokio
+    /// runtime.
     pub fn start(tables: Arc<Tables>, facts: Vec<Fact>, remembered: Vec<Remembered>) -> Result<Router> {
         let shared = Arc::new(Shared {
             orders: Mailbox::new(ORDERS)?,
@@ -135,7 +137,7 @@ impl Router {
             reports: Mutex::default(),
         });
         for fact in facts {
-            shared.orders.post(Order::Fact(fact));
+            shared.orders.post(ThreadOrder::Fact(fact));
         }
         let network = network::start(shared.clone()).context("cannot start the thread vrrp-net")?;
         let thread = Thread::new(shared.clone(), tables, remembered, network)?;
@@ -150,57 +152,59 @@ impl Router {
         })
     }
 
-    /// These instances and no others, from now on. What it gives is ready when [`reports`](Self::reports) are about them.
+    /// Runs these instances and no others. The receiver hears when [`reports`](Self::reports) are
+    /// about them.
     pub fn configure(&mut self, setups: Vec<Setup>) -> oneshot::Receiver<()> {
         self.scripts.run(&setups, &self.shared);
         self.programs = setups.iter().filter_map(|setup| Some((setup.name.clone(), setup.notify.clone()?))).collect();
         let (done, configured) = oneshot::channel();
-        self.shared.orders.post(Order::Configure(setups, done));
+        self.shared.orders.post(ThreadOrder::Configure(setups, done));
         configured
     }
 
-    /// Something is known of the host.
+    /// Passes on something about the host.
     pub fn fact(&self, fact: Fact) {
-        self.shared.orders.post(Order::Fact(fact));
+        self.shared.orders.post(ThreadOrder::Fact(fact));
     }
 
-    /// Gives an instance's mastership away; [`reports`](Self::reports) say what comes of it.
+    /// Gives an instance's mastership away; [`reports`](Self::reports) show the outcome.
     pub fn give_away(&self, instance: &Arc<str>) {
-        self.shared.orders.post(Order::GiveAway(instance.clone()));
+        self.shared.orders.post(ThreadOrder::GiveAway(instance.clone()));
     }
 
-    /// Where to look how the instances stand.
+    /// Access to the state of the instances.
     pub fn reports(&self) -> Reports {
         Reports(self.shared.clone())
     }
 
-    /// Waits for events. An error: the thread has ended by itself, which it never should. May be dropped while it waits.
-    pub async fn events(&self) -> Result<Vec<Event>> {
+    /// Waits for events. Fails if the thread has ended by itself, which it never should. Safe to
+    /// cancel.
+    pub async fn events(&self) -> Result<Vec<InstanceEvent>> {
         let mut ready = self.news.readable().await?;
         ready.clear_ready();
         let events = self.shared.events.take();
         self.notify.call(&self.programs, &events);
         if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
-            anyhow::bail!("the thread of VRRP has ended");
+            anyhow::bail!("the VRRP thread has ended");
         }
         Ok(events)
     }
 
-    /// Ends in order: the last word, the addresses removed, the leases too. Gives the last events.
-    pub fn end(self) -> Vec<Event> {
+    /// Ends in order: resigns, and removes addresses and leases. Returns the last events.
+    pub fn end(self) -> Vec<InstanceEvent> {
         self.finish(false)
     }
 
-    /// Ends without a word: another process goes on where this one was.
-    pub fn hand_over(self) -> Vec<Event> {
+    /// Ends without resigning: another process continues where this one was.
+    pub fn hand_over(self) -> Vec<InstanceEvent> {
         self.finish(true)
     }
 
-    fn finish(mut self, hand_over: bool) -> Vec<Event> {
-        self.shared.orders.post(Order::End { hand_over });
+    fn finish(mut self, hand_over: bool) -> Vec<InstanceEvent> {
+        self.shared.orders.post(ThreadOrder::End { hand_over });
         self.scripts.stop();
         if let Some(thread) = self.thread.take() {
-            // A thread that has panicked has said so.
+            // If the thread panicked, it has said so.
             _ = thread.join();
         }
         let events = self.shared.events.take();
@@ -210,12 +214,12 @@ impl Router {
     }
 }
 
-/// How the instances stand, for whoever asks now and then.
+/// The state of the instances; may outlive the router.
 pub struct Reports(Arc<Shared>);
 
 impl Reports {
-    /// At this moment, or a thousandth of a second ago.
-    pub fn now(&self) -> Arc<Vec<Report>> {
+    /// The state now, or up to a millisecond ago.
+    pub fn now(&self) -> Arc<Vec<InstanceReport>> {
         self.0.reports.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -1,5 +1,5 @@
-//! The thread `vrrp-net`: addresses, links and sockets. Each of these calls may wait for the kernel's lock on network
-//! configuration, which others hold for as long as they like.
+//! The thread `vrrp-net`: addresses, links and sockets. Each of these calls may wait for the kernel's
+//! lock on network configuration, which other processes can hold for any length of time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
-use super::{Fact, Shared};
+use super::{Fact, Shared, ThreadOrder};
 use crate::{
     sys::{
         netlink::{Addresses, Interface},
@@ -22,52 +22,52 @@ use crate::{
     vrrp::wire,
 };
 
-/// What this thread is told to do.
-pub enum Order {
-    /// These interfaces matter, and these sockets are to be open on them.
+/// What this thread has to do.
+pub enum NetworkOrder {
+    /// Watch these interfaces, and open these sockets on them.
     Watch(Wanted),
     /// Put an instance's addresses on its interface, and keep them there.
     Hold {
-        /// The instance.
+        /// The instance's name.
         instance: Arc<str>,
-        /// Where.
+        /// The interface.
         interface: String,
-        /// What.
+        /// The addresses.
         addresses: Vec<IpNet>,
     },
-    /// Take addresses away, if they are there.
+    /// Take addresses off an interface, if they are there.
     Release {
-        /// Where.
+        /// The interface.
         interface: String,
-        /// What.
+        /// The addresses.
         addresses: Vec<IpAddr>,
     },
-    /// Close a socket that is not used any more.
+    /// Close a socket that is no longer used.
     Close(RawIp),
-    /// The end.
+    /// End, after all orders before.
     End,
 }
 
-/// What matters.
+/// What the instances need.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// Interfaces by name.
+    /// The names of interfaces.
     pub interfaces: BTreeSet<String>,
-    /// Sockets: interface, whether IPv4, whether in the multicast group.
+    /// Sockets: interface, whether for IPv4, whether in the multicast group.
     pub sockets: BTreeSet<(String, bool, bool)>,
 }
 
-/// Starts the thread. The receiver hears when it has done everything and ended.
+/// Starts the thread. The receiver hears when the thread has carried out all orders and ended.
 pub fn start(shared: Arc<Shared>) -> Result<mpsc::Receiver<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (done, ended) = mpsc::channel();
     let run = move || {
         runtime.block_on(async {
             if let Err(error) = run(&shared).await {
-                log::error!("VRRP cannot see or change addresses any more: {error:#}");
+                log::error!("VRRP can no longer read or change addresses: {error:#}");
             }
         });
-        // Nobody waits if the other thread has ended first.
+        // The other thread may have ended first.
         _ = done.send(());
     };
     std::thread::Builder::new().name("vrrp-net".into()).spawn(run)?;
@@ -82,7 +82,7 @@ async fn run(shared: &Shared) -> Result<()> {
         known: Vec::new(),
         open: BTreeMap::new(),
         held: BTreeMap::new(),
-        told: String::new(),
+        logged: String::new(),
     };
     let orders = Readiness::of(shared.network.as_fd())?;
     loop {
@@ -110,72 +110,72 @@ struct Work<'a> {
     addresses: Addresses,
     wanted: Wanted,
     known: Vec<Interface>,
-    /// Sockets that were opened: on which number of the interface, and whether in the group.
+    /// The open sockets: the interface's number, and whether in the multicast group.
     open: BTreeMap<(String, bool), (u32, bool)>,
-    /// Addresses that are to stay, by interface.
+    /// The addresses to keep on each interface.
     held: BTreeMap<(String, IpAddr), IpNet>,
-    /// The last thing that went wrong, so that it is told once.
-    told: String,
+    /// The last trouble, so that it is logged once.
+    logged: String,
 }
 
 impl Work<'_> {
-    fn tell(&self, fact: Fact) {
-        self.shared.orders.post(super::Order::Fact(fact));
+    fn post(&self, fact: Fact) {
+        self.shared.orders.post(ThreadOrder::Fact(fact));
     }
 
-    /// `false`: it was the last one.
-    async fn order(&mut self, order: Order) -> bool {
+    /// Carries out an order. Returns `false` after the last one.
+    async fn order(&mut self, order: NetworkOrder) -> bool {
         match order {
-            Order::Watch(wanted) => {
+            NetworkOrder::Watch(wanted) => {
                 self.wanted = wanted;
                 self.look().await;
             }
-            Order::Hold { instance, interface, addresses } => {
+            NetworkOrder::Hold { instance, interface, addresses } => {
                 for address in &addresses {
                     self.held.insert((interface.clone(), address.addr()), *address);
                 }
                 let result = self.add(&interface, &addresses).await;
-                self.tell(Fact::Held { instance, result: result.map_err(|error| format!("{error:#}")) });
+                self.post(Fact::Held { instance, result: result.map_err(|error| format!("{error:#}")) });
             }
-            Order::Release { interface, addresses } => {
+            NetworkOrder::Release { interface, addresses } => {
                 for address in &addresses {
                     self.held.remove(&(interface.clone(), *address));
                 }
                 let result = self.remove(&interface, &addresses).await;
-                self.tell(Fact::Released { addresses, result: result.map_err(|error| format!("{error:#}")) });
+                self.post(Fact::Released { addresses, result: result.map_err(|error| format!("{error:#}")) });
             }
-            Order::Close(socket) => drop(socket),
-            Order::End => return false,
+            NetworkOrder::Close(socket) => drop(socket),
+            NetworkOrder::End => return false,
         }
         true
     }
 
-    /// Whether news are about something that matters.
+    /// Whether a change on this interface matters here.
     fn concerns(&self, ifindex: Option<u32>) -> bool {
         let Some(ifindex) = ifindex else { return true };
         let is_known = self.known.iter().any(|interface| interface.ifindex == ifindex);
-        // One that is new, or has got another name.
+        // An interface that is new, or has a new name.
         is_known || crate::sys::netdev::name_of(ifindex).is_ok_and(|name| self.wanted.interfaces.contains(&name))
     }
 
-    /// Reads what there is, opens what is missing, and tells.
+    /// Reads the interfaces, opens the sockets that are missing, and reports.
     async fn look(&mut self) {
         match self.addresses.interfaces(&self.wanted.interfaces).await {
             Ok(known) => self.known = known,
-            // What is known stays, until the next news.
+            // What is known stays until the next change.
             Err(error) => return self.trouble(format!("{error:#}")),
         }
         self.open_sockets();
         self.put_back().await;
         let forwards = |name: &str| sysctl(&format!("ipv6/conf/{name}/forwarding")).is_some_and(|value| value > 0);
         let interfaces = self.known.iter().map(|interface| (interface.clone(), forwards(&interface.name)));
-        self.tell(Fact::Interfaces(interfaces.collect()));
+        self.post(Fact::Interfaces(interfaces.collect()));
     }
 
     fn trouble(&mut self, what: String) {
-        if self.told != what {
+        if self.logged != what {
             log::warn!("VRRP: {what}");
-            self.told = what;
+            self.logged = what;
         }
     }
 
@@ -201,15 +201,16 @@ impl Work<'_> {
                 self.open.insert(key, (interface.ifindex, *multicast));
             }
             let socket = socket.map_err(|error| format!("cannot open a socket on {name}: {error}"));
-            self.tell(Fact::Socket { interface: name.clone(), ipv4: *ipv4, socket });
+            self.post(Fact::Socket { interface: name.clone(), ipv4: *ipv4, socket });
         }
     }
 
-    /// Addresses that somebody else has taken away.
+    /// Puts back the addresses that somebody else has taken off.
     async fn put_back(&mut self) {
         let is_there = |name: &str, address: &IpAddr| {
             let interface = self.known.iter().find(|interface| interface.name == name);
-            // IPv6 addresses of ours are deprecated, which is not listed: ask the kernel, which says if it is there.
+            // Our IPv6 addresses are deprecated, and deprecated ones are not listed: adding one
+            // again shows whether it is there.
             address.is_ipv4() && interface.is_some_and(|it| it.addresses.iter().any(|found| found.addr() == *address))
         };
         let missing: Vec<_> = self
@@ -219,7 +220,7 @@ impl Work<'_> {
             .map(|((name, _), address)| (name.clone(), *address))
             .collect();
         for (name, address) in missing {
-            // Where the interface is gone or down the instance learns of that by itself.
+            // If the interface is gone or down, the instance learns of that by itself.
             if let Err(error) = self.add(&name, &[address]).await {
                 log::debug!("{error:#}");
             }
@@ -240,7 +241,7 @@ impl Work<'_> {
     }
 
     async fn remove(&self, interface: &str, addresses: &[IpAddr]) -> Result<()> {
-        // With the interface its addresses are gone.
+        // If the interface is gone, so are its addresses.
         let Ok(ifindex) = self.ifindex(interface) else { return Ok(()) };
         for address in addresses {
             self.addresses.remove(ifindex, *address).await.with_context(|| format!("interface {interface}"))?;
@@ -253,9 +254,11 @@ impl Work<'_> {
     }
 }
 
-/// An interface answers only for addresses of its own, and the host's own ARP requests carry an address that nobody asked
-/// it to lend: else another interface would answer for an address whose lease has run out, and the host would go on to
-/// tell the segment that it is here. For all interfaces (kube-proxy's `strictARP` sets the same), those to come too.
+/// Makes every interface answer only for addresses of its own (`arp_ignore`), and the host's ARP
+/// requests carry only an address of the sending interface (`arp_announce`). Otherwise another
+/// interface would answer for an address whose lease has run out, and the host would keep telling
+/// the segment that the address is here. Applies to all interfaces, later ones included; kube-proxy's
+/// `strictARP` sets the same.
 fn restrain_arp() -> Result<()> {
     for (name, least) in [("ipv4/conf/all/arp_ignore", 1), ("ipv4/conf/all/arp_announce", 2)] {
         if sysctl(name).is_none_or(|value| value < least) {

@@ -1,5 +1,5 @@
-//! The operator's programs: `track_script`, one thread each, and `notify`, one thread for all. They may hang, fork and
-//! take as long as they like: it is their own thread that waits, and not for ever.
+//! The operator's programs: `track_script`, one thread each, and `notify`, one thread for all. A
+//! program may hang or fork: only its own thread waits for it, and not for ever.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Fact, Order, Shared};
+use super::{Fact, Shared, ThreadOrder};
 use crate::{
     config::model::TrackScript,
     sys::{
@@ -22,12 +22,12 @@ use crate::{
         wake::{self, Bell},
     },
     vrrp::{
+        messages::{self, InstanceEvent, Occurrence, Trouble},
         setup::Setup,
-        tell::{self, Event, Trouble, What},
     },
 };
 
-/// The scripts that run: by instance and place in its list.
+/// The scripts that run, by instance and position in its list.
 #[derive(Default)]
 pub struct Scripts(BTreeMap<(Arc<str>, usize), Running>);
 
@@ -43,7 +43,7 @@ impl Drop for Running {
 }
 
 impl Scripts {
-    /// Starts those that are new and stops those that are gone.
+    /// Starts the scripts that are new and stops those that are gone.
     pub fn run(&mut self, setups: &[Setup], shared: &Arc<Shared>) {
         let mut running = std::mem::take(&mut self.0);
         for setup in setups {
@@ -59,7 +59,7 @@ impl Scripts {
         }
     }
 
-    /// Stops all of them.
+    /// Stops all scripts.
     pub fn stop(&mut self) {
         self.0.clear();
     }
@@ -68,13 +68,13 @@ impl Scripts {
 fn start(key: (Arc<str>, usize), script: TrackScript, shared: Arc<Shared>) -> io::Result<Running> {
     let stop = Arc::new(Bell::new()?);
     let running = Running { script: script.clone(), stop: stop.clone() };
-    let run = move || again_and_again(key, &script, &shared, &stop);
+    let run = move || repeat(key, &script, &shared, &stop);
     std::thread::Builder::new().name("vrrp-script".into()).spawn(run)?;
     Ok(running)
 }
 
-fn again_and_again((instance, number): (Arc<str>, usize), script: &TrackScript, shared: &Shared, stop: &Bell) {
-    let mut told = String::new();
+fn repeat((instance, number): (Arc<str>, usize), script: &TrackScript, shared: &Shared, stop: &Bell) {
+    let mut reported = String::new();
     loop {
         let began = Instant::now();
         let outcome = program::run(&mut Command::new(&script.command), script.timeout, stop);
@@ -82,13 +82,13 @@ fn again_and_again((instance, number): (Arc<str>, usize), script: &TrackScript, 
             return;
         }
         let passed = matches!(outcome, Outcome::Succeeded);
-        shared.orders.post(Order::Fact(Fact::Script { instance: instance.clone(), number, passed }));
+        shared.orders.post(ThreadOrder::Fact(Fact::Script { instance: instance.clone(), number, passed }));
         let trouble = trouble(script, &outcome);
-        if !trouble.is_empty() && trouble != told {
-            let what = What::Trouble(Trouble::Script(trouble.clone()));
-            shared.events.post(Event { instance: instance.clone(), what });
+        if !trouble.is_empty() && trouble != reported {
+            let what = Occurrence::Trouble(Trouble::Script(trouble.clone()));
+            shared.events.post(InstanceEvent { instance: instance.clone(), what });
         }
-        told = trouble;
+        reported = trouble;
         let rest = script.interval.saturating_sub(began.elapsed());
         if wake::wait(&[stop.as_fd()], Some(rest)).is_ok_and(|ready| ready[0]) {
             return;
@@ -96,7 +96,7 @@ fn again_and_again((instance, number): (Arc<str>, usize), script: &TrackScript, 
     }
 }
 
-/// What is wrong with a script that did not simply say no.
+/// What is wrong with a script that neither passed nor failed; empty: nothing.
 fn trouble(script: &TrackScript, outcome: &Outcome) -> String {
     let name = script.command.display();
     match outcome {
@@ -108,7 +108,7 @@ fn trouble(script: &TrackScript, outcome: &Outcome) -> String {
     }
 }
 
-/// Calls that may wait.
+/// The most calls that wait.
 const CALLS: usize = 64;
 /// How long a call may take.
 const CALL: Duration = Duration::from_secs(10);
@@ -118,7 +118,7 @@ struct Call {
     arguments: [String; 3],
 }
 
-/// The thread that calls `notify`, in the order of the changes.
+/// The thread that calls `notify`, in the order of the changes of state.
 pub struct Notify {
     calls: SyncSender<Call>,
     stop: Arc<Bell>,
@@ -133,7 +133,7 @@ impl Notify {
         let stopped = stop.clone();
         let run = move || {
             serve(&called, &stopped);
-            // Nobody may wait for it.
+            // The receiver may be gone.
             _ = end.send(());
         };
         std::thread::Builder::new().name("vrrp-notify".into()).spawn(run)?;
@@ -141,22 +141,23 @@ impl Notify {
     }
 
     /// Queues the calls for changes of state.
-    pub fn call(&self, programs: &BTreeMap<Arc<str>, PathBuf>, events: &[Event]) {
+    pub fn call(&self, programs: &BTreeMap<Arc<str>, PathBuf>, events: &[InstanceEvent]) {
         for event in events {
-            let (What::Moved { to, priority, .. }, Some(program)) = (&event.what, programs.get(&event.instance)) else {
+            let (Occurrence::Moved { to, priority, .. }, Some(program)) = (&event.what, programs.get(&event.instance))
+            else {
                 continue;
             };
-            let arguments = [event.instance.to_string(), tell::name(*to).to_owned(), priority.to_string()];
+            let arguments = [event.instance.to_string(), messages::state_name(*to).to_owned(), priority.to_string()];
             if self.calls.try_send(Call { program: program.clone(), arguments }).is_err() {
-                log::warn!("notify {} is not called: {CALLS} calls wait already", program.display());
+                log::warn!("notify {} is not called: {CALLS} calls are waiting", program.display());
             }
         }
     }
 
-    /// What was queued is still called, for as long as there is time.
+    /// Makes the calls that are queued, within `time`.
     pub fn finish(self, time: Duration) {
         drop(self.calls);
-        // Late or not: the bell ends what still runs.
+        // In time or not, the bell ends a program that still runs.
         _ = self.ended.recv_timeout(time);
         self.stop.ring();
     }
@@ -167,7 +168,7 @@ fn serve(calls: &Receiver<Call>, stop: &Bell) {
         match program::run(Command::new(&call.program).args(&call.arguments), CALL, stop) {
             Outcome::Stopped => return,
             Outcome::Succeeded => {}
-            Outcome::Failed => log::warn!("notify {} has failed", call.program.display()),
+            Outcome::Failed => log::warn!("notify {} failed", call.program.display()),
             Outcome::TimedOut => log::warn!("notify {} was killed after {CALL:?}", call.program.display()),
             Outcome::NotStarted(error) => log::warn!("notify {} cannot be started: {error}", call.program.display()),
         }

@@ -1,5 +1,6 @@
-//! Two to five routers over virtual time: loss, delay, duplicates, partitions, pauses, crashes and restarts, then peace.
-//! Every run is made from one number, the seed; a run that fails prints it, and `EVENKEEL_SEED=N` repeats it alone.
+//! Two to five routers over virtual time: loss, delay, duplicates, partitions, pauses, crashes and
+//! restarts, then peace. Every run derives from one number, the seed. A run that fails prints its
+//! seed, and `EVENKEEL_SEED=N` repeats that run alone.
 
 mod network;
 mod random;
@@ -9,7 +10,7 @@ use random::Random;
 
 use super::machine::State;
 
-/// Runs a case with many seeds, or with the one that is asked for.
+/// Runs a case with many seeds, or with the one in `EVENKEEL_SEED`.
 fn with_seeds(count: u64, case: impl Fn(u64)) {
     if let Some(seed) = std::env::var("EVENKEEL_SEED").ok().and_then(|seed| seed.parse().ok()) {
         return case(seed);
@@ -20,7 +21,7 @@ fn with_seeds(count: u64, case: impl Fn(u64)) {
     }
 }
 
-/// What may happen to a network in one step of trouble.
+/// One step of trouble.
 fn trouble(network: &mut Network, random: &mut Random) {
     let host = random.below(network.hosts.len() as u64) as usize;
     match random.below(12) {
@@ -38,7 +39,7 @@ fn trouble(network: &mut Network, random: &mut Random) {
     }
 }
 
-/// Ten intervals and the longest wait there can be: by then everything that was to happen has happened.
+/// Runs for longer than the longest wait, so that everything that has to happen has happened.
 fn settle(network: &mut Network) {
     let time = network.longest_wait();
     network.run(time);
@@ -53,11 +54,11 @@ fn after_any_trouble_there_is_exactly_one_master_in_every_partition() {
         let mut network = Network::any(&mut random);
         network.conduct = Conduct { loss: random.below(40), duplicates: random.below(20) };
         for _ in 0..random.within(3, 25) {
-            let time = random.below(network.interval() * 6);
+            let time = random.time_below(network.interval() * 6);
             network.run(time);
             trouble(&mut network, &mut random);
         }
-        // Peace: everybody is there, and nothing is lost any more. The network may stay in parts.
+        // Peace: all hosts run, and nothing is lost. The network may stay partitioned.
         network.conduct = Conduct::default();
         if random.chance(2, 3) {
             network.heal();
@@ -81,16 +82,17 @@ fn after_any_trouble_there_is_exactly_one_master_in_every_partition() {
     });
 }
 
-/// Nothing is lost: whoever is stopped or killed no longer answers for the address before somebody else does. (Not so if
-/// it dies in the very moment in which two of them find out who is better: the loser does not hear it any more, and its
-/// lease runs to its end. Preemption is such a moment too.)
+/// As long as no packet is lost, a host that is stopped or killed stops answering for the address
+/// before another host begins to. The exception is a host that dies at the very moment in which two
+/// masters find out which of them ranks higher: the lower one no longer hears it, and its lease runs
+/// to its end. Preemption is such a moment too.
 #[test]
 fn two_leases_never_hold_at_once_longer_than_a_packet_travels() {
     with_seeds(1000, |seed| {
         let mut random = Random::new(seed);
         let mut network = Network::without_preemption(&mut random);
         for _ in 0..random.within(3, 20) {
-            let time = random.below(network.interval() * 8);
+            let time = random.time_below(network.interval() * 8);
             network.run(time);
             let host = random.below(network.hosts.len() as u64) as usize;
             if network.leases().len() > 1 {
@@ -105,7 +107,7 @@ fn two_leases_never_hold_at_once_longer_than_a_packet_travels() {
             }
         }
         let (overlap, travel) = (network.longest_overlap(), network.longest_delay());
-        assert!(overlap <= travel, "seed {seed}: {overlap} ns, a packet travels {travel} ns at most\n{network:#?}");
+        assert!(overlap <= travel, "seed {seed}: {overlap:?}, a packet travels {travel:?} at most\n{network:#?}");
     });
 }
 
@@ -124,7 +126,7 @@ fn a_master_that_is_stopped_and_wakes_changes_hands_exactly_once_back_or_not_at_
             network.resume(0);
             network.run(10 * network.interval());
             assert_eq!(network.hosts[0].state(), back, "seed {seed}");
-            // The sleeper steps down when it wakes; where it preempts both change once more.
+            // The sleeper steps down when it wakes; if it preempts, both change once more.
             assert_eq!(network.transitions(), if preempt { 3 } else { 1 }, "seed {seed}");
         });
     }

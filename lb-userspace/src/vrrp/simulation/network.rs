@@ -5,21 +5,24 @@ use std::{
     collections::{BTreeSet, BinaryHeap},
     fmt,
     net::IpAddr,
+    time::Duration,
 };
+
+use lb_common::time::Instant;
 
 use super::random::Random;
 use crate::{
     config::model::VrrpVersion,
     vrrp::{
-        group::Instances,
+        group::Machines,
         machine::{Input, Output, Settings, State},
         receive::{Expectation, Voice},
         wire::{ipv4, v3::Dialect},
     },
 };
 
-const MILLISECOND: u64 = 1_000_000;
-const SECOND: u64 = 1000 * MILLISECOND;
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
 
 /// How the network treats packets, in percent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,24 +34,22 @@ pub struct Conduct {
 /// One host with one instance, or a group of two.
 pub struct Host {
     settings: Settings,
-    instances: Option<Instances>,
+    machines: Option<Machines>,
     paused: bool,
     usable: bool,
     weight: i32,
     given_away: bool,
-    /// What came while it was paused.
+    /// Packets that arrived while it was paused.
     socket: Vec<(usize, IpAddr, Vec<u8>)>,
-    /// What stands in the map: until when the host answers for the address. It outlives the process.
-    leases: [u64; 2],
+    /// As in the kernel program's map: until when the host answers for the address. It outlives the
+    /// process.
+    leases: [Instant; 2],
     transitions: u64,
 }
 
 impl Host {
     pub fn state(&self) -> State {
-        self.instances
-            .as_ref()
-            .and_then(|instances| instances.machine(0))
-            .map_or(State::Init, |machine| machine.state())
+        self.machines.as_ref().and_then(|machines| machines.machine(0)).map_or(State::Init, |machine| machine.state())
     }
 }
 
@@ -64,14 +65,14 @@ pub struct Network {
     pub conduct: Conduct,
     version: VrrpVersion,
     members: usize,
-    now: u64,
+    now: Instant,
     random: Random,
-    /// Which part of the segment each host is in.
+    /// The part of the segment that each host is in.
     part: Vec<u8>,
     flights: Vec<Option<InFlight>>,
-    arrivals: BinaryHeap<Reverse<(u64, usize)>>,
-    overlap_since: Option<u64>,
-    longest_overlap: u64,
+    arrivals: BinaryHeap<Reverse<(Instant, usize)>>,
+    overlap_since: Option<Instant>,
+    longest_overlap: Duration,
     history: Vec<String>,
 }
 
@@ -90,13 +91,13 @@ impl Network {
         let count = settings.len();
         let host = |settings| Host {
             settings,
-            instances: None,
+            machines: None,
             paused: false,
             usable: true,
             weight: 0,
             given_away: false,
             socket: Vec::new(),
-            leases: [0; 2],
+            leases: [Instant::ZERO; 2],
             transitions: 0,
         };
         let mut network = Network {
@@ -104,20 +105,20 @@ impl Network {
             conduct: Conduct::default(),
             version,
             members,
-            now: 1000 * SECOND,
+            now: Instant::ZERO + 1000 * SECOND,
             random: Random::new(random.below(u64::MAX)),
             part: vec![0; count],
             flights: Vec::new(),
             arrivals: BinaryHeap::new(),
             overlap_since: None,
-            longest_overlap: 0,
+            longest_overlap: Duration::ZERO,
             history: Vec::new(),
         };
         (0..count).for_each(|host| network.start(host));
         network
     }
 
-    /// Two to five routers, configured in any way that can work.
+    /// Two to five routers in any configuration that can work.
     pub fn any(random: &mut Random) -> Network {
         let version = random.choose(&[VrrpVersion::V2, VrrpVersion::V3]);
         let interval = match version {
@@ -125,10 +126,10 @@ impl Network {
             VrrpVersion::V3 => random.choose(&[10, 100, 1000]) * MILLISECOND,
         };
         let preempt = random.chance(2, 3);
-        let delay = if random.chance(1, 4) { random.below(5 * interval) } else { 0 };
+        let delay = if random.chance(1, 4) { random.time_below(5 * interval) } else { Duration::ZERO };
         let owner = random.chance(1, 6);
         let equal = random.chance(1, 5);
-        // Routers of version 3 may differ in their intervals: a BACKUP goes by the MASTER's.
+        // Routers of version 3 may have different intervals: a BACKUP learns the MASTER's.
         let mixed = version == VrrpVersion::V3 && random.chance(1, 5);
         let settings = (0..random.within(2, 5)).map(|number| Settings {
             version,
@@ -140,15 +141,15 @@ impl Network {
             interval: if mixed { interval * random.choose(&[1, 2, 5]) } else { interval },
             preempt,
             preempt_delay: delay,
-            garp_delay: 0,
-            garp_refresh: 0,
+            garp_delay: Duration::ZERO,
+            garp_refresh: Duration::ZERO,
         });
         let settings = settings.collect();
         let members = if random.chance(1, 3) { 2 } else { 1 };
         Network::new(version, members, settings, random)
     }
 
-    /// The same, but nobody takes the address from somebody who is alive.
+    /// The same, but no router takes the address from one that is alive.
     pub fn without_preemption(random: &mut Random) -> Network {
         let mut network = Network::any(random);
         for host in 0..network.hosts.len() {
@@ -168,27 +169,27 @@ impl Network {
             priority,
             interval: SECOND,
             preempt,
-            preempt_delay: 0,
-            garp_delay: 0,
-            garp_refresh: 0,
+            preempt_delay: Duration::ZERO,
+            garp_delay: Duration::ZERO,
+            garp_refresh: Duration::ZERO,
         });
         Network::new(version, 1, settings.into(), random)
     }
 
     // ---- what can be asked ----
 
-    pub fn interval(&self) -> u64 {
+    pub fn interval(&self) -> Duration {
         self.hosts.iter().map(|host| host.settings.interval).max().unwrap_or(SECOND)
     }
 
     /// A packet travels for less than a quarter of the shortest interval.
-    pub fn longest_delay(&self) -> u64 {
+    pub fn longest_delay(&self) -> Duration {
         let shortest = self.hosts.iter().map(|host| host.settings.interval).min().unwrap_or(SECOND);
         (shortest / 4).min(5 * MILLISECOND)
     }
 
-    pub fn longest_wait(&self) -> u64 {
-        let delay = self.hosts.iter().map(|host| host.settings.preempt_delay).max().unwrap_or(0);
+    pub fn longest_wait(&self) -> Duration {
+        let delay = self.hosts.iter().map(|host| host.settings.preempt_delay).max().unwrap_or_default();
         20 * self.interval() + 2 * delay
     }
 
@@ -202,21 +203,21 @@ impl Network {
         self.part.iter().collect::<BTreeSet<_>>().into_iter().map(|part| of(*part)).collect()
     }
 
-    /// The masters among hosts. Those of a group have to agree.
+    /// The masters among these hosts. The members of a group have to agree.
     pub fn masters(&self, hosts: &[usize]) -> Vec<usize> {
         let is_master = |host: &usize| {
-            let instances = self.hosts[*host].instances.as_ref().expect("it runs");
+            let machines = self.hosts[*host].machines.as_ref().expect("it runs");
             let states: BTreeSet<_> = (0..self.members)
-                .map(|member| instances.machine(member).expect("a machine").state() == State::Master)
+                .map(|member| machines.machine(member).expect("a machine").state() == State::Master)
                 .collect();
-            assert_eq!(states.len(), 1, "a group is of two minds: {self:#?}");
+            assert_eq!(states.len(), 1, "the members of a group disagree: {self:#?}");
             states.contains(&true)
         };
         hosts.iter().copied().filter(is_master).collect()
     }
 
-    /// The one of the highest priority, and of those the one with the highest address unless one of them is the master:
-    /// a tie is broken among masters only.
+    /// The host with the highest priority. Among equals it is the master, or else the one with the
+    /// highest address: ties are broken among masters only.
     pub fn best(&self, hosts: &[usize]) -> usize {
         let masters = self.masters(hosts);
         let rank = |host: &usize| (self.hosts[*host].settings.priority, masters.contains(host), *host);
@@ -232,7 +233,7 @@ impl Network {
         (0..self.hosts.len()).filter(|host| self.hosts[*host].leases[0] > self.now).collect()
     }
 
-    pub fn longest_overlap(&self) -> u64 {
+    pub fn longest_overlap(&self) -> Duration {
         self.longest_overlap
     }
 
@@ -251,7 +252,7 @@ impl Network {
         self.hosts[host].paused = true;
     }
 
-    /// It reads its socket before its timers, as the shell does.
+    /// The host wakes up; it reads its socket before its timers, as the shell does.
     pub fn resume(&mut self, host: usize) {
         if !std::mem::take(&mut self.hosts[host].paused) {
             return;
@@ -262,15 +263,15 @@ impl Network {
         }
     }
 
-    /// The process is gone; what it has put into the map stays.
+    /// The process is killed; what it has put into the map stays.
     pub fn crash(&mut self, host: usize) {
         self.note(host, "killed");
-        self.hosts[host].instances = None;
+        self.hosts[host].machines = None;
         self.hosts[host].paused = false;
         self.hosts[host].socket.clear();
     }
 
-    /// It ends in order.
+    /// The process ends in order.
     pub fn stop(&mut self, host: usize) {
         for member in 0..self.members {
             self.input(host, member, Input::End);
@@ -278,17 +279,17 @@ impl Network {
         self.crash(host);
     }
 
-    /// It starts, if it does not run; a lease that still holds is taken up.
+    /// The process starts, unless it runs. Where the leases still hold it continues the mastership.
     pub fn start(&mut self, host: usize) {
-        if self.hosts[host].instances.is_some() {
+        if self.hosts[host].machines.is_some() {
             return;
         }
         self.note(host, "starts");
-        let mut instances = Instances::default();
+        let mut machines = Machines::default();
         for member in 0..self.members {
-            instances.add(member, self.hosts[host].settings.clone(), (self.members > 1).then_some("G"));
+            machines.add(member, self.hosts[host].settings.clone(), (self.members > 1).then_some("G"));
         }
-        self.hosts[host].instances = Some(instances);
+        self.hosts[host].machines = Some(machines);
         self.hosts[host].given_away = false;
         let holds = self.hosts[host].leases[..self.members].iter().all(|until| *until > self.now);
         for member in 0..self.members {
@@ -298,7 +299,7 @@ impl Network {
         if holds {
             (0..self.members).for_each(|member| self.input(host, member, Input::Resume));
         } else {
-            self.hosts[host].leases = [0; 2];
+            self.hosts[host].leases = [Instant::ZERO; 2];
         }
     }
 
@@ -323,19 +324,19 @@ impl Network {
 
     pub fn split(&mut self, random: &mut Random) {
         self.part.iter_mut().for_each(|part| *part = random.below(3) as u8);
-        self.history.push(format!("{} parts {:?}", self.now / MILLISECOND, self.part));
+        self.history.push(format!("{} parts {:?}", self.milliseconds(), self.part));
     }
 
     pub fn heal(&mut self) {
         self.part.fill(0);
-        self.history.push(format!("{} healed", self.now / MILLISECOND));
+        self.history.push(format!("{} healed", self.milliseconds()));
     }
 
     /// Lets time go by.
-    pub fn run(&mut self, time: u64) {
+    pub fn run(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
-            let deadline = |host: &Host| host.instances.as_ref().filter(|_| !host.paused)?.deadline();
+            let deadline = |host: &Host| host.machines.as_ref().filter(|_| !host.paused)?.deadline();
             let timer =
                 self.hosts.iter().enumerate().filter_map(|(number, host)| Some((deadline(host)?, number))).min();
             let arrival = self.arrivals.peek().map(|Reverse((at, flight))| (*at, *flight));
@@ -348,7 +349,7 @@ impl Network {
                     self.arrive(flight);
                 }
                 (_, Some((_, host))) => {
-                    let outputs = self.hosts[host].instances.as_mut().expect("it has a deadline").timer(self.now);
+                    let outputs = self.hosts[host].machines.as_mut().expect("it has a deadline").timer(self.now);
                     self.act(host, outputs);
                 }
                 _ => unreachable!("one of them was the next"),
@@ -359,11 +360,15 @@ impl Network {
 
     // ---- how it works ----
 
-    fn note(&mut self, host: usize, what: &str) {
-        self.history.push(format!("{} host {host} {what}", self.now / MILLISECOND));
+    fn milliseconds(&self) -> u128 {
+        Instant::ZERO.age(self.now).as_millis()
     }
 
-    fn advance(&mut self, to: u64) {
+    fn note(&mut self, host: usize, what: &str) {
+        self.history.push(format!("{} host {host} {what}", self.milliseconds()));
+    }
+
+    fn advance(&mut self, to: Instant) {
         // A lease may run out on the way, which ends an overlap at that moment.
         while let Some(ends) =
             self.hosts.iter().map(|host| host.leases[0]).filter(|at| *at > self.now && *at <= to).min()
@@ -379,7 +384,7 @@ impl Network {
         match (together, self.overlap_since) {
             (true, None) => self.overlap_since = Some(self.now),
             (false, Some(since)) => {
-                self.longest_overlap = self.longest_overlap.max(self.now - since);
+                self.longest_overlap = self.longest_overlap.max(since.age(self.now));
                 self.overlap_since = None;
             }
             _ => {}
@@ -397,8 +402,8 @@ impl Network {
 
     fn input(&mut self, host: usize, member: usize, input: Input) {
         let now = self.now;
-        let Host { instances: Some(instances), paused: false, .. } = &mut self.hosts[host] else { return };
-        let outputs = instances.handle(member, input, now);
+        let Host { machines: Some(machines), paused: false, .. } = &mut self.hosts[host] else { return };
+        let outputs = machines.handle(member, input, now);
         self.act(host, outputs);
     }
 
@@ -406,12 +411,12 @@ impl Network {
         for (member, output) in outputs {
             match output {
                 Output::Advertise(priority) if self.hosts[host].usable => self.send(host, member, priority),
-                Output::Release => self.hosts[host].leases[member] = 0,
+                Output::Release => self.hosts[host].leases[member] = Instant::ZERO,
                 Output::Moved { from, to, why } => {
                     self.hosts[host].transitions += 1;
                     self.note(host, &format!("instance {member}: {from:?} -> {to:?}, {why:?}"));
                 }
-                Output::Advertise(_) | Output::Hold | Output::Announce | Output::Notice(_) => {}
+                Output::Advertise(_) | Output::Hold | Output::Announce | Output::Contention(_) => {}
             }
             self.look_at_leases();
         }
@@ -419,7 +424,7 @@ impl Network {
 
     fn send(&mut self, host: usize, member: usize, priority: u8) {
         let now = self.now;
-        let lease = self.hosts[host].instances.as_mut().map_or(0, |instances| instances.sent(member, now));
+        let lease = self.hosts[host].machines.as_mut().map_or(Instant::ZERO, |machines| machines.sent(member, now));
         if priority > 0 {
             self.hosts[host].leases[member] = lease;
         }
@@ -432,7 +437,7 @@ impl Network {
             }
             let copies = 1 + u64::from(self.random.chance(self.conduct.duplicates, 100));
             for _ in 0..copies {
-                let at = self.now + self.random.below(self.longest_delay());
+                let at = self.now + self.random.time_below(self.longest_delay());
                 self.arrivals.push(Reverse((at, self.flights.len())));
                 self.flights.push(Some(InFlight { to, instance: member, from: source, bytes: bytes.clone() }));
             }
@@ -442,7 +447,7 @@ impl Network {
     fn arrive(&mut self, flight: usize) {
         let Some(InFlight { to, instance, from, bytes }) = self.flights[flight].take() else { return };
         let host = &mut self.hosts[to];
-        if host.instances.is_none() || !host.usable {
+        if host.machines.is_none() || !host.usable {
             return;
         }
         if host.paused {
@@ -458,7 +463,7 @@ impl Network {
             version: self.version,
             ipv4: true,
             password: voice.password,
-            interval_ms: voice.interval_ms,
+            interval: voice.interval,
             peers: BTreeSet::new(),
             addresses: voice.addresses.iter().copied().collect(),
             own: Some(Self::address(host, member)),
@@ -473,7 +478,7 @@ impl Network {
         Voice {
             version: self.version,
             router: 51,
-            interval_ms: self.hosts[host].settings.interval / MILLISECOND,
+            interval: self.hosts[host].settings.interval,
             password: None,
             dialect: Dialect::PseudoHeader,
             addresses: vec![[10, 0, member as u8, 100].into()],

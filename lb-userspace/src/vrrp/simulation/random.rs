@@ -1,5 +1,9 @@
 //! Reproducible chance (splitmix64).
 
+use std::time::Duration;
+
+use lb_common::time::nanoseconds;
+
 pub struct Random(u64);
 
 impl Random {
@@ -15,17 +19,22 @@ impl Random {
         word ^ word >> 31
     }
 
-    /// 0 up to `limit`, which is not among them.
+    /// From 0 up to `limit`, exclusive.
     pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit.max(1)
     }
 
-    /// `low` to `high`, both among them.
+    /// From zero up to `limit`, exclusive.
+    pub fn time_below(&mut self, limit: Duration) -> Duration {
+        Duration::from_nanos(self.below(nanoseconds(limit)))
+    }
+
+    /// From `low` to `high`, both inclusive.
     pub fn within(&mut self, low: i64, high: i64) -> i64 {
         low + self.below((high - low + 1) as u64) as i64
     }
 
-    /// Whether something happens `times` in `of`.
+    /// `true` in `times` out of `of` cases.
     pub fn chance(&mut self, times: u64, of: u64) -> bool {
         self.below(of) < times
     }

@@ -55,43 +55,43 @@ fn interface(name: &str, up: bool, addresses: &[&str]) -> (String, Interface) {
     (name.into(), interface)
 }
 
-/// Everything is well.
-fn host() -> Host {
+/// A host on which everything is well.
+fn host() -> HostFacts {
     let eth0 = interface("eth0", true, &["10.0.1.100/32", "10.0.1.99/32", "10.0.1.1/24", "fe80::1/64"]);
-    Host {
-        interfaces: [eth0, interface("eth1", true, &[])].into(),
-        moving: [ip("10.0.1.100"), ip("10.0.1.99")].into(),
-        ..Host::default()
-    }
+    HostFacts { interfaces: [eth0, interface("eth1", true, &[])].into(), ..HostFacts::default() }
 }
 
-fn own() -> Own {
-    Own { scripts: vec![Streak::default()], ..Own::default() }
+fn moving() -> BTreeSet<IpAddr> {
+    [ip("10.0.1.100"), ip("10.0.1.99")].into()
+}
+
+fn own() -> InstanceFacts {
+    InstanceFacts { scripts: vec![Streak::default()], ..InstanceFacts::default() }
 }
 
 #[test]
 fn a_host_on_which_all_is_well_has_no_weights_and_speaks_from_the_address_that_stays() {
-    let standing = standing(&setup(), &host(), &own());
-    assert_eq!((standing.weight(), standing.usable()), (0, Some(ip("10.0.1.1"))));
-    assert_eq!((standing.weights, standing.faults), (vec![], vec![]));
+    let usability = usability(&setup(), &host(), &own(), &moving());
+    assert_eq!((usability.weight(), usability.usable()), (0, Some(ip("10.0.1.1"))));
+    assert_eq!((usability.weights, usability.faults), (vec![], vec![]));
 }
 
 #[test]
 fn ipv6_is_spoken_from_the_link_local_address_and_a_configured_source_wins() {
     let six = Setup::of(&instance("fd00::100/64"));
-    assert_eq!(standing(&six, &host(), &own()).usable(), Some(ip("fe80::1")));
+    assert_eq!(usability(&six, &host(), &own(), &moving()).usable(), Some(ip("fe80::1")));
     let configured = Setup { source: Some(ip("10.0.1.7")), ..setup() };
-    assert_eq!(standing(&configured, &host(), &own()).usable(), Some(ip("10.0.1.7")));
+    assert_eq!(usability(&configured, &host(), &own(), &moving()).usable(), Some(ip("10.0.1.7")));
 }
 
 #[test]
 fn interfaces_addresses_and_the_datapath_are_faults() {
-    let faults = |change: &dyn Fn(&mut Host, &mut Own)| {
+    let faults = |change: &dyn Fn(&mut HostFacts, &mut InstanceFacts)| {
         let (mut host, mut own) = (host(), own());
         change(&mut host, &mut own);
-        let standing = standing(&setup(), &host, &own);
-        assert_eq!(standing.usable(), None);
-        standing.faults
+        let usability = usability(&setup(), &host, &own, &moving());
+        assert_eq!(usability.usable(), None);
+        usability.faults
     };
     assert_eq!(faults(&|host, _| drop(host.interfaces.remove("eth0"))), ["there is no interface eth0"]);
     assert_eq!(faults(&|host, _| host.interfaces.get_mut("eth0").unwrap().up = false), ["interface eth0 is down"]);
@@ -112,20 +112,20 @@ fn weights_add_up_and_say_what_they_are_for() {
     let mut own = own();
     own.scripts.push(Streak::default());
     (0..3).for_each(|_| own.scripts[0].result(false, &script(-20)));
-    let host = Host { datapath: Some("detached".into()), no_backend: true, ..host() };
-    let standing = standing(&setup, &host, &own);
-    assert_eq!(standing.weight(), -30 - 60 - 20 + 5);
-    let what: Vec<_> = standing.weights.iter().map(|(what, _)| what.as_str()).collect();
+    let host = HostFacts { datapath: Some("detached".into()), no_backend: true, ..host() };
+    let usability = usability(&setup, &host, &own, &moving());
+    assert_eq!(usability.weight(), -30 - 60 - 20 + 5);
+    let what: Vec<_> = usability.weights.iter().map(|(what, _)| what.as_str()).collect();
     assert_eq!(what, ["datapath: detached", "no backend is up", "/check fails", "/check passes"]);
-    assert!(standing.usable().is_some());
+    assert!(usability.usable().is_some());
 }
 
 #[test]
 fn a_script_without_a_weight_makes_it_fault() {
     let mut setup = setup();
     setup.tracked.scripts = vec![script(0)];
-    let failing = Own { scripts: vec![Streak { failing: true, against: 0 }], ..Own::default() };
-    assert_eq!(standing(&setup, &host(), &failing).faults, ["/check fails"]);
+    let failing = InstanceFacts { scripts: vec![Streak { failing: true, against: 0 }], ..InstanceFacts::default() };
+    assert_eq!(usability(&setup, &host(), &failing, &moving()).faults, ["/check fails"]);
 }
 
 #[test]

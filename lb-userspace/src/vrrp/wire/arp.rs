@@ -1,22 +1,22 @@
-//! Gratuitous ARP: a host tells its segment where an IPv4 address is (RFC 5227 section 3). Both forms are sent, for there
-//! are hosts that learn from one of them only.
+//! Gratuitous ARP: a host tells its segment where an IPv4 address is (RFC 5227 section 3). Both forms
+//! are sent, because some hosts learn from only one of them.
 
 use std::net::Ipv4Addr;
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 const ETHERTYPE: [u8; 2] = [0x08, 0x06];
-/// Ethernet, IPv4, their addresses 6 and 4 bytes long.
+/// Ethernet and IPv4, with addresses of 6 and 4 bytes.
 const KIND: [u8; 6] = [0, 1, 0x08, 0, 6, 4];
 const REQUEST: [u8; 2] = [0, 1];
 const REPLY: [u8; 2] = [0, 2];
 
-/// "Who has `address`? `address` is at `mac`": a request for itself.
+/// The request form: the host asks for its own address.
 pub fn request(mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
     frame(REQUEST, mac, address, [0; 6])
 }
 
-/// The same as an answer that nobody has asked for. Linux takes it for a gratuitous one only if both hardware addresses
-/// are the sender's.
+/// The reply form, unrequested. Linux accepts it as gratuitous only if both hardware addresses are
+/// the sender's.
 pub fn reply(mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
     frame(REPLY, mac, address, mac)
 }

@@ -1,5 +1,5 @@
-//! The IPv4 header (RFC 791) around an advertisement: a raw socket delivers it, and takes one from us, so that the source
-//! is the one we mean and the packet is keepalived's byte for byte.
+//! The IPv4 header (RFC 791) of an advertisement. A raw socket delivers it, and sends the one that is
+//! written here: so the source is the intended one, and the packet is keepalived's byte for byte.
 
 use std::net::Ipv4Addr;
 
@@ -11,7 +11,7 @@ const TIME_TO_LIVE: usize = 8;
 const SOURCE: usize = 12;
 const DESTINATION: usize = 16;
 
-/// Takes a packet apart. Nothing for what is cut short or contradicts itself.
+/// Parses a packet. `None`: it is cut short or contradicts itself.
 pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
     let header = usize::from(bytes.first()? & 0x0f) * 4;
     if bytes[0] >> 4 != 4 || header < LENGTH || bytes.len() < header {
@@ -27,7 +27,8 @@ pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
     })
 }
 
-/// An advertisement with its header. Identification and checksum are left to the kernel (raw(7)).
+/// Prepends the header to an advertisement. The kernel fills in identification and checksum
+/// (raw(7)).
 pub fn packet(source: Ipv4Addr, destination: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     let total = (LENGTH + payload.len()) as u16;
     let mut packet = vec![0x45, TRAFFIC_CLASS];

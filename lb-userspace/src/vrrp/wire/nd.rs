@@ -1,4 +1,5 @@
-//! The unsolicited neighbour advertisement: a host tells its segment where an IPv6 address is (RFC 4861 section 7.2.6).
+//! The unsolicited neighbour advertisement: a host tells its segment where an IPv6 address is
+//! (RFC 4861 section 7.2.6).
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -12,15 +13,15 @@ const ETHERTYPE: [u8; 2] = [0x86, 0xdd];
 const ICMPV6: u8 = 58;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const ROUTER: u8 = 0x80;
-/// What is said replaces what neighbours believe.
+/// The advertisement replaces what neighbours have cached.
 const OVERRIDE: u8 = 0x20;
 /// Option "target link-layer address", one unit of 8 bytes long.
 const TARGET_MAC: [u8; 2] = [2, 1];
-/// Of the ICMPv6 message: 8, the target 16, the option 8.
+/// The length of the ICMPv6 message: header 8, target 16, option 8.
 const LENGTH: usize = 32;
 
-/// "`address` is at `mac`", to everybody on the link. `is_router`: the host forwards; neighbours would take it from their
-/// routers if this said otherwise.
+/// Tells all nodes on the link that `address` is at `mac`. `is_router`: whether the host forwards;
+/// if it does and this denied it, neighbours would drop it from their routers.
 pub fn advertisement(mac: [u8; 6], address: Ipv6Addr, is_router: bool) -> Vec<u8> {
     let mut message = vec![NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, OVERRIDE | if is_router { ROUTER } else { 0 }, 0, 0, 0];
     message.extend(address.octets());

@@ -1,4 +1,5 @@
-//! Captures of keepalived 2.2.7 and packets of other implementations: encoded from their meaning, and read back.
+//! Captures of keepalived 2.2.7 and of other implementations: encoded from their meaning, and parsed
+//! back.
 
 use std::net::IpAddr;
 
@@ -93,7 +94,7 @@ fn every_flipped_bit_breaks_the_checksum_and_every_cut_is_noticed() {
     };
     for message in [two, three] {
         assert!(intact(&message));
-        // Behind the version: another version is another format.
+        // After the version: another version is another format.
         for bit in 8..message.len() * 8 {
             let mut broken = message.clone();
             broken[bit / 8] ^= 0x80 >> (bit % 8);
@@ -103,12 +104,12 @@ fn every_flipped_bit_breaks_the_checksum_and_every_cut_is_noticed() {
             assert!(!intact(&message[..length]), "{length} bytes of {message:02x?}");
         }
         let padded = [&message[..], &[0xee; 20]].concat();
-        assert!(intact(&padded), "what stands behind the message does not count");
+        assert!(intact(&padded), "what follows the message does not count");
     }
 }
 
 #[test]
-fn a_packet_is_taken_apart_and_put_together_alike() {
+fn a_packet_is_parsed_as_it_was_built() {
     let (source, destination) = ([10, 9, 0, 1].into(), GROUP_V4);
     let payload = hex("31336401006475930a090032");
     let bytes = ipv4::packet(source, destination, &payload);

@@ -1,19 +1,19 @@
-//! Version 2 (RFC 3768), with the passwords of RFC 2338 as keepalived has kept them.
+//! Version 2 (RFC 3768), with the passwords of RFC 2338, which keepalived still supports.
 //!
 //! ```text
 //!  0                   1                   2                   3
 //! |version|  type |    router     |   priority    |     count     |
 //! | authentication|    seconds    |           checksum            |
 //! |                      addresses, 4 bytes each                  |
-//! |              8 bytes of password, there in any case           |
+//! |             8 bytes of password, zero without one             |
 //! ```
-//! The checksum covers all of it, the password too, and no pseudo-header.
+//! The checksum covers the whole message, including the password, and no pseudo-header.
 
 use std::net::IpAddr;
 
 use super::{View, adds_up, begin, field, seal};
 
-/// The number in the first four bits.
+/// The version number, in the first four bits.
 pub const VERSION: u8 = 2;
 /// No authentication; the eight bytes are zero.
 pub const NO_AUTHENTICATION: u8 = 0;
@@ -22,10 +22,10 @@ pub const PASSWORD: u8 = 1;
 /// Bytes of a password that count.
 pub const PASSWORD_BYTES: usize = 8;
 
-/// A password as it stands in the packet: cut or filled up with zeros.
+/// A password as it stands in the packet: cut, or padded with zeros.
 pub type Password = [u8; PASSWORD_BYTES];
 
-/// The first bytes of a password.
+/// The bytes of a password that are sent.
 pub fn password(text: &str) -> Password {
     let mut password = Password::default();
     for (to, from) in password.iter_mut().zip(text.bytes()) {
@@ -34,7 +34,7 @@ pub fn password(text: &str) -> Password {
     password
 }
 
-/// An advertisement.
+/// Encodes an advertisement.
 pub fn encode(router: u8, priority: u8, seconds: u8, password: Option<Password>, addresses: &[IpAddr]) -> Vec<u8> {
     let authentication = if password.is_some() { PASSWORD } else { NO_AUTHENTICATION };
     let mut message = begin(VERSION, router, priority, [authentication, seconds], addresses);
@@ -53,13 +53,13 @@ pub fn seconds(view: View) -> u8 {
     view.0[field::TIMING + 1]
 }
 
-/// The eight bytes behind the addresses; nothing if the message is cut short.
+/// The eight bytes after the addresses; `None`: the message is cut short.
 pub fn trailer(view: View) -> Option<Password> {
     let at = view.end(true);
     view.0.get(at..at + PASSWORD_BYTES)?.try_into().ok()
 }
 
-/// Whether the checksum is right; not for a message that is cut short.
+/// Whether the message is complete and its checksum right.
 pub fn is_intact(view: View) -> bool {
     view.0.get(..view.end(true) + PASSWORD_BYTES).is_some_and(|message| adds_up(message, 0))
 }

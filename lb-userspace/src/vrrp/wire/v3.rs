@@ -6,16 +6,16 @@
 //! |   0   | hundredths of a second|           checksum            |
 //! |                 addresses, 4 or 16 bytes each                 |
 //! ```
-//! Over IPv6 the checksum covers the pseudo-header too. Over IPv4 there are two dialects: keepalived and FRR take the
-//! pseudo-header in as RFC 5798 can be read, RFC 9568 section 5.2.8 does not.
+//! Over IPv6 the checksum covers the pseudo-header too. Over IPv4 there are two dialects: keepalived
+//! and FRR include the pseudo-header, as RFC 5798 can be read; RFC 9568 section 5.2.8 excludes it.
 
 use std::net::IpAddr;
 
 use super::{PROTOCOL, View, adds_up, begin, field, pseudo_header, seal};
 
-/// The number in the first four bits.
+/// The version number, in the first four bits.
 pub const VERSION: u8 = 3;
-/// The longest interval that can be said, in hundredths of a second.
+/// The longest interval that fits, in hundredths of a second.
 pub const MAX_CENTISECONDS: u16 = 0x0fff;
 
 /// What the checksum covers over IPv4.
@@ -27,7 +27,7 @@ pub enum Dialect {
     MessageOnly,
 }
 
-/// An advertisement from `source` to `destination`, which the checksum may cover.
+/// Encodes an advertisement from `source` to `destination`, which the checksum may cover.
 pub fn encode(
     (router, priority, centiseconds): (u8, u8, u16),
     addresses: &[IpAddr],
@@ -49,7 +49,7 @@ pub fn centiseconds(view: View) -> u16 {
     u16::from_be_bytes([view.0[field::TIMING], view.0[field::TIMING + 1]]) & MAX_CENTISECONDS
 }
 
-/// Whether the checksum is right, in either dialect over IPv4; not for a message that is cut short.
+/// Whether the message is complete and its checksum right; over IPv4 in either dialect.
 pub fn is_intact(view: View, source: IpAddr, destination: IpAddr) -> bool {
     let Some(message) = view.0.get(..view.end(source.is_ipv4())) else { return false };
     adds_up(message, pseudo_header(source, destination, PROTOCOL, message.len()))

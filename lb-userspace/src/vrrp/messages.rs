@@ -1,7 +1,8 @@
-//! What an operator should hear of, in words: what happened, and what to do.
+//! What the operator should know, in words: what happened, and what to do about it.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
+use lb_common::time::Instant;
 use log::Level;
 
 use super::{
@@ -12,46 +13,46 @@ use crate::notice::{Kind, Notice, Subject};
 
 /// Something that happened to an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct InstanceEvent {
     /// The instance's name.
     pub instance: Arc<str>,
-    /// What.
-    pub what: What,
+    /// What happened.
+    pub what: Occurrence,
 }
 
-/// What happened.
+/// What happened to an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum Occurrence {
     /// Its state changed.
     Moved {
-        /// What it was.
+        /// The state before.
         from: State,
-        /// What it is.
+        /// The state now.
         to: State,
-        /// What made it so.
+        /// What made it change.
         why: Why,
-        /// The priority it has now.
+        /// The priority now.
         priority: u8,
-        /// What makes it FAULT, if that is it.
+        /// What makes it FAULT, if it is.
         faults: Vec<String>,
     },
-    /// Another thing.
+    /// Something is wrong, or no longer is.
     Trouble(Trouble),
 }
 
-/// Something that is not as it should be.
+/// Something that is wrong, or no longer is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// Two masters: another one was heard.
+    /// This host is MASTER and heard another MASTER.
     LowerMaster {
-        /// Who.
+        /// The other MASTER.
         from: IpAddr,
         /// Its priority.
         priority: u8,
     },
-    /// That one is not heard any more.
+    /// The other MASTER has fallen silent.
     SplitHealed,
-    /// Another host says that an address is its own.
+    /// Another host claims one of the addresses.
     Claimed {
         /// The address.
         address: IpAddr,
@@ -60,41 +61,41 @@ pub enum Trouble {
     },
     /// Two hosts have priority 255.
     TwoOwners(IpAddr),
-    /// An advertisement did not count.
+    /// An advertisement was refused.
     Refused {
-        /// Why.
+        /// The check that it failed.
         why: Refusal,
-        /// Who sent it.
+        /// Its sender.
         from: IpAddr,
-        /// How its addresses agree with ours.
+        /// How its addresses agree with the configured ones.
         agreement: Option<Agreement>,
     },
-    /// An advertisement counts, but carries other addresses.
+    /// An advertisement was accepted, but carries other addresses.
     Disagrees {
-        /// Who sent it.
+        /// Its sender.
         from: IpAddr,
-        /// Whether any of them is ours.
+        /// How its addresses agree with the configured ones.
         agreement: Agreement,
     },
-    /// Nothing can be sent.
+    /// Advertisements cannot be sent.
     CannotSend(String),
-    /// The addresses cannot be put on the interface, or taken from it.
+    /// Addresses cannot be put on the interface or taken off it.
     Addresses(String),
-    /// A script does not do what it should.
+    /// A script hangs or cannot be started.
     Script(String),
-    /// The thread cannot have what it should have.
+    /// The thread runs without real-time priority or locked memory.
     Unprotected(String),
 }
 
-impl Event {
+impl InstanceEvent {
     /// For the log and `evenkeel events`.
     pub fn notice(&self, router: u8) -> Notice {
         let (level, text) = match &self.what {
-            What::Moved { from, to, why, priority, faults } => moved(*from, *to, *why, *priority, faults),
-            What::Trouble(trouble) => trouble.words(router),
+            Occurrence::Moved { from, to, why, priority, faults } => moved(*from, *to, *why, *priority, faults),
+            Occurrence::Trouble(trouble) => trouble.words(router),
         };
         let subject = match &self.what {
-            What::Trouble(Trouble::Unprotected(_)) => Subject::Daemon,
+            Occurrence::Trouble(Trouble::Unprotected(_)) => Subject::Daemon,
             _ => Subject::Instance(self.instance.clone()),
         };
         Notice { level, kind: Kind::Vrrp, subject, text }
@@ -103,12 +104,12 @@ impl Event {
 
 fn moved(from: State, to: State, why: Why, priority: u8, faults: &[String]) -> (Level, String) {
     let level = if to == State::Fault || why == Why::LeaseLapsed { Level::Warn } else { Level::Info };
-    let why = if to == State::Fault && !faults.is_empty() { faults.join(", ") } else { words(why) };
-    (level, format!("is {} with priority {priority} (was {}): {why}", name(to), name(from)))
+    let why = if to == State::Fault && !faults.is_empty() { faults.join(", ") } else { reason(why) };
+    (level, format!("is {} with priority {priority} (was {}): {why}", state_name(to), state_name(from)))
 }
 
-/// keepalived's word.
-pub fn name(state: State) -> &'static str {
+/// The state in keepalived's words.
+pub fn state_name(state: State) -> &'static str {
     match state {
         State::Init => "INIT",
         State::Backup => "BACKUP",
@@ -118,7 +119,7 @@ pub fn name(state: State) -> &'static str {
 }
 
 /// Why a state changed, in words.
-pub fn words(why: Why) -> String {
+pub fn reason(why: Why) -> String {
     match why {
         Why::Started => "started".into(),
         Why::Resumed => "an earlier run was MASTER and its lease still holds".into(),
@@ -131,7 +132,7 @@ pub fn words(why: Why) -> String {
             "no advertisement got out for three intervals (stopped, starved, or the interface takes nothing)".into()
         }
         Why::GivenAway => "given away by an operator".into(),
-        Why::Group => "its group".into(),
+        Why::Group => "another instance of its group changed".into(),
         Why::Fault => "the host cannot be a router now".into(),
         Why::Recovered => "the host can be a router again".into(),
         Why::Ended => "ended".into(),
@@ -142,22 +143,22 @@ impl Trouble {
     fn words(&self, router: u8) -> (Level, String) {
         let text = match self {
             Trouble::LowerMaster { from, priority } => format!(
-                "is not the only master: {from} advertises priority {priority}. If it goes on, that host does not hear this \
-                 one: let IP protocol 112 through its firewall, check IGMP snooping, or use unicast_peers"
+                "is not the only master: {from} advertises priority {priority}. If this persists, that host does not hear \
+                 this one: let IP protocol 112 through its firewall, check IGMP snooping, or use unicast_peers"
             ),
             Trouble::SplitHealed => return (Level::Info, "is the only master again; the segment was told so".into()),
             Trouble::Claimed { address, mac } => format!(
                 "holds {address}, but {} claims it by ARP or ND: another master that is not heard (see above), or a host \
-                 that has the address as its own (ip addr del it there)",
+                 with the address configured by hand (ip addr del it there)",
                 hardware(mac)
             ),
             Trouble::TwoOwners(other) => format!(
-                "has priority 255 and so has {other}: only the host that has the addresses as its own may: write a lower one"
+                "has priority 255, and so has {other}: only the one host that owns the addresses may; lower the other's"
             ),
             Trouble::Refused { why, from, agreement } => refused(*why, *from, *agreement, router),
             Trouble::Disagrees { from, agreement: Agreement::Strange } => stranger(*from, router),
             Trouble::Disagrees { from, .. } => format!(
-                "hears {from} with other `addresses`: write the same on both hosts, or some stay where they are at a takeover"
+                "hears {from} with other `addresses`: write the same on both hosts, or a takeover leaves some of them behind"
             ),
             Trouble::CannotSend(error) => format!("cannot advertise: {error}"),
             Trouble::Addresses(error) => error.clone(),
@@ -177,26 +178,26 @@ fn refused(why: Refusal, from: IpAddr, agreement: Option<Agreement>, router: u8)
     format!("ignores {from}, which sends {what}{both}")
 }
 
-/// What an advertisement that does not count has, and what to do about it; nothing where that depends.
+/// What is wrong with a refused advertisement, and what to do about it; `None`: that depends.
 pub fn advice(why: Refusal) -> Option<&'static str> {
     Some(match why {
         Refusal::Version => "another version: write the same `version` on both hosts",
         Refusal::AuthenticationType => {
-            "a password where none is expected, or none: write the same `auth_pass` on both hosts"
+            "a password where none is expected, or none where one is: write the same `auth_pass` on both hosts"
         }
         Refusal::Password => "another password: write the same `auth_pass` (its first 8 bytes count) on both hosts",
         Refusal::Interval => {
             "another interval, which version 2 does not permit: write the same `advert_interval` on both hosts"
         }
         Refusal::Destination => {
-            "multicast where this host has unicast_peers, or the other way round: write it alike on both hosts"
+            "multicast where this host has unicast_peers, or the other way round: configure both hosts alike"
         }
-        Refusal::Peer => "unicast, but is none of unicast_peers: add it, or look who that is",
+        Refusal::Peer => "unicast, but is not one of unicast_peers: add it, or find out which host that is",
         Refusal::OwnAddress => {
             "this host's own address as its source: another host has the same address, or the network loops"
         }
         Refusal::HopLimit => {
-            "a time to live that says that it was not sent on this link: somebody may be trying to interfere"
+            "a time to live that shows it was not sent on this link: somebody may be trying to interfere"
         }
         _ => return None,
     })
@@ -213,27 +214,27 @@ fn hardware(mac: &[u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// How often the same trouble of the same peer is told.
-const AGAIN: u64 = 60 * 1_000_000_000;
-/// Different troubles that are told apart; more of them at a time are somebody's play.
+/// How often the same trouble with the same peer is reported.
+const AGAIN: Duration = Duration::from_secs(60);
+/// Different troubles within that time; more than these are somebody's attack.
 const KNOWN: usize = 64;
 
-/// Tells the same only once a minute. What is not told is counted elsewhere.
+/// Lets the same trouble be reported only once a minute. Counters have what is held back.
 #[derive(Debug, Default)]
-pub struct Limit {
-    told: BTreeMap<(Arc<str>, &'static str, Option<IpAddr>), u64>,
+pub struct TroubleLimit {
+    reported: BTreeMap<(Arc<str>, &'static str, Option<IpAddr>), Instant>,
 }
 
-impl Limit {
-    /// Whether an instance's trouble is to be told now.
-    pub fn lets_pass(&mut self, instance: &Arc<str>, trouble: &Trouble, now: u64) -> bool {
-        self.told.retain(|_, at| now < *at + AGAIN);
+impl TroubleLimit {
+    /// Whether an instance's trouble may be reported now.
+    pub fn lets_pass(&mut self, instance: &Arc<str>, trouble: &Trouble, now: Instant) -> bool {
+        self.reported.retain(|_, at| now < *at + AGAIN);
         let (kind, from) = trouble.kind();
         let key = (instance.clone(), kind, from);
-        if self.told.contains_key(&key) || self.told.len() >= KNOWN {
+        if self.reported.contains_key(&key) || self.reported.len() >= KNOWN {
             return false;
         }
-        self.told.insert(key, now);
+        self.reported.insert(key, now);
         true
     }
 }

@@ -1,21 +1,22 @@
 use super::*;
 
-const SECOND: u64 = 1_000_000_000;
+const SECOND: Duration = Duration::from_secs(1);
+const START: Instant = Instant::ZERO;
 
 fn from() -> IpAddr {
     [10, 0, 1, 2].into()
 }
 
 fn text(trouble: Trouble) -> String {
-    Event { instance: "VI".into(), what: What::Trouble(trouble) }.notice(51).text
+    InstanceEvent { instance: "VI".into(), what: Occurrence::Trouble(trouble) }.notice(51).text
 }
 
 #[test]
 fn a_change_of_state_says_why() {
     let moved = |to, why, faults: &[&str]| {
         let faults = faults.iter().map(|fault| fault.to_string()).collect();
-        let what = What::Moved { from: State::Master, to, why, priority: 150, faults };
-        Event { instance: "VI".into(), what }.notice(51)
+        let what = Occurrence::Moved { from: State::Master, to, why, priority: 150, faults };
+        InstanceEvent { instance: "VI".into(), what }.notice(51)
     };
     let backup = moved(State::Backup, Why::Outranked(from()), &[]);
     assert_eq!(
@@ -40,7 +41,7 @@ fn every_refusal_says_what_to_do_or_what_it_is() {
 }
 
 #[test]
-fn a_stranger_with_our_number_is_told_from_a_peer_with_another_configuration() {
+fn a_stranger_with_our_number_is_distinguished_from_a_peer_with_another_configuration() {
     let strange = |why| text(Trouble::Refused { why, from: from(), agreement: Some(Agreement::Strange) });
     for why in [Refusal::Password, Refusal::Version, Refusal::Interval, Refusal::AuthenticationType] {
         assert!(strange(why).contains("virtual_router_id 51 for other addresses"), "{why:?}");
@@ -51,15 +52,15 @@ fn a_stranger_with_our_number_is_told_from_a_peer_with_another_configuration() {
 }
 
 #[test]
-fn the_same_is_told_once_a_minute_and_a_flood_of_different_ones_is_bounded() {
-    let mut limit = Limit::default();
+fn the_same_trouble_is_reported_once_a_minute_and_a_flood_of_different_ones_is_bounded() {
+    let mut limit = TroubleLimit::default();
     let name: Arc<str> = "VI".into();
     let lower = |last| Trouble::LowerMaster { from: [10, 0, 1, last].into(), priority: 1 };
-    assert!(limit.lets_pass(&name, &lower(2), 0));
-    assert!(!limit.lets_pass(&name, &lower(2), 59 * SECOND));
-    assert!(limit.lets_pass(&name, &lower(3), 59 * SECOND));
-    assert!(limit.lets_pass(&"other".into(), &lower(2), 59 * SECOND));
-    assert!(limit.lets_pass(&name, &lower(2), 60 * SECOND));
-    let told = (0..=255).filter(|last| limit.lets_pass(&name, &lower(*last), 200 * SECOND)).count();
-    assert_eq!(told, KNOWN);
+    assert!(limit.lets_pass(&name, &lower(2), START));
+    assert!(!limit.lets_pass(&name, &lower(2), START + 59 * SECOND));
+    assert!(limit.lets_pass(&name, &lower(3), START + 59 * SECOND));
+    assert!(limit.lets_pass(&"other".into(), &lower(2), START + 59 * SECOND));
+    assert!(limit.lets_pass(&name, &lower(2), START + 60 * SECOND));
+    let reported = (0..=255).filter(|last| limit.lets_pass(&name, &lower(*last), START + 200 * SECOND)).count();
+    assert_eq!(reported, KNOWN);
 }

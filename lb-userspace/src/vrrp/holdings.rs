@@ -1,0 +1,272 @@
+//! Which virtual addresses and leases this host has, and what has to be done about them when the
+//! configuration, a machine or the kernel changes that. Nothing here touches a table or an
+//! interface: every decision is a list of [`HoldingOrder`]s for the shell, to be carried out in
+//! order.
+//!
+//! A lease says until when this host answers for an address; its record stands in the kernel
+//! program's table for as long as the address is VRRP's. An address that the configuration drops is
+//! *leaving* until the kernel has taken it off the interface: its lease stays, ended, so that the
+//! host does not answer for it meanwhile. After that the address is the operator's own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use lb_common::time::Instant;
+
+use super::group::InstanceId;
+
+/// Something that the shell has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HoldingOrder {
+    /// Set the end of a lease; zero: this host does not answer for the address.
+    Renew {
+        /// The lease's record.
+        lease: u16,
+        /// Its new end.
+        until: Instant,
+    },
+    /// Remove the record of a lease: the address is the operator's own.
+    Forget {
+        /// The lease's record.
+        lease: u16,
+    },
+    /// Put addresses on an interface and keep them there.
+    PutOn {
+        /// The instance that holds them.
+        id: InstanceId,
+        /// The interface.
+        interface: String,
+        /// The addresses.
+        addresses: Vec<IpNet>,
+    },
+    /// Take addresses off an interface, if they are there.
+    TakeOff {
+        /// The interface.
+        interface: String,
+        /// The addresses.
+        addresses: Vec<IpAddr>,
+    },
+}
+
+use HoldingOrder::{Forget, PutOn, Renew, TakeOff};
+
+/// A lease as the table has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseRecord {
+    /// The address.
+    pub address: IpAddr,
+    /// The number of the record.
+    pub number: u16,
+    /// The lease's end.
+    pub until: Instant,
+    /// How often other hosts have claimed the address.
+    pub claims: u32,
+}
+
+/// Other hosts have claimed an address since the last look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewClaim {
+    /// The address.
+    pub address: IpAddr,
+    /// The MAC address of the host that claimed it last.
+    pub by: [u8; 6],
+    /// How often.
+    pub times: u32,
+}
+
+/// Whether an instance continues the mastership of an earlier run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resumption {
+    /// There is nothing to continue.
+    None,
+    /// The leases still hold.
+    Holds,
+    /// The leases have ended since the instance began.
+    Lapsed,
+}
+
+/// A change of an instance's addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressChange {
+    /// What to do about the addresses that the instance no longer has.
+    pub orders: Vec<HoldingOrder>,
+    /// Whether its addresses differ from those before.
+    pub differs: bool,
+}
+
+/// The virtual addresses and leases of all instances.
+#[derive(Clone, Debug, Default)]
+pub struct Holdings {
+    configured: BTreeSet<IpAddr>,
+    leaving: BTreeSet<IpAddr>,
+    instances: BTreeMap<InstanceId, Holding>,
+}
+
+/// Those of one instance.
+#[derive(Clone, Debug, Default)]
+struct Holding {
+    interface: String,
+    addresses: Vec<IpNet>,
+    /// Its leases; their ends are in the table only.
+    leases: Vec<LeaseRecord>,
+    /// An earlier run was MASTER, and its leases still held when the instance began.
+    resumes: bool,
+}
+
+impl Holding {
+    fn take_off(&self) -> HoldingOrder {
+        TakeOff { interface: self.interface.clone(), addresses: bare(&self.addresses) }
+    }
+
+    fn renew(&self, until: Instant) -> impl Iterator<Item = HoldingOrder> {
+        self.leases.iter().map(move |lease| Renew { lease: lease.number, until })
+    }
+}
+
+impl Holdings {
+    /// The addresses of all instances of the configuration.
+    pub fn configured(&self) -> &BTreeSet<IpAddr> {
+        &self.configured
+    }
+
+    /// A new configuration has these addresses. Instances end, change and begin after this.
+    pub fn configure(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.configured = addresses.into_iter().collect();
+    }
+
+    /// An instance begins. What an earlier run has left is taken away, unless that run was MASTER
+    /// and its leases still hold.
+    pub fn begin(
+        &mut self,
+        id: InstanceId,
+        interface: &str,
+        addresses: &[IpNet],
+        leases: Vec<LeaseRecord>,
+        now: Instant,
+    ) -> Vec<HoldingOrder> {
+        let resumes = leases.iter().all(|lease| lease.until > now);
+        let holding = Holding { interface: interface.to_owned(), addresses: addresses.to_vec(), leases, resumes };
+        let mut orders = Vec::new();
+        if !resumes {
+            orders.extend(holding.renew(Instant::ZERO));
+            orders.push(holding.take_off());
+        }
+        self.instances.insert(id, holding);
+        orders
+    }
+
+    /// An instance gets other addresses on the same interface. [`enter`](Self::enter) their leases
+    /// afterwards.
+    pub fn change(&mut self, id: InstanceId, addresses: &[IpNet]) -> AddressChange {
+        let Some(holding) = self.instances.get_mut(&id) else { return AddressChange::default() };
+        let differs = holding.addresses != addresses;
+        holding.addresses = addresses.to_vec();
+        let kept: BTreeSet<_> = bare(addresses).into_iter().collect();
+        let gone: Vec<_> = holding.leases.iter().filter(|lease| !kept.contains(&lease.address)).collect();
+        let mut orders: Vec<_> = gone.iter().map(|lease| Renew { lease: lease.number, until: Instant::ZERO }).collect();
+        let gone: Vec<_> = gone.iter().map(|lease| lease.address).collect();
+        if !gone.is_empty() {
+            orders.push(TakeOff { interface: holding.interface.clone(), addresses: gone.clone() });
+        }
+        self.leave(gone);
+        AddressChange { orders, differs }
+    }
+
+    /// The leases of an instance's addresses.
+    pub fn enter(&mut self, id: InstanceId, leases: Vec<LeaseRecord>) {
+        if let Some(holding) = self.instances.get_mut(&id) {
+            holding.leases = leases;
+        }
+    }
+
+    /// An instance is gone. Its addresses are taken away whether it was MASTER or not.
+    pub fn end(&mut self, id: InstanceId) -> Vec<HoldingOrder> {
+        let Some(holding) = self.instances.remove(&id) else { return Vec::new() };
+        self.leave(bare(&holding.addresses));
+        vec![holding.take_off()]
+    }
+
+    /// Addresses that another instance has now do not leave.
+    fn leave(&mut self, addresses: Vec<IpAddr>) {
+        self.leaving.extend(addresses.into_iter().filter(|address| !self.configured.contains(address)));
+    }
+
+    /// The kernel has taken addresses off their interface.
+    pub fn released(&mut self, addresses: &[IpAddr]) {
+        addresses.iter().for_each(|address| _ = self.leaving.remove(address));
+    }
+
+    /// Removes the leases of addresses that are the operator's own now: those that have left, and
+    /// those of an earlier run whose instance is no longer configured.
+    pub fn forget_strangers(&self, leases: impl IntoIterator<Item = (u16, IpAddr)>) -> Vec<HoldingOrder> {
+        let is_stranger = |address: &IpAddr| !self.configured.contains(address) && !self.leaving.contains(address);
+        let strangers = leases.into_iter().filter(|(_, address)| is_stranger(address));
+        strangers.map(|(lease, _)| Forget { lease }).collect()
+    }
+
+    /// Whether an instance waits to continue the mastership of an earlier run.
+    pub fn resumes(&self, id: InstanceId) -> bool {
+        self.instances.get(&id).is_some_and(|holding| holding.resumes)
+    }
+
+    /// Decides, once, whether an instance continues the mastership of an earlier run. `ends` gives
+    /// the end of a lease.
+    pub fn resume(&mut self, id: InstanceId, ends: impl Fn(u16) -> Instant, now: Instant) -> Resumption {
+        let Some(holding) = self.instances.get_mut(&id) else { return Resumption::None };
+        if !std::mem::take(&mut holding.resumes) {
+            return Resumption::None;
+        }
+        let holds = holding.leases.iter().all(|lease| ends(lease.number) > now);
+        if holds { Resumption::Holds } else { Resumption::Lapsed }
+    }
+
+    /// Sets the end of all leases of an instance.
+    pub fn renew(&self, id: InstanceId, until: Instant) -> Vec<HoldingOrder> {
+        self.instances.get(&id).map_or_else(Vec::new, |holding| holding.renew(until).collect())
+    }
+
+    /// Puts an instance's addresses on its interface.
+    pub fn hold(&self, id: InstanceId) -> Vec<HoldingOrder> {
+        let Some(holding) = self.instances.get(&id) else { return Vec::new() };
+        vec![PutOn { id, interface: holding.interface.clone(), addresses: holding.addresses.clone() }]
+    }
+
+    /// Takes an instance's addresses off its interface: first the leases, which count at once.
+    pub fn release(&self, id: InstanceId) -> Vec<HoldingOrder> {
+        let Some(holding) = self.instances.get(&id) else { return Vec::new() };
+        holding.renew(Instant::ZERO).chain([holding.take_off()]).collect()
+    }
+
+    /// The instance that has one of these addresses.
+    pub fn holder_of(&self, addresses: &[IpAddr]) -> Option<InstanceId> {
+        let has = |holding: &Holding| holding.addresses.iter().any(|it| addresses.contains(&it.addr()));
+        self.instances.iter().find(|(_, holding)| has(holding)).map(|(id, _)| *id)
+    }
+
+    /// The claims of other hosts since the last call. `claims` gives, for a lease, how often its
+    /// address was claimed and by which MAC address last.
+    pub fn new_claims(&mut self, id: InstanceId, claims: impl Fn(u16) -> (u32, [u8; 6])) -> Vec<NewClaim> {
+        let Some(holding) = self.instances.get_mut(&id) else { return Vec::new() };
+        let mut new = Vec::new();
+        for lease in &mut holding.leases {
+            let (count, by) = claims(lease.number);
+            let times = count.wrapping_sub(lease.claims);
+            if times > 0 {
+                new.push(NewClaim { address: lease.address, by, times });
+            }
+            lease.claims = count;
+        }
+        new
+    }
+}
+
+/// Addresses without their prefix lengths.
+fn bare(addresses: &[IpNet]) -> Vec<IpAddr> {
+    addresses.iter().map(IpNet::addr).collect()
+}
+
+#[cfg(test)]
+mod tests;

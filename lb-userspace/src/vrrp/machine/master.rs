@@ -1,0 +1,208 @@
+//! MASTER (section 6.4.3): advertise, tell the segment where the addresses are, and know when to
+//! give way.
+
+use std::time::Duration;
+
+use lb_common::time::Instant;
+
+use super::{Candidate, Contention, DOWN_INTERVALS, OWNER, Output, RESIGN, Settings};
+use crate::vrrp::receive::Heard;
+
+/// The advertisements that the owner with the higher address sends before it checks whether the
+/// other owner has given in (keepalived).
+const OWNER_ADVERTS: u32 = 2;
+/// The shortest time between two answers to lower MASTERs.
+const ANSWER_PAUSE: Duration = Duration::from_millis(10);
+/// The shortest time between two announcements because of a lower MASTER.
+const ANNOUNCE_PAUSE: Duration = Duration::from_millis(100);
+/// The shortest time between two announcements because another host claims an address.
+const CLAIM_PAUSE: Duration = Duration::from_secs(1);
+
+/// The phase MASTER.
+#[derive(Clone, Debug)]
+pub struct Master {
+    /// How long the peers wait for the next advertisement.
+    pub lease: Instant,
+    /// Adver_Timer.
+    pub advertise_at: Instant,
+    /// `garp_delay` after the start.
+    delayed_at: Option<Instant>,
+    /// Every `garp_refresh`.
+    refresh_at: Option<Instant>,
+    /// When a lower MASTER counts as silent.
+    healed_at: Option<Instant>,
+    /// When the segment was last told.
+    announced: Instant,
+    /// When a lower MASTER was last answered.
+    answered: Instant,
+    /// Another host has claimed one of our addresses.
+    disputed: bool,
+    contest: Option<Contest>,
+}
+
+/// Two owners: the one with the higher address checks whether the other gives in.
+#[derive(Clone, Copy, Debug)]
+struct Contest {
+    sent: u32,
+    over: Instant,
+}
+
+/// What an advertisement means for the mastership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Stay,
+    /// Its sender ranks higher.
+    GiveWay,
+    /// Its sender owns the addresses as well, and keeps them.
+    GiveIn,
+}
+
+impl Master {
+    pub fn new(settings: &Settings, now: Instant) -> Master {
+        let mut master = Master {
+            lease: now + DOWN_INTERVALS * settings.interval,
+            advertise_at: now,
+            delayed_at: None,
+            refresh_at: None,
+            healed_at: None,
+            announced: Instant::ZERO,
+            answered: Instant::ZERO,
+            disputed: false,
+            contest: None,
+        };
+        master.configure(settings, now);
+        master
+    }
+
+    /// Starts the timers of these settings from `now`.
+    pub fn configure(&mut self, settings: &Settings, now: Instant) {
+        let after = |pause: Duration| (!pause.is_zero()).then(|| now + pause);
+        self.advertise_at = now + settings.interval;
+        self.delayed_at = after(settings.garp_delay);
+        self.refresh_at = after(settings.garp_refresh);
+    }
+
+    pub fn deadline(&self) -> Instant {
+        let contest = self.contest.map(|contest| contest.over);
+        let timers = [self.delayed_at, self.refresh_at, self.healed_at, contest];
+        timers.into_iter().flatten().fold(self.lease.min(self.advertise_at), Instant::min)
+    }
+
+    pub fn is_disputed(&self) -> bool {
+        self.disputed
+    }
+
+    /// Section 6.4.3: "If an ADVERTISEMENT is received".
+    pub fn heard(&mut self, heard: Heard, candidate: &Candidate, now: Instant, out: &mut Vec<Output>) -> Verdict {
+        let ours = candidate.priority();
+        if heard.priority == RESIGN {
+            // "Send an ADVERTISEMENT", "Reset the Adver_Timer to Advertisement_Interval". There was
+            // a second MASTER: the hosts that listened to it must learn where the addresses are.
+            self.advertise_at = now + candidate.settings.interval;
+            self.answer(heard, candidate, now, out);
+            return Verdict::Stay;
+        }
+        let higher_address = candidate.source.is_some_and(|own| heard.source > own);
+        if heard.priority == OWNER && ours == OWNER {
+            return self.two_owners(heard, higher_address, candidate, now, out);
+        }
+        // "If the Priority in the ADVERTISEMENT is greater than the local Priority, or [equal] and
+        // the primary IPvX address of the sender is greater than the local primary IPvX address"
+        if heard.priority > ours || (heard.priority == ours && higher_address) {
+            return Verdict::GiveWay;
+        }
+        self.answer(heard, candidate, now, out);
+        Verdict::Stay
+    }
+
+    /// A lower MASTER must hear of us at once: "Send an ADVERTISEMENT immediately to assert the
+    /// Active state". The hosts that listened to it must learn where the addresses are: now, and
+    /// again when it has fallen silent.
+    fn answer(&mut self, heard: Heard, candidate: &Candidate, now: Instant, out: &mut Vec<Output>) {
+        // A storm is not answered with a storm.
+        if now >= self.answered + ANSWER_PAUSE {
+            self.answered = now;
+            out.push(Output::Advertise(candidate.priority()));
+        }
+        if now >= self.announced + ANNOUNCE_PAUSE {
+            self.announce(now, out);
+        }
+        let silence = candidate.settings.interval.clamp(Duration::from_millis(100), Duration::from_millis(500));
+        self.healed_at = Some(now + silence);
+        out.push(Output::Contention(Contention::LowerMaster { from: heard.source, priority: heard.priority }));
+    }
+
+    /// Section 6.4.3 does not foresee two owners. keepalived's rule: the one with the lower address
+    /// stays; the other sends two more advertisements and, if it still hears the first, which then
+    /// does not know the rule, gives in.
+    fn two_owners(
+        &mut self,
+        heard: Heard,
+        higher_address: bool,
+        candidate: &Candidate,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) -> Verdict {
+        out.push(Output::Contention(Contention::TwoOwners(heard.source)));
+        if higher_address {
+            return Verdict::Stay;
+        }
+        let longer = candidate.settings.interval.max(heard.interval);
+        match self.contest {
+            None => self.contest = Some(Contest { sent: 0, over: now + 3 * longer + longer / 5 }),
+            Some(contest) if contest.sent >= OWNER_ADVERTS => return Verdict::GiveIn,
+            Some(_) => {}
+        }
+        Verdict::Stay
+    }
+
+    /// Another host has claimed one of our addresses.
+    pub fn claimed(&mut self, now: Instant, out: &mut Vec<Output>) {
+        self.disputed = true;
+        out.push(Output::Contention(Contention::Claimed));
+        if now >= self.announced + CLAIM_PAUSE {
+            self.announce(now, out);
+        }
+    }
+
+    /// Does what is due.
+    pub fn timer(&mut self, candidate: &Candidate, now: Instant, out: &mut Vec<Output>) {
+        if self.advertise_at <= now {
+            // Section 6.4.3: "If the Adver_Timer fires"
+            out.push(Output::Advertise(candidate.priority()));
+            self.advertise_at = next_advert(self.advertise_at, candidate.settings.interval, now);
+            if let Some(contest) = &mut self.contest {
+                contest.sent += 1;
+            }
+        }
+        if take_due(&mut self.healed_at, now) {
+            out.push(Output::Contention(Contention::SplitHealed));
+            self.announce(now, out);
+        }
+        if take_due(&mut self.delayed_at, now) {
+            self.announce(now, out);
+        }
+        if take_due(&mut self.refresh_at, now) {
+            self.announce(now, out);
+            self.refresh_at = Some(now + candidate.settings.garp_refresh);
+        }
+        self.contest.take_if(|contest| contest.over <= now);
+    }
+
+    /// Has the segment told where the addresses are.
+    pub fn announce(&mut self, now: Instant, out: &mut Vec<Output>) {
+        self.announced = now;
+        out.push(Output::Announce);
+    }
+}
+
+/// Advertisements keep their beat, unless one was late by a whole interval.
+fn next_advert(due: Instant, interval: Duration, now: Instant) -> Instant {
+    let beat = due + interval;
+    if beat > now { beat } else { now + interval }
+}
+
+/// Whether a timer has fired; it is then cleared.
+fn take_due(at: &mut Option<Instant>, now: Instant) -> bool {
+    at.take_if(|at| *at <= now).is_some()
+}
