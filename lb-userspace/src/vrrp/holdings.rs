@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use lb_common::time::Instant;
 
 use super::group::InstanceId;
+use crate::tables::Claims;
 
 /// Something that the shell has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -246,13 +247,12 @@ impl Holdings {
         self.instances.iter().find(|(_, holding)| has(holding)).map(|(id, _)| *id)
     }
 
-    /// The claims of other hosts since the last call. `claims` gives, for a lease, how often its
-    /// address was claimed and by which MAC address last.
-    pub fn new_claims(&mut self, id: InstanceId, claims: impl Fn(u16) -> (u32, [u8; 6])) -> Vec<NewClaim> {
+    /// The claims of other hosts since the last call. `claims` gives all claims of a lease's address.
+    pub fn new_claims(&mut self, id: InstanceId, claims: impl Fn(u16) -> Claims) -> Vec<NewClaim> {
         let Some(holding) = self.instances.get_mut(&id) else { return Vec::new() };
         let mut new = Vec::new();
         for lease in &mut holding.leases {
-            let (count, by) = claims(lease.number);
+            let Claims { count, by } = claims(lease.number);
             let times = count.wrapping_sub(lease.claims);
             if times > 0 {
                 new.push(NewClaim { address: lease.address, by, times });

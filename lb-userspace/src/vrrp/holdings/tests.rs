@@ -134,7 +134,7 @@ fn a_master_puts_its_addresses_on_and_releases_the_lease_before_the_address() {
 fn each_claim_of_another_host_is_reported_once_with_its_address() {
     let mut holdings = one(&[100, 101]);
     let (nobody, other) = ([0; 6], [2, 0, 0, 0, 0, 7]);
-    let once = |lease| if lease == 101 { (2, other) } else { (0, nobody) };
+    let once = |lease| if lease == 101 { Claims { count: 2, by: other } } else { Claims { count: 0, by: nobody } };
     assert_eq!(holdings.new_claims(0, once), [NewClaim { address: ip(101), by: other, times: 2 }]);
     assert_eq!(holdings.new_claims(0, once), []);
     assert_eq!(holdings.new_claims(1, once), []);

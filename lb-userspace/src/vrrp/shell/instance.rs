@@ -6,7 +6,6 @@ use lb_common::time::Instant;
 
 use crate::{
     sys::raw_ip::RawIp,
-    tables::Tables,
     vrrp::{
         machine::{Machine, State, Why},
         report::{Counters, HeardRouter, InstanceReport, Remembered},

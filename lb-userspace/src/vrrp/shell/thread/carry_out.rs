@@ -11,7 +11,7 @@ use lb_common::time::Instant;
 use super::{Thread, monotonic};
 use crate::vrrp::{
     group::{InstanceId, Outputs},
-    holdings::HoldingOrder,
+    holdings::{HoldingOrder, NewClaim},
     machine::{Contention, Input, Output, RESIGN, State, Why},
     messages::{InstanceEvent, Occurrence, Trouble},
     shell::{instance::Instance, network::NetworkOrder},
@@ -92,23 +92,24 @@ impl Thread {
     /// to preempt this one would have been heard by now.
     fn claimed(&mut self, id: InstanceId, now: Instant) -> Outputs {
         let mut outputs = Outputs::new();
-        for claim in self.holdings.new_claims(id, claims(&self.tables)) {
-            if let Some(instance) = self.instances.get_mut(&id) {
-                instance.counters.claims += u64::from(claim.times);
-            }
+        for claim in self.new_claims(id) {
             self.trouble(id, Trouble::Claimed { address: claim.address, mac: claim.by }, now);
             outputs.extend(self.machines.handle(id, Input::Claimed, now));
         }
         outputs
     }
 
+    fn new_claims(&mut self, id: InstanceId) -> Vec<NewClaim> {
+        let claims = self.holdings.new_claims(id, |lease| self.tables.claims(lease));
+        if let Some(instance) = self.instances.get_mut(&id) {
+            instance.counters.claims += claims.iter().map(|claim| u64::from(claim.times)).sum::<u64>();
+        }
+        claims
+    }
+
     fn hold(&mut self, id: InstanceId) {
         // Claims from before do not matter now; they are only counted.
-        for claim in self.holdings.new_claims(id, claims(&self.tables)) {
-            if let Some(instance) = self.instances.get_mut(&id) {
-                instance.counters.claims += u64::from(claim.times);
-            }
-        }
+        self.new_claims(id);
         self.carry_out(self.holdings.hold(id));
     }
 
@@ -200,13 +201,5 @@ impl Thread {
             self.configured.drain(..).for_each(|done| _ = done.send(()));
         }
         self.again = !shown || posted.contains(&false);
-    }
-}
-
-/// How often the address of a lease was claimed, and by which MAC address last.
-fn claims(tables: &crate::dataplane::Tables) -> impl Fn(u16) -> (u32, [u8; 6]) {
-    |lease| {
-        let claims = tables.claims(lease);
-        (claims.count, claims.by)
     }
 }
