@@ -18,8 +18,7 @@ use crate::{
         types::{Backend, Conn, Counters, ServiceStatus, Status, VrrpStatus, meanings},
     },
     client::units,
-    vrrp::{messages, receive::Refusal},
-    words::{BackendState, Event, VrrpState},
+    words::{AdvertRefusal, BackendState, Event, VrrpState},
 };
 
 /// `status`
@@ -251,8 +250,8 @@ fn details(instance: &VrrpStatus) -> String {
         _ = writeln!(text, "  heard {} with priority {} at {}", peer.address, peer.priority, peer.last_heard);
     }
     for (why, count) in instance.adverts.refused.iter().filter(|(_, count)| **count > 0) {
-        let known = Refusal::ALL.iter().find(|refusal| refusal.name() == why);
-        let meaning = known.map_or("", |known| messages::advice(*known).unwrap_or(known.meaning()));
+        let known = AdvertRefusal::ALL.iter().find(|refusal| refusal.name() == why);
+        let meaning = known.map_or("", |known| known.advice().unwrap_or(known.meaning()));
         _ = writeln!(text, "  refused {count} ({why}): {meaning}");
     }
     let adverts = &instance.adverts;

@@ -24,6 +24,7 @@ use crate::{
     dataplane::Answer,
     sys::{clock, netdev},
     tables::Flow,
+    vrrp::report::InstanceReport,
     words::VrrpState,
 };
 
@@ -218,12 +219,10 @@ impl Daemon {
     /// Whether a VRRP instance has given the address to another host.
     fn elsewhere(&self, address: IpAddr) -> Option<Elsewhere> {
         let reports = self.vrrp.reports();
-        let carries =
-            |report: &&crate::vrrp::report::InstanceReport| report.addresses.iter().any(|it| it.addr() == address);
+        let carries = |report: &&InstanceReport| report.addresses.iter().any(|it| it.addr() == address);
         let report = reports.iter().find(carries)?;
-        let state = report::vrrp::state(report.state);
-        let elsewhere = Elsewhere { instance: report.name.to_string(), state, master: report.master };
-        (state != VrrpState::Master).then_some(elsewhere)
+        let InstanceReport { state, master, .. } = *report;
+        (state != VrrpState::Master).then(|| Elsewhere { instance: report.name.to_string(), state, master })
     }
 
     fn client_limit(&self, client: IpAddr, service: &Service, number: u16) -> Option<ClientLimit> {

@@ -21,7 +21,7 @@ use crate::{
     sys::{clock, netlink},
     vrrp::{
         machine::State,
-        messages::{self, InstanceEvent},
+        messages::InstanceEvent,
         report::{InstanceReport, Remembered},
         setup::Setup,
         shell::{Fact, Reports, Router},
@@ -236,10 +236,7 @@ impl Daemon {
         };
         if report.state != State::Master {
             let master = report.master.map_or("no master is heard".into(), |master| format!("{master} is MASTER"));
-            return Err(format!(
-                "{name} is {} here and has nothing to give away: {master}",
-                messages::state_name(report.state)
-            ));
+            return Err(format!("{name} is {} here and has nothing to give away: {master}", report.state));
         }
         router.give_away(name);
         let subject = Subject::Instance(name.clone());

@@ -23,15 +23,14 @@ use std::{net::IpAddr, time::Duration};
 use lb_common::time::Instant;
 
 pub use backup::HeardMaster;
-pub use state::{Past, State, Why};
+pub use state::{Past, Why};
 
 use super::receive::Heard;
-use crate::config::model::VrrpVersion;
+pub use crate::words::VrrpState as State;
+use crate::words::{OWNER_PRIORITY as OWNER, VrrpVersion};
 use backup::Backup;
 use master::{Master, Verdict};
 
-/// The priority of the router that owns the addresses. Weights never change it.
-pub const OWNER: u8 = 255;
 /// "I resign": the priority in the last advertisement of a MASTER that ends in order.
 pub const RESIGN: u8 = 0;
 /// Intervals without an advertisement after which the MASTER counts as gone (section 6.1).

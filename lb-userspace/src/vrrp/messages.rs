@@ -7,9 +7,12 @@ use log::Level;
 
 use super::{
     machine::{State, Why},
-    receive::{Agreement, Refusal},
+    receive::Agreement,
 };
-use crate::notice::{Kind, Notice, Subject};
+use crate::{
+    notice::{Kind, Notice, Subject},
+    words::AdvertRefusal,
+};
 
 /// Something that happened to an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +67,7 @@ pub enum Trouble {
     /// An advertisement was refused.
     Refused {
         /// The check that it failed.
-        why: Refusal,
+        why: AdvertRefusal,
         /// Its sender.
         from: IpAddr,
         /// How its addresses agree with the configured ones.
@@ -105,17 +108,7 @@ impl InstanceEvent {
 fn moved(from: State, to: State, why: Why, priority: u8, faults: &[String]) -> (Level, String) {
     let level = if to == State::Fault || why == Why::LeaseLapsed { Level::Warn } else { Level::Info };
     let why = if to == State::Fault && !faults.is_empty() { faults.join(", ") } else { reason(why) };
-    (level, format!("is {} with priority {priority} (was {}): {why}", state_name(to), state_name(from)))
-}
-
-/// The state in keepalived's words.
-pub fn state_name(state: State) -> &'static str {
-    match state {
-        State::Init => "INIT",
-        State::Backup => "BACKUP",
-        State::Master => "MASTER",
-        State::Fault => "FAULT",
-    }
+    (level, format!("is {} with priority {priority} (was {}): {why}", to, from))
 }
 
 /// Why a state changed, in words.
@@ -168,39 +161,17 @@ impl Trouble {
     }
 }
 
-fn refused(why: Refusal, from: IpAddr, agreement: Option<Agreement>, router: u8) -> String {
-    let differs = matches!(why, Refusal::Version | Refusal::AuthenticationType | Refusal::Password | Refusal::Interval);
+fn refused(why: AdvertRefusal, from: IpAddr, agreement: Option<Agreement>, router: u8) -> String {
+    let differs = matches!(
+        why,
+        AdvertRefusal::Version | AdvertRefusal::AuthenticationType | AdvertRefusal::Password | AdvertRefusal::Interval
+    );
     if differs && agreement == Some(Agreement::Strange) {
         return stranger(from, router);
     }
-    let Some(what) = advice(why) else { return format!("ignores {from}: {}", why.meaning()) };
+    let Some(what) = why.advice() else { return format!("ignores {from}: {}", why.meaning()) };
     let both = if differs { "; until then both are master" } else { "" };
     format!("ignores {from}, which sends {what}{both}")
-}
-
-/// What is wrong with a refused advertisement, and what to do about it; `None`: that depends.
-pub fn advice(why: Refusal) -> Option<&'static str> {
-    Some(match why {
-        Refusal::Version => "another version: write the same `version` on both hosts",
-        Refusal::AuthenticationType => {
-            "a password where none is expected, or none where one is: write the same `auth_pass` on both hosts"
-        }
-        Refusal::Password => "another password: write the same `auth_pass` (its first 8 bytes count) on both hosts",
-        Refusal::Interval => {
-            "another interval, which version 2 does not permit: write the same `advert_interval` on both hosts"
-        }
-        Refusal::Destination => {
-            "multicast where this host has unicast_peers, or the other way round: configure both hosts alike"
-        }
-        Refusal::Peer => "unicast, but is not one of unicast_peers: add it, or find out which host that is",
-        Refusal::OwnAddress => {
-            "this host's own address as its source: another host has the same address, or the network loops"
-        }
-        Refusal::HopLimit => {
-            "a time to live that shows it was not sent on this link: somebody may be trying to interfere"
-        }
-        _ => return None,
-    })
 }
 
 fn stranger(from: IpAddr, router: u8) -> String {

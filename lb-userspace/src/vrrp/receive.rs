@@ -4,48 +4,7 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use super::wire::{self, Packet, View, v2, v3};
-use crate::config::model::VrrpVersion;
-
-macro_rules! refusals {
-    ($($variant:ident, $name:literal, $meaning:literal;)*) => {
-        /// Why an advertisement was refused: the rung of the ladder.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum Refusal {
-            $(#[doc = $meaning] $variant,)*
-        }
-
-        impl Refusal {
-            /// All of them, in the order of the ladder.
-            pub const ALL: &[Refusal] = &[$(Refusal::$variant,)*];
-
-            /// The name in JSON and metrics.
-            pub const fn name(self) -> &'static str {
-                match self { $(Refusal::$variant => $name,)* }
-            }
-
-            /// One line for the operator.
-            pub const fn meaning(self) -> &'static str {
-                match self { $(Refusal::$variant => $meaning,)* }
-            }
-        }
-    };
-}
-
-refusals! {
-    Truncated, "truncated", "shorter than the header of an advertisement";
-    HopLimit, "hop_limit", "multicast, but its time to live is not 255: it was not sent on this link";
-    Version, "version", "another version of VRRP";
-    AuthenticationType, "auth_type", "version 2: another kind of authentication, or none";
-    Password, "password", "version 2: another password";
-    Interval, "interval", "version 2: another advert_interval; version 3: none at all";
-    Type, "type", "not an advertisement";
-    NoAddress, "no_address", "it lists no address";
-    Length, "length", "it ends before its last address";
-    Checksum, "checksum", "its checksum is wrong";
-    Destination, "destination", "multicast where unicast is configured, or the other way round";
-    Peer, "peer", "its sender is not one of unicast_peers";
-    OwnAddress, "own_address", "it comes from this host's own address: the network loops, or another host has it too";
-}
+use crate::words::{AdvertRefusal, VrrpVersion};
 
 /// What an instance accepts as an advertisement of its own virtual router.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +53,7 @@ pub struct Heard {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RefusedAdvert {
     /// The first check that it failed.
-    pub why: Refusal,
+    pub why: AdvertRefusal,
     /// How its addresses agree with the configured ones, if they can be read: that tells a peer with
     /// another configuration from somebody else's router.
     pub agreement: Option<Agreement>,
@@ -109,7 +68,7 @@ impl Expectation {
     /// Judges an advertisement that carries our virtual router's number.
     pub fn judge(&self, packet: &Packet) -> Result<Heard, RefusedAdvert> {
         let Some(view) = View::new(packet.payload) else {
-            return Err(RefusedAdvert { why: Refusal::Truncated, agreement: None });
+            return Err(RefusedAdvert { why: AdvertRefusal::Truncated, agreement: None });
         };
         let addresses = view.addresses(self.ipv4);
         let agreement = addresses.as_ref().map(|addresses| self.agreement(addresses));
@@ -119,37 +78,37 @@ impl Expectation {
             source: packet.source,
             priority: view.priority(),
             interval: interval(view),
-            agreement: agreement.ok_or(refused(Refusal::Length))?,
+            agreement: agreement.ok_or(refused(AdvertRefusal::Length))?,
         })
     }
 
-    fn climb(&self, view: View, packet: &Packet) -> Result<(), Refusal> {
+    fn climb(&self, view: View, packet: &Packet) -> Result<(), AdvertRefusal> {
         let multicast = self.peers.is_empty();
-        ensure(!multicast || packet.hop_limit == wire::HOP_LIMIT, Refusal::HopLimit)?;
-        ensure(view.version() == version_number(self.version), Refusal::Version)?;
+        ensure(!multicast || packet.hop_limit == wire::HOP_LIMIT, AdvertRefusal::HopLimit)?;
+        ensure(view.version() == self.version.number(), AdvertRefusal::Version)?;
         match self.version {
             VrrpVersion::V2 => self.climb_v2(view)?,
-            VrrpVersion::V3 => ensure(v3::centiseconds(view) > 0, Refusal::Interval)?,
+            VrrpVersion::V3 => ensure(v3::centiseconds(view) > 0, AdvertRefusal::Interval)?,
         }
-        ensure(view.kind() == wire::ADVERTISEMENT, Refusal::Type)?;
-        ensure(view.count() > 0, Refusal::NoAddress)?;
-        ensure(view.addresses(self.ipv4).is_some(), Refusal::Length)?;
+        ensure(view.kind() == wire::ADVERTISEMENT, AdvertRefusal::Type)?;
+        ensure(view.count() > 0, AdvertRefusal::NoAddress)?;
+        ensure(view.addresses(self.ipv4).is_some(), AdvertRefusal::Length)?;
         let intact = match self.version {
             VrrpVersion::V2 => v2::is_intact(view),
             VrrpVersion::V3 => v3::is_intact(view, packet.source, packet.destination),
         };
-        ensure(intact, Refusal::Checksum)?;
-        ensure(multicast == packet.destination.is_multicast(), Refusal::Destination)?;
-        ensure(self.own != Some(packet.source), Refusal::OwnAddress)?;
-        ensure(multicast || self.peers.contains(&packet.source), Refusal::Peer)
+        ensure(intact, AdvertRefusal::Checksum)?;
+        ensure(multicast == packet.destination.is_multicast(), AdvertRefusal::Destination)?;
+        ensure(self.own != Some(packet.source), AdvertRefusal::OwnAddress)?;
+        ensure(multicast || self.peers.contains(&packet.source), AdvertRefusal::Peer)
     }
 
-    fn climb_v2(&self, view: View) -> Result<(), Refusal> {
-        let trailer = v2::trailer(view).ok_or(Refusal::Length)?;
+    fn climb_v2(&self, view: View) -> Result<(), AdvertRefusal> {
+        let trailer = v2::trailer(view).ok_or(AdvertRefusal::Length)?;
         let authentication = if self.password.is_some() { v2::PASSWORD } else { v2::NO_AUTHENTICATION };
-        ensure(v2::authentication(view) == authentication, Refusal::AuthenticationType)?;
-        ensure(self.password.is_none_or(|password| password == trailer), Refusal::Password)?;
-        ensure(interval(view) == self.interval, Refusal::Interval)
+        ensure(v2::authentication(view) == authentication, AdvertRefusal::AuthenticationType)?;
+        ensure(self.password.is_none_or(|password| password == trailer), AdvertRefusal::Password)?;
+        ensure(interval(view) == self.interval, AdvertRefusal::Interval)
     }
 
     fn agreement(&self, addresses: &[IpAddr]) -> Agreement {
@@ -164,15 +123,8 @@ impl Expectation {
     }
 }
 
-fn ensure(holds: bool, otherwise: Refusal) -> Result<(), Refusal> {
+fn ensure(holds: bool, otherwise: AdvertRefusal) -> Result<(), AdvertRefusal> {
     if holds { Ok(()) } else { Err(otherwise) }
-}
-
-fn version_number(version: VrrpVersion) -> u8 {
-    match version {
-        VrrpVersion::V2 => v2::VERSION,
-        VrrpVersion::V3 => v3::VERSION,
-    }
 }
 
 fn interval(view: View) -> Duration {

@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     machine::{Past, State, Why},
-    receive::Refusal,
     setup::Setup,
 };
-use crate::words::{AdvertCounts, VrrpVersion};
+use crate::words::{AdvertCounts, AdvertRefusal, VrrpVersion};
 
 /// The state of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,19 +106,19 @@ pub struct HeardRouter {
 /// What an instance has counted since it began.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// All but the refused ones.
+    /// Everything but refused advertisements.
     pub adverts: AdvertCounts,
-    refused: [u64; Refusal::ALL.len()],
+    refused: [u64; AdvertRefusal::ALL.len()],
 }
 
 impl Counters {
-    /// Counts an advertisement that did not count.
-    pub fn refuse(&mut self, why: Refusal) {
+    /// Counts a refused advertisement.
+    pub fn refuse(&mut self, why: AdvertRefusal) {
         self.refused[why as usize] += 1;
     }
 
-    /// Advertisements that did not count, by reason.
-    pub fn refused(&self) -> impl Iterator<Item = (Refusal, u64)> + '_ {
-        Refusal::ALL.iter().map(|why| (*why, self.refused[*why as usize]))
+    /// Refused advertisements, by reason.
+    pub fn refused(&self) -> impl Iterator<Item = (AdvertRefusal, u64)> + '_ {
+        AdvertRefusal::ALL.iter().map(|why| (*why, self.refused[*why as usize]))
     }
 }

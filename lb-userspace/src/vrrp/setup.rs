@@ -10,7 +10,10 @@ use super::{
     tracking::Tracked,
     wire::{v2, v3::Dialect},
 };
-use crate::config::model::{Vrrp, VrrpChecksum, VrrpVersion};
+use crate::{
+    config::model::{Vrrp, VrrpChecksum},
+    words::VrrpVersion,
+};
 
 /// Everything that one instance needs to know.
 #[derive(Clone, Debug, PartialEq)]

@@ -13,7 +13,7 @@ pub use event::{Event, EventKind, EventLevel};
 pub use near::did_you_mean;
 pub use sync::{RefusedDatagrams, SyncCounts, SyncState};
 pub use task::{Task, TaskState};
-pub use vrrp::{AdvertCounts, OWNER_PRIORITY, VrrpState, VrrpVersion};
+pub use vrrp::{AdvertCounts, AdvertRefusal, OWNER_PRIORITY, VrrpState, VrrpVersion};
 
 /// Displays an enum as the word that its JSON has.
 macro_rules! shown_as_in_json {

@@ -71,3 +71,74 @@ pub struct AdvertCounts {
     /// Gratuitous ARP packets and neighbour advertisements sent.
     pub announcements: u64,
 }
+
+macro_rules! refusals {
+    ($($variant:ident, $name:literal, $meaning:literal;)*) => {
+        /// Why an advertisement was refused: the first check that it failed, in the order of the
+        /// checks.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum AdvertRefusal {
+            $(#[doc = $meaning] $variant,)*
+        }
+
+        impl AdvertRefusal {
+            /// All of them, in the order of the checks.
+            pub const ALL: &[AdvertRefusal] = &[$(AdvertRefusal::$variant,)*];
+
+            /// The name in JSON and metrics.
+            pub const fn name(self) -> &'static str {
+                match self { $(AdvertRefusal::$variant => $name,)* }
+            }
+
+            /// One line for the operator.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(AdvertRefusal::$variant => $meaning,)* }
+            }
+        }
+    };
+}
+
+refusals! {
+    Truncated, "truncated", "shorter than the header of an advertisement";
+    HopLimit, "hop_limit", "multicast, but its time to live is not 255: it was not sent on this link";
+    Version, "version", "another version of VRRP";
+    AuthenticationType, "auth_type", "version 2: another kind of authentication, or none";
+    Password, "password", "version 2: another password";
+    Interval, "interval", "version 2: another advert_interval; version 3: none at all";
+    Type, "type", "not an advertisement";
+    NoAddress, "no_address", "it lists no address";
+    Length, "length", "it ends before its last address";
+    Checksum, "checksum", "its checksum is wrong";
+    Destination, "destination", "multicast where unicast is configured, or the other way round";
+    Peer, "peer", "its sender is not one of unicast_peers";
+    OwnAddress, "own_address", "it comes from this host's own address: the network loops, or another host has it too";
+}
+
+impl AdvertRefusal {
+    /// What is wrong with a refused advertisement, and what to do about it; `None`: that depends.
+    pub const fn advice(self) -> Option<&'static str> {
+        Some(match self {
+            AdvertRefusal::Version => "another version: write the same `version` on both hosts",
+            AdvertRefusal::AuthenticationType => {
+                "a password where none is expected, or none where one is: write the same `auth_pass` on both hosts"
+            }
+            AdvertRefusal::Password => {
+                "another password: write the same `auth_pass` (its first 8 bytes count) on both hosts"
+            }
+            AdvertRefusal::Interval => {
+                "another interval, which version 2 does not permit: write the same `advert_interval` on both hosts"
+            }
+            AdvertRefusal::Destination => {
+                "multicast where this host has unicast_peers, or the other way round: configure both hosts alike"
+            }
+            AdvertRefusal::Peer => "unicast, but is not one of unicast_peers: add it, or find out which host that is",
+            AdvertRefusal::OwnAddress => {
+                "this host's own address as its source: another host has the same address, or the network loops"
+            }
+            AdvertRefusal::HopLimit => {
+                "a time to live that shows it was not sent on this link: somebody may be trying to interfere"
+            }
+            _ => return None,
+        })
+    }
+}

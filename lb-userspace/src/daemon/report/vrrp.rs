@@ -5,8 +5,10 @@ use lb_common::time::Instant;
 use super::{Snapshot, ago};
 use crate::{
     api::types::{VrrpAdverts, VrrpPeer, VrrpStatus, VrrpWeight},
-    vrrp::{machine::State, messages, report::InstanceReport},
-    words::VrrpState,
+    vrrp::{
+        messages,
+        report::{Counters, InstanceReport},
+    },
 };
 
 /// `/api/v1/vrrp`
@@ -14,21 +16,10 @@ pub fn instances(snapshot: &Snapshot) -> Vec<VrrpStatus> {
     snapshot.vrrp.iter().map(|report| instance(snapshot, report)).collect()
 }
 
-/// The state in the words of the API.
-pub fn state(state: State) -> VrrpState {
-    match state {
-        State::Init => VrrpState::Init,
-        State::Backup => VrrpState::Backup,
-        State::Master => VrrpState::Master,
-        State::Fault => VrrpState::Fault,
-    }
-}
-
 fn instance(snapshot: &Snapshot, report: &InstanceReport) -> VrrpStatus {
-    let counted = &report.counters;
     VrrpStatus {
         name: report.name.to_string(),
-        state: state(report.state),
+        state: report.state,
         priority: report.priority,
         base_priority: report.base_priority,
         addresses: report.addresses.iter().map(ToString::to_string).collect(),
@@ -56,9 +47,43 @@ fn instance(snapshot: &Snapshot, report: &InstanceReport) -> VrrpStatus {
                 last_heard: ago(snapshot, peer.heard.0),
             })
             .collect(),
-        adverts: VrrpAdverts {
-            counts: counted.adverts,
-            refused: counted.refused().map(|(why, count)| (why.name().to_owned(), count)).collect(),
-        },
+        adverts: adverts(&report.counters),
+    }
+}
+
+fn adverts(counters: &Counters) -> VrrpAdverts {
+    let refused = counters.refused().map(|(why, count)| (why.name().to_owned(), count));
+    VrrpAdverts { counts: counters.adverts, refused: refused.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::words::{AdvertCounts, AdvertRefusal};
+
+    #[test]
+    fn the_json_of_the_counters_has_every_counter_and_every_reason() {
+        let mut counters = Counters::default();
+        counters.refuse(AdvertRefusal::Password);
+        counters.adverts = AdvertCounts {
+            sent: 1,
+            resignations_sent: 2,
+            send_failures: 3,
+            received: 4,
+            resignations_received: 5,
+            address_mismatches: 6,
+            dual_master: 7,
+            claims: 8,
+            announcements: 9,
+        };
+        let json = concat!(
+            r#"{"sent":1,"resignations_sent":2,"send_failures":3,"received":4,"resignations_received":5,"#,
+            r#""address_mismatches":6,"dual_master":7,"claims":8,"announcements":9,"#,
+            r#""refused":{"auth_type":0,"checksum":0,"destination":0,"hop_limit":0,"interval":0,"length":0,"#,
+            r#""no_address":0,"own_address":0,"password":1,"peer":0,"truncated":0,"type":0,"version":0}}"#
+        );
+        let adverts = adverts(&counters);
+        assert_eq!(serde_json::to_string(&adverts).unwrap(), json);
+        assert_eq!(serde_json::from_str::<VrrpAdverts>(json).unwrap(), adverts);
     }
 }

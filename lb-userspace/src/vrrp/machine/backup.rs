@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use lb_common::time::Instant;
 
 use super::{Candidate, DOWN_INTERVALS, OWNER, RESIGN, Why};
-use crate::{config::model::VrrpVersion, vrrp::receive::Heard};
+use crate::{vrrp::receive::Heard, words::VrrpVersion};
 
 /// The longest that a BACKUP waits for the connections of a lower MASTER: copying 100,000 takes two
 /// or three seconds.

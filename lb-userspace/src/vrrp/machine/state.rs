@@ -1,24 +1,11 @@
-//! The state of a virtual router and what made it so: words that one process of the daemon hands to
-//! the next.
+//! What made a state change, and what one process of the daemon hands to the next.
 
 use std::net::IpAddr;
 
 use lb_common::time::Instant;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-/// The states, in keepalived's words.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum State {
-    /// Before the start and after the end.
-    #[default]
-    Init,
-    /// Watches the MASTER.
-    Backup,
-    /// Holds the addresses and says so. RFC 9568: Active.
-    Master,
-    /// Cannot be a router now.
-    Fault,
-}
+use super::State;
 
 /// What made a state change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +43,7 @@ pub enum Why {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Past {
     /// The state.
+    #[serde(serialize_with = "to_handover_word", deserialize_with = "from_handover_word")]
     pub state: State,
     /// When it was entered.
     #[serde(serialize_with = "to_nanoseconds", deserialize_with = "from_nanoseconds")]
@@ -66,10 +54,50 @@ pub struct Past {
     pub yields: bool,
 }
 
+/// The handover has spelled the states like this from the start; other versions must read it.
+fn handover_word(state: State) -> &'static str {
+    match state {
+        State::Init => "Init",
+        State::Backup => "Backup",
+        State::Master => "Master",
+        State::Fault => "Fault",
+    }
+}
+
+fn to_handover_word<S: Serializer>(state: &State, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(handover_word(*state))
+}
+
+fn from_handover_word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<State, D::Error> {
+    let word = String::deserialize(deserializer)?;
+    let known = State::ALL.iter().find(|state| handover_word(**state) == word);
+    known.copied().ok_or_else(|| D::Error::custom(format!("unknown state {word}")))
+}
+
 fn to_nanoseconds<S: Serializer>(at: &Instant, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(at.0)
 }
 
 fn from_nanoseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Instant, D::Error> {
     u64::deserialize(deserializer).map(Instant)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_the_handover_stay_what_they_are() {
+        for (state, word) in
+            [(State::Init, "Init"), (State::Backup, "Backup"), (State::Master, "Master"), (State::Fault, "Fault")]
+        {
+            let past = Past { state, since: Instant(77), transitions: 3, yields: false };
+            let json = format!(r#"{{"state":"{word}","since":77,"transitions":3,"yields":false}}"#);
+            assert_eq!(serde_json::to_string(&past).unwrap(), json);
+            assert_eq!(serde_json::from_str::<Past>(&json).unwrap(), past);
+        }
+        assert!(
+            serde_json::from_str::<Past>(r#"{"state":"MASTER","since":7,"transitions":3,"yields":false}"#).is_err()
+        );
+    }
 }

@@ -32,18 +32,20 @@ fn a_change_of_state_says_why() {
 
 #[test]
 fn every_refusal_says_what_to_do_or_what_it_is() {
-    for why in Refusal::ALL {
+    for why in AdvertRefusal::ALL {
         let text = text(Trouble::Refused { why: *why, from: from(), agreement: Some(Agreement::Same) });
         assert!(text.contains("10.0.1.2"), "{text}");
     }
-    let password = Trouble::Refused { why: Refusal::Password, from: from(), agreement: Some(Agreement::Same) };
+    let password = Trouble::Refused { why: AdvertRefusal::Password, from: from(), agreement: Some(Agreement::Same) };
     assert!(text(password).contains("the same `auth_pass`"));
 }
 
 #[test]
 fn a_stranger_with_our_number_is_distinguished_from_a_peer_with_another_configuration() {
     let strange = |why| text(Trouble::Refused { why, from: from(), agreement: Some(Agreement::Strange) });
-    for why in [Refusal::Password, Refusal::Version, Refusal::Interval, Refusal::AuthenticationType] {
+    for why in
+        [AdvertRefusal::Password, AdvertRefusal::Version, AdvertRefusal::Interval, AdvertRefusal::AuthenticationType]
+    {
         assert!(strange(why).contains("virtual_router_id 51 for other addresses"), "{why:?}");
     }
     let disagrees = |agreement| text(Trouble::Disagrees { from: from(), agreement });

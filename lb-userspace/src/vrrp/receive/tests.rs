@@ -75,23 +75,23 @@ fn every_rung_of_the_ladder_refuses_for_its_own_reason() {
             bytes[3] = (HEADER + to) as u8;
         })
     };
-    let cases: Vec<(VrrpVersion, Change, u8, Refusal)> = vec![
-        (two, cut(7), 255, Refusal::Truncated),
-        (three, cut(7), 255, Refusal::Truncated),
-        (three, set(0, 0x31), 254, Refusal::HopLimit),
-        (three, set(0, 0x21), 255, Refusal::Version),
-        (two, set(0, 0x31), 255, Refusal::Version),
-        (two, set(4, 0), 255, Refusal::AuthenticationType),
-        (two, set(12, b'S'), 255, Refusal::Password),
-        (two, set(5, 2), 255, Refusal::Interval),
-        (three, Box::new(|bytes| bytes[HEADER + 4..HEADER + 6].fill(0)), 255, Refusal::Interval),
-        (three, set(0, 0x32), 255, Refusal::Type),
-        (three, set(3, 0), 255, Refusal::NoAddress),
-        (three, set(3, 2), 255, Refusal::Length),
-        (two, set(3, 2), 255, Refusal::Length),
-        (two, cut(12), 255, Refusal::Length),
-        (three, set(2, 99), 255, Refusal::Checksum),
-        (two, set(2, 99), 255, Refusal::Checksum),
+    let cases: Vec<(VrrpVersion, Change, u8, AdvertRefusal)> = vec![
+        (two, cut(7), 255, AdvertRefusal::Truncated),
+        (three, cut(7), 255, AdvertRefusal::Truncated),
+        (three, set(0, 0x31), 254, AdvertRefusal::HopLimit),
+        (three, set(0, 0x21), 255, AdvertRefusal::Version),
+        (two, set(0, 0x31), 255, AdvertRefusal::Version),
+        (two, set(4, 0), 255, AdvertRefusal::AuthenticationType),
+        (two, set(12, b'S'), 255, AdvertRefusal::Password),
+        (two, set(5, 2), 255, AdvertRefusal::Interval),
+        (three, Box::new(|bytes| bytes[HEADER + 4..HEADER + 6].fill(0)), 255, AdvertRefusal::Interval),
+        (three, set(0, 0x32), 255, AdvertRefusal::Type),
+        (three, set(3, 0), 255, AdvertRefusal::NoAddress),
+        (three, set(3, 2), 255, AdvertRefusal::Length),
+        (two, set(3, 2), 255, AdvertRefusal::Length),
+        (two, cut(12), 255, AdvertRefusal::Length),
+        (three, set(2, 99), 255, AdvertRefusal::Checksum),
+        (two, set(2, 99), 255, AdvertRefusal::Checksum),
     ];
     for (version, change, hop_limit, why) in cases {
         let judged = judge(&expectation(version), &voice(version), change, hop_limit);
@@ -111,11 +111,11 @@ fn multicast_and_unicast_do_not_mix_and_strangers_are_not_peers() {
     };
     assert_eq!(why(&unicast, &direct, 255), Ok(100));
     assert_eq!(why(&unicast, &direct, 64), Ok(100), "a unicast peer may be behind a router");
-    assert_eq!(why(&unicast, &by_group, 255), Err(Refusal::Destination));
-    assert_eq!(why(&multicast, &direct, 255), Err(Refusal::Destination));
-    assert_eq!(why(&stranger, &direct, 255), Err(Refusal::Peer));
+    assert_eq!(why(&unicast, &by_group, 255), Err(AdvertRefusal::Destination));
+    assert_eq!(why(&multicast, &direct, 255), Err(AdvertRefusal::Destination));
+    assert_eq!(why(&stranger, &direct, 255), Err(AdvertRefusal::Peer));
     let looped = Expectation { own: Some(ip("10.0.1.2")), ..multicast.clone() };
-    assert_eq!(why(&looped, &by_group, 255), Err(Refusal::OwnAddress));
+    assert_eq!(why(&looped, &by_group, 255), Err(AdvertRefusal::OwnAddress));
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn other_addresses_are_accepted_and_reported_whether_refused_or_not() {
         assert_eq!(heard.map(|heard| heard.agreement), Ok(agreement));
         let other_password = Voice { password: Some(v2::password("other")), ..with(addresses) };
         let refused = judge(&expectation, &other_password, |_| {}, 255);
-        assert_eq!(refused, Err(RefusedAdvert { why: Refusal::Password, agreement: Some(agreement) }));
+        assert_eq!(refused, Err(RefusedAdvert { why: AdvertRefusal::Password, agreement: Some(agreement) }));
     }
 }
 
@@ -160,6 +160,6 @@ fn random_bytes_are_never_accepted_and_never_panic() {
 
 #[test]
 fn names_of_refusals_are_unique() {
-    let names: BTreeSet<_> = Refusal::ALL.iter().map(|refusal| refusal.name()).collect();
-    assert_eq!(names.len(), Refusal::ALL.len());
+    let names: BTreeSet<_> = AdvertRefusal::ALL.iter().map(|refusal| refusal.name()).collect();
+    assert_eq!(names.len(), AdvertRefusal::ALL.len());
 }

@@ -22,7 +22,7 @@ use crate::{
         wake::{self, Bell},
     },
     vrrp::{
-        messages::{self, InstanceEvent, Occurrence, Trouble},
+        messages::{InstanceEvent, Occurrence, Trouble},
         setup::Setup,
     },
 };
@@ -147,7 +147,7 @@ impl Notify {
             else {
                 continue;
             };
-            let arguments = [event.instance.to_string(), messages::state_name(*to).to_owned(), priority.to_string()];
+            let arguments = [event.instance.to_string(), to.to_string(), priority.to_string()];
             if self.calls.try_send(Call { program: program.clone(), arguments }).is_err() {
                 log::warn!("notify {} is not called: {CALLS} calls are waiting", program.display());
             }

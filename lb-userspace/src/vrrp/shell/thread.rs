@@ -190,11 +190,11 @@ impl Thread {
         let id = *id;
         match instance.setup.expectation.judge(packet) {
             Ok(heard) => {
-                instance.counters.received += 1;
-                instance.counters.resignations_received += u64::from(heard.priority == RESIGN);
+                instance.counters.adverts.received += 1;
+                instance.counters.adverts.resignations_received += u64::from(heard.priority == RESIGN);
                 instance.heard(heard.source, heard.priority, now);
                 if heard.agreement != Agreement::Same {
-                    instance.counters.address_mismatches += 1;
+                    instance.counters.adverts.address_mismatches += 1;
                     let trouble = Trouble::Disagrees { from: heard.source, agreement: heard.agreement };
                     self.trouble(id, trouble, now);
                 }

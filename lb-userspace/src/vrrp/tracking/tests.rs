@@ -1,7 +1,7 @@
 use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use super::*;
-use crate::config::model::{VrrpChecksum, VrrpVersion};
+use crate::{config::model::VrrpChecksum, words::VrrpVersion};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()

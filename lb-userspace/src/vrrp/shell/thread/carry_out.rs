@@ -64,7 +64,7 @@ impl Thread {
         }
         let socket = self.sockets.get(&(instance.setup.interface.clone(), instance.setup.ipv4));
         let sent = instance.send(socket, machine.source(), priority);
-        let counters = &mut instance.counters;
+        let counters = &mut instance.counters.adverts;
         match sent {
             Ok(()) => {
                 counters.sent += 1;
@@ -102,7 +102,7 @@ impl Thread {
     fn new_claims(&mut self, id: InstanceId) -> Vec<NewClaim> {
         let claims = self.holdings.new_claims(id, |lease| self.tables.claims(lease));
         if let Some(instance) = self.instances.get_mut(&id) {
-            instance.counters.claims += claims.iter().map(|claim| u64::from(claim.times)).sum::<u64>();
+            instance.counters.adverts.claims += claims.iter().map(|claim| u64::from(claim.times)).sum::<u64>();
         }
         claims
     }
@@ -126,7 +126,7 @@ impl Thread {
                 for frame in frames {
                     // If one finds no room, the next of its kind makes up for it.
                     let sent = self.frames.send(interface.ifindex, &frame).is_ok();
-                    instance.counters.announcements += u64::from(sent);
+                    instance.counters.adverts.announcements += u64::from(sent);
                 }
             }
         }
@@ -158,7 +158,7 @@ impl Thread {
         let trouble = match contention {
             Contention::LowerMaster { from, priority } => {
                 if let Some(instance) = self.instances.get_mut(&id) {
-                    instance.counters.dual_master += 1;
+                    instance.counters.adverts.dual_master += 1;
                 }
                 Trouble::LowerMaster { from, priority }
             }
