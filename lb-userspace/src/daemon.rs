@@ -1,7 +1,16 @@
 //! `evenkeel run`: the shell around the controller. It reads clocks, files, sockets, netlink and
-//! the ring buffer, hands what they say to the core, and does what comes back. One thread, one
-//! loop; nothing in it waits for anything but an event. Long answers and the access log have
-//! threads of their own.
+//! the ring buffer, passes what they say to the core, and carries out the actions that come back.
+//!
+//! One thread, one loop. Every input is taken in as an event, and no event waits long for another:
+//! the loop itself waits only
+//! - in a reload: for netlink (2 s at most for each answer) and for VRRP to apply the configuration
+//!   (1 s at most);
+//! - once per second while VRRP runs, in the self-test: for netlink (2 s at most for each interface
+//!   with a clsact hook, none with tcx or XDP);
+//! - when an operator's decision is saved: for the disk;
+//! - in an upgrade, after everything has stopped: for the new daemon to act (15 s at most).
+//!
+//! VRRP, probes, flow sync, long answers and access logs have threads of their own.
 
 mod admin_file;
 mod answers;
@@ -17,6 +26,7 @@ mod logs;
 mod probes;
 mod pump;
 mod report;
+mod start;
 mod trace;
 mod upgrade;
 mod view;
@@ -37,23 +47,25 @@ use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
+    task::JoinHandle,
 };
 
 use crate::{
     api::{self, Reply, Request, Server, types::Refused},
     config::{self, model::Config, model::OnExit},
-    controller::{Action, Controller, Now, admin_state::Orders, desired::Desired},
-    dataplane::{Dataplane, Options},
-    handover::{self, Predecessor},
+    controller::{Action, Controller, Now},
+    dataplane::Dataplane,
+    handover::Predecessor,
     notice::{History, Kind, Notice},
     probe::Finding,
-    sys::{clock, mount, netlink},
+    sys::{clock, netlink},
 };
 
 use admin_file::AdminFile;
 use flow_sync::FlowSync;
 use hops::Hops;
 use interfaces::Wanted;
+use listener::ApiListener;
 use logs::Logs;
 use probes::Probes;
 use pump::Pump;
@@ -74,12 +86,10 @@ pub struct RunOptions {
     pub reset_state: bool,
 }
 
-/// How long the start waits for the backends' neighbours to answer before it says that it is ready.
-const NEIGHBOURS: Duration = Duration::from_millis(300);
 /// The name under which the lock on the pins is handed over.
 const BPFFS: &str = "bpffs";
 
-/// Runs until it is told to end.
+/// Runs the daemon until it is told to end.
 pub fn run(options: RunOptions) -> Result<ExitCode> {
     let mut predecessor = Predecessor::inherited()?;
     let loaded = match config::load(&options.config) {
@@ -100,51 +110,69 @@ pub fn run(options: RunOptions) -> Result<ExitCode> {
             Ok(_) => predecessor.into_iter().for_each(Predecessor::acting),
             Err(error) => predecessor.into_iter().for_each(|old| old.refuse(format_args!("{error:#}"))),
         }
-        let mut daemon = started?;
-        let end = daemon.serve().await?;
+        let (mut daemon, inputs) = started?;
+        let end = daemon.serve(inputs).await?;
         daemon.end(end).await
     })?;
-    // Nobody waits any more for an answer that is still being put together.
+    // Nobody is left to receive the answers that are still being put together.
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
 }
 
 /// Everything the loop works on.
 struct Daemon {
-    options: RunOptions,
+    process: Process,
     config: Config,
-    started: Instant,
-    loaded: (Timestamp, u64),
-    generation: u64,
-    /// Whether the last reload was applied.
-    reloaded: bool,
+    load: Load,
+    wanted: Wanted,
     dataplane: Dataplane,
     controller: Controller,
-    /// Where operators' orders are kept.
     admin_file: AdminFile,
     hops: Hops,
     logs: Logs,
     history: Arc<History>,
-    api: api::Daemon,
-    listener: listener::ApiListener,
-    wanted: Wanted,
+    doors: Doors,
     vrrp: Vrrp,
     probes: Probes,
     sync: FlowSync,
-    /// SNAT ports that are to be withheld and are in use: (pool, port).
+    /// SNAT ports to be withheld that are still in use: (pool, port).
     waiting: Vec<(u16, u16)>,
     /// Events lost so far.
     lost: u64,
-    inputs: Option<Inputs>,
-    server: Server,
-    serving: Serving,
-    /// The file this process was started from.
-    binary: PathBuf,
     upgrading: Option<Upgrading>,
 }
 
-/// The control socket's task, and what ends it when it is dropped.
-type Serving = (tokio::task::JoinHandle<Result<()>>, Option<oneshot::Sender<()>>);
+/// This process.
+struct Process {
+    options: RunOptions,
+    /// The file it was started from.
+    binary: PathBuf,
+    started: Instant,
+}
+
+/// The configuration in force, and whether the last attempt to replace it succeeded.
+struct Load {
+    at: Timestamp,
+    /// The same moment on CLOCK_MONOTONIC.
+    monotonic: u64,
+    generation: u64,
+    /// Whether the last reload was applied.
+    is_current: bool,
+}
+
+/// Where requests come in: the control socket and the listener of `[api]`.
+struct Doors {
+    api: api::Daemon,
+    server: Server,
+    serving: Serving,
+    listener: ApiListener,
+}
+
+/// The control socket's task. It ends when `shutdown` is dropped.
+struct Serving {
+    task: JoinHandle<Result<()>>,
+    shutdown: Option<oneshot::Sender<()>>,
+}
 
 /// Where the loop's events come from.
 struct Inputs {
@@ -175,13 +203,13 @@ impl Signals {
     }
 }
 
-/// What ends the loop.
+/// How the loop ends.
 enum End {
     /// We were told to end.
     Stop {
         /// The datapath goes as well.
         detach: bool,
-        /// Who waits to hear that all is as it shall stay.
+        /// Who is to hear that the datapath is in its final state.
         reply: Option<Reply<Result<(), Refused>>>,
     },
     /// Another daemon acts in our place.
@@ -189,117 +217,8 @@ enum End {
 }
 
 impl Daemon {
-    /// From nothing, or from what an earlier daemon has left, to a datapath that balances.
-    async fn start(
-        options: RunOptions,
-        config: Config,
-        history: Arc<History>,
-        mut predecessor: Option<&mut Predecessor>,
-    ) -> Result<Daemon> {
-        let started = Instant::now();
-        let binary = handover::own_path()?;
-        // First of all: it makes sure that there is no other daemon, or that it hands over to us.
-        let server = match &mut predecessor {
-            Some(predecessor) => Server::inherit(&config.daemon.socket(), predecessor)?,
-            None => Server::bind(&config.daemon.socket(), &config.daemon.socket_group)?,
-        };
-        let signals = Signals::register()?;
-        let desired = Desired::new(&config).map_err(several)?;
-        let (probes, findings) = Probes::start(&config)?;
-        let key = flow_sync::key(&config)?;
-        let mut logs = Logs::new(history.clone());
-        let prepared = logs.prepare(&config)?;
-        logs.commit(&config, prepared);
-        mount_bpffs(&options, &config)?;
-        let lock = predecessor.as_mut().map(|predecessor| predecessor.take_file(BPFFS, &config.daemon.bpffs));
-        let options_of_tables = Options {
-            bpffs: config.daemon.bpffs.clone(),
-            max_connections: config.daemon.max_connections,
-            reset: options.reset_state && predecessor.is_none(),
-        };
-        let prepared = Dataplane::prepare(&options_of_tables, lock.transpose()?)?;
-        let (watch, changes) = netlink::Watch::start()?;
-        let wanted = interfaces::wanted(&config).await.map_err(several)?;
-        wanted.warnings.iter().for_each(|warning| warn!("{warning}"));
-        let mut instances = Vec::new();
-        if let Some(predecessor) = &mut predecessor {
-            // Whether the tables have room for our configuration is better known before than after.
-            let installed = view::installed(&prepared.tables()?);
-            Controller::new(installed, Orders::default()).plan(&desired).map_err(several)?;
-            let memory = predecessor.ready(env!("CARGO_PKG_VERSION"))?;
-            history.go_on(memory.events);
-            instances = memory.vrrp;
-        }
-        // From here on it is we who act.
-        let dataplane = prepared.take()?;
-        let admin_file = AdminFile::new(&config.daemon.state_dir);
-        let orders = admin_file.load(now()).unwrap_or_else(|error| {
-            history.tell(Notice::daemon(Level::Warn, Kind::Admin, format!("{error:#}")), Timestamp::now());
-            Orders::default()
-        });
-        let controller = Controller::new(view::installed(dataplane.tables()), orders);
-        let (ask, requests) = mpsc::channel(api::QUEUE);
-        let api = api::Daemon::new(ask, history.clone());
-        let (events, serving) = begin_inputs(&server, &dataplane, &api)?;
-        let inputs = Inputs { requests, events, changes, findings, signals };
-        let mut daemon = Daemon {
-            options,
-            config,
-            started,
-            loaded: (Timestamp::now(), clock::monotonic_ns()),
-            generation: 1,
-            reloaded: true,
-            dataplane,
-            controller,
-            admin_file,
-            hops: Hops::new(watch),
-            logs,
-            history,
-            api,
-            listener: listener::ApiListener::default(),
-            wanted,
-            vrrp: Vrrp::after(instances),
-            probes,
-            sync: FlowSync::default(),
-            waiting: Vec::new(),
-            lost: 0,
-            inputs: Some(inputs),
-            server,
-            serving,
-            binary,
-            upgrading: None,
-        };
-        daemon.first_configuration(desired, key).await?;
-        if predecessor.is_none() {
-            // In an upgrade the service is ready all the time, and what its main process is the old
-            // one says.
-            tell_systemd(&[NotifyState::Ready]);
-        }
-        Ok(daemon)
-    }
-
-    /// Waits until every backend's next hop is known, but not for long: one of them may be dead.
-    async fn meet_neighbours(&mut self) {
-        let Some(mut inputs) = self.inputs.take() else { return };
-        let patience = tokio::time::sleep(NEIGHBOURS);
-        tokio::pin!(patience);
-        loop {
-            self.write_hops();
-            let known = |number| self.controller.is_reachable(number);
-            if self.controller.backends().keys().copied().all(known) {
-                break;
-            }
-            tokio::select! {
-                Some(change) = inputs.changes.recv() => self.netlink_change(change),
-                () = &mut patience => break,
-            }
-        }
-        self.inputs = Some(inputs);
-    }
-
-    /// The loop.
-    async fn serve(&mut self) -> Result<End> {
-        let mut inputs = self.inputs.take().context("the daemon serves once")?;
+    /// Serves until the end. What was read from the ring by then is taken in.
+    async fn serve(&mut self, mut inputs: Inputs) -> Result<End> {
         let end = self.until_the_end(&mut inputs).await?;
         self.take_in_the_rest(&mut inputs).await;
         Ok(end)
@@ -372,10 +291,9 @@ impl Daemon {
             // Who asked may be gone.
             _ = reply.send(answer.map(|_| ()));
         }
-        let (serving, shutdown) = self.serving;
-        drop(shutdown);
-        serving.await??;
-        self.server.remove()?;
+        drop(self.doors.serving.shutdown);
+        self.doors.serving.task.await??;
+        self.doors.server.remove()?;
         detached
     }
 
@@ -384,7 +302,7 @@ impl Daemon {
     fn netlink_change(&mut self, change: netlink::Change) {
         let Daemon { hops, dataplane, wanted, .. } = self;
         if let Err(error) =
-            hops.change(change, dataplane, self.options.clsact, |name| wanted.interfaces.get(name).copied())
+            hops.change(change, dataplane, self.process.options.clsact, |name| wanted.interfaces.get(name).copied())
         {
             warn!("{error:#}");
         }
@@ -479,21 +397,6 @@ impl Daemon {
             }
         }
     }
-}
-
-fn mount_bpffs(options: &RunOptions, config: &Config) -> Result<()> {
-    let path = &config.daemon.bpffs;
-    if mount::is_bpffs(path) || !options.mount_bpffs {
-        return Ok(());
-    }
-    mount::mount_bpffs(path)
-}
-
-/// Begins to read events and to serve the control socket.
-fn begin_inputs(server: &Server, dataplane: &Dataplane, api: &api::Daemon) -> Result<(Pump, Serving)> {
-    let (shutdown, stopped) = oneshot::channel();
-    let serving = server.serve(api.clone(), async { _ = stopped.await })?;
-    Ok((Pump::start(dataplane.events()?), (tokio::spawn(serving), Some(shutdown))))
 }
 
 fn now() -> Now {

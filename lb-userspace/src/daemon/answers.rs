@@ -71,7 +71,7 @@ impl Daemon {
         let (lost, suppressed) = self.logs.losses();
         counters.insert("access_log_lost".into(), lost);
         *counters.entry("access_log_suppressed".into()).or_default() += suppressed;
-        counters.insert(Reason::ApiRefused.name().into(), self.listener.refused());
+        counters.insert(Reason::ApiRefused.name().into(), self.doors.listener.refused());
         counters.insert("least_conn_drift".into(), self.controller.drift());
         counters.insert("client_count_drift".into(), self.controller.client_drift());
         counters
@@ -84,11 +84,11 @@ impl Daemon {
         Snapshot {
             now_ns: clock::monotonic_ns(),
             wall: Timestamp::now(),
-            uptime: self.started.elapsed(),
-            file: self.options.config.clone(),
-            loaded_at: self.loaded.0,
-            generation: self.generation,
-            reloaded: self.reloaded,
+            uptime: self.process.started.elapsed(),
+            file: self.process.options.config.clone(),
+            loaded_at: self.load.at,
+            generation: self.load.generation,
+            reloaded: self.load.is_current,
             capacity: u64::from(self.dataplane.max_connections()),
             services: self.service_views(),
             names: names.collect(),
@@ -130,7 +130,7 @@ impl Daemon {
             backup: backend.backup,
             state: standing.state,
             reason: standing.reason,
-            changed_ns: changed.unwrap_or(self.loaded.1),
+            changed_ns: changed.unwrap_or(self.load.monotonic),
         })
     }
 }

@@ -1,11 +1,13 @@
 //! Configurations: the first one, and those of reloads.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use jiff::Timestamp;
 use log::{Level, error, info, warn};
 use sd_notify::NotifyState;
 
-use super::{Daemon, apply, flow_sync, interfaces, probes, several, tell_systemd, view};
+use super::{Daemon, Inputs, apply, flow_sync, interfaces, probes, several, tell_systemd, view};
 use crate::{
     api::types::Reloaded,
     config::{self, model::Config},
@@ -15,24 +17,33 @@ use crate::{
     sys::clock,
 };
 
+/// How long the start waits for the backends' neighbours to answer before it reports ready.
+const NEIGHBOURS: Duration = Duration::from_millis(300);
+
 impl Daemon {
     /// Tables first, then the hooks: the first packet finds everything in place.
-    pub(super) async fn first_configuration(&mut self, desired: Desired, key: Option<SharedKey>) -> Result<()> {
+    pub(super) async fn first_configuration(
+        &mut self,
+        desired: Desired,
+        key: Option<SharedKey>,
+        inputs: &mut Inputs,
+    ) -> Result<()> {
         let plan = self.controller.plan(&desired).map_err(several)?;
         plan.warnings.iter().for_each(|warning| warn!("{warning}"));
         self.write(&plan)?;
         self.commit(desired, plan);
-        let attached = interfaces::attach(&mut self.dataplane, &self.wanted, self.options.clsact).map_err(several)?;
+        let attached =
+            interfaces::attach(&mut self.dataplane, &self.wanted, self.process.options.clsact).map_err(several)?;
         attached.into_iter().for_each(|notice| self.tell(notice));
         self.detach_unused();
         self.listen().into_iter().for_each(|warning| warn!("{warning}"));
-        self.meet_neighbours().await;
+        self.meet_neighbours(inputs).await;
         // Before VRRP, which waits for the other host's flows.
         self.configure_sync(key)?;
         self.configure_vrrp().await?;
         let adopted = if self.dataplane.adopted() { "took over the tables of an earlier run, " } else { "" };
         let services = self.config.services.len();
-        let after = self.started.elapsed().as_millis();
+        let after = self.process.started.elapsed().as_millis();
         let text =
             format!("evenkeel {} is ready after {after} ms: {adopted}{services} service(s)", env!("CARGO_PKG_VERSION"));
         self.tell(Notice::daemon(Level::Info, Kind::Lifecycle, text));
@@ -43,6 +54,24 @@ impl Daemon {
         self.dataplane.settle()
     }
 
+    /// Waits until the next hop of every backend is known, but not for long: one of them may be down.
+    async fn meet_neighbours(&mut self, inputs: &mut Inputs) {
+        let patience = tokio::time::sleep(NEIGHBOURS);
+        tokio::pin!(patience);
+        loop {
+            self.write_hops();
+            let known = |number| self.controller.is_reachable(number);
+            if self.controller.backends().keys().copied().all(known) {
+                return;
+            }
+            tokio::select! {
+                Some(change) = inputs.changes.recv() => self.netlink_change(change),
+                () = &mut patience => return,
+            }
+        }
+    }
+
+    /// SIGHUP: a reload that systemd follows.
     pub(super) async fn hang_up(&mut self) {
         let since = NotifyState::monotonic_usec_now();
         tell_systemd(&[NotifyState::Reloading].into_iter().chain(since).collect::<Vec<_>>());
@@ -54,7 +83,7 @@ impl Daemon {
     /// Reads the configuration anew and says how that went.
     pub(super) async fn reload(&mut self) -> Result<Reloaded, Vec<String>> {
         let reloaded = self.try_reload().await;
-        self.reloaded = reloaded.is_ok();
+        self.load.is_current = reloaded.is_ok();
         self.tell(reload_notice(&reloaded));
         reloaded
     }
@@ -65,7 +94,7 @@ impl Daemon {
         if self.upgrading.is_some() {
             return Err(vec!["an upgrade is under way: try again when it is done".into()]);
         }
-        let loaded = config::load(&self.options.config)
+        let loaded = config::load(&self.process.options.config)
             .map_err(|problems| problems.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let desired = Desired::new(&loaded.config)?;
         let plan = self.controller.plan(&desired)?;
@@ -73,7 +102,7 @@ impl Daemon {
         let key = flow_sync::key(&loaded.config).map_err(one)?;
         let prepared = self.logs.prepare(&loaded.config).map_err(one)?;
         let probes = probes::prepare(&loaded.config).map_err(one)?;
-        let attached = interfaces::attach(&mut self.dataplane, &wanted, self.options.clsact)?;
+        let attached = interfaces::attach(&mut self.dataplane, &wanted, self.process.options.clsact)?;
         attached.into_iter().for_each(|notice| self.tell(notice));
         if let Err(error) = self.write(&plan) {
             return Err(self.back_to_the_configuration_in_force(error));
@@ -85,8 +114,9 @@ impl Daemon {
         let changes = plan::changes(self.controller.desired(), &desired);
         self.config = loaded.config;
         self.wanted = wanted;
-        self.loaded = (Timestamp::now(), clock::monotonic_ns());
-        self.generation += 1;
+        self.load.at = Timestamp::now();
+        self.load.monotonic = clock::monotonic_ns();
+        self.load.generation += 1;
         self.logs.commit(&self.config, prepared);
         self.probes.replace(probes);
         warnings.extend(self.listen());
@@ -95,7 +125,7 @@ impl Daemon {
         self.configure_sync(key).map_err(one)?;
         self.configure_vrrp().await.map_err(one)?;
         self.detach_unused();
-        Ok(Reloaded { generation: self.generation, changes, warnings })
+        Ok(Reloaded { generation: self.load.generation, changes, warnings })
     }
 
     /// Some writes of a plan were done and one failed, with `error`. The configuration in force
@@ -120,7 +150,7 @@ impl Daemon {
     /// has to be tried again.
     pub(super) fn listen(&mut self) -> Option<String> {
         let address = self.config.api.as_ref().map(|api| api.listen);
-        self.listener.set(address, &self.api)
+        self.doors.listener.set(address, &self.doors.api)
     }
 
     pub(super) fn write(&mut self, plan: &plan::Plan) -> Result<()> {

@@ -10,7 +10,7 @@ use log::{Level, warn};
 use sd_notify::NotifyState;
 use tokio::task::JoinHandle;
 
-use super::{Daemon, End, Inputs, begin_inputs, flow_sync, interfaces, several, tell_systemd, view};
+use super::{Daemon, End, Inputs, flow_sync, interfaces, several, start::begin_inputs, tell_systemd, view};
 use crate::{
     api::{Reply, types::Refused},
     handover::{Memory, Successor, Upgraded},
@@ -69,9 +69,9 @@ impl Daemon {
     }
 
     fn start_successor(&self) -> Result<(PathBuf, Successor)> {
-        let mut descriptors = self.server.inheritance()?;
+        let mut descriptors = self.doors.server.inheritance()?;
         descriptors.push((super::BPFFS, self.dataplane.lock()?));
-        let binary = self.binary.clone();
+        let binary = self.process.binary.clone();
         let successor = Successor::start(&binary, descriptors)?;
         Ok((binary, successor))
     }
@@ -112,7 +112,7 @@ impl Daemon {
     }
 
     fn not_upgraded(&self, asked: Option<Asked>, error: &anyhow::Error) {
-        let text = format!("no upgrade, this daemon goes on: {}: {error:#}", self.binary.display());
+        let text = format!("no upgrade, this daemon goes on: {}: {error:#}", self.process.binary.display());
         self.tell(Notice::daemon(Level::Error, Kind::Lifecycle, text.clone()));
         _ = asked.map(|asked| asked.send(Err(Refused { errors: vec![text] })));
     }
@@ -121,8 +121,8 @@ impl Daemon {
     /// connects now waits for the next one), the listener of `[api]`, whose address the other
     /// needs, and the events, which are still taken in as far as they were read.
     async fn pause(&mut self, inputs: &mut Inputs) {
-        self.serving.1 = None;
-        self.listener.set(None, &self.api);
+        self.doors.serving.shutdown = None;
+        self.doors.listener.set(None, &self.doors.api);
         self.pause_vrrp().await;
         self.take_in_the_rest(inputs).await;
         // The other one needs its address.
@@ -146,11 +146,11 @@ impl Daemon {
         if let Err(error) = configured.and(self.configure_vrrp().await) {
             warn!("{error:#}");
         }
-        let resumed = self.reclaim().and_then(|()| begin_inputs(&self.server, &self.dataplane, &self.api));
+        let resumed = self.reclaim().and_then(|()| begin_inputs(&self.doors.server, &self.dataplane, &self.doors.api));
         match resumed {
             Ok((events, serving)) => {
                 inputs.events = events;
-                self.serving = serving;
+                self.doors.serving = serving;
                 // An address that cannot be had is tried again.
                 _ = self.listen();
             }
@@ -169,7 +169,8 @@ impl Daemon {
         let plan = self.controller.plan(&desired).map_err(several)?;
         self.write(&plan)?;
         self.commit(desired, plan);
-        let attached = interfaces::attach(&mut self.dataplane, &self.wanted, self.options.clsact).map_err(several)?;
+        let attached =
+            interfaces::attach(&mut self.dataplane, &self.wanted, self.process.options.clsact).map_err(several)?;
         attached.into_iter().for_each(|notice| self.tell(notice));
         self.detach_unused();
         self.write_hops();
@@ -185,9 +186,10 @@ impl Daemon {
     pub(super) async fn leave(mut self) -> Result<()> {
         self.hand_over_vrrp().await;
         self.history.close();
-        let (serving, shutdown) = self.serving;
-        drop(shutdown);
-        if let Err(error) = serving.await.context("the control socket's task has died").and_then(|served| served) {
+        drop(self.doors.serving.shutdown);
+        if let Err(error) =
+            self.doors.serving.task.await.context("the control socket's task has died").and_then(|served| served)
+        {
             warn!("{error:#}");
         }
         Ok(())

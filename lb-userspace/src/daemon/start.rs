@@ -1,0 +1,174 @@
+//! The start: from nothing, or from what an earlier daemon has left, to a datapath that balances.
+//! Everything that can fail and changes nothing comes first; then the daemon takes over, and
+//! begins.
+
+use std::{sync::Arc, time::Instant};
+
+use anyhow::Result;
+use jiff::Timestamp;
+use log::{Level, warn};
+use sd_notify::NotifyState;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    BPFFS, Daemon, Doors, Inputs, Load, Process, RunOptions, Serving, Signals,
+    admin_file::AdminFile,
+    flow_sync::{self, FlowSync},
+    hops::Hops,
+    interfaces::{self, Wanted},
+    listener::ApiListener,
+    logs::Logs,
+    now,
+    probes::Probes,
+    pump::Pump,
+    several, tell_systemd, view,
+    vrrp::Vrrp,
+};
+use crate::{
+    api::{self, Server},
+    config::model::Config,
+    controller::{Controller, admin_state::Orders, desired::Desired},
+    dataplane::{Dataplane, Options, Prepared},
+    handover::{self, Predecessor},
+    notice::{History, Kind, Notice},
+    probe::Finding,
+    sync::seal::SharedKey,
+    sys::{clock, mount, netlink},
+    vrrp::report::Remembered,
+};
+
+/// What is open and ready before anything acts.
+struct Opened {
+    server: Server,
+    signals: Signals,
+    desired: Desired,
+    probes: Probes,
+    findings: mpsc::Receiver<Finding>,
+    key: Option<SharedKey>,
+    logs: Logs,
+    prepared: Prepared,
+    watch: netlink::Watch,
+    changes: mpsc::Receiver<netlink::Change>,
+    wanted: Wanted,
+}
+
+impl Opened {
+    async fn open(
+        options: &RunOptions,
+        config: &Config,
+        history: &Arc<History>,
+        mut predecessor: Option<&mut Predecessor>,
+    ) -> Result<Opened> {
+        // Comes first: it makes sure that no other daemon runs, or that the other one hands over.
+        let server = match &mut predecessor {
+            Some(predecessor) => Server::inherit(&config.daemon.socket(), predecessor)?,
+            None => Server::bind(&config.daemon.socket(), &config.daemon.socket_group)?,
+        };
+        let signals = Signals::register()?;
+        let desired = Desired::new(config).map_err(several)?;
+        let (probes, findings) = Probes::start(config)?;
+        let key = flow_sync::key(config)?;
+        let mut logs = Logs::new(history.clone());
+        let opened = logs.prepare(config)?;
+        logs.commit(config, opened);
+        if options.mount_bpffs && !mount::is_bpffs(&config.daemon.bpffs) {
+            mount::mount_bpffs(&config.daemon.bpffs)?;
+        }
+        let lock = predecessor.as_mut().map(|predecessor| predecessor.take_file(BPFFS, &config.daemon.bpffs));
+        let tables = Options {
+            bpffs: config.daemon.bpffs.clone(),
+            max_connections: config.daemon.max_connections,
+            reset: options.reset_state && predecessor.is_none(),
+        };
+        let prepared = Dataplane::prepare(&tables, lock.transpose()?)?;
+        let (watch, changes) = netlink::Watch::start()?;
+        let wanted = interfaces::wanted(config).await.map_err(several)?;
+        wanted.warnings.iter().for_each(|warning| warn!("{warning}"));
+        Ok(Opened { server, signals, desired, probes, findings, key, logs, prepared, watch, changes, wanted })
+    }
+
+    /// Tells the old daemon that this one is ready, and waits until that one has stopped acting.
+    fn take_over(&self, predecessor: &mut Predecessor, history: &History) -> Result<Vec<Remembered>> {
+        // The time to find out that the tables have no room for our configuration is now.
+        let installed = view::installed(&self.prepared.tables()?);
+        Controller::new(installed, Orders::default()).plan(&self.desired).map_err(several)?;
+        let memory = predecessor.ready(env!("CARGO_PKG_VERSION"))?;
+        history.go_on(memory.events);
+        Ok(memory.vrrp)
+    }
+
+    /// From here on it is this daemon that acts.
+    fn begin(
+        self,
+        process: Process,
+        config: Config,
+        history: Arc<History>,
+        remembered: Vec<Remembered>,
+    ) -> Result<(Daemon, Inputs, Desired, Option<SharedKey>)> {
+        let dataplane = self.prepared.take()?;
+        let admin_file = AdminFile::new(&config.daemon.state_dir);
+        let orders = admin_file.load(now()).unwrap_or_else(|error| {
+            history.tell(Notice::daemon(Level::Warn, Kind::Admin, format!("{error:#}")), Timestamp::now());
+            Orders::default()
+        });
+        let controller = Controller::new(view::installed(dataplane.tables()), orders);
+        let (ask, requests) = mpsc::channel(api::QUEUE);
+        let api = api::Daemon::new(ask, history.clone());
+        let (events, serving) = begin_inputs(&self.server, &dataplane, &api)?;
+        let Opened { findings, signals, changes, server, logs, probes, .. } = self;
+        let daemon = Daemon {
+            process,
+            config,
+            load: Load { at: Timestamp::now(), monotonic: clock::monotonic_ns(), generation: 1, is_current: true },
+            wanted: self.wanted,
+            dataplane,
+            controller,
+            admin_file,
+            hops: Hops::new(self.watch),
+            logs,
+            history,
+            doors: Doors { api, server, serving, listener: ApiListener::default() },
+            vrrp: Vrrp::after(remembered),
+            probes,
+            sync: FlowSync::default(),
+            waiting: Vec::new(),
+            lost: 0,
+            upgrading: None,
+        };
+        Ok((daemon, Inputs { requests, events, changes, findings, signals }, self.desired, self.key))
+    }
+}
+
+impl Daemon {
+    /// Starts, with the configuration applied.
+    pub(super) async fn start(
+        options: RunOptions,
+        config: Config,
+        history: Arc<History>,
+        mut predecessor: Option<&mut Predecessor>,
+    ) -> Result<(Daemon, Inputs)> {
+        let process = Process { options, started: Instant::now(), binary: handover::own_path()? };
+        let opened = Opened::open(&process.options, &config, &history, predecessor.as_deref_mut()).await?;
+        let is_upgrade = predecessor.is_some();
+        let remembered = match predecessor {
+            Some(predecessor) => opened.take_over(predecessor, &history)?,
+            None => Vec::new(),
+        };
+        let (mut daemon, mut inputs, desired, key) = opened.begin(process, config, history, remembered)?;
+        daemon.first_configuration(desired, key, &mut inputs).await?;
+        if !is_upgrade {
+            // In an upgrade the service stays ready throughout, and the old daemon names its
+            // successor as the main process.
+            tell_systemd(&[NotifyState::Ready]);
+        }
+        Ok((daemon, inputs))
+    }
+}
+
+/// Begins to read events and to serve the control socket.
+pub(super) fn begin_inputs(server: &Server, dataplane: &Dataplane, api: &api::Daemon) -> Result<(Pump, Serving)> {
+    let (shutdown, stopped) = oneshot::channel();
+    let serving = server.serve(api.clone(), async { _ = stopped.await })?;
+    let pump = Pump::start(dataplane.events()?);
+    Ok((pump, Serving { task: tokio::spawn(serving), shutdown: Some(shutdown) }))
+}
