@@ -75,18 +75,18 @@ use vrrp::Vrrp;
 /// What the command line gives to the daemon.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
-    /// The configuration.
+    /// The configuration file.
     pub config: PathBuf,
-    /// Mount a bpffs where `bpffs` lies on none.
+    /// Mount a bpffs if `bpffs` does not lie on one.
     pub mount_bpffs: bool,
-    /// Attach TC programs as on kernels before 6.6.
+    /// Attach TC programs with clsact, as on kernels before 6.6.
     pub clsact: bool,
-    /// Begin with new tables. Not for a daemon that takes over from another: it was meant for the
-    /// first one.
+    /// Begin with new tables. A daemon that takes over from another ignores it: it was meant for
+    /// the first one.
     pub reset_state: bool,
 }
 
-/// The name under which the lock on the pins is handed over.
+/// The name of the lock on the pins among the descriptors handed over.
 const BPFFS: &str = "bpffs";
 
 /// Runs the daemon until it is told to end.
@@ -205,14 +205,14 @@ impl Signals {
 
 /// How the loop ends.
 enum End {
-    /// We were told to end.
+    /// The daemon was told to end.
     Stop {
-        /// The datapath goes as well.
+        /// Whether the datapath is detached as well.
         detach: bool,
         /// Who is to hear that the datapath is in its final state.
         reply: Option<Reply<Result<(), Refused>>>,
     },
-    /// Another daemon acts in our place.
+    /// Another daemon has taken over.
     HandedOver,
 }
 
@@ -236,7 +236,7 @@ impl Daemon {
                     self.write_hops();
                 }
                 batch = inputs.events.next() => {
-                    self.events(&batch.context("the ring buffer of events cannot be read any more")?);
+                    self.events(&batch.context("the ring buffer of events can no longer be read")?);
                 }
                 finding = inputs.findings.recv() => {
                     self.probed(&finding.context("the thread of the probes has ended")?);
@@ -271,14 +271,14 @@ impl Daemon {
         }
     }
 
-    /// In order: the addresses given up, the datapath as it shall stay, then the answer, then the
-    /// socket.
+    /// In this order: the addresses are given up, the datapath is brought into its final state, the
+    /// answer is sent, the socket is removed.
     async fn stop(mut self, detach: bool, reply: Option<Reply<Result<(), Refused>>>) -> Result<()> {
         if let Some(upgrading) = self.upgrading.take() {
             upgrading.give_up().await;
         }
         tell_systemd(&[NotifyState::Stopping]);
-        // First of all: with the program gone and the address still there, the host itself would
+        // Comes first: with the program gone and the address still there, the host itself would
         // reset every connection.
         self.end_vrrp().await?;
         self.sync.end();
@@ -288,7 +288,7 @@ impl Daemon {
         let detached = if detach { self.dataplane.detach_all() } else { Ok(()) };
         if let Some(reply) = reply {
             let answer = detached.as_ref().map_err(|error| Refused { errors: vec![format!("{error:#}")] });
-            // Who asked may be gone.
+            // The requester may have hung up.
             _ = reply.send(answer.map(|_| ()));
         }
         drop(self.doors.serving.shutdown);
@@ -351,7 +351,7 @@ impl Daemon {
 
     // ---- what goes out ----
 
-    /// The door for what the operator should hear of.
+    /// Reports something to the operator.
     fn tell(&self, notice: Notice) {
         self.history.tell(notice, Timestamp::now());
     }
@@ -370,7 +370,7 @@ impl Daemon {
                         self.controller.reread(view::installed(self.dataplane.tables()));
                     }
                 }
-                // Whatever the kernel program has made of it in this moment.
+                // Whatever the kernel program has just made of the admission.
                 Action::Admit { backend, to: NONE, retry_at, .. } => {
                     self.dataplane.tables().admit(backend, NONE, retry_at);
                 }
@@ -403,10 +403,10 @@ fn now() -> Now {
     Now { monotonic: clock::monotonic_ns(), wall: Timestamp::now() }
 }
 
-/// Without systemd there is nobody to tell, and that is fine.
+/// Without systemd this does nothing.
 fn tell_systemd(states: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(states) {
-        warn!("systemd cannot be told: {error}");
+        warn!("cannot notify systemd: {error}");
     }
 }
 

@@ -1,24 +1,27 @@
-//! One daemon gives its place to another while connections go on: an upgrade (SIGUSR2, `evenkeel
+//! One daemon hands over to another while connections go on: an upgrade (SIGUSR2, `evenkeel
 //! upgrade`).
 //!
 //! ```text
-//! old, acts                                       new
-//!   │ starts the program now on disk, which inherits the control socket, the locks and a channel
-//!   │──────────────────────────────────────────────▶│ reads its configuration, compares the tables' layout, loads its
-//!   │ goes on as if nothing were                    │ programs, opens its logs: all that can fail and changes nothing
-//!   │◀──────────────────────────────────── Ready ───│
-//!   │ stops acting                                  │
-//!   │─── Go(memory) ───────────────────────────────▶│ acts: tables, hooks, events, control socket
-//!   │◀─────────────────────────────────── Acting ───│
-//!   ▼ ends                                          ▼
+//! old, acts                                     new
+//!   │ starts the program that is on disk now,
+//!   │ which inherits the control socket,
+//!   │ the locks and a channel
+//!   │────────────────────────────────────────────▶│ does all that can fail and changes nothing:
+//!   │ goes on as before                           │ reads its configuration, compares the tables'
+//!   │                                             │ layout, loads its programs, opens its logs
+//!   │◀────────────────────────────────── Ready ───│
+//!   │ stops acting                                │
+//!   │─── Go(memory) ─────────────────────────────▶│ acts: tables, hooks, events, control socket
+//!   │◀───────────────────────────────── Acting ───│
+//!   ▼ ends                                        ▼
 //! ```
-//! At no moment do both act (but where this host is VRRP's MASTER, the old one advertises until the
-//! new one does). Whatever goes wrong before `Acting` ends the new daemon, and the old one acts
-//! again. When the old one dies meanwhile, the new one acts at once. The datapath does not notice
-//! any of this; commands that come in between wait in the socket's queue.
+//! The two never act at the same time, except that where this host is VRRP's MASTER, the old one
+//! advertises until the new one does. Any failure before `Acting` ends the new daemon, and the old
+//! one acts again. If the old one dies meanwhile, the new one acts at once. The datapath notices
+//! none of this; commands that arrive in between wait in the socket's queue.
 //!
-//! Messages are lines of JSON; a field that only the other version knows is ignored, one that it
-//! lacks has its default.
+//! Messages are lines of JSON. A field that only the other version knows is ignored; one that the
+//! other version lacks has its default.
 
 use std::{
     collections::BTreeMap,
@@ -41,20 +44,20 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
 use crate::{sys::inherit, vrrp::report::Remembered, words::Event};
 
-/// Names the process that hands over and the descriptors that the new one inherits: `parent=1
-/// channel=3 lock=4 ...`
+/// The variable that names the process that hands over and the descriptors that the new one
+/// inherits: `parent=1 channel=3 lock=4 ...`
 const VARIABLE: &str = "EVENKEEL_HANDOVER";
-/// How long the new daemon may take to get ready. The verifier takes most of it; a machine may be
-/// busy.
+/// How long the new daemon may take to get ready. Most of it is the verifier's time, and the
+/// machine may be busy.
 const READY_WITHIN: Duration = Duration::from_secs(30);
-/// How long it may take from then on until it acts.
+/// How long it may take from then until it acts.
 const ACTING_WITHIN: Duration = Duration::from_secs(15);
-/// How long a process that has hung up is waited for, so that its exit code can be told.
+/// How long to wait for the exit code of a process that has closed its channel.
 const END_WITHIN: Duration = Duration::from_secs(2);
 /// The longest message, in bytes.
 const MESSAGE: u64 = 1 << 26;
 
-/// What only the old daemon's memory holds and the new one goes on with. Everything else stands in
+/// What only the old daemon's memory holds and the new one continues with. Everything else is in
 /// the tables.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -67,13 +70,13 @@ pub struct Memory {
     pub vrrp: Vec<Remembered>,
 }
 
-/// Another version may have words that this one does not know: better a gap than no upgrade.
+/// Drops the elements that this version does not understand: better a gap than no upgrade.
 fn those_understood<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Vec<T>, D::Error> {
     let values = Vec::<serde_json::Value>::deserialize(from)?;
     Ok(values.into_iter().filter_map(|value| serde_json::from_value(value).ok()).collect())
 }
 
-/// What the new daemon says.
+/// A message from the new daemon.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum FromNew {
@@ -82,15 +85,15 @@ enum FromNew {
     Acting,
 }
 
-/// What the old daemon says.
+/// A message from the old daemon.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum FromOld {
     Go(Memory),
 }
 
-/// The file that this process was started from, by the path that was given then: another file may
-/// stand there by now. To be asked before the working directory changes.
+/// The path from which this process was started; by now, another file may be there. Call it before
+/// the working directory changes.
 pub fn own_path() -> Result<PathBuf> {
     let given = PathBuf::from(env::args_os().next().context("this process was started without a name")?);
     if given.components().count() > 1 {
@@ -101,27 +104,28 @@ pub fn own_path() -> Result<PathBuf> {
     found.map_or_else(|| env::current_exe().context("cannot find the file that this process was started from"), Ok)
 }
 
-/// The old daemon's side: the process that is to take over. Dropped before it acts, it is killed.
+/// The old daemon's side: the process that is to take over. If this is dropped before that process
+/// acts, it is killed.
 pub struct Successor {
     child: Child,
     channel: tokio::io::BufReader<tokio::net::UnixStream>,
     acts: bool,
 }
 
-/// Who has taken over.
+/// The daemon that has taken over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upgraded {
     /// The version of the program that acts now.
     pub version: String,
-    /// Its process.
+    /// Its process ID.
     pub pid: u32,
 }
 
 impl Successor {
     /// Starts `binary` with the arguments and the environment of this process; it inherits
-    /// `descriptors` by name. Inside a tokio runtime.
+    /// `descriptors` by name. Call it inside a tokio runtime.
     pub fn start(binary: &Path, descriptors: Vec<(&str, OwnedFd)>) -> Result<Successor> {
-        // The end of process 1 is the end of its container.
+        // When process 1 ends, its container ends.
         ensure!(process::id() != 1, "evenkeel is process 1 here: restart the container instead");
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
@@ -135,7 +139,7 @@ impl Successor {
         Ok(Successor { child, channel, acts: false })
     }
 
-    /// Waits until it could act; gives its version.
+    /// Waits until it is ready; returns its version.
     pub async fn ready(&mut self) -> Result<String> {
         match tokio::time::timeout(READY_WITHIN, self.hear()).await {
             Ok(FromNew::Ready { version }) => Ok(version),
@@ -144,7 +148,7 @@ impl Successor {
         }
     }
 
-    /// Gives it our place. We must have stopped acting; after an error we go on.
+    /// Hands over. This daemon must have stopped acting; after an error it acts again.
     pub async fn hand_over(&mut self, memory: Memory) -> Result<u32> {
         let act = async {
             self.channel.get_mut().write_all(&line(&FromOld::Go(memory))?).await?;
@@ -161,7 +165,8 @@ impl Successor {
         }
     }
 
-    /// Its next message. A channel that is closed, or carries nonsense, says how the process ended.
+    /// Its next message. If the channel is closed or carries nonsense, a refusal that says how the
+    /// process ended.
     async fn hear(&mut self) -> FromNew {
         let mut text = Vec::new();
         let read = (&mut self.channel).take(MESSAGE).read_until(b'\n', &mut text).await;
@@ -169,7 +174,7 @@ impl Successor {
             Ok(0) => self.exit().await,
             Ok(_) => match parse(&text) {
                 Ok(message) => return message,
-                Err(error) => format!("it says what this version does not understand: {error:#}"),
+                Err(error) => format!("its message is not understood by this version: {error:#}"),
             },
             Err(error) => format!("its channel is broken: {error}"),
         };
@@ -182,16 +187,16 @@ impl Successor {
             match self.child.try_wait() {
                 Ok(Some(status)) => return format!("it ended without a word ({status}): see its output"),
                 Ok(None) => tokio::time::sleep(Duration::from_millis(10)).await,
-                Err(error) => return format!("its end cannot be waited for: {error}"),
+                Err(error) => return format!("cannot wait for it to end: {error}"),
             }
         }
-        "it takes part no more".into()
+        "it stopped responding".into()
     }
 
     fn failure(&self, message: FromNew) -> anyhow::Error {
         match message {
             FromNew::Refused { why } => anyhow::anyhow!(why),
-            other => anyhow::anyhow!("it said {other:?} out of turn"),
+            other => anyhow::anyhow!("unexpected message {other:?}"),
         }
     }
 }
@@ -199,26 +204,27 @@ impl Successor {
 impl Drop for Successor {
     fn drop(&mut self) {
         if !self.acts {
-            // By its own id; it is ours to wait for. It may have ended.
+            // An error means that it has already ended.
             _ = self.child.kill();
             _ = self.child.wait();
         }
     }
 }
 
-/// The new daemon's side: the process that hands over, and what was inherited from it.
+/// The new daemon's side: the channel to the process that hands over, and what was inherited from
+/// it.
 pub struct Predecessor {
     channel: BufReader<UnixStream>,
     descriptors: BTreeMap<String, OwnedFd>,
 }
 
 impl Predecessor {
-    /// Nothing, if this process was started in the ordinary way. To be asked at the very start.
+    /// `None` if this process was started in the ordinary way. Call it first of all.
     pub fn inherited() -> Result<Option<Predecessor>> {
         let Some(text) = env::var(VARIABLE).ok() else { return Ok(None) };
         let given = Given::parse(&text).with_context(|| format!("{VARIABLE}={text} is not understood"))?;
-        // It stays in the environment, of our children too: it is meant for us only if its writer
-        // has started us.
+        // The variable stays in the environment, our children's included: it is meant for us only
+        // if its writer has started us.
         if given.parent != std::os::unix::process::parent_id() {
             return Ok(None);
         }
@@ -227,25 +233,26 @@ impl Predecessor {
             let descriptor = inherit::take(number).with_context(|| format!("{VARIABLE}: {name}"))?;
             descriptors.insert(name, descriptor);
         }
-        let channel = descriptors.remove("channel").context("the daemon that hands over has passed no channel on")?;
+        let channel =
+            descriptors.remove("channel").context("the daemon that hands over has not passed on its channel")?;
         Ok(Some(Predecessor { channel: BufReader::new(UnixStream::from(channel)), descriptors }))
     }
 
-    /// A descriptor by its name.
+    /// Takes a descriptor by its name.
     pub fn take(&mut self, name: &str) -> Result<OwnedFd> {
-        self.descriptors.remove(name).with_context(|| format!("the daemon that hands over has passed no {name} on"))
+        self.descriptors.remove(name).with_context(|| format!("the daemon that hands over has not passed on {name}"))
     }
 
-    /// The control socket, which has to be that of our configuration.
+    /// Takes the control socket, which must be the one of our configuration.
     pub fn take_socket(&mut self, name: &str, wanted: &Path) -> Result<UnixListener> {
         let listener = UnixListener::from(self.take(name)?);
         let address = listener.local_addr()?;
         let is = address.as_pathname().is_some_and(|path| path == wanted);
-        ensure!(is, "the daemon that hands over listens at {address:?}, not at {}: {RESTART}", wanted.display());
+        ensure!(is, "the daemon that hands over listens on {address:?}, not on {}: {RESTART}", wanted.display());
         Ok(listener)
     }
 
-    /// An open file or folder, which has to be that of our configuration.
+    /// Takes an open file or folder, which must be the one of our configuration.
     pub fn take_file(&mut self, name: &str, wanted: &Path) -> Result<fs::File> {
         use std::os::unix::fs::MetadataExt;
         let file = fs::File::from(self.take(name)?);
@@ -255,7 +262,8 @@ impl Predecessor {
         Ok(file)
     }
 
-    /// Says that we could act, and waits until we may. The old daemon's death lets us, too.
+    /// Reports ready, and waits for the permission to act. The old daemon's death is permission,
+    /// too.
     pub fn ready(&mut self, version: &str) -> Result<Memory> {
         let said = self.say(&FromNew::Ready { version: version.into() });
         let heard = said.and_then(|()| {
@@ -275,13 +283,13 @@ impl Predecessor {
         }
     }
 
-    /// We act.
+    /// Reports that this daemon acts.
     pub fn acting(mut self) {
-        // It may be gone.
+        // The old daemon may be gone.
         _ = self.say(&FromNew::Acting);
     }
 
-    /// We will not.
+    /// Reports that this daemon will not act.
     pub fn refuse(mut self, why: impl fmt::Display) {
         _ = self.say(&FromNew::Refused { why: why.to_string() });
     }
@@ -291,7 +299,7 @@ impl Predecessor {
     }
 }
 
-const RESTART: &str = "that cannot change in an upgrade; stop it and start the new one";
+const RESTART: &str = "this cannot change in an upgrade; stop the old daemon and start the new one";
 
 fn line(message: &impl Serialize) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec(message)?;
@@ -309,7 +317,7 @@ fn variable(descriptors: &[(&str, OwnedFd)]) -> String {
     format!("parent={}{}", process::id(), named.collect::<String>())
 }
 
-/// What stands in the variable.
+/// The content of the variable.
 #[derive(Debug, PartialEq, Eq)]
 struct Given {
     parent: u32,

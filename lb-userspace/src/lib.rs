@@ -1,5 +1,4 @@
-//! Everything of evenkeel that runs in user space: configuration, control socket, controller,
-//! command line.
+//! The user-space part of evenkeel: daemon, command line and everything below them.
 
 pub mod access_log;
 pub mod api;

@@ -1,6 +1,6 @@
-//! Where operators' orders outlive the daemon: `admin.json` in `state_dir`, written whole and moved
-//! into place before an order is carried out. Times are the wall clock's in it, for the other clock
-//! begins anew with the host.
+//! Operators' decisions outlive the daemon in `admin.json` in `state_dir`, which is written as a
+//! whole and moved into place before a decision is carried out. Its times are wall-clock times,
+//! because CLOCK_MONOTONIC restarts with the host.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -23,9 +23,9 @@ use crate::{
     words::AdminWord,
 };
 
-/// Of the format below. Another one is not guessed at.
+/// The version of the format below. A file of another version is refused.
 const VERSION: u32 = 1;
-/// Far more than all backends there can be.
+/// Far more than the most backends there can be need.
 const MOST_BYTES: u64 = 1024 * 1024;
 
 #[derive(Serialize, Deserialize)]
@@ -33,7 +33,7 @@ const MOST_BYTES: u64 = 1024 * 1024;
 struct Contents {
     version: u32,
     backends: Vec<Entry>,
-    /// What was taken back, and when: another host of a pair may still say the opposite.
+    /// What was revoked, and when: the other host of a pair may still hold the opposite.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     ready: Vec<Ready>,
 }
@@ -66,40 +66,40 @@ pub struct AdminFile {
 }
 
 impl AdminFile {
-    /// In this folder.
+    /// The file in this folder.
     pub fn new(state_dir: &Path) -> AdminFile {
         AdminFile { path: state_dir.join("admin.json") }
     }
 
-    /// What was in force. A file that cannot be read is moved aside, so that whoever looks into it
-    /// finds it, and the error says what that means.
+    /// Loads what was in force. A file that cannot be used is moved aside, for the operator to look
+    /// into, and the error names the consequences.
     pub fn load(&self, now: Now) -> Result<Orders> {
         let orders = self.read().and_then(|contents| contents.map_or(Ok(Orders::default()), |all| orders(all, now)));
         orders.map_err(|error| {
             let aside = self.path.with_extension("json.bad");
             let shown = self.path.display();
             let kept = match fs::rename(&self.path, &aside) {
-                Ok(()) => format!("it is kept as {}", aside.display()),
+                Ok(()) => format!("it was moved to {}", aside.display()),
                 Err(error) => format!("it cannot be moved aside: {error}"),
             };
             error.context(format!(
                 "{shown} cannot be used, {kept}; backends that were drained or in maintenance get connections again \
-                 until that is ordered anew (evenkeel drain, evenkeel maint)"
+                 until that is repeated (evenkeel drain, evenkeel maint)"
             ))
         })
     }
 
     fn read(&self) -> Result<Option<Contents>> {
-        // Before it is opened: opening a FIFO would wait for its writer.
+        // Checked before it is opened: opening a FIFO would wait for its writer.
         match fs::symlink_metadata(&self.path) {
-            Ok(found) => ensure!(found.is_file(), "it is no regular file"),
+            Ok(found) => ensure!(found.is_file(), "it is not a regular file"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
         }
         let mut bytes = Vec::new();
         File::open(&self.path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
         ensure!(bytes.len() as u64 <= MOST_BYTES, "it has more than {MOST_BYTES} bytes");
-        // The version alone first: of another one nothing else may be expected.
+        // First the version alone: in another version anything else may differ.
         #[derive(Deserialize)]
         struct Version {
             version: u32,
@@ -112,7 +112,7 @@ impl AdminFile {
         Ok(Some(contents))
     }
 
-    /// Puts `orders` in place of what stands there: wholly, or not at all.
+    /// Replaces the file's content with `orders`, completely or not at all.
     pub fn save(&self, orders: &Orders, now: Now) -> Result<()> {
         let entry = |(name, said)| entry(name, said, orders.decided_at(name), now);
         let taken_back = orders.decided().filter(|(name, _)| orders.get(name).is_none());
@@ -127,7 +127,7 @@ impl AdminFile {
 
     fn replace(&self, bytes: &[u8]) -> io::Result<()> {
         let new = self.path.with_extension("json.new");
-        // Left by a process that was killed in this moment.
+        // Left by a process that was killed at this point.
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -137,7 +137,7 @@ impl AdminFile {
         file.write_all(b"\n")?;
         file.sync_all()?;
         fs::rename(&new, &self.path)?;
-        // So that the new name outlives a power failure too.
+        // So that the new name survives a power failure, too.
         File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
     }
 }
@@ -158,23 +158,23 @@ fn entry((service, backend): &Name, said: &Said, decided_at: u64, now: Now) -> E
 fn orders(contents: Contents, now: Now) -> Result<Orders> {
     let mut orders = Orders::default();
     for Entry { service, backend, order, since, by, deadline, rate } in contents.backends {
-        ensure!(by.len() <= 64 && by.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "a `by` is no plain text");
+        ensure!(by.len() <= 64 && by.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "a `by` is not plain text");
         let order = match (order, deadline, rate) {
             (AdminWord::Drain, deadline, Some(rate)) if rate > 0 => {
                 Order::Drain { deadline: deadline.map(|at| monotonic(at, now)), rate }
             }
             (AdminWord::Maint, None, None) => Order::Maint,
-            _ => bail!("the order for backend {backend} of service {service} is none"),
+            _ => bail!("the order for backend {backend} of service {service} is invalid"),
         };
         let said = Said { order, since: monotonic(since, now), by };
         ensure!(
             orders.say((service.clone(), backend.clone()), said, milliseconds(since)).is_none(),
-            "backend {backend} of service {service} stands in it twice"
+            "backend {backend} of service {service} is listed twice"
         );
     }
     for Ready { service, backend, since } in contents.ready {
         let taken_back = orders.take_back(&(service.clone(), backend.clone()), milliseconds(since));
-        ensure!(taken_back.is_none(), "backend {backend} of service {service} stands in it twice");
+        ensure!(taken_back.is_none(), "backend {backend} of service {service} is listed twice");
     }
     Ok(orders)
 }
@@ -184,19 +184,19 @@ pub fn milliseconds(at: Timestamp) -> u64 {
     u64::try_from(at.as_millisecond()).unwrap_or(0)
 }
 
-/// The other way round; the end of time for what lies behind it.
+/// The inverse of [`milliseconds`]; the end of time for anything beyond it.
 fn timestamp(milliseconds: u64) -> Timestamp {
     let at = i64::try_from(milliseconds).ok().and_then(|at| Timestamp::from_millisecond(at).ok());
     at.unwrap_or(Timestamp::MAX)
 }
 
-/// A moment of CLOCK_MONOTONIC on the wall clock.
+/// The wall-clock time of a moment on CLOCK_MONOTONIC.
 pub fn wall(at: u64, now: Now) -> Timestamp {
     let ahead = i64::try_from(i128::from(at) - i128::from(now.monotonic)).unwrap_or(i64::MAX);
     now.wall.saturating_add(SignedDuration::from_nanos(ahead)).unwrap_or(now.wall)
 }
 
-/// The other way round. What was before the host started is its start.
+/// The inverse of [`wall`]. Times before the host's boot become its boot.
 pub fn monotonic(at: Timestamp, now: Now) -> u64 {
     let at = i128::from(now.monotonic) + at.duration_since(now.wall).as_nanos();
     at.clamp(0, i128::from(u64::MAX)) as u64

@@ -1,4 +1,4 @@
-//! What the control socket asks, and the snapshot that longer answers are made from.
+//! Answers to the control socket, and the snapshot from which longer answers are made.
 
 use std::net::SocketAddr;
 
@@ -21,7 +21,7 @@ use crate::{
 };
 
 impl Daemon {
-    /// Answers a request, or gives it on: some end the daemon.
+    /// Answers a request or passes it on; some end the daemon.
     pub(super) async fn request(&mut self, request: Request) -> Option<End> {
         match request {
             Request::Report(reply) => self.answer(reply, report::report),
@@ -31,7 +31,7 @@ impl Daemon {
                     Err(unknown) => _ = reply.send(Err(Refused { errors: vec![unknown] })),
                 }
             }
-            // Who asked may be gone, here and below.
+            // The requester may have hung up, here and below.
             Request::Ping(reply) => _ = reply.send(()),
             Request::Vrrp(reply) => _ = reply.send(report::vrrp::instances(&self.snapshot())),
             Request::Counters(reply) => _ = reply.send(self.counters()),
@@ -51,7 +51,7 @@ impl Daemon {
         None
     }
 
-    /// Puts an answer together on another thread.
+    /// Builds an answer on another thread.
     fn answer<T: Send + 'static>(
         &self,
         reply: Reply<T>,

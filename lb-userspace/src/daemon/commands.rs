@@ -1,5 +1,5 @@
-//! What operators order, carried out: first it is written where it outlives the daemon, then into
-//! the kernel's tables, then it is answered.
+//! Operators' commands: each is first saved where it outlives the daemon, then written to the
+//! kernel's tables, then answered.
 
 use std::time::Duration;
 
@@ -32,11 +32,11 @@ use crate::{
 };
 use lb_common::verdict::Reason;
 
-/// What a command came to.
+/// The answer to a command.
 type Outcome<T> = Result<T, Refused>;
 
 impl Daemon {
-    /// Carries out one of them. Who asked may be gone when it is done.
+    /// Carries out a command and answers it. The requester may have hung up by then.
     pub(super) fn carry_out(&mut self, order: api::Order, peer: &Peer) {
         match order {
             api::Order::Drain(asked, reply) => _ = reply.send(self.drain(&asked, peer)),
@@ -53,7 +53,7 @@ impl Daemon {
     fn drain(&mut self, asked: &Drain, peer: &Peer) -> Outcome<Changed> {
         let number = self.find(&asked.backend, asked.service.as_deref())?;
         if asked.deadline_ms.is_some_and(|deadline| deadline > Drain::LONGEST_MS) {
-            return Err(refused("deadline: longer than 30 days: leave it out, then nothing is ever reset"));
+            return Err(refused("deadline: longer than 30 days; without a deadline nothing is ever reset"));
         }
         let now = now();
         let after = asked.deadline_ms.map(Duration::from_millis);
@@ -61,13 +61,13 @@ impl Daemon {
         let order = Order::Drain { deadline, rate: asked.rate.get() };
         let changed = self.order(number, Some(order), peer)?;
         let rest = match after {
-            Some(after) => format!("what is left after {} s is reset at {}/s", after.as_secs_f64(), asked.rate),
-            None => "established ones stay".into(),
+            Some(after) => format!("those left after {} s are reset at {}/s", after.as_secs_f64(), asked.rate),
+            None => "all may stay".into(),
         };
         let active = changed.active;
         self.tell_of(
             number,
-            format!("is drained by {peer}: no new connections for it; of {active} that it has, {rest}"),
+            format!("is drained by {peer}: it gets no new connections; of its {active} open ones, {rest}"),
         );
         Ok(changed)
     }
@@ -77,7 +77,7 @@ impl Daemon {
         let mut changed = self.order(number, Some(Order::Maint), peer)?;
         if asked.reset {
             let tables = self.dataplane.tables().clone();
-            // Clients whose SYN was not answered yet are served elsewhere when they send it again.
+            // Clients whose SYN is not answered yet are served elsewhere when they repeat it.
             let how = (Only::Connected, Reason::Maintenance);
             changed.task = self.controller.kill(Whose::Backend(number), how, &*tables, now().monotonic);
         }
@@ -85,7 +85,7 @@ impl Daemon {
         let active = changed.active;
         self.tell_of(
             number,
-            format!("is put into maintenance by {peer}: it is out; the {active} connections it has {what}"),
+            format!("is put into maintenance by {peer}: it is out of service; its {active} connections {what}"),
         );
         Ok(changed)
     }
@@ -95,21 +95,26 @@ impl Daemon {
         if self.controller.health(number).is_none() {
             let name = &asked.backend;
             return Err(refused(format!(
-                "{name} has down = true in the configuration, which wins: take that out and reload"
+                "{name} has down = true in the configuration, which wins: remove that and reload"
             )));
         }
         let changed = self.order(number, None, peer)?;
         if changed.state != changed.was {
-            self.tell_of(number, format!("is made ready by {peer}: it was {}, it is {}", changed.was, changed.state));
+            self.tell_of(
+                number,
+                format!("is made ready by {peer}: it was {} and is now {}", changed.was, changed.state),
+            );
         }
         Ok(changed)
     }
 
-    /// Says something about a backend, or takes it back.
+    /// Puts a backend into a state, or with `None` back into service.
     fn order(&mut self, number: u16, order: Option<Order>, peer: &Peer) -> Outcome<Changed> {
         let now = now();
         let was = self.changed(number);
-        let Some(name) = self.controller.name_of(number) else { return Err(refused("it has just been removed")) };
+        let Some(name) = self.controller.name_of(number) else {
+            return Err(refused("the backend has just been removed"));
+        };
         let mut orders = self.controller.orders().clone();
         let decided_at = milliseconds(now.wall);
         match order {
@@ -117,7 +122,7 @@ impl Daemon {
                 let said = Said { order, since: now.monotonic, by: peer.to_string().into() };
                 orders.say(name, said, decided_at);
             }
-            // What was never said needs no word against it.
+            // A backend in no such state needs none revoked.
             None if orders.get(&name).is_some() => _ = orders.take_back(&name, decided_at),
             None => {}
         }
@@ -125,13 +130,13 @@ impl Daemon {
         Ok(Changed { was: was.state, ..self.changed(number) })
     }
 
-    /// Kept first: a daemon that is killed in between goes on with what was to be.
+    /// Saves first: a daemon that is killed in between continues with what was decided.
     pub(super) fn set_orders(&mut self, orders: Orders) -> Outcome<()> {
         let now = now();
         if orders == *self.controller.orders() {
             return Ok(());
         }
-        self.admin_file.save(&orders, now).map_err(|error| refused(format!("{error:#}; nothing was changed")))?;
+        self.admin_file.save(&orders, now).map_err(|error| refused(format!("{error:#}; nothing has changed")))?;
         let tables = self.dataplane.tables().clone();
         let actions = self.controller.set_orders(orders, &*tables, now.monotonic);
         self.act(actions);
@@ -139,7 +144,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Orders about backends that a reload has removed are forgotten.
+    /// Forgets the states of backends that a reload has removed.
     pub(super) fn keep_orders(&mut self) {
         let mut orders = self.controller.orders().clone();
         orders.retain(|(service, backend)| self.controller.find(backend, Some(service)).is_ok());
@@ -155,16 +160,13 @@ impl Daemon {
         }
         if asked.weight.is_some_and(|weight| Weight::new(weight).is_none()) {
             let most = Weight::MAX;
-            return Err(refused(format!("weight: 1 to {most}; a backend that shall get no connections is drained")));
+            return Err(refused(format!("weight: 1 to {most}; to stop new connections, drain the backend")));
         }
         let actions = self.controller.adjust(number, asked.weight, asked.max_conns);
         self.act(actions);
         let changed = self.changed(number);
         let (weight, max_conns) = (changed.weight, changed.max_conns);
-        self.tell_of(
-            number,
-            format!("is set by {peer}, until the next reload: weight {weight}, max_conns {max_conns}"),
-        );
+        self.tell_of(number, format!("is set by {peer} until the next reload: weight {weight}, max_conns {max_conns}"));
         Ok(changed)
     }
 
@@ -180,7 +182,11 @@ impl Daemon {
                 let number = self.find(backend, service.as_deref())?;
                 (Whose::Backend(number), format!("connection to backend {backend}"))
             }
-            _ => return Err(refused("say one of connection, client, and backend (with its service, if need be)")),
+            _ => {
+                return Err(refused(
+                    "give exactly one of connection, client and backend (the latter with its service if necessary)",
+                ));
+            }
         };
         let tables = self.dataplane.tables().clone();
         let task = self.controller.kill(whose, (Only::Open, Reason::Killed), &*tables, now().monotonic);
@@ -235,8 +241,8 @@ impl Daemon {
     pub(super) fn task(&self, id: u64) -> Outcome<Task> {
         let gone = || {
             refused(format!(
-                "resets number {id} are not known here: either evenkeel was restarted or upgraded meanwhile, and those that \
-                 were not done by then are not going to be (`evenkeel conns` shows who is left); or they were over long ago"
+                "unknown task {id}: it finished long ago, or evenkeel was restarted or upgraded and the remaining resets were \
+                 dropped (`evenkeel conns` shows the connections that are left)"
             ))
         };
         self.controller.task(id).ok_or_else(gone)
@@ -245,7 +251,7 @@ impl Daemon {
     fn stop_task(&mut self, id: u64, peer: &Peer) -> Outcome<Task> {
         let running = self.task(id)?;
         let stopped = self.controller.stop_task(id).unwrap_or(running);
-        let text = format!("resets are stopped by {peer}: {} of {} were done", stopped.reset, stopped.total);
+        let text = format!("resets are stopped by {peer}: {} of {} were carried out", stopped.reset, stopped.total);
         self.tell(Notice::daemon(Level::Info, Kind::Admin, text));
         Ok(stopped)
     }
@@ -275,7 +281,7 @@ impl Daemon {
         self.controller.orders().iter().filter_map(in_force).collect()
     }
 
-    /// How a backend stands now.
+    /// The state of a backend after a command.
     fn changed(&self, number: u16) -> Changed {
         let now = now();
         let facts = &self.controller.backends()[&number];

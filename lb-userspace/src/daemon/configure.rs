@@ -1,4 +1,4 @@
-//! Configurations: the first one, and those of reloads.
+//! Applies configurations: the first one, and those of reloads.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ impl Daemon {
         // Before VRRP, which waits for the other host's flows.
         self.configure_sync(key)?;
         self.configure_vrrp().await?;
-        let adopted = if self.dataplane.adopted() { "took over the tables of an earlier run, " } else { "" };
+        let adopted = if self.dataplane.adopted() { "took over the tables of an earlier run,  " } else { "" };
         let services = self.config.services.len();
         let after = self.process.started.elapsed().as_millis();
         let text =
@@ -49,12 +49,13 @@ impl Daemon {
         self.tell(Notice::daemon(Level::Info, Kind::Lifecycle, text));
         if self.dataplane.max_connections() < self.config.daemon.max_connections {
             let stays = self.dataplane.max_connections();
-            warn!("max_connections stays {stays} until tables are made anew (`evenkeel run --reset-state`)");
+            warn!("max_connections stays {stays} until the tables are created again (`evenkeel run --reset-state`)");
         }
         self.dataplane.settle()
     }
 
-    /// Waits until the next hop of every backend is known, but not for long: one of them may be down.
+    /// Waits until the next hop of every backend is known, but not for long: one of them may be
+    /// down.
     async fn meet_neighbours(&mut self, inputs: &mut Inputs) {
         let patience = tokio::time::sleep(NEIGHBOURS);
         tokio::pin!(patience);
@@ -75,12 +76,12 @@ impl Daemon {
     pub(super) async fn hang_up(&mut self) {
         let since = NotifyState::monotonic_usec_now();
         tell_systemd(&[NotifyState::Reloading].into_iter().chain(since).collect::<Vec<_>>());
-        // Whoever sent SIGHUP reads the log.
+        // The sender of SIGHUP reads the outcome in the log.
         _ = self.reload().await;
         tell_systemd(&[NotifyState::Ready]);
     }
 
-    /// Reads the configuration anew and says how that went.
+    /// Reads the configuration again and reports the outcome.
     pub(super) async fn reload(&mut self) -> Result<Reloaded, Vec<String>> {
         let reloaded = self.try_reload().await;
         self.load.is_current = reloaded.is_ok();
@@ -88,8 +89,8 @@ impl Daemon {
         reloaded
     }
 
-    /// What can be checked is checked before the first write; what fails all the same (no memory
-    /// for the slots of a new backend) is undone.
+    /// Everything that can be checked is checked before the first write; a write that fails all the
+    /// same (no memory for the slots of a new backend) is undone.
     async fn try_reload(&mut self) -> Result<Reloaded, Vec<String>> {
         if self.upgrading.is_some() {
             return Err(vec!["an upgrade is under way: try again when it is done".into()]);
@@ -128,7 +129,7 @@ impl Daemon {
         Ok(Reloaded { generation: self.load.generation, changes, warnings })
     }
 
-    /// Some writes of a plan were done and one failed, with `error`. The configuration in force
+    /// Some writes of a plan succeeded and one failed, with `error`. The configuration in force
     /// needs nothing new, so it can be written again.
     fn back_to_the_configuration_in_force(&mut self, error: anyhow::Error) -> Vec<String> {
         let before = self.controller.desired().clone();
@@ -141,13 +142,13 @@ impl Daemon {
                 one(error)
             }
             Err(again) => {
-                [one(error), one(again.context("and what was changed could not be undone: reload again"))].concat()
+                [one(error), one(again.context("and the changes could not be undone: reload again"))].concat()
             }
         }
     }
 
-    /// Brings the listener of `[api]` in line with the configuration; what is wrong with it, if it
-    /// has to be tried again.
+    /// Brings the listener of `[api]` in line with the configuration. Returns a warning if the
+    /// address is not available yet and is tried again.
     pub(super) fn listen(&mut self) -> Option<String> {
         let address = self.config.api.as_ref().map(|api| api.listen);
         self.doors.listener.set(address, &self.doors.api)
@@ -156,7 +157,7 @@ impl Daemon {
     pub(super) fn write(&mut self, plan: &plan::Plan) -> Result<()> {
         for write in &plan.writes {
             if let Err(error) = self.write_one(write) {
-                // The core goes on from what stands there now.
+                // The core goes on from what the tables hold now.
                 self.controller.reread(view::installed(self.dataplane.tables()));
                 return Err(error);
             }
@@ -179,7 +180,7 @@ impl Daemon {
     }
 }
 
-/// What a reload cannot change.
+/// Warnings for the keys that a reload cannot change.
 fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
     let (old, new) = (&old.daemon, &new.daemon);
     let changed = [
@@ -190,10 +191,10 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
         ("max_connections", old.max_connections != new.max_connections),
     ];
     let changed = changed.iter().filter(|(_, changed)| *changed);
-    changed.map(|(key, _)| format!("[daemon] {key}: takes effect when the daemon is started anew")).collect()
+    changed.map(|(key, _)| format!("[daemon] {key}: takes effect when the daemon is restarted")).collect()
 }
 
-/// What the operator hears of a reload: one notice, and in the log alone the lines that it counts.
+/// The event of a reload. The lines that it counts go to the log only.
 fn reload_notice(reloaded: &Result<Reloaded, Vec<String>>) -> Notice {
     match reloaded {
         Ok(reloaded) => {

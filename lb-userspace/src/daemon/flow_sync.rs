@@ -1,5 +1,5 @@
-//! Flow sync in the daemon: the thread is told what addresses mean here and which flows have ended;
-//! what it hears of the other host is acted upon.
+//! Flow sync in the daemon: passes to the thread what addresses mean here and which flows have
+//! ended, and acts on what the thread reports about the other host.
 
 use std::{
     collections::BTreeMap,
@@ -115,24 +115,33 @@ impl FlowSync {
     }
 }
 
-/// The key that a configuration names. What is wrong with it is told before anything is changed.
+/// The key that a configuration names. An error is found before anything is changed.
 pub fn key(config: &Config) -> Result<Option<SharedKey>> {
     let Some(sync) = &config.sync else { return Ok(None) };
     let file = sync.key_file.display();
     let text = fs::read_to_string(&sync.key_file).with_context(|| format!("[sync] key_file {file}"))?;
     let key = SharedKey::parse(&text);
-    key.map(Some)
-        .with_context(|| format!("[sync] key_file {file}: no key: an even number of hexadecimal digits, 32 at least"))
+    key.map(Some).with_context(|| {
+        format!("[sync] key_file {file}: not a key: it must be an even number of hexadecimal digits, at least 32")
+    })
 }
 
-/// Of a pair, the host with the higher address hands out the upper half of the SNAT ports first.
+/// In a pair, the host with the higher address hands out the upper half of the SNAT ports first.
 pub fn begins_with_upper_half(config: &Config) -> bool {
-    config.sync.as_ref().is_some_and(|sync| sync.peers.iter().any(|peer| *peer < sync.listen))
+    config.sync.as_ref().is_some_and(|sync| is_above_any(sync.listen, &sync.peers))
 }
 
-/// In which time every flow is told once more: so often that none looks idle which is not.
+fn is_above_any(listen: SocketAddr, peers: &[SocketAddr]) -> bool {
+    peers.iter().any(|peer| *peer < listen)
+}
+
+/// Period of a full refresh: short enough that no active flow looks idle to the peer.
 fn refresh(config: &Config) -> Duration {
-    let shortest = config.services.iter().map(|service| service.idle_timeout).min().unwrap_or(*REFRESH.end());
+    refresh_for(config.services.iter().map(|service| service.idle_timeout))
+}
+
+fn refresh_for(idle_timeouts: impl Iterator<Item = Duration>) -> Duration {
+    let shortest = idle_timeouts.min().unwrap_or(*REFRESH.end());
     (shortest / 4).clamp(*REFRESH.start(), *REFRESH.end())
 }
 
@@ -212,7 +221,7 @@ impl Daemon {
         }
     }
 
-    /// Through which of our interfaces the clients of an address are reached, if that is certain.
+    /// The interface through which the clients of an address are reached; `None`: uncertain.
     fn clients_of(&self, address: IpAddr) -> Option<u8> {
         let of_service = || {
             let service =
@@ -229,7 +238,7 @@ impl Daemon {
             .map(|attached| attached.number)
     }
 
-    /// Flows of listeners whose address another host has are not ours to close.
+    /// Tells the controller which listeners are ours: flows of the others are not ours to close.
     fn set_territory(&mut self) {
         let territory = if self.sync.is_running() {
             let lag = refresh(&self.config) + self.config.sync.as_ref().map_or(Duration::ZERO, |sync| 2 * sync.batch);
@@ -240,7 +249,7 @@ impl Daemon {
         self.controller.set_territory(territory, clock::monotonic_ns());
     }
 
-    // ---- what the thread says ----
+    // ---- what the thread reports ----
 
     /// If the thread has died, connections do not survive a failover, but the balancing goes on.
     pub(super) fn sync_said(&mut self, news: Result<SyncNews>) {
@@ -275,21 +284,21 @@ impl Daemon {
         }
     }
 
-    /// An instance that comes back waits a while for the flows before it takes the address from
+    /// An instance that returns waits a while for the flows before it takes the address from
     /// another host.
     pub(super) fn tell_vrrp_of_flows(&self) {
         self.vrrp.fact(Fact::LacksFlows(self.sync.lacks_flows()));
     }
 
-    /// Says it once if the thread cannot hear anybody, and once when it can.
+    /// Reports once that the thread cannot bind its socket, and once that it can again.
     pub(super) fn look_at_sync(&mut self) {
         let deaf = self.sync.report().and_then(|report| report.deaf.clone());
         if deaf == self.sync.deaf {
             return;
         }
         let (level, text) = match &deaf {
-            Some(why) => (Level::Error, format!("flow sync: {why}; it is tried again")),
-            None => (Level::Info, "flow sync: its address is there now".to_owned()),
+            Some(why) => (Level::Error, format!("flow sync: {why}; trying again")),
+            None => (Level::Info, "flow sync: listening on its address again".to_owned()),
         };
         self.sync.deaf = deaf;
         self.tell(Notice::daemon(level, Kind::Sync, text));
@@ -309,7 +318,7 @@ impl Daemon {
         })
     }
 
-    /// Makes room for the flows of a backend that only the other host has in its configuration.
+    /// Makes room for the flows of a backend that only the other host's configuration has.
     fn bury(&mut self, listener: SocketAddr, backend: SocketAddr, snat: IpAddr) {
         let (SocketAddr::V4(listener), SocketAddr::V4(backend), IpAddr::V4(snat)) = (listener, backend, snat) else {
             return;
@@ -323,12 +332,12 @@ impl Daemon {
                 self.write_hops();
                 self.direct_sync();
                 format!(
-                    "the other host has connections to {backend}, which is no backend here: they are kept until they end"
+                    "the other host has connections to {backend}, which is not a backend here: they are kept until they end"
                 )
             }
             Some(Err(error)) => format!("connections of the other host to {backend} cannot be kept: {error:#}"),
             None => format!(
-                "connections of the other host to {backend} (SNAT {snat}) have no place here: is the configuration of {listener} the same?"
+                "connections of the other host to {backend} (SNAT {snat}) have no slots here: is the configuration of {listener} the same?"
             ),
         };
         self.tell(Notice::daemon(Level::Warn, Kind::Sync, text));
@@ -414,4 +423,28 @@ fn state_notice(peer: SocketAddr, state: SyncState, version: &str) -> Notice {
         }
     };
     Notice::daemon(level, Kind::Sync, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_are_refreshed_four_times_within_the_shortest_idle_timeout_but_no_faster_than_every_second() {
+        for (idle_timeouts, period) in [(vec![], 30), (vec![600], 30), (vec![600, 40], 10), (vec![2, 40], 1)] {
+            let idle = idle_timeouts.iter().copied().map(Duration::from_secs);
+            assert_eq!(refresh_for(idle), Duration::from_secs(period), "{idle_timeouts:?}");
+        }
+    }
+
+    #[test]
+    fn of_two_hosts_exactly_one_begins_with_the_upper_half_of_the_ports() {
+        let hosts = ["10.0.1.1:9644", "10.0.1.2:9644", "10.0.1.10:9644"].map(|at| at.parse::<SocketAddr>().unwrap());
+        for one in hosts {
+            for other in hosts.iter().copied().filter(|other| *other != one) {
+                assert_ne!(is_above_any(one, &[other]), is_above_any(other, &[one]), "{one} {other}");
+            }
+        }
+        assert!(is_above_any(hosts[2], &hosts[..2]), "10 is more than 2");
+    }
 }

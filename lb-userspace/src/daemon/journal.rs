@@ -1,8 +1,8 @@
-//! The daemon's own log, on standard error. Under systemd that is the journal: lines then carry
-//! their priority the way it reads them (sd-daemon(3): `<4>` before the text), and no time, for it
-//! has its own.
+//! The daemon's own log, on standard error. Under systemd that is the journal: there each line
+//! begins with its priority (`<4>`, sd-daemon(3)) and has no time, because the journal adds its
+//! own.
 //!
-//! Whoever reads it may hang, and the daemon must not hang with it: then lines are lost.
+//! The reader may hang, and the daemon must not hang with it: it drops lines instead.
 
 use std::{
     env, fs,
@@ -16,15 +16,15 @@ use log::{Level, LevelFilter, Record};
 
 use crate::sys::wake;
 
-/// Begins to log. `RUST_LOG` wins over `level`.
+/// Begins to log. `RUST_LOG` takes precedence over `level`.
 pub fn begin(level: LevelFilter) {
     let mut builder = env_logger::Builder::new();
-    // Of other crates only what an operator has to know.
+    // From other crates only what an operator has to know.
     builder.filter_level(level.min(LevelFilter::Warn)).filter_module("evenkeel", level).parse_default_env();
     if is_journal() {
         builder.format(write_for_journal);
     }
-    // On a terminal with colours, and who holds it up sees that.
+    // A terminal gets colours, and may block: whoever stops it sees that.
     if !io::stderr().is_terminal() {
         builder.target(Target::Pipe(Box::new(Impatient::new(io::stderr()))));
     }
@@ -40,8 +40,7 @@ fn is_journal() -> bool {
     stream.is_some() && is()
 }
 
-/// Every line of its own, or the journal takes the second one for another message of no known
-/// priority.
+/// Each line carries its own priority: to the journal, a second line is another message.
 fn write_for_journal(out: &mut impl Write, record: &Record) -> io::Result<()> {
     let priority = match record.level() {
         Level::Error => 3,
@@ -52,15 +51,15 @@ fn write_for_journal(out: &mut impl Write, record: &Record) -> io::Result<()> {
     record.args().to_string().lines().try_for_each(|line| writeln!(out, "<{priority}>{line}"))
 }
 
-/// How long a line waits for room. Those after it do not wait any more, until there is room again.
+/// How long a line waits for room. The following ones do not wait until there is room again.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// As much as a pipe that has room for anything takes without waiting (PIPE_BUF, pipe(7)).
+/// Bytes that a pipe with any room takes without blocking (PIPE_BUF, pipe(7)).
 const CHUNK: usize = 4096;
 
-/// A log that never waits long. Each line comes in one `write_all`.
+/// A log that never blocks for long. Each line arrives in one `write_all`.
 struct Impatient<L> {
     log: L,
-    /// Lines lost since it had room.
+    /// Lines dropped since it last had room.
     lost: u64,
 }
 
@@ -79,7 +78,7 @@ impl<L: Write + AsFd> Write for Impatient<L> {
         }
         if self.lost > 0 {
             let lost = std::mem::take(&mut self.lost);
-            writeln!(self.log, "{lost} line(s) of this log are lost: nobody read it")?;
+            writeln!(self.log, "{lost} log line(s) dropped: the reader did not keep up")?;
         }
         self.log.write(&line[..line.len().min(CHUNK)])
     }
@@ -115,7 +114,7 @@ mod tests {
         let mut rest = String::new();
         reader.read_to_string(&mut rest).unwrap();
         let long = String::from_utf8(long).unwrap();
-        assert_eq!(rest, format!("{lost} line(s) of this log are lost: nobody read it\n{long}"));
+        assert_eq!(rest, format!("{lost} log line(s) dropped: the reader did not keep up\n{long}"));
     }
 
     #[test]

@@ -1,25 +1,25 @@
-//! The listener of `[api]` as reloads turn it on, off and elsewhere.
+//! The listener of `[api]`, which reloads enable, disable or move.
 
 use std::net::SocketAddr;
 
 use crate::api::{self, Listener};
 
-/// The one in use, if there is one.
+/// The open listener, if there is one, and a count over all of them.
 #[derive(Default)]
 pub struct ApiListener {
     open: Option<Listener>,
-    /// Connections turned away by those that are gone.
+    /// Connections refused by earlier listeners.
     gone: u64,
 }
 
 impl ApiListener {
-    /// Listens there, or nowhere. A warning if the address cannot be had yet: it is tried again
-    /// until it can.
+    /// Listens on an address, or on none. Returns a warning if the address is not available yet:
+    /// the listener tries again until it is.
     pub fn set(&mut self, address: Option<SocketAddr>, daemon: &api::Daemon) -> Option<String> {
         if self.open.as_ref().map(Listener::address) == address {
             return None;
         }
-        // First of all the old one: the new address may be the same port on more or fewer
+        // The old one closes first: the new address may be the same port on more or fewer
         // interfaces.
         self.gone = self.refused();
         self.open = None;
@@ -28,7 +28,7 @@ impl ApiListener {
         warning
     }
 
-    /// Connections that were turned away because there were too many.
+    /// Connections refused because there were too many.
     pub fn refused(&self) -> u64 {
         self.gone + self.open.as_ref().map_or(0, Listener::refused)
     }

@@ -1,4 +1,4 @@
-//! The access logs: one writer a service that has one.
+//! The access logs: one writer per service that has one.
 
 use std::{
     collections::BTreeMap,
@@ -14,9 +14,9 @@ use crate::{
     notice::History,
 };
 
-/// The writers by service, and what they write to.
+/// The writers by service, and their targets.
 pub struct Logs {
-    // In this order, for the targets end when nobody writes to them.
+    // Dropped in this order: the targets end when no writer is left.
     open: BTreeMap<Arc<str>, Log>,
     targets: Targets,
 }
@@ -24,20 +24,20 @@ pub struct Logs {
 struct Log {
     settings: AccessLog,
     writer: Writer,
-    /// When open connections are logged next.
+    /// When open connections are logged next (`interval`).
     next: Instant,
 }
 
-/// Writers of a new configuration, opened but not in use yet.
+/// The writers of a new configuration, open but not in use yet.
 pub struct Prepared(BTreeMap<Arc<str>, Log>);
 
 impl Logs {
-    /// None yet. Failures of targets are told to `history`.
+    /// Begins without any. Failures of targets are reported to `history`.
     pub fn new(history: Arc<History>) -> Logs {
         Logs { open: BTreeMap::new(), targets: Targets::new(history) }
     }
 
-    /// Opens what a new configuration needs and is not open yet. An error changes nothing.
+    /// Opens the logs that a new configuration adds or changes. An error changes nothing.
     pub fn prepare(&mut self, config: &Config) -> Result<Prepared> {
         let mut prepared = BTreeMap::new();
         for service in &config.services {
@@ -53,8 +53,7 @@ impl Logs {
         Ok(Prepared(prepared))
     }
 
-    /// Takes the prepared ones into use and ends those that the configuration does not have any
-    /// more.
+    /// Puts the prepared writers into use, and ends those that the configuration no longer has.
     pub fn commit(&mut self, config: &Config, prepared: Prepared) {
         self.open.extend(prepared.0);
         self.open.retain(|name, _| {
@@ -62,26 +61,26 @@ impl Logs {
         });
     }
 
-    /// Queues a line.
+    /// Queues a line for its service's log.
     pub fn write(&mut self, record: Record, now: Instant) {
         if let Some(log) = self.open.get_mut(&record.service) {
             log.writer.write(record, now);
         }
     }
 
-    /// SIGUSR1.
+    /// Opens the files again (SIGUSR1).
     pub fn reopen(&self) {
         self.targets.reopen();
     }
 
-    /// Services whose open connections are to be logged now (`interval`).
+    /// The services whose open connections are to be logged now (`interval`).
     pub fn due(&self, now: Instant) -> Vec<Arc<str>> {
         let is_due = |log: &Log| log.settings.interval > Duration::ZERO && log.next <= now;
         self.open.iter().filter(|(_, log)| is_due(log)).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Lets a line be written for each of a service's open connections; if the lines of the time
-    /// before are not written yet, at a later turn.
+    /// Has a line written for each of a service's open connections. If the lines of the last time
+    /// are not written yet, a later turn tries again.
     pub fn list(&mut self, service: &str, records: impl Iterator<Item = Record> + Send + 'static, now: Instant) {
         if let Some(log) = self.open.get_mut(service)
             && log.writer.list(records)
@@ -90,7 +89,7 @@ impl Logs {
         }
     }
 
-    /// Lines lost, and lines left out by the limit of lines a second.
+    /// The numbers of lines lost, and of lines suppressed by the limit of lines per second.
     pub fn losses(&self) -> (u64, u64) {
         self.targets.losses()
     }

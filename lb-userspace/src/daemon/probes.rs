@@ -1,4 +1,4 @@
-//! The active probes in the daemon: whom to probe and how, and what they find on its way to the
+//! The active probes in the daemon: which backends are probed and how, and the findings' way to the
 //! controller.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
@@ -14,16 +14,16 @@ use crate::{
     sys::clock,
 };
 
-/// How each service that has a probe is probed, by its name.
+/// The probe of each service that has one, by the service's name.
 pub type ByService = BTreeMap<Arc<str>, Arc<Probe>>;
 
-/// The thread that probes, and how.
+/// The thread that probes, and the probes.
 pub struct Probes {
     prober: Prober,
     by_service: ByService,
 }
 
-/// What a configuration wants. The files it names are read here: an error changes nothing.
+/// The probes of a configuration. The files that it names are read here: an error changes nothing.
 pub fn prepare(config: &Config) -> Result<ByService> {
     let probed = config.services.iter().filter_map(|service| Some((&service.name, service.health.as_ref()?)));
     let probe = |(name, health): (&Arc<str>, _)| {
@@ -34,20 +34,20 @@ pub fn prepare(config: &Config) -> Result<ByService> {
 }
 
 impl Probes {
-    /// Starts the thread; nobody is probed yet.
+    /// Starts the thread; nothing is probed yet.
     pub fn start(config: &Config) -> Result<(Probes, mpsc::Receiver<Finding>)> {
         let by_service = prepare(config)?;
         let (prober, findings) = Prober::start()?;
         Ok((Probes { prober, by_service }, findings))
     }
 
-    /// From the next [`watch`](Self::watch) on.
+    /// Replaces the probes, from the next [`watch`](Self::watch) on.
     pub fn replace(&mut self, by_service: ByService) {
         self.by_service = by_service;
     }
 
-    /// Probes every backend that is in the file and not `down`, also those that an operator has
-    /// taken out: `ready` shall not send clients to one that is not.
+    /// Probes every backend that is in the file and not `down`, including those that an operator
+    /// has taken out: `ready` must not send clients to one that does not work.
     pub fn watch(&self, controller: &Controller) {
         let target = |(number, facts): (&u16, &crate::controller::BackendFacts)| {
             let probe = self.by_service.get(&facts.service).filter(|_| !facts.down)?.clone();
@@ -56,14 +56,14 @@ impl Probes {
         self.prober.watch(controller.backends().iter().filter_map(target).collect());
     }
 
-    /// One of them sooner.
+    /// Probes a backend as soon as possible.
     pub fn hurry(&self, backend: u16) {
         self.prober.hurry(backend);
     }
 }
 
 impl Daemon {
-    /// A probe has come to an end.
+    /// A probe has ended.
     pub(super) fn probed(&mut self, finding: &Finding) {
         let Finding { backend, address, outcome, detail, .. } = finding;
         let is_current = |facts: &crate::controller::BackendFacts| SocketAddr::V4(facts.address) == *address;

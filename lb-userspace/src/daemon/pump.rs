@@ -1,5 +1,5 @@
-//! The ring buffer's reader: a task of its own, for in the loop a wake-up for anything else would
-//! begin its wait anew.
+//! The ring buffer's reader: a task of its own, because in the loop every wake-up for something
+//! else would restart its wait.
 
 use lb_common::event::Event;
 use log::error;
@@ -7,25 +7,24 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::dataplane::Events;
 
-/// Batches of events that may wait for the loop; each has at most 4,096.
+/// Batches of events that may wait for the loop; a batch has at most 4,096 events.
 const BATCHES: usize = 2;
 
-/// The loop's end of it. Dropped without [`stop`](Self::stop), what it has read and the loop has
-/// not taken is lost.
+/// The loop's end of the reader. If it is dropped, events that were read and not taken are lost.
 pub struct Pump {
     batches: mpsc::Receiver<Vec<Event>>,
     stop: Option<oneshot::Sender<()>>,
 }
 
 impl Pump {
-    /// Begins to read. Inside a tokio runtime.
+    /// Begins to read. Call it inside a tokio runtime.
     pub fn start(mut events: Events) -> Pump {
         let (sender, batches) = mpsc::channel(BATCHES);
         let (stop, mut stopped) = oneshot::channel();
         tokio::spawn(async move {
             let mut batch = Vec::new();
             loop {
-                // Between two batches only: what was taken from the ring is handed on.
+                // Stops only between two batches: what was taken from the ring is passed on.
                 let read = tokio::select! {
                     _ = &mut stopped => return,
                     read = events.next_batch(&mut batch) => read,
@@ -42,13 +41,13 @@ impl Pump {
         Pump { batches, stop: Some(stop) }
     }
 
-    /// The next batch; nothing after the end.
+    /// The next batch; `None` after the end.
     pub async fn next(&mut self) -> Option<Vec<Event>> {
         self.batches.recv().await
     }
 
-    /// Reads no more: what is in the ring is the next reader's. What was read already is still
-    /// given out.
+    /// Stops reading: what is in the ring is left to the next reader. What was already read is
+    /// still handed out.
     pub fn stop(&mut self) {
         self.stop = None;
     }

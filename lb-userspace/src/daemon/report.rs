@@ -1,8 +1,7 @@
-//! Answers to what is asked, the report and `conns`: what the tables hold, with the names of the
-//! configuration.
+//! The report and the answer to `conns`: what the tables hold, with the names of the configuration.
 //!
-//! They are put together on a thread of their own from a snapshot of what the controller knows:
-//! 100,000 connections take tens of milliseconds to read.
+//! They are built on a thread of their own from a snapshot of what the controller knows: reading
+//! 100,000 connections takes tens of milliseconds.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -40,7 +39,7 @@ pub struct Snapshot {
     pub generation: u64,
     /// Whether the last reload was applied.
     pub reloaded: bool,
-    /// Most connections the flow index has room for.
+    /// The most connections that the flow index has room for.
     pub capacity: u64,
     pub services: Vec<ServiceView>,
     pub names: BTreeMap<u16, (Arc<str>, Arc<str>, SocketAddr)>,
@@ -74,7 +73,7 @@ pub struct BackendView {
     pub changed_ns: u64,
 }
 
-/// `datapath` of a service: the interfaces it uses, as they are attached.
+/// The `datapath` of a service: the interfaces that it uses, as they are attached.
 pub fn datapath(attached: &[Attached], of_service: impl Fn(&str) -> bool) -> Vec<DatapathStatus> {
     let used = attached.iter().filter(|attached| of_service(&attached.interface));
     used.map(|attached| DatapathStatus {
@@ -89,8 +88,8 @@ pub fn datapath(attached: &[Attached], of_service: impl Fn(&str) -> bool) -> Vec
     .collect()
 }
 
-/// What the slots say: of each backend what its open flows add to its totals, of each pool how many
-/// are not free.
+/// What the slots say: for each backend what its open flows add to its totals, for each pool how
+/// many slots are in use.
 #[derive(Default)]
 struct Live {
     backends: BTreeMap<u16, Open>,
@@ -138,7 +137,7 @@ fn open_flow(tables: &Tables, pool: u16, head: &Head) -> Option<Flow> {
 
 /// Everything at one moment.
 pub fn report(snapshot: &Snapshot, tables: &Tables) -> Report {
-    // Before the slots are read: what ends meanwhile must not count twice.
+    // Read before the slots: a flow that ends in between must not count twice.
     let records: BTreeMap<_, _> = snapshot.names.keys().map(|number| (*number, tables.backend(*number))).collect();
     let live = live(snapshot, tables);
     let record = |backend: &BackendView| records.get(&backend.number).copied().unwrap_or_default();
@@ -230,7 +229,7 @@ fn connect_time(times: &ConnectTimes) -> ConnectTime {
     ConnectTime { p50: quantile(times, 0.50), p99: quantile(times, 0.99) }
 }
 
-/// The time that the share `q` of all connects did not exceed, in milliseconds, interpolated within
+/// The time in milliseconds that a share `q` of all connects did not exceed, interpolated within
 /// its bucket.
 fn quantile(times: &ConnectTimes, q: f64) -> Option<f64> {
     let total: u64 = times.iter().map(|count| u64::from(*count)).sum();
@@ -290,8 +289,8 @@ fn snat(snapshot: &Snapshot, flow: &Flow) -> Option<SocketAddr> {
     Some(SocketAddr::new(installed::pool_snat(pool).into(), pool.first_port.wrapping_add(flow.slot)))
 }
 
-/// Lines for connections of a service that are still open (`interval` of its access log), read when
-/// they are asked for: there may be hundreds of thousands.
+/// Lines for a service's connections that are still open (`interval` of its access log), read
+/// lazily: there may be hundreds of thousands.
 pub fn open_records(snapshot: Snapshot, tables: Arc<Tables>, service: Arc<str>) -> impl Iterator<Item = Record> + Send {
     let slots = |(number, pool): (&u16, &Pool)| {
         let number = *number;
@@ -305,7 +304,7 @@ pub fn open_records(snapshot: Snapshot, tables: Arc<Tables>, service: Arc<str>) 
     })
 }
 
-/// Slots read at once.
+/// How many slots are read at once.
 const PORTION: u16 = 256;
 
 fn open_record(snapshot: &Snapshot, service: &str, flow: &Flow) -> Option<Record> {

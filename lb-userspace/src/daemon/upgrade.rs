@@ -1,5 +1,5 @@
-//! An upgrade as the old daemon sees it: another one gets ready beside it, then takes its place.
-//! See [`handover`].
+//! An upgrade as the old daemon sees it: another daemon gets ready beside it, then takes over. See
+//! [`handover`].
 //!
 //! [`handover`]: crate::handover
 
@@ -18,19 +18,19 @@ use crate::{
     vrrp::report::Remembered,
 };
 
-/// Who waits to hear how it went.
+/// The requester, who waits for the outcome.
 pub type Asked = Reply<Result<Upgraded, Refused>>;
-/// The process that is to take over, and its version if it is ready.
+/// The process that is to take over, and its version, or why it is not ready.
 pub type Readiness = (Successor, Result<String>);
 
-/// A daemon that gets ready beside this one.
+/// A daemon that is getting ready beside this one.
 pub struct Upgrading {
     task: JoinHandle<Readiness>,
     asked: Option<Asked>,
 }
 
 impl Upgrading {
-    /// Waits until it is ready, or is not going to be; for ever, if there is none.
+    /// Waits until it is ready or has failed; without an upgrade, for ever.
     pub async fn outcome(upgrading: &mut Option<Upgrading>) -> Readiness {
         if let Some(upgrading) = upgrading
             && let Ok(readiness) = (&mut upgrading.task).await
@@ -40,7 +40,7 @@ impl Upgrading {
         std::future::pending().await
     }
 
-    /// Ends it.
+    /// Gives the upgrade up and ends the process.
     pub async fn give_up(self) {
         self.task.abort();
         _ = self.task.await;
@@ -48,7 +48,7 @@ impl Upgrading {
 }
 
 impl Daemon {
-    /// Starts the program that is now on disk.
+    /// Starts the program that is on disk now.
     pub(super) fn upgrade(&mut self, asked: Option<Asked>) {
         let started = match &self.upgrading {
             Some(_) => Err(anyhow::anyhow!("an upgrade is under way already")),
@@ -76,7 +76,7 @@ impl Daemon {
         Ok((binary, successor))
     }
 
-    /// Gives our place to a daemon that is ready; if that fails, everything is as before.
+    /// Hands over to a daemon that is ready; if that fails, everything is as before.
     pub(super) async fn hand_over(&mut self, inputs: &mut Inputs, readiness: Readiness) -> Option<End> {
         let asked = self.upgrading.take().and_then(|upgrading| upgrading.asked);
         let (mut successor, ready) = readiness;
@@ -86,7 +86,7 @@ impl Daemon {
                 self.pause(inputs).await;
                 let taken = successor.hand_over(self.memory(instances.clone())).await;
                 if taken.is_err() {
-                    // It must not act any more when we do.
+                    // It must be gone before we act again.
                     drop(successor);
                     self.vrrp.remember(instances);
                     self.resume(inputs).await;
@@ -100,7 +100,7 @@ impl Daemon {
                 tell_systemd(&[NotifyState::MainPid(upgraded.pid)]);
                 let text = format!("evenkeel {} (process {}) has taken over", upgraded.version, upgraded.pid);
                 self.tell(Notice::daemon(Level::Info, Kind::Lifecycle, text));
-                // Who asked may be gone.
+                // The requester may have hung up.
                 _ = asked.map(|asked| asked.send(Ok(upgraded)));
                 Some(End::HandedOver)
             }
@@ -117,21 +117,21 @@ impl Daemon {
         _ = asked.map(|asked| asked.send(Err(Refused { errors: vec![text] })));
     }
 
-    /// Everything that acts stops here, before another daemon acts: the control socket (who
-    /// connects now waits for the next one), the listener of `[api]`, whose address the other
-    /// needs, and the events, which are still taken in as far as they were read.
+    /// Stops everything that acts, before another daemon acts: the control socket (new connections
+    /// wait for the next daemon), the listener of `[api]`, whose address the other needs, and the
+    /// events, of which those already read are still taken in.
     async fn pause(&mut self, inputs: &mut Inputs) {
         self.doors.serving.shutdown = None;
         self.doors.listener.set(None, &self.doors.api);
         self.pause_vrrp().await;
         self.take_in_the_rest(inputs).await;
-        // The other one needs its address.
+        // The other daemon needs its address.
         self.sync.end();
-        // What is told from here on has numbers that the next daemon gives too.
+        // Events from here on would get numbers that the next daemon assigns, too.
         self.history.close();
     }
 
-    /// Takes in what was read from the ring and leaves the rest to the next daemon.
+    /// Takes in the events already read from the ring and leaves the rest to the next daemon.
     pub(super) async fn take_in_the_rest(&mut self, inputs: &mut Inputs) {
         inputs.events.stop();
         while let Some(batch) = inputs.events.next().await {
@@ -139,7 +139,7 @@ impl Daemon {
         }
     }
 
-    /// The other way round: whoever was to act does not, and may have begun to.
+    /// Acts again: the new daemon does not, but may have begun to.
     async fn resume(&mut self, inputs: &mut Inputs) {
         self.history.reopen();
         let configured = flow_sync::key(&self.config).and_then(|key| self.configure_sync(key));
@@ -151,17 +151,17 @@ impl Daemon {
             Ok((events, serving)) => {
                 inputs.events = events;
                 self.doors.serving = serving;
-                // An address that cannot be had is tried again.
+                // If the address is not available yet, the listener tries again.
                 _ = self.listen();
             }
             Err(error) => {
-                let text = format!("after an upgrade that failed: {error:#}; restart evenkeel, connections go on");
+                let text = format!("after a failed upgrade: {error:#}; restart evenkeel, connections go on");
                 self.tell(Notice::daemon(Level::Error, Kind::Lifecycle, text));
             }
         }
     }
 
-    /// Tables and hooks as our configuration wants them.
+    /// Brings tables and hooks back to our configuration.
     fn reclaim(&mut self) -> Result<()> {
         self.dataplane.reclaim()?;
         self.controller.reread(view::installed(self.dataplane.tables()));
@@ -181,8 +181,8 @@ impl Daemon {
         Memory { events: self.history.after(0).iter().map(|event| (**event).clone()).collect(), vrrp }
     }
 
-    /// After the handover: answers under way are finished, lines of the access log are written. The
-    /// socket and the locks are the other one's.
+    /// After the handover: finishes answers under way and writes the remaining lines of the access
+    /// log. The socket and the locks belong to the other daemon.
     pub(super) async fn leave(mut self) -> Result<()> {
         self.hand_over_vrrp().await;
         self.history.close();

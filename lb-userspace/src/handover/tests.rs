@@ -13,7 +13,7 @@ fn the_variable_is_read_as_it_is_written() {
 }
 
 #[test]
-fn a_variable_that_nobody_of_us_has_written_is_refused() {
+fn a_variable_that_evenkeel_did_not_write_is_refused() {
     for text in ["", "channel=3", "parent", "parent=x", "parent=1 channel=three", "parent=-1"] {
         assert!(Given::parse(text).is_err(), "{text}");
     }

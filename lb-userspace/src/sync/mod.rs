@@ -5,7 +5,7 @@
 //! ```text
 //! wire        the messages in a datagram, byte for byte
 //! seal        encryption, authentication, sessions, the replay window
-//! link        one peer, as a machine without I/O: whom to believe, what was lost, when to request a copy
+//! link        one peer, as a machine without I/O: whom to believe, what was lost, when to copy
 //! mirror      between slots and records: the only part that touches the tables
 //! peer        what is on its way to one peer: a queue of changes, and a full copy beside it
 //! station     one host with all its peers, without socket and clock
@@ -14,9 +14,9 @@
 //! ```
 //! A host sends the flows of those listeners whose address it holds. For the other listeners it
 //! takes whatever arrives; for its own it takes only flows that it does not have (after a split
-//! both hosts may have held the address). A lost datagram shows by its number, and a full copy makes up
-//! for it; besides, every flow is sent again in turn, with its sequence numbers and its idle time.
-//! Half-open connections are not synced: their clients repeat the SYN.
+//! both hosts may have held the address). A lost datagram shows by its number, and a full copy
+//! makes up for it; besides, every flow is sent again in turn, with its sequence numbers and its
+//! idle time. Half-open connections are not synced: their clients repeat the SYN.
 
 pub mod link;
 pub mod mastership;

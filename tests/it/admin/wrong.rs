@@ -32,7 +32,7 @@ fn wrong_input_is_exit_1_with_what_would_be_right_and_changes_nothing() {
         (&["ready", "CP01"], "there is no backend CP01"),
         (&["set", "cp01"], "<KEY=VALUE>"),
         (&["set", "cp01", "weight"], "write weight=N or max_conns=N"),
-        (&["set", "cp01", "weight=0"], "1 to 65535; a backend that shall get no connections is drained"),
+        (&["set", "cp01", "weight=0"], "1 to 65535; to stop new connections, drain the backend"),
         (&["set", "cp01", "weight=65536"], "1 to 65535"),
         (&["set", "cp01", "weight=-1"], "no whole number"),
         (&["set", "cp01", "height=1"], "there is no \"height\": weight, max_conns"),

@@ -37,7 +37,7 @@ fn file() -> (TempDir, AdminFile) {
 #[test]
 fn what_was_saved_is_loaded_and_nobody_else_may_read_it() {
     let (folder, file) = file();
-    assert_eq!(file.load(now()).unwrap(), Orders::default(), "nothing was ever said");
+    assert_eq!(file.load(now()).unwrap(), Orders::default(), "nothing was ever decided");
     file.save(&some(), now()).unwrap();
     assert_eq!(file.load(now()).unwrap(), some());
     let path = folder.path().join("admin.json");
@@ -60,7 +60,7 @@ fn deadlines_are_moments_of_the_wall_clock_through_a_restart_of_the_host() {
 }
 
 #[test]
-fn a_file_that_is_none_is_told_of_moved_aside_and_replaced() {
+fn an_invalid_file_is_reported_moved_aside_and_replaced() {
     let entry = |rest: &str| {
         format!(
             r#"{{"version":1,"backends":[{{"service":"s","backend":"b","since":"2026-11-25T03:00:00Z","by":"uid 0",{rest}}}]}}"#
@@ -79,12 +79,12 @@ fn a_file_that_is_none_is_told_of_moved_aside_and_replaced() {
         (br#"{"version":2,"backends":[],"new":true}"#.to_vec(), "it has version 2"),
         (br#"{"version":1,"backends":[],"more":1}"#.to_vec(), "unknown field `more`"),
         (entry(r#""order":"explode""#).into(), "unknown variant `explode`"),
-        (entry(r#""order":"drain""#).into(), "is none"),
-        (entry(r#""order":"drain","rate":0"#).into(), "is none"),
+        (entry(r#""order":"drain""#).into(), "is invalid"),
+        (entry(r#""order":"drain","rate":0"#).into(), "is invalid"),
         (entry(r#""order":"drain","rate":-1"#).into(), "invalid value"),
-        (entry(r#""order":"maint","rate":5"#).into(), "is none"),
+        (entry(r#""order":"maint","rate":5"#).into(), "is invalid"),
         (entry(r#""order":"drain","rate":5,"deadline":"soon""#).into(), "failed to parse"),
-        (good.replace("uid 0", "\\u001b[31mroot").into(), "no plain text"),
+        (good.replace("uid 0", "\\u001b[31mroot").into(), "not plain text"),
         (twice.into(), "twice"),
         (vec![b'['; 200_000], "invalid type: sequence"),
         (vec![b' '; MOST_BYTES as usize + 1], "more than 1048576 bytes"),
@@ -116,7 +116,7 @@ fn what_is_no_file_is_not_opened() {
         let (folder, file) = file();
         make(&folder.path().join("admin.json"));
         let error = format!("{:#}", file.load(now()).expect_err("no file"));
-        assert!(error.contains("no regular file"), "{error}");
+        assert!(error.contains("not a regular file"), "{error}");
         file.save(&some(), now()).unwrap();
         assert_eq!(file.load(now()).unwrap(), some());
     }
