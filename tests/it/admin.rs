@@ -1,7 +1,7 @@
 //! The commands that act, with the shipped binary and real connections: drain, maint, ready, set,
 //! kill, rebalance.
 
-mod orders;
+mod commands;
 mod rebalance;
 mod wrong;
 

@@ -139,7 +139,7 @@ fn not_ready_is_drained_and_401_is_up_and_a_listener_that_hangs_is_down() {
         let mut cluster = Cluster::new(hook, |service| probed(service, 3));
         let mut held = hold(&cluster, 30, hook);
         let said = Instant::now();
-        cluster.standins[0].readyz(500).expect("an order");
+        cluster.standins[0].readyz(500).expect("a command");
         let took = becomes(&cluster, "cp01", "draining", Some("probe_status"), said);
         assert!(took < 2 * INTERVAL, "{hook}: draining after {took:?}");
         report(&format!("{hook}: readyz 500: draining after {took:?}"));
@@ -147,19 +147,19 @@ fn not_ready_is_drained_and_401_is_up_and_a_listener_that_hangs_is_down() {
         assert_eq!(held.ask().expect("ask").answered, 30, "{hook}: nobody was reset");
 
         let said = Instant::now();
-        cluster.standins[0].readyz(401).expect("an order");
+        cluster.standins[0].readyz(401).expect("a command");
         let took = becomes(&cluster, "cp01", "up", None, said);
         assert!(took < 2 * INTERVAL, "{hook}: up after {took:?}");
         assert_eq!(served_by(&cluster, 20, hook), ["cp01", "cp02", "cp03"]);
 
         let said = Instant::now();
-        cluster.standins[0].hang(true).expect("an order");
+        cluster.standins[0].hang(true).expect("a command");
         let took = becomes(&cluster, "cp01", "down", Some("probe_timeout"), said);
         assert!(took < detection(3), "{hook}: down after {took:?}");
         report(&format!("{hook}: TLS hangs: down after {took:?}"));
         gone(&mut held, "cp01", said, hook);
         only_reset(&mut held, 10, 20, hook);
-        cluster.standins[0].hang(false).expect("an order");
+        cluster.standins[0].hang(false).expect("a command");
         becomes(&cluster, "cp01", "up", None, said);
         let events = cluster.evenkeel.done(&["events"]).expect("events");
         for text in [
@@ -194,7 +194,7 @@ fn a_stopped_api_server_is_out_though_its_kernel_answers_and_back_only_with_a_li
         let storm = cluster.storm(&["--seconds", "3", "--rate", "100"]).finish(SOON).expect("a storm");
         assert_eq!((storm.failures(), storm.by.get("cp01")), (0, None), "{hook}: up, but not ready: {storm:?}");
         assert_eq!(cluster.backend("cp01").active, 0);
-        cluster.standins[0].readyz(200).expect("an order");
+        cluster.standins[0].readyz(200).expect("a command");
         becomes(&cluster, "cp01", "up", None, stopped);
         assert_eq!(served_by(&cluster, 20, hook), ["cp01", "cp02", "cp03"]);
     });
@@ -297,7 +297,7 @@ fn a_reload_or_a_restart_forgets_nothing_and_a_ca_that_cannot_be_used_changes_no
     lab::pki::create(&cluster.lab.folder().join("other"), &[]).expect("certificates");
     std::fs::copy(cluster.lab.folder().join("other/ca.crt"), cluster.lab.folder().join("foreign.crt")).expect("a copy");
 
-    cluster.standins[0].readyz(500).expect("an order");
+    cluster.standins[0].readyz(500).expect("a command");
     cluster.wait_state("cp01", "draining", SOON);
     for (wrong, why) in
         [(&missing, "no.crt: I/O error: No such file"), (&no_certificate, "admin.key: there is no certificate in it")]
@@ -320,7 +320,7 @@ fn a_reload_or_a_restart_forgets_nothing_and_a_ca_that_cannot_be_used_changes_no
     let after = cluster.backend("cp01");
     assert_eq!((&*after.state, after.reason.as_deref()), ("draining", Some("probe_status")), "a restart");
     assert_eq!(served_by(&cluster, 20, "restarted"), ["cp02", "cp03"]);
-    cluster.standins[0].readyz(200).expect("an order");
+    cluster.standins[0].readyz(200).expect("a command");
     cluster.wait_state("cp01", "up", SOON);
 
     // Another authority: all of them fail, so nobody is reset and everybody is served.

@@ -229,7 +229,7 @@ fn the_lab_without_a_terminal_says_it_line_by_line() {
     let (mut process, mut talk) = lab::Process::start_talking("lab", &mut command, &log).expect("the lab");
     let mut heard = || talk.hear().expect("a line");
     wait::until("the held watches", SOON, || heard().contains("watches held").then_some(())).expect("a text");
-    talk.say("q").expect("an order");
+    talk.say("q").expect("a command");
     process.succeed(SOON).expect("its end");
     assert_eq!(namespaces(process.id()), Vec::<String>::new());
     _ = fs::remove_file(log);

@@ -36,7 +36,7 @@ use crate::packet::{Mac, Segment};
 pub enum Hook {
     /// Native XDP.
     Xdp,
-    /// tcx.
+    /// tcx, on kernels from 6.6 on.
     Tcx,
     /// clsact, as on kernels before 6.6.
     Clsact,

@@ -62,7 +62,7 @@ impl StandIn {
 
     /// Sets what `/readyz` answers until it is revived.
     pub fn readyz(&mut self, status: u16) -> Result<()> {
-        self.order(&format!("readyz {status}"))
+        self.command(&format!("readyz {status}"))
     }
 
     /// Continues it after [`pause`](Self::pause); `/readyz` then answers with `status`.
@@ -78,7 +78,7 @@ impl StandIn {
 
     /// Makes it accept new connections without ever answering them.
     pub fn hang(&mut self, hangs: bool) -> Result<()> {
-        self.order(if hangs { "hang on" } else { "hang off" })
+        self.command(if hangs { "hang on" } else { "hang off" })
     }
 
     /// How its plain connections have ended: `fin`, `reset`, or another error.
@@ -87,7 +87,7 @@ impl StandIn {
         serde_json::from_str(&answer).with_context(|| answer)
     }
 
-    fn order(&mut self, line: &str) -> Result<()> {
+    fn command(&mut self, line: &str) -> Result<()> {
         let answer = self.say(line)?;
         ensure!(answer == "done", "{line}: {answer}");
         Ok(())

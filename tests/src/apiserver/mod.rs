@@ -4,11 +4,11 @@
 //! It runs as its own process, so that it can be killed, stopped and continued. The first byte
 //! shows what a client speaks: 0x16 begins a TLS handshake.
 //!
-//! A line on its standard input changes what it answers while it runs (see [`orders`]).
+//! A line on its standard input changes what it answers while it runs (see [`commands`]).
 
 mod body;
+pub mod commands;
 mod http;
-pub mod orders;
 pub mod pattern;
 mod plain;
 mod tls;
@@ -52,17 +52,17 @@ pub struct Server {
     name: String,
     watch: Duration,
     tls: TlsAcceptor,
-    mood: orders::Mood,
+    mood: commands::Mood,
 }
 
 /// Serves until the process is killed.
 pub async fn run(options: Options) -> Result<()> {
     let tls = TlsAcceptor::from(Arc::new(tls::config(&options.pki)?));
     let watch = Duration::from_secs(options.watch_seconds);
-    let server = Arc::new(Server { name: options.name, watch, tls, mood: orders::Mood::default() });
+    let server = Arc::new(Server { name: options.name, watch, tls, mood: commands::Mood::default() });
     let listener = listen(options.listen).with_context(|| format!("cannot listen on {}", options.listen))?;
     println!("listening on {}", options.listen);
-    tokio::spawn(orders::obey(Arc::clone(&server)));
+    tokio::spawn(commands::obey(Arc::clone(&server)));
     loop {
         match listener.accept().await {
             Ok((stream, _)) => _ = tokio::spawn(connection(stream, Arc::clone(&server))),

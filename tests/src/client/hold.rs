@@ -91,7 +91,7 @@ pub struct Closed {
 const ASKED: usize = 250;
 
 /// A command to a connection's task.
-enum Order {
+enum Command {
     Ask(oneshot::Sender<Result<Duration, Failure>>),
     End(End, oneshot::Sender<()>),
 }
@@ -104,7 +104,7 @@ enum Told {
 
 struct Held {
     served_by: String,
-    orders: mpsc::Sender<Order>,
+    commands: mpsc::Sender<Command>,
 }
 
 struct Holder {
@@ -205,22 +205,22 @@ impl Holder {
     }
 
     fn hold(&mut self, connection: Connection, served_by: String) {
-        let (orders, ordered) = mpsc::channel(1);
+        let (commands, received) = mpsc::channel(1);
         let id = self.next;
         self.next += 1;
-        self.held.insert(id, Held { served_by, orders });
-        tokio::spawn(keep(id, connection, ordered, self.tell.clone(), self.options.target.timeout()));
+        self.held.insert(id, Held { served_by, commands });
+        tokio::spawn(keep(id, connection, received, self.tell.clone(), self.options.target.timeout()));
     }
 
     async fn ask(&mut self) -> Asked {
         let mut asked = Asked::default();
-        let all: Vec<_> = self.held.values().map(|held| held.orders.clone()).collect();
+        let all: Vec<_> = self.held.values().map(|held| held.commands.clone()).collect();
         // A few at a time; with all at once this host's own work would dominate the time.
         for some in all.chunks(ASKED) {
             let mut answers = Vec::with_capacity(some.len());
-            for orders in some {
+            for commands in some {
                 let (reply, answer) = oneshot::channel();
-                if orders.send(Order::Ask(reply)).await.is_ok() {
+                if commands.send(Command::Ask(reply)).await.is_ok() {
                     answers.push(answer);
                 }
             }
@@ -244,7 +244,7 @@ impl Holder {
         for id in ids {
             let Some(held) = self.held.remove(&id) else { continue };
             let (reply, done) = oneshot::channel();
-            if held.orders.send(Order::End(how, reply)).await.is_ok() && done.await.is_ok() {
+            if held.commands.send(Command::End(how, reply)).await.is_ok() && done.await.is_ok() {
                 closed.closed += 1;
                 *self.status.ended.entry("closed".to_owned()).or_default() += 1;
             }
@@ -280,19 +280,19 @@ pub(super) fn pick<T: Copy>(from: &[T], number: u64) -> Option<T> {
     from.get(usize::try_from(number % length).ok()?).copied()
 }
 
-/// The life of a held connection. Its last report is how it ended, unless we ordered the end.
+/// The life of a held connection. Its last report is how it ended, unless we received the end.
 async fn keep(
     id: u64,
     mut connection: Connection,
-    mut orders: mpsc::Receiver<Order>,
+    mut commands: mpsc::Receiver<Command>,
     tell: mpsc::UnboundedSender<Told>,
     limit: Duration,
 ) {
     let mut block = [0; 512];
     let ended = loop {
         tokio::select! {
-            order = orders.recv() => match order {
-                Some(Order::Ask(reply)) => {
+            command = commands.recv() => match command {
+                Some(Command::Ask(reply)) => {
                     let began = Instant::now();
                     let asked = time::timeout(limit, connection.ask("name", "/version")).await;
                     let answer = asked.unwrap_or(Err(Failure::Timeout)).map(|_| began.elapsed());
@@ -301,7 +301,7 @@ async fn keep(
                         break failure.to_string();
                     }
                 }
-                Some(Order::End(how, reply)) => {
+                Some(Command::End(how, reply)) => {
                     _ = connection.end(how, limit).await;
                     _ = reply.send(());
                     return;

@@ -28,7 +28,7 @@ pub struct Spent {
 }
 
 impl Moment {
-    /// Now.
+    /// This moment.
     pub fn now() -> Result<Moment> {
         let text = fs::read_to_string("/proc/stat").context("/proc/stat")?;
         let at = Instant::now();

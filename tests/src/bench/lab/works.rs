@@ -71,7 +71,8 @@ impl Work {
         };
         let frames = if self.segmentation { "" } else { "; frames of MTU size: no segmentation offload anywhere" };
         let Work { threads, bytes, .. } = self;
-        format!("{kind}, {threads} requests at a time over {over}, answers of {bytes} bytes; {pace}{frames}")
+        let requests = if *threads == 1 { "one request".to_owned() } else { format!("{threads} requests") };
+        format!("{kind}, {requests} at a time over {over}, answers of {bytes} bytes; {pace}{frames}")
     }
 
     /// The work whose rate this one takes a share of.
