@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::page::{pages, read, root};
+use super::page::{pages, read, root, rows, section};
 
 /// What a newcomer reads at once.
 const README_BYTES: usize = 8 * 1024;
@@ -51,4 +51,24 @@ fn text_wraps_at_100_columns() {
             assert!(may_be_long || length <= WIDTH, "{page}:{}: {length} columns", number + 1);
         }
     }
+}
+
+#[test]
+fn the_map_of_the_code_has_every_crate_and_every_module() {
+    let page = read("docs/architecture.md");
+    let mut named = Vec::new();
+    for row in rows(section(&page, "Map of the code")) {
+        named.extend(row[0].split('`').skip(1).step_by(2).map(str::to_owned));
+    }
+    let modules = read("lb-userspace/src/lib.rs");
+    let modules = modules.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    let workspace: toml::Table = read("Cargo.toml").parse().expect("TOML");
+    let members = workspace["workspace"]["members"].as_array().expect("a list");
+    // tests/ebpf stands in the row of tests.
+    let members = members.iter().filter_map(|member| member.as_str()).filter(|member| !member.contains('/'));
+    let mut wanted: Vec<_> = members.chain(modules).chain(["packaging"]).map(str::to_owned).collect();
+    wanted.sort();
+    named.sort();
+    named.retain(|name| !name.contains(' ') && !name.contains('/') && name != "no_std");
+    assert_eq!(named, wanted, "the page on the left, the code on the right");
 }
