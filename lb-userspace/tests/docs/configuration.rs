@@ -71,7 +71,8 @@ fn known_keys(line: &str) -> BTreeSet<String> {
     let list = said.lines().find(|said| said.contains("`zzzzzzzz`")).expect("the unknown key is refused");
     let list = list.rsplit(": ").next().unwrap_or_default();
     // "it knows name, listen, ...": the words before the first key are no keys.
-    list.split(", ").filter_map(|part| part.split(' ').next_back()).map(str::to_owned).collect()
+    let words = list.split(", ").filter_map(|part| part.split(' ').next_back());
+    words.map(|word| word.trim_matches(['`', '.']).to_owned()).collect()
 }
 
 #[test]
