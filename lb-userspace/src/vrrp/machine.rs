@@ -29,7 +29,7 @@ use super::receive::Heard;
 pub use crate::words::VrrpState as State;
 use crate::words::{OWNER_PRIORITY as OWNER, VrrpVersion};
 use backup::Backup;
-use master::{Master, Verdict};
+use master::{Master, Spoken, Verdict};
 
 /// "I resign": the priority in the last advertisement of a MASTER that ends in order.
 pub const RESIGN: u8 = 0;
@@ -157,6 +157,8 @@ pub struct Machine {
     since: Instant,
     transitions: u64,
     past: Option<Past>,
+    /// What the last mastership has said to lower MASTERs and to the segment.
+    spoken: Spoken,
 }
 
 /// The state, with the timers and facts that exist in it and end with it.
@@ -204,6 +206,7 @@ impl Machine {
             since: Instant::ZERO,
             transitions: 0,
             past: None,
+            spoken: Spoken::default(),
         }
     }
 
@@ -468,10 +471,13 @@ impl Machine {
     /// Every phase begins with timers of its own. Returns the change for the shell.
     fn enter(&mut self, to: State, why: Why, now: Instant) -> Output {
         let from = self.state();
+        if let Phase::Master(master) = &self.phase {
+            self.spoken = master.spoken;
+        }
         self.phase = match to {
             State::Init => Phase::Init,
             State::Backup => Phase::Backup(Backup::new(&self.candidate, now)),
-            State::Master => Phase::Master(Master::new(&self.candidate.settings, now)),
+            State::Master => Phase::Master(Master::new(&self.candidate.settings, self.spoken, now)),
             State::Fault => Phase::Fault,
         };
         self.since = now;

@@ -31,13 +31,20 @@ pub struct Master {
     refresh_at: Option<Instant>,
     /// When a lower MASTER counts as silent.
     healed_at: Option<Instant>,
+    pub spoken: Spoken,
+    /// Another host has claimed one of our addresses.
+    disputed: bool,
+    contest: Option<Contest>,
+}
+
+/// Limits what is said because of other routers. It outlives the mastership: routers that take the
+/// addresses from each other again and again cause no storm either.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spoken {
     /// When the segment was last told.
     announced: Instant,
     /// When a lower MASTER was last answered.
     answered: Instant,
-    /// Another host has claimed one of our addresses.
-    disputed: bool,
-    contest: Option<Contest>,
 }
 
 /// Two owners: the one with the higher address checks whether the other gives in.
@@ -58,15 +65,14 @@ pub enum Verdict {
 }
 
 impl Master {
-    pub fn new(settings: &Settings, now: Instant) -> Master {
+    pub fn new(settings: &Settings, spoken: Spoken, now: Instant) -> Master {
         let mut master = Master {
             lease: now + DOWN_INTERVALS * settings.interval,
             advertise_at: now,
             delayed_at: None,
             refresh_at: None,
             healed_at: None,
-            announced: Instant::ZERO,
-            answered: Instant::ZERO,
+            spoken,
             disputed: false,
             contest: None,
         };
@@ -120,11 +126,11 @@ impl Master {
     /// again when it has fallen silent.
     fn answer(&mut self, heard: Heard, candidate: &Candidate, now: Instant, out: &mut Vec<Output>) {
         // A storm is not answered with a storm.
-        if now >= self.answered + ANSWER_PAUSE {
-            self.answered = now;
+        if now >= self.spoken.answered + ANSWER_PAUSE {
+            self.spoken.answered = now;
             out.push(Output::Advertise(candidate.priority()));
         }
-        if now >= self.announced + ANNOUNCE_PAUSE {
+        if now >= self.spoken.announced + ANNOUNCE_PAUSE {
             self.announce(now, out);
         }
         let silence = candidate.settings.interval.clamp(Duration::from_millis(100), Duration::from_millis(500));
@@ -160,7 +166,7 @@ impl Master {
     pub fn claimed(&mut self, now: Instant, out: &mut Vec<Output>) {
         self.disputed = true;
         out.push(Output::Contention(Contention::Claimed));
-        if now >= self.announced + CLAIM_PAUSE {
+        if now >= self.spoken.announced + CLAIM_PAUSE {
             self.announce(now, out);
         }
     }
@@ -191,7 +197,7 @@ impl Master {
 
     /// Has the segment told where the addresses are.
     pub fn announce(&mut self, now: Instant, out: &mut Vec<Output>) {
-        self.announced = now;
+        self.spoken.announced = now;
         out.push(Output::Announce);
     }
 }
