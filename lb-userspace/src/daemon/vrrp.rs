@@ -136,8 +136,8 @@ impl Daemon {
         Ok(())
     }
 
-    /// Called before another daemon acts in our place. If no instance is MASTER, all of them stop: one
-    /// that became MASTER now would not be taken over. If one is, both daemons advertise for a
+    /// Called before another daemon acts in our place. If no instance is MASTER, all of them stop:
+    /// one that became MASTER now would not be taken over. If one is, both daemons advertise for a
     /// moment, as if each advertisement were sent twice, and the other one continues the mastership
     /// by its lease.
     pub(super) async fn pause_vrrp(&mut self) {
@@ -210,8 +210,8 @@ impl Daemon {
         Dependencies { datapath: datapath.err(), no_backend }
     }
 
-    /// Gives an instance's mastership away, and answers when a host has taken it: another one, or this
-    /// one again. The requester may have hung up by then.
+    /// Gives an instance's mastership away, and answers when a host has taken it: another one, or
+    /// this one again. The requester may have hung up by then.
     pub(super) fn failover(&self, name: &Arc<str>, reply: Reply<Result<FailedOver, Refused>>, peer: &Peer) {
         match self.give_away(name, peer) {
             Ok((reports, transitions)) => {

@@ -247,7 +247,8 @@ impl Holdings {
         self.instances.iter().find(|(_, holding)| has(holding)).map(|(id, _)| *id)
     }
 
-    /// The claims of other hosts since the last call. `claims` gives all claims of a lease's address.
+    /// The claims of other hosts since the last call. `claims` gives all claims of a lease's
+    /// address.
     pub fn new_claims(&mut self, id: InstanceId, claims: impl Fn(u16) -> Claims) -> Vec<NewClaim> {
         let Some(holding) = self.instances.get_mut(&id) else { return Vec::new() };
         let mut new = Vec::new();

@@ -1,5 +1,5 @@
-//! Which advertisements are accepted: every one climbs a ladder of checks, in keepalived's order. One
-//! that fails a check is counted by that check and changes nothing.
+//! Which advertisements are accepted: every one climbs a ladder of checks, in keepalived's order.
+//! One that fails a check is counted by that check and changes nothing.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -54,8 +54,8 @@ pub struct Heard {
 pub struct RefusedAdvert {
     /// The first check that it failed.
     pub why: AdvertRefusal,
-    /// How its addresses agree with the configured ones, if they can be read: that tells a peer with
-    /// another configuration from somebody else's router.
+    /// How its addresses agree with the configured ones, if they can be read: that tells a peer
+    /// with another configuration from somebody else's router.
     pub agreement: Option<Agreement>,
 }
 

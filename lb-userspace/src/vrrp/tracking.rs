@@ -113,8 +113,8 @@ impl Usability {
     }
 }
 
-/// Judges how usable the host is for an instance. `moving`: the addresses of all instances, which no
-/// host can speak from.
+/// Judges how usable the host is for an instance. `moving`: the addresses of all instances, which
+/// no host can speak from.
 pub fn usability(setup: &Setup, host: &HostFacts, own: &InstanceFacts, moving: &BTreeSet<IpAddr>) -> Usability {
     let mut usability = Usability { source: source(setup, host, moving), ..Usability::default() };
     usability.faults.extend(interface_fault(&setup.interface, host));

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// The priority of the router that owns the addresses (RFC 9568 section 5.2.4): no weight changes it.
+/// The priority of the router that owns the addresses (RFC 9568 section 5.2.4): no weight changes
+/// it.
 pub const OWNER_PRIORITY: u8 = 255;
 
 /// The protocol's version.

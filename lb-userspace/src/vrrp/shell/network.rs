@@ -1,5 +1,5 @@
-//! The thread `vrrp-net`: addresses, links and sockets. Each of these calls may wait for the kernel's
-//! lock on network configuration, which other processes can hold for any length of time.
+//! The thread `vrrp-net`: addresses, links and sockets. Each of these calls may wait for the
+//! kernel's lock on network configuration, which other processes can hold for any length of time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -257,8 +257,8 @@ impl Work<'_> {
 /// Makes every interface answer only for addresses of its own (`arp_ignore`), and the host's ARP
 /// requests carry only an address of the sending interface (`arp_announce`). Otherwise another
 /// interface would answer for an address whose lease has run out, and the host would keep telling
-/// the segment that the address is here. Applies to all interfaces, later ones included; kube-proxy's
-/// `strictARP` sets the same.
+/// the segment that the address is here. Applies to all interfaces, later ones included;
+/// kube-proxy's `strictARP` sets the same.
 fn restrain_arp() -> Result<()> {
     for (name, least) in [("ipv4/conf/all/arp_ignore", 1), ("ipv4/conf/all/arp_announce", 2)] {
         if sysctl(name).is_none_or(|value| value < least) {

@@ -3,7 +3,8 @@
 //! successor before it speaks.
 //!
 //! This file has the loop and what comes in; [`configure`] brings the instances in line with the
-//! configuration and with the host, and [`carry_out`] does what the machines and the holdings order.
+//! configuration and with the host, and [`carry_out`] does what the machines and the holdings
+//! order.
 
 mod carry_out;
 mod configure;
@@ -320,8 +321,8 @@ impl Thread {
         self.act(outputs, now);
     }
 
-    /// The end. From here on it may wait: this host is no longer MASTER, or another process is about
-    /// to take over.
+    /// The end. From here on it may wait: this host is no longer MASTER, or another process is
+    /// about to take over.
     fn end(mut self, hand_over: bool) {
         let now = monotonic();
         if !hand_over {

@@ -84,8 +84,8 @@ fn after_any_trouble_there_is_exactly_one_master_in_every_partition() {
 
 /// As long as no packet is lost, a host that is stopped or killed stops answering for the address
 /// before another host begins to. The exception is a host that dies at the very moment in which two
-/// masters find out which of them ranks higher: the lower one no longer hears it, and its lease runs
-/// to its end. Preemption is such a moment too.
+/// masters find out which of them ranks higher: the lower one no longer hears it, and its lease
+/// runs to its end. Preemption is such a moment too.
 #[test]
 fn two_leases_never_hold_at_once_longer_than_a_packet_travels() {
     with_seeds(1000, |seed| {

@@ -1,4 +1,5 @@
-//! A segment with routers on it. Packets are real ones: encoded by the sender, judged by the receiver.
+//! A segment with routers on it. Packets are real ones: encoded by the sender, judged by the
+//! receiver.
 
 use std::{
     cmp::Reverse,

@@ -1,5 +1,5 @@
-//! Gratuitous ARP: a host tells its segment where an IPv4 address is (RFC 5227 section 3). Both forms
-//! are sent, because some hosts learn from only one of them.
+//! Gratuitous ARP: a host tells its segment where an IPv4 address is (RFC 5227 section 3). Both
+//! forms are sent, because some hosts learn from only one of them.
 
 use std::net::Ipv4Addr;
 

@@ -1,5 +1,6 @@
-//! The IPv4 header (RFC 791) of an advertisement. A raw socket delivers it, and sends the one that is
-//! written here: so the source is the intended one, and the packet is keepalived's byte for byte.
+//! The IPv4 header (RFC 791) of an advertisement. A raw socket delivers it, and sends the one that
+//! is written here: so the source is the intended one, and the packet is keepalived's byte for
+//! byte.
 
 use std::net::Ipv4Addr;
 

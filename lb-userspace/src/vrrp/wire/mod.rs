@@ -34,7 +34,8 @@ mod field {
     pub const ROUTER: usize = 1;
     pub const PRIORITY: usize = 2;
     pub const COUNT: usize = 3;
-    /// Version 2: type of authentication, then seconds. Version 3: hundredths of a second in 12 bits.
+    /// Version 2: type of authentication, then seconds. Version 3: hundredths of a second in 12
+    /// bits.
     pub const TIMING: usize = 4;
     pub const CHECKSUM: usize = 6;
     pub const ADDRESSES: usize = 8;

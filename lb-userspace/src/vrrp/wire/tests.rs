@@ -1,5 +1,5 @@
-//! Captures of keepalived 2.2.7 and of other implementations: encoded from their meaning, and parsed
-//! back.
+//! Captures of keepalived 2.2.7 and of other implementations: encoded from their meaning, and
+//! parsed back.
 
 use std::net::IpAddr;
 

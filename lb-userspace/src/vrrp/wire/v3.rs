@@ -6,8 +6,9 @@
 //! |   0   | hundredths of a second|           checksum            |
 //! |                 addresses, 4 or 16 bytes each                 |
 //! ```
-//! Over IPv6 the checksum covers the pseudo-header too. Over IPv4 there are two dialects: keepalived
-//! and FRR include the pseudo-header, as RFC 5798 can be read; RFC 9568 section 5.2.8 excludes it.
+//! Over IPv6 the checksum covers the pseudo-header too. Over IPv4 there are two dialects:
+//! keepalived and FRR include the pseudo-header, as RFC 5798 can be read; RFC 9568 section 5.2.8
+//! excludes it.
 
 use std::net::IpAddr;
 

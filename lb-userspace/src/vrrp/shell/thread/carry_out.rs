@@ -58,7 +58,8 @@ impl Thread {
             return Outputs::new();
         };
         let at = monotonic();
-        // The host was stopped after the wake-up, for so long that another one may be MASTER by now.
+        // The host was stopped after the wake-up, for so long that another one may be MASTER by
+        // now.
         if priority != RESIGN && machine.lease() <= at {
             return Outputs::new();
         }

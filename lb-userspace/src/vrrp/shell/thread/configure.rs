@@ -43,7 +43,8 @@ impl Thread {
         self.holdings.configure(setups.iter().flat_map(|setup| &setup.addresses).map(IpNet::addr));
     }
 
-    /// Has vrrp-net watch the interfaces and open the sockets that are wanted, and closes the others.
+    /// Has vrrp-net watch the interfaces and open the sockets that are wanted, and closes the
+    /// others.
     fn watch(&mut self, setups: &[Setup]) {
         let mut wanted = Wanted::default();
         for setup in setups {
