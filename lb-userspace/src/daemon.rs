@@ -342,7 +342,7 @@ impl Daemon {
             self.detach_unused();
             self.direct_sync();
         }
-        self.waiting.retain(|(pool, port)| !tables.reserve_port(*pool, *port));
+        self.waiting.retain(|(pool, port)| !tables.withhold_port(*pool, *port));
         for service in self.logs.due(Instant::now()) {
             let records = report::open_records(self.snapshot(), tables.clone(), service.clone());
             self.logs.list(&service, records, Instant::now());
@@ -367,18 +367,24 @@ impl Daemon {
                 Action::Write(write) => {
                     if let Err(error) = self.write_one(&write) {
                         warn!("{error:#}");
-                        self.controller.reread(view::installed(self.dataplane.tables()));
+                        self.controller.reread(self.dataplane.tables().read());
                     }
                 }
                 // Whatever the kernel program has just made of the admission.
                 Action::Admit { backend, to: NONE, retry_at, .. } => {
-                    self.dataplane.tables().admit(backend, NONE, retry_at);
+                    self.dataplane.tables().admit(backend, NONE, lb_common::time::Instant(retry_at));
                 }
                 Action::Admit { backend, from, to, retry_at, slow_until } => {
+                    let (retry_at, slow_until) =
+                        (lb_common::time::Instant(retry_at), lb_common::time::Instant(slow_until));
                     self.dataplane.tables().swap_admission(backend, (from, to), retry_at, slow_until);
                 }
                 Action::Remember { backend, out_reason, changed_at } => {
-                    self.dataplane.tables().remember_standing(backend, out_reason, changed_at);
+                    self.dataplane.tables().remember_standing(
+                        backend,
+                        out_reason,
+                        lb_common::time::Instant(changed_at),
+                    );
                 }
                 Action::Hurry(backend) => self.probes.hurry(backend),
                 Action::Ask(flow) => apply::ask(&self.dataplane, &flow),

@@ -3,17 +3,19 @@
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
+    net::SocketAddrV4,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use evenkeel::{
     dataplane::{Dataplane, Mode, Options, Requested, detach_left_behind},
-    tables::{NewPool, ServiceSetup},
+    tables::{ServiceRow, rows::pool_record},
 };
+use lab::program::{put_listener, put_pool};
 use lb_common::{
-    layout::{HASH, Hop, OLDEST},
+    layout::{HASH, Hop, OLDEST, Pool},
     schedule::MAGLEV_PLACES,
 };
 use nix::{
@@ -66,21 +68,18 @@ fn tcx_program(interface: &str) -> Option<String> {
     Some(shown.split_whitespace().skip_while(|word| *word != "prog").nth(1).unwrap().to_owned())
 }
 
-fn new_pool() -> NewPool {
-    NewPool {
-        backend: "10.0.1.10:6443".parse().unwrap(),
-        snat: "10.0.1.100".parse().unwrap(),
-        first_port: 20_000,
-        ports: 1000,
-        reserved: vec![20_500],
-        hop: Hop::new([2, 0, 0, 0, 0, 9], 0),
-        upper_first: false,
-    }
+fn new_pool() -> Pool {
+    let hop = Hop::new([2, 0, 0, 0, 0, 9], 0);
+    Pool { hop, ..pool_record(v4("10.0.1.10:6443"), [10, 0, 1, 100].into(), 20_000, 1000) }
 }
 
-fn new_service() -> ServiceSetup {
-    ServiceSetup {
-        connect_timeout_ns: 2_000_000_000,
+fn v4(text: &str) -> SocketAddrV4 {
+    text.parse().unwrap()
+}
+
+fn new_service() -> ServiceRow {
+    ServiceRow {
+        connect_timeout: Duration::from_secs(2),
         balance: 0,
         tries: 3,
         half_open_cells: 128,
@@ -134,8 +133,8 @@ fn a_new_process_finds_tables_and_links_and_goes_on() {
     let number = first.attach("ek0", Requested::Tc, false).unwrap().number;
     first.attach("ek1", Requested::Tc, true).unwrap();
     let tables = first.tables();
-    let listener = tables.place_listener("10.0.1.100:6443".parse().unwrap(), 5).unwrap();
-    let pool = tables.create_pool(&new_pool()).unwrap();
+    let listener = put_listener(tables, v4("10.0.1.100:6443"), 5).unwrap();
+    let pool = put_pool(tables, &new_pool(), &[20_500]).unwrap();
     tables.configure_service(5, &new_service()).unwrap();
     tables.set_maglev(5, &[0; MAGLEV_PLACES as usize]).unwrap();
     let program = tcx_program("ek0").unwrap();
@@ -147,7 +146,7 @@ fn a_new_process_finds_tables_and_links_and_goes_on() {
     assert!(second.adopted());
     assert_eq!(second.max_connections(), 4096, "the tables that are there keep their size");
     assert_eq!(second.tables().listener(listener).service, 5);
-    assert_eq!(second.tables().find_pool(new_pool().backend, new_pool().snat), Some(pool));
+    assert_eq!(second.tables().find_pool(v4("10.0.1.10:6443"), [10, 0, 1, 100].into()), Some(pool));
     assert_eq!((second.tables().slots(pool), second.tables().free_slots(pool)), (1000, 999));
     assert_eq!(second.tables().service(5).half_open_cells, 128);
     assert_eq!(second.left_attached().unwrap(), ["ek0", "ek1"]);
@@ -162,7 +161,7 @@ fn a_new_process_finds_tables_and_links_and_goes_on() {
 
     let third = Dataplane::open(&options).unwrap();
     assert_eq!(third.tables().pools().len(), 0);
-    assert_eq!(third.tables().create_pool(&new_pool()).unwrap(), pool);
+    assert_eq!(put_pool(third.tables(), &new_pool(), &[20_500]).unwrap(), pool);
 }
 
 #[test]
@@ -226,7 +225,7 @@ fn a_pinned_map_of_another_size_is_refused_before_anything_is_loaded() {
 fn tables_of_a_layout_that_only_lacks_something_are_taken_over_and_then_have_our_layout() {
     let options = own_namespaces();
     let first = Dataplane::open(&options).unwrap();
-    let listener = first.tables().place_listener("10.0.1.100:6443".parse().unwrap(), 5).unwrap();
+    let listener = put_listener(first.tables(), v4("10.0.1.100:6443"), 5).unwrap();
     drop(first);
     let meta = map("META").display().to_string();
     let shown = || run(&format!("bpftool --json map dump pinned {meta}"));
@@ -269,7 +268,7 @@ fn new_tables_take_the_place_of_old_ones_when_they_are_ready() {
     let options = own_namespaces();
     let mut first = Dataplane::open(&options).unwrap();
     first.attach("ek0", Requested::Tc, false).unwrap();
-    first.tables().place_listener("10.0.1.100:6443".parse().unwrap(), 5).unwrap();
+    put_listener(first.tables(), v4("10.0.1.100:6443"), 5).unwrap();
     drop(first);
     let old = tcx_program("ek0").unwrap();
     let reset = Options { reset: true, max_connections: 8192, ..options.clone() };
@@ -278,7 +277,7 @@ fn new_tables_take_the_place_of_old_ones_when_they_are_ready() {
     let mut second = Dataplane::open(&reset).unwrap();
     assert_eq!((second.adopted(), second.max_connections()), (false, 8192));
     assert_eq!((tcx_program("ek0").unwrap(), second.tables().listeners().len()), (old.clone(), 0));
-    second.tables().place_listener("10.0.1.101:6443".parse().unwrap(), 6).unwrap();
+    put_listener(second.tables(), v4("10.0.1.101:6443"), 6).unwrap();
     second.attach("ek0", Requested::Tc, false).unwrap();
     assert_ne!(tcx_program("ek0").unwrap(), old);
     second.settle().unwrap();
@@ -420,9 +419,9 @@ fn a_hundred_pools_appear_in_little_time() {
     let dataplane = Dataplane::open(&own_namespaces()).unwrap();
     let begin = std::time::Instant::now();
     for backend in 1..=100_u8 {
-        let backend: SocketAddr = SocketAddr::from(([10, 0, 2, backend], 6443));
-        let new = NewPool { backend, first_port: 10_240, ports: 22_528, ..new_pool() };
-        dataplane.tables().create_pool(&new).unwrap();
+        let backend = SocketAddrV4::new([10, 0, 2, backend].into(), 6443);
+        let new = pool_record(backend, [10, 0, 1, 100].into(), 10_240, 22_528);
+        put_pool(dataplane.tables(), &new, &[20_500]).unwrap();
     }
     assert_eq!(dataplane.tables().pools().len(), 100);
     assert!(begin.elapsed().as_secs() < 10, "{:?}", begin.elapsed());

@@ -57,7 +57,7 @@ impl Capture {
 /// A bench whose backends have a millisecond to answer.
 fn impatient(hook: lab::program::Hook) -> Bench {
     let mut setup = Setup { backends: 2, ..Setup::default() };
-    setup.service.connect_timeout_ns = 1_000_000;
+    setup.service.connect_timeout = std::time::Duration::from_millis(1);
     Bench::with(hook, setup)
 }
 

@@ -5,9 +5,10 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddrV4},
     path::Path,
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,11 +18,15 @@ use aya::{
 };
 use evenkeel::{
     dataplane::{Dataplane, Options, Requested},
-    tables::{BackendSetup, NewPool, ServiceSetup, Tables},
+    tables::{
+        BackendRow, ServiceRow, Tables,
+        rows::{listener_record, pool_backend, pool_record, pool_snat},
+    },
 };
 use lb_common::{
-    layout::{Hop, UP},
+    layout::{Hop, Pool, UP},
     schedule::LEAST_CONN,
+    time::Instant,
     verdict::Reason,
 };
 use nix::{
@@ -80,14 +85,14 @@ pub struct Setup {
     /// SNAT ports per backend.
     pub ports: u16,
     pub weights: Vec<u32>,
-    pub service: ServiceSetup,
+    pub service: ServiceRow,
     pub max_connections: u32,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        let service = ServiceSetup {
-            connect_timeout_ns: 2_000_000_000,
+        let service = ServiceRow {
+            connect_timeout: Duration::from_secs(2),
             balance: LEAST_CONN,
             tries: 3,
             half_open_cells: 64,
@@ -133,23 +138,16 @@ impl Bench {
         let tables = dataplane.tables().clone();
         let mut pools = Vec::new();
         for n in 0..setup.backends {
-            let pool = NewPool {
-                backend: SocketAddr::V4(backend(n)),
-                snat: IpAddr::V4(*VIP.ip()),
-                first_port: FIRST_PORT,
-                ports: setup.ports,
-                reserved: Vec::new(),
-                hop: Hop::new(backend_mac(n), attached.number),
-                upper_first: false,
-            };
-            pools.push(tables.create_pool(&pool)?);
+            let hop = Hop::new(backend_mac(n), attached.number);
+            let pool = Pool { hop, ..pool_record(backend(n), *VIP.ip(), FIRST_PORT, setup.ports) };
+            pools.push(put_pool(&tables, &pool, &[])?);
             tables.reset_backend(n);
             configure(&tables, n, setup.weights[usize::from(n)], false, 0, pools[usize::from(n)]);
-            tables.admit(n, UP, 0);
+            tables.admit(n, UP, Instant::ZERO);
         }
         setup.service.backends = (0..setup.backends).collect();
         tables.configure_service(0, &setup.service)?;
-        tables.place_listener(SocketAddr::V4(VIP), 0)?;
+        put_listener(&tables, VIP, 0)?;
         let (ifindex, mac) = (attached.ifindex, attached.mac);
         let mut bench = Bench { dataplane, bpffs, ifindex, mac, setup, pools, counted: BTreeMap::new() };
         bench.moved();
@@ -170,9 +168,8 @@ impl Bench {
     pub fn starts_slowly(&self, n: u16, ms: u32) {
         let pools = vec![self.pools[usize::from(n)]];
         let weight = self.setup.weights[usize::from(n)];
-        let (service, max_conns, backup, retry_after_ns) = (0, 0, false, 10_000_000_000);
-        let setup = BackendSetup { service, weight, max_conns, backup, retry_after_ns, slow_start_ms: ms, pools };
-        self.tables().configure_backend(n, &setup);
+        let row = BackendRow { weight, slow_start_ms: ms, pools, ..backend_row() };
+        self.tables().configure_backend(n, &row);
     }
 
     /// Runs the program on raw bytes.
@@ -284,16 +281,28 @@ pub fn backend_of(segment: &Segment) -> u16 {
 }
 
 fn configure(tables: &Tables, n: u16, weight: u32, backup: bool, max_conns: u32, pool: u16) {
-    let setup = BackendSetup {
-        service: 0,
-        weight,
-        max_conns,
-        backup,
-        retry_after_ns: 10_000_000_000,
-        slow_start_ms: 0,
-        pools: vec![pool],
-    };
-    tables.configure_backend(n, &setup);
+    let row = BackendRow { weight, max_conns, backup, pools: vec![pool], ..backend_row() };
+    tables.configure_backend(n, &row);
+}
+
+fn backend_row() -> BackendRow {
+    BackendRow { weight: 1, retry_after: Duration::from_secs(10), ..BackendRow::default() }
+}
+
+/// Puts a pool into the row that the planner would choose.
+pub fn put_pool(tables: &Tables, pool: &Pool, withheld: &[u16]) -> Result<u16> {
+    let row = tables.read().free_pool_row(pool_backend(pool), pool_snat(pool)).context("no row for the pool")?;
+    tables.put_pool(row, pool, withheld, false)?;
+    Ok(row)
+}
+
+/// Puts a listener into the row that the planner would choose.
+pub fn put_listener(tables: &Tables, address: SocketAddrV4, service: u16) -> Result<u16> {
+    let installed = tables.read();
+    let row = installed.listener(address).map(|(row, _)| row).or_else(|| installed.free_listener_row(address));
+    let row = row.context("no row for the listener")?;
+    tables.put_listener(row, &listener_record(address, service))?;
+    Ok(row)
 }
 
 /// Gives this thread a network namespace with a veth `ek0`, and a mount namespace with a bpffs.

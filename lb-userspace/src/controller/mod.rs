@@ -34,7 +34,6 @@ pub mod health;
 pub mod installed;
 pub mod next_hops;
 pub mod ownership;
-mod place;
 pub mod plan;
 pub mod probe_count;
 pub mod rebalance;
@@ -355,8 +354,12 @@ impl Controller {
         let ours = Ours::new(&self.territory, view);
         let mut actions = Vec::new();
         if now >= self.due.0 {
-            let services: Vec<_> =
-                self.installed.services.iter().map(|(number, row)| (*number, row.connect_timeout)).collect();
+            let services: Vec<_> = self
+                .installed
+                .services
+                .iter()
+                .map(|(number, row)| (*number, row.connect_timeout.as_nanos() as u64))
+                .collect();
             let look = self.half_open.look(&services, &ours, now);
             actions.extend(look.due.into_iter().map(Action::Retry));
             self.due.0 = look.next;

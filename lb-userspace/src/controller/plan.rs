@@ -10,96 +10,21 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddrV4},
     sync::Arc,
+    time::Duration,
 };
 
 use lb_common::{
-    address::to_mapped,
     hash,
-    layout::{ACTIVE, CLOSING, LOG, Listener, MAX_BACKENDS, MAX_SERVICES, Pool},
+    layout::{ACTIVE, CLOSING, Listener, MAX_BACKENDS, MAX_SERVICES, Pool},
     schedule,
 };
 
-use super::{
-    desired::{Desired, DesiredBackend, DesiredService},
-    installed::{BackendRow, Installed, ServiceRow, listener_address, pool_snat},
-    place,
+use super::desired::{Desired, DesiredBackend, DesiredService};
+pub use crate::tables::Write;
+use crate::tables::{
+    BackendRow, Installed, ServiceRow,
+    rows::{listener_address, listener_record, pool_record, pool_snat},
 };
-
-/// One write to the maps.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Write {
-    /// Makes the slots and the ring of free ones, then the record. The ports in `withheld` never get into the ring.
-    NewPool {
-        /// Its place in POOLS.
-        number: u16,
-        /// The record, without a next hop.
-        pool: Pool,
-        /// SNAT ports that are somebody's listen port on the same address.
-        withheld: Vec<u16>,
-    },
-    /// Takes a port out of use that has become a listen port of the same address.
-    WithholdPort {
-        /// The pool.
-        pool: u16,
-        /// The SNAT port.
-        port: u16,
-    },
-    /// Clears totals and connect times, then writes the record: `UP`, or `NONE` if closed.
-    NewBackend {
-        /// Its place in BACKENDS.
-        number: u16,
-        /// The controller's part.
-        row: BackendRow,
-    },
-    /// Writes the controller's part in place. Admission: `NONE` if closed; else it stays, and the core brings it up to date.
-    SetBackend {
-        /// Its place in BACKENDS.
-        number: u16,
-        /// The controller's part.
-        row: BackendRow,
-    },
-    /// Writes the controller's part of a service, and makes its ring of half-open flows or one of another size.
-    SetService {
-        /// Its place in SERVICES.
-        number: u16,
-        /// The controller's part.
-        row: ServiceRow,
-    },
-    /// Fills the table of `balance = "hash"`: (hash of the address, weight) in the order of the service's list.
-    Maglev {
-        /// The service.
-        service: u16,
-        /// Its backends.
-        backends: Vec<(u64, u32)>,
-    },
-    /// Writes a listener: `ACTIVE`, or `CLOSING`.
-    SetListener {
-        /// Its place in LISTENERS.
-        number: u16,
-        /// The record.
-        listener: Listener,
-    },
-    /// Marks a listener `DELETED`.
-    RemoveListener {
-        /// Its place in LISTENERS.
-        number: u16,
-    },
-    /// Clears the record of a tombstone.
-    RemoveBackend {
-        /// Its place in BACKENDS.
-        number: u16,
-    },
-    /// Clears the record of a service and gives its ring and table back.
-    RemoveService {
-        /// Its place in SERVICES.
-        number: u16,
-    },
-    /// Marks the record `DELETED`, then gives the slots back.
-    RemovePool {
-        /// Its place in POOLS.
-        number: u16,
-    },
-}
 
 /// What a plan does and where everything stands afterwards.
 #[derive(Clone, Debug, Default)]
@@ -226,11 +151,11 @@ impl Planner {
             }
         }
         let row = ServiceRow {
-            connect_timeout: service.connect_timeout,
+            connect_timeout: Duration::from_nanos(service.connect_timeout),
             balance: service.balance,
             tries: service.tries,
             half_open_cells: service.max_half_open,
-            flags: if service.log { LOG } else { 0 },
+            log: service.log,
             rules: service.rules.clone(),
             client_limit: service.client_limit,
             backends: backends.clone(),
@@ -257,17 +182,8 @@ impl Planner {
             }
             return Some(number);
         }
-        let number = place::of_pool(&self.plan.after, backend.address, snat)?;
-        let pool = Pool {
-            backend: to_mapped(*backend.address.ip()),
-            snat: to_mapped(snat),
-            port: backend.address.port().to_be_bytes(),
-            first_port: service.first_port,
-            ports: service.ports,
-            family: 4,
-            state: ACTIVE,
-            ..Pool::default()
-        };
+        let number = self.plan.after.free_pool_row(backend.address, snat)?;
+        let pool = pool_record(backend.address, snat, service.first_port, service.ports);
         self.after().pools.insert(number, pool);
         let withheld = withheld_ports(&self.plan.after, desired, &pool);
         self.plan.writes.push(Write::NewPool { number, pool, withheld });
@@ -281,7 +197,7 @@ impl Planner {
             weight: backend.weight,
             max_conns: backend.max_conns,
             backup: backend.backup,
-            retry_after: backend.fail_timeout,
+            retry_after: Duration::from_nanos(backend.fail_timeout),
             slow_start_ms: u32::try_from(backend.slow_start / 1_000_000).unwrap_or(u32::MAX),
             closed: backend.down,
         };
@@ -321,8 +237,8 @@ impl Planner {
 
     fn listeners(&mut self, service: &DesiredService, number: u16) {
         for address in &service.listen {
-            let installed = self.plan.after.listener(*address).map(|(place, _)| place);
-            let Some(place) = installed.or_else(|| place::of_listener(&self.plan.after, *address)) else {
+            let installed = self.plan.after.listener(*address).map(|(row, _)| row);
+            let Some(row) = installed.or_else(|| self.plan.after.free_listener_row(*address)) else {
                 self.errors.push(format!(
                     "service {}: no place for listener {address} within {} probes; use another port",
                     service.name,
@@ -333,15 +249,7 @@ impl Planner {
             if installed.is_none() {
                 self.withhold(*address);
             }
-            let listener = Listener {
-                address: to_mapped(*address.ip()),
-                port: address.port().to_be_bytes(),
-                service: number,
-                family: 4,
-                state: ACTIVE,
-                reserved: [0; 10],
-            };
-            self.write_listener(place, listener);
+            self.write_listener(row, listener_record(*address, number));
         }
     }
 

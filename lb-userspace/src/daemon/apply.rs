@@ -1,13 +1,11 @@
 //! Doing what the core has decided, on the real tables.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use lb_common::{
     address::to_mapped,
     event::{ENDED, Event},
-    layout::{ACTIVE, CLOSING, LOG, NONE, UP},
-    schedule,
     time::Instant,
     verdict::Reason,
 };
@@ -15,20 +13,14 @@ use log::{debug, warn};
 
 use super::hops::Hops;
 use crate::{
-    controller::{
-        clients,
-        installed::{BackendRow, ServiceRow, listener_address, pool_backend, pool_snat},
-        plan::Write,
-        sweep::Step,
-        view::FlowAt,
-    },
+    controller::{clients, sweep::Step, view::FlowAt},
     dataplane::Dataplane,
     sys::clock,
-    tables::{BackendSetup, Flow, NewPool, ServiceSetup, Tables},
+    tables::{Flow, Tables, Write, rows::pool_backend},
 };
 
-/// Carries out one write. `waiting` takes ports that cannot be withheld yet. `upper_first`: which half of the ports of a
-/// new pool is handed out first, see [`NewPool`].
+/// Carries out one write, with what the daemon knows beyond the plan: the next hop of a new pool, and ports to try again
+/// (`waiting`), because a connection has them.
 pub fn write(
     tables: &Tables,
     hops: &Hops,
@@ -36,84 +28,17 @@ pub fn write(
     waiting: &mut Vec<(u16, u16)>,
     upper_first: bool,
 ) -> Result<()> {
+    let done = tables.write(write, upper_first)?;
     match write {
-        Write::NewPool { number, pool, withheld } => {
-            let backend = SocketAddr::V4(pool_backend(pool));
-            let new = NewPool {
-                backend,
-                snat: pool_snat(pool).into(),
-                first_port: pool.first_port,
-                ports: pool.ports,
-                reserved: withheld.clone(),
-                hop: hops.hop(tables, backend.ip()).unwrap_or_default(),
-                upper_first,
-            };
-            let made = tables.create_pool(&new).with_context(|| format!("slots for backend {backend}"))?;
-            ensure!(made == *number, "the slots for backend {backend} were made in place {made}, not {number}");
-        }
-        Write::WithholdPort { pool, port } => {
-            if !tables.reserve_port(*pool, *port) {
-                waiting.push((*pool, *port));
+        Write::NewPool { number, pool, .. } => {
+            if let Some(hop) = hops.hop(tables, IpAddr::V4(*pool_backend(pool).ip())) {
+                tables.set_pool_hop(*number, hop);
             }
         }
-        Write::NewBackend { number, row } => {
-            tables.reset_backend(*number);
-            tables.configure_backend(*number, &backend_setup(row));
-            let (admission, retry_at) = if row.closed { (NONE, Instant::NEVER.0) } else { (UP, Instant::NEVER.0) };
-            tables.admit(*number, admission, retry_at);
-        }
-        Write::SetBackend { number, row } => {
-            tables.configure_backend(*number, &backend_setup(row));
-            if row.closed {
-                tables.admit(*number, NONE, Instant::NEVER.0);
-            }
-        }
-        Write::SetService { number, row } => tables.configure_service(*number, &service_setup(row))?,
-        Write::Maglev { service, backends } => {
-            let mut table = [0; schedule::MAGLEV_PLACES as usize];
-            schedule::maglev(backends, &mut table);
-            tables.set_maglev(*service, &table)?;
-        }
-        Write::SetListener { number, listener } if listener.state == ACTIVE => {
-            let address = listener_address(listener);
-            let placed = tables.place_listener(SocketAddr::V4(address), listener.service)?;
-            ensure!(placed == *number, "listener {address} was put in place {placed}, not {number}");
-        }
-        Write::SetListener { number, listener } => {
-            debug_assert_eq!(listener.state, CLOSING);
-            tables.close_listener(*number);
-        }
-        Write::RemoveListener { number } => tables.delete_listener(*number),
-        Write::RemoveBackend { number } => tables.reset_backend(*number),
-        Write::RemoveService { number } => tables.disable_service(*number)?,
-        Write::RemovePool { number } => tables.remove_pool(*number)?,
+        Write::WithholdPort { pool, port } if !done => waiting.push((*pool, *port)),
+        _ => {}
     }
     Ok(())
-}
-
-fn backend_setup(row: &BackendRow) -> BackendSetup {
-    BackendSetup {
-        service: row.service,
-        weight: row.weight,
-        max_conns: row.max_conns,
-        backup: row.backup,
-        retry_after_ns: row.retry_after,
-        slow_start_ms: row.slow_start_ms,
-        pools: row.pools.clone(),
-    }
-}
-
-fn service_setup(row: &ServiceRow) -> ServiceSetup {
-    ServiceSetup {
-        connect_timeout_ns: row.connect_timeout,
-        balance: row.balance,
-        tries: row.tries,
-        half_open_cells: row.half_open_cells,
-        log: row.flags & LOG != 0,
-        rules: row.rules.clone(),
-        client_limit: row.client_limit,
-        backends: row.backends.clone(),
-    }
 }
 
 /// Changes one flow, if its word still is what it was. A flow that this closes gives the event that the kernel program

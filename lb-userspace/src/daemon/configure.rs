@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use log::{Level, error, info, warn};
 use sd_notify::NotifyState;
 
-use super::{Daemon, Inputs, apply, flow_sync, interfaces, probes, several, tell_systemd, view};
+use super::{Daemon, Inputs, apply, flow_sync, interfaces, probes, several, tell_systemd};
 use crate::{
     api::types::Reloaded,
     config::{self, model::Config},
@@ -158,7 +158,7 @@ impl Daemon {
         for write in &plan.writes {
             if let Err(error) = self.write_one(write) {
                 // The core goes on from what the tables hold now.
-                self.controller.reread(view::installed(self.dataplane.tables()));
+                self.controller.reread(self.dataplane.tables().read());
                 return Err(error);
             }
         }

@@ -21,7 +21,7 @@ use super::{
     now,
     probes::Probes,
     pump::Pump,
-    several, tell_systemd, view,
+    several, tell_systemd,
     vrrp::Vrrp,
 };
 use crate::{
@@ -90,7 +90,7 @@ impl Opened {
     /// Tells the old daemon that this one is ready, and waits until that one has stopped acting.
     fn take_over(&self, predecessor: &mut Predecessor, history: &History) -> Result<Vec<Remembered>> {
         // The time to find out that the tables have no room for our configuration is now.
-        let installed = view::installed(&self.prepared.tables()?);
+        let installed = self.prepared.tables()?.read();
         Controller::new(installed, Orders::default()).plan(&self.desired).map_err(several)?;
         let memory = predecessor.ready(env!("CARGO_PKG_VERSION"))?;
         history.go_on(memory.events);
@@ -111,7 +111,7 @@ impl Opened {
             history.tell(Notice::daemon(Level::Warn, Kind::Admin, format!("{error:#}")), Timestamp::now());
             Orders::default()
         });
-        let controller = Controller::new(view::installed(dataplane.tables()), orders);
+        let controller = Controller::new(dataplane.tables().read(), orders);
         let (ask, requests) = mpsc::channel(api::QUEUE);
         let api = api::Daemon::new(ask, history.clone());
         let (events, serving) = begin_inputs(&self.server, &dataplane, &api)?;

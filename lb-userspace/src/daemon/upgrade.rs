@@ -10,7 +10,7 @@ use log::{Level, warn};
 use sd_notify::NotifyState;
 use tokio::task::JoinHandle;
 
-use super::{Daemon, End, Inputs, flow_sync, interfaces, several, start::begin_inputs, tell_systemd, view};
+use super::{Daemon, End, Inputs, flow_sync, interfaces, several, start::begin_inputs, tell_systemd};
 use crate::{
     api::{Reply, types::Refused},
     handover::{Memory, Successor, Upgraded},
@@ -164,7 +164,7 @@ impl Daemon {
     /// Brings tables and hooks back to our configuration.
     fn reclaim(&mut self) -> Result<()> {
         self.dataplane.reclaim()?;
-        self.controller.reread(view::installed(self.dataplane.tables()));
+        self.controller.reread(self.dataplane.tables().read());
         let desired = self.controller.desired().clone();
         let plan = self.controller.plan(&desired).map_err(several)?;
         self.write(&plan)?;

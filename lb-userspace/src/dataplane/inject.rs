@@ -80,7 +80,7 @@ impl Dataplane {
         let hop = if SocketAddr::V4(target) == flow.client() && SocketAddr::V4(source) == vip {
             flow.record.hop
         } else {
-            self.tables.pool(self.tables.find_pool(target.into(), (*source.ip()).into())?).hop
+            self.tables.pool(self.tables.find_pool(target, *source.ip())?).hop
         };
         let ifindex = self.tables.interface(hop.interface()).ifindex;
         (hop.is_known() && ifindex != 0).then_some(ifindex)

@@ -7,17 +7,13 @@ use std::{mem::offset_of, net::SocketAddr, sync::atomic::Ordering};
 
 use anyhow::{Context, Result, bail};
 use lb_common::{
-    address::port_word,
     flow::Key,
     layout::{TRACE_ASKED, TRACE_KNOWN, TRACE_OPENS, TRACE_TURNED_AWAY, Trace},
     verdict::Reason,
 };
 
 use super::Dataplane;
-use crate::{
-    sys::random,
-    tables::{frames, ipv4_word},
-};
+use crate::{sys::random, tables::frames};
 
 /// What the program would do with a SYN.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +61,8 @@ impl Dataplane {
         let initial = random::word().context("no random number")? as u32;
         let frame = frames::first_syn(client, &record, attached.mac, initial)
             .with_context(|| format!("{client}: the datapath has no IPv6 yet"))?;
-        let key = Key::new(ipv4_word(client)?, port_word(client.port()), listener);
+        let SocketAddr::V4(of) = client else { bail!("{client}: the datapath has no IPv6 yet") };
+        let key = Key::of(of, listener);
         let question = Trace { key, question: TRACE_ASKED | u64::from(initial), ..Trace::default() };
         self.trace.publish(0, &question, offset_of!(Trace, question));
         let run = self.inject(ifindex, &frame);

@@ -259,7 +259,7 @@ impl Station {
             let (cells, head) = self.mirror.tables.half_open_since(service, seen.before);
             self.rings.insert(service, RingSeen { last: head, before: seen.last });
             for cell in cells.into_iter().take(OPENING.saturating_sub(self.opening.len())) {
-                self.opening.insert(Place { pool: cell.pool, slot: cell.slot }, cell.generation);
+                self.opening.insert(Place { pool: cell.at().pool(), slot: cell.at().slot() }, cell.generation());
             }
         }
         let Station { opening, peers, mirror, .. } = self;

@@ -6,11 +6,11 @@ use std::{mem::offset_of, net::IpAddr, sync::atomic::Ordering};
 use anyhow::{Context, Result};
 use lb_common::{
     address::{from_mapped, to_mapped},
-    hash::{LEASE_PROBES, lease_start},
+    hash::{LEASE_PROBES, lease_start, probe},
     layout::{ACTIVE, DELETED, LEASE_BITS, Lease},
 };
 
-use super::{Tables, find_place_within, numbered};
+use super::{Tables, find_row, numbered};
 
 /// Another host's claim to an address that we hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,16 +27,17 @@ impl Tables {
         let octets = to_mapped(address);
         let (first, second) = halves(octets);
         let start = lease_start(first, second, LEASE_BITS);
-        let state = |place: usize| self.fixed.leases.read(place).state;
-        let same = |place: usize| self.fixed.leases.read(place).address == octets;
-        let place = find_place_within(LEASE_PROBES, start, LEASE_BITS, state, same)
-            .with_context(|| format!("no room for the lease of {address}: its places are taken by others"))?;
-        let found = self.fixed.leases.read(place);
-        if (found.state, found.address) != (ACTIVE, octets) {
-            let lease = Lease { address: octets, state: ACTIVE, ..Lease::default() };
-            self.fixed.leases.publish(place, &lease, offset_of!(Lease, state));
+        let rows = || probe(start, LEASE_BITS, LEASE_PROBES).map(|row| row as u16);
+        let record = |row: u16| self.fixed.leases.read(row.into());
+        if let Some(row) = find_row(rows(), |row| record(row).state, |row| record(row).address == octets) {
+            return Ok(row);
         }
-        Ok(place as u16)
+        let row = rows()
+            .find(|row| record(*row).state != ACTIVE)
+            .with_context(|| format!("no room for the lease of {address}: the rows it may stand in are taken"))?;
+        let lease = Lease { address: octets, state: ACTIVE, ..Lease::default() };
+        self.fixed.leases.publish(row.into(), &lease, offset_of!(Lease, state));
+        Ok(row)
     }
 
     /// Until when this host answers for an address; CLOCK_MONOTONIC in nanoseconds, 0: not.

@@ -2,52 +2,30 @@
 
 use std::{
     mem::offset_of,
-    net::{IpAddr, SocketAddr},
+    net::{Ipv4Addr, SocketAddrV4},
     panic::resume_unwind,
     sync::{Arc, atomic::Ordering},
     thread,
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use lb_common::{
-    address::to_mapped,
-    hash,
-    layout::{ACTIVE, DELETED, FreeLine, Hop, Opening, POOL_BITS, Pool, Slot},
-    time::Ticks,
-};
+use anyhow::{Result, bail, ensure};
+use lb_common::layout::{ACTIVE, DELETED, FreeLine, Opening, Pool, Slot};
 
 use super::{
-    Tables, find_place, ipv4_word,
-    maps::Outer,
+    Outer, Tables, check_reach, find_row,
+    rows::{pool_backend, pool_rows, pool_snat},
     slots::{Slots, free_lines},
     write,
 };
 
-/// A pool to be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewPool {
-    /// The backend's address and port.
-    pub backend: SocketAddr,
-    /// The source address that the backend sees.
-    pub snat: IpAddr,
-    /// The SNAT port of slot 0.
-    pub first_port: u16,
-    /// How many ports there are; at least 1.
-    pub ports: u16,
-    /// Ports that are never used: those of listeners at the SNAT address.
-    pub reserved: Vec<u16>,
-    /// Next hop towards the backend, if it is known.
-    pub hop: Hop,
-    /// The upper half of the ports is handed out first: the other host of a pair begins with the lower one, so that they
-    /// seldom meet when both hand out ports for a while.
-    pub upper_first: bool,
-}
-
 impl Tables {
     /// The pool of a backend and a SNAT address.
-    pub fn find_pool(&self, backend: SocketAddr, snat: IpAddr) -> Option<u16> {
-        let place = self.pool_place(backend, snat).ok()?;
-        (self.pool(place).state == ACTIVE).then_some(place)
+    pub fn find_pool(&self, backend: SocketAddrV4, snat: Ipv4Addr) -> Option<u16> {
+        let is_meant = |row| {
+            let record = self.pool(row);
+            pool_backend(&record) == backend && pool_snat(&record) == snat
+        };
+        find_row(pool_rows(backend, snat), |row| self.pool(row).state, is_meant)
     }
 
     /// When anything came from a pool's backend last, in ticks.
@@ -60,55 +38,37 @@ impl Tables {
         self.fixed.pools.word32(pool.into(), offset_of!(Pool, sent)).load(Ordering::Relaxed)
     }
 
-    fn pool_place(&self, backend: SocketAddr, snat: IpAddr) -> Result<u16> {
-        let (octets, port, source) = (to_mapped(backend.ip()), backend.port().to_be_bytes(), to_mapped(snat));
-        let snat_word = ipv4_word(SocketAddr::new(snat, 0))?;
-        let start = hash::pool_start(ipv4_word(backend)?, u16::from_ne_bytes(port), snat_word, POOL_BITS);
-        let same = |place: usize| {
-            let record = self.fixed.pools.read(place);
-            (record.backend, record.port, record.snat) == (octets, port, source)
-        };
-        let place = find_place(start, POOL_BITS, |place| self.fixed.pools.read(place).state, same);
-        Ok(place.with_context(|| format!("no room for backend {backend}: its places are taken by others"))? as u16)
-    }
-
-    /// Makes a pool with all its slots free. It must not exist yet.
-    pub fn create_pool(&self, new: &NewPool) -> Result<u16> {
-        let ports = u32::from(new.ports);
-        ensure!(ports > 0 && u32::from(new.first_port) + ports <= 1 << 16, "no valid range of SNAT ports");
-        let number = self.pool_place(new.backend, new.snat)?;
-        ensure!(self.pool(number).state != ACTIVE, "the pool of {} and {} exists already", new.backend, new.snat);
+    /// Makes a pool, with all its slots free, in the row that was chosen for it
+    /// ([`Installed::free_pool_row`](super::Installed)). The ports in `withheld` are never used: they are those of
+    /// listeners at the SNAT address.
+    ///
+    /// `upper_first`: the upper half of the ports is handed out first. The other host of a pair begins with the lower one,
+    /// so that the two seldom meet when both hand out ports for a while.
+    pub fn put_pool(&self, row: u16, pool: &Pool, withheld: &[u16], upper_first: bool) -> Result<()> {
+        let ports = u32::from(pool.ports);
+        ensure!(ports > 0 && u32::from(pool.first_port) + ports <= 1 << 16, "no valid range of SNAT ports");
+        let (backend, snat) = (pool_backend(pool), pool_snat(pool));
+        ensure!(self.find_pool(backend, snat).is_none(), "the pool of {backend} and {snat} exists already");
+        ensure!(self.pool(row).state != ACTIVE, "row {row} holds another pool");
+        check_reach(pool_rows(backend, snat), row, |row| self.pool(row).state)?;
         let slots = self.make::<Slot>(Outer::Slots, ports)?;
         let openings = self.make::<Opening>(Outer::Openings, ports)?;
         let free = self.make::<FreeLine>(Outer::Free, free_lines(ports))?;
         // Each waits until no program uses what stood there before (RCU): all of them at the same time.
         thread::scope(|scope| {
             let others = [
-                scope.spawn(|| self.maps.install(Outer::Slots, number, &slots.maps)),
-                scope.spawn(|| self.maps.install(Outer::Openings, number, &openings.maps)),
+                scope.spawn(|| self.maps.install(Outer::Slots, row, &slots.maps)),
+                scope.spawn(|| self.maps.install(Outer::Openings, row, &openings.maps)),
             ];
-            self.maps.install(Outer::Free, number, &free.maps)?;
+            self.maps.install(Outer::Free, row, &free.maps)?;
             others.into_iter().try_for_each(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)))
         })?;
-        let slots = Slots::new(number, slots.table, openings.table, free.table);
-        let first = if new.upper_first { new.ports / 2 } else { 0 };
-        slots.fill(&self.fixed.rings, first, |slot| new.reserved.contains(&(new.first_port + slot)));
-        write(&self.slots)[usize::from(number)] = Some(Arc::new(slots));
-        let record = Pool {
-            backend: to_mapped(new.backend.ip()),
-            snat: to_mapped(new.snat),
-            port: new.backend.port().to_be_bytes(),
-            first_port: new.first_port,
-            ports: new.ports,
-            family: 4,
-            state: ACTIVE,
-            hop: new.hop,
-            heard: Ticks(0),
-            sent: Ticks(0),
-            reserved: [0; 2],
-        };
-        self.fixed.pools.publish(number.into(), &record, offset_of!(Pool, state));
-        Ok(number)
+        let slots = Slots::new(row, slots.table, openings.table, free.table);
+        let first = if upper_first { pool.ports / 2 } else { 0 };
+        slots.fill(&self.fixed.rings, first, |slot| withheld.contains(&(pool.first_port + slot)));
+        write(&self.slots)[usize::from(row)] = Some(Arc::new(slots));
+        self.fixed.pools.publish(row.into(), pool, offset_of!(Pool, state));
+        Ok(())
     }
 
     /// Maps the slots of the pools that an earlier run has made.
@@ -126,9 +86,9 @@ impl Tables {
         Ok(())
     }
 
-    /// Takes a port out of use for good, since a listener was added at the SNAT address. `false`: a connection has it
-    /// just now, ask again later.
-    pub fn reserve_port(&self, pool: u16, port: u16) -> bool {
+    /// Takes a port out of use for good, because a listener was added at the SNAT address. `false`: a connection has it at
+    /// the moment, ask again later.
+    pub fn withhold_port(&self, pool: u16, port: u16) -> bool {
         let Some(slots) = self.slots_of(pool) else { return true };
         match port.checked_sub(self.pool(pool).first_port) {
             Some(slot) if u32::from(slot) < slots.len() => slots.retire(slot),

@@ -1,40 +1,76 @@
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
+
 use lb_common::{
-    flow::SlotAt,
-    layout::{MAX_SERVICE_BACKENDS, OUT, UP},
+    address::to_mapped,
+    flow::{HalfOpenCell, SlotAt},
+    hash,
+    layout::{BACKUP, CLOSING, LOG, MAX_SERVICE_BACKENDS, OUT, Rule, UP},
     time::Instant,
 };
 
-use super::*;
-use crate::tables::NewPool;
+use super::{
+    rows::{listener_record, pool_record},
+    *,
+};
 
-fn address(text: &str) -> SocketAddr {
+pub(crate) fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-fn pool(tables: &Tables, ports: u16, reserved: Vec<u16>) -> u16 {
-    let new = NewPool {
-        backend: address("10.0.1.10:6443"),
-        snat: "10.0.1.100".parse().unwrap(),
-        first_port: 10_240,
-        ports,
-        reserved,
-        hop: Hop::new([2, 0, 0, 0, 0, 1], 3),
-        upper_first: false,
-    };
-    tables.create_pool(&new).unwrap()
+fn v4(address: SocketAddr) -> SocketAddrV4 {
+    let SocketAddr::V4(address) = address else { panic!("IPv4 only") };
+    address
+}
+
+fn record(backend: SocketAddr, snat: IpAddr, ports: u16) -> Pool {
+    pool_record(v4(backend), *v4(SocketAddr::new(snat, 0)).ip(), 10_240, ports)
+}
+
+/// Makes a pool in the row that a plan would choose.
+pub(crate) fn put_pool(tables: &Tables, backend: SocketAddr, snat: IpAddr, ports: u16) -> u16 {
+    let row = tables.read().free_pool_row(v4(backend), *v4(SocketAddr::new(snat, 0)).ip()).unwrap();
+    tables.put_pool(row, &record(backend, snat, ports), &[], false).unwrap();
+    row
+}
+
+/// Makes a listener of service 0 in the row that a plan would choose.
+pub(crate) fn put_listener(tables: &Tables, address: SocketAddr) -> u16 {
+    put(tables, address, 0).unwrap()
+}
+
+fn put(tables: &Tables, address: SocketAddr, service: u16) -> Option<u16> {
+    let installed = tables.read();
+    let there = installed.listener(v4(address)).map(|(row, _)| row);
+    let row = there.or_else(|| installed.free_listener_row(v4(address)))?;
+    tables.put_listener(row, &listener_record(v4(address), service)).unwrap();
+    Some(row)
+}
+
+fn close(tables: &Tables, row: u16) {
+    tables.put_listener(row, &Listener { state: CLOSING, ..tables.listener(row) }).unwrap();
+}
+
+fn pool(tables: &Tables, ports: u16, withheld: &[u16]) -> u16 {
+    let new = record(address("10.0.1.10:6443"), address("10.0.1.100:0").ip(), ports);
+    let row = tables.read().free_pool_row(v4(address("10.0.1.10:6443")), [10, 0, 1, 100].into()).unwrap();
+    tables.put_pool(row, &Pool { hop: Hop::new([2, 0, 0, 0, 0, 1], 3), ..new }, withheld, false).unwrap();
+    row
 }
 
 #[test]
 fn a_listener_is_found_where_the_kernel_program_looks_for_it() {
     let tables = Tables::in_memory().unwrap();
-    let number = tables.place_listener(address("10.0.1.100:6443"), 7).unwrap();
+    let number = put(&tables, address("10.0.1.100:6443"), 7).unwrap();
     let record = tables.listener(number);
     assert_eq!((record.service, record.state, record.family), (7, ACTIVE, 4));
     assert_eq!(record.address, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 0, 1, 100]);
     assert_eq!(record.port, [25, 43]);
     let start = hash::listener_start(u32::from_ne_bytes([10, 0, 1, 100]), u16::from_ne_bytes([25, 43]), LISTENER_BITS);
     assert!((u32::from(number) + (1 << LISTENER_BITS) - start) % (1 << LISTENER_BITS) < hash::PROBES);
-    assert_eq!(tables.place_listener(address("10.0.1.100:6443"), 8).unwrap(), number, "one place for one address");
+    assert_eq!(put(&tables, address("10.0.1.100:6443"), 8).unwrap(), number, "one row for one address");
     assert_eq!(tables.listener(number).service, 8);
 }
 
@@ -47,17 +83,17 @@ fn a_deleted_listener_is_passed_over_and_its_place_used_again() {
         hash::listener_start(u32::from_ne_bytes([10, 0, 1, 100]), port, LISTENER_BITS)
     };
     let mut twins = (1..=u16::MAX).filter(|port| place(*port) == place(6443) && *port != 6443);
-    let first = tables.place_listener(address("10.0.1.100:6443"), 0).unwrap();
+    let first = put(&tables, address("10.0.1.100:6443"), 0).unwrap();
     let second_address = SocketAddr::new("10.0.1.100".parse().unwrap(), twins.next().unwrap());
-    let second = tables.place_listener(second_address, 0).unwrap();
+    let second = put(&tables, second_address, 0).unwrap();
     assert_ne!(first, second);
-    tables.close_listener(first);
+    close(&tables, first);
     assert_eq!(tables.listeners().len(), 2);
     tables.delete_listener(first);
     assert_eq!(tables.listeners().len(), 1);
-    assert_eq!(tables.place_listener(second_address, 0).unwrap(), second, "found behind the deleted one");
+    assert_eq!(put(&tables, second_address, 0).unwrap(), second, "found behind the deleted one");
     let third = SocketAddr::new("10.0.1.100".parse().unwrap(), twins.next().unwrap());
-    assert_eq!(tables.place_listener(third, 0).unwrap(), first);
+    assert_eq!(put(&tables, third, 0).unwrap(), first);
 }
 
 #[test]
@@ -68,7 +104,7 @@ fn more_listeners_at_one_place_than_the_kernel_program_looks_at_are_refused() {
         hash::listener_start(u32::from_ne_bytes([10, 0, 1, 100]), port, LISTENER_BITS)
     };
     let twins = (1..=u16::MAX).filter(|port| place(*port) == 17);
-    let place = |port| tables.place_listener(SocketAddr::new("10.0.1.100".parse().unwrap(), port), 0).is_ok();
+    let place = |port| put(&tables, SocketAddr::new("10.0.1.100".parse().unwrap(), port), 0).is_some();
     let placed: Vec<bool> = twins.take(5).map(place).collect();
     assert_eq!(placed, [true, true, true, true, false]);
 }
@@ -76,40 +112,38 @@ fn more_listeners_at_one_place_than_the_kernel_program_looks_at_are_refused() {
 #[test]
 fn ipv6_is_refused_with_a_reason_not_misplaced() {
     let tables = Tables::in_memory().unwrap();
-    let error = tables.place_listener(address("[2001:db8::1]:6443"), 0).unwrap_err();
+    let six = Listener {
+        address: to_mapped(address("[2001:db8::1]:6443").ip()),
+        family: 6,
+        state: ACTIVE,
+        ..Listener::default()
+    };
+    let error = tables.put_listener(0, &six).unwrap_err();
     assert!(error.to_string().contains("no IPv6"), "{error}");
 }
 
 #[test]
 fn a_new_pool_has_all_its_ports_free_but_the_reserved_ones_in_order() {
     let tables = Tables::in_memory().unwrap();
-    let number = pool(&tables, 100, vec![10_242, 10_339, 6443]);
+    let number = pool(&tables, 100, &[10_242, 10_339, 6443]);
     let record = tables.pool(number);
     assert_eq!((record.first_port, record.ports, record.port), (10_240, 100, [25, 43]));
     assert_eq!(record.hop, Hop::new([2, 0, 0, 0, 0, 1], 3));
     assert_eq!(tables.free_slots(number), 98);
-    assert_eq!(tables.find_pool(address("10.0.1.10:6443"), "10.0.1.100".parse().unwrap()), Some(number));
-    assert_eq!(tables.find_pool(address("10.0.1.10:6444"), "10.0.1.100".parse().unwrap()), None);
+    assert_eq!(tables.find_pool(v4(address("10.0.1.10:6443")), [10, 0, 1, 100].into()), Some(number));
+    assert_eq!(tables.find_pool(v4(address("10.0.1.10:6444")), [10, 0, 1, 100].into()), None);
     assert_eq!(tables.slots(number), 100);
-    let again = NewPool {
-        backend: address("10.0.1.10:6443"),
-        snat: "10.0.1.100".parse().unwrap(),
-        first_port: 1,
-        ports: 1,
-        reserved: vec![],
-        hop: Hop::default(),
-        upper_first: false,
-    };
-    assert!(tables.create_pool(&again).is_err(), "a pool in use is not made anew");
+    let again = Pool { first_port: 1, ports: 1, ..record };
+    assert!(tables.put_pool(number, &again, &[], false).is_err(), "a pool in use is not made again");
 }
 
 #[test]
 fn a_pool_is_removed_with_its_slots_and_can_be_made_again() {
     let tables = Tables::in_memory().unwrap();
-    let number = pool(&tables, 16, vec![]);
+    let number = pool(&tables, 16, &[]);
     tables.remove_pool(number).unwrap();
     assert_eq!((tables.pools().len(), tables.slots(number)), (0, 0));
-    assert_eq!(pool(&tables, 64, vec![]), number);
+    assert_eq!(pool(&tables, 64, &[]), number);
     assert_eq!(tables.free_slots(number), 64);
 }
 
@@ -118,15 +152,16 @@ fn configuring_a_backend_leaves_its_counters_and_its_admission_alone() {
     let tables = Tables::in_memory().unwrap();
     tables.fixed.backends.word32(5, offset_of!(Backend, active)).store(9, Ordering::Relaxed);
     tables.fixed.backends.word64(5, offset_of!(Backend, bytes_out)).store(1 << 40, Ordering::Relaxed);
-    tables.admit(5, OUT, 77);
-    let setup = BackendSetup {
+    tables.admit(5, OUT, Instant(77));
+    let setup = BackendRow {
         service: 3,
         weight: 0,
         max_conns: 100,
         backup: true,
-        retry_after_ns: 10_000_000_000,
+        retry_after: Duration::from_secs(10),
         slow_start_ms: 30_000,
         pools: vec![11, 12, 13],
+        closed: false,
     };
     tables.configure_backend(5, &setup);
     let record = tables.backend(5);
@@ -134,8 +169,8 @@ fn configuring_a_backend_leaves_its_counters_and_its_admission_alone() {
     assert_eq!((record.service, record.weight, record.max_conns, record.flags), (3, 1, 100, BACKUP));
     assert_eq!((record.pool_count, &record.pools[..4]), (3, &[11, 12, 13, 0][..]));
     assert_eq!((record.retry_after, tables.slow_start(5).ms, record.out_reason), (10_000_000_000, 30_000, 0));
-    assert!(!tables.swap_admission(5, (UP, OUT), 1, 0), "not what it was thought to be");
-    assert!(tables.swap_admission(5, (OUT, UP), 0, 77));
+    assert!(!tables.swap_admission(5, (UP, OUT), Instant(1), Instant::ZERO), "not what it was thought to be");
+    assert!(tables.swap_admission(5, (OUT, UP), Instant::ZERO, Instant(77)));
     assert_eq!((tables.slow_start(5).until, tables.service(3).slow_until), (Instant(77), Instant(77)));
     tables.correct_active(5, -9);
     assert_eq!((tables.backend(5).admission, tables.backend(5).active), (UP, 0));
@@ -146,8 +181,8 @@ fn configuring_a_backend_leaves_its_counters_and_its_admission_alone() {
 #[test]
 fn a_service_is_configured_and_its_half_open_flows_survive_a_larger_ring() {
     let tables = Tables::in_memory().unwrap();
-    let mut setup = ServiceSetup {
-        connect_timeout_ns: 2_000_000_000,
+    let mut setup = ServiceRow {
+        connect_timeout: Duration::from_secs(2),
         balance: 1,
         tries: 3,
         half_open_cells: 8,
@@ -166,7 +201,7 @@ fn a_service_is_configured_and_its_half_open_flows_survive_a_larger_ring() {
     setup.half_open_cells = 16;
     setup.backends = vec![6];
     tables.configure_service(9, &setup).unwrap();
-    assert_eq!(tables.half_open(9), [HalfOpen { pool: 11, slot: 22, generation: 33 }]);
+    assert_eq!(tables.half_open(9), [HalfOpenCell::new(SlotAt::new(11, 22), 33)]);
     assert_eq!((tables.service(9).half_open_cells, tables.service(9).backend_count), (16, 1));
     tables.disable_service(9).unwrap();
     assert_eq!((tables.service(9).half_open_cells, tables.half_open(9)), (0, vec![]));
@@ -185,4 +220,102 @@ fn interfaces_keep_their_numbers() {
     assert_eq!((tables.interface_number(7), tables.interface_number(9)), (None, Some(1)));
     assert_eq!(tables.place_interface(11, [4; 6]).unwrap(), 0);
     assert_eq!(tables.interface(255).ifindex, 0, "a byte that is no number finds nothing");
+}
+
+#[test]
+fn a_row_that_is_not_free_or_that_the_kernel_program_would_not_reach_is_an_error() {
+    let tables = Tables::in_memory().unwrap();
+    let listen = v4(address("10.0.1.100:6443"));
+    let rows: Vec<u16> = rows::listener_rows(listen).collect();
+    let refused = |row, listener: &Listener| tables.put_listener(row, listener).unwrap_err().to_string();
+    let new = listener_record(listen, 0);
+    assert!(refused(rows[1], &new).contains("ends at row"), "its first row was never used");
+    assert!(refused(rows[3].wrapping_add(1), &new).contains("ends at row"));
+    tables.put_listener(rows[0], &new).unwrap();
+    assert!(refused(rows[1], &new).contains("it stands in row"));
+    let other = listener_record(v4(address("10.0.1.100:7443")), 0);
+    assert!(refused(rows[0], &other).contains("another listener"));
+    assert_eq!(tables.listener(rows[0]), new, "and nothing was written");
+
+    let (backend, snat) = (address("10.0.1.10:6443"), address("10.0.1.100:0").ip());
+    let row = put_pool(&tables, backend, snat, 16);
+    let next = rows::pool_rows(v4(backend), [10, 0, 1, 100].into()).nth(1).unwrap();
+    let refused = |row, pool: &Pool| tables.put_pool(row, pool, &[], false).unwrap_err().to_string();
+    assert!(refused(next, &record(backend, snat, 16)).contains("exists already"));
+    assert!(refused(row, &record(address("10.0.1.11:6443"), snat, 16)).contains("another pool"));
+    let far = record(address("10.0.1.11:6443"), snat, 16);
+    assert!(refused(row.wrapping_add(500) % (1 << POOL_BITS), &far).contains("ends at row"));
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    // A small generator, so that a failure can be repeated.
+    let mut state = 0x5eed_u64;
+    let mut draw = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    let tables = Tables::in_memory().unwrap();
+    let write = |write: Write| assert!(tables.write(&write, false).unwrap());
+    let mut installed = Installed::default();
+    for host in 0..40 {
+        let (backend, snat) = (SocketAddrV4::new([10, 0, 2, host].into(), 6443), [10, 0, 1, 100].into());
+        let number = installed.free_pool_row(backend, snat).unwrap();
+        let pool = pool_record(backend, snat, 10_240, 16);
+        installed.pools.insert(number, pool);
+        write(Write::NewPool { number, pool, withheld: vec![10_241] });
+    }
+    let pools: Vec<u16> = installed.pools.keys().copied().collect();
+    for turn in 0..500 {
+        let (number, service) = (draw(60) as u16, draw(8) as u16);
+        let backend = BackendRow {
+            service,
+            pools: pools[..1 + draw(8) as usize].to_vec(),
+            weight: 1 + draw(65_535) as u32,
+            max_conns: draw(3) as u32 * 1000,
+            backup: draw(2) == 0,
+            retry_after: Duration::from_nanos(draw(1 << 31) * 1000),
+            slow_start_ms: draw(100_000) as u32,
+            closed: draw(3) == 0,
+        };
+        write(Write::NewBackend { number, row: backend.clone() });
+        installed.backends.insert(number, backend);
+        let rule = |prefix| Rule::v4(lb_common::rules::DENY, to_mapped(Ipv4Addr::new(10, 9, 0, 0)), prefix);
+        let row = ServiceRow {
+            connect_timeout: Duration::from_nanos(1 + draw(1 << 31) * 7),
+            balance: draw(4) as u32,
+            tries: 1 + draw(8) as u32,
+            half_open_cells: 1 + draw(64) as u32,
+            log: draw(2) == 0,
+            rules: (0..draw(20) as u8).map(rule).collect(),
+            client_limit: draw(3) as u32,
+            backends: (0..draw(65) as u16).collect(),
+        };
+        write(Write::SetService { number: service, row: row.clone() });
+        installed.services.insert(service, row);
+        let listen = SocketAddrV4::new([10, 0, 1, 100].into(), 7000 + draw(40) as u16);
+        let there = installed.listener(listen).map(|(row, _)| row);
+        if let Some(number) = there.or_else(|| installed.free_listener_row(listen)) {
+            let state = if draw(3) == 0 { CLOSING } else { ACTIVE };
+            let listener = Listener { state, ..listener_record(listen, service) };
+            write(Write::SetListener { number, listener });
+            installed.listeners.insert(number, listener);
+        }
+        if let Some(number) = installed.listeners.keys().nth(draw(60) as usize).copied() {
+            installed.listeners.remove(&number);
+            write(Write::RemoveListener { number });
+        }
+        if let Some(number) = installed.backends.keys().nth(draw(120) as usize).copied() {
+            installed.backends.remove(&number);
+            write(Write::RemoveBackend { number });
+        }
+        // A service that a backend or a listener names is in use, even before it is written.
+        let mut read = tables.read();
+        read.services.retain(|number, _| installed.services.contains_key(number));
+        assert_eq!(read, installed, "turn {turn}");
+    }
+    for number in pools {
+        write(Write::RemovePool { number });
+    }
+    assert!(tables.read().pools.is_empty());
 }

@@ -3,7 +3,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use evenkeel::tables::ServiceSetup;
+use evenkeel::tables::ServiceRow;
 use lab::{
     packet::{ACK, FIN, RST, SYN},
     program::{Bench, Connection, Setup, VIP, backend_of},
@@ -11,6 +11,7 @@ use lab::{
 use lb_common::{
     layout::NONE,
     slot::{COUNTED, State},
+    time::Instant,
     verdict::Reason,
 };
 
@@ -34,7 +35,7 @@ fn limited(limit: u32) -> Setup {
 
 fn set_limit(bench: &Bench, limit: u32) {
     let backends = (0..bench.setup.backends).collect();
-    let service = ServiceSetup { client_limit: limit, backends, ..bench.setup.service.clone() };
+    let service = ServiceRow { client_limit: limit, backends, ..bench.setup.service.clone() };
     bench.tables().configure_service(0, &service).expect("a limit");
 }
 
@@ -112,7 +113,7 @@ fn end(bench: &Bench, way: u32, flow: &Connection) -> Reason {
             reason
         }
         _ => {
-            bench.tables().admit(backend, NONE, 0);
+            bench.tables().admit(backend, NONE, Instant::ZERO);
             bench.forward(&bench.from_client(client, SYN).numbers(9000, 0));
             Reason::Replaced
         }
@@ -171,7 +172,7 @@ fn attempts_that_come_to_nothing_leave_no_count() {
         bench.forward(&bench.from_client(port(4), RST).numbers(78, 0));
         assert_eq!(bench.moved(), [(Reason::ClientAborted, 1)]);
         assert_eq!(count(bench), 3);
-        bench.tables().admit(0, NONE, 0);
+        bench.tables().admit(0, NONE, Instant::ZERO);
         bench.forward(&bench.from_client(port(20), SYN).numbers(77, 0));
         assert_eq!((bench.moved(), count(bench)), (vec![(Reason::NoBackend, 1)], 3));
     });

@@ -2,7 +2,7 @@ use lab::{
     packet::{ACK, FIN, RST, SYN},
     program::{VIP, Verdict, backend, backend_of},
 };
-use lb_common::{layout::NONE, slot::State, verdict::Reason};
+use lb_common::{layout::NONE, slot::State, time::Instant, verdict::Reason};
 
 use super::{client, on_every_hook};
 
@@ -102,7 +102,7 @@ fn a_syn_on_an_established_connection_goes_to_its_backend_unless_that_is_out() {
         let out = bench.forward(&syn);
         assert_eq!((backend_of(&out), out.from.port()), (flow.backend, flow.port), "it answers with a challenge ACK");
         assert_eq!(bench.active().iter().sum::<u32>(), 1);
-        bench.tables().admit(flow.backend, NONE, 0);
+        bench.tables().admit(flow.backend, NONE, Instant::ZERO);
         let out = bench.forward(&syn);
         assert_ne!(backend_of(&out), flow.backend);
         assert_eq!(bench.moved(), [(Reason::Replaced, 1)]);

@@ -3,8 +3,9 @@ use lab::{
     program::{CLIENT_MAC, FIRST_PORT, Setup, VIP, Verdict, backend, backend_mac, backend_of},
 };
 use lb_common::{
-    layout::{NONE, connect_time_bucket},
+    layout::{CLOSING, Listener, NONE, connect_time_bucket},
     slot::State,
+    time::Instant,
     verdict::Reason,
 };
 
@@ -86,7 +87,7 @@ fn a_syn_sent_again_goes_the_same_way() {
 fn with_no_backend_the_client_is_refused_at_once() {
     on_every_hook(|bench| {
         for n in 0..3 {
-            bench.tables().admit(n, NONE, 0);
+            bench.tables().admit(n, NONE, Instant::ZERO);
         }
         let syn = bench.from_client(client(1), SYN).numbers(77, 0).options(&LINUX_OPTIONS);
         let out = bench.forward(&syn);
@@ -183,7 +184,8 @@ fn a_closed_listener_takes_nothing_new_and_keeps_what_it_has() {
     on_every_hook(|bench| {
         let flow = bench.connect(client(0));
         let number = bench.tables().listeners()[0].0;
-        bench.tables().close_listener(number);
+        let closing = Listener { state: CLOSING, ..bench.tables().listener(number) };
+        bench.tables().put_listener(number, &closing).expect("it is there");
         let data = bench.from_client(flow.client, ACK).numbers(1001, 5001).payload(b"x");
         assert_eq!(bench.forward(&data).to, backend(flow.backend));
         let refused = bench.forward(&bench.from_client(client(1), SYN).numbers(77, 0));

@@ -109,7 +109,7 @@ fn a_refusal_and_the_same_syn_again_at_once_leave_one_try() {
 fn a_backend_that_is_out_gets_nothing_while_the_loads_of_the_others_change() {
     with_setup(many_ports(), |bench| {
         const OPEN: u16 = 100;
-        bench.tables().admit(2, OUT, Instant::NEVER.0);
+        bench.tables().admit(2, OUT, Instant::NEVER);
         (0..OPEN).for_each(|n| drop(bench.forward(&bench.from_client(client(n), SYN).numbers(1000, 0))));
         let side = AtomicU32::new(0);
         race(bench, 3000, |turn| {

@@ -21,7 +21,7 @@ fn network(verdict: u8, address: [u8; 4], prefix: u8) -> Rule {
 
 fn set_rules(bench: &Bench, rules: &[Rule]) {
     let setup = &bench.setup;
-    let service = evenkeel::tables::ServiceSetup {
+    let service = evenkeel::tables::ServiceRow {
         rules: rules.to_vec(),
         backends: (0..setup.backends).collect(),
         ..setup.service.clone()
@@ -130,7 +130,7 @@ fn while_lists_are_replaced_nobody_is_let_in_or_kept_out_that_both_agree_on() {
         let tables = bench.dataplane.tables().clone();
         let setup = |rules: &[Rule]| {
             let backends = (0..bench.setup.backends).collect();
-            evenkeel::tables::ServiceSetup { rules: rules.to_vec(), backends, ..bench.setup.service.clone() }
+            evenkeel::tables::ServiceRow { rules: rules.to_vec(), backends, ..bench.setup.service.clone() }
         };
         let setups = [setup(&other), setup(&one)];
         // Fewer rounds than RSTs that a CPU may send in a burst: after that a denied client gets no

@@ -5,6 +5,7 @@ use lab::{
 use lb_common::{
     layout::{Hop, NONE},
     schedule::{self, MAGLEV_PLACES, RANDOM_TWO, ROUND_ROBIN},
+    time::Instant,
     verdict::Reason,
 };
 
@@ -80,7 +81,7 @@ fn hash_gives_a_client_always_the_same_backend_and_only_moves_clients_of_one_tha
             let out = bench.forward(&bench.from_client(address(n, 2000), SYN).numbers(1, 0));
             assert_eq!(backend_of(&out), *expected);
         }
-        bench.tables().admit(1, NONE, 0);
+        bench.tables().admit(1, NONE, Instant::ZERO);
         for (n, expected) in (1..=40).zip(&homes) {
             let out = backend_of(&bench.forward(&bench.from_client(address(n, 3000), SYN).numbers(1, 0)));
             assert!(if *expected == 1 { out != 1 } else { out == *expected });
@@ -107,8 +108,8 @@ fn a_backup_is_used_only_when_no_other_is_up() {
         bench.configure(2, 1, true, 0);
         given(bench, 0, 10);
         assert_eq!(bench.active(), [5, 5, 0]);
-        bench.tables().admit(0, NONE, 0);
-        bench.tables().admit(1, NONE, 0);
+        bench.tables().admit(0, NONE, Instant::ZERO);
+        bench.tables().admit(1, NONE, Instant::ZERO);
         given(bench, 10, 4);
         assert_eq!(bench.active(), [5, 5, 4]);
         assert_eq!(bench.moved(), []);

@@ -39,9 +39,9 @@ fn setup(balance: u32, weights: &[u32]) -> Setup {
 fn come_back(bench: &Bench) -> u64 {
     let last = bench.setup.backends - 1;
     bench.starts_slowly(last, (TIME / MS) as u32);
-    bench.tables().admit(last, OUT, Instant::NEVER.0);
+    bench.tables().admit(last, OUT, Instant::NEVER);
     let now = clock::monotonic_ns();
-    assert!(bench.tables().swap_admission(last, (OUT, UP), Instant::NEVER.0, now + TIME));
+    assert!(bench.tables().swap_admission(last, (OUT, UP), Instant::NEVER, Instant(now + TIME)));
     now
 }
 
@@ -74,7 +74,7 @@ fn given(bench: &Bench, clients: &mut u16, since: u64, share: f64, goes_on: impl
 fn under_least_conn_its_share_grows_from_nothing_though_it_is_the_least_busy_and_then_it_is_filled_up() {
     with_setup(setup(LEAST_CONN, &[1, 1, 2]), |bench| {
         let share = 0.5;
-        bench.tables().admit(2, NONE, Instant::NEVER.0);
+        bench.tables().admit(2, NONE, Instant::NEVER);
         let mut clients = 0;
         (0..2000).for_each(|n| _ = bench.forward(&bench.from_client(client(n), SYN).numbers(1, 0)));
         clients += 2000;
@@ -107,7 +107,7 @@ fn under_the_other_methods_it_grows_too() {
         for balance in [ROUND_ROBIN, RANDOM_TWO] {
             bench.setup.service.balance = balance;
             bench.tables().configure_service(0, &bench.setup.service).expect("a service");
-            bench.tables().admit(2, NONE, Instant::NEVER.0);
+            bench.tables().admit(2, NONE, Instant::NEVER);
             (clients..clients + 600).for_each(|n| _ = bench.forward(&bench.from_client(client(n), SYN).numbers(1, 0)));
             clients += 600;
             let since = come_back(bench);
@@ -126,8 +126,8 @@ fn under_the_other_methods_it_grows_too() {
 fn with_nobody_else_it_gets_everything_at_once() {
     with_setup(setup(LEAST_CONN, &[1, 1, 1]), |bench| {
         come_back(bench);
-        bench.tables().admit(0, NONE, Instant::NEVER.0);
-        bench.tables().admit(1, OUT, Instant::NEVER.0);
+        bench.tables().admit(0, NONE, Instant::NEVER);
+        bench.tables().admit(1, OUT, Instant::NEVER);
         for n in 0..20 {
             assert_eq!(backend_of(&bench.forward(&bench.from_client(client(n), SYN).numbers(1, 0))), 2);
         }
@@ -138,10 +138,10 @@ fn with_nobody_else_it_gets_everything_at_once() {
 #[test]
 fn one_that_a_trial_brings_back_starts_slowly_without_the_controller() {
     with_setup(setup(LEAST_CONN, &[1, 1, 1]), |bench| {
-        bench.tables().admit(2, NONE, Instant::NEVER.0);
+        bench.tables().admit(2, NONE, Instant::NEVER);
         (0..300).for_each(|n| _ = bench.forward(&bench.from_client(client(n), SYN).numbers(1, 0)));
         bench.starts_slowly(2, (TIME / MS) as u32);
-        bench.tables().admit(2, OUT, 1);
+        bench.tables().admit(2, OUT, Instant(1));
         let trial = bench.forward(&bench.from_client(client(300), SYN).numbers(1, 0));
         assert_eq!(backend_of(&trial), 2, "a trial is due");
         let before = clock::monotonic_ns();

@@ -84,9 +84,9 @@ fn a_backend_that_starts_slowly_gets_its_share_of_connections_and_none_of_questi
         // 58 % of an hour are over, which makes 29 % of all connections. No such sum is so close to
         // a whole number that the time between a question and its SYN could matter.
         bench.starts_slowly(1, 3_600_000);
-        bench.tables().admit(1, OUT, Instant::NEVER.0);
+        bench.tables().admit(1, OUT, Instant::NEVER);
         let until = clock::monotonic_ns() + 1_512_000_000_000;
-        assert!(bench.tables().swap_admission(1, (OUT, UP), Instant::NEVER.0, until));
+        assert!(bench.tables().swap_admission(1, (OUT, UP), Instant::NEVER, Instant(until)));
         let mut given = [0; 2];
         for n in 0..16 {
             let Answer::Opens { position, .. } = ask(bench, n) else { panic!("{n}") };
@@ -142,7 +142,7 @@ fn the_forecast_for_a_client_that_would_be_refused_says_why_and_by_which_rule() 
             let backends = (0..bench.setup.backends).collect();
             let rules = rules.to_vec();
             let setup = bench.setup.service.clone();
-            let service = evenkeel::tables::ServiceSetup { rules, client_limit, backends, ..setup };
+            let service = evenkeel::tables::ServiceRow { rules, client_limit, backends, ..setup };
             bench.tables().configure_service(0, &service).expect("a service");
         };
         let one = |verdict| Rule::v4(verdict, Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().octets(), 32);
@@ -156,7 +156,7 @@ fn the_forecast_for_a_client_that_would_be_refused_says_why_and_by_which_rule() 
         assert_eq!(ask(bench, 0), turned_away(Reason::ClientLimit), "the same address has one already");
         assert_eq!(how(&ask(bench, 200)), CHOSEN_UP, "another address has none");
         listed(bench, &[], 0);
-        (0..3).for_each(|n| bench.tables().admit(n, NONE, 0));
+        (0..3).for_each(|n| bench.tables().admit(n, NONE, Instant::ZERO));
         assert_eq!(ask(bench, 0), turned_away(Reason::NoBackend));
     });
 }
@@ -164,14 +164,14 @@ fn the_forecast_for_a_client_that_would_be_refused_says_why_and_by_which_rule() 
 #[test]
 fn trials_backups_and_the_last_resort_are_named() {
     with_setup(Setup { backends: 2, ..Setup::default() }, |bench| {
-        bench.tables().admit(0, OUT, 1);
+        bench.tables().admit(0, OUT, Instant(1));
         assert_eq!(how(&ask(bench, 0)), CHOSEN_TRIAL);
         assert_eq!(how(&ask(bench, 1)), CHOSEN_TRIAL, "the one trial is still to be had");
-        bench.tables().admit(0, OUT, u64::MAX);
+        bench.tables().admit(0, OUT, Instant::NEVER);
         assert_eq!(how(&ask(bench, 0)), CHOSEN_UP);
         bench.configure(1, 1, true, 0);
         assert_eq!(how(&ask(bench, 0)), CHOSEN_BACKUP);
-        bench.tables().admit(1, OUT, u64::MAX);
+        bench.tables().admit(1, OUT, Instant::NEVER);
         assert_eq!(how(&ask(bench, 0)), CHOSEN_FAIL_OPEN);
     });
 }

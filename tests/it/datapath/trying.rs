@@ -121,7 +121,7 @@ fn a_syn_ack_that_does_not_acknowledge_our_syn_is_reset() {
 #[test]
 fn a_silent_backend_is_left_after_connect_timeout_and_its_late_answer_never_reaches_the_client() {
     let mut setup = Setup::default();
-    setup.service.connect_timeout_ns = 1000;
+    setup.service.connect_timeout = std::time::Duration::from_nanos(1000);
     with_setup(setup, |bench| {
         let syn = bench.from_client(client(1), SYN).numbers(77, 0).options(&LINUX_OPTIONS);
         let first = bench.forward(&syn);
@@ -143,7 +143,7 @@ fn a_silent_backend_is_left_after_connect_timeout_and_its_late_answer_never_reac
 #[test]
 fn when_every_backend_is_silent_the_client_is_refused_at_the_end() {
     let mut setup = Setup::default();
-    setup.service.connect_timeout_ns = 1000;
+    setup.service.connect_timeout = std::time::Duration::from_nanos(1000);
     with_setup(setup, |bench| {
         let syn = bench.from_client(client(1), SYN).numbers(77, 0);
         for _ in 0..3 {
@@ -227,7 +227,7 @@ fn segments_of_an_older_connection_with_data_or_fin_are_healed_too() {
 #[test]
 fn a_backend_that_is_out_gets_one_trial_when_it_is_due_and_is_up_again_if_it_answers() {
     on_every_hook(|bench| {
-        bench.tables().admit(1, OUT, evenkeel::sys::clock::monotonic_ns());
+        bench.tables().admit(1, OUT, Instant(evenkeel::sys::clock::monotonic_ns()));
         std::thread::sleep(std::time::Duration::from_millis(20));
         let trial = bench.forward(&bench.from_client(client(0), SYN).numbers(77, 0));
         assert_eq!(backend_of(&trial), 1, "a trial that is due goes first");
@@ -245,7 +245,7 @@ fn a_backend_that_is_out_gets_one_trial_when_it_is_due_and_is_up_again_if_it_ans
 fn a_trial_that_fails_keeps_the_backend_out_for_fail_timeout() {
     on_every_hook(|bench| {
         let due = evenkeel::sys::clock::monotonic_ns();
-        bench.tables().admit(1, OUT, due);
+        bench.tables().admit(1, OUT, Instant(due));
         std::thread::sleep(std::time::Duration::from_millis(20));
         let trial = bench.forward(&bench.from_client(client(0), SYN).numbers(77, 0));
         assert_eq!(backend_of(&trial), 1);
@@ -262,7 +262,7 @@ fn a_trial_that_fails_keeps_the_backend_out_for_fail_timeout() {
 fn when_all_are_out_all_are_tried() {
     on_every_hook(|bench| {
         for n in 0..3 {
-            bench.tables().admit(n, OUT, Instant::NEVER.0);
+            bench.tables().admit(n, OUT, Instant::NEVER);
         }
         let syn = bench.forward(&bench.from_client(client(0), SYN).numbers(77, 0));
         assert_eq!(syn.flags, SYN);

@@ -1,5 +1,8 @@
 use super::*;
-use crate::{sync::wire::tests::flow, tables::NewPool};
+use crate::{
+    sync::wire::tests::flow,
+    tables::tests::{put_listener, put_pool},
+};
 
 fn now() -> Clocks {
     let monotonic = Instant::ZERO + Duration::from_secs(5000);
@@ -10,18 +13,8 @@ fn now() -> Clocks {
 fn host(ours: bool) -> Mirror {
     let tables = Tables::in_memory().unwrap();
     let example = flow(1).name;
-    let number = tables
-        .create_pool(&NewPool {
-            backend: example.backend,
-            snat: example.snat.ip(),
-            first_port: 10_240,
-            ports: 64,
-            reserved: vec![],
-            hop: Hop::default(),
-            upper_first: false,
-        })
-        .unwrap();
-    let listener = tables.place_listener(example.listener, 0).unwrap();
+    let number = put_pool(&tables, example.backend, example.snat.ip(), 64);
+    let listener = put_listener(&tables, example.listener);
     let directory = Directory {
         listeners: [(
             example.listener,

@@ -4,7 +4,7 @@ use crate::{
         mirror::{ListenerAt, PoolAt},
         wire::{Decision, tests::flow},
     },
-    tables::NewPool,
+    tables::tests::{put_listener, put_pool},
 };
 
 const TURN: Duration = Duration::from_millis(20);
@@ -27,17 +27,8 @@ struct Pair {
 fn host(own: u8, peer: &str) -> Station {
     let tables = Tables::in_memory().unwrap();
     let example = flow(1).name;
-    let new = NewPool {
-        backend: example.backend,
-        snat: example.snat.ip(),
-        first_port: 10_240,
-        ports: PORTS,
-        reserved: vec![],
-        hop: Default::default(),
-        upper_first: false,
-    };
-    tables.create_pool(&new).unwrap();
-    tables.place_listener(example.listener, 0).unwrap();
+    put_pool(&tables, example.backend, example.snat.ip(), PORTS);
+    put_listener(&tables, example.listener);
     let key = SharedKey::parse(&"7e".repeat(32)).unwrap();
     let mut count = 0_u64;
     let fresh = Box::new(move || {

@@ -1,23 +1,16 @@
 use lb_common::flow::Key;
 
 use super::*;
-use crate::tables::{NewPool, Tables};
+use crate::tables::{
+    Tables,
+    tests::{address, put_pool},
+};
 
 const PORTS: u16 = 64;
 
 fn tables() -> (Tables, u16) {
     let tables = Tables::in_memory().unwrap();
-    let pool = tables
-        .create_pool(&NewPool {
-            backend: "10.0.1.10:6443".parse().unwrap(),
-            snat: "10.0.1.100".parse().unwrap(),
-            first_port: 10_240,
-            ports: PORTS,
-            reserved: vec![],
-            hop: Hop::default(),
-            upper_first: false,
-        })
-        .unwrap();
+    let pool = put_pool(&tables, address("10.0.1.10:6443"), address("10.0.1.100:0").ip(), PORTS);
     (tables, pool)
 }
 
@@ -150,15 +143,6 @@ fn the_two_hosts_of_a_pair_begin_with_different_halves() {
     let (lower, pool) = tables();
     assert_eq!(handed_out(&lower, pool)[0], 0);
     let upper = Tables::in_memory().unwrap();
-    let new = NewPool {
-        backend: "10.0.1.10:6443".parse().unwrap(),
-        snat: "10.0.1.100".parse().unwrap(),
-        first_port: 10_240,
-        ports: PORTS,
-        reserved: vec![10_240 + 33],
-        hop: Hop::default(),
-        upper_first: true,
-    };
-    let pool = upper.create_pool(&new).unwrap();
+    upper.put_pool(pool, &lower.pool(pool), &[10_240 + 33], true).unwrap();
     assert_eq!(handed_out(&upper, pool), [32].into_iter().chain(34..PORTS).chain(0..32).collect::<Vec<_>>());
 }

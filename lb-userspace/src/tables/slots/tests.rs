@@ -6,12 +6,15 @@ use std::{
 
 use lb_common::{
     flow::Key,
-    layout::{Backend, Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT},
+    layout::{Backend, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT},
     slot::{CONNECTED, FIN_CLIENT},
 };
 
 use super::*;
-use crate::tables::{NewPool, Tables};
+use crate::tables::{
+    Tables,
+    tests::{address, put_pool},
+};
 
 /// Tables in plain memory with one pool of `ports` slots, and what the kernel program does with them.
 struct Program {
@@ -22,16 +25,7 @@ struct Program {
 impl Program {
     fn new(ports: u16) -> Program {
         let tables = Tables::in_memory().unwrap();
-        let new = NewPool {
-            backend: "10.0.1.10:6443".parse().unwrap(),
-            snat: "10.0.1.100".parse().unwrap(),
-            first_port: 10_240,
-            ports,
-            reserved: vec![],
-            hop: Hop::default(),
-            upper_first: false,
-        };
-        let pool = tables.create_pool(&new).unwrap();
+        let pool = put_pool(&tables, address("10.0.1.10:6443"), address("10.0.1.100:0").ip(), ports);
         Program { tables, pool }
     }
 
@@ -162,11 +156,11 @@ fn a_reserved_port_is_never_given_out_again() {
     let program = Program::new(20);
     let (slot, ctl) = program.open(client(50_000)).unwrap();
     let port = 10_240 + slot;
-    assert!(!program.tables.reserve_port(program.pool, port), "in use");
+    assert!(!program.tables.withhold_port(program.pool, port), "in use");
     program.finish(slot, ctl);
-    assert!(program.tables.reserve_port(program.pool, port));
-    assert!(program.tables.reserve_port(program.pool, port), "asked for again");
-    assert!(program.tables.reserve_port(program.pool, 6443), "outside the range anyway");
+    assert!(program.tables.withhold_port(program.pool, port));
+    assert!(program.tables.withhold_port(program.pool, port), "asked for again");
+    assert!(program.tables.withhold_port(program.pool, 6443), "outside the range anyway");
     assert!(!matches!(program.slots().ctl(slot).state(), State::Free | State::Closed), "whoever pops it skips it");
     assert_eq!(program.tables.flow(program.pool, slot), None);
 }

@@ -1,6 +1,6 @@
 //! Packets that change nothing: of established flows, of unknown flows, and not for us.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Result, ensure};
 use lb_common::{tcp::ACK, verdict::Reason};
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     bench::results::Results,
     packet::Segment,
-    program::{Hook, VIP},
+    program::{Hook, VIP, put_listener},
 };
 
 /// The most flows in tables made for them.
@@ -114,7 +114,7 @@ pub fn by_services(hook: Hook, name: &str, results: &mut Results) -> Result<()> 
     for services in [1_u16, 16, 128] {
         for number in there..services {
             let address = SocketAddrV4::new(Ipv4Addr::from(u32::from(*VIP.ip()) + u32::from(number)), VIP.port());
-            replay.bench.tables().place_listener(SocketAddr::V4(address), number)?;
+            put_listener(replay.bench.tables(), address, number)?;
         }
         there = services;
         let mut cases = established(&replay, 1024);
