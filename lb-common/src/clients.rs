@@ -62,7 +62,7 @@ impl ClientCount {
 
 /// The two buckets where a client's word may stand.
 #[inline(always)]
-pub const fn places(seed: u64, client: u32) -> (u32, u32) {
+pub const fn buckets_of(seed: u64, client: u32) -> (u32, u32) {
     buckets(mix(seed, client as u64), CLIENT_BUCKETS)
 }
 
@@ -97,7 +97,7 @@ mod tests {
         let mut load = vec![0_u32; CLIENT_BUCKETS as usize];
         let mut left_out = 0;
         for client in 0..16_384_u32 {
-            let (a, b) = places(0x5eed, u32::from_ne_bytes((0x0a00_0000 + client).to_be_bytes()));
+            let (a, b) = buckets_of(0x5eed, u32::from_ne_bytes((0x0a00_0000 + client).to_be_bytes()));
             let emptier = if load[a as usize] <= load[b as usize] { a } else { b };
             left_out += u32::from(load[emptier as usize] == 8);
             load[emptier as usize] += 1;

@@ -34,6 +34,12 @@ pub const fn mix(seed: u64, key: u64) -> u64 {
     hash ^ hash >> 29
 }
 
+/// Which client it is, for `balance = "hash"`: without the seed, so that both hosts of a pair choose alike.
+#[inline(always)]
+pub const fn client(key: Key) -> u32 {
+    (mix(0, key.address_word() as u64) >> 32) as u32
+}
+
 /// `hash` scaled to `0..buckets` without a division.
 #[inline(always)]
 pub const fn scale(hash: u32, buckets: u32) -> u32 {

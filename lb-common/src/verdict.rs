@@ -100,6 +100,10 @@ reasons! {
 
     // The API.
     ApiRefused = 84, "api_refused", "a connection to [api] was turned away: too many at once";
+
+    // More packets of ours that could not be forwarded. The list only grows, so they stand here.
+    LostRace = 29, "lost_race", "a segment of a connection that another CPU or the controller changed in the same moment: dropped, TCP sends again";
+    Damaged = 30, "damaged", "a record contradicts itself or the other tables: the segment is dropped";
 }
 
 /// What a reason is counted for: each group is a metric of its own, whose sum means something.

@@ -1,7 +1,9 @@
-//! The only packet arithmetic: where the headers stand, how a frame is read, rewritten, replaced and sent, on both hooks.
+//! The only packet arithmetic: where the headers stand, and how a frame is read, rewritten, replaced and
+//! sent on both hooks.
 //!
-//! The engine is generic over [`Frame`]. What differs between XDP and TC is here and nowhere else: TC has checksums that
-//! may be unfinished (CHECKSUM_PARTIAL), which only the kernel's helpers know; XDP sees the bytes of the wire.
+//! The engine is generic over [`Frame`]. What differs between XDP and TC is here and nowhere else: on TC
+//! a checksum may be unfinished (CHECKSUM_PARTIAL), which only the kernel's helpers know; XDP sees the
+//! bytes of the wire.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, xdp_action, xdp_md},
@@ -14,80 +16,96 @@ use lb_common::{
     checksum::{difference, finish, fold, is_unfinished, update},
     layout::{Hop, Interface},
 };
+use network_types::ip::IpProto;
 
-/// Offsets in a frame with an Ethernet, an IPv4 header without options and a TCP header.
+use crate::records::Held;
+
+/// Offsets in a frame with an Ethernet header, an IPv4 header without options and a TCP header.
 pub mod field {
-    pub const ETHERNET_SOURCE: usize = 6;
-    pub const ETHERTYPE: usize = 12;
-    pub const IP: usize = 14;
-    pub const TOS: usize = 15;
-    pub const TOTAL_LENGTH: usize = 16;
-    pub const FRAGMENT: usize = 20;
-    pub const TTL: usize = 22;
-    pub const PROTOCOL: usize = 23;
-    pub const IP_CHECKSUM: usize = 24;
-    pub const SOURCE: usize = 26;
-    pub const DESTINATION: usize = 30;
-    pub const TCP: usize = 34;
-    pub const SOURCE_PORT: usize = 34;
-    pub const DESTINATION_PORT: usize = 36;
-    pub const SEQUENCE: usize = 38;
-    pub const ACKNOWLEDGEMENT: usize = 42;
-    pub const DATA_OFFSET: usize = 46;
-    pub const FLAGS: usize = 47;
-    pub const WINDOW: usize = 48;
-    pub const TCP_CHECKSUM: usize = 50;
+    use core::mem::offset_of;
+
+    use network_types::{eth::EthHdr, ip::Ipv4Hdr, tcp::TcpHdr};
+
+    pub const ETHERNET_SOURCE: usize = offset_of!(EthHdr, src_addr);
+    pub const ETHERTYPE: usize = offset_of!(EthHdr, ether_type);
+    pub const IP: usize = EthHdr::LEN;
+    pub const TOS: usize = IP + offset_of!(Ipv4Hdr, tos);
+    pub const TOTAL_LENGTH: usize = IP + offset_of!(Ipv4Hdr, tot_len);
+    pub const FRAGMENT: usize = IP + offset_of!(Ipv4Hdr, frags);
+    pub const TTL: usize = IP + offset_of!(Ipv4Hdr, ttl);
+    pub const PROTOCOL: usize = IP + offset_of!(Ipv4Hdr, proto);
+    pub const IP_CHECKSUM: usize = IP + offset_of!(Ipv4Hdr, check);
+    pub const SOURCE: usize = IP + offset_of!(Ipv4Hdr, src_addr);
+    pub const DESTINATION: usize = IP + offset_of!(Ipv4Hdr, dst_addr);
+    pub const TCP: usize = IP + Ipv4Hdr::LEN;
+    pub const SOURCE_PORT: usize = TCP + offset_of!(TcpHdr, source);
+    pub const DESTINATION_PORT: usize = TCP + offset_of!(TcpHdr, dest);
+    pub const SEQUENCE: usize = TCP + offset_of!(TcpHdr, seq);
+    pub const ACKNOWLEDGEMENT: usize = TCP + offset_of!(TcpHdr, ack_seq);
+    pub const DATA_OFFSET: usize = TCP + offset_of!(TcpHdr, _bitfield_1);
+    pub const FLAGS: usize = DATA_OFFSET + 1;
+    pub const WINDOW: usize = TCP + offset_of!(TcpHdr, window);
+    pub const TCP_CHECKSUM: usize = TCP + offset_of!(TcpHdr, check);
     /// End of the TCP header without options.
-    pub const PAYLOAD: usize = 54;
+    pub const PAYLOAD: usize = TCP + TcpHdr::LEN;
 }
 
-/// Offsets in an ARP packet about IPv4 addresses on Ethernet (RFC 826).
+/// Offsets in a frame with an ARP packet about IPv4 addresses on Ethernet (RFC 826).
 pub mod arp {
-    /// Kind of network address, then the lengths of both kinds.
-    pub const KIND: usize = 16;
-    pub const OPERATION: usize = 20;
-    pub const SENDER_MAC: usize = 22;
-    pub const SENDER: usize = 28;
-    pub const TARGET: usize = 38;
-    pub const END: usize = 42;
+    use core::mem::offset_of;
+
+    use network_types::{arp::ArpHdr, eth::EthHdr};
+
+    /// The kind of network address, then the lengths of both kinds.
+    pub const KIND: usize = EthHdr::LEN + offset_of!(ArpHdr, ptype);
+    pub const OPERATION: usize = EthHdr::LEN + offset_of!(ArpHdr, oper);
+    pub const SENDER_MAC: usize = EthHdr::LEN + offset_of!(ArpHdr, sha);
+    pub const SENDER: usize = EthHdr::LEN + offset_of!(ArpHdr, spa);
+    pub const TARGET: usize = EthHdr::LEN + offset_of!(ArpHdr, tpa);
+    pub const END: usize = EthHdr::LEN + ArpHdr::LEN;
 }
 
-/// Offsets in a neighbour solicitation or advertisement without IPv6 extension headers, which are not permitted in one
-/// (RFC 4861 section 6.1, RFC 6980 for fragments).
+/// Offsets in a frame with a neighbour solicitation or advertisement. IPv6 extension headers are not
+/// permitted in one (RFC 4861 section 6.1, RFC 6980 for fragments).
 pub mod nd {
-    pub const NEXT_HEADER: usize = 20;
-    pub const SOURCE: usize = 22;
-    pub const TYPE: usize = 54;
-    pub const TARGET: usize = 62;
-    pub const END: usize = 78;
+    use core::mem::offset_of;
+
+    use network_types::{eth::EthHdr, icmp::Icmpv6Hdr, ip::Ipv6Hdr};
+
+    pub const NEXT_HEADER: usize = EthHdr::LEN + offset_of!(Ipv6Hdr, next_hdr);
+    pub const SOURCE: usize = EthHdr::LEN + offset_of!(Ipv6Hdr, src_addr);
+    pub const TYPE: usize = EthHdr::LEN + Ipv6Hdr::LEN + offset_of!(Icmpv6Hdr, type_);
+    pub const TARGET: usize = EthHdr::LEN + Ipv6Hdr::LEN + size_of::<Icmpv6Hdr>();
+    pub const END: usize = TARGET + 16;
 }
 
 /// Bytes of the longest headers that are read: Ethernet, IPv4 without options, TCP with 40 bytes of options.
 pub const LONGEST_HEADERS: u32 = 94;
 
-/// What a translated segment is to look like.
+/// What a translated segment looks like.
 pub struct Translation {
     pub source: u32,
     pub destination: u32,
     pub source_port: u16,
     pub destination_port: u16,
     pub hop: Hop,
-    pub interface: *const Interface,
+    pub interface: Held<Interface>,
 }
 
-/// The headers of a frame that is written anew. Words as they lie in memory; `tcp` is zero behind the header.
+/// The headers of a frame that is written from scratch. Words as they lie in memory; `tcp` is zero
+/// behind the header.
 #[repr(C)]
 pub struct Headers {
     /// Puts the IP header on a word boundary.
     pub align: [u8; 2],
-    pub ethernet: [u8; 14],
+    pub ethernet: [u16; 7],
     pub ip: [u32; 5],
     pub tcp: [u32; 15],
 }
 
 impl Headers {
-    /// Puts both checksums into the headers. `tcp_length` in bytes; with `partial` the TCP one is left as the sum of the
-    /// pseudo-header for the sending device to finish.
+    /// Puts both checksums into the headers. `tcp_length` is in bytes. With `partial` the TCP checksum is
+    /// only the sum of the pseudo-header, for the sending device to finish.
     #[inline(always)]
     fn seal(&mut self, tcp_length: u32, partial: bool) {
         let mut sum = 0;
@@ -95,7 +113,10 @@ impl Headers {
             sum += word as u64;
         }
         self.ip[2] |= (finish(sum) as u32) << 16;
-        let mut sum = self.ip[3] as u64 + self.ip[4] as u64 + 6_u16.to_be() as u64 + (tcp_length as u16).to_be() as u64;
+        let mut sum = self.ip[3] as u64
+            + self.ip[4] as u64
+            + (IpProto::Tcp as u16).to_be() as u64
+            + (tcp_length as u16).to_be() as u64;
         if partial {
             self.tcp[4] = self.tcp[4] & 0xffff_0000 | fold(sum) as u32;
             return;
@@ -109,16 +130,17 @@ impl Headers {
 
 /// A frame on one of the hooks.
 pub trait Frame: Copy {
-    /// The verdict that leaves the frame to the host.
+    /// The verdict that passes the frame to the host.
     const PASS: i32;
     /// The verdict that ends the frame.
     const DROP: i32;
 
-    /// First byte of the frame; what is read behind it was checked against [`end`](Frame::end).
+    /// Address of the first byte; whatever is read behind it was checked against [`end`](Frame::end).
     fn start(self) -> usize;
-    /// Behind the last byte that can be read directly.
+    /// Address behind the last byte that can be read directly.
     fn end(self) -> usize;
-    /// Makes the first `bytes` readable, as far as the frame has them. Pointers into the frame are void afterwards.
+    /// Makes the first `bytes` readable, as far as the frame has them. Earlier [`Bytes`] are void after
+    /// it.
     fn pull(self, bytes: u32);
     /// Bytes of the frame behind the Ethernet header, padding included.
     fn network_length(self) -> u32;
@@ -127,8 +149,8 @@ pub trait Frame: Copy {
     /// Whether it carries a VLAN tag beside its bytes.
     fn is_tagged(self) -> bool;
     /// Whether it was flooded to us: its destination is not the MAC address of the interface.
-    fn is_flooded(self, interface: *const Interface) -> bool;
-    /// Rewrites addresses, ports, MAC addresses and checksums, and takes one from the time to live.
+    fn is_flooded(self, interface: Held<Interface>) -> bool;
+    /// Rewrites addresses, ports, MAC addresses and checksums, and lowers the time to live by one.
     fn translate(self, old: &Translation, new: &Translation) -> bool;
     /// Replaces the whole frame by `headers` with a TCP header of `tcp_length` bytes and no payload.
     fn replace(self, headers: &mut Headers, tcp_length: u32) -> bool;
@@ -142,7 +164,8 @@ pub trait Frame: Copy {
     }
 }
 
-/// The readable bytes of a frame. A range is checked once with [`has`](Bytes::has); what is read stays behind that check.
+/// The readable bytes of a frame. A range is checked once with [`has`](Bytes::has), and whatever is read
+/// lies in it.
 #[derive(Clone, Copy)]
 pub struct Bytes {
     start: usize,
@@ -156,10 +179,10 @@ impl Bytes {
         self.start + length <= self.end
     }
 
-    /// Reads a field. The caller has checked that the frame has it.
+    /// Reads a field. The caller has checked that the frame [has](Bytes::has) it.
     #[inline(always)]
     pub fn read<T: Copy>(self, offset: usize) -> T {
-        // SAFETY: the verifier refuses a program in which this was not checked.
+        // SAFETY: the caller's check; the verifier refuses a program in which it is missing.
         unsafe { *((self.start + offset) as *const T) }
     }
 }
@@ -167,7 +190,7 @@ impl Bytes {
 /// Writes a field; the caller has checked the bounds.
 #[inline(always)]
 unsafe fn write<T>(start: usize, offset: usize, value: T) {
-    // SAFETY: the verifier refuses a program in which this was not checked.
+    // SAFETY: the caller's check; the verifier refuses a program in which it is missing.
     unsafe { *((start + offset) as *mut T) = value }
 }
 
@@ -181,17 +204,18 @@ fn differences(old: &Translation, new: &Translation) -> (u64, u64) {
     )
 }
 
-/// Writes everything of a translation but the TCP checksum. The caller has checked the bounds up to `PAYLOAD`.
+/// Writes everything of a translation but the TCP checksum. The caller has checked the frame up to
+/// `PAYLOAD`.
 #[inline(always)]
 unsafe fn write_translation(start: usize, new: &Translation, addresses: u64) {
     let mac = new.hop.0;
-    // SAFETY: bounds checked by the caller; the interface is an element of INTERFACES.
+    let (own, own_end) = new.interface.mac_words();
+    // SAFETY: every field ends before `PAYLOAD`, up to which the caller has checked the frame.
     unsafe {
         write(start, 0, mac as u32);
         write(start, 4, (mac >> 32) as u16);
-        let own = &raw const (*new.interface).mac;
-        write(start, 6, *own.cast::<u32>());
-        write(start, 10, *own.cast::<u16>().add(2));
+        write(start, 6, own);
+        write(start, 10, own_end);
         let life = *((start + field::TTL) as *const u16);
         let sum = addresses + difference(life as u32, (life - 1) as u32);
         let check = *((start + field::IP_CHECKSUM) as *const u16);
@@ -219,7 +243,8 @@ impl XdpFrame {
     #[inline(always)]
     fn length(self) -> usize {
         let mut length = self.end() - self.start();
-        // LLVM would subtract in 32 bits where the result is used so; the verifier allows that for no pointer.
+        // LLVM would subtract in 32 bits where the result is used so, which the verifier allows for no
+        // pointer.
         // SAFETY: touches one register.
         unsafe { core::arch::asm!("{0} += 0", inout(reg) length) };
         length
@@ -259,14 +284,12 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
-    fn is_flooded(self, interface: *const Interface) -> bool {
+    fn is_flooded(self, interface: Held<Interface>) -> bool {
         let bytes = self.bytes();
         if !bytes.has(field::PAYLOAD) {
             return true;
         }
-        // SAFETY: an element of INTERFACES.
-        let own = unsafe { (*interface).mac };
-        bytes.read::<[u8; 6]>(0) != own
+        bytes.read::<[u8; 6]>(0) != interface.mac()
     }
 
     #[inline(always)]
@@ -290,7 +313,7 @@ impl Frame for XdpFrame {
     fn replace(self, headers: &mut Headers, tcp_length: u32) -> bool {
         let wanted = field::TCP as i32 + tcp_length as i32;
         let surplus = self.length() as i32 - wanted;
-        // SAFETY: the context is the kernel's.
+        // SAFETY: the helper takes the kernel's context and any difference; pointers are read again below.
         if unsafe { bpf_xdp_adjust_head(self.0, surplus) } != 0 {
             return false;
         }
@@ -300,11 +323,10 @@ impl Frame for XdpFrame {
         if start + field::PAYLOAD > end {
             return false;
         }
-        // SAFETY: the fixed part was checked above, every option word is checked where it is written.
+        // SAFETY: the fixed part was checked above; every word of options is checked where it is written.
         unsafe {
-            let ethernet = &raw const headers.ethernet;
             for i in 0..7 {
-                write(start, i * 2, *ethernet.cast::<u16>().add(i));
+                write(start, i * 2, headers.ethernet[i]);
             }
             for i in 0..5 {
                 write(start, field::IP + i * 4, headers.ip[i]);
@@ -325,7 +347,7 @@ impl Frame for XdpFrame {
         if ifindex == self.ingress() {
             return xdp_action::XDP_TX as i32;
         }
-        // SAFETY: plain helper.
+        // SAFETY: the helper takes any interface's number.
         unsafe { bpf_redirect(ifindex, 0) as i32 }
     }
 }
@@ -345,14 +367,15 @@ impl TcFrame {
         unsafe { &*self.0 }
     }
 
-    /// The EtherType, without a look at the bytes.
+    /// The EtherType, without reading the bytes.
     #[inline(always)]
     pub fn protocol(self) -> u16 {
         self.skb().protocol as u16
     }
 
-    /// Whether the TCP checksum is left for the sending device to finish. BPF cannot ask, but it can try: a change that
-    /// is no change of the pseudo-header is not applied to an unfinished checksum (inet_proto_csum_replace_by_diff).
+    /// Whether the TCP checksum is left for the sending device to finish. BPF cannot ask, but it can try: a
+    /// change outside of the pseudo-header is not applied to an unfinished checksum
+    /// (inet_proto_csum_replace_by_diff).
     #[inline(always)]
     fn is_partial(self) -> Option<bool> {
         let before = self.tcp_checksum()?;
@@ -364,7 +387,8 @@ impl TcFrame {
         Some(before == after)
     }
 
-    /// Brings the TCP checksum up to date, by one helper call mostly: its outcome shows whether the ports are in the sum.
+    /// Updates the TCP checksum, mostly by one helper call: its result shows whether the sum has the ports
+    /// in it.
     #[inline(always)]
     fn translate_checksum(self, addresses: u64, ports: u64) -> bool {
         let Some(before) = self.tcp_checksum() else { return false };
@@ -393,7 +417,7 @@ impl TcFrame {
     fn change_checksum(self, difference: u64, flags: u32) {
         let sum = (difference & 0xffff_ffff) + (difference >> 32);
         let sum = (sum & 0xffff_ffff) + (sum >> 32);
-        // SAFETY: plain helper on the kernel's context.
+        // SAFETY: the helper takes the kernel's context and checks the offset itself.
         unsafe { bpf_l4_csum_replace(self.0, field::TCP_CHECKSUM as u32, 0, sum, flags as u64) };
     }
 }
@@ -415,7 +439,7 @@ impl Frame for TcFrame {
     #[inline(always)]
     fn pull(self, bytes: u32) {
         let length = self.skb().len;
-        // SAFETY: plain helper on the kernel's context.
+        // SAFETY: the helper takes the kernel's context; pointers are read again by the caller.
         unsafe { bpf_skb_pull_data(self.0, if bytes < length { bytes } else { length }) };
     }
 
@@ -435,7 +459,7 @@ impl Frame for TcFrame {
     }
 
     #[inline(always)]
-    fn is_flooded(self, _interface: *const Interface) -> bool {
+    fn is_flooded(self, _interface: Held<Interface>) -> bool {
         self.skb().pkt_type != 0
     }
 
@@ -454,7 +478,8 @@ impl Frame for TcFrame {
     #[inline(always)]
     fn replace(self, headers: &mut Headers, tcp_length: u32) -> bool {
         let Some(partial) = self.is_partial() else { return false };
-        // SAFETY: helpers on the kernel's context; `headers` holds as many bytes as are stored from it.
+        // SAFETY: the helpers take the kernel's context; `headers` is at least 14 and 20 + 60 bytes long, and
+        // `tcp_length` is 60 at most.
         unsafe {
             if bpf_skb_change_tail(self.0, field::TCP as u32 + tcp_length, 0) != 0 {
                 return false;
@@ -469,7 +494,7 @@ impl Frame for TcFrame {
 
     #[inline(always)]
     fn send(self, ifindex: u32) -> i32 {
-        // SAFETY: plain helper.
+        // SAFETY: the helper takes any interface's number.
         unsafe { bpf_redirect(ifindex, 0) as i32 }
     }
 }

@@ -1,7 +1,8 @@
-//! The tables. Who writes what, and what each record means: `lb_common::layout`.
+//! The tables. `lb_common::layout` says who writes what and what each record means; `records` is the only
+//! way to them.
 //!
-//! All of them are fixed arrays taken when they are made, so nothing is allocated for a packet and nothing can be full
-//! by surprise; the sizes given here as 1 are set by the controller when it loads the program.
+//! All are fixed arrays, allocated when they are made: no packet allocates anything, and no table is full
+//! by surprise. Sizes that are given as 1 here are set by the controller when it loads the program.
 
 use aya_ebpf::{
     bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
@@ -19,8 +20,10 @@ use lb_common::{
     verdict::REASON_LIMIT,
 };
 
+use crate::atomic;
+
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
-/// Inner maps differ in size from each other, which the kernel permits only with this flag (5.10).
+/// Inner maps differ in size, which the kernel permits only with this flag (5.10).
 const INNER: usize = (BPF_F_MMAPABLE | BPF_F_INNER_MAP) as usize;
 const POOLS_LEN: usize = 1 << POOL_BITS;
 const EXTENTS_LEN: usize = POOLS_LEN * POOL_EXTENTS as usize;
@@ -28,12 +31,12 @@ const EXTENTS_LEN: usize = POOLS_LEN * POOL_EXTENTS as usize;
 /// Entries of one bucket of the flow index: one cache line.
 pub type Bucket = [u64; lb_common::hash::BUCKET as usize];
 
-/// Tokens of the limit on generated RSTs, one record a CPU.
+/// Tokens of the limit on generated RSTs, one record per CPU.
 #[repr(C)]
 pub struct RstTokens {
     /// RSTs that may still be sent.
     pub tokens: u64,
-    /// When the tokens were last refilled, in `layout::ticks`.
+    /// When the tokens were last refilled, in `Ticks`.
     pub refilled: u64,
 }
 
@@ -93,16 +96,28 @@ static SEED: u64 = 0;
 #[unsafe(no_mangle)]
 static BUCKETS: u32 = 1;
 
-/// The seed; a read that the compiler cannot fold, for the loader changes the value.
+/// The seed. The compiler must not fold the read: the loader changes the value.
 #[inline(always)]
 pub fn seed() -> u64 {
-    // SAFETY: a static of this program.
-    unsafe { core::ptr::read_volatile(&raw const SEED) }
+    // SAFETY: an aligned word of this program's own, which never changes.
+    unsafe { atomic::load(&raw const SEED) }
 }
 
 /// The number of buckets.
 #[inline(always)]
 pub fn buckets() -> u32 {
-    // SAFETY: a static of this program.
-    unsafe { core::ptr::read_volatile(&raw const BUCKETS) }
+    // SAFETY: an aligned word of this program's own, which never changes.
+    unsafe { atomic::load(&raw const BUCKETS) }
+}
+
+/// Always zero; the verifier cannot assume so, because the program may write it.
+#[unsafe(no_mangle)]
+static mut ZERO: u64 = 0;
+
+/// The same number, which the verifier no longer knows: it would follow every value of a loop's result to
+/// the end of the next loop.
+#[inline(always)]
+pub fn forgotten(number: u64) -> u64 {
+    // SAFETY: an aligned word of this program's own, which nobody writes.
+    number ^ unsafe { atomic::load(&raw const ZERO) }
 }

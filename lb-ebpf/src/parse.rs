@@ -1,20 +1,23 @@
-//! From bytes to a [`Segment`], or to the reason for which a frame is not looked at any further.
+//! From bytes to a [`Segment`], or to the reason why a frame is passed on.
 
 use lb_common::{
+    address::{Family, V4},
     tcp::{FIN, SYN},
     verdict::Reason,
 };
+use network_types::{eth::EtherType, ip::IpProto};
 
 use crate::{
     cursor::{Bytes, Frame, LONGEST_HEADERS, field},
     maps,
 };
 
-/// A TCP segment over IPv4 without options. Addresses and ports as they stand in the packet, numbers in host order.
+/// A TCP segment in an IP packet without options. Addresses and ports as they lie in the packet, numbers
+/// in the host's order.
 #[derive(Clone, Copy)]
-pub struct Segment {
-    pub source: u32,
-    pub destination: u32,
+pub struct Segment<V: Family = V4> {
+    pub source: V::Address,
+    pub destination: V::Address,
     pub source_port: u16,
     pub destination_port: u16,
     pub sequence: u32,
@@ -27,7 +30,7 @@ pub struct Segment {
     pub ttl: u8,
 }
 
-impl Segment {
+impl<V: Family> Segment<V> {
     /// The sequence number behind the segment: SYN and FIN count as one each.
     #[inline(always)]
     pub fn end(&self) -> u32 {
@@ -35,23 +38,21 @@ impl Segment {
         self.sequence.wrapping_add(self.payload).wrapping_add(control)
     }
 
-    /// Whether it is the controller's own test packet: from no address at all (never on a wire, RFC 1122 section
-    /// 3.2.1.3), with a number that only the controller knows.
+    /// Whether it is the controller's own test packet: from the address that is none (never on a wire,
+    /// RFC 1122 section 3.2.1.3), with a number that only the controller knows.
     #[inline(always)]
     pub fn is_self_test(&self) -> bool {
-        self.source == 0 && self.sequence == maps::seed() as u32
+        V::word(self.source) == 0 && self.sequence == maps::seed() as u32
     }
 }
 
-const IPV4: u16 = 0x0800_u16.to_be();
-const VLAN: u16 = 0x8100_u16.to_be();
-const SERVICE_VLAN: u16 = 0x88a8_u16.to_be();
-const TCP: u8 = 6;
+/// Version 4, and a header of five words.
 const NO_OPTIONS: u8 = 0x45;
 /// More fragments, or an offset.
 const FRAGMENTED: u16 = 0x3fff_u16.to_be();
 
-/// Reads the headers. Whatever is not a whole TCP segment in one IPv4 packet is an error: the reason to pass it on.
+/// Reads the headers. Anything but a whole TCP segment in one IPv4 packet is an error: the reason to pass
+/// it on.
 #[inline(always)]
 pub fn segment<F: Frame>(frame: F) -> Result<Segment, Reason> {
     let mut bytes = frame.bytes();
@@ -63,11 +64,11 @@ pub fn segment<F: Frame>(frame: F) -> Result<Segment, Reason> {
         }
     }
     let ethertype: u16 = bytes.read(field::ETHERTYPE);
-    if ethertype != IPV4 {
-        let tagged = ethertype == VLAN || ethertype == SERVICE_VLAN;
+    if ethertype != EtherType::Ipv4 as u16 {
+        let tagged = ethertype == EtherType::Ieee8021q as u16 || ethertype == EtherType::Ieee8021ad as u16;
         return Err(if tagged { Reason::Vlan } else { Reason::NotOurs });
     }
-    if bytes.read::<u8>(field::PROTOCOL) != TCP {
+    if bytes.read::<u8>(field::PROTOCOL) != IpProto::Tcp as u8 {
         return Err(Reason::NotOurs);
     }
     if frame.is_tagged() {
@@ -81,7 +82,7 @@ pub fn segment<F: Frame>(frame: F) -> Result<Segment, Reason> {
     }
     let header = (bytes.read::<u8>(field::DATA_OFFSET) >> 4) as u32 * 4;
     let length = ip_length(frame, bytes);
-    if header < 20 || length < 20 + header || length > frame.network_length() {
+    if header < 20 || length < V4::HEADER as u32 + header || length > frame.network_length() {
         return Err(Reason::Malformed);
     }
     Ok(Segment {
@@ -91,14 +92,14 @@ pub fn segment<F: Frame>(frame: F) -> Result<Segment, Reason> {
         destination_port: bytes.read(field::DESTINATION_PORT),
         sequence: u32::from_be(bytes.read(field::SEQUENCE)),
         acknowledgement: u32::from_be(bytes.read(field::ACKNOWLEDGEMENT)),
-        payload: length - 20 - header,
+        payload: length - V4::HEADER as u32 - header,
         header,
         flags: bytes.read(field::FLAGS),
         ttl: bytes.read(field::TTL),
     })
 }
 
-/// The packet's length. Zero stands in the header of a packet above 64 KiB (BIG TCP): then the frame's own length.
+/// The packet's length. A packet above 64 KiB (BIG TCP) has zero there: then the frame's own length.
 #[inline(always)]
 fn ip_length<F: Frame>(frame: F, bytes: Bytes) -> u32 {
     let length = u16::from_be(bytes.read(field::TOTAL_LENGTH)) as u32;

@@ -1,9 +1,10 @@
-//! Counting and telling: one counter a reason, one event a connection that ends or fails. Nothing per packet of an
-//! established flow.
+//! Counting and telling: one counter per reason, one event per connection that ends or fails. Nothing per
+//! packet of an established flow.
 
 use lb_common::{
+    address::{Family, V4},
     event::{ENDED, Event, TURNED_AWAY},
-    flow::Key,
+    flow::{Key, SlotAt},
     layout::{LOG, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Opening, Slot, TURNED_AWAY_EVENTS, turned_away_stretch},
     seq::payload,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT},
@@ -11,68 +12,89 @@ use lb_common::{
     verdict::Reason,
 };
 
-use crate::{atomic, clock, maps, slots};
+use crate::{
+    clock,
+    cursor::Frame,
+    maps,
+    records::{self, Held},
+};
 
 /// Adds one to the counter of `reason`, on this CPU.
 #[inline(always)]
 pub fn count(reason: Reason) {
-    if let Some(counter) = maps::COUNTERS.get_ptr_mut(reason as u32) {
-        // SAFETY: this CPU's own element.
-        unsafe { *counter += 1 };
-    }
+    records::count(reason as u32);
+}
+
+/// The same for the number of a reason.
+#[inline(always)]
+pub fn count_number(reason: u32) {
+    records::count(reason);
+}
+
+/// What is not ours goes on untouched, and is counted.
+#[inline(always)]
+pub fn passed<F: Frame>(reason: Reason) -> i32 {
+    count(reason);
+    F::PASS
+}
+
+/// What cannot be forwarded ends here, and is counted.
+#[inline(always)]
+pub fn dropped<F: Frame>(reason: Reason) -> i32 {
+    count(reason);
+    F::DROP
+}
+
+/// For what cannot be and only the verifier thinks possible: a range of the frame that was checked before,
+/// or a look-up by a number that the table has for certain. Nothing leads here, so nothing is counted.
+#[inline(always)]
+pub const fn impossible<F: Frame>() -> i32 {
+    F::DROP
 }
 
 /// Payload bytes of a flow: from the client, and to the client.
 #[inline(always)]
-pub unsafe fn bytes(slot: *const Slot, opening: *const Opening, ctl: Ctl) -> (u64, u64) {
+pub fn bytes(slot: Held<Slot>, opening: Held<Opening>, ctl: Ctl) -> (u64, u64) {
     if ctl.flags() & CONNECTED == 0 {
         return (0, 0);
     }
-    // SAFETY: the caller's pointers are from map lookups.
-    unsafe {
-        let words = &(*opening).words;
-        (
-            payload(words[OPENING_ISN_CLIENT], (*slot).end_client, ctl.flags() & FIN_CLIENT != 0),
-            payload(words[OPENING_ISN_BACKEND], (*slot).end_backend, ctl.flags() & FIN_BACKEND != 0),
-        )
-    }
+    (
+        payload(opening.word(OPENING_ISN_CLIENT), slot.end_client(), ctl.flags() & FIN_CLIENT != 0),
+        payload(opening.word(OPENING_ISN_BACKEND), slot.end_backend(), ctl.flags() & FIN_BACKEND != 0),
+    )
 }
 
 /// Tells what happened to the flow in a slot.
 #[inline(always)]
-pub unsafe fn flow(kind: u8, reason: u8, place: u32, slot: *const Slot, ctl: Ctl, service: u16) {
-    let Some(opening) = slots::opening(place) else { return };
-    // SAFETY: the pointers are from map lookups.
-    unsafe {
-        let key = (*slot).key;
-        let (bytes_in, bytes_out) = bytes(slot, opening, ctl);
-        emit(|| Event {
-            at: clock::coarse(),
-            started: (*slot).started,
-            bytes_in,
-            bytes_out,
-            client: mapped(key.address_word()),
-            client_port: key.port().to_ne_bytes(),
-            listener: key.listener(),
-            service,
-            backend: (*slot).backend,
-            pool: (place >> 16) as u16,
-            slot: place as u16,
-            generation: ctl.generation(),
-            connect_us: if kind == ENDED { (*opening).connect_us } else { 0 },
-            kind,
-            reason,
-            tries: (*slot).tries,
-            family: 4,
-        });
-    }
+pub fn flow(kind: u8, reason: u8, at: SlotAt, slot: Held<Slot>, ctl: Ctl, service: u16) {
+    let Some(opening) = records::opening(at) else { return };
+    let key = slot.key();
+    let (bytes_in, bytes_out) = bytes(slot, opening, ctl);
+    emit(|| Event {
+        at: clock::coarse(),
+        started: slot.started(),
+        bytes_in,
+        bytes_out,
+        client: mapped(key.address_word()),
+        client_port: key.port().to_ne_bytes(),
+        listener: key.listener(),
+        service,
+        backend: slot.backend(),
+        pool: at.pool(),
+        slot: at.slot(),
+        generation: ctl.generation(),
+        connect_us: if kind == ENDED { opening.connect_us() } else { 0 },
+        kind,
+        reason,
+        tries: slot.tries(),
+        family: V4::NUMBER,
+    });
 }
 
-/// Counts that a new connection was turned away before it had a slot, and tells it, but not more often than
+/// Tells that a new connection was turned away before it had a slot, but not more often than
 /// [`TURNED_AWAY_EVENTS`].
 #[inline(always)]
 pub fn turned_away(key: Key, service: u16, reason: Reason) {
-    count(reason);
     if !may_tell(service) {
         return;
     }
@@ -93,28 +115,28 @@ pub fn turned_away(key: Key, service: u16, reason: Reason) {
         kind: TURNED_AWAY,
         reason: reason as u8,
         tries: 0,
-        family: 4,
+        family: V4::NUMBER,
     });
 }
 
 /// Whether one more client that is turned away may be told of. A flood pays for two reads here.
 #[inline(always)]
 fn may_tell(service: u16) -> bool {
-    let Some(record) = maps::SERVICES.get_ptr_mut(service as u32) else { return false };
+    let Some(service) = records::service(service as u32) else { return false };
     let now = turned_away_stretch(clock::ticks());
-    // SAFETY: from a map lookup. Two CPUs that begin a stretch together may tell of a few more.
-    unsafe {
-        if atomic::load(&raw const (*record).turned_away_in) != now {
-            atomic::store(&raw mut (*record).turned_away, 0);
-            atomic::store(&raw mut (*record).turned_away_in, now);
-        }
-        if atomic::load(&raw const (*record).turned_away) < TURNED_AWAY_EVENTS {
-            atomic::add(&raw mut (*record).turned_away, 1);
-            return true;
-        }
-        if (*record).flags & LOG != 0 {
-            count(Reason::AccessLogSuppressed);
-        }
+    // Two CPUs that begin a stretch at once may both set the count to zero, and those that count at once
+    // may both find it below the limit: then a few more events are told of, and every client is counted
+    // all the same.
+    if service.turned_away_in() != now {
+        service.set_turned_away(0);
+        service.set_turned_away_in(now);
+    }
+    if service.turned_away() < TURNED_AWAY_EVENTS {
+        service.add_turned_away(1);
+        return true;
+    }
+    if service.flags() & LOG != 0 {
+        count(Reason::AccessLogSuppressed);
     }
     false
 }
@@ -125,13 +147,13 @@ fn mapped(address: u32) -> [u8; 16] {
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
 }
 
-/// Makes the event in the ring itself: it would take a third of the stack that calls may use.
+/// Makes the event in the ring buffer itself: on the stack it would take a third of what calls may use.
 #[inline(always)]
 fn emit(event: impl FnOnce() -> Event) {
     match maps::EVENTS.reserve(0) {
-        Some(mut place) => {
-            place.write(event());
-            place.submit(0);
+        Some(mut room) => {
+            room.write(event());
+            room.submit(0);
         }
         None => count(Reason::EventLost),
     }

@@ -1,24 +1,37 @@
 //! The way of a packet.
 
 use lb_common::{
-    flow::Key,
-    hash::{PROBES, listener_start, mix, pool_start, probe},
-    layout::{CLOSING, DELETED, EMPTY, HEARD_STEP, Hop, Interface, LISTENER_BITS, Listener, POOL_BITS, Pool, Slot},
+    address::V4,
+    flow::{Key, SlotAt},
+    layout::{CLOSING, Hop, Listener, Pool, Slot},
     seq::{advance, within},
-    slot::State,
+    slot::{Ctl, State},
     tcp::{ACK, CONTROL, RST, SYN},
     time::Ticks,
     verdict::Reason,
 };
 
 use crate::{
-    atomic, clock,
+    clock,
     cursor::{Frame, LONGEST_HEADERS, Translation, field},
-    flow::{self, Outcome},
-    index, lease, maps,
+    flow,
+    index::{self, Hashed},
+    lease,
+    outcome::Outcome,
     parse::{self, Segment},
-    reply, report, slots,
+    records::{self, Held, OPENING_WORDS},
+    reply,
+    report::{count, count_number, dropped, impossible, passed},
 };
+
+/// Who sent a segment of ours.
+#[derive(Clone, Copy)]
+enum Sender {
+    /// A client: its key, and the interface that the frame came in by, if that was looked up already.
+    Client(Key, Option<u32>),
+    /// A backend.
+    Backend,
+}
 
 /// The verdict on a frame.
 #[inline(always)]
@@ -27,250 +40,194 @@ pub fn walk<F: Frame>(frame: F) -> i32 {
         Ok(segment) => segment,
         Err(reason) => return lease::other::<F>(frame, reason),
     };
-    if let Some((number, listener)) = listener_of(segment) {
-        return from_client(frame, segment, number, listener);
+    if let Some((row, listener)) = records::listener_at::<V4>(segment.destination, segment.destination_port) {
+        return from_client(frame, segment, row, listener);
     }
-    if let Some((number, pool)) = pool_of(segment) {
-        return from_backend(frame, segment, number, pool);
+    if let Some((row, pool)) = records::pool_of::<V4>(segment.source, segment.source_port, segment.destination) {
+        return from_backend(frame, segment, row, pool);
     }
     passed::<F>(Reason::NotOurs)
 }
 
-/// The listener a segment is addressed to.
 #[inline(always)]
-fn listener_of(segment: Segment) -> Option<(u32, *mut Listener)> {
-    let start = listener_start(segment.destination, segment.destination_port, LISTENER_BITS);
-    for number in probe(start, LISTENER_BITS, PROBES) {
-        let listener = maps::LISTENERS.get_ptr_mut(number)?;
-        // SAFETY: from a map lookup; both fields are aligned.
-        unsafe {
-            match (*listener).state {
-                EMPTY => return None,
-                DELETED => continue,
-                _ => {}
-            }
-            let port: u16 = *(&raw const (*listener).port).cast();
-            let address = reply::address(&raw const (*listener).address);
-            if port == segment.destination_port && address == segment.destination && (*listener).family == 4 {
-                return Some((number, listener));
-            }
-        }
-    }
-    None
-}
-
-/// The pool in which a segment from a backend has its slot.
-#[inline(always)]
-fn pool_of(segment: Segment) -> Option<(u32, *mut Pool)> {
-    let start = pool_start(segment.source, segment.source_port, segment.destination, POOL_BITS);
-    for number in probe(start, POOL_BITS, PROBES) {
-        let pool = maps::POOLS.get_ptr_mut(number)?;
-        // SAFETY: from a map lookup; the fields are aligned.
-        unsafe {
-            match (*pool).state {
-                EMPTY => return None,
-                DELETED => continue,
-                _ => {}
-            }
-            if reply::backend_port(pool) == segment.source_port
-                && reply::address(&raw const (*pool).backend) == segment.source
-                && reply::address(&raw const (*pool).snat) == segment.destination
-                && (*pool).family == 4
-            {
-                return Some((number, pool));
-            }
-        }
-    }
-    None
-}
-
-#[inline(always)]
-fn from_client<F: Frame>(frame: F, segment: Segment, number: u32, listener: *mut Listener) -> i32 {
-    let key = Key::new(segment.source, segment.source_port, number as u16);
-    let hash = mix(maps::seed(), key.0);
+fn from_client<F: Frame>(frame: F, segment: Segment, row: u32, listener: Held<Listener>) -> i32 {
+    let hashed = Hashed::new(Key::new(segment.source, segment.source_port, row as u16));
     if segment.flags & SYN != 0 {
-        index::fetch_second(hash);
+        index::fetch_second(hashed);
     }
     let mut link = None;
-    let outcome = match index::find(key, hash) {
+    let outcome = match index::find(hashed) {
         Some(found) => {
-            let place = found.pool << 16 | found.slot;
             if is_tracked(segment, found.ctl.state()) {
-                let Some(pool) = maps::POOLS.get_ptr_mut(found.pool) else { return F::DROP };
-                // SAFETY: from map lookups.
-                unsafe { note_client(frame, segment, found.record, pool) };
-                if found.ctl.0 as u8 == State::Established as u8 && segment.flags & CONTROL == 0 {
-                    // SAFETY: as above.
-                    return unsafe { to_backend(frame, segment, pool, place) };
+                let Some(pool) = records::pool(found.at.pool() as u32) else { return impossible::<F>() };
+                note_client(frame, segment, found.slot, pool);
+                if is_plain(segment, found.ctl) {
+                    return to_backend(frame, segment, pool, found.at);
                 }
             }
-            flow::from_client(place, segment.flags as u32, segment.sequence)
+            flow::from_client(found.at, segment.flags, segment.sequence)
         }
         None => {
-            link = link_of(frame.ingress());
-            let Some(interface) = link.and_then(|link| maps::INTERFACES.get_ptr_mut(link)) else {
-                return passed::<F>(Reason::NotOurs);
-            };
-            if frame.is_flooded(interface) {
-                return passed::<F>(Reason::OtherHost);
+            link = records::link_of(frame.ingress());
+            if let Some(verdict) = turned_away(frame, segment, listener, link) {
+                return verdict;
             }
-            // SAFETY: from a map lookup.
-            let closing = unsafe { atomic::load(&raw const (*listener).state) } == CLOSING;
-            if segment.flags & CONTROL != SYN || segment.flags & ACK != 0 || closing {
-                report::count(if segment.is_self_test() { Reason::SelfTest } else { Reason::UnknownFlow });
-                return reply::reset(frame, segment);
-            }
-            Outcome::OPEN << 32
+            Outcome::open()
         }
     };
-    let mut outcome = Outcome(outcome);
-    if outcome.kind() == Outcome::OPEN {
-        outcome = Outcome(flow::open(key.0, segment.sequence));
-    } else if outcome.kind() == Outcome::MOVE_ON {
-        outcome = Outcome(flow::move_on(outcome.place(), outcome.reason()));
+    settle(frame, segment, outcome, Sender::Client(hashed.key, link))
+}
+
+/// The verdict on a segment of a client without a flow that opens none.
+#[inline(always)]
+fn turned_away<F: Frame>(frame: F, segment: Segment, listener: Held<Listener>, link: Option<u32>) -> Option<i32> {
+    let Some(interface) = link.and_then(records::interface) else { return Some(passed::<F>(Reason::NotOurs)) };
+    if frame.is_flooded(interface) {
+        return Some(passed::<F>(Reason::OtherHost));
     }
-    if outcome.kind() == Outcome::OPENED {
-        save_syn(frame, segment, outcome.place(), link);
+    if segment.flags & CONTROL != SYN || segment.flags & ACK != 0 || listener.state() == CLOSING {
+        count(if segment.is_self_test() { Reason::SelfTest } else { Reason::UnknownFlow });
+        return Some(reply::reset(frame, segment));
     }
-    carry_out(frame, segment, outcome, true)
+    None
 }
 
 #[inline(always)]
-fn from_backend<F: Frame>(frame: F, segment: Segment, number: u32, pool: *mut Pool) -> i32 {
-    // SAFETY: from a map lookup.
-    let (first, ports) = unsafe { ((*pool).first_port, (*pool).ports) };
-    let slot = u16::from_be(segment.destination_port).wrapping_sub(first);
-    if slot >= ports {
+fn from_backend<F: Frame>(frame: F, segment: Segment, row: u32, pool: Held<Pool>) -> i32 {
+    let slot = u16::from_be(segment.destination_port).wrapping_sub(pool.first_port());
+    if slot >= pool.ports() {
         return passed::<F>(Reason::NotOurs);
     }
-    let place = number << 16 | slot as u32;
-    let Some(record) = slots::get(number, slot as u32) else { return passed::<F>(Reason::NotOurs) };
+    let at = SlotAt(row << 16 | slot as u32);
+    let Some(slot) = records::slot(at) else { return passed::<F>(Reason::NotOurs) };
     let now = clock::ticks();
-    // SAFETY: from a map lookup.
-    unsafe { note(&raw mut (*pool).heard, now) };
-    // SAFETY: from a map lookup.
-    let ctl = unsafe { atomic::load(&raw const (*record).ctl) };
+    pool.note_heard(now);
+    let ctl = slot.ctl();
     if is_tracked(segment, ctl.state()) {
-        // SAFETY: as above.
-        unsafe { note_backend(segment, record, now) };
-        if ctl.0 as u8 == State::Established as u8 && segment.flags & CONTROL == 0 {
-            // SAFETY: as above.
-            return unsafe { to_client(frame, segment, record) };
+        note_backend(segment, slot, now);
+        if is_plain(segment, ctl) {
+            return to_client(frame, segment, slot);
         }
     }
     let flags = segment.flags as u32 | if segment.payload != 0 { flow::PAYLOAD } else { 0 };
-    let mut outcome = Outcome(flow::from_backend(place, flags, segment.sequence, segment.acknowledgement));
-    if outcome.kind() == Outcome::MOVE_ON {
-        outcome = Outcome(flow::move_on(outcome.place(), outcome.reason()));
-    }
-    carry_out(frame, segment, outcome, false)
+    let outcome = flow::from_backend(at, flags, segment.sequence, segment.acknowledgement);
+    settle(frame, segment, outcome, Sender::Backend)
 }
 
-/// Does with the frame what the slow path has decided.
+/// Carries out what the slow path has decided, on both sides: a new connection is opened and a failed try
+/// moved on here and not below, where the stack of the deepest chain of calls is nearly full.
+#[inline(always)]
+fn settle<F: Frame>(frame: F, segment: Segment, outcome: Outcome, sender: Sender) -> i32 {
+    let outcome = match (outcome.kind(), sender) {
+        (Outcome::OPEN, Sender::Client(key, _)) => flow::open(key, segment.sequence),
+        (Outcome::MOVE_ON, _) => flow::move_on(outcome.at(), outcome.reason()),
+        _ => outcome,
+    };
+    if let (Outcome::OPENED, Sender::Client(_, link)) = (outcome.kind(), sender) {
+        save_syn(frame, segment, outcome.at(), link);
+    }
+    carry_out(frame, segment, outcome, matches!(sender, Sender::Client(..)))
+}
+
+/// Does with the frame what was decided. Whatever ends it is counted.
 #[inline(always)]
 fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: bool) -> i32 {
-    let place = outcome.place();
+    let at = outcome.at();
     match outcome.kind() {
         Outcome::OPENED | Outcome::FORWARD => {}
         // The client's own SYN, sent again, goes to the next backend as it is.
         Outcome::SEND_SYN if client => {}
-        Outcome::SEND_SYN => return reply::saved_syn(frame, place),
-        Outcome::REFUSE => return reply::refuse(frame, place),
-        Outcome::RESET => return reply::reset(frame, segment),
+        Outcome::SEND_SYN => return reply::saved_syn(frame, at),
+        Outcome::REFUSE => return reply::refuse(frame, at),
+        Outcome::RESET => {
+            count_number(outcome.reason());
+            return reply::reset(frame, segment);
+        }
+        Outcome::DROP => {
+            count_number(outcome.reason());
+            return F::DROP;
+        }
         _ => return F::DROP,
     }
     if client {
-        return match maps::POOLS.get_ptr_mut(place >> 16) {
-            // SAFETY: from a map lookup.
-            Some(pool) => unsafe { to_backend(frame, segment, pool, place) },
-            None => F::DROP,
+        return match records::pool(at.pool() as u32) {
+            Some(pool) => to_backend(frame, segment, pool, at),
+            None => impossible::<F>(),
         };
     }
-    match flow::at(place) {
-        // SAFETY: from a map lookup.
-        Some(record) => unsafe { to_client(frame, segment, record) },
-        None => F::DROP,
+    match records::slot(at) {
+        Some(slot) => to_client(frame, segment, slot),
+        None => dropped::<F>(Reason::LostRace),
     }
 }
 
-/// Whether a segment's numbers are to be believed before anything else is known of it. Those of a RST are checked first;
-/// a SYN's are no part of an open connection; a closed flow's slot may be somebody else's in the next moment.
+/// Whether a segment's numbers are to be believed before anything else is known of it. Those of a RST are
+/// checked first; a SYN's are no part of an open connection; a closed flow's slot may have the next owner in
+/// the next moment.
 #[inline(always)]
 fn is_tracked(segment: Segment, state: State) -> bool {
     let open = matches!(state, State::Established | State::ClosingClient | State::ClosingBackend | State::Suspect);
     open && segment.flags & (SYN | RST) == 0
 }
 
-/// Sequence end, acknowledgement, time and next hop of a segment from the client.
+/// Whether a segment is data or acknowledgement of an established flow and changes nothing else.
 #[inline(always)]
-unsafe fn note_client<F: Frame>(frame: F, segment: Segment, record: *mut Slot, pool: *mut Pool) {
+fn is_plain(segment: Segment, ctl: Ctl) -> bool {
+    ctl.0 as u8 == State::Established as u8 && segment.flags & CONTROL == 0
+}
+
+/// Notes sequence end, acknowledgement, time and next hop of a segment from the client.
+///
+/// These are plain reads and writes: an atomic operation would cost every packet more than all of them. A
+/// card hands one direction of a connection to one CPU (RSS), so two CPUs are here at once for one field only
+/// when the direction moves to another queue, or on a veth. Then the older end or acknowledgement may be
+/// stored last. The next segment that goes further stores one that is right again, and for the sum of bytes
+/// only the last end counts; until then a RST of ours may carry a number that is too low by the segments
+/// that overtook each other, which its receiver answers with a challenge ACK (RFC 5961 section 3.2), and a
+/// RST of the peer at the newest number may be forwarded without ending the flow, which idle_timeout ends.
+#[inline(always)]
+fn note_client<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>, pool: Held<Pool>) {
     let now = clock::ticks();
-    // SAFETY: the caller's pointers are from map lookups.
-    unsafe {
-        note(&raw mut (*pool).sent, now);
-        learn_hop(frame, record, None);
-        let end = advance((*record).end_client, segment.end());
-        if end != (*record).end_client {
-            (*record).end_client = end;
-        }
-        let known = (*record).ack_client;
-        if segment.flags & ACK != 0 && acknowledges(segment, known, (*record).end_backend) {
-            (*record).ack_client = segment.acknowledgement;
-        }
-        touch(record, now);
+    pool.note_sent(now);
+    learn_hop(frame, slot, None);
+    let known_end = slot.end_client();
+    let end = advance(known_end, segment.end());
+    if end != known_end {
+        slot.set_end_client(end);
     }
+    if segment.flags & ACK != 0 && acknowledges(segment, slot.ack_client(), || slot.end_backend()) {
+        slot.set_ack_client(segment.acknowledgement);
+    }
+    slot.touch(now);
 }
 
-/// Sequence end, acknowledgement and time of a segment from the backend.
+/// Notes sequence end, acknowledgement and time of a segment from the backend. What
+/// [`note_client`] says of two CPUs at once holds here too.
 #[inline(always)]
-unsafe fn note_backend(segment: Segment, record: *mut Slot, now: Ticks) {
-    // SAFETY: the caller's pointer is from a map lookup.
-    unsafe {
-        let end = advance((*record).end_backend, segment.end());
-        if end != (*record).end_backend {
-            (*record).end_backend = end;
-        }
-        let known = (*record).ack_backend;
-        if segment.flags & ACK != 0 && acknowledges(segment, known, (*record).end_client) {
-            (*record).ack_backend = segment.acknowledgement;
-        }
-        touch(record, now);
+fn note_backend(segment: Segment, slot: Held<Slot>, now: Ticks) {
+    let known_end = slot.end_backend();
+    let end = advance(known_end, segment.end());
+    if end != known_end {
+        slot.set_end_backend(end);
     }
-}
-
-/// Notes the time in a pool. Written seldom: every CPU reads this line for every packet.
-#[inline(always)]
-unsafe fn note(time: *mut Ticks, now: Ticks) {
-    // SAFETY: the caller's pointer is from a map lookup.
-    unsafe {
-        if now.0.wrapping_sub((*time).0) >= HEARD_STEP {
-            *time = now;
-        }
+    if segment.flags & ACK != 0 && acknowledges(segment, slot.ack_backend(), || slot.end_client()) {
+        slot.set_ack_backend(segment.acknowledgement);
     }
+    slot.touch(now);
 }
 
 /// Whether a segment acknowledges something new, and nothing that was never sent.
 #[inline(always)]
-fn acknowledges(segment: Segment, known: u32, sent: u64) -> bool {
-    segment.acknowledgement != known && within(known, segment.acknowledgement, sent as u32)
-}
-
-#[inline(always)]
-unsafe fn touch(record: *mut Slot, now: Ticks) {
-    // SAFETY: the caller's pointer is from a map lookup.
-    unsafe {
-        if (*record).last_seen != now {
-            (*record).last_seen = now;
-        }
-    }
+fn acknowledges(segment: Segment, known: u32, sent: impl FnOnce() -> u64) -> bool {
+    segment.acknowledgement != known && within(known, segment.acknowledgement, sent() as u32)
 }
 
 const MAC: u64 = 0xffff_ffff_ffff;
 
-/// The way back to the client is the way its packets come: its next hop is where the last one came from, by the `link` if
-/// somebody has looked it up already.
+/// The way back to the client is the way its packets come: its next hop is the sender of the last frame, by
+/// the interface `link` if that was looked up already.
 #[inline(always)]
-unsafe fn learn_hop<F: Frame>(frame: F, record: *mut Slot, link: Option<u32>) {
+fn learn_hop<F: Frame>(frame: F, slot: Held<Slot>, link: Option<u32>) {
     let bytes = frame.bytes();
     if !bytes.has(field::PAYLOAD) {
         return;
@@ -278,21 +235,18 @@ unsafe fn learn_hop<F: Frame>(frame: F, record: *mut Slot, link: Option<u32>) {
     let low: u16 = bytes.read(field::ETHERNET_SOURCE);
     let high: u32 = bytes.read(field::ETHERNET_SOURCE + 2);
     let mac = low as u64 | (high as u64) << 16;
-    // SAFETY: the caller's pointer is from a map lookup.
-    unsafe {
-        if (*record).hop.0 & MAC == mac {
-            return;
-        }
-        if let Some(link) = link.or_else(|| link_of(frame.ingress())) {
-            atomic::store(&raw mut (*record).hop, Hop(mac | (link as u64 & 0xff) << 48 | 1 << 56));
-        }
+    if slot.hop().0 & MAC == mac {
+        return;
+    }
+    if let Some(link) = link.or_else(|| records::link_of(frame.ingress())) {
+        slot.set_hop(Hop(mac | (link as u64 & 0xff) << 48 | 1 << 56));
     }
 }
 
-/// Keeps of the client's SYN what another backend must see of it.
+/// Keeps what another backend must see of the client's SYN.
 #[inline(always)]
-fn save_syn<F: Frame>(frame: F, segment: Segment, place: u32, link: Option<u32>) {
-    let (Some(record), Some(opening)) = (flow::at(place), slots::opening(place)) else { return };
+fn save_syn<F: Frame>(frame: F, segment: Segment, at: SlotAt, link: Option<u32>) {
+    let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else { return };
     let mut bytes = frame.bytes();
     if !bytes.has(field::TCP + segment.header as usize) {
         frame.pull(LONGEST_HEADERS);
@@ -301,54 +255,37 @@ fn save_syn<F: Frame>(frame: F, segment: Segment, place: u32, link: Option<u32>)
     if !bytes.has(field::PAYLOAD) {
         return;
     }
-    // SAFETY: from a map lookup; reads are checked against the end.
-    unsafe {
-        (*opening).window = bytes.read(field::WINDOW);
-        (*opening).tos = bytes.read(field::TOS);
-        let mut saved = 0;
-        for i in 0..(*opening).words.len() {
-            let offset = field::PAYLOAD + i * 4;
-            if 20 + i as u32 * 4 >= segment.header || !bytes.has(offset + 4) {
-                break;
-            }
-            (*opening).words[i] = bytes.read(offset);
-            saved += 4;
+    opening.set_window(bytes.read(field::WINDOW));
+    opening.set_tos(bytes.read(field::TOS));
+    let mut saved = 0;
+    for i in 0..OPENING_WORDS {
+        let offset = field::PAYLOAD + i * 4;
+        if 20 + i as u32 * 4 >= segment.header || !bytes.has(offset + 4) {
+            break;
         }
-        (*opening).options_len = saved;
-        (*record).hop = Hop(0);
-        learn_hop(frame, record, link);
+        opening.set_word(i, bytes.read(offset));
+        saved += 4;
     }
+    opening.set_options_len(saved);
+    slot.set_hop(Hop(0));
+    learn_hop(frame, slot, link);
 }
 
 /// Sends a segment of the client on to its backend.
 #[inline(always)]
-unsafe fn to_backend<F: Frame>(frame: F, segment: Segment, pool: *mut Pool, place: u32) -> i32 {
-    // SAFETY: the caller's pointer is from a map lookup.
-    let (hop, source, destination, source_port, destination_port) = unsafe {
-        (
-            atomic::load(&raw const (*pool).hop),
-            reply::address(&raw const (*pool).snat),
-            reply::address(&raw const (*pool).backend),
-            reply::snat_port(pool, place),
-            reply::backend_port(pool),
-        )
-    };
-    send(frame, segment, hop, (source, source_port), (destination, destination_port))
+fn to_backend<F: Frame>(frame: F, segment: Segment, pool: Held<Pool>, at: SlotAt) -> i32 {
+    let from = (pool.snat::<V4>(), pool.snat_port(at));
+    send(frame, segment, pool.hop(), from, (pool.backend::<V4>(), pool.backend_port()))
 }
 
-/// Sends a segment of the backend on to the client. If the slot changes hands in this moment, the segment goes to its
-/// next client, who drops it by its sequence number.
+/// Sends a segment of the backend on to the client. If the slot changes hands in this moment, the segment
+/// goes to the next client, which drops it by its sequence number.
 #[inline(always)]
-unsafe fn to_client<F: Frame>(frame: F, segment: Segment, record: *mut Slot) -> i32 {
-    // SAFETY: the caller's pointer is from a map lookup, and so is the listener.
-    unsafe {
-        let key = atomic::load(&raw const (*record).key);
-        let hop = atomic::load(&raw const (*record).hop);
-        let Some(listener) = maps::LISTENERS.get_ptr_mut(key.listener() as u32) else { return F::DROP };
-        let port: u16 = *(&raw const (*listener).port).cast();
-        let source = reply::address(&raw const (*listener).address);
-        send(frame, segment, hop, (source, port), (key.address_word(), key.port()))
-    }
+fn to_client<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>) -> i32 {
+    let (key, hop) = (slot.key(), slot.hop());
+    let Some(listener) = records::listener(key.listener() as u32) else { return dropped::<F>(Reason::Damaged) };
+    let from = (listener.address::<V4>(), listener.port());
+    send(frame, segment, hop, from, (key.address_word(), key.port()))
 }
 
 #[inline(always)]
@@ -359,7 +296,7 @@ fn send<F: Frame>(frame: F, segment: Segment, hop: Hop, from: (u32, u16), to: (u
     if !hop.is_known() {
         return dropped::<F>(Reason::NoNextHop);
     }
-    let Some(interface) = maps::INTERFACES.get_ptr_mut(hop.interface() as u32) else {
+    let Some(interface) = records::interface(hop.interface() as u32) else {
         return dropped::<F>(Reason::NoNextHop);
     };
     let old = Translation {
@@ -375,32 +312,5 @@ fn send<F: Frame>(frame: F, segment: Segment, hop: Hop, from: (u32, u16), to: (u
     if !frame.translate(&old, &new) {
         return dropped::<F>(Reason::RewriteFailed);
     }
-    // SAFETY: from a map lookup.
-    frame.send(unsafe { (*interface).ifindex })
-}
-
-/// What is not ours goes on untouched, and is counted.
-#[inline(always)]
-pub fn passed<F: Frame>(reason: Reason) -> i32 {
-    report::count(reason);
-    F::PASS
-}
-
-#[inline(always)]
-pub fn dropped<F: Frame>(reason: Reason) -> i32 {
-    report::count(reason);
-    F::DROP
-}
-
-/// The interface a frame came in on: its place in INTERFACES.
-#[inline(always)]
-fn link_of(ifindex: u32) -> Option<u32> {
-    // SAFETY: from a map lookup.
-    maps::LINKS.get_ptr_mut(&ifindex).map(|number| unsafe { *number })
-}
-
-/// The record of the interface a frame came in on.
-#[inline(always)]
-pub fn interface_of(ifindex: u32) -> Option<*mut Interface> {
-    maps::INTERFACES.get_ptr_mut(link_of(ifindex)?)
+    frame.send(interface.ifindex())
 }

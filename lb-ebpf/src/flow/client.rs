@@ -1,77 +1,74 @@
 //! Segments of clients that have a flow.
 
 use lb_common::{
-    layout::{OPENING_ISN_CLIENT, UP},
+    flow::SlotAt,
+    layout::{OPENING_ISN_CLIENT, Slot, UP},
     seq::within,
-    slot::{CONNECTED, Ctl, FIN_CLIENT, KILLED, State},
+    slot::{CONNECTED, Ctl, KILLED, State},
     tcp::{CONTROL, SYN, Side, Step, step},
     verdict::Reason,
 };
 
-use super::{Outcome, SWAPS, at, backend_of, change, close, forget, is_closed, word};
-use crate::{atomic, clock, maps, report, slots, trace};
+use super::{
+    SWAPS,
+    end::{Ended, close, ends},
+};
+use crate::{
+    clock, index,
+    outcome::Outcome,
+    records::{self, Held},
+    report, trace,
+};
 
 /// A segment of a client with a flow, off the fast path.
+#[inline(always)]
+pub fn from_client(at: SlotAt, flags: u8, sequence: u32) -> Outcome {
+    Outcome(from_client_global(at.0, flags as u32, sequence))
+}
+
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn from_client(place: u32, flags: u32, sequence: u32) -> u64 {
-    let Some(record) = at(place) else { return Outcome::at(Outcome::DROP, 0) };
-    // SAFETY: from a map lookup.
-    unsafe {
-        if flags as u8 & CONTROL == SYN && trace::is_asked((*record).key, sequence) {
-            return trace::known(place, word(record));
-        }
+extern "C" fn from_client_global(at: u32, flags: u32, sequence: u32) -> u64 {
+    let (at, flags) = (SlotAt(at), flags as u8);
+    let Some(slot) = records::slot(at) else { return Outcome::drop(Reason::LostRace).0 };
+    if flags & CONTROL == SYN && trace::is_asked(slot.key(), sequence) {
+        return trace::known(at, slot.ctl()).0;
     }
     for _ in 0..SWAPS {
-        // SAFETY: from a map lookup.
-        unsafe {
-            let ctl = word(record);
-            if ctl.state() == State::Suspect {
-                change(record, ctl, ctl.cleared());
-                continue;
+        let ctl = slot.ctl();
+        if ctl.state() == State::Suspect {
+            slot.swap(ctl, ctl.cleared());
+            continue;
+        }
+        match step(ctl.state(), Side::Client, flags) {
+            Step::Syn => return from_client_syn_global(at.0, ctl.0, sequence),
+            Step::Forward if ctl.state() == State::Closed && ctl.flags() & KILLED != 0 => {
+                return Outcome::reset(Reason::AfterClose).0;
             }
-            match step(ctl.state(), Side::Client, flags as u8) {
-                Step::Syn => return from_client_syn(place, ctl.0, sequence),
-                Step::Forward if ctl.state() == State::Closed && ctl.flags() & KILLED != 0 => {
-                    report::count(Reason::AfterClose);
-                    return Outcome::at(Outcome::RESET, place);
-                }
-                Step::Closing(state) => {
-                    if !change(record, ctl, ctl.with_state(state).with_flags(FIN_CLIENT)) {
-                        continue;
-                    }
-                }
-                Step::Close => {
-                    if close(place, ctl.with_flags(FIN_CLIENT).0, Reason::Closed as u32) == 0 {
-                        continue;
-                    }
-                }
-                Step::Reset => client_reset(place, ctl.0, sequence),
-                Step::GivenUp => return Outcome::at(Outcome::DROP, 0),
-                Step::Unknown => {
-                    report::count(Reason::UnknownFlow);
-                    return Outcome::at(Outcome::RESET, 0);
-                }
-                _ => {}
-            }
+            Step::GivenUp => return Outcome::drop(Reason::HalfOpenJunk).0,
+            step => match ends(at, slot, ctl, (Side::Client, step), || reset(at, slot, ctl, sequence)) {
+                Ended::Forward => {}
+                Ended::Again => continue,
+                Ended::Unknown(outcome) => return outcome.0,
+            },
         }
         break;
     }
-    Outcome::at(Outcome::FORWARD, place)
+    Outcome::forward(at).0
 }
 
-/// A RST of the client ends the flow if the backend can be expecting its sequence number (RFC 5961 section 3).
+/// A RST of the client ends the flow if the backend can be expecting its sequence number (RFC 5961 section
+/// 3).
 #[inline(always)]
-unsafe fn client_reset(place: u32, ctl: u64, sequence: u32) {
-    let Some(record) = at(place) else { return };
-    // SAFETY: from a map lookup.
-    let (expected, end) = unsafe { ((*record).ack_backend, (*record).end_client as u32) };
-    if Ctl(ctl).state() == State::HalfOpen {
+fn reset(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32) {
+    let (expected, end) = (slot.ack_backend(), slot.end_client() as u32);
+    // A flow that another CPU has ended meanwhile is over all the same.
+    if ctl.state() == State::HalfOpen {
         if sequence == end {
-            close(place, ctl, Reason::ClientAborted as u32);
+            close(at, ctl, Reason::ClientAborted);
         }
     } else if within(expected, sequence, end) {
-        close(place, ctl, Reason::ClientReset as u32);
+        close(at, ctl, Reason::ClientReset);
     } else {
         report::count(Reason::RstOutOfWindow);
     }
@@ -80,71 +77,56 @@ unsafe fn client_reset(place: u32, ctl: u64, sequence: u32) {
 /// A SYN of a client that has a flow: sent again, or the first of a new connection from the same port.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn from_client_syn(place: u32, ctl: u64, sequence: u32) -> u64 {
-    let (Some(record), Some(opening)) = (at(place), slots::opening(place)) else {
-        return Outcome::at(Outcome::DROP, 0);
+extern "C" fn from_client_syn_global(at: u32, ctl: u64, sequence: u32) -> u64 {
+    let (at, ctl) = (SlotAt(at), Ctl(ctl));
+    let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else {
+        return Outcome::drop(Reason::LostRace).0;
     };
-    let ctl = Ctl(ctl);
-    // SAFETY: from map lookups.
-    let (key, end, backend, initial) = unsafe {
-        ((*record).key, (*record).end_client as u32, (*record).backend, (*opening).words[OPENING_ISN_CLIENT])
-    };
+    let (key, end, backend) = (slot.key(), slot.end_client() as u32, slot.backend());
+    let initial = opening.word(OPENING_ISN_CLIENT);
     match ctl.state() {
-        State::HalfOpen if sequence.wrapping_add(1) == end => return retransmitted(place, ctl.0),
-        State::HalfOpen if close(place, ctl.0, Reason::ClientAborted as u32) == 0 => {
-            return Outcome::at(Outcome::DROP, 0);
-        }
+        State::HalfOpen if sequence.wrapping_add(1) == end => return retransmitted(at, ctl).0,
+        State::HalfOpen if !close(at, ctl, Reason::ClientAborted) => return Outcome::drop(Reason::LostRace).0,
         _ if ctl.flags() & CONNECTED != 0 && sequence == initial && ctl.flags() & KILLED == 0 => {
-            return Outcome::at(Outcome::FORWARD, place);
+            return Outcome::forward(at).0;
         }
         State::HalfOpen | State::Closed => {}
-        // Its backend answers with a challenge ACK (RFC 5961 section 4) and the client, if it has forgotten the
-        // connection, with a RST. Only from a backend that is out no answer can be expected.
-        _ if is_up(backend as u32) != 0 => return Outcome::at(Outcome::FORWARD, place),
-        // Whoever else ended it in this moment: the client sends again.
-        _ if close(place, ctl.0, Reason::Replaced as u32) == 0 => return Outcome::at(Outcome::DROP, 0),
+        // Its backend answers with a challenge ACK (RFC 5961 section 4), and the client, if it has forgotten
+        // the connection, with a RST. Only a backend that is out cannot be expected to answer.
+        _ if is_up_global(backend as u32) != 0 => return Outcome::forward(at).0,
+        // Another CPU or the controller ended it in this moment: the client sends again.
+        _ if !close(at, ctl, Reason::Replaced) => return Outcome::drop(Reason::LostRace).0,
         _ => {}
     }
-    forget(key, place, ctl);
-    Outcome::at(Outcome::OPEN, 0)
+    index::forget(key, at, ctl);
+    Outcome::open().0
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn is_up(backend: u32) -> u32 {
-    match backend_of(backend as u16) {
-        // SAFETY: from a map lookup.
-        Some(record) => unsafe { (atomic::load(&raw const (*record).admission) == UP) as u32 },
-        None => 0,
-    }
+extern "C" fn is_up_global(backend: u32) -> u32 {
+    records::backend(backend).is_some_and(|backend| backend.admission() == UP) as u32
 }
 
-/// The client's SYN again: to the same backend, until connect_timeout is over or that backend gets no new connections any
-/// more (drained, in maintenance, removed); then to the next one.
+/// The client's SYN again: to the same backend, until connect_timeout is over or that backend gets no more
+/// new connections (drained, in maintenance, removed). Then it goes to the next one.
 #[inline(always)]
-fn retransmitted(place: u32, ctl: u64) -> u64 {
-    let (Some(record), Some(opening)) = (at(place), slots::opening(place)) else {
-        return Outcome::at(Outcome::DROP, 0);
+fn retransmitted(at: SlotAt, ctl: Ctl) -> Outcome {
+    let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else {
+        return Outcome::drop(Reason::LostRace);
     };
-    let ctl = Ctl(ctl);
-    // SAFETY: from map lookups.
-    unsafe {
-        let Some(backend) = backend_of((*record).backend) else { return Outcome::at(Outcome::DROP, 0) };
-        let Some(service) = maps::SERVICES.get_ptr_mut((*backend).service as u32) else {
-            return Outcome::at(Outcome::DROP, 0);
-        };
-        let waited = clock::microseconds().wrapping_sub((*opening).connect_us) as u64 * 1000;
-        let reason = if waited >= (*service).connect_timeout {
-            Reason::ConnectTimeout
-        } else if is_closed(backend) {
-            Reason::MovedOn
-        } else {
-            return Outcome::at(Outcome::FORWARD, place);
-        };
-        let given_up = ctl.with_state(State::Abandoned);
-        if !change(record, ctl, given_up) {
-            return Outcome::at(Outcome::DROP, 0);
-        }
-        Outcome::move_on(reason, place)
+    let Some(backend) = records::backend(slot.backend() as u32) else { return Outcome::drop(Reason::Damaged) };
+    let Some(service) = records::service(backend.service() as u32) else { return Outcome::drop(Reason::Damaged) };
+    let waited = clock::microseconds().wrapping_sub(opening.connect_us()) as u64 * 1000;
+    let reason = if waited >= service.connect_timeout() {
+        Reason::ConnectTimeout
+    } else if backend.is_closed() {
+        Reason::MovedOn
+    } else {
+        return Outcome::forward(at);
+    };
+    if !slot.swap(ctl, ctl.with_state(State::Abandoned)) {
+        return Outcome::drop(Reason::LostRace);
     }
+    Outcome::move_on(reason, at)
 }

@@ -2,73 +2,95 @@
 
 use lb_common::{
     event::ENDED,
+    flow::SlotAt,
     layout::{LOG, Slot},
-    slot::{CONNECTED, Ctl, IN_RING},
+    slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT, IN_RING},
+    tcp::{Side, Step},
     verdict::Reason,
 };
 
-use super::{at, backend_of, change, uncount, word};
-use crate::{atomic, maps, report, slots};
+use crate::{
+    access,
+    outcome::Outcome,
+    records::{self, Held},
+    report, slots,
+};
 
-/// Ends a flow, if its word still is `ctl` (but for flags that are to be set with the end). 1 for who ended it.
+/// What came of a step towards the end of a flow.
+pub enum Ended {
+    /// It is done, or there was nothing to do: the segment is forwarded.
+    Forward,
+    /// Another CPU has changed the flow: look again.
+    Again,
+    /// The slot holds no flow.
+    Unknown(Outcome),
+}
+
+/// The steps that both sides have in common: a FIN of one side, the second FIN, a RST (`reset` looks at its
+/// number), a segment of no flow.
+#[inline(always)]
+pub fn ends(at: SlotAt, slot: Held<Slot>, ctl: Ctl, (side, step): (Side, Step), reset: impl FnOnce()) -> Ended {
+    let fin = if matches!(side, Side::Client) { FIN_CLIENT } else { FIN_BACKEND };
+    let done = match step {
+        Step::Closing(state) => slot.swap(ctl, ctl.with_state(state).with_flags(fin)),
+        Step::Close => close(at, ctl.with_flags(fin), Reason::Closed),
+        Step::Reset => {
+            reset();
+            true
+        }
+        Step::Unknown => return Ended::Unknown(Outcome::reset(Reason::UnknownFlow)),
+        _ => true,
+    };
+    if done { Ended::Forward } else { Ended::Again }
+}
+
+/// Ends a flow, if its word still is `ctl` (but for flags that are to be set with the end). True for the one
+/// who has ended it.
+#[inline(always)]
+pub fn close(at: SlotAt, ctl: Ctl, reason: Reason) -> bool {
+    close_global(at.0, ctl.0, reason as u32) != 0
+}
+
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn close(place: u32, ctl: u64, reason: u32) -> u32 {
-    let Some(record) = at(place) else { return 0 };
-    // SAFETY: from a map lookup.
-    unsafe {
-        let now = word(record);
-        // Flags are only ever added: those that the caller knows, and what was added meanwhile. Only IN_RING is taken away.
-        let ended = now.with_flags(Ctl(ctl).without_flags(IN_RING).flags()).closed(reason as u8);
-        let same = now.state() == Ctl(ctl).state() && now.generation() == Ctl(ctl).generation();
-        if !same || !change(record, now, ended) {
-            return 0;
-        }
-        finish(place, ended.0)
+extern "C" fn close_global(at: u32, ctl: u64, reason: u32) -> u32 {
+    let Some(slot) = records::slot(SlotAt(at)) else { return 0 };
+    let now = slot.ctl();
+    // Flags are only ever added: those that the caller knows, and those that were added meanwhile. Only
+    // IN_RING is taken away.
+    let ended = now.with_flags(Ctl(ctl).without_flags(IN_RING).flags()).closed(reason as u8);
+    let same = now.state() == Ctl(ctl).state() && now.generation() == Ctl(ctl).generation();
+    if !same || !slot.swap(now, ended) {
+        return 0;
     }
+    finish(SlotAt(at), ended);
+    1
 }
 
 /// The consequences of an end: the backend's counts, the event, the port.
 #[inline(always)]
-fn finish(place: u32, ctl: u64) -> u32 {
-    let (Some(record), Some(opening)) = (at(place), slots::opening(place)) else { return 1 };
-    let ctl = Ctl(ctl);
-    // SAFETY: from map lookups.
-    unsafe {
-        if let Some(backend) = backend_of((*record).backend) {
-            let (bytes_in, bytes_out) = report::bytes(record, opening, ctl);
-            atomic::add(&raw mut (*backend).active, u32::MAX);
-            uncount(ctl, (*backend).service, (*record).key);
-            atomic::add(&raw mut (*backend).bytes_in, bytes_in);
-            atomic::add(&raw mut (*backend).bytes_out, bytes_out);
-            if ctl.flags() & CONNECTED != 0 && ctl.reason() != Reason::Closed as u8 {
-                atomic::add(&raw mut (*backend).resets, 1);
-            }
-            tell_end(place, record, ctl, (*backend).service);
+fn finish(at: SlotAt, ctl: Ctl) {
+    let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else { return };
+    if let Some(backend) = records::backend(slot.backend() as u32) {
+        let (bytes_in, bytes_out) = report::bytes(slot, opening, ctl);
+        backend.one_less();
+        access::uncount_flow(ctl, backend.service(), slot.key());
+        backend.add_bytes_in(bytes_in);
+        backend.add_bytes_out(bytes_out);
+        if ctl.flags() & CONNECTED != 0 && ctl.reason() != Reason::Closed as u8 {
+            backend.add_resets(1);
         }
+        tell(at, slot, ctl, backend.service());
     }
-    count_number(ctl.reason() as u32);
+    report::count_number(ctl.reason() as u32);
     if ctl.flags() & IN_RING == 0 {
-        slots::release(place >> 16, place & 0xffff);
-    }
-    1
-}
-
-#[inline(always)]
-unsafe fn tell_end(place: u32, record: *mut Slot, ctl: Ctl, service: u16) {
-    let Some(table) = maps::SERVICES.get_ptr_mut(service as u32) else { return };
-    // SAFETY: from map lookups.
-    unsafe {
-        if (*table).flags & LOG != 0 {
-            report::flow(ENDED, ctl.reason(), place, record, ctl, service);
-        }
+        slots::release(at);
     }
 }
 
 #[inline(always)]
-pub(super) fn count_number(reason: u32) {
-    if let Some(counter) = maps::COUNTERS.get_ptr_mut(reason) {
-        // SAFETY: this CPU's own element.
-        unsafe { *counter += 1 };
+fn tell(at: SlotAt, slot: Held<Slot>, ctl: Ctl, service: u16) {
+    if records::service(service as u32).is_some_and(|service| service.flags() & LOG != 0) {
+        report::flow(ENDED, ctl.reason(), at, slot, ctl, service);
     }
 }

@@ -1,128 +1,165 @@
 //! A new connection: a SYN of a client that has no flow.
 
 use lb_common::{
-    flow::{Key, SlotAt, Tried},
-    hash::{Entry, mix, tag},
+    flow::{Attempt, Chosen, Key, SlotAt, Tried},
+    hash,
     layout::ACTIVE,
     slot::{Ctl, State},
     verdict::Reason,
 };
 
-use super::{Outcome, at, attempt, backend_of, change, client_hash, publish, uncount};
-use crate::{access, atomic, clock, index, index::Inserted, maps, report, select, select::Turned, slots, trace};
+use super::half_open;
+use crate::{
+    access, clock,
+    index::{self, Hashed, Inserted},
+    outcome::Outcome,
+    records, report,
+    select::{self, Choice},
+    slots, trace,
+};
 
 /// A SYN of a client that has no flow.
+#[inline(always)]
+pub fn open(key: Key, initial: u32) -> Outcome {
+    Outcome(open_global(key.0, initial))
+}
+
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn open(key: u64, initial: u32) -> u64 {
+extern "C" fn open_global(key: u64, initial: u32) -> u64 {
     let key = Key(key);
     if trace::is_asked(key, initial) {
-        return trace::explain(key.0);
+        return trace::explain(key).0;
     }
-    let Some(listener) = maps::LISTENERS.get_ptr_mut(key.listener() as u32) else {
-        return Outcome::at(Outcome::DROP, 0);
-    };
-    // SAFETY: from a map lookup.
-    let (service, state) = unsafe { ((*listener).service, atomic::load(&raw const (*listener).state)) };
+    let Some(listener) = records::listener(key.listener() as u32) else { return Outcome::impossible().0 };
+    let (service, state) = (listener.service(), listener.state());
     if access::is_denied(service as u32, key.address_word()) {
-        return turned_away(key, service, Reason::Denied);
+        return turned_away(key, service, Reason::Denied).0;
     }
     let counted = access::count_client(service as u32, key.address_word());
     if counted == access::OVER {
-        return turned_away(key, service, Reason::ClientLimit);
+        return turned_away(key, service, Reason::ClientLimit).0;
     }
-    let choice =
-        if state == ACTIVE { select::backend(service as u32, 0, client_hash(key)) } else { Err(Turned::NoBackend) };
-    match choice {
-        Ok(choice) => fill(key.0, initial, choice.place, choice.chosen | counted << 8, service as u32),
-        Err(turned) => {
-            if counted != 0 {
-                access::uncount_client(service as u32, key.address_word());
-            }
-            turned_away(key, service, turned.reason())
-        }
+    let choice = if state == ACTIVE {
+        select::backend(service as u32, Tried::default(), hash::client(key))
+    } else {
+        Choice::NO_BACKEND
+    };
+    let Some(reason) = choice.refusal() else {
+        return fill_global(
+            key.0,
+            initial,
+            choice.at().0,
+            Start::new(choice.chosen(), counted as u8).0,
+            service as u32,
+        );
+    };
+    if counted != 0 {
+        access::uncount_client(service as u32, key.address_word());
     }
+    turned_away(key, service, reason).0
 }
 
 #[inline(always)]
-fn turned_away(key: Key, service: u16, reason: Reason) -> u64 {
+fn turned_away(key: Key, service: u16, reason: Reason) -> Outcome {
     report::turned_away(key, service, reason);
-    Outcome::at(Outcome::RESET, 0)
+    Outcome::reset(reason)
 }
 
-/// Fills a claimed slot and enters it in the index and in the ring of half-open flows. `chosen` is that of
-/// [`select::Choice`] and, from bit 8 on, flags for the slot's word.
+/// What a flow starts with, as one number so that a global function can take it: its backend, and flags for
+/// its slot's word from bit 8 on.
+#[derive(Clone, Copy)]
+struct Start(u32);
+
+impl Start {
+    #[inline(always)]
+    const fn new(chosen: Chosen, flags: u8) -> Start {
+        Start(chosen.0 as u32 | (flags as u32) << 8)
+    }
+
+    #[inline(always)]
+    const fn chosen(self) -> Chosen {
+        Chosen(self.0 as u8)
+    }
+
+    #[inline(always)]
+    const fn flags(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+}
+
+/// Fills a claimed slot and enters it in the index and in the ring of half-open flows. `start` is a
+/// [`Start`].
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn fill(key: u64, initial: u32, place: u32, chosen: u32, service: u32) -> u64 {
-    let (Some(record), Some(opening)) = (at(place), slots::opening(place)) else {
-        return Outcome::at(Outcome::DROP, 0);
+extern "C" fn fill_global(key: u64, initial: u32, at: u32, start: u32, service: u32) -> u64 {
+    let (key, at, start) = (Key(key), SlotAt(at), Start(start));
+    let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else {
+        return Outcome::drop(Reason::LostRace).0;
     };
-    let position = chosen & 63;
-    let tried = Tried::default().with(position);
+    let position = start.chosen().position();
+    let Some(backend) = select::backend_at(service, position) else { return Outcome::impossible().0 };
     let now = clock::exact();
-    // SAFETY: from a map lookup, and ours alone while its word says Claiming.
-    let ctl = unsafe {
-        (*record).key = Key(key);
-        (*record).end_client = initial.wrapping_add(1) as u64;
-        (*record).end_backend = 0;
-        ((*record).ack_client, (*record).ack_backend) = tried.halves();
-        (*record).last_seen = now.ticks();
-        (*record).backend = select::backend_at(service, position) as u16;
-        (*record).tries = 1;
-        (*record).attempt = attempt(chosen);
-        (*record).started = now;
-        (*opening).client6 = [0; 16];
-        (*opening).options_len = 0;
-        (*opening).connect_us = (now.0 / 1000) as u32;
-        publish(record, (chosen >> 8) as u8)
-    };
-    let hash = mix(maps::seed(), key);
-    let entry = Entry::new(tag(hash), SlotAt(place), ctl.generation());
-    match index::insert(Key(key), hash, entry) {
+    // Ours alone while its word says Claiming.
+    slot.set_key(key);
+    slot.set_end_client(initial.wrapping_add(1) as u64);
+    slot.set_end_backend(0);
+    slot.set_tried(Tried::default().with(position));
+    slot.set_last_seen(now.ticks());
+    slot.set_backend(backend as u16);
+    slot.set_tries(1);
+    slot.set_attempt(Attempt::new(start.chosen().how()));
+    slot.set_started(now);
+    opening.set_client6([0; 16]);
+    opening.set_options_len(0);
+    opening.set_connect_us((now.0 / 1000) as u32);
+    let ctl = slot.publish(start.flags());
+    let hashed = Hashed::new(key);
+    match index::insert(hashed, hashed.entry(at, ctl.generation())) {
         Inserted::Won => {
-            slots::enter_half_open(service, place, ctl.generation());
-            Outcome::at(Outcome::OPENED, place)
+            half_open::enter(service, at, ctl.generation());
+            Outcome::opened(at).0
         }
         Inserted::Lost => {
-            unfill(place, ctl.0);
-            again(key, hash)
+            unfill(at, ctl);
+            again_global(key.0)
         }
         Inserted::Full => {
-            unfill(place, ctl.0);
-            turned_away(Key(key), service as u16, Reason::IndexFull)
+            unfill(at, ctl);
+            turned_away(key, service as u16, Reason::IndexFull).0
         }
     }
 }
 
 /// Gives back a slot that never became a flow, unless a segment of the backend has ended it meanwhile.
+#[inline(always)]
+pub fn unfill(at: SlotAt, ctl: Ctl) {
+    unfill_global(at.0, ctl.0);
+}
+
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub(super) extern "C" fn unfill(place: u32, ctl: u64) -> u32 {
-    let Some(record) = at(place) else { return 0 };
-    // SAFETY: from map lookups.
-    unsafe {
-        let (number, key) = ((*record).backend, (*record).key);
-        let ctl = Ctl(ctl);
-        if !change(record, ctl, Ctl::new(ctl.generation(), State::Free)) {
-            return 0;
-        }
-        if let Some(backend) = backend_of(number) {
-            atomic::add(&raw mut (*backend).active, u32::MAX);
-            atomic::add(&raw mut (*backend).opened, u64::MAX);
-            uncount(ctl, (*backend).service, key);
-        }
+extern "C" fn unfill_global(at: u32, ctl: u64) -> u32 {
+    let (at, ctl) = (SlotAt(at), Ctl(ctl));
+    let Some(slot) = records::slot(at) else { return 0 };
+    let (number, key) = (slot.backend(), slot.key());
+    if !slot.swap(ctl, Ctl::new(ctl.generation(), State::Free)) {
+        return 0;
     }
-    slots::release(place >> 16, place & 0xffff);
+    if let Some(backend) = records::backend(number as u32) {
+        backend.count_out();
+        access::uncount_flow(ctl, backend.service(), key);
+    }
+    slots::release(at);
     0
 }
 
-/// Another CPU was first with the same SYN: this one is a repetition of it.
+/// Another CPU was first with the same SYN: this one repeats it.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn again(key: u64, hash: u64) -> u64 {
-    match index::find(Key(key), hash) {
-        Some(found) => Outcome::at(Outcome::FORWARD, found.pool << 16 | found.slot),
-        None => Outcome::at(Outcome::DROP, 0),
+extern "C" fn again_global(key: u64) -> u64 {
+    match index::find(Hashed::new(Key(key))) {
+        Some(found) => Outcome::forward(found.at).0,
+        None => Outcome::drop(Reason::LostRace).0,
     }
 }

@@ -1,0 +1,777 @@
+//! The records of the tables, as handles.
+//!
+//! A [`Held`] is made by a map look-up of this file and by nothing else, so whoever has one may read
+//! and write the record without `unsafe`: the map value is whole, aligned, and stays as long as the
+//! program runs (arrays are never freed under it; an inner map that is taken out of its outer one lives
+//! until the programs that have looked it up are done). What a record *means* may change in that time:
+//! a slot changes hands. That is what its word is for, see `lb_common::slot`.
+//!
+//! Two ways to a field. `shared` ones are words that other CPUs or the controller change while they are
+//! read: read and written exactly once. `plain` ones are written before the record is found, or by its
+//! one owner, or can be a little old without harm; the compiler may read them as it likes.
+
+use core::arch::asm;
+
+use lb_common::{
+    address::Family,
+    flow::{Attempt, HalfOpenCell, Key, SlotAt, Tried},
+    hash::{Entry, PROBES, listener_start, pool_start, probe},
+    layout::{
+        Backend, ClientLine, DELETED, EMPTY, EXTENT_BITS, FreeLine, HEARD_STEP, Hop, Interface, LISTENER_BITS, Lease,
+        Listener, NONE, Opening, POOL_BITS, Pool, Ring, SYN_OPTIONS, Service, Slot, SlowStart, Trace,
+    },
+    slot::{Ctl, State},
+    time::{Instant, Ticks},
+};
+
+use crate::{
+    atomic,
+    maps::{self, Bucket, RstTokens},
+};
+
+/// A record that a map look-up has found.
+pub struct Held<T>(*mut T);
+
+impl<T> Clone for Held<T> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Held<T> {}
+
+/// A number of a table, cut to `MASK`, a power of two less one. LLVM knows where the mask is
+/// superfluous and deletes it; the verifier does not know, and refuses the access behind it.
+#[inline(always)]
+pub fn masked<const MASK: i32>(number: u32) -> u32 {
+    let mut number = number;
+    // SAFETY: touches one register.
+    unsafe { asm!("{0} &= {1}", inout(reg) number, const MASK) };
+    number
+}
+
+/// The highest bit of a number: 1 or 0. Written as Rust, LLVM would turn arithmetic about it into a
+/// comparison again, and BPF has none without a jump.
+#[inline(always)]
+pub fn highest_bit(number: u64) -> u64 {
+    let mut number = number;
+    // SAFETY: touches one register.
+    unsafe { asm!("{0} >>= 63", inout(reg) number) };
+    number
+}
+
+// ---- look-ups ----
+
+/// The listener at an address and port, and its row.
+#[inline(always)]
+pub fn listener_at<V: Family>(address: V::Address, port: u16) -> Option<(u32, Held<Listener>)> {
+    for row in probe(listener_start(V::word(address), port, LISTENER_BITS), LISTENER_BITS, PROBES) {
+        let listener = listener(row)?;
+        match listener.plain_state() {
+            EMPTY => return None,
+            DELETED => continue,
+            _ => {}
+        }
+        if listener.port() == port && listener.address::<V>() == address && listener.family() == V::NUMBER {
+            return Some((row, listener));
+        }
+    }
+    None
+}
+
+/// The pool of a backend's address and port and a SNAT address, and its row.
+#[inline(always)]
+pub fn pool_of<V: Family>(backend: V::Address, port: u16, snat: V::Address) -> Option<(u32, Held<Pool>)> {
+    for row in probe(pool_start(V::word(backend), port, V::word(snat), POOL_BITS), POOL_BITS, PROBES) {
+        let pool = pool(row)?;
+        match pool.state() {
+            EMPTY => return None,
+            DELETED => continue,
+            _ => {}
+        }
+        if pool.backend_port() == port
+            && pool.backend::<V>() == backend
+            && pool.snat::<V>() == snat
+            && pool.family() == V::NUMBER
+        {
+            return Some((row, pool));
+        }
+    }
+    None
+}
+
+/// The listener in a row.
+#[inline(always)]
+pub fn listener(row: u32) -> Option<Held<Listener>> {
+    maps::LISTENERS.get_ptr_mut(row).map(Held)
+}
+
+/// The pool in a row.
+#[inline(always)]
+pub fn pool(row: u32) -> Option<Held<Pool>> {
+    maps::POOLS.get_ptr_mut(row).map(Held)
+}
+
+/// A slot. Nobody has checked whether its pool has that many: the slots behind the last one are
+/// `Free` and in no ring.
+#[inline(always)]
+pub fn slot(at: SlotAt) -> Option<Held<Slot>> {
+    maps::SLOTS.get_value_ptr_mut(at.0 >> EXTENT_BITS, &(at.0 & (1 << EXTENT_BITS) - 1)).map(Held)
+}
+
+/// The rest of the flow in a slot.
+#[inline(always)]
+pub fn opening(at: SlotAt) -> Option<Held<Opening>> {
+    maps::OPENINGS.get_value_ptr_mut(at.0 >> EXTENT_BITS, &(at.0 & (1 << EXTENT_BITS) - 1)).map(Held)
+}
+
+/// The ring of free slots of a pool.
+#[inline(always)]
+pub fn ring(pool: u32) -> Option<Held<Ring>> {
+    maps::RINGS.get_ptr_mut(pool).map(Held)
+}
+
+/// A backend.
+#[inline(always)]
+pub fn backend(number: u32) -> Option<Held<Backend>> {
+    maps::BACKENDS.get_ptr_mut(number).map(Held)
+}
+
+/// The slow start of a backend.
+#[inline(always)]
+pub fn slow_start(backend: u32) -> Option<Held<SlowStart>> {
+    maps::SLOW_STARTS.get_ptr_mut(backend).map(Held)
+}
+
+/// A service.
+#[inline(always)]
+pub fn service(number: u32) -> Option<Held<Service>> {
+    maps::SERVICES.get_ptr_mut(number).map(Held)
+}
+
+/// An interface, by its number among ours.
+#[inline(always)]
+pub fn interface(link: u32) -> Option<Held<Interface>> {
+    maps::INTERFACES.get_ptr_mut(link).map(Held)
+}
+
+/// Which of our interfaces the kernel calls `ifindex`.
+#[inline(always)]
+pub fn link_of(ifindex: u32) -> Option<u32> {
+    // SAFETY: from the look-up; an aligned word.
+    maps::LINKS.get_ptr_mut(&ifindex).map(|link| unsafe { *link })
+}
+
+/// The lease in a row.
+#[inline(always)]
+pub fn lease(row: u32) -> Option<Held<Lease>> {
+    maps::LEASES.get_ptr_mut(row).map(Held)
+}
+
+/// The one question and answer.
+#[inline(always)]
+pub fn trace() -> Option<Held<Trace>> {
+    maps::TRACE.get_ptr_mut(0).map(Held)
+}
+
+/// A bucket of the flow index.
+#[inline(always)]
+pub fn bucket(number: u32) -> Option<Held<Bucket>> {
+    maps::INDEX.get_ptr_mut(number).map(Held)
+}
+
+/// A bucket of a service's table of clients.
+#[inline(always)]
+pub fn client_bucket(service: u32, bucket: u32) -> Option<Held<ClientLine>> {
+    maps::CLIENTS.get_value_ptr_mut(service, &bucket).map(Held)
+}
+
+/// A line of a pool's ring of free slots.
+#[inline(always)]
+pub fn free_line(pool: u32, line: u32) -> Option<Held<FreeLine>> {
+    maps::FREE.get_value_ptr_mut(pool, &line).map(Held)
+}
+
+/// Which backend stands at a point of a service's Maglev table: its position in the list; `u32::MAX` if
+/// there is no table.
+#[inline(always)]
+pub fn maglev(service: u32, point: u32) -> u32 {
+    let Some(line) = maps::MAGLEV.get_value_ptr_mut(service, &(point >> 2)) else { return u32::MAX };
+    // SAFETY: from the look-up; 0 to 3 lies in the line of four.
+    unsafe { *line.cast::<u16>().add(masked::<3>(point) as usize) as u32 }
+}
+
+/// Puts a flow into a cell of a service's ring of half-open flows; what it held before.
+#[inline(always)]
+pub fn swap_half_open(service: u32, cell: u32, new: HalfOpenCell) -> Option<HalfOpenCell> {
+    let word = maps::HALF_OPEN.get_value_ptr_mut(service, &cell)?;
+    // SAFETY: from the look-up; an aligned word.
+    Some(HalfOpenCell(unsafe { atomic::swap(word, new.0) }))
+}
+
+/// Counts a connect time of a backend in its bucket.
+#[inline(always)]
+pub fn count_connect_time(backend: u32, bucket: u32) {
+    if let Some(times) = maps::CONNECT_TIMES.get_ptr_mut(backend) {
+        // SAFETY: from the look-up; 0 to 63 lies in the record of 64.
+        unsafe { atomic::add(times.cast::<u32>().add(masked::<63>(bucket) as usize), 1) };
+    }
+}
+
+/// Adds one to the counter with the number of a reason, on this CPU.
+#[inline(always)]
+pub fn count(reason: u32) {
+    if let Some(counter) = maps::COUNTERS.get_ptr_mut(reason) {
+        // SAFETY: from the look-up; this CPU's own element, and a program is not interrupted by itself.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// This CPU's tokens for RSTs.
+#[inline(always)]
+pub fn rst_tokens() -> Option<Held<RstTokens>> {
+    maps::RST_TOKENS.get_ptr_mut(0).map(Held)
+}
+
+// ---- fields ----
+
+/// Reads and writes as the compiler likes.
+mod plain {
+    #[inline(always)]
+    pub unsafe fn read<T: Copy>(field: *const T) -> T {
+        // SAFETY: the caller's field is of a held record.
+        unsafe { *field }
+    }
+
+    #[inline(always)]
+    pub unsafe fn write<T: Copy>(field: *mut T, value: T) {
+        // SAFETY: the caller's field is of a held record.
+        unsafe { *field = value }
+    }
+}
+
+/// Reads and writes exactly once.
+mod shared {
+    pub use crate::atomic::{load as read, store as write};
+}
+
+/// Methods that read a field, write it, or add to it.
+macro_rules! fields {
+    ($record:ident: $($how:ident $field:ident $($name:ident)?: $type:ty $(, set $set:ident)? $(, add $add:ident)?;)*) => {
+        impl Held<$record> { $(
+            fields!(read $record $how $field $($name)?: $type);
+            $(
+                #[inline(always)]
+                pub fn $set(self, value: $type) {
+                    // SAFETY: the record is held: whole and aligned, and so is its field.
+                    unsafe { $how::write(&raw mut (*self.0).$field, value) }
+                }
+            )?
+            $(
+                #[inline(always)]
+                pub fn $add(self, value: $type) {
+                    // SAFETY: the record is held: whole and aligned, and so is its field.
+                    unsafe { atomic::add(&raw mut (*self.0).$field, value) }
+                }
+            )?
+        )* }
+    };
+    (read $record:ident count $field:ident: $type:ty) => {};
+    (read $record:ident write $field:ident: $type:ty) => {};
+    (read $record:ident $how:ident $field:ident: $type:ty) => {
+        fields!(read $record $how $field $field: $type);
+    };
+    (read $record:ident $how:ident $field:ident $name:ident: $type:ty) => {
+        #[inline(always)]
+        pub fn $name(self) -> $type {
+            // SAFETY: the record is held: whole and aligned, and so is its field.
+            unsafe { $how::read(&raw const (*self.0).$field) }
+        }
+    };
+}
+
+/// Of fields that are only written here.
+mod write {
+    pub use super::plain::write;
+}
+
+fields! { Listener:
+    plain service: u16;
+    plain family: u8;
+    plain state plain_state: u8;
+    shared state: u8;
+}
+
+impl Held<Listener> {
+    /// The port as it lies in a packet.
+    #[inline(always)]
+    pub fn port(self) -> u16 {
+        // SAFETY: the record is held; the two bytes lie on an even offset.
+        unsafe { *(&raw const (*self.0).port).cast() }
+    }
+
+    /// The address as it lies in a packet.
+    #[inline(always)]
+    pub fn address<V: Family>(self) -> V::Address {
+        // SAFETY: the record is held; sixteen bytes on a word boundary.
+        unsafe { address::<V>(&raw const (*self.0).address) }
+    }
+}
+
+/// The address of a family in the sixteen bytes of a record.
+#[inline(always)]
+unsafe fn address<V: Family>(mapped: *const [u8; 16]) -> V::Address {
+    const { assert!(V::IN_RECORD + size_of::<V::Address>() == 16) };
+    // SAFETY: the caller's sixteen bytes are on a word boundary, and the address ends with them.
+    unsafe { *mapped.cast::<u8>().add(V::IN_RECORD).cast() }
+}
+
+fields! { Pool:
+    plain first_port: u16;
+    plain ports: u16;
+    plain family: u8;
+    plain state: u8;
+    shared hop: Hop;
+    plain heard: Ticks, set set_heard;
+    plain sent: Ticks, set set_sent;
+}
+
+impl Held<Pool> {
+    /// The backend's address as it lies in a packet.
+    #[inline(always)]
+    pub fn backend<V: Family>(self) -> V::Address {
+        // SAFETY: the record is held; sixteen bytes on a word boundary.
+        unsafe { address::<V>(&raw const (*self.0).backend) }
+    }
+
+    /// The SNAT address as it lies in a packet.
+    #[inline(always)]
+    pub fn snat<V: Family>(self) -> V::Address {
+        // SAFETY: the record is held; sixteen bytes on a word boundary.
+        unsafe { address::<V>(&raw const (*self.0).snat) }
+    }
+
+    /// The backend's port as it lies in a packet.
+    #[inline(always)]
+    pub fn backend_port(self) -> u16 {
+        // SAFETY: the record is held; the two bytes lie on an even offset.
+        unsafe { *(&raw const (*self.0).port).cast() }
+    }
+
+    /// The SNAT port of a slot as it lies in a packet.
+    #[inline(always)]
+    pub fn snat_port(self, at: SlotAt) -> u16 {
+        self.first_port().wrapping_add(at.slot()).to_be()
+    }
+
+    /// Notes that the backend was heard. Every CPU reads this line for every packet, so it is written
+    /// once in [`HEARD_STEP`] only.
+    #[inline(always)]
+    pub fn note_heard(self, now: Ticks) {
+        if now.0.wrapping_sub(self.heard().0) >= HEARD_STEP {
+            self.set_heard(now);
+        }
+    }
+
+    /// Notes that a client's segment was sent on to the backend, as seldom.
+    #[inline(always)]
+    pub fn note_sent(self, now: Ticks) {
+        if now.0.wrapping_sub(self.sent().0) >= HEARD_STEP {
+            self.set_sent(now);
+        }
+    }
+}
+
+fields! { Interface:
+    plain ifindex: u32;
+    plain mac: [u8; 6];
+}
+
+impl Held<Interface> {
+    /// The MAC address as two words of memory, its first four bytes and its last two.
+    #[inline(always)]
+    pub fn mac_words(self) -> (u32, u16) {
+        // SAFETY: the record is held; six bytes on a word boundary.
+        unsafe {
+            let mac = &raw const (*self.0).mac;
+            (*mac.cast::<u32>(), *mac.cast::<u16>().add(2))
+        }
+    }
+}
+
+fields! { Slot:
+    shared ctl: Ctl;
+    shared key: Key;
+    write key: Key, set set_key;
+    plain end_client: u64, set set_end_client;
+    plain end_backend: u64, set set_end_backend;
+    plain ack_client: u32, set set_ack_client;
+    plain ack_backend: u32, set set_ack_backend;
+    shared hop: Hop, set set_hop;
+    plain last_seen: Ticks, set set_last_seen;
+    plain backend: u16, set set_backend;
+    plain tries: u8, set set_tries;
+    plain attempt: Attempt, set set_attempt;
+    plain started: Instant, set set_started;
+}
+
+impl Held<Slot> {
+    /// Changes the state: stores `new` if the word still is `old`. The winner carries out the
+    /// consequences, once.
+    #[inline(always)]
+    pub fn swap(self, old: Ctl, new: Ctl) -> bool {
+        // SAFETY: the record is held; the word is its first.
+        unsafe { atomic::compare_swap(self.0.cast::<u64>(), old.0, new.0) == old.0 }
+    }
+
+    /// Makes a slot that its caller has claimed and filled a half-open flow: nothing that was written
+    /// before this can be seen after it. Returns its word.
+    #[inline(always)]
+    pub fn publish(self, flags: u8) -> Ctl {
+        let ctl = Ctl::new(self.ctl().generation(), State::HalfOpen).with_flags(flags);
+        // SAFETY: the record is held; the word is its first.
+        unsafe { atomic::swap(self.0.cast::<u64>(), ctl.0) };
+        ctl
+    }
+
+    /// The backends that a half-open flow has tried.
+    #[inline(always)]
+    pub fn tried(self) -> Tried {
+        Tried::from_halves(self.ack_client(), self.ack_backend())
+    }
+
+    /// Writes which backends a half-open flow has tried.
+    #[inline(always)]
+    pub fn set_tried(self, tried: Tried) {
+        let (lower, upper) = tried.halves();
+        self.set_ack_client(lower);
+        self.set_ack_backend(upper);
+    }
+
+    /// Notes the time of a packet. Most come within the tick of the one before.
+    #[inline(always)]
+    pub fn touch(self, now: Ticks) {
+        if self.last_seen() != now {
+            self.set_last_seen(now);
+        }
+    }
+}
+
+const _: () = assert!(core::mem::offset_of!(Slot, ctl) == 0);
+
+fields! { Opening:
+    write client6: [u8; 16], set set_client6;
+    plain window: [u8; 2], set set_window;
+    plain tos: u8, set set_tos;
+    plain options_len: u8, set set_options_len;
+    plain connect_us: u32, set set_connect_us;
+    shared connect_us fetch: u32;
+}
+
+/// Words of [`Opening::words`].
+pub const OPENING_WORDS: usize = SYN_OPTIONS / 4;
+
+impl Held<Opening> {
+    /// One of the words.
+    #[inline(always)]
+    pub fn word(self, position: usize) -> u32 {
+        if position >= OPENING_WORDS {
+            return 0;
+        }
+        // SAFETY: the record is held; the position was checked.
+        unsafe { *(&raw const (*self.0).words).cast::<u32>().add(position) }
+    }
+
+    /// Writes one of the words.
+    #[inline(always)]
+    pub fn set_word(self, position: usize, value: u32) {
+        if position < OPENING_WORDS {
+            // SAFETY: the record is held; the position was checked.
+            unsafe { *(&raw mut (*self.0).words).cast::<u32>().add(position) = value }
+        }
+    }
+
+    /// Copies everything from another flow's.
+    #[inline(always)]
+    pub fn copy_from(self, other: Held<Opening>) {
+        // Word by word: LLVM would copy a struct through the stack.
+        for word in 0..size_of::<Opening>() / 8 {
+            // SAFETY: both records are held, and eight words long.
+            unsafe { *self.0.cast::<u64>().add(word) = *other.0.cast::<u64>().add(word) };
+        }
+    }
+}
+
+fields! { Backend:
+    shared active: u32, add add_active;
+    plain current: u32, set set_current;
+    plain weight: u32;
+    plain max_conns: u32;
+    shared admission: u32;
+    plain flags: u32;
+    shared retry_at: Instant, set set_retry_at;
+    plain retry_after: u64;
+    plain service: u16;
+    plain pool_count: u16;
+    count opened: u64, add add_opened;
+    count connected: u64, add add_connected;
+    count connect_failures: u64, add add_connect_failures;
+    count resets: u64, add add_resets;
+    count bytes_in: u64, add add_bytes_in;
+    count bytes_out: u64, add add_bytes_out;
+    count connect_us: u64, add add_connect_us;
+}
+
+impl Held<Backend> {
+    /// One of its pools. `which` is cut to the length of the list.
+    #[inline(always)]
+    pub fn pool(self, which: u32) -> u32 {
+        // SAFETY: the record is held; 0 to 7 lies in the list of eight.
+        unsafe { *(&raw const (*self.0).pools).cast::<u16>().add(masked::<7>(which) as usize) as u32 }
+    }
+
+    /// The first of its pools.
+    #[inline(always)]
+    pub fn first_pool(self) -> u32 {
+        // SAFETY: the record is held.
+        unsafe { (*self.0).pools[0] as u32 }
+    }
+
+    /// Whether it gets no new connections, by an operator's will.
+    #[inline(always)]
+    pub fn is_closed(self) -> bool {
+        self.admission() == NONE
+    }
+
+    /// Changes what it may be given, if that still is `old`.
+    #[inline(always)]
+    pub fn swap_admission(self, old: u32, new: u32) -> bool {
+        // SAFETY: the record is held: whole and aligned, and so is its field.
+        unsafe { atomic::compare_swap(&raw mut (*self.0).admission, old, new) == old }
+    }
+
+    /// Moves the time of its next trial, if that still is `old`. The winner has the one trial of the
+    /// whole system.
+    #[inline(always)]
+    pub fn swap_retry_at(self, old: Instant, new: Instant) -> bool {
+        // SAFETY: the record is held: whole and aligned, and so is its field.
+        unsafe { atomic::compare_swap((&raw mut (*self.0).retry_at).cast::<u64>(), old.0, new.0) == old.0 }
+    }
+
+    /// Counts a connection given to it.
+    #[inline(always)]
+    pub fn count_in(self) {
+        self.add_active(1);
+        self.add_opened(1);
+    }
+
+    /// Takes back what [`count_in`](Self::count_in) has counted: no flow came of it.
+    #[inline(always)]
+    pub fn count_out(self) {
+        self.add_active(u32::MAX);
+        self.add_opened(u64::MAX);
+    }
+
+    /// Counts the end of a connection.
+    #[inline(always)]
+    pub fn one_less(self) {
+        self.add_active(u32::MAX);
+    }
+}
+
+fields! { SlowStart:
+    shared until: Instant, set set_until;
+    plain ms: u32;
+    plain credit: u32, set set_credit;
+}
+
+fields! { Service:
+    plain connect_timeout: u64;
+    plain balance: u32;
+    shared backend_count: u32;
+    plain tries: u32;
+    plain half_open_cells: u32;
+    plain flags: u32;
+    shared client_limit: u32;
+    shared slow_until: Instant, set set_slow_until;
+    shared turned_away_in: u32, set set_turned_away_in;
+    shared turned_away: u32, set set_turned_away, add add_turned_away;
+}
+
+impl Held<Service> {
+    /// The backend at a position of its list. The position is cut to the length of the list.
+    #[inline(always)]
+    pub fn backend_at(self, position: u32) -> u32 {
+        // SAFETY: the record is held; 0 to 63 lies in the list of 64.
+        unsafe { *(&raw const (*self.0).backends).cast::<u16>().add(masked::<63>(position) as usize) as u32 }
+    }
+
+    /// Takes the lock, if it is free.
+    #[inline(always)]
+    pub fn try_lock(self) -> bool {
+        // SAFETY: the record is held: whole and aligned, and so is its field.
+        unsafe { atomic::compare_swap(&raw mut (*self.0).lock, 0, 1) == 0 }
+    }
+
+    /// Gives the lock back.
+    #[inline(always)]
+    pub fn unlock(self) {
+        // SAFETY: the record is held: whole and aligned, and so is its field.
+        unsafe { atomic::store(&raw mut (*self.0).lock, 0) }
+    }
+
+    /// The turn of the next half-open flow, counted from the first one on.
+    #[inline(always)]
+    pub fn next_half_open(self) -> u32 {
+        // SAFETY: the record is held: whole and aligned, and so is its field.
+        unsafe { atomic::fetch_add(&raw mut (*self.0).half_open, 1) }
+    }
+}
+
+fields! { Ring:
+    shared head: u32;
+    shared tail: u32;
+    shared reclaim: u32;
+    plain bits: u32;
+}
+
+impl Held<Ring> {
+    /// Moves the head by one, if it still is at `head`.
+    #[inline(always)]
+    pub fn pop(self, head: u32) -> bool {
+        // SAFETY: the record is held: whole and aligned, and so is its field.
+        unsafe { atomic::compare_swap(&raw mut (*self.0).head, head, head.wrapping_add(1)) == head }
+    }
+
+    /// The position of the next push.
+    #[inline(always)]
+    pub fn next_tail(self) -> u32 {
+        // SAFETY: the record is held: whole and aligned, and so is its field.
+        unsafe { atomic::fetch_add(&raw mut (*self.0).tail, 1) }
+    }
+
+    /// The next slot of the emergency search, counted without end.
+    #[inline(always)]
+    pub fn next_reclaim(self) -> u32 {
+        // SAFETY: the record is held: whole and aligned, and so is its field.
+        unsafe { atomic::fetch_add(&raw mut (*self.0).reclaim, 1) }
+    }
+
+    /// The cells as bits; below 32, which a shift may rely on.
+    #[inline(always)]
+    pub fn bits_31(self) -> u32 {
+        self.bits() & 31
+    }
+}
+
+impl Held<FreeLine> {
+    /// The cell at a position, which is cut to the length of the line.
+    #[inline(always)]
+    pub fn cell(self, position: u32) -> Word<u32> {
+        // SAFETY: the line is held; 0 to 15 lies in its sixteen.
+        Word(unsafe { self.0.cast::<u32>().add(masked::<15>(position) as usize) })
+    }
+}
+
+fields! { Lease:
+    shared until: Instant;
+    plain state: u8;
+    write claimed_by: [u8; 6], set set_claimed_by;
+    count claims: u32, add add_claims;
+}
+
+impl Held<Lease> {
+    /// The address, in two words of memory.
+    #[inline(always)]
+    pub fn address(self) -> (u64, u64) {
+        // SAFETY: the record is held; its address is the first field, and its size a multiple of 8.
+        unsafe {
+            let halves = self.0.cast::<u64>();
+            (*halves, *halves.add(1))
+        }
+    }
+}
+
+fields! { Trace:
+    plain key: Key;
+    shared question: u64;
+}
+
+impl Held<Trace> {
+    /// Writes the answer. There is one question at a time, and its asker reads the answer when the
+    /// program has run.
+    #[inline(always)]
+    pub fn write(self, answer: impl FnOnce(&mut Trace)) {
+        // SAFETY: the record is held, and nobody else uses it now.
+        answer(unsafe { &mut *self.0 });
+    }
+}
+
+fields! { RstTokens:
+    plain tokens: u64, set set_tokens;
+    plain refilled: u64, set set_refilled;
+}
+
+/// A word of a table that others change.
+pub struct Word<T>(*mut T);
+
+impl<T> Clone for Word<T> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Word<T> {}
+
+impl<T: Copy + PartialEq> Word<T> {
+    /// Reads it.
+    #[inline(always)]
+    pub fn load(self) -> T {
+        // SAFETY: made only from a held record, in bounds.
+        unsafe { atomic::load(self.0) }
+    }
+
+    /// Writes it.
+    #[inline(always)]
+    pub fn store(self, value: T) {
+        // SAFETY: made only from a held record, in bounds.
+        unsafe { atomic::store(self.0, value) }
+    }
+
+    /// Stores `new` if it holds `old`; returns what it held.
+    #[inline(always)]
+    pub fn compare_swap(self, old: T, new: T) -> T {
+        // SAFETY: made only from a held record, in bounds.
+        unsafe { atomic::compare_swap(self.0, old, new) }
+    }
+
+    /// Stores `new` if it holds `old`.
+    #[inline(always)]
+    pub fn swap(self, old: T, new: T) -> bool {
+        self.compare_swap(old, new) == old
+    }
+}
+
+/// Both kinds of buckets: eight words.
+impl Held<Bucket> {
+    /// The word at a position that a loop counts, which the verifier follows.
+    #[inline(always)]
+    pub fn word(self, position: u32) -> Word<u64> {
+        // SAFETY: the bucket is held; 0 to 7 lies in its eight.
+        Word(unsafe { self.0.cast::<u64>().add(position as usize & 7) })
+    }
+
+    /// The word at a position, which is cut to the length of the bucket.
+    #[inline(always)]
+    pub fn masked_word(self, position: u32) -> Word<u64> {
+        self.word(masked::<7>(position))
+    }
+
+    /// The entry at a position that a loop counts.
+    #[inline(always)]
+    pub fn entry(self, position: u32) -> Entry {
+        Entry(self.word(position).load())
+    }
+}
