@@ -1,9 +1,11 @@
 //! The records that stand in the BPF maps, byte for byte.
 //!
-//! No record has padding, a bool, an enum or a usize in it; addresses and ports of packets are bytes in network order,
-//! all other numbers are the host's. IPv4 addresses stand v4-mapped (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2), so
-//! that IPv6 needs no other layout. Whoever changes a record changes [`HASH`], and a controller refuses tables of
+//! No record contains padding, a bool, an enum or a usize. Addresses and ports of packets are bytes in
+//! network order, all other numbers are the host's. IPv4 addresses are v4-mapped (see [`address`]), so that
+//! IPv6 needs no other layout. A change of a record changes [`HASH`], and a controller refuses tables of
 //! another layout.
+//!
+//! [`address`]: crate::address
 
 use crate::{
     flow::{Attempt, Chosen, Key, SlotAt},
@@ -11,11 +13,13 @@ use crate::{
     time::{Instant, Ticks},
 };
 
-/// Most listeners (`VIP:port`), as bits: the table has `1 << LISTENER_BITS` places and is kept at most half full.
+/// Most listeners (`VIP:port`), as bits: the table has `1 << LISTENER_BITS` rows and is kept at most half
+/// full.
 pub const LISTENER_BITS: u32 = 9;
-/// Most pools (backend address, SNAT address), as bits: the table has `1 << POOL_BITS` places, at most half full.
+/// Most pools (backend address, SNAT address), as bits: the table has `1 << POOL_BITS` rows, at most half
+/// full.
 pub const POOL_BITS: u32 = 10;
-/// Most leases (virtual addresses), as bits: the table has `1 << LEASE_BITS` places, at most half full.
+/// Most leases (virtual addresses), as bits: the table has `1 << LEASE_BITS` rows, at most half full.
 pub const LEASE_BITS: u32 = 8;
 /// Most services.
 pub const MAX_SERVICES: u32 = 256;
@@ -36,11 +40,12 @@ pub const SYN_OPTIONS: usize = 40;
 /// Buckets of the histogram of connect times; see [`connect_time_bucket`].
 pub const CONNECT_TIME_BUCKETS: usize = 64;
 
-/// A number for all layouts of this file: raised by hand with every change of a record or of its meaning.
+/// A number for all layouts of this file, raised by hand with every change of a record or of its meaning.
 pub const HASH: u64 = 0x4556_4b4c_0000_000a;
 
-/// The oldest layout whose tables may be taken over as they are: since then words that were zero have got a meaning, and
-/// zero is right for them, or there are more maps. Whoever changes more than that raises this to the new [`HASH`].
+/// The oldest layout whose tables may be taken over as they are: since then only words that were zero have
+/// got a meaning, for which zero is right, and maps were added. Any other change raises this to the new
+/// [`HASH`].
 pub const OLDEST: u64 = 0x4556_4b4c_0000_0009;
 
 /// META: one record, written once when the tables are made. Compared before a program is loaded onto them.
@@ -57,24 +62,24 @@ pub struct Meta {
     pub reserved: u32,
 }
 
-/// A record of an open-addressed table that was never used: the search ends here.
+/// A row of an open-addressed table that was never used: a search ends here.
 pub const EMPTY: u8 = 0;
-/// A record in use.
+/// A row in use.
 pub const ACTIVE: u8 = 1;
-/// A record whose owner has gone: passed over in a search, free for another.
+/// A row whose record has gone: a search passes over it, and another record may take it.
 pub const DELETED: u8 = 2;
 /// A listener that takes no new connections but still translates those it has.
 pub const CLOSING: u8 = 3;
 
-/// LEASES: a virtual address that VRRP carries, and until when this host answers for it. An open-addressed table, see
-/// [`lease_place`](crate::hash::lease_place). Written by the controller, its claims by the kernel program; read for ARP and
-/// neighbour discovery, never for a packet that is forwarded.
+/// LEASES: a virtual address that VRRP carries, and until when this host answers for it. An open-addressed
+/// table, see [`lease_start`](crate::hash::lease_start). The controller writes it, the kernel program its
+/// claims; it is read for ARP and neighbour discovery, never for a packet that is forwarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Lease {
     /// The address.
     pub address: [u8; 16],
-    /// [`Instant::ZERO`]: this host does not hold the address.
+    /// When the lease runs out. [`Instant::ZERO`]: this host does not hold the address.
     pub until: Instant,
     /// How often another host has claimed the address while this one held it.
     pub claims: u32,
@@ -82,13 +87,13 @@ pub struct Lease {
     pub state: u8,
     /// Zero.
     pub reserved: [u8; 3],
-    /// The MAC address that claimed it last.
+    /// The MAC address that claimed it most recently.
     pub claimed_by: [u8; 6],
     /// Zero.
     pub reserved2: [u8; 2],
 }
 
-/// LISTENERS: `VIP:port`. Its place in the table is its number. Written by the controller, read for every packet.
+/// LISTENERS: `VIP:port`. Its row is its number. Written by the controller, read for every packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Listener {
@@ -96,7 +101,7 @@ pub struct Listener {
     pub address: [u8; 16],
     /// The port clients connect to.
     pub port: [u8; 2],
-    /// The service, its place in SERVICES.
+    /// The service, its number in SERVICES.
     pub service: u16,
     /// 4 or 6.
     pub family: u8,
@@ -106,8 +111,8 @@ pub struct Listener {
     pub reserved: [u8; 10],
 }
 
-/// Where a frame goes: MAC address of the next hop, our interface, and whether both are known. One 64-bit word, so that
-/// it is read and written whole.
+/// Where a frame goes: the MAC address of the next hop, our interface, and whether both are known. One
+/// 64-bit word, so that it is read and written whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Hop(pub u64);
@@ -132,7 +137,7 @@ impl Hop {
         [bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]]
     }
 
-    /// The interface, its place in INTERFACES.
+    /// The interface, its number in INTERFACES.
     #[inline(always)]
     pub const fn interface(self) -> u8 {
         (self.0 >> 48) as u8
@@ -143,7 +148,7 @@ impl Hop {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Interface {
-    /// The kernel's number for it; 0: the place is not used.
+    /// The kernel's number for it; 0: not in use.
     pub ifindex: u32,
     /// Its MAC address.
     pub mac: [u8; 6],
@@ -151,7 +156,7 @@ pub struct Interface {
     pub reserved: [u8; 6],
 }
 
-/// POOLS: the slots of one (backend address:port, SNAT address), one for each SNAT port. Its place in the table is its
+/// POOLS: the slots of one (backend address:port, SNAT address), one for each SNAT port. Its row is its
 /// number, in SLOTS, OPENINGS, FREE and RINGS too. Written by the controller, read for every packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -172,21 +177,22 @@ pub struct Pool {
     pub state: u8,
     /// Next hop towards the backend.
     pub hop: Hop,
-    /// When anything came from the backend last; brought up to date once in [`HEARD_STEP`]. Written by
-    /// the kernel program.
+    /// When anything last came from the backend, updated once per [`HEARD_STEP`]. Written by the kernel
+    /// program.
     pub heard: Ticks,
-    /// When a client's segment was sent on to the backend last, likewise; SYNs and RSTs do not count.
+    /// When a client's segment was last sent on to the backend, in the same way; SYNs and RSTs do not
+    /// count.
     pub sent: Ticks,
     /// Zero.
     pub reserved: [u32; 2],
 }
 
-/// How old [`Pool::heard`] and [`Pool::sent`] get before the kernel program writes them anew, in ticks: their cache line is read for every
-/// packet on every CPU, and must not be written as often.
+/// How old [`Pool::heard`] and [`Pool::sent`] get before the kernel program writes them again, in ticks: every
+/// CPU reads their cache line for every packet, so it must not be written as often.
 pub const HEARD_STEP: u32 = 32;
 
-/// RINGS: the two ends of a pool's ring of free slots (the cells are in FREE), and the cursor of the emergency search.
-/// Written by whoever opens and closes flows, the kernel program and the controller alike.
+/// RINGS: the two ends of a pool's ring of free slots (the cells are in FREE), and the cursor of the emergency
+/// search. Both the kernel program and the controller write it, as they open and close flows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Ring {
@@ -194,7 +200,7 @@ pub struct Ring {
     pub head: u32,
     /// Position of the next push.
     pub tail: u32,
-    /// Where the search for expired slots goes on when the ring is empty.
+    /// Where the search for expired slots continues when the ring is empty.
     pub reclaim: u32,
     /// The ring has `1 << bits` cells.
     pub bits: u32,
@@ -202,28 +208,29 @@ pub struct Ring {
     pub reserved: [u32; 12],
 }
 
-/// FREE[pool]: a line of the ring's cells. Position `p` stands in line `p & mask >> 4`, place `p & 15` (an ARRAY rounds
-/// every value up to 8 bytes, so single cells would take twice the room).
+/// FREE[pool]: a line of the ring's cells. Position `p` is cell `p & 15` of line `p & mask >> 4` (an ARRAY
+/// rounds every value up to 8 bytes, so single cells would take twice the memory).
 pub type FreeLine = [u32; 16];
 /// The smallest [`Ring::bits`]: one line.
 pub const MIN_RING_BITS: u32 = 4;
 
-/// MAGLEV[service]: four places of the table of `balance = "hash"`: positions in [`Service::backends`].
+/// MAGLEV[service]: four entries of the table of `balance = "hash"`: positions in [`Service::backends`].
 pub type MaglevLine = [u16; 4];
 /// Lines of a Maglev table.
 pub const MAGLEV_LINES: u32 = crate::schedule::MAGLEV_PLACES.div_ceil(4);
 
-/// CONNECT_TIMES\[backend\]: how many connects took how long; see [`connect_time_bucket`].
+/// CONNECT_TIMES\[backend\]: a histogram of connect times; see [`connect_time_bucket`].
 pub type ConnectTimes = [u32; CONNECT_TIME_BUCKETS];
 
-/// Slots of one extent, as bits. The slots of a pool stand in as many arrays of this size as are needed: in an array whose
-/// size the program knows a look-up is a few instructions, in one of any size it is a call.
+/// Slots of one extent, as bits. The slots of a pool stand in as many arrays of this size as are needed: in an
+/// array of known size a look-up is a few instructions, in one of any size it is a call.
 pub const EXTENT_BITS: u32 = 13;
-/// Most extents of a pool; its first one stands in SLOTS and OPENINGS at this many times its number.
+/// Most extents of a pool; its first one stands in SLOTS and OPENINGS at this multiple of its number.
 pub const POOL_EXTENTS: u32 = 1 << (16 - EXTENT_BITS);
 
-/// SLOTS[place >> EXTENT_BITS], where `place` is `pool << 16 | slot`: one flow, as far as its packets need it: one cache line.
-/// The slot's number plus the pool's `first_port` is the SNAT port. Written by the kernel program; the controller writes `ctl` only, by compare-and-swap.
+/// SLOTS[at >> EXTENT_BITS], where `at` is a [`SlotAt`]: what the packets of one flow need of it, in one cache
+/// line. The slot's number plus the pool's `first_port` is the SNAT port. Written by the kernel program; the
+/// controller writes `ctl` only, by compare-and-swap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Slot {
@@ -233,17 +240,18 @@ pub struct Slot {
     pub key: Key,
     /// Highest sequence end from the client, wraps counted in the upper half.
     pub end_client: u64,
-    /// Highest sequence end from the backend, likewise.
+    /// Highest sequence end from the backend, in the same way.
     pub end_backend: u64,
-    /// Last acknowledgement number from the client. While half-open, the lower half of the mask of backends tried.
+    /// Last acknowledgement number from the client. While half-open, the lower half of
+    /// [`Tried`](crate::flow::Tried).
     pub ack_client: u32,
-    /// Last acknowledgement number from the backend. While half-open, the upper half of that mask.
+    /// Last acknowledgement number from the backend. While half-open, the upper half of it.
     pub ack_backend: u32,
     /// Next hop towards the client, learnt from its own packets.
     pub hop: Hop,
     /// When the last packet was seen, by CLOCK_MONOTONIC_COARSE.
     pub last_seen: Ticks,
-    /// The backend, its place in BACKENDS.
+    /// The backend, its number in BACKENDS.
     pub backend: u16,
     /// Backends tried for this connection so far.
     pub tries: u8,
@@ -253,14 +261,14 @@ pub struct Slot {
     pub started: Instant,
 }
 
-/// OPENINGS, in extents as SLOTS: the rest of a flow, for its beginning and its end. In arrays of their own: lines of which every second
-/// one is used take only half of the places in a processor's caches.
+/// OPENINGS, in extents as SLOTS: the rest of a flow, for its beginning and its end. It has arrays of its own:
+/// if only every second line were in use, only half of a processor's caches would be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Opening {
     /// The client's IPv6 address; all zero for IPv4.
     pub client6: [u8; 16],
-    /// While half-open the options of the client's SYN. Once connected: see the constants `OPENING_*`.
+    /// While half-open, the options of the client's SYN. Once connected, see the constants `OPENING_*`.
     pub words: [u32; SYN_OPTIONS / 4],
     /// The window field of the client's SYN.
     pub window: [u8; 2],
@@ -268,7 +276,8 @@ pub struct Opening {
     pub tos: u8,
     /// Bytes of options in `words`.
     pub options_len: u8,
-    /// While half-open, when this try's SYN was sent; afterwards how long the backend took. Microseconds.
+    /// While half-open, when this try's SYN was sent; afterwards, how long the backend took to answer.
+    /// Microseconds.
     pub connect_us: u32,
 }
 
@@ -277,20 +286,20 @@ pub const OPENING_ISN_CLIENT: usize = 0;
 /// In [`Opening::words`] of a connected flow: the backend's initial sequence number.
 pub const OPENING_ISN_BACKEND: usize = 1;
 
-/// BACKENDS: one backend of one service. First line: what the scheduler needs; second: totals.
+/// BACKENDS: one backend of one service. The first line is what the scheduler needs, the second totals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Backend {
-    /// Flows open to it, half-open ones included. Changed once on open and once on close.
+    /// Flows open to it, half-open ones included. Changed once when one opens and once when it ends.
     pub active: u32,
     /// Smooth weighted round-robin's current weight (an i32).
     pub current: u32,
     /// Share of new connections; at least 1.
     pub weight: u32,
-    /// Most active connections; 0: no limit.
+    /// Most active connections; 0: unlimited.
     pub max_conns: u32,
-    /// `NONE`, `OUT` or `UP`: what it may be given. Written by the controller; the kernel program swaps `OUT` for `UP` when a
-    /// trial connection succeeds.
+    /// `NONE`, `OUT` or `UP`: what it may be given. Written by the controller; the kernel program swaps `OUT`
+    /// for `UP` when a trial connection succeeds.
     pub admission: u32,
     /// `BACKUP`.
     pub flags: u32,
@@ -299,14 +308,14 @@ pub struct Backend {
     pub retry_at: Instant,
     /// How long a failed trial keeps it out: fail_timeout in nanoseconds.
     pub retry_after: u64,
-    /// The service, its place in SERVICES.
+    /// The service, its number in SERVICES.
     pub service: u16,
     /// How many of `pools` are used.
     pub pool_count: u16,
     /// Its pools, one for each SNAT address of the service.
     pub pools: [u16; MAX_SNAT as usize],
-    /// For the next controller: why it is out, the number of a [`Reason`](crate::verdict::Reason); 0: it is not, or that is
-    /// not known.
+    /// For the next controller: why it is out, the number of a [`Reason`](crate::verdict::Reason); 0: it is
+    /// not out, or the reason is unknown.
     pub out_reason: u32,
 
     /// Connections given to it.
@@ -315,36 +324,38 @@ pub struct Backend {
     pub connected: u64,
     /// Tries that failed: refused or timed out.
     pub connect_failures: u64,
-    /// Connections that ended by a RST of either side or of ours.
+    /// Connections that ended by a RST, of either side or ours.
     pub resets: u64,
     /// Payload bytes from clients, of connections that have ended.
     pub bytes_in: u64,
     /// Payload bytes to clients, of connections that have ended.
     pub bytes_out: u64,
-    /// For the next controller: since when it is as it is; [`Instant::ZERO`]: that is not known.
+    /// For the next controller: when its state last changed; [`Instant::ZERO`]: unknown.
     pub changed_at: Instant,
-    /// How long the connects took, all together: the sum to the histogram in CONNECT_TIMES. Microseconds.
+    /// The sum of all connect times, for the histogram in CONNECT_TIMES. Microseconds.
     pub connect_us: u64,
 }
 
-/// SLOW_STARTS\[backend\]: a backend that has come back and gets less than its share for a while, growing from nothing.
+/// SLOW_STARTS\[backend\]: a backend that has come back gets less than its share for a while, growing from
+/// nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SlowStart {
-    /// Until then. Written by whichever lets it take part again: the controller, or the kernel program
-    /// after a trial.
+    /// When it gets its whole share again. Written by whichever lets it take part again: the controller, or
+    /// the kernel program after a trial.
     pub until: Instant,
-    /// How long that takes: slow_start in milliseconds; 0: no such time. Written by the controller.
+    /// slow_start in milliseconds; 0: none. Written by the controller.
     pub ms: u32,
-    /// What it has saved up of its share, in 2^-32 connections. Written by the kernel program under the service's lock.
+    /// What it has saved up of its share, in 2^-32 connections. Written by the kernel program under the
+    /// service's lock.
     pub credit: u32,
 }
 
-/// In [`Backend::out_reason`], beyond every reason: it is alive and not ready.
+/// In [`Backend::out_reason`], above every reason: it is alive and not ready.
 pub const NOT_READY: u32 = 1 << 8;
 /// Gets no connections: `down`, `maint`, draining, or a tombstone.
 pub const NONE: u32 = 0;
-/// Out by health: a trial connection at `retry_at`, or when nothing else is left.
+/// Out by health: it gets a trial connection at `retry_at`, or connections when nothing else is left.
 pub const OUT: u32 = 1;
 /// Gets its share.
 pub const UP: u32 = 2;
@@ -363,13 +374,14 @@ pub struct Service {
     pub backend_count: u32,
     /// Most backends one connection tries; at least 1.
     pub tries: u32,
-    /// Cells of its ring of half-open flows; 0: the service takes no connections.
+    /// Cells of its ring of half-open flows; 0: the service accepts no connections.
     pub half_open_cells: u32,
     /// `LOG`.
     pub flags: u32,
-    /// Most connections of one client, `clients::MOST` at most; 0: no limit.
+    /// Most connections of one client, at most `clients::MOST`; 0: unlimited.
     pub client_limit: u32,
-    /// The latest [`SlowStart::until`] of its backends: after it none needs a look. Written with those.
+    /// The latest [`SlowStart::until`] of its backends: later, none of them is starting slowly. Written with
+    /// those.
     pub slow_until: Instant,
     /// Zero.
     pub reserved: [u32; 6],
@@ -378,19 +390,19 @@ pub struct Service {
     pub lock: u32,
     /// Next cell of the ring of half-open flows.
     pub half_open: u32,
-    /// The stretch of time in which the clients were turned away that `turned_away` counts, see [`turned_away_stretch`].
+    /// The stretch of time that `turned_away` is about, see [`turned_away_stretch`].
     pub turned_away_in: u32,
-    /// Clients turned away in it so far, as far as events told of them.
+    /// Clients that were turned away in it and that events told of.
     pub turned_away: u32,
     /// Zero.
     pub reserved2: [u32; 12],
 
-    /// Its backends, places in BACKENDS.
+    /// Its backends, numbers in BACKENDS.
     pub backends: [u16; MAX_SERVICE_BACKENDS as usize],
 }
 
-/// Events for clients that were turned away, in one stretch of time and for one service. The rest is counted only: who
-/// sends SYNs that are denied must not fill the ring buffer, nor wake the controller for each of them.
+/// Events for clients that were turned away, in one stretch of time and for one service. The rest is only
+/// counted: SYNs that are denied must not fill the ring buffer, nor wake the controller for each of them.
 pub const TURNED_AWAY_EVENTS: u32 = 100;
 
 /// The stretch of time, about 1.07 s long, that a moment lies in.
@@ -399,15 +411,16 @@ pub const fn turned_away_stretch(now: Ticks) -> u32 {
     now.0 >> 10
 }
 
-/// In [`Service::flags`]: an event is wanted for every connection that ends, not only for those that fail.
+/// In [`Service::flags`]: every connection that ends makes an event, not only those that fail.
 pub const LOG: u32 = 1;
 
-/// CLIENTS[service]: a bucket of words, see `clients::ClientCount`. There is a table if the service has, or has had, a
-/// limit. When a bucket is full, its next client is let in and not counted.
+/// CLIENTS[service]: a bucket of words, see `clients::ClientCount`. A service has a table if it has, or has
+/// had, a limit. When both buckets of a client are full, it is let in and not counted.
 pub type ClientLine = [u64; crate::hash::BUCKET as usize];
 
-/// RULES[service]: eight of its rules in a line, in their order; the list ends with the map or at the first rule without
-/// a verdict. A list is written before it is put in place, and never changed: another one replaces it whole.
+/// RULES[service]: eight of its rules in a line, in their order; the list ends with the map or at the first
+/// rule without a verdict. A list is written before it is installed and never changed: another one replaces it
+/// whole.
 pub type RuleLine = [Rule; 8];
 
 /// One of a service's `rules`.
@@ -416,33 +429,34 @@ pub type RuleLine = [Rule; 8];
 pub struct Rule {
     /// The network's address, v4-mapped; zero behind its prefix.
     pub network: [u8; 16],
-    /// Bits that have to be equal: at most 32, or 128 for IPv6.
+    /// How many bits must be equal: at most 32, or 128 for IPv6.
     pub prefix: u8,
     /// 4 or 6; `rules::EVERY_FAMILY`: everybody.
     pub family: u8,
-    /// `rules::{ALLOW, DENY}`; 0: the list has ended.
+    /// `rules::{ALLOW, DENY}`; 0: the list ends here.
     pub verdict: u8,
     /// Zero.
     pub reserved: [u8; 5],
 }
 
-/// TRACE: one record. The controller asks what would become of a SYN, and the kernel program answers when it meets it.
+/// TRACE: one record. The controller asks what would become of a SYN, and the kernel program answers when the
+/// SYN comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Trace {
     /// The SYN's key in the flow index.
     pub key: Key,
-    /// [`TRACE_ASKED`] and the SYN's initial sequence number; 0: nothing is asked.
+    /// [`TRACE_ASKED`] and the SYN's initial sequence number; 0: there is no question.
     pub question: u64,
-    /// `TRACE_KNOWN`, `TRACE_OPENS` or `TRACE_TURNED_AWAY`; 0: the program did not come so far.
+    /// `TRACE_KNOWN`, `TRACE_OPENS` or `TRACE_TURNED_AWAY`; 0: the program did not get that far.
     pub answer: u32,
-    /// Why it would be turned away, a number of `verdict::Reason`.
+    /// Why it would be turned away, the number of a `verdict::Reason`.
     pub reason: u32,
     /// The slot that it belongs to, or would get.
     pub at: SlotAt,
     /// That slot's generation, if it belongs to it.
     pub generation: u32,
-    /// The rule that decides: its number << 8 | its verdict; 0: none is about this client.
+    /// The rule that decides: its number << 8 | its verdict; 0: no rule is about this client.
     pub rule: u32,
     /// The backend that it would go to.
     pub chosen: Chosen,
@@ -459,7 +473,7 @@ pub const TRACE_OPENS: u32 = 2;
 /// It would be answered with a RST.
 pub const TRACE_TURNED_AWAY: u32 = 3;
 
-/// The bucket for a connect time: four to an octave, from 64 µs (all below) to 4 s and more.
+/// The bucket for a connect time: four per octave, from 64 µs (all below) to 4 s and more.
 #[inline(always)]
 pub const fn connect_time_bucket(microseconds: u32) -> u32 {
     if microseconds < 64 {

@@ -164,6 +164,14 @@ impl Bench {
         configure(self.tables(), n, weight, backup, max_conns, self.pools[usize::from(n)]);
     }
 
+    /// Lets a backend's record name a service that does not exist.
+    pub fn damage(&self, n: u16) {
+        let pools = vec![self.pools[usize::from(n)]];
+        let (service, weight, max_conns, backup) = (u16::MAX, 1, 0, false);
+        let setup = BackendSetup { service, weight, max_conns, backup, retry_after_ns: 0, slow_start_ms: 0, pools };
+        self.tables().configure_backend(n, &setup);
+    }
+
     /// Sets how long a backend that comes back starts slowly.
     pub fn starts_slowly(&self, n: u16, ms: u32) {
         let pools = vec![self.pools[usize::from(n)]];

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 use lb_common::{
-    clients::{CLIENT_BUCKETS, ClientCount, MOST, places},
+    clients::{CLIENT_BUCKETS, ClientCount, MOST, buckets_of},
     hash::BUCKET,
     layout::ClientLine,
     slot::{COUNTED, Ctl},
@@ -58,7 +58,7 @@ impl Tables {
         client: u32,
         or_empty: bool,
     ) -> Option<(usize, usize, ClientCount)> {
-        let (first, second) = places(self.fixed.index.meta.seed, client);
+        let (first, second) = buckets_of(self.fixed.index.meta.seed, client);
         let places = [first, second]
             .into_iter()
             .flat_map(|bucket| (0..BUCKET as usize).map(move |at| (bucket as usize, at * 8)));
@@ -120,7 +120,7 @@ mod tests {
     fn a_client_with_two_words_is_counted_as_their_sum() {
         let tables = tables();
         let table = tables.clients.of(3).unwrap();
-        let (first, second) = places(tables.fixed.index.meta.seed, 7);
+        let (first, second) = buckets_of(tables.fixed.index.meta.seed, 7);
         table.word64(first as usize, 8).store(ClientCount::new(7, 2).0, Ordering::Relaxed);
         table.word64(second as usize, 16).store(ClientCount::new(7, 3).0, Ordering::Relaxed);
         tables.move_client_count(3, 7, -4);
@@ -131,7 +131,7 @@ mod tests {
     fn a_full_bucket_takes_nobody_and_loses_nobody() {
         let tables = tables();
         let table = tables.clients.of(3).unwrap();
-        let (first, second) = places(tables.fixed.index.meta.seed, 7);
+        let (first, second) = buckets_of(tables.fixed.index.meta.seed, 7);
         for bucket in [first, second] {
             for place in 0..8 {
                 table.word64(bucket as usize, place * 8).store(ClientCount::new(1000, 1).0, Ordering::Relaxed);

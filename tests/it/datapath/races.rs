@@ -43,11 +43,13 @@ pub(super) fn many_ports() -> Setup {
 fn the_same_syn_on_two_cpus_opens_one_connection() {
     with_setup(many_ports(), |bench| {
         const TURNS: u32 = 1500;
+        bench.moved();
+        let dropped = AtomicU32::new(0);
         race(bench, TURNS, |turn| {
             let syn = bench.from_client(client(turn as u16), SYN).numbers(turn, 0);
             match bench.send(&syn) {
                 Verdict::Sent(out) => assert_eq!(out.flags, SYN),
-                Verdict::Dropped => {}
+                Verdict::Dropped => _ = dropped.fetch_add(1, Ordering::AcqRel),
                 Verdict::Passed => panic!("passed on"),
             }
         });
@@ -56,6 +58,9 @@ fn the_same_syn_on_two_cpus_opens_one_connection() {
         assert_eq!(bench.active().iter().sum::<u32>(), TURNS);
         let free: u32 = bench.pools.iter().map(|pool| bench.tables().free_slots(*pool)).sum();
         assert_eq!(free + flows, 6000, "no port leaked");
+        let dropped = u64::from(dropped.into_inner());
+        let lost = if dropped == 0 { vec![] } else { vec![(Reason::LostRace, dropped)] };
+        assert_eq!(bench.moved(), lost, "every drop is counted");
     });
 }
 

@@ -259,6 +259,18 @@ fn a_trial_that_fails_keeps_the_backend_out_for_fail_timeout() {
 }
 
 #[test]
+fn a_segment_whose_records_contradict_each_other_is_dropped_and_counted() {
+    on_every_hook(|bench| {
+        let syn = bench.from_client(client(0), SYN).numbers(77, 0);
+        let n = backend_of(&bench.forward(&syn));
+        bench.moved();
+        bench.damage(n);
+        assert_eq!(bench.send(&syn), Verdict::Dropped);
+        assert_eq!(bench.moved(), [(Reason::Damaged, 1)]);
+    });
+}
+
+#[test]
 fn when_all_are_out_all_are_tried() {
     on_every_hook(|bench| {
         for n in 0..3 {
