@@ -1,4 +1,5 @@
-//! Addresses: as the records hold them, as they lie in a packet, and what the two families differ in.
+//! Addresses: as the records hold them, as they lie in a packet, and what the two families differ
+//! in.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -33,8 +34,8 @@ pub const fn port_word(port: u16) -> u16 {
     port.to_be()
 }
 
-/// What the kernel program must know about an address family. The engine is generic over it: IPv6 is
-/// one more implementation, and what IPv4 has no need of is gone when the program is compiled.
+/// What the kernel program must know about an address family. The engine is generic over it: IPv6
+/// is one more implementation, and what IPv4 has no need of is gone when the program is compiled.
 pub trait Family: Copy {
     /// An address as it lies in a packet.
     type Address: Copy + Eq;

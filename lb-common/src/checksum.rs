@@ -1,7 +1,8 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
 //!
-//! Sums are kept as 64-bit values of the 16-bit (or 32-bit) words as they lie in memory: ones' complement addition does
-//! not care about byte order, so the result can be stored back without swapping.
+//! Sums are kept as 64-bit values of the 16-bit (or 32-bit) words as they lie in memory: ones'
+//! complement addition does not care about byte order, so the result can be stored back without
+//! swapping.
 
 /// Folds a sum of 16- or 32-bit words to 16 bits, carries added back in.
 #[inline(always)]
@@ -31,9 +32,10 @@ pub const fn finish(sum: u64) -> u16 {
     !fold(sum)
 }
 
-/// Whether a TCP checksum is left for a device to finish, from what became of it when the kernel added `difference` to what
-/// its pseudo-header covers (inet_proto_csum_replace_by_diff): an unfinished one is a plain sum and grows by the difference,
-/// a finished one is the complement. Nothing: the difference is zero, and it cannot be known.
+/// Whether a TCP checksum is left for a device to finish, by what became of it when the kernel
+/// added `difference` to what its pseudo-header covers (inet_proto_csum_replace_by_diff): an
+/// unfinished one is a plain sum and grows by the difference, a finished one is the complement.
+/// `None`: the difference is zero, so it cannot be known.
 #[inline(always)]
 pub const fn is_unfinished(before: u16, after: u16, difference: u64) -> Option<bool> {
     if after != fold(before as u64 + difference) {

@@ -1,19 +1,21 @@
-//! `per_client_connections`: how many connections every client of a service has, as words that one compare-and-swap
-//! changes.
+//! `per_client_connections`: how many connections each client of a service has, as words that one
+//! compare-and-swap changes.
 //!
 //! ```text
 //! 63                32 31      16 15     0
-//! |      client       |  changes |  count |       0: an empty place
+//! |      client       |  changes |  count |       0: empty
 //! ```
-//! The words stand in buckets of eight; a client's is in one of two. A word whose count falls to 0 becomes empty at once,
-//! so nothing has to be searched for or cleaned up. When an entry is removed in the very moment in which the same client
-//! is entered on two CPUs, the client may get two words: its count is the sum of all it has, so that does no harm.
+//! The words stand in buckets of eight; a client's word is in one of two buckets. A word whose
+//! count falls to 0 becomes empty at once, so nothing has to be searched for or cleaned up. If a
+//! word is emptied at the moment when two CPUs count a connection of the same client, the client
+//! may get two words. That is harmless: its count is their sum.
 //!
 //! The client is the lower half of the flow's key: the IPv4 address (of IPv6, a fold).
 
 use crate::hash::{buckets, mix};
 
-/// Buckets of a service's table: room for 32,768 clients, and well-nigh none left out as long as half of that are there.
+/// Buckets of a service's table: room for 32,768 clients, and practically none is left out below
+/// half of that.
 pub const CLIENT_BUCKETS: u32 = 4096;
 /// The highest limit, and the most connections that are counted for one client.
 pub const MOST: u32 = u16::MAX as u32;
@@ -24,7 +26,7 @@ pub const MOST: u32 = u16::MAX as u32;
 pub struct ClientCount(pub u64);
 
 impl ClientCount {
-    /// The word of a client with its first `count` connections.
+    /// The word of a client with `count` connections.
     #[inline(always)]
     pub const fn new(client: u32, count: u32) -> ClientCount {
         if count == 0 { ClientCount(0) } else { ClientCount((client as u64) << 32 | (count & MOST) as u64) }
@@ -42,14 +44,14 @@ impl ClientCount {
         (self.0 >> 32) as u32
     }
 
-    /// Its connections; 0: the place is empty.
+    /// Its connections; 0: the word is empty.
     #[inline(always)]
     pub const fn count(self) -> u32 {
         self.0 as u32 & MOST
     }
 
-    /// The same client with `count` connections. Every change leaves a trace, so that who reads a word twice knows
-    /// whether it has changed between.
+    /// The same client with `count` connections. Every change is counted too, so that two reads of
+    /// a word show whether it has changed in between.
     #[inline(always)]
     pub const fn changed_to(self, count: u32) -> ClientCount {
         if count == 0 {
@@ -93,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_thousand_clients_find_their_places() {
+    fn sixteen_thousand_clients_find_room() {
         let mut load = vec![0_u32; CLIENT_BUCKETS as usize];
         let mut left_out = 0;
         for client in 0..16_384_u32 {

@@ -1,4 +1,5 @@
-//! What the kernel program tells the controller through the ring buffer: only ends and failures, never a packet.
+//! What the kernel program tells the controller through the ring buffer: ends and failures, never a
+//! packet.
 
 use core::net::SocketAddr;
 
@@ -6,7 +7,8 @@ use crate::{address::socket_address, flow::SlotAt, time::Instant};
 
 /// A connection that had been established ended; `reason` says how.
 pub const ENDED: u8 = 1;
-/// A try to connect to `backend` failed; `reason` says how. The connection goes on to the next backend or is refused.
+/// A try to connect to `backend` failed; `reason` says how. The connection moves on to the next
+/// backend, or its client is refused.
 pub const TRY_FAILED: u8 = 2;
 /// A new connection was turned away, or none of its tries succeeded: the client got a RST.
 pub const TURNED_AWAY: u8 = 3;
@@ -19,7 +21,8 @@ pub const RECOVERED: u8 = 4;
 pub struct Event {
     /// When it happened, by the coarse clock.
     pub at: Instant,
-    /// When the client's first SYN came, by the exact clock; [`Instant::ZERO`] if there was no flow.
+    /// When the client's first SYN came, by the exact clock; [`Instant::ZERO`] if there was no
+    /// flow.
     pub started: Instant,
     /// Payload bytes from the client.
     pub bytes_in: u64,
@@ -29,11 +32,11 @@ pub struct Event {
     pub client: [u8; 16],
     /// The client's port.
     pub client_port: [u8; 2],
-    /// The listener, its place in LISTENERS.
+    /// The listener, its row in LISTENERS.
     pub listener: u16,
-    /// The service, its place in SERVICES.
+    /// The service, its number in SERVICES.
     pub service: u16,
-    /// The backend, its place in BACKENDS; `u16::MAX` if none was chosen.
+    /// The backend, its number in BACKENDS; `u16::MAX` if none was chosen.
     pub backend: u16,
     /// The pool; `u16::MAX` if no slot was claimed.
     pub pool: u16,

@@ -5,16 +5,17 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 use crate::address::{port_word, word};
 
-/// The key of a flow in the index, as it stands in its slot's first cache line: the client's address
-/// word and port as they lie in the packet, and the listener.
+/// The key of a flow in the index, as it stands in its slot's first cache line: the client's
+/// address word and port as they lie in the packet, and the listener.
 ///
 /// ```text
 /// 63      48 47   32 31               0
 /// | listener |  port |  address word   |
 /// ```
-/// The address word of an IPv4 client is its address, that of an IPv6 client a fold of it: the whole
-/// address stands on the slot's second line ([`Opening::client6`](crate::layout::Opening::client6))
-/// and is compared only after tag, generation and this word agree.
+/// The address word of an IPv4 client is its address, that of an IPv6 client a fold of it: the
+/// whole address stands on the slot's second line
+/// ([`Opening::client6`](crate::layout::Opening::client6)) and is compared only after tag,
+/// generation and this word agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Key(pub u64);
@@ -31,7 +32,8 @@ impl Key {
         Key::new(word(*client.ip()), port_word(client.port()), listener)
     }
 
-    /// The client's address and port; `client6` is [`Opening::client6`](crate::layout::Opening::client6).
+    /// The client's address and port; `client6` is
+    /// [`Opening::client6`](crate::layout::Opening::client6).
     pub const fn client(self, client6: [u8; 16]) -> SocketAddr {
         let address = match u128::from_ne_bytes(client6) {
             0 => IpAddr::V4(Ipv4Addr::from_octets(self.address_word().to_ne_bytes())),
@@ -154,8 +156,8 @@ impl Chosen {
     }
 }
 
-/// The attempt that a half-open flow is in: how its backend was chosen, and how often its SYN was sent
-/// again from another port because the backend still held an older connection on the last one.
+/// The attempt that a half-open flow is in: how its backend was chosen, and how often its SYN was
+/// sent again from another port because the backend still held an older connection on the last one.
 ///
 /// ```text
 /// 7   6 5  4 3             0
@@ -191,8 +193,8 @@ impl Attempt {
     }
 }
 
-/// A cell of a service's ring of half-open flows: which slot, in which generation. Zero is a cell that
-/// was never used.
+/// A cell of a service's ring of half-open flows: which slot, in which generation. Zero is a cell
+/// that was never used.
 ///
 /// ```text
 /// 63   62             32 31  26 25   16 15        0
@@ -221,7 +223,8 @@ impl HalfOpenCell {
         SlotAt(self.0 as u32 & 0x3ff_ffff)
     }
 
-    /// The slot's generation, its low 31 bits: see [`Ctl::is_of_low31`](crate::slot::Ctl::is_of_low31).
+    /// The slot's generation, its low 31 bits: see
+    /// [`Ctl::is_of_low31`](crate::slot::Ctl::is_of_low31).
     #[inline(always)]
     pub const fn generation(self) -> u32 {
         (self.0 >> 32) as u32 & 0x7fff_ffff

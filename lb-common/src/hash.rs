@@ -1,7 +1,8 @@
 //! Hashing of flow keys, and the entries of the flow index.
 //!
-//! An entry is a hint: 64 bits that name a slot. It is valid if the slot's generation, state and client agree. So there
-//! are no tombstones and no chains: to delete is to swap in 0, and a stale entry does no harm.
+//! An entry is a hint: 64 bits that name a slot. It is valid if the slot's generation, state and
+//! client agree. So there are no tombstones and no chains: an entry is deleted by swapping in 0,
+//! and a stale entry does no harm.
 //!
 //! ```text
 //! 63            41 40      39          38   26 25   16 15        0
@@ -15,7 +16,8 @@ use crate::{
 
 /// Entries in one bucket of the index: one cache line.
 pub const BUCKET: u32 = 8;
-/// A primary bucket with fewer entries than this takes a new one without a look at the second bucket's load.
+/// A primary bucket with fewer entries than this takes a new one, whatever the second bucket's
+/// load.
 pub const PRIMARY_FILL: u32 = 5;
 
 const USED: u64 = 1 << 40;
@@ -24,8 +26,9 @@ const TAG_SHIFT: u32 = 26;
 const TAG_MASK: u64 = 0x1fff;
 const GENERATION_SHIFT: u32 = 41;
 
-/// Mixes a key of 64 bits with a secret seed: two rounds of multiply and fold (the constants are those of xxHash64).
-/// The seed is drawn at random when the tables are made, since attackers choose addresses and ports.
+/// Mixes a key of 64 bits with a secret seed: two rounds of multiply and fold (the constants are
+/// those of xxHash64). The seed is drawn at random when the tables are made, since attackers choose
+/// addresses and ports.
 #[inline(always)]
 pub const fn mix(seed: u64, key: u64) -> u64 {
     let mut hash = (key ^ seed).wrapping_mul(0x9E37_79B1_85EB_CA87);
@@ -34,7 +37,8 @@ pub const fn mix(seed: u64, key: u64) -> u64 {
     hash ^ hash >> 29
 }
 
-/// Which client it is, for `balance = "hash"`: without the seed, so that both hosts of a pair choose alike.
+/// Which client it is, for `balance = "hash"`: without the seed, so that both hosts of a pair
+/// choose alike.
 #[inline(always)]
 pub const fn client(key: Key) -> u32 {
     (mix(0, key.address_word() as u64) >> 32) as u32
@@ -65,7 +69,7 @@ pub const fn position(hash: u64) -> u32 {
     (hash >> 6) as u32 & (BUCKET - 1)
 }
 
-/// One entry of the flow index; 0 is an empty place.
+/// One entry of the flow index; 0: empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Entry(pub u64);
@@ -79,13 +83,13 @@ impl Entry {
         )
     }
 
-    /// The same entry, not yet sure to stand.
+    /// The same entry, as one that may still lose against a twin.
     #[inline(always)]
     pub const fn provisional(self) -> Entry {
         Entry(self.0 | PROVISIONAL)
     }
 
-    /// The same entry, for good.
+    /// The same entry, committed.
     #[inline(always)]
     pub const fn committed(self) -> Entry {
         Entry(self.0 & !PROVISIONAL)
@@ -97,7 +101,7 @@ impl Entry {
         self.0 & PROVISIONAL != 0
     }
 
-    /// Whether it is in use and carries `tag`: only then is a look at the slot worth while.
+    /// Whether it is in use and carries `tag`: only then is the slot worth reading.
     #[inline(always)]
     pub const fn may_be(self, tag: u64) -> bool {
         self.0 & (USED | TAG_MASK << TAG_SHIFT) == USED | tag << TAG_SHIFT
@@ -121,14 +125,15 @@ impl Entry {
         SlotAt::new(self.pool() as u16, self.slot() as u16)
     }
 
-    /// Whether a slot with this word and key is the one that the entry was made for. A closed flow's slot still is: its
-    /// late segments find their way.
+    /// Whether a slot with this word and key is the one that the entry was made for. The slot of a
+    /// closed flow still is: its late segments are forwarded.
     #[inline(always)]
     pub const fn confirms(self, ctl: Ctl, slot_key: Key, key: Key) -> bool {
         self.is_of(ctl.generation()) && slot_key.0 == key.0 && ctl.0 as u8 >= State::HalfOpen as u8
     }
 
-    /// Whether the flow that the entry was made for has ended, by its slot's word: another entry may take its place.
+    /// Whether the flow that the entry was made for has ended, by its slot's word: another entry
+    /// may replace it.
     #[inline(always)]
     pub const fn is_over(self, ctl: Ctl) -> bool {
         !self.is_of(ctl.generation()) || !(ctl.state().is_active() || matches!(ctl.state(), State::Claiming))
@@ -141,17 +146,20 @@ impl Entry {
     }
 }
 
-/// Probes of the open-addressed tables of listeners and pools: the controller refuses to place a record further away.
+/// Probes of the open-addressed tables of listeners and pools: the controller puts no record
+/// further away.
 pub const PROBES: u32 = 4;
 
-/// The rows of an open-addressed table of `1 << bits` rows in which a record may stand, from the row that its hash names
-/// on. A search ends at an `EMPTY` row and passes over a `DELETED` one (`layout`).
+/// The rows of an open-addressed table of `1 << bits` rows in which a record may stand, from the
+/// row that its hash names on. A search ends at an `EMPTY` row and passes over a `DELETED` one
+/// (`layout`).
 #[inline(always)]
 pub fn probe(start: u32, bits: u32, probes: u32) -> impl Iterator<Item = u32> {
     (0..probes).map(move |step| start.wrapping_add(step) & ((1 << bits) - 1))
 }
 
-/// Where the search for a listener (`port`, IPv4 address) begins in a table of `1 << bits` rows.
+/// The row at which the search for a listener (address word, port) begins, in a table of
+/// `1 << bits` rows.
 #[inline(always)]
 pub const fn listener_start(address: u32, port: u16, bits: u32) -> u32 {
     ((address ^ (port as u32) << 11).wrapping_mul(0x9E37_79B1)) >> (32 - bits)
@@ -160,14 +168,16 @@ pub const fn listener_start(address: u32, port: u16, bits: u32) -> u32 {
 /// Probes of the table of leases.
 pub const LEASE_PROBES: u32 = 8;
 
-/// Where the search for a lease begins in a table of `1 << bits` rows: the halves of its address as they lie in memory.
+/// The row at which the search for a lease begins, in a table of `1 << bits` rows. Takes the halves
+/// of its address as they lie in memory.
 #[inline(always)]
 pub const fn lease_start(first: u64, second: u64, bits: u32) -> u32 {
     let folded = first ^ second;
     ((folded >> 32) as u32 ^ folded as u32).wrapping_mul(0x9E37_79B1) >> (32 - bits)
 }
 
-/// Where the search for a pool (backend's IPv4 address and port, SNAT address) begins in a table of `1 << bits` rows.
+/// The row at which the search for a pool (address words of backend and SNAT, backend's port)
+/// begins, in a table of `1 << bits` rows.
 #[inline(always)]
 pub const fn pool_start(backend: u32, port: u16, snat: u32, bits: u32) -> u32 {
     ((backend ^ (port as u32) << 13 ^ snat.rotate_left(7)).wrapping_mul(0x85EB_CA77)) >> (32 - bits)
@@ -185,12 +195,12 @@ mod tests {
         assert!(entry.is_of(0xffff_ffff) && entry.is_of(0x007f_ffff) && !entry.is_of(1));
         assert!(!entry.is_provisional() && entry.provisional().is_provisional());
         assert_eq!(entry.provisional().committed(), entry);
-        assert!(!Entry(0).may_be(0), "the empty place matches no tag");
-        assert_ne!(Entry::new(0, SlotAt::default(), 0).0, 0, "no entry looks like an empty place");
+        assert!(!Entry(0).may_be(0), "an empty entry matches no tag");
+        assert_ne!(Entry::new(0, SlotAt::default(), 0).0, 0, "no entry looks empty");
     }
 
     #[test]
-    fn two_buckets_of_eight_take_half_the_places_without_overflow() {
+    fn two_buckets_of_eight_are_filled_by_half_without_overflow() {
         let count = 16_384_u32;
         let mut taken = vec![0_u8; count as usize];
         for key in 0..u64::from(count * BUCKET / 2) {

@@ -1,9 +1,9 @@
 //! The records that stand in the BPF maps, byte for byte.
 //!
-//! No record contains padding, a bool, an enum or a usize. Addresses and ports of packets are bytes in
-//! network order, all other numbers are the host's. IPv4 addresses are v4-mapped (see [`address`]), so that
-//! IPv6 needs no other layout. A change of a record changes [`HASH`], and a controller refuses tables of
-//! another layout.
+//! No record contains padding, a bool, an enum or a usize. Addresses and ports of packets are bytes
+//! in network order, all other numbers are the host's. IPv4 addresses are v4-mapped (see
+//! [`address`]), so that IPv6 needs no other layout. A change of a record changes [`HASH`], and a
+//! controller refuses tables of another layout.
 //!
 //! [`address`]: crate::address
 
@@ -13,13 +13,14 @@ use crate::{
     time::{Instant, Ticks},
 };
 
-/// Most listeners (`VIP:port`), as bits: the table has `1 << LISTENER_BITS` rows and is kept at most half
-/// full.
+/// Most listeners (`VIP:port`), as bits: the table has `1 << LISTENER_BITS` rows and is kept at
+/// most half full.
 pub const LISTENER_BITS: u32 = 9;
-/// Most pools (backend address, SNAT address), as bits: the table has `1 << POOL_BITS` rows, at most half
-/// full.
+/// Most pools (backend address, SNAT address), as bits: the table has `1 << POOL_BITS` rows, at
+/// most half full.
 pub const POOL_BITS: u32 = 10;
-/// Most leases (virtual addresses), as bits: the table has `1 << LEASE_BITS` rows, at most half full.
+/// Most leases (virtual addresses), as bits: the table has `1 << LEASE_BITS` rows, at most half
+/// full.
 pub const LEASE_BITS: u32 = 8;
 /// Most services.
 pub const MAX_SERVICES: u32 = 256;
@@ -40,15 +41,17 @@ pub const SYN_OPTIONS: usize = 40;
 /// Buckets of the histogram of connect times; see [`connect_time_bucket`].
 pub const CONNECT_TIME_BUCKETS: usize = 64;
 
-/// A number for all layouts of this file, raised by hand with every change of a record or of its meaning.
+/// A number for all layouts of this file, raised by hand with every change of a record or of its
+/// meaning.
 pub const HASH: u64 = 0x4556_4b4c_0000_000a;
 
-/// The oldest layout whose tables may be taken over as they are: since then only words that were zero have
-/// got a meaning, for which zero is right, and maps were added. Any other change raises this to the new
-/// [`HASH`].
+/// The oldest layout whose tables may be taken over as they are: since then only words that were
+/// zero have got a meaning, for which zero is right, and maps were added. Any other change raises
+/// this to the new [`HASH`].
 pub const OLDEST: u64 = 0x4556_4b4c_0000_0009;
 
-/// META: one record, written once when the tables are made. Compared before a program is loaded onto them.
+/// META: one record, written once when the tables are made. Compared before a program is loaded
+/// onto them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Meta {
@@ -71,9 +74,10 @@ pub const DELETED: u8 = 2;
 /// A listener that takes no new connections but still translates those it has.
 pub const CLOSING: u8 = 3;
 
-/// LEASES: a virtual address that VRRP carries, and until when this host answers for it. An open-addressed
-/// table, see [`lease_start`](crate::hash::lease_start). The controller writes it, the kernel program its
-/// claims; it is read for ARP and neighbour discovery, never for a packet that is forwarded.
+/// LEASES: a virtual address that VRRP carries, and until when this host answers for it. An
+/// open-addressed table, see [`lease_start`](crate::hash::lease_start). The controller writes it,
+/// the kernel program its claims; it is read for ARP and neighbour discovery, never for a packet
+/// that is forwarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Lease {
@@ -111,7 +115,8 @@ pub struct Listener {
     pub reserved: [u8; 10],
 }
 
-/// Where a frame goes: the MAC address of the next hop, our interface, and whether both are known. One
+/// Where a frame goes: the MAC address of the next hop, our interface, and whether both are known.
+/// One
 /// 64-bit word, so that it is read and written whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
@@ -156,8 +161,9 @@ pub struct Interface {
     pub reserved: [u8; 6],
 }
 
-/// POOLS: the slots of one (backend address:port, SNAT address), one for each SNAT port. Its row is its
-/// number, in SLOTS, OPENINGS, FREE and RINGS too. Written by the controller, read for every packet.
+/// POOLS: the slots of one (backend address:port, SNAT address), one for each SNAT port. Its row is
+/// its number, in SLOTS, OPENINGS, FREE and RINGS too. Written by the controller, read for every
+/// packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Pool {
@@ -177,22 +183,23 @@ pub struct Pool {
     pub state: u8,
     /// Next hop towards the backend.
     pub hop: Hop,
-    /// When anything last came from the backend, updated once per [`HEARD_STEP`]. Written by the kernel
-    /// program.
+    /// When anything last came from the backend, updated once per [`HEARD_STEP`]. Written by the
+    /// kernel program.
     pub heard: Ticks,
-    /// When a client's segment was last sent on to the backend, in the same way; SYNs and RSTs do not
-    /// count.
+    /// When a client's segment was last sent on to the backend, in the same way; SYNs and RSTs do
+    /// not count.
     pub sent: Ticks,
     /// Zero.
     pub reserved: [u32; 2],
 }
 
-/// How old [`Pool::heard`] and [`Pool::sent`] get before the kernel program writes them again, in ticks: every
-/// CPU reads their cache line for every packet, so it must not be written as often.
+/// How old [`Pool::heard`] and [`Pool::sent`] get before the kernel program writes them again, in
+/// ticks: every CPU reads their cache line for every packet, so it must not be written as often.
 pub const HEARD_STEP: u32 = 32;
 
-/// RINGS: the two ends of a pool's ring of free slots (the cells are in FREE), and the cursor of the emergency
-/// search. Both the kernel program and the controller write it, as they open and close flows.
+/// RINGS: the two ends of a pool's ring of free slots (the cells are in FREE), and the cursor of
+/// the emergency search. Both the kernel program and the controller write it, as they open and
+/// close flows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Ring {
@@ -208,13 +215,14 @@ pub struct Ring {
     pub reserved: [u32; 12],
 }
 
-/// FREE[pool]: a line of the ring's cells. Position `p` is cell `p & 15` of line `p & mask >> 4` (an ARRAY
-/// rounds every value up to 8 bytes, so single cells would take twice the memory).
+/// FREE[pool]: a line of the ring's cells. Position `p` is cell `p & 15` of line `p & mask >> 4`
+/// (an ARRAY rounds every value up to 8 bytes, so single cells would take twice the memory).
 pub type FreeLine = [u32; 16];
 /// The smallest [`Ring::bits`]: one line.
 pub const MIN_RING_BITS: u32 = 4;
 
-/// MAGLEV[service]: four entries of the table of `balance = "hash"`: positions in [`Service::backends`].
+/// MAGLEV[service]: four entries of the table of `balance = "hash"`: positions in
+/// [`Service::backends`].
 pub type MaglevLine = [u16; 4];
 /// Lines of a Maglev table.
 pub const MAGLEV_LINES: u32 = crate::schedule::MAGLEV_PLACES.div_ceil(4);
@@ -222,15 +230,17 @@ pub const MAGLEV_LINES: u32 = crate::schedule::MAGLEV_PLACES.div_ceil(4);
 /// CONNECT_TIMES\[backend\]: a histogram of connect times; see [`connect_time_bucket`].
 pub type ConnectTimes = [u32; CONNECT_TIME_BUCKETS];
 
-/// Slots of one extent, as bits. The slots of a pool stand in as many arrays of this size as are needed: in an
-/// array of known size a look-up is a few instructions, in one of any size it is a call.
+/// Slots of one extent, as bits. The slots of a pool stand in as many arrays of this size as are
+/// needed: in an array of known size a look-up is a few instructions, in one of any size it is a
+/// call.
 pub const EXTENT_BITS: u32 = 13;
-/// Most extents of a pool; its first one stands in SLOTS and OPENINGS at this multiple of its number.
+/// Most extents of a pool; its first one stands in SLOTS and OPENINGS at this multiple of its
+/// number.
 pub const POOL_EXTENTS: u32 = 1 << (16 - EXTENT_BITS);
 
-/// SLOTS[at >> EXTENT_BITS], where `at` is a [`SlotAt`]: what the packets of one flow need of it, in one cache
-/// line. The slot's number plus the pool's `first_port` is the SNAT port. Written by the kernel program; the
-/// controller writes `ctl` only, by compare-and-swap.
+/// SLOTS[at >> EXTENT_BITS], where `at` is a [`SlotAt`]: what the packets of one flow need of it,
+/// in one cache line. The slot's number plus the pool's `first_port` is the SNAT port. Written by
+/// the kernel program; the controller writes `ctl` only, by compare-and-swap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Slot {
@@ -261,14 +271,15 @@ pub struct Slot {
     pub started: Instant,
 }
 
-/// OPENINGS, in extents as SLOTS: the rest of a flow, for its beginning and its end. It has arrays of its own:
-/// if only every second line were in use, only half of a processor's caches would be.
+/// OPENINGS, in extents as SLOTS: the rest of a flow, for its beginning and its end. It has arrays
+/// of its own: if only every second line were in use, only half of a processor's caches would be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Opening {
     /// The client's IPv6 address; all zero for IPv4.
     pub client6: [u8; 16],
-    /// While half-open, the options of the client's SYN. Once connected, see the constants `OPENING_*`.
+    /// While half-open, the options of the client's SYN. Once connected, see the constants
+    /// `OPENING_*`.
     pub words: [u32; SYN_OPTIONS / 4],
     /// The window field of the client's SYN.
     pub window: [u8; 2],
@@ -276,8 +287,8 @@ pub struct Opening {
     pub tos: u8,
     /// Bytes of options in `words`.
     pub options_len: u8,
-    /// While half-open, when this try's SYN was sent; afterwards, how long the backend took to answer.
-    /// Microseconds.
+    /// While half-open, when this try's SYN was sent; afterwards, how long the backend took to
+    /// answer. Microseconds.
     pub connect_us: u32,
 }
 
@@ -286,11 +297,13 @@ pub const OPENING_ISN_CLIENT: usize = 0;
 /// In [`Opening::words`] of a connected flow: the backend's initial sequence number.
 pub const OPENING_ISN_BACKEND: usize = 1;
 
-/// BACKENDS: one backend of one service. The first line is what the scheduler needs, the second totals.
+/// BACKENDS: one backend of one service. The first line is what the scheduler needs, the second
+/// totals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Backend {
-    /// Flows open to it, half-open ones included. Changed once when one opens and once when it ends.
+    /// Flows open to it, half-open ones included. Changed once when one opens and once when it
+    /// ends.
     pub active: u32,
     /// Smooth weighted round-robin's current weight (an i32).
     pub current: u32,
@@ -298,13 +311,13 @@ pub struct Backend {
     pub weight: u32,
     /// Most active connections; 0: unlimited.
     pub max_conns: u32,
-    /// `NONE`, `OUT` or `UP`: what it may be given. Written by the controller; the kernel program swaps `OUT`
-    /// for `UP` when a trial connection succeeds.
+    /// `NONE`, `OUT` or `UP`: what it may be given. Written by the controller; the kernel program
+    /// swaps `OUT` for `UP` when a trial connection succeeds.
     pub admission: u32,
     /// `BACKUP`.
     pub flags: u32,
-    /// While `OUT`: from when on one connection may try it; [`Instant::NEVER`]: none may, only its probe
-    /// brings it back. Moved forward by compare-and-swap.
+    /// While `OUT`: from when on one connection may try it; [`Instant::NEVER`]: none may, only its
+    /// probe brings it back. Moved forward by compare-and-swap.
     pub retry_at: Instant,
     /// How long a failed trial keeps it out: fail_timeout in nanoseconds.
     pub retry_after: u64,
@@ -314,8 +327,8 @@ pub struct Backend {
     pub pool_count: u16,
     /// Its pools, one for each SNAT address of the service.
     pub pools: [u16; MAX_SNAT as usize],
-    /// For the next controller: why it is out, the number of a [`Reason`](crate::verdict::Reason); 0: it is
-    /// not out, or the reason is unknown.
+    /// For the next controller: why it is out, the number of a [`Reason`](crate::verdict::Reason);
+    /// 0: it is not out, or the reason is unknown.
     pub out_reason: u32,
 
     /// Connections given to it.
@@ -336,18 +349,18 @@ pub struct Backend {
     pub connect_us: u64,
 }
 
-/// SLOW_STARTS\[backend\]: a backend that has come back gets less than its share for a while, growing from
-/// nothing.
+/// SLOW_STARTS\[backend\]: a backend that has come back gets less than its share for a while,
+/// growing from nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SlowStart {
-    /// When it gets its whole share again. Written by whichever lets it take part again: the controller, or
-    /// the kernel program after a trial.
+    /// When it gets its whole share again. Written by whichever lets it take part again: the
+    /// controller, or the kernel program after a trial.
     pub until: Instant,
     /// slow_start in milliseconds; 0: none. Written by the controller.
     pub ms: u32,
-    /// What it has saved up of its share, in 2^-32 connections. Written by the kernel program under the
-    /// service's lock.
+    /// What it has saved up of its share, in 2^-32 connections. Written by the kernel program under
+    /// the service's lock.
     pub credit: u32,
 }
 
@@ -355,14 +368,16 @@ pub struct SlowStart {
 pub const NOT_READY: u32 = 1 << 8;
 /// Gets no connections: `down`, `maint`, draining, or a tombstone.
 pub const NONE: u32 = 0;
-/// Out by health: it gets a trial connection at `retry_at`, or connections when nothing else is left.
+/// Out by health: it gets a trial connection at `retry_at`, or connections when nothing else is
+/// left.
 pub const OUT: u32 = 1;
 /// Gets its share.
 pub const UP: u32 = 2;
 /// In [`Backend::flags`]: used only when no other backend is up.
 pub const BACKUP: u32 = 1;
 
-/// SERVICES: first line written by the controller, second by the kernel program, then the list of backends.
+/// SERVICES: first line written by the controller, second by the kernel program, then the list of
+/// backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Service {
@@ -380,8 +395,8 @@ pub struct Service {
     pub flags: u32,
     /// Most connections of one client, at most `clients::MOST`; 0: unlimited.
     pub client_limit: u32,
-    /// The latest [`SlowStart::until`] of its backends: later, none of them is starting slowly. Written with
-    /// those.
+    /// The latest [`SlowStart::until`] of its backends: later, none of them is starting slowly.
+    /// Written with those.
     pub slow_until: Instant,
     /// Zero.
     pub reserved: [u32; 6],
@@ -401,8 +416,9 @@ pub struct Service {
     pub backends: [u16; MAX_SERVICE_BACKENDS as usize],
 }
 
-/// Events for clients that were turned away, in one stretch of time and for one service. The rest is only
-/// counted: SYNs that are denied must not fill the ring buffer, nor wake the controller for each of them.
+/// Events for clients that were turned away, in one stretch of time and for one service. The rest
+/// is only counted: SYNs that are denied must not fill the ring buffer, nor wake the controller for
+/// each of them.
 pub const TURNED_AWAY_EVENTS: u32 = 100;
 
 /// The stretch of time, about 1.07 s long, that a moment lies in.
@@ -414,13 +430,13 @@ pub const fn turned_away_stretch(now: Ticks) -> u32 {
 /// In [`Service::flags`]: every connection that ends makes an event, not only those that fail.
 pub const LOG: u32 = 1;
 
-/// CLIENTS[service]: a bucket of words, see `clients::ClientCount`. A service has a table if it has, or has
-/// had, a limit. When both buckets of a client are full, it is let in and not counted.
+/// CLIENTS[service]: a bucket of words, see `clients::ClientCount`. A service has a table if it
+/// has, or has had, a limit. When both buckets of a client are full, it is let in and not counted.
 pub type ClientLine = [u64; crate::hash::BUCKET as usize];
 
-/// RULES[service]: eight of its rules in a line, in their order; the list ends with the map or at the first
-/// rule without a verdict. A list is written before it is installed and never changed: another one replaces it
-/// whole.
+/// RULES[service]: eight of its rules in a line, in their order; the list ends with the map or at
+/// the first rule without a verdict. A list is written before it is installed and never changed:
+/// another one replaces it whole.
 pub type RuleLine = [Rule; 8];
 
 /// One of a service's `rules`.
@@ -439,8 +455,8 @@ pub struct Rule {
     pub reserved: [u8; 5],
 }
 
-/// TRACE: one record. The controller asks what would become of a SYN, and the kernel program answers when the
-/// SYN comes.
+/// TRACE: one record. The controller asks what would become of a SYN, and the kernel program
+/// answers when the SYN comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Trace {

@@ -1,11 +1,14 @@
-//! The ring of free slots: a FIFO of as many cells as the pool has ports, rounded up to a power of two.
+//! The ring of free slots: a FIFO of as many cells as the pool has ports, rounded up to a power of
+//! two.
 //!
-//! The port released longest ago is used first, and a claim costs the same however full the table is. A cell carries
-//! the lap on which it was written, so a popper that arrives before the pusher has stored its cell sees an old lap and
-//! does not take the cell. Positions count without end and wrap at 2^32, which the power of two divides.
+//! The port that was released longest ago is used first, and a claim costs the same however full
+//! the table is. A cell carries the lap on which it was written, so a pop that comes before the
+//! push has stored its cell sees an old lap and does not take the cell. Positions count without end
+//! and wrap at 2^32, which the power of two divides.
 //!
 //! - push: `position = tail++`, then store `cell(position, slot, bits)` at `position & mask`
-//! - pop: read `head`; if `slot_at(head, cell, bits)` names a slot, compare-and-swap `head` to `head + 1`
+//! - pop: read `head`; if `slot_at(head, cell, bits)` names a slot, compare-and-swap `head` to
+//! `head + 1`
 //!
 //! A cell cannot be overwritten before it is popped: there are never more free slots than cells.
 

@@ -1,26 +1,26 @@
-//! `rules`: who may open a connection to a service. The first rule that matches the client decides, as nginx's `allow`
-//! and `deny`; a client that none matches is let in.
+//! `rules`: which clients may open a connection to a service. The first rule that matches the
+//! client decides, as with nginx's `allow` and `deny`; a client that no rule matches is let in.
 //!
-//! They are kept as the list they are written as, and looked through from the top: a list has a handful of rules, at
-//! most [`MAX_RULES`](crate::layout::MAX_RULES), and is read for new connections only. So which rule decided is known,
-//! and nothing has to be built that could decide otherwise than the list.
+//! They are kept as the list that the operator writes, and read from the top: a list has a handful
+//! of rules, at most [`MAX_RULES`](crate::layout::MAX_RULES), and is read for new connections only.
+//! So it is known which rule decided, and no other structure can disagree with the list.
 
 use crate::layout::Rule;
 
-/// What a rule says.
+/// Let the client in.
 pub const ALLOW: u8 = 1;
-/// What a rule says.
+/// Keep the client out.
 pub const DENY: u8 = 2;
-/// [`Rule::family`] of `all`: a rule for both.
+/// [`Rule::family`] of `all`: the rule is for both families.
 pub const EVERY_FAMILY: u8 = 0;
 
 impl Rule {
-    /// A rule for everybody.
+    /// A rule for every client.
     pub const fn all(verdict: u8) -> Rule {
         Rule { network: [0; 16], prefix: 0, family: EVERY_FAMILY, verdict, reserved: [0; 5] }
     }
 
-    /// A rule for an IPv4 network of `prefix` bits; its address v4-mapped.
+    /// A rule for an IPv4 network of `prefix` bits; its address is v4-mapped.
     pub const fn v4(verdict: u8, network: [u8; 16], prefix: u8) -> Rule {
         Rule { network, prefix, family: 4, verdict, reserved: [0; 5] }
     }
@@ -45,15 +45,13 @@ impl Rule {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::address::word;
 
     fn rule(network: Ipv4Addr, prefix: u8) -> Rule {
         Rule::v4(DENY, network.to_ipv6_mapped().octets(), prefix)
-    }
-
-    fn word(address: Ipv4Addr) -> u32 {
-        u32::from_ne_bytes(address.octets())
     }
 
     #[test]

@@ -1,15 +1,16 @@
-//! Choosing a backend: comparisons and the smooth weighted round-robin of nginx, as plain arithmetic.
+//! Choosing a backend: comparisons, shares and the Maglev table, as plain arithmetic.
 
 /// `balance = "least_conn"`: active connections by weight, ties in smooth weighted round-robin.
 pub const LEAST_CONN: u32 = 0;
 /// `balance = "round_robin"`: smooth weighted round-robin.
 pub const ROUND_ROBIN: u32 = 1;
-/// `balance = "random_two"`: of two drawn at random by weight, the one with fewer active connections by weight.
+/// `balance = "random_two"`: two are drawn at random by weight; the one with fewer active
+/// connections by weight is chosen.
 pub const RANDOM_TWO: u32 = 2;
-/// `balance = "hash"`: the client's address chooses a place in a Maglev table.
+/// `balance = "hash"`: the client's address chooses an entry of a Maglev table.
 pub const HASH: u32 = 3;
 
-/// How a backend was chosen: it is up and no backup.
+/// How a backend was chosen: it is up, and no backup.
 pub const CHOSEN_UP: u32 = 0;
 /// It is a backup, and no other backend is up.
 pub const CHOSEN_BACKUP: u32 = 1;
@@ -20,18 +21,19 @@ pub const CHOSEN_TRIAL: u32 = 3;
 /// The four of them in words.
 pub const CHOSEN: [&str; 4] = ["up", "backup", "fail_open", "trial"];
 
-/// Places of a Maglev table: a prime well above 64 backends (Eisenbud et al., NSDI 2016, section 3.4).
+/// Entries of a Maglev table: a prime, well above 64 backends (Eisenbud et al., NSDI 2016, section
+/// 3.4).
 pub const MAGLEV_PLACES: u32 = 16_381;
 
-/// How the load of one backend compares: `active / weight`, without a division.
+/// Whether one backend is less loaded than another: compares `active / weight`, without a division.
 #[inline(always)]
 pub const fn less_loaded(active: u32, weight: u32, than_active: u32, than_weight: u32) -> bool {
     (active as u64) * (than_weight as u64) < (than_active as u64) * (weight as u64)
 }
 
-/// The share of new connections that a backend gets while it starts slowly, in 2^-32: growing linearly from nothing over
-/// `slow_ms`, of which `left` nanoseconds are left. Of every connection, or if `total` is not 0 of the part that its
-/// weight is of `total`.
+/// The share of new connections that a backend gets while it starts slowly, in 2^-32: it grows
+/// linearly from nothing over `slow_ms`, of which `left` nanoseconds are left. It is a share of
+/// every connection or, if `total` is not 0, of the part that its weight is of `total`.
 #[inline(always)]
 pub const fn slow_share(left: u64, slow_ms: u32, weight: u32, total: u32) -> u32 {
     if slow_ms == 0 {
@@ -47,10 +49,11 @@ pub const fn slow_share(left: u64, slow_ms: u32, weight: u32, total: u32) -> u32
     if share > u32::MAX as u64 { u32::MAX } else { share as u32 }
 }
 
-/// The Maglev table of backends with these `(hash of the name, weight)`: place → position in the list.
+/// The Maglev table of backends with these `(hash of the name, weight)`: entry → position in the
+/// list.
 ///
-/// Every backend walks the places in an order of its own and takes the next free one in its turn; a weight above one
-/// takes as many per turn. Removing a backend moves few places of the others.
+/// Every backend walks the entries in an order of its own and takes the next free one at its turn,
+/// as many per turn as its weight. Removing a backend moves few entries of the others.
 pub fn maglev(backends: &[(u64, u32)], table: &mut [u16; MAGLEV_PLACES as usize]) {
     const NONE: u16 = u16::MAX;
     table.fill(NONE);
@@ -125,12 +128,12 @@ mod tests {
     }
 
     #[test]
-    fn removing_a_backend_moves_few_places_of_the_others() {
+    fn removing_a_backend_moves_few_entries_of_the_others() {
         let mut before = [0; MAGLEV_PLACES as usize];
         let mut after = before;
         maglev(&[(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)], &mut before);
         maglev(&[(1, 1), (2, 1), (3, 1), (4, 1)], &mut after);
         let moved = before.iter().zip(&after).filter(|(old, new)| **old != 4 && old != new).count();
-        assert!(moved < MAGLEV_PLACES as usize / 12, "{moved} places moved without need");
+        assert!(moved < MAGLEV_PLACES as usize / 12, "{moved} entries moved without need");
     }
 }

@@ -1,6 +1,8 @@
-//! TCP sequence numbers (RFC 9293 section 3.4): 32 bits that wrap, compared by the sign of their distance.
+//! TCP sequence numbers (RFC 9293 section 3.4): 32 bits that wrap, compared by the sign of their
+//! distance.
 
-/// The largest step a sequence number may take forward at once: the largest window TCP can offer (RFC 7323 section 2.3).
+/// The largest step a sequence number may take forward at once: the largest window TCP can offer
+/// (RFC 7323 section 2.3).
 pub const MAX_STEP: u32 = 1 << 30;
 
 /// Whether `a` comes before `b`.
@@ -17,16 +19,17 @@ pub const fn within(first: u32, x: u32, last: u32) -> bool {
 
 /// Extends the highest sequence end seen so far by a segment that ends at `end`.
 ///
-/// The low 32 bits are the sequence number, the high ones count how often it wrapped, so that a connection of more than
-/// 4 GiB is still measured exactly. A segment that does not go forward, or goes further than any window allows, changes
-/// nothing.
+/// The low 32 bits are the sequence number, the high ones count how often it wrapped, so that a
+/// connection of more than 4 GiB is still measured exactly. A segment that does not go forward, or
+/// goes further than any window allows, changes nothing.
 #[inline(always)]
 pub const fn advance(highest: u64, end: u32) -> u64 {
     let step = end.wrapping_sub(highest as u32);
     if step == 0 || step > MAX_STEP { highest } else { highest.wrapping_add(step as u64) }
 }
 
-/// Payload bytes of one direction: from the initial sequence number to the highest end, without SYN and FIN.
+/// Payload bytes of one direction: from the initial sequence number to the highest end, without SYN
+/// and FIN.
 #[inline(always)]
 pub const fn payload(initial: u32, highest: u64, fin_seen: bool) -> u64 {
     let start = initial.wrapping_add(1) as u64;

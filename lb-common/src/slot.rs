@@ -4,7 +4,8 @@
 //! 63           32 31      24 23      16 15       8 7        0
 //! |  generation  |  reason  |  flags   | previous |  state   |
 //! ```
-//! Who wins the swap does the consequences (counter, ring, event) exactly once; who loses looks again.
+//! The winner of the swap carries out the consequences (counter, ring, event) exactly once; the
+//! loser re-reads.
 
 /// Where a flow is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,9 +25,11 @@ pub enum State {
     ClosingBackend = 5,
     /// Idle for too long; any packet swings it back to the previous state.
     Suspect = 6,
-    /// Over. The translation stays until the slot is claimed again, so that a repeated last FIN finds its way.
+    /// Over. The translation stays until the slot is claimed again, so that a repeated last FIN is
+    /// still forwarded.
     Closed = 7,
-    /// The try failed, or the backend holds an older connection on this port: held back before it is used again.
+    /// The try failed, or the backend holds an older connection on this port: it is held back
+    /// before it is used again.
     Abandoned = 8,
 }
 
@@ -44,7 +47,7 @@ impl State {
         State::Abandoned,
     ];
 
-    /// The state with this number; what cannot be is taken for `Claiming`, which nobody touches.
+    /// The state with this number. An unknown number counts as `Claiming`, which nobody touches.
     #[inline(always)]
     pub const fn from_number(number: u8) -> State {
         match number {
@@ -93,10 +96,11 @@ pub const FIN_BACKEND: u8 = 2;
 pub const KILLED: u8 = 4;
 /// The flow was established once: bytes and initial sequence numbers are valid.
 pub const CONNECTED: u8 = 8;
-/// The flow is counted for its client (`per_client_connections`): who ends it takes it back.
+/// The flow is counted for its client (`per_client_connections`): its end takes that back.
 pub const COUNTED: u8 = 16;
-/// The flow was taken over from the other host without taking its port from the ring of free ports: the port still waits
-/// there. Whoever meets it there clears the flag; whoever ends the flow gives the port back only if the flag is clear.
+/// The flow was taken over from the other host without taking its port from the ring of free ports,
+/// where the port still waits. A claim that meets it there clears the flag; the end of the flow
+/// gives the port back only if the flag is clear.
 pub const IN_RING: u8 = 64;
 
 /// The value of a slot's first word.
@@ -160,7 +164,7 @@ impl Ctl {
         Ctl(self.0 & !0xff | state as u64)
     }
 
-    /// The same word with `flags` set besides those it has.
+    /// The same word with `flags` set as well.
     #[inline(always)]
     pub const fn with_flags(self, flags: u8) -> Ctl {
         Ctl(self.0 | (flags as u64) << 16)
@@ -172,13 +176,13 @@ impl Ctl {
         Ctl(self.with_state(State::Closed).0 & !(0xff << 24) | (reason as u64) << 24)
     }
 
-    /// The same flow under suspicion of being dead: the state is kept as the previous one.
+    /// The same flow, suspected to be dead: its state is kept as the previous one.
     #[inline(always)]
     pub const fn suspected(self) -> Ctl {
         Ctl(self.0 & !0xffff | (self.state() as u64) << 8 | State::Suspect as u64)
     }
 
-    /// The flow as it was before it came under suspicion.
+    /// The flow in the state it had before it came under suspicion.
     #[inline(always)]
     pub const fn cleared(self) -> Ctl {
         Ctl(self.0 & !0xffff | self.previous() as u64)

@@ -1,7 +1,7 @@
 //! The TCP life of a flow as seen from the middle: a pure function of state, side and flags.
 //!
-//! It is no TCP implementation: it decides when a connection was made, when it is over, and which segments need a
-//! closer look. Sequence numbers are checked by the caller, where a step says so.
+//! It is no TCP implementation: it decides when a connection is made, when it is over, and which
+//! segments need a closer look. The caller checks sequence numbers where a step says so.
 
 use crate::slot::State;
 
@@ -44,15 +44,17 @@ pub enum Step {
     Connected,
     /// RST in `HalfOpen`: refused, if it acknowledges our SYN.
     Refused,
-    /// No SYN and no RST from the backend in `HalfOpen`: it still holds an older connection on this port.
+    /// No SYN and no RST from the backend in `HalfOpen`: it still holds an older connection on this
+    /// port.
     Stale,
-    /// From a backend that was given up: reset what asks for it, drop the rest.
+    /// To or from a backend that was given up: reset what asks for an answer, drop the rest.
     GivenUp,
     /// The slot holds no flow.
     Unknown,
 }
 
-/// The step a segment with `flags` from `side` makes for a flow in `state`. `Suspect` is cleared by the caller first.
+/// What a segment with `flags` from `side` means for a flow in `state`. The caller clears `Suspect`
+/// first.
 #[inline(always)]
 pub const fn step(state: State, side: Side, flags: u8) -> Step {
     match (state, side) {
@@ -72,7 +74,8 @@ const fn half_open_answer(flags: u8) -> Step {
     match (flags & RST != 0, flags & SYN != 0, flags & ACK != 0) {
         (true, _, _) => Step::Refused,
         (false, true, true) => Step::Connected,
-        // A simultaneous open (RFC 9293 section 3.5) makes no sense through a balancer: treated like a stale segment.
+        // A simultaneous open (RFC 9293 section 3.5) makes no sense through a balancer: it is
+        // treated like a stale segment.
         (false, _, _) => Step::Stale,
     }
 }

@@ -1,6 +1,7 @@
-//! Time: one type for each of the two spellings that stand in the maps, and one rule for a stamp that lies ahead.
+//! Time: one type for each of its two units in the maps, and one rule for a stamp that lies ahead.
 //!
-//! Both count from the boot of the host (CLOCK_MONOTONIC). Nothing here reads a clock: the shells do, once per turn.
+//! Both count from the boot of the host (CLOCK_MONOTONIC). Nothing here reads a clock: the shells
+//! do, once per turn.
 
 use core::{
     ops::{Add, AddAssign, Sub},
@@ -18,8 +19,8 @@ impl Instant {
     /// A deadline that never comes.
     pub const NEVER: Instant = Instant(u64::MAX);
 
-    /// How long ago `self` was at `now`. A stamp that lies ahead has the age zero: the clocks of two CPUs, and the coarse
-    /// and the exact clock, differ by a few milliseconds.
+    /// How long ago `self` was at `now`. A stamp that lies ahead has the age zero: the clocks of
+    /// two CPUs, and the coarse and the exact clock, differ by a few milliseconds.
     #[inline(always)]
     pub const fn age(self, now: Instant) -> Duration {
         Duration::from_nanos(now.0.saturating_sub(self.0))
@@ -72,7 +73,8 @@ pub const fn nanoseconds(time: Duration) -> u64 {
 
 const TICK_BITS: u32 = 20;
 
-/// The stamp of a slot or a pool: [`Instant`] in steps of 2^20 ns, about 1.05 ms. It wraps after 52 days.
+/// The stamp of a slot or a pool: [`Instant`] in steps of 2^20 ns, about 1.05 ms. It wraps after 52
+/// days.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Ticks(pub u32);
@@ -83,8 +85,8 @@ impl Ticks {
         (nanoseconds(time) >> TICK_BITS) as u32
     }
 
-    /// How long ago the stamp was at `now`, in ticks. **The one rule for a stamp that lies ahead**, by up to half of the
-    /// range (26 days): it has just been set, its age is zero.
+    /// How long ago the stamp was at `now`, in ticks. **The one rule for a stamp that lies ahead**,
+    /// by up to half of the range (26 days): it has just been set, its age is zero.
     #[inline(always)]
     pub const fn age_in_ticks(self, now: Ticks) -> u32 {
         let age = now.0.wrapping_sub(self.0);

@@ -1,5 +1,6 @@
-//! The one list of reasons: the program's verdict, the counter, the metric's label, the word in the CLI and in the log
-//! are all one of these. It only grows; a number once given keeps its meaning, for counters outlive the program.
+//! The one list of reasons: the program's verdict, the counter, the metric's label, the word in the
+//! CLI and in the log are all one of these. It only grows, and a number keeps its meaning for ever,
+//! because counters outlive the program.
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $number:literal, $name:literal, $meaning:literal;)*) => {
@@ -11,7 +12,7 @@ macro_rules! reasons {
         }
 
         impl Reason {
-            /// Every reason, in the order of their numbers.
+            /// Every reason, in the order of the list.
             pub const ALL: &[Reason] = &[$(Reason::$variant,)*];
 
             /// The word for it everywhere: counters, metrics, CLI, log.
@@ -106,7 +107,7 @@ reasons! {
     Damaged = 30, "damaged", "a record contradicts itself or the other tables: the segment is dropped";
 }
 
-/// What a reason is counted for: each group is a metric of its own, whose sum means something.
+/// What a reason is counted for: each group is a metric of its own, whose sum has a meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Group {
     /// A packet that was not simply forwarded.

@@ -19,8 +19,9 @@ use crate::{
 /// Rules in one line of the list.
 const LINE: usize = core::mem::size_of::<RuleLine>() / core::mem::size_of::<lb_common::layout::Rule>();
 
-/// What the service's rules say about a client: `number of the rule << 8 | verdict`, or 0 if none is about
-/// it. The list is looked up once, so that one that is replaced meanwhile is not mixed with the new one.
+/// What the service's rules say about a client: `number of the rule << 8 | verdict`, or 0 if none
+/// is about it. The list is looked up once, so that one that is replaced meanwhile is not mixed
+/// with the new one.
 #[inline(always)]
 pub fn ruled(service: u32, client: u32) -> u32 {
     ruled_global(service, client)
@@ -54,8 +55,8 @@ pub fn is_denied(service: u32, client: u32) -> bool {
 /// Compare-and-swaps of a client's count that may fail, one after the other.
 const SWAPS: u32 = 8;
 
-/// What a bucket holds of a client: its connections, and two masks of positions, of its words and of empty
-/// ones.
+/// What a bucket holds of a client: its connections, and two masks of positions, of its words and
+/// of empty ones.
 #[derive(Clone, Copy)]
 struct Seen(u64);
 
@@ -76,8 +77,8 @@ impl Seen {
     }
 }
 
-/// Looks through one bucket for a client. Without a branch: the verifier would follow every combination of
-/// eight.
+/// Looks through one bucket for a client. Without a branch: the verifier would follow every
+/// combination of eight.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn client_in_global(service: u32, bucket: u32, client: u32) -> u64 {
@@ -98,9 +99,9 @@ fn is_not_zero(number: u64) -> u64 {
     highest_bit(number | number.wrapping_neg())
 }
 
-/// Adds a connection to the client's word at a position (`bucket << 3 | position in it`), or writes the
-/// first word of a client that comes at an empty one; with `limit` 0 takes one away. 1 if that was done: by
-/// now the word may be another one, or at the limit.
+/// Adds a connection to the client's word at a position (`bucket << 3 | position in it`), or writes
+/// the first word of a client that comes at an empty one; with `limit` 0 takes one away. 1 if that
+/// was done: by now the word may be another one, or at the limit.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn change_count_global(service: u32, position: u32, client: u32, limit: u32) -> u32 {
@@ -119,8 +120,8 @@ extern "C" fn change_count_global(service: u32, position: u32, client: u32, limi
 /// The new connection is one too many.
 pub const OVER: u32 = 1 << 8;
 
-/// Counts a new connection for its client, if the service has a limit: the flag for its slot's word, 0 if it
-/// is not counted, or `OVER`.
+/// Counts a new connection for its client, if the service has a limit: the flag for its slot's
+/// word, 0 if it is not counted, or `OVER`.
 #[inline(always)]
 pub fn count_client(service: u32, client: u32) -> u32 {
     match limit_of(service) {
@@ -190,7 +191,8 @@ pub fn uncount_flow(ctl: Ctl, service: u16, key: Key) {
     }
 }
 
-/// Takes back what [`count_client`] has counted. If it misses it, the controller finds it by comparing.
+/// Takes back what [`count_client`] has counted. If it misses it, the controller finds it by
+/// comparing.
 #[inline(always)]
 pub fn uncount_client(service: u32, client: u32) {
     uncount_client_global(service, client);

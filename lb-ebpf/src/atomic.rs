@@ -5,8 +5,8 @@
 //! LLVM 22 turns a fetch-and-add into an add that returns nothing, and the "old value" would be the
 //! addend. BPF atomics with a result are full barriers anyway.
 //!
-//! Every function has the same contract: the pointer leads to a whole, aligned word of a map value or
-//! of a static of this program. `records`, `maps` and `clock` are the only callers.
+//! Every function has the same contract: the pointer leads to a whole, aligned word of a map value
+//! or of a static of this program. `records`, `maps` and `clock` are the only callers.
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg};
 

@@ -1,7 +1,7 @@
 //! What the kernel knows and no table: the time, and random numbers.
 //!
-//! The time is CLOCK_MONOTONIC, coarse where a few milliseconds do not matter: that costs 2 ns instead
-//! of 28.
+//! The time is CLOCK_MONOTONIC, coarse where a few milliseconds do not matter: that costs 2 ns
+//! instead of 28.
 
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use lb_common::time::{Instant, Ticks};

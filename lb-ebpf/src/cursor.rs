@@ -1,9 +1,9 @@
-//! The only packet arithmetic: where the headers stand, and how a frame is read, rewritten, replaced and
-//! sent on both hooks.
+//! The only packet arithmetic: where the headers stand, and how a frame is read, rewritten,
+//! replaced and sent on both hooks.
 //!
-//! The engine is generic over [`Frame`]. What differs between XDP and TC is here and nowhere else: on TC
-//! a checksum may be unfinished (CHECKSUM_PARTIAL), which only the kernel's helpers know; XDP sees the
-//! bytes of the wire.
+//! The engine is generic over [`Frame`]. What differs between XDP and TC is here and nowhere else:
+//! on TC a checksum may be unfinished (CHECKSUM_PARTIAL), which only the kernel's helpers know; XDP
+//! sees the bytes of the wire.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, xdp_action, xdp_md},
@@ -65,8 +65,8 @@ pub mod arp {
     pub const END: usize = EthHdr::LEN + ArpHdr::LEN;
 }
 
-/// Offsets in a frame with a neighbour solicitation or advertisement. IPv6 extension headers are not
-/// permitted in one (RFC 4861 section 6.1, RFC 6980 for fragments).
+/// Offsets in a frame with a neighbour solicitation or advertisement. IPv6 extension headers are
+/// not permitted in one (RFC 4861 section 6.1, RFC 6980 for fragments).
 pub mod nd {
     use core::mem::offset_of;
 
@@ -79,7 +79,8 @@ pub mod nd {
     pub const END: usize = TARGET + 16;
 }
 
-/// Bytes of the longest headers that are read: Ethernet, IPv4 without options, TCP with 40 bytes of options.
+/// Bytes of the longest headers that are read: Ethernet, IPv4 without options, TCP with 40 bytes of
+/// options.
 pub const LONGEST_HEADERS: u32 = 94;
 
 /// What a translated segment looks like.
@@ -104,8 +105,8 @@ pub struct Headers {
 }
 
 impl Headers {
-    /// Puts both checksums into the headers. `tcp_length` is in bytes. With `partial` the TCP checksum is
-    /// only the sum of the pseudo-header, for the sending device to finish.
+    /// Puts both checksums into the headers. `tcp_length` is in bytes. With `partial` the TCP
+    /// checksum is only the sum of the pseudo-header, for the sending device to finish.
     #[inline(always)]
     fn seal(&mut self, tcp_length: u32, partial: bool) {
         let mut sum = 0;
@@ -135,12 +136,13 @@ pub trait Frame: Copy {
     /// The verdict that ends the frame.
     const DROP: i32;
 
-    /// Address of the first byte; whatever is read behind it was checked against [`end`](Frame::end).
+    /// Address of the first byte; whatever is read behind it was checked against
+    /// [`end`](Frame::end).
     fn start(self) -> usize;
     /// Address behind the last byte that can be read directly.
     fn end(self) -> usize;
-    /// Makes the first `bytes` readable, as far as the frame has them. Earlier [`Bytes`] are void after
-    /// it.
+    /// Makes the first `bytes` readable, as far as the frame has them. Earlier [`Bytes`] are void
+    /// after it.
     fn pull(self, bytes: u32);
     /// Bytes of the frame behind the Ethernet header, padding included.
     fn network_length(self) -> u32;
@@ -152,7 +154,8 @@ pub trait Frame: Copy {
     fn is_flooded(self, interface: Held<Interface>) -> bool;
     /// Rewrites addresses, ports, MAC addresses and checksums, and lowers the time to live by one.
     fn translate(self, old: &Translation, new: &Translation) -> bool;
-    /// Replaces the whole frame by `headers` with a TCP header of `tcp_length` bytes and no payload.
+    /// Replaces the whole frame by `headers` with a TCP header of `tcp_length` bytes and no
+    /// payload.
     fn replace(self, headers: &mut Headers, tcp_length: u32) -> bool;
     /// The verdict that sends the frame out of an interface.
     fn send(self, ifindex: u32) -> i32;
@@ -164,8 +167,8 @@ pub trait Frame: Copy {
     }
 }
 
-/// The readable bytes of a frame. A range is checked once with [`has`](Bytes::has), and whatever is read
-/// lies in it.
+/// The readable bytes of a frame. A range is checked once with [`has`](Bytes::has), and whatever is
+/// read lies in it.
 #[derive(Clone, Copy)]
 pub struct Bytes {
     start: usize,
@@ -243,8 +246,8 @@ impl XdpFrame {
     #[inline(always)]
     fn length(self) -> usize {
         let mut length = self.end() - self.start();
-        // LLVM would subtract in 32 bits where the result is used so, which the verifier allows for no
-        // pointer.
+        // LLVM would subtract in 32 bits where the result is used so, which the verifier allows for
+        // no pointer.
         // SAFETY: touches one register.
         unsafe { core::arch::asm!("{0} += 0", inout(reg) length) };
         length
@@ -313,7 +316,8 @@ impl Frame for XdpFrame {
     fn replace(self, headers: &mut Headers, tcp_length: u32) -> bool {
         let wanted = field::TCP as i32 + tcp_length as i32;
         let surplus = self.length() as i32 - wanted;
-        // SAFETY: the helper takes the kernel's context and any difference; pointers are read again below.
+        // SAFETY: the helper takes the kernel's context and any difference; pointers are read again
+        // below.
         if unsafe { bpf_xdp_adjust_head(self.0, surplus) } != 0 {
             return false;
         }
@@ -323,7 +327,8 @@ impl Frame for XdpFrame {
         if start + field::PAYLOAD > end {
             return false;
         }
-        // SAFETY: the fixed part was checked above; every word of options is checked where it is written.
+        // SAFETY: the fixed part was checked above; every word of options is checked where it is
+        // written.
         unsafe {
             for i in 0..7 {
                 write(start, i * 2, headers.ethernet[i]);
@@ -373,8 +378,8 @@ impl TcFrame {
         self.skb().protocol as u16
     }
 
-    /// Whether the TCP checksum is left for the sending device to finish. BPF cannot ask, but it can try: a
-    /// change outside of the pseudo-header is not applied to an unfinished checksum
+    /// Whether the TCP checksum is left for the sending device to finish. BPF cannot ask, but it
+    /// can try: a change outside of the pseudo-header is not applied to an unfinished checksum
     /// (inet_proto_csum_replace_by_diff).
     #[inline(always)]
     fn is_partial(self) -> Option<bool> {
@@ -387,8 +392,8 @@ impl TcFrame {
         Some(before == after)
     }
 
-    /// Updates the TCP checksum, mostly by one helper call: its result shows whether the sum has the ports
-    /// in it.
+    /// Updates the TCP checksum, mostly by one helper call: its result shows whether the sum has
+    /// the ports in it.
     #[inline(always)]
     fn translate_checksum(self, addresses: u64, ports: u64) -> bool {
         let Some(before) = self.tcp_checksum() else { return false };
@@ -478,8 +483,8 @@ impl Frame for TcFrame {
     #[inline(always)]
     fn replace(self, headers: &mut Headers, tcp_length: u32) -> bool {
         let Some(partial) = self.is_partial() else { return false };
-        // SAFETY: the helpers take the kernel's context; `headers` is at least 14 and 20 + 60 bytes long, and
-        // `tcp_length` is 60 at most.
+        // SAFETY: the helpers take the kernel's context; `headers` is at least 14 and 20 + 60 bytes
+        // long, and `tcp_length` is 60 at most.
         unsafe {
             if bpf_skb_change_tail(self.0, field::TCP as u32 + tcp_length, 0) != 0 {
                 return false;

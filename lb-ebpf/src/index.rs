@@ -1,7 +1,8 @@
-//! The flow index: client and listener → slot. A key has two buckets of eight entries; an entry is a hint
-//! that its slot confirms (`lb_common::hash`).
+//! The flow index: client and listener → slot. A key has two buckets of eight entries; an entry is
+//! a hint that its slot confirms (`lb_common::hash`).
 //!
-//! Loops over entries are in global functions, which the verifier looks at once and not once per path.
+//! Loops over entries are in global functions, which the verifier looks at once and not once per
+//! path.
 
 use lb_common::{
     address::{Family, V4},
@@ -57,8 +58,8 @@ pub enum Inserted {
     Full,
 }
 
-/// Reads from the second bucket of a client that is expected to have no flow, so that its line comes from
-/// memory while the first one's does.
+/// Reads from the second bucket of a client that is expected to have no flow, so that its line
+/// comes from memory while the first one's does.
 #[inline(always)]
 pub fn fetch_second(hashed: Hashed) {
     let (_, secondary) = buckets(hashed.hash, maps::buckets());
@@ -69,8 +70,8 @@ pub fn fetch_second(hashed: Hashed) {
 
 /// Looks a client up. Closed flows are found too, for their late segments.
 ///
-/// The client's own position in the primary bucket comes first, inlined: most flows stand there, so the
-/// processor predicts how this ends, which it cannot for a search.
+/// The client's own position in the primary bucket comes first, inlined: most flows stand there, so
+/// the processor predicts how this ends, which it cannot for a search.
 #[inline(always)]
 pub fn find(hashed: Hashed) -> Option<Found> {
     let (primary, _) = buckets(hashed.hash, maps::buckets());
@@ -96,8 +97,9 @@ fn confirm(entry: Entry, key: Key) -> Option<Found> {
     Some(Found { at: entry.at(), slot, ctl })
 }
 
-/// Whether the whole address agrees, once tag, generation and key do. An IPv4 address is in its key: this
-/// is gone when the program is compiled. An IPv6 address is compared on the slot's second line here.
+/// Whether the whole address agrees, once tag, generation and key do. An IPv4 address is in its
+/// key: this is gone when the program is compiled. An IPv6 address is compared on the slot's second
+/// line here.
 #[inline(always)]
 fn is_client<V: Family>(_at: SlotAt) -> bool {
     const { assert!(V::WORD_IS_ADDRESS, "IPv6 compares Opening::client6 with the segment's source here") };
@@ -164,8 +166,8 @@ extern "C" fn has_room_global(bucket: u32) -> u32 {
     0
 }
 
-/// The position of another flow's live entry for the same client in either bucket. There is none, nearly
-/// always.
+/// The position of another flow's live entry for the same client in either bucket. There is none,
+/// nearly always.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn twin_global(primary: u32, secondary: u32, own: u64, key: u64, tag: u64) -> i64 {
@@ -195,8 +197,8 @@ fn twin_in(bucket: u32, own: u64, key: Key, tag: u64) -> i64 {
     NONE
 }
 
-/// Puts an entry at an empty position of the bucket, or else over an entry whose flow has ended. Its
-/// position; none if the bucket is full.
+/// Puts an entry at an empty position of the bucket, or else over an entry whose flow has ended.
+/// Its position; none if the bucket is full.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn put_global(bucket: u32, entry: u64) -> i64 {
@@ -246,8 +248,9 @@ fn emptier(primary: u32, secondary: u32) -> (u32, u32) {
     if load < PRIMARY_FILL || load <= load_global(secondary) { (primary, secondary) } else { (secondary, primary) }
 }
 
-/// Enters a flow. Two SYNs of one client may come at once on two CPUs, so the entry is provisional until
-/// no other entry for the same client is found that is committed or stands at a lower position.
+/// Enters a flow. Two SYNs of one client may come at once on two CPUs, so the entry is provisional
+/// until no other entry for the same client is found that is committed or stands at a lower
+/// position.
 #[inline(always)]
 pub fn insert(hashed: Hashed, entry: Entry) -> Inserted {
     match insert_global(hashed.key.0, hashed.hash, entry.provisional().0) {
@@ -289,8 +292,8 @@ extern "C" fn insert_global(key: u64, hash: u64, entry: u64) -> u32 {
     LOST
 }
 
-/// 1 if our provisional entry at `own` loses against one in `bucket`. Those that lose against ours are
-/// removed.
+/// Whether our provisional entry at `own` loses against one in `bucket`. Those that lose against
+/// ours are removed.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn contest_global(bucket: u32, own: u64, key: u64, tag: u64) -> u32 {

@@ -1,9 +1,9 @@
 //! Who may answer for a virtual address: only a host whose VRRP lease holds.
 //!
 //! Without a lease, ARP requests and neighbour solicitations for the address are dropped, so that a
-//! controller that was killed or stopped does not leave a second host that answers. What the host's own
-//! kernel says in the name of the address is dropped on the way out, because a neighbour believes questions
-//! as well as answers. TCP over IPv4 does not pass through here.
+//! controller that was killed or stopped does not leave a second host that answers. What the host's
+//! own kernel says in the name of the address is dropped on the way out, because a neighbour
+//! believes questions as well as answers. TCP over IPv4 does not pass through here.
 
 use lb_common::{
     hash::{LEASE_PROBES, lease_start, probe},
@@ -33,8 +33,8 @@ const ADVERTISEMENT: u8 = 136;
 /// An address as its record holds it, in two words of memory.
 type Address = (u64, u64);
 
-/// The verdict on a frame that is no TCP segment over IPv4; `reason` says what it is instead. Not inlined:
-/// LLVM would take over the address of the frame from the caller in 32 bits.
+/// The verdict on a frame that is no TCP segment over IPv4; `reason` says what it is instead. Not
+/// inlined: LLVM would take over the address of the frame from the caller in 32 bits.
 #[inline(never)]
 pub fn other<F: Frame>(frame: F, reason: Reason) -> i32 {
     let bytes = frame.bytes();
@@ -87,10 +87,10 @@ fn of_nd<F: Frame>(frame: F, bytes: Bytes, reason: Reason) -> i32 {
     }
 }
 
-/// The verdict on a frame that the host sends. The receiver of an ARP packet or a neighbour solicitation
-/// learns from it where its sender is (RFC 826; RFC 4861 section 7.2.3), so none is sent in the name of an
-/// address without a lease. Our own announcements do not pass through here: they bypass the queueing
-/// discipline, and are sent only under a lease.
+/// The verdict on a frame that the host sends. The receiver of an ARP packet or a neighbour
+/// solicitation learns from it where its sender is (RFC 826; RFC 4861 section 7.2.3), so none is
+/// sent in the name of an address without a lease. Our own announcements do not pass through here:
+/// they bypass the queueing discipline, and are sent only under a lease.
 #[inline(always)]
 pub fn outgoing(frame: TcFrame) -> i32 {
     let (protocol, end) = match frame.protocol() {
@@ -149,8 +149,9 @@ fn is_not_ours(address: Address) -> Option<Reason> {
     }
 }
 
-/// Whether another host claims an address that we hold; noted for the controller. Two claims at once on two
-/// CPUs may leave a MAC address of mixed bytes: it is shown, and nothing is decided by it.
+/// Whether another host claims an address that we hold; noted for the controller. Two claims at
+/// once on two CPUs may leave a MAC address of mixed bytes: it is shown, and nothing is decided by
+/// it.
 #[inline(always)]
 fn claims<F: Frame>(frame: F, address: Address, mac: [u8; 6]) -> bool {
     let Some(lease) = find(address) else { return false };

@@ -3,16 +3,18 @@
 //! ```text
 //! parse → whose? → flow → (new: choose → claim a slot) → rewrite → transmit
 //! ```
-//! `cursor` is the only packet arithmetic, `records` the only way to what stands in the tables (`maps`);
-//! `lb_common::layout` describes it. `unsafe` stands in `cursor`, `records`, `maps`, `atomic` and `clock` and
-//! nowhere else; a new SAFETY comment names the bound and where it was checked.
+//! `cursor` is the only packet arithmetic, `records` the only way to what stands in the tables
+//! (`maps`); `lb_common::layout` describes it. `unsafe` stands in `cursor`, `records`, `maps`,
+//! `atomic` and `clock` and nowhere else; a new SAFETY comment names the bound and where it was
+//! checked.
 //!
-//! Loops over table entries and everything off the fast path are global functions, which the verifier looks
-//! at once, whatever calls them. They take and return numbers, at most five of them. One rule for names: the
-//! plain name is the safe, inlined face with types, `*_global` behind it is what the verifier sees once.
+//! Loops over table entries and everything off the fast path are global functions, which the
+//! verifier looks at once, whatever calls them. They take and return numbers, at most five of them.
+//! One rule for names: the plain name is the safe, inlined face with types, `*_global` behind it is
+//! what the verifier sees once.
 //!
-//! No file uses another one that uses it: `walk` → `lease`, `reply`, `flow` → `trace` → `select`, `access` →
-//! `slots` → `index` → `report` → `cursor` → `records` → `maps` → `atomic`.
+//! No file uses another one that uses it: `walk` → `lease`, `reply`, `flow` → `trace` → `select`,
+//! `access` → `slots` → `index` → `report` → `cursor` → `records` → `maps` → `atomic`.
 
 #![no_std]
 #![no_main]
@@ -50,8 +52,8 @@ pub fn evenkeel_xdp(ctx: XdpContext) -> u32 {
     walk::walk(XdpFrame(ctx.ctx)) as u32
 }
 
-/// The program for tcx and clsact, egress, on the interfaces of VRRP: drops what this host itself must not
-/// say.
+/// The program for tcx and clsact, egress, on the interfaces of VRRP: drops what this host itself
+/// must not say.
 #[classifier]
 pub fn evenkeel_out(ctx: TcContext) -> i32 {
     lease::outgoing(TcFrame(ctx.skb.skb))

@@ -1,8 +1,9 @@
-//! The tables. `lb_common::layout` says who writes what and what each record means; `records` is the only
-//! way to them.
+//! The tables. `lb_common::layout` says who writes what and what each record means; `records` is
+//! the only way to them.
 //!
-//! All are fixed arrays, allocated when they are made: no packet allocates anything, and no table is full
-//! by surprise. Sizes that are given as 1 here are set by the controller when it loads the program.
+//! All are fixed arrays, allocated when they are made: no packet allocates anything, and no table
+//! is full by surprise. Sizes that are given as 1 here are set by the controller when it loads the
+//! program.
 
 use aya_ebpf::{
     bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
@@ -114,8 +115,8 @@ pub fn buckets() -> u32 {
 #[unsafe(no_mangle)]
 static mut ZERO: u64 = 0;
 
-/// The same number, which the verifier no longer knows: it would follow every value of a loop's result to
-/// the end of the next loop.
+/// The same number, which the verifier no longer knows: it would follow every value of a loop's
+/// result to the end of the next loop.
 #[inline(always)]
 pub fn forgotten(number: u64) -> u64 {
     // SAFETY: an aligned word of this program's own, which nobody writes.

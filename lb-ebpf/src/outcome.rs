@@ -2,8 +2,8 @@
 
 use lb_common::{flow::SlotAt, verdict::Reason};
 
-/// What the walk does with the frame, as one number so that global functions can return it. Each has its
-/// constructor; whatever ends a frame says why, and the walk counts it.
+/// What the walk does with the frame, as one number so that global functions can return it. Each
+/// has its constructor; whatever ends a frame says why, and the walk counts it.
 ///
 /// ```text
 /// 63     48 47    40 39   32 31        0
@@ -64,7 +64,8 @@ impl Outcome {
         Self::new(Self::DROP, reason as u64, SlotAt(0))
     }
 
-    /// A try has failed and its flow was taken out of `HalfOpen`: `flow::move_on` says what comes next.
+    /// A try has failed and its flow was taken out of `HalfOpen`: `flow::move_on` says what comes
+    /// next.
     #[inline(always)]
     pub const fn move_on(reason: Reason, at: SlotAt) -> Outcome {
         Self::new(Self::MOVE_ON, reason as u64, at)
@@ -82,8 +83,8 @@ impl Outcome {
         Self::new(Self::END, 0, SlotAt(0))
     }
 
-    /// For what cannot be and only the verifier thinks possible: a look-up by a number that the table has
-    /// for certain. Nothing leads here, so nothing is counted.
+    /// For what cannot be and only the verifier thinks possible: a look-up by a number that the
+    /// table has for certain. Nothing leads here, so nothing is counted.
     #[inline(always)]
     pub const fn impossible() -> Outcome {
         Self::new(Self::END, 0, SlotAt(0))
@@ -107,8 +108,8 @@ impl Outcome {
     }
 }
 
-/// What a global function answers that has found nothing: it returns numbers only. Its plain face gives
-/// an `Option`.
+/// What a global function answers that has found nothing: it returns numbers only. Its plain face
+/// gives an `Option`.
 pub const NONE: i64 = -1;
 
 /// The answer of a global function as an option.

@@ -12,8 +12,8 @@ use crate::{
     maps,
 };
 
-/// A TCP segment in an IP packet without options. Addresses and ports as they lie in the packet, numbers
-/// in the host's order.
+/// A TCP segment in an IP packet without options. Addresses and ports as they lie in the packet,
+/// numbers in the host's order.
 #[derive(Clone, Copy)]
 pub struct Segment<V: Family = V4> {
     pub source: V::Address,
@@ -38,8 +38,8 @@ impl<V: Family> Segment<V> {
         self.sequence.wrapping_add(self.payload).wrapping_add(control)
     }
 
-    /// Whether it is the controller's own test packet: from the address that is none (never on a wire,
-    /// RFC 1122 section 3.2.1.3), with a number that only the controller knows.
+    /// Whether it is the controller's own test packet: from the address that is none (never on a
+    /// wire, RFC 1122 section 3.2.1.3), with a number that only the controller knows.
     #[inline(always)]
     pub fn is_self_test(&self) -> bool {
         V::word(self.source) == 0 && self.sequence == maps::seed() as u32
@@ -51,8 +51,8 @@ const NO_OPTIONS: u8 = 0x45;
 /// More fragments, or an offset.
 const FRAGMENTED: u16 = 0x3fff_u16.to_be();
 
-/// Reads the headers. Anything but a whole TCP segment in one IPv4 packet is an error: the reason to pass
-/// it on.
+/// Reads the headers. Anything but a whole TCP segment in one IPv4 packet is an error: the reason
+/// to pass it on.
 #[inline(always)]
 pub fn segment<F: Frame>(frame: F) -> Result<Segment, Reason> {
     let mut bytes = frame.bytes();
@@ -99,7 +99,8 @@ pub fn segment<F: Frame>(frame: F) -> Result<Segment, Reason> {
     })
 }
 
-/// The packet's length. A packet above 64 KiB (BIG TCP) has zero there: then the frame's own length.
+/// The packet's length. A packet above 64 KiB (BIG TCP) has zero there: then the frame's own
+/// length.
 #[inline(always)]
 fn ip_length<F: Frame>(frame: F, bytes: Bytes) -> u32 {
     let length = u16::from_be(bytes.read(field::TOTAL_LENGTH)) as u32;

@@ -1,14 +1,14 @@
 //! The records of the tables, as handles.
 //!
-//! A [`Held`] is made by a map look-up of this file and by nothing else, so whoever has one may read
-//! and write the record without `unsafe`: the map value is whole, aligned, and stays as long as the
-//! program runs (arrays are never freed under it; an inner map that is taken out of its outer one lives
-//! until the programs that have looked it up are done). What a record *means* may change in that time:
-//! a slot changes hands. That is what its word is for, see `lb_common::slot`.
+//! A [`Held`] is made by a map look-up of this file and by nothing else, so whoever has one may
+//! read and write the record without `unsafe`: the map value is whole, aligned, and stays as long
+//! as the program runs (arrays are never freed under it; an inner map that is taken out of its
+//! outer one lives until the programs that have looked it up are done). What a record *means* may
+//! change in that time: a slot changes hands. That is what its word is for, see `lb_common::slot`.
 //!
-//! Two ways to a field. `shared` ones are words that other CPUs or the controller change while they are
-//! read: read and written exactly once. `plain` ones are written before the record is found, or by its
-//! one owner, or can be a little old without harm; the compiler may read them as it likes.
+//! Two ways to a field. `shared` ones are words that other CPUs or the controller change while they
+//! are read: read and written exactly once. `plain` ones are written before the record is found, or
+//! by its one owner, or can be a little old without harm; the compiler may read them as it likes.
 
 use core::arch::asm;
 
@@ -193,8 +193,8 @@ pub fn free_line(pool: u32, line: u32) -> Option<Held<FreeLine>> {
     maps::FREE.get_value_ptr_mut(pool, &line).map(Held)
 }
 
-/// Which backend stands at a point of a service's Maglev table: its position in the list; `u32::MAX` if
-/// there is no table.
+/// Which backend stands at a point of a service's Maglev table: its position in the list;
+/// `u32::MAX` if there is no table.
 #[inline(always)]
 pub fn maglev(service: u32, point: u32) -> u32 {
     let Some(line) = maps::MAGLEV.get_value_ptr_mut(service, &(point >> 2)) else { return u32::MAX };
@@ -223,7 +223,8 @@ pub fn count_connect_time(backend: u32, bucket: u32) {
 #[inline(always)]
 pub fn count(reason: u32) {
     if let Some(counter) = maps::COUNTERS.get_ptr_mut(reason) {
-        // SAFETY: from the look-up; this CPU's own element, and a program is not interrupted by itself.
+        // SAFETY: from the look-up; this CPU's own element, and a program is not interrupted by
+        // itself.
         unsafe { *counter += 1 };
     }
 }
@@ -365,8 +366,8 @@ impl Held<Pool> {
         self.first_port().wrapping_add(at.slot()).to_be()
     }
 
-    /// Notes that the backend was heard. Every CPU reads this line for every packet, so it is written
-    /// once in [`HEARD_STEP`] only.
+    /// Notes that the backend was heard. Every CPU reads this line for every packet, so it is
+    /// written once in [`HEARD_STEP`] only.
     #[inline(always)]
     pub fn note_heard(self, now: Ticks) {
         if now.0.wrapping_sub(self.heard().0) >= HEARD_STEP {
@@ -425,8 +426,8 @@ impl Held<Slot> {
         unsafe { atomic::compare_swap(self.0.cast::<u64>(), old.0, new.0) == old.0 }
     }
 
-    /// Makes a slot that its caller has claimed and filled a half-open flow: nothing that was written
-    /// before this can be seen after it. Returns its word.
+    /// Makes a slot that its caller has claimed and filled a half-open flow: nothing that was
+    /// written before this can be seen after it. Returns its word.
     #[inline(always)]
     pub fn publish(self, flags: u8) -> Ctl {
         let ctl = Ctl::new(self.ctl().generation(), State::HalfOpen).with_flags(flags);
@@ -551,8 +552,8 @@ impl Held<Backend> {
         unsafe { atomic::compare_swap(&raw mut (*self.0).admission, old, new) == old }
     }
 
-    /// Moves the time of its next trial, if that still is `old`. The winner has the one trial of the
-    /// whole system.
+    /// Moves the time of its next trial, if that still is `old`. The winner has the one trial of
+    /// the whole system.
     #[inline(always)]
     pub fn swap_retry_at(self, old: Instant, new: Instant) -> bool {
         // SAFETY: the record is held: whole and aligned, and so is its field.

@@ -1,5 +1,5 @@
-//! Frames that are written from scratch in place of one that came: a RST to its sender, a RST to the
-//! client, the saved SYN to the next backend.
+//! Frames that are written from scratch in place of one that came: a RST to its sender, a RST to
+//! the client, the saved SYN to the next backend.
 
 use lb_common::{
     address::V4,
@@ -23,8 +23,8 @@ const RST_BURST: u64 = 10_000;
 /// RSTs that one CPU sends for each tick: some 9,500 per second.
 const RST_PER_TICK: u64 = 10;
 
-/// Answers the sender of a segment with a RST that it accepts (RFC 9293 section 3.10.7.1). A RST is never
-/// answered. The caller has counted why.
+/// Answers the sender of a segment with a RST that it accepts (RFC 9293 section 3.10.7.1). A RST is
+/// never answered. The caller has counted why.
 #[inline(never)]
 pub fn reset<F: Frame>(frame: F, segment: Segment) -> i32 {
     if segment.flags & RST != 0 || !(segment.is_self_test() || allowed()) {

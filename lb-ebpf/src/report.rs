@@ -1,5 +1,5 @@
-//! Counting and telling: one counter per reason, one event per connection that ends or fails. Nothing per
-//! packet of an established flow.
+//! Counting and telling: one counter per reason, one event per connection that ends or fails.
+//! Nothing per packet of an established flow.
 
 use lb_common::{
     address::{Family, V4},
@@ -45,8 +45,9 @@ pub fn dropped<F: Frame>(reason: Reason) -> i32 {
     F::DROP
 }
 
-/// For what cannot be and only the verifier thinks possible: a range of the frame that was checked before,
-/// or a look-up by a number that the table has for certain. Nothing leads here, so nothing is counted.
+/// For what cannot be and only the verifier thinks possible: a range of the frame that was checked
+/// before, or a look-up by a number that the table has for certain. Nothing leads here, so nothing
+/// is counted.
 #[inline(always)]
 pub const fn impossible<F: Frame>() -> i32 {
     F::DROP
@@ -124,9 +125,9 @@ pub fn turned_away(key: Key, service: u16, reason: Reason) {
 fn may_tell(service: u16) -> bool {
     let Some(service) = records::service(service as u32) else { return false };
     let now = turned_away_stretch(clock::ticks());
-    // Two CPUs that begin a stretch at once may both set the count to zero, and those that count at once
-    // may both find it below the limit: then a few more events are told of, and every client is counted
-    // all the same.
+    // Two CPUs that begin a stretch at once may both set the count to zero, and those that count at
+    // once may both find it below the limit: then a few more events are told of, and every client
+    // is counted all the same.
     if service.turned_away_in() != now {
         service.set_turned_away(0);
         service.set_turned_away_in(now);
@@ -147,7 +148,8 @@ fn mapped(address: u32) -> [u8; 16] {
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
 }
 
-/// Makes the event in the ring buffer itself: on the stack it would take a third of what calls may use.
+/// Makes the event in the ring buffer itself: on the stack it would take a third of what calls may
+/// use.
 #[inline(always)]
 fn emit(event: impl FnOnce() -> Event) {
     match maps::EVENTS.reserve(0) {

@@ -16,18 +16,18 @@ use crate::{
     report, slots,
 };
 
-/// Who may be given a connection: a set of classes, see [`class`]. Here: backends that are UP and no
-/// backups.
+/// Who may be given a connection: a set of classes, see [`class`]. Here: backends that are UP and
+/// no backups.
 const PRIMARY: u32 = 1 << (UP << 1);
 /// Backups that are UP.
 const SPARE: u32 = 1 << (UP << 1 | BACKUP);
 /// All that are not administratively out: nothing better is left.
 const ANY: u32 = PRIMARY | SPARE | trials(PRIMARY) | trials(SPARE);
-/// One mode after the other, from the lowest byte on. An array would stand on the stack, of which the
-/// deepest chain of calls has nothing left.
+/// One mode after the other, from the lowest byte on. An array would stand on the stack, of which
+/// the deepest chain of calls has nothing left.
 const MODES: u32 = PRIMARY << (8 * CHOSEN_UP) | SPARE << (8 * CHOSEN_BACKUP) | ANY << (8 * CHOSEN_FAIL_OPEN);
-/// Beside one of the three: `trace` only asks who would be chosen, and nobody's turn passes by that. The
-/// highest bit, which is no class.
+/// Beside one of the three: `trace` only asks who would be chosen, and nobody's turn passes by
+/// that. The highest bit, which is no class.
 pub const ASKED: u32 = 1 << 31;
 
 /// Whether it is the last of the three.
@@ -41,8 +41,8 @@ const fn trials(mode: u32) -> u32 {
     mode >> ((UP - OUT) << 1)
 }
 
-/// The class of a backend: a number for its admission and whether it is a backup. One look instead of
-/// several branches, of which the verifier would follow every combination.
+/// The class of a backend: a number for its admission and whether it is a backup. One look instead
+/// of several branches, of which the verifier would follow every combination.
 #[inline(always)]
 fn class(backend: Held<Backend>) -> u32 {
     (backend.admission() << 1 | backend.flags() & BACKUP) & 31
@@ -55,8 +55,8 @@ const POINTS: u32 = 64;
 /// Backends without a free port that are passed over for one connection.
 pub const FULL_POOLS: u32 = 4;
 
-/// A backend that was chosen and a slot that was claimed towards it, or why there is none. One number, so
-/// that global functions can return it.
+/// A backend that was chosen and a slot that was claimed towards it, or why there is none. One
+/// number, so that global functions can return it.
 ///
 /// ```text
 /// 63     48 47    40 39    32 31        0
@@ -99,8 +99,8 @@ impl Choice {
     }
 }
 
-/// Chooses a backend that was not tried, counts the flow in its `active`, and claims a slot. `client` is a
-/// hash of the client's address.
+/// Chooses a backend that was not tried, counts the flow in its `active`, and claims a slot.
+/// `client` is a hash of the client's address.
 #[inline(always)]
 pub fn backend(service: u32, tried: Tried, client: u32) -> Choice {
     Choice(backend_global(service, tried.0, client))
@@ -124,8 +124,8 @@ extern "C" fn backend_global(service: u32, tried: u64, client: u32) -> u64 {
     failure.0
 }
 
-/// A slot towards the backend, from one of its SNAT addresses. Used for a fresh port to the same backend
-/// too.
+/// A slot towards the backend, from one of its SNAT addresses. Used for a fresh port to the same
+/// backend too.
 #[inline(always)]
 pub fn claim_towards(backend: u32, client: u32) -> Option<SlotAt> {
     found(claim_towards_global(backend, client)).map(SlotAt)
@@ -242,7 +242,8 @@ extern "C" fn choose_global(service: u32, tried: u64, client: u32, asked: u32) -
     chosen
 }
 
-/// Backends that came back a short while ago and have had their share of that time: a mask of positions.
+/// Backends that came back a short while ago and have had their share of that time: a mask of
+/// positions.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn held_back_global(service: u32, tried: u64, mode: u32) -> u64 {
@@ -252,8 +253,8 @@ extern "C" fn held_back_global(service: u32, tried: u64, mode: u32) -> u64 {
     if until <= now || is_any(mode) {
         return 0;
     }
-    // A method that prefers the less busy would give it everything, so its share of all is counted. The
-    // others choose it as often as its weight says.
+    // A method that prefers the less busy would give it everything, so its share of all is counted.
+    // The others choose it as often as its weight says.
     let prefers = balance == schedule::LEAST_CONN || balance == schedule::RANDOM_TWO;
     let total = if prefers { total_weight_global(service, tried, mode) } else { 0 };
     let count = backend_count(service);
@@ -271,8 +272,8 @@ extern "C" fn held_back_global(service: u32, tried: u64, mode: u32) -> u64 {
     held_back
 }
 
-/// Adds to what a backend has saved up of its share since it came back. 1: that makes a whole connection,
-/// or it has its whole share. If it is only `asked`, nothing is added.
+/// Adds to what a backend has saved up of its share since it came back. 1: that makes a whole
+/// connection, or it has its whole share. If it is only `asked`, nothing is added.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn save_up_global(service: u32, position: u32, total: u32, now: u64, asked: u32) -> u32 {
@@ -286,16 +287,16 @@ extern "C" fn save_up_global(service: u32, position: u32, total: u32, now: u64, 
     let before = slow.credit();
     let credit = before.wrapping_add(share);
     if asked == 0 {
-        // Under the service's lock. A CPU that went on without it may lose this sum or count it twice: a
-        // share is given once too often or too seldom.
+        // Under the service's lock. A CPU that went on without it may lose this sum or count it
+        // twice: a share is given once too often or too seldom.
         slow.set_credit(credit);
     }
     (credit < before) as u32
 }
 
-/// A bounded lock. Its holder runs a few hundred instructions and cannot be interrupted by another holder
-/// on the same CPU. A CPU that does not get it goes on without it, and may unlock what another one holds:
-/// the price is a share that is given twice, and nobody ever waits for good.
+/// A bounded lock. Its holder runs a few hundred instructions and cannot be interrupted by another
+/// holder on the same CPU. A CPU that does not get it goes on without it, and may unlock what
+/// another one holds: the price is a share that is given twice, and nobody ever waits for good.
 #[inline(always)]
 fn lock(service: Held<Service>) {
     for _ in 0..LOCK_TRIES {
@@ -320,8 +321,8 @@ fn count_in(service: u32, position: u32, mode: u32) {
 /// A load that is above no other.
 const MOST_LOADED: u64 = (u32::MAX as u64) << 32 | 1;
 
-/// One pass over the backends in `mode`, by the service's method: a position, or a negative number. A
-/// trial that is due goes before everything else, and says so from bit 6 on.
+/// One pass over the backends in `mode`, by the service's method: a position, or a negative number.
+/// A trial that is due goes before everything else, and says so from bit 6 on.
 #[inline(always)]
 fn pick(service: u32, tried: u64, mode: u32, client: u32, balance: u32) -> i32 {
     let trial = due_trial_global(service, tried, mode);
@@ -346,8 +347,9 @@ fn pick(service: u32, tried: u64, mode: u32, client: u32, balance: u32) -> i32 {
             return position;
         }
     }
-    // Connections end while loads are compared, so the least load may be nobody's any longer: any that may
-    // take the connection takes it. Only if there is none at all it is the next mode's turn.
+    // Connections end while loads are compared, so the least load may be nobody's any longer: any
+    // that may take the connection takes it. Only if there is none at all it is the next mode's
+    // turn.
     round_robin_global(service, tried, mode, MOST_LOADED)
 }
 
@@ -361,8 +363,8 @@ extern "C" fn eligible_global(service: u32, position: u32, tried: u64, mode: u32
     }
 }
 
-/// The load and weight of a backend that may be given a connection in `mode`, as active << 32 | weight; 0
-/// if it may not.
+/// The load and weight of a backend that may be given a connection in `mode`, as active << 32 |
+/// weight; 0 if it may not.
 #[inline(always)]
 fn load(record: Held<Backend>, position: u32, tried: u64, mode: u32) -> u64 {
     let active = record.active();
@@ -381,8 +383,8 @@ fn is_reachable(backend: Held<Backend>) -> bool {
     records::pool(backend.first_pool()).is_some_and(|pool| pool.hop().is_known())
 }
 
-/// A backend that is out and whose time for a trial has come. The CPU that moves its `retry_at` has the one
-/// trial of the whole system, which lapses when its result would be known.
+/// A backend that is out and whose time for a trial has come. The CPU that moves its `retry_at` has
+/// the one trial of the whole system, which lapses when its result would be known.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn due_trial_global(service: u32, tried: u64, mode: u32) -> i32 {
@@ -430,7 +432,8 @@ extern "C" fn take_trial_global(service: u32, position: u32, mode: u32) -> u32 {
     record.swap_retry_at(due, lapse) as u32
 }
 
-/// least_conn: the load and weight of the least loaded backend, as `load` gives it; `MOST_LOADED` if there is none.
+/// least_conn: the load and weight of the least loaded backend, as `load` gives it; `MOST_LOADED`
+/// if there is none.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn least_loaded_global(service: u32, tried: u64, mode: u32) -> u64 {
@@ -482,8 +485,9 @@ extern "C" fn round_robin_global(service: u32, tried: u64, mode: u32, least: u64
     best
 }
 
-/// Moves a backend's current weight, unless it is only asked; its new value. Under the service's lock: a
-/// CPU that went on without it may lose another one's step, and the weights come out even again.
+/// Moves a backend's current weight, unless it is only asked; its new value. Under the service's
+/// lock: a CPU that went on without it may lose another one's step, and the weights come out even
+/// again.
 #[inline(always)]
 fn add_current(record: Held<Backend>, change: i32, mode: u32) -> i32 {
     let current = (record.current() as i32).wrapping_add(change);
@@ -547,7 +551,8 @@ extern "C" fn total_weight_global(service: u32, tried: u64, mode: u32) -> u32 {
     total
 }
 
-/// hash: the client's point of the Maglev table, or the next points while their backends may take nothing.
+/// hash: the client's point of the Maglev table, or the next points while their backends may take
+/// nothing.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn hashed_global(service: u32, tried: u64, mode: u32, client: u32) -> i32 {
@@ -559,7 +564,8 @@ extern "C" fn hashed_global(service: u32, tried: u64, mode: u32, client: u32) ->
             return position as i32;
         }
     }
-    // Sixty-four points in a row lead to backends that are out: least_conn among those that are left.
+    // Sixty-four points in a row lead to backends that are out: least_conn among those that are
+    // left.
     -1
 }
 

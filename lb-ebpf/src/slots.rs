@@ -16,14 +16,16 @@ use crate::{
     records::{self, Held, Word},
 };
 
-/// How long an abandoned slot is held back, in ticks: as long as a backend keeps TIME_WAIT (Linux: 60 s).
+/// How long an abandoned slot is held back, in ticks: as long as a backend keeps TIME_WAIT (Linux:
+/// 60 s).
 const HOLD: u32 = Ticks::of(Duration::from_secs(60));
 /// Pops that may meet a slot which is no longer free, before the ring counts as empty.
 const POPS: u32 = 8;
 /// Slots that the emergency search looks at.
 const RECLAIMS: u32 = 64;
 
-/// Takes a free slot of the pool. Its word is then `Claiming` in a new generation, which is ours alone.
+/// Takes a free slot of the pool. Its word is then `Claiming` in a new generation, which is ours
+/// alone.
 #[inline(always)]
 pub fn claim(pool: u32) -> Option<u32> {
     found(claim_global(pool))
@@ -46,8 +48,8 @@ extern "C" fn claim_global(pool: u32) -> i64 {
     reclaim_global(pool)
 }
 
-/// Reads from the rest of the flow, which is written next: its line comes from memory while that of the
-/// slot does, and not after it, because the swap of the slot's word lets nothing pass.
+/// Reads from the rest of the flow, which is written next: its line comes from memory while that of
+/// the slot does, and not after it, because the swap of the slot's word lets nothing pass.
 #[inline(always)]
 fn fetch_opening(at: SlotAt) {
     if let Some(opening) = records::opening(at) {
@@ -169,8 +171,9 @@ pub fn release(at: SlotAt) {
     word.store(cell(tail, at.slot() as u32, ring.bits_31()));
 }
 
-/// Makes a free or closed slot ours. A slot that has changed since it was pushed is left alone; if it
-/// holds a flow of the other host's, that flow is told that its port no longer waits in the ring.
+/// Makes a free or closed slot ours. A slot that has changed since it was pushed is left alone; if
+/// it holds a flow of the other host's, that flow is told that its port no longer waits in the
+/// ring.
 #[inline(always)]
 fn take(at: SlotAt) -> bool {
     let Some(slot) = records::slot(at) else { return false };
@@ -199,7 +202,8 @@ fn own(at: SlotAt, slot: Held<Slot>, ctl: Ctl) -> bool {
     true
 }
 
-/// The emergency search, when the ring is empty: abandoned slots whose time is over, a few at a time.
+/// The emergency search, when the ring is empty: abandoned slots whose time is over, a few at a
+/// time.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn reclaim_global(pool: u32) -> i64 {

@@ -27,7 +27,8 @@ use crate::{
 /// Who sent a segment of ours.
 #[derive(Clone, Copy)]
 enum Sender {
-    /// A client: its key, and the interface that the frame came in by, if that was looked up already.
+    /// A client: its key, and the interface that the frame came in by, if that was looked up
+    /// already.
     Client(Key, Option<u32>),
     /// A backend.
     Backend,
@@ -114,8 +115,9 @@ fn from_backend<F: Frame>(frame: F, segment: Segment, row: u32, pool: Held<Pool>
     settle(frame, segment, outcome, Sender::Backend)
 }
 
-/// Carries out what the slow path has decided, on both sides: a new connection is opened and a failed try
-/// moved on here and not below, where the stack of the deepest chain of calls is nearly full.
+/// Carries out what the slow path has decided, on both sides: a new connection is opened and a
+/// failed try moved on here and not below, where the stack of the deepest chain of calls is nearly
+/// full.
 #[inline(always)]
 fn settle<F: Frame>(frame: F, segment: Segment, outcome: Outcome, sender: Sender) -> i32 {
     let outcome = match (outcome.kind(), sender) {
@@ -161,9 +163,9 @@ fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: boo
     }
 }
 
-/// Whether a segment's numbers are to be believed before anything else is known of it. Those of a RST are
-/// checked first; a SYN's are no part of an open connection; a closed flow's slot may have the next owner in
-/// the next moment.
+/// Whether a segment's numbers are to be believed before anything else is known of it. Those of a
+/// RST are checked first; a SYN's are no part of an open connection; a closed flow's slot may have
+/// the next owner in the next moment.
 #[inline(always)]
 fn is_tracked(segment: Segment, state: State) -> bool {
     let open = matches!(state, State::Established | State::ClosingClient | State::ClosingBackend | State::Suspect);
@@ -178,13 +180,14 @@ fn is_plain(segment: Segment, ctl: Ctl) -> bool {
 
 /// Notes sequence end, acknowledgement, time and next hop of a segment from the client.
 ///
-/// These are plain reads and writes: an atomic operation would cost every packet more than all of them. A
-/// card hands one direction of a connection to one CPU (RSS), so two CPUs are here at once for one field only
-/// when the direction moves to another queue, or on a veth. Then the older end or acknowledgement may be
-/// stored last. The next segment that goes further stores one that is right again, and for the sum of bytes
-/// only the last end counts; until then a RST of ours may carry a number that is too low by the segments
-/// that overtook each other, which its receiver answers with a challenge ACK (RFC 5961 section 3.2), and a
-/// RST of the peer at the newest number may be forwarded without ending the flow, which idle_timeout ends.
+/// These are plain reads and writes: an atomic operation would cost every packet more than all of
+/// them. A card hands one direction of a connection to one CPU (RSS), so two CPUs are here at once
+/// for one field only when the direction moves to another queue, or on a veth. Then the older end
+/// or acknowledgement may be stored last. The next segment that goes further stores one that is
+/// right again, and for the sum of bytes only the last end counts; until then a RST of ours may
+/// carry a number that is too low by the segments that overtook each other, which its receiver
+/// answers with a challenge ACK (RFC 5961 section 3.2), and a RST of the peer at the newest number
+/// may be forwarded without ending the flow, which idle_timeout ends.
 #[inline(always)]
 fn note_client<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>, pool: Held<Pool>) {
     let now = clock::ticks();
@@ -224,8 +227,8 @@ fn acknowledges(segment: Segment, known: u32, sent: impl FnOnce() -> u64) -> boo
 
 const MAC: u64 = 0xffff_ffff_ffff;
 
-/// The way back to the client is the way its packets come: its next hop is the sender of the last frame, by
-/// the interface `link` if that was looked up already.
+/// The way back to the client is the way its packets come: its next hop is the sender of the last
+/// frame, by the interface `link` if that was looked up already.
 #[inline(always)]
 fn learn_hop<F: Frame>(frame: F, slot: Held<Slot>, link: Option<u32>) {
     let bytes = frame.bytes();
@@ -278,8 +281,8 @@ fn to_backend<F: Frame>(frame: F, segment: Segment, pool: Held<Pool>, at: SlotAt
     send(frame, segment, pool.hop(), from, (pool.backend::<V4>(), pool.backend_port()))
 }
 
-/// Sends a segment of the backend on to the client. If the slot changes hands in this moment, the segment
-/// goes to the next client, which drops it by its sequence number.
+/// Sends a segment of the backend on to the client. If the slot changes hands in this moment, the
+/// segment goes to the next client, which drops it by its sequence number.
 #[inline(always)]
 fn to_client<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>) -> i32 {
     let (key, hop) = (slot.key(), slot.hop());

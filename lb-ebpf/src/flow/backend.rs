@@ -25,9 +25,9 @@ use crate::{
 /// Beside the flags of TCP: the segment carries data.
 pub const PAYLOAD: u32 = 1 << 8;
 
-/// How many ports may be left behind because the backend still holds an older connection on them. Each fresh
-/// one has a chance of a half or better: a backend in TIME_WAIT accepts a SYN whose timestamp or sequence
-/// number is newer than the last ones.
+/// How many ports may be left behind because the backend still holds an older connection on them.
+/// Each fresh one has a chance of a half or better: a backend in TIME_WAIT accepts a SYN whose
+/// timestamp or sequence number is newer than the last ones.
 const PORT_RETRIES: u8 = 7;
 
 /// A segment from a backend to a port of ours, off the fast path. `flags` has [`PAYLOAD`] too.
@@ -66,8 +66,8 @@ extern "C" fn from_backend_global(at: u32, flags: u32, sequence: u32, acknowledg
                     None => continue,
                 }
             }
-            // The client answers it with a RST, which ends the older connection, and sends its SYN again;
-            // Linux does so at once.
+            // The client answers it with a RST, which ends the older connection, and sends its SYN
+            // again; Linux does so at once.
             Step::Stale if flags == ACK as u32 => report::count(Reason::TimeWait),
             Step::Stale => return junk(0).0,
             Step::Connected | Step::Refused => return junk(flags).0,
@@ -95,7 +95,8 @@ fn leave(at: SlotAt, slot: Held<Slot>, ctl: Ctl, reason: Reason) -> Option<Outco
     if slot.swap(ctl, ctl.closed(reason as u8)) { Some(Outcome::move_on(reason, at)) } else { None }
 }
 
-/// An answer that does not fit our SYN: one that asks for an answer gets a RST, the rest is dropped.
+/// An answer that does not fit our SYN: one that asks for an answer gets a RST, the rest is
+/// dropped.
 #[inline(always)]
 fn junk(flags: u32) -> Outcome {
     if flags as u8 & SYN != 0 { Outcome::reset(Reason::HalfOpenJunk) } else { Outcome::drop(Reason::HalfOpenJunk) }
@@ -121,15 +122,15 @@ fn reset(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32) {
     }
 }
 
-/// The consequences of a SYN-ACK: sequence numbers start, the connect time is counted, a backend on trial is
-/// up again.
+/// The consequences of a SYN-ACK: sequence numbers start, the connect time is counted, a backend on
+/// trial is up again.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn connect_global(at: u32, ctl: u64, sequence: u32, acknowledgement: u32) -> u32 {
     let (Some(slot), Some(opening)) = (records::slot(SlotAt(at)), records::opening(SlotAt(at))) else { return 0 };
-    // The winner of the swap writes these; the fast path only moves them on. A client cannot answer what is
-    // not forwarded yet, and a second segment of the backend that overtakes this one on another CPU moves
-    // them on from an end of 0, which the assignment puts right.
+    // The winner of the swap writes these; the fast path only moves them on. A client cannot answer
+    // what is not forwarded yet, and a second segment of the backend that overtakes this one on
+    // another CPU moves them on from an end of 0, which the assignment puts right.
     slot.set_end_backend(sequence.wrapping_add(1) as u64);
     slot.set_ack_client(sequence.wrapping_add(1));
     slot.set_ack_backend(acknowledgement);
@@ -164,8 +165,8 @@ extern "C" fn readmit_global(at: u32, ctl: u64, number: u32) -> u32 {
         if let Some(service) = records::service(service as u32)
             && service.slow_until() < until
         {
-            // Two backends that come back at once on two CPUs may leave the earlier moment: the later one
-            // has its whole share that much sooner, by the difference of two packets.
+            // Two backends that come back at once on two CPUs may leave the earlier moment: the
+            // later one has its whole share that much sooner, by the difference of two packets.
             service.set_slow_until(until);
         }
     }

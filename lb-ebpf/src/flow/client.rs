@@ -57,7 +57,8 @@ extern "C" fn from_client_global(at: u32, flags: u32, sequence: u32) -> u64 {
     Outcome::forward(at).0
 }
 
-/// A RST of the client ends the flow if the backend can be expecting its sequence number (RFC 5961 section
+/// A RST of the client ends the flow if the backend can be expecting its sequence number (RFC 5961
+/// section
 /// 3).
 #[inline(always)]
 fn reset(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32) {
@@ -74,7 +75,8 @@ fn reset(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32) {
     }
 }
 
-/// A SYN of a client that has a flow: sent again, or the first of a new connection from the same port.
+/// A SYN of a client that has a flow: sent again, or the first of a new connection from the same
+/// port.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn from_client_syn_global(at: u32, ctl: u64, sequence: u32) -> u64 {
@@ -91,8 +93,9 @@ extern "C" fn from_client_syn_global(at: u32, ctl: u64, sequence: u32) -> u64 {
             return Outcome::forward(at).0;
         }
         State::HalfOpen | State::Closed => {}
-        // Its backend answers with a challenge ACK (RFC 5961 section 4), and the client, if it has forgotten
-        // the connection, with a RST. Only a backend that is out cannot be expected to answer.
+        // Its backend answers with a challenge ACK (RFC 5961 section 4), and the client, if it has
+        // forgotten the connection, with a RST. Only a backend that is out cannot be expected to
+        // answer.
         _ if is_up_global(backend as u32) != 0 => return Outcome::forward(at).0,
         // Another CPU or the controller ended it in this moment: the client sends again.
         _ if !close(at, ctl, Reason::Replaced) => return Outcome::drop(Reason::LostRace).0,
@@ -108,8 +111,8 @@ extern "C" fn is_up_global(backend: u32) -> u32 {
     records::backend(backend).is_some_and(|backend| backend.admission() == UP) as u32
 }
 
-/// The client's SYN again: to the same backend, until connect_timeout is over or that backend gets no more
-/// new connections (drained, in maintenance, removed). Then it goes to the next one.
+/// The client's SYN again: to the same backend, until connect_timeout is over or that backend gets
+/// no more new connections (drained, in maintenance, removed). Then it goes to the next one.
 #[inline(always)]
 fn retransmitted(at: SlotAt, ctl: Ctl) -> Outcome {
     let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else {

@@ -26,8 +26,8 @@ pub enum Ended {
     Unknown(Outcome),
 }
 
-/// The steps that both sides have in common: a FIN of one side, the second FIN, a RST (`reset` looks at its
-/// number), a segment of no flow.
+/// The steps that both sides have in common: a FIN of one side, the second FIN, a RST (`reset`
+/// looks at its number), a segment of no flow.
 #[inline(always)]
 pub fn ends(at: SlotAt, slot: Held<Slot>, ctl: Ctl, (side, step): (Side, Step), reset: impl FnOnce()) -> Ended {
     let fin = if matches!(side, Side::Client) { FIN_CLIENT } else { FIN_BACKEND };
@@ -44,8 +44,8 @@ pub fn ends(at: SlotAt, slot: Held<Slot>, ctl: Ctl, (side, step): (Side, Step), 
     if done { Ended::Forward } else { Ended::Again }
 }
 
-/// Ends a flow, if its word still is `ctl` (but for flags that are to be set with the end). True for the one
-/// who has ended it.
+/// Ends a flow, if its word still is `ctl` (but for flags that are to be set with the end). True
+/// for the one who has ended it.
 #[inline(always)]
 pub fn close(at: SlotAt, ctl: Ctl, reason: Reason) -> bool {
     close_global(at.0, ctl.0, reason as u32) != 0
@@ -56,8 +56,8 @@ pub fn close(at: SlotAt, ctl: Ctl, reason: Reason) -> bool {
 extern "C" fn close_global(at: u32, ctl: u64, reason: u32) -> u32 {
     let Some(slot) = records::slot(SlotAt(at)) else { return 0 };
     let now = slot.ctl();
-    // Flags are only ever added: those that the caller knows, and those that were added meanwhile. Only
-    // IN_RING is taken away.
+    // Flags are only ever added: those that the caller knows, and those that were added meanwhile.
+    // Only IN_RING is taken away.
     let ended = now.with_flags(Ctl(ctl).without_flags(IN_RING).flags()).closed(reason as u8);
     let same = now.state() == Ctl(ctl).state() && now.generation() == Ctl(ctl).generation();
     if !same || !slot.swap(now, ended) {

@@ -9,8 +9,8 @@ use lb_common::{
 use super::end;
 use crate::records;
 
-/// Enters a half-open flow in its service's ring. A flow that still is half-open in that cell is the oldest
-/// one, and is closed.
+/// Enters a half-open flow in its service's ring. A flow that still is half-open in that cell is
+/// the oldest one, and is closed.
 #[inline(always)]
 pub fn enter(service: u32, at: SlotAt, generation: u32) {
     enter_half_open_global(service, at.0, generation);

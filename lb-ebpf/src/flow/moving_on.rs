@@ -1,5 +1,5 @@
-//! A try that has failed: the flow goes to the next backend or to another port of the same one, or the client
-//! is refused.
+//! A try that has failed: the flow goes to the next backend or to another port of the same one, or
+//! the client is refused.
 
 use lb_common::{
     event::{TRY_FAILED, TURNED_AWAY},
@@ -22,8 +22,8 @@ use crate::{
     slots,
 };
 
-/// A try is over without a connection, and the caller has taken the flow out of `HalfOpen`. Moves it to the
-/// next backend, or to another port of the same one; or refuses the client.
+/// A try is over without a connection, and the caller has taken the flow out of `HalfOpen`. Moves
+/// it to the next backend, or to another port of the same one; or refuses the client.
 #[inline(always)]
 pub fn move_on(at: SlotAt, reason: u32) -> Outcome {
     Outcome(move_on_global(at.0, reason))
@@ -58,8 +58,9 @@ extern "C" fn move_on_global(at: u32, reason: u32) -> u64 {
     hand_over(at, next, ctl, NEXT_BACKEND, service as u32).0
 }
 
-/// A refused try leaves nothing at the backend, and of an older connection nobody knows when it ends: the port
-/// goes to the end of the ring. The port towards a backend that was silent is held back.
+/// A refused try leaves nothing at the backend, and of an older connection nobody knows when it
+/// ends: the port goes to the end of the ring. The port towards a backend that was silent is held
+/// back.
 #[inline(always)]
 fn release_closed(at: SlotAt, ctl: Ctl) {
     if ctl.state() == State::Closed {
@@ -67,9 +68,9 @@ fn release_closed(at: SlotAt, ctl: Ctl) {
     }
 }
 
-/// Counts and tells a failed try. If it was the trial of a backend that is out, the next one is due after
-/// fail_timeout. A backend that is left because it is closed has not failed, but the access log lists the
-/// try.
+/// Counts and tells a failed try. If it was the trial of a backend that is out, the next one is due
+/// after fail_timeout. A backend that is left because it is closed has not failed, but the access
+/// log lists the try.
 #[inline(always)]
 fn failed(backend: Held<Backend>, at: SlotAt, reason: u8) {
     let Some(slot) = records::slot(at) else { return };
@@ -77,15 +78,15 @@ fn failed(backend: Held<Backend>, at: SlotAt, reason: u8) {
         backend.add_connect_failures(1);
     }
     if backend.admission() == OUT && backend.retry_at() != Instant::NEVER {
-        // Two tries that fail at once both write their own moment, which differ by less than a tick. If the
-        // controller admits the backend in between, the word is not looked at.
+        // Two tries that fail at once both write their own moment, which differ by less than a
+        // tick. If the controller admits the backend in between, the word is not looked at.
         backend.set_retry_at(Instant(clock::coarse().0 + backend.retry_after()));
     }
     report::flow(TRY_FAILED, reason, at, slot, slot.ctl(), backend.service());
 }
 
-/// The next backend that this flow has not tried. A flow that leaves a closed backend may try as many as
-/// there are.
+/// The next backend that this flow has not tried. A flow that leaves a closed backend may try as
+/// many as there are.
 #[inline(always)]
 fn next_backend(slot: Held<Slot>, service: u32, left: Held<Backend>) -> Choice {
     let Some(record) = records::service(service) else { return Choice::NO_BACKEND };
@@ -95,8 +96,8 @@ fn next_backend(slot: Held<Slot>, service: u32, left: Held<Backend>) -> Choice {
     select::backend(service, slot.tried(), hash::client(slot.key()))
 }
 
-/// Copies what a flow began with; its next try begins at `sent_us`. A function of its own, because the stack
-/// of the deepest chain of calls is nearly full.
+/// Copies what a flow began with; its next try begins at `sent_us`. A function of its own, because
+/// the stack of the deepest chain of calls is nearly full.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn copy_opening_global(from: u32, to: u32, sent_us: u32) -> u32 {
@@ -110,7 +111,8 @@ extern "C" fn copy_opening_global(from: u32, to: u32, sent_us: u32) -> u32 {
 const NEXT_BACKEND: u32 = 0;
 const SAME_BACKEND: u32 = 1;
 
-/// Copies a flow into the slot claimed for it, lets the index entry point there, and gives the old slot back.
+/// Copies a flow into the slot claimed for it, lets the index entry point there, and gives the old
+/// slot back.
 #[inline(always)]
 fn hand_over(from: SlotAt, next: Choice, ctl: Ctl, to: u32, service: u32) -> Outcome {
     let moved = Outcome(hand_over_global(from.0, next.0, ctl.generation(), to, service));

@@ -66,8 +66,8 @@ fn turned_away(key: Key, service: u16, reason: Reason) -> Outcome {
     Outcome::reset(reason)
 }
 
-/// What a flow starts with, as one number so that a global function can take it: its backend, and flags for
-/// its slot's word from bit 8 on.
+/// What a flow starts with, as one number so that a global function can take it: its backend, and
+/// flags for its slot's word from bit 8 on.
 #[derive(Clone, Copy)]
 struct Start(u32);
 
@@ -131,7 +131,8 @@ extern "C" fn fill_global(key: u64, initial: u32, at: u32, start: u32, service: 
     }
 }
 
-/// Gives back a slot that never became a flow, unless a segment of the backend has ended it meanwhile.
+/// Gives back a slot that never became a flow, unless a segment of the backend has ended it
+/// meanwhile.
 #[inline(always)]
 pub fn unfill(at: SlotAt, ctl: Ctl) {
     unfill_global(at.0, ctl.0);
