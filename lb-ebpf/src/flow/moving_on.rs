@@ -129,7 +129,7 @@ extern "C" fn hand_over_global(from: u32, next: u64, generation: u32, to: u32, s
         return Outcome::drop(Reason::LostRace).0;
     };
     let position = next.chosen().position();
-    let Some(backend) = select::backend_at(service, position) else { return Outcome::impossible().0 };
+    let Some(backend) = select::backend_at(service, position) else { return Outcome::drop(Reason::Damaged).0 };
     let now = clock::exact();
     // The new slot is ours alone; the old one was taken out of `HalfOpen` by the caller.
     let key = old.key();
