@@ -167,9 +167,7 @@ impl Bench {
     /// Lets a backend's record name a service that does not exist.
     pub fn damage(&self, n: u16) {
         let pools = vec![self.pools[usize::from(n)]];
-        let (service, weight, max_conns, backup) = (u16::MAX, 1, 0, false);
-        let setup = BackendSetup { service, weight, max_conns, backup, retry_after_ns: 0, slow_start_ms: 0, pools };
-        self.tables().configure_backend(n, &setup);
+        self.tables().configure_backend(n, &BackendRow { service: u16::MAX, pools, ..backend_row() });
     }
 
     /// Sets how long a backend that comes back starts slowly.
