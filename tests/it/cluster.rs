@@ -106,7 +106,7 @@ impl Slots {
             slots.all += u64::from(tables.slots(number)) - u64::from(withheld);
             slots.free += u64::from(tables.free_slots(number));
             for head in tables.heads(number, 0..u32::MAX) {
-                *if head.ctl.state().is_active() { &mut slots.open } else { &mut slots.held_back } += 1;
+                *if head.flow.ctl.state().is_active() { &mut slots.open } else { &mut slots.held_back } += 1;
             }
         }
         slots

@@ -140,7 +140,7 @@ fn a_flow_that_we_close_is_reset_on_both_sides() {
         bench.forward(&data);
         let flow = bench.tables().find(CLIENT.into()).remove(0);
         let capture = Capture::start(3);
-        let closed = bench.tables().close(flow.pool, flow.slot, flow.ctl, Reason::Killed).expect("we won");
+        let closed = bench.tables().close(flow.seen(), Reason::Killed).expect("we won");
         bench.dataplane.reset(&closed).unwrap();
         let found: Vec<_> = capture
             .segments()

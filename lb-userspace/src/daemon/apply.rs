@@ -6,6 +6,7 @@ use anyhow::Result;
 use lb_common::{
     address::to_mapped,
     event::{ENDED, Event},
+    flow::SlotAt,
     time::Instant,
     verdict::Reason,
 };
@@ -16,7 +17,7 @@ use crate::{
     controller::{clients, sweep::Step, view::FlowAt},
     dataplane::Dataplane,
     sys::clock,
-    tables::{Flow, Tables, Write, rows::pool_backend},
+    tables::{self, Flow, Tables, Write, rows::pool_backend},
 };
 
 /// Carries out one write, with what the daemon knows beyond the plan: the next hop of a new pool, and ports to try again
@@ -47,15 +48,15 @@ pub fn step(dataplane: &Dataplane, step: &Step) -> Option<Event> {
     let tables = dataplane.tables();
     match step {
         Step::Suspect(flow) => {
-            tables.suspect(flow.place.pool, flow.place.slot, flow.ctl);
+            tables.suspect(flow_at(flow));
             None
         }
         Step::Release(flow) => {
-            tables.release_abandoned(flow.place.pool, flow.place.slot, flow.ctl);
+            tables.release_abandoned(flow_at(flow));
             None
         }
         Step::Close(flow, reason) => {
-            let closed = tables.close(flow.place.pool, flow.place.slot, flow.ctl, *reason)?;
+            let closed = tables.close(flow_at(flow), *reason)?;
             if let Err(error) = dataplane.reset(&closed) {
                 debug!("no RST for the connection of {}: {error:#}", closed.client());
             }
@@ -68,14 +69,14 @@ pub fn step(dataplane: &Dataplane, step: &Step) -> Option<Event> {
 pub fn client(tables: &Tables, step: clients::Step) {
     match step {
         // Who has changed meanwhile is met at the next look.
-        clients::Step::Count(flow) => _ = tables.count_flow(flow.place.pool, flow.place.slot, flow.ctl),
+        clients::Step::Count(flow) => _ = tables.count_flow(flow_at(&flow)),
         clients::Step::Correct { service, client, by } => tables.move_client_count(service, client, -by),
     }
 }
 
 /// The client's SYN once more, through the kernel program, which moves the flow to the next backend.
 pub fn retry(dataplane: &Dataplane, flow: &FlowAt) {
-    let current = dataplane.tables().flow(flow.place.pool, flow.place.slot);
+    let current = dataplane.tables().flow(flow_at(flow).at);
     let Some(current) = current.filter(|current| current.ctl == flow.ctl) else { return };
     if let Err(error) = dataplane.resend_syn(&current) {
         warn!("the SYN of {} cannot be sent to another backend: {error:#}", current.client());
@@ -84,11 +85,15 @@ pub fn retry(dataplane: &Dataplane, flow: &FlowAt) {
 
 /// Asks a connection's backend for a sign of life.
 pub fn ask(dataplane: &Dataplane, flow: &FlowAt) {
-    let current = dataplane.tables().flow(flow.place.pool, flow.place.slot);
+    let current = dataplane.tables().flow(flow_at(flow).at);
     let Some(current) = current.filter(|current| current.ctl == flow.ctl) else { return };
     if let Err(error) = dataplane.ask(&current) {
         debug!("the backend of {} cannot be asked for a sign of life: {error:#}", current.client());
     }
+}
+
+fn flow_at(flow: &FlowAt) -> tables::FlowAt {
+    tables::FlowAt { at: SlotAt::new(flow.place.pool, flow.place.slot), ctl: flow.ctl }
 }
 
 fn ended(tables: &Tables, flow: &Flow, reason: Reason) -> Event {
@@ -103,8 +108,8 @@ fn ended(tables: &Tables, flow: &Flow, reason: Reason) -> Event {
         listener: flow.listener(),
         service: tables.backend(flow.backend()).service,
         backend: flow.backend(),
-        pool: flow.pool,
-        slot: flow.slot,
+        pool: flow.at.pool(),
+        slot: flow.at.slot(),
         generation: flow.ctl.generation(),
         connect_us: flow.connect_us(),
         kind: ENDED,

@@ -109,7 +109,7 @@ fn live(snapshot: &Snapshot, tables: &Tables) -> Live {
         let mut used = 0;
         for head in tables.heads(*pool, 0..tables.slots(*pool)) {
             used += 1;
-            let Some(flow) = open_flow(tables, *pool, &head) else { continue };
+            let Some(flow) = open_flow(tables, &head) else { continue };
             let of_backend = live.backends.entry(flow.backend()).or_default();
             of_backend.half_open += u64::from(flow.ctl.state() == State::HalfOpen);
             of_backend.bytes_in += flow.bytes_in();
@@ -124,14 +124,14 @@ fn live(snapshot: &Snapshot, tables: &Tables) -> Live {
 pub fn open_flows<'a>(snapshot: &'a Snapshot, tables: &'a Tables) -> impl Iterator<Item = Flow> + 'a {
     let of_pool = |pool: &'a u16| {
         let heads = tables.heads(*pool, 0..tables.slots(*pool));
-        heads.filter_map(|head| open_flow(tables, *pool, &head))
+        heads.filter_map(|head| open_flow(tables, &head))
     };
     snapshot.installed.pools.keys().flat_map(of_pool)
 }
 
-fn open_flow(tables: &Tables, pool: u16, head: &Head) -> Option<Flow> {
-    let is_open = head.ctl.state().is_active();
-    let flow = is_open.then(|| tables.flow(pool, head.slot)).flatten();
+fn open_flow(tables: &Tables, head: &Head) -> Option<Flow> {
+    let is_open = head.flow.ctl.state().is_active();
+    let flow = is_open.then(|| tables.flow(head.flow.at)).flatten();
     flow.filter(|flow| flow.ctl.state().is_active())
 }
 
@@ -285,8 +285,8 @@ fn conn(snapshot: &Snapshot, flow: &Flow) -> Option<Conn> {
 }
 
 fn snat(snapshot: &Snapshot, flow: &Flow) -> Option<SocketAddr> {
-    let pool = snapshot.installed.pools.get(&flow.pool)?;
-    Some(SocketAddr::new(installed::pool_snat(pool).into(), pool.first_port.wrapping_add(flow.slot)))
+    let pool = snapshot.installed.pools.get(&flow.at.pool())?;
+    Some(SocketAddr::new(installed::pool_snat(pool).into(), pool.first_port.wrapping_add(flow.at.slot())))
 }
 
 /// Lines for a service's connections that are still open (`interval` of its access log), read
@@ -299,7 +299,7 @@ pub fn open_records(snapshot: Snapshot, tables: Arc<Tables>, service: Arc<str>) 
     let portions: Vec<_> = snapshot.installed.pools.iter().flat_map(slots).collect();
     portions.into_iter().flat_map(move |(pool, first)| {
         let heads = tables.heads(pool, first..first + u32::from(PORTION));
-        let flows = heads.filter_map(|head| open_flow(&tables, pool, &head)).filter(Flow::is_connected);
+        let flows = heads.filter_map(|head| open_flow(&tables, &head)).filter(Flow::is_connected);
         flows.filter_map(|flow| open_record(&snapshot, &service, &flow)).collect::<Vec<_>>()
     })
 }
@@ -327,7 +327,7 @@ fn open_record(snapshot: &Snapshot, service: &str, flow: &Flow) -> Option<Record
         backend: Some(backend.clone()),
         reason: None,
         snat: snat(snapshot, flow),
-        connection: connection_number(flow.pool, flow.slot, flow.ctl.generation()),
+        connection: connection_number(flow.at.pool(), flow.at.slot(), flow.ctl.generation()),
     })
 }
 

@@ -71,8 +71,8 @@ impl Daemon {
         };
         let answer = answer.map_err(|error| refused(format!("service {}, {listen}: {error:#}", service.name)))?;
         match answer {
-            Answer::Known { pool, slot, generation } => {
-                let flow = self.dataplane.tables().flow(pool, slot);
+            Answer::Known { at, generation } => {
+                let flow = self.dataplane.tables().flow(at);
                 let same = |flow: &Flow| flow.ctl.generation() == generation && flow.ctl.state().is_active();
                 // One that ended in this very moment is none.
                 if let Some(flow) = flow.filter(same) {
@@ -86,7 +86,7 @@ impl Daemon {
 
     fn connection(&self, service: &Service, listen: SocketAddr, flow: &Flow) -> Option<Connection> {
         let facts = self.controller.backends().get(&flow.backend())?;
-        let pool = self.dataplane.tables().pool(flow.pool);
+        let pool = self.dataplane.tables().pool(flow.at.pool());
         let (record, flags) = (&flow.record, flow.ctl.flags());
         let now = clock::monotonic_ns();
         let half_open = flow.ctl.state() == State::HalfOpen;
@@ -101,7 +101,7 @@ impl Daemon {
             listen,
             backend: facts.name.clone(),
             address: facts.address.into(),
-            snat: SocketAddr::new(installed::pool_snat(&pool).into(), pool.first_port.wrapping_add(flow.slot)),
+            snat: SocketAddr::new(installed::pool_snat(&pool).into(), pool.first_port.wrapping_add(flow.at.slot())),
             state: ConnState::of(flow.ctl.state())?,
             balance: service.balance.name().into(),
             chosen: chosen(record.attempt.how()),
@@ -109,8 +109,8 @@ impl Daemon {
             failed: self.controller.failed_tries(flow.client(), flow.listener(), flow.started_ns()),
             ports_left: record.attempt.port_retries(),
             counted: flags & COUNTED != 0,
-            pool: flow.pool,
-            slot: flow.slot,
+            pool: flow.at.pool(),
+            slot: flow.at.slot(),
             generation: flow.ctl.generation(),
             client_side: Side {
                 isn: opening(OPENING_ISN_CLIENT).or(half_open.then_some(end_client.wrapping_sub(1))),
@@ -178,9 +178,9 @@ impl Daemon {
             // A connection is no forecast: the caller keeps those.
             Answer::NotOurs | Answer::Known { .. } => refused(Verdict::NotOurs, Some(Reason::NotOurs), None),
             Answer::TurnedAway { reason, rule } => refused(Verdict::Refused, Some(reason), rule),
-            Answer::Opens { pool, slot, position, how, rule, .. } => {
+            Answer::Opens { at, position, how, rule, .. } => {
                 let tables = self.dataplane.tables();
-                let record = tables.pool(pool);
+                let record = tables.pool(at.pool());
                 let side = self.side(record.hop);
                 let backend = tables.service(number).backends.get(position as usize).copied();
                 let facts = backend.and_then(|backend| self.controller.backends().get(&backend));
@@ -189,7 +189,7 @@ impl Daemon {
                     chosen: Some(chosen(how)),
                     backend: facts.map(|facts| facts.name.clone()),
                     address: Some(installed::pool_backend(&record).into()),
-                    snat: Some(SocketAddr::new(snat, record.first_port.wrapping_add(slot))),
+                    snat: Some(SocketAddr::new(snat, record.first_port.wrapping_add(at.slot()))),
                     mac: side.mac,
                     interface: side.interface,
                     ..refused(Verdict::Forwarded, None, rule)

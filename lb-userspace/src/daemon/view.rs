@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use lb_common::{
     clients::ClientCount,
+    flow::SlotAt,
     layout::{Backend, Opening, Slot},
     slot::Ctl,
 };
@@ -50,20 +51,20 @@ impl View for Tables {
 
     fn heads(&self, pool: u16, from: u32, to: u32, each: &mut dyn FnMut(Head)) {
         for head in Tables::heads(self, pool, from..to) {
-            let flow = FlowAt { place: Place { pool, slot: head.slot }, ctl: head.ctl };
+            let flow = FlowAt { place: Place { pool, slot: head.flow.at.slot() }, ctl: head.flow.ctl };
             each(Head { flow, key: head.key, last_seen: head.last_seen, backend: head.backend });
         }
     }
 
     fn slot(&self, place: Place) -> Option<(Ctl, Slot)> {
-        self.flow(place.pool, place.slot).map(|flow| (flow.ctl, flow.record))
+        self.flow(SlotAt::new(place.pool, place.slot)).map(|flow| (flow.ctl, flow.record))
     }
 
     fn opening(&self, place: Place) -> Option<(Ctl, Opening)> {
-        self.flow(place.pool, place.slot).map(|flow| (flow.ctl, flow.opening))
+        self.flow(SlotAt::new(place.pool, place.slot)).map(|flow| (flow.ctl, flow.opening))
     }
 
     fn client(&self, place: Place) -> Option<SocketAddr> {
-        self.flow(place.pool, place.slot).map(|flow| flow.client())
+        self.flow(SlotAt::new(place.pool, place.slot)).map(|flow| flow.client())
     }
 }

@@ -89,7 +89,7 @@ impl Dataplane {
     /// Asks the backend of an open flow for a sign of life: an answer is forwarded to the client, which takes it for one
     /// to its own keepalive.
     pub fn ask(&self, flow: &Flow) -> Result<()> {
-        let pool = self.tables.pool(flow.pool);
+        let pool = self.tables.pool(flow.at.pool());
         let interface = self.tables.interface(pool.hop.interface());
         if let Some(frame) = frames::keepalive(flow, &pool, interface.mac) {
             self.send(interface.ifindex, &frame)?;
@@ -100,7 +100,7 @@ impl Dataplane {
     /// Resets both sides of a flow that [`Tables::close`](crate::tables::Tables::close) has just given us.
     pub fn reset(&self, flow: &Flow) -> Result<()> {
         let listener = self.tables.listener(flow.listener());
-        let pool = self.tables.pool(flow.pool);
+        let pool = self.tables.pool(flow.at.pool());
         let mac = |interface| self.tables.interface(interface).mac;
         for out in frames::resets(flow, &listener, &pool, mac) {
             let ifindex = self.tables.interface(out.interface).ifindex;

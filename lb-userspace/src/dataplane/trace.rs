@@ -7,7 +7,7 @@ use std::{mem::offset_of, net::SocketAddr, sync::atomic::Ordering};
 
 use anyhow::{Context, Result, bail};
 use lb_common::{
-    flow::Key,
+    flow::{Key, SlotAt},
     layout::{TRACE_ASKED, TRACE_KNOWN, TRACE_OPENS, TRACE_TURNED_AWAY, Trace},
     verdict::Reason,
 };
@@ -20,19 +20,15 @@ use crate::{sys::random, tables::frames};
 pub enum Answer {
     /// It belongs to this open flow.
     Known {
-        /// The pool of its slot.
-        pool: u16,
-        /// The slot.
-        slot: u16,
-        /// In this generation.
+        /// Its slot.
+        at: SlotAt,
+        /// The slot's generation.
         generation: u32,
     },
     /// It would open a connection.
     Opens {
-        /// The pool.
-        pool: u16,
-        /// The slot in it, and so the SNAT port.
-        slot: u16,
+        /// The slot, and so the SNAT port.
+        at: SlotAt,
         /// Position of the backend in the service's list.
         position: u32,
         /// One of `schedule::{CHOSEN_UP, CHOSEN_BACKUP, CHOSEN_FAIL_OPEN, CHOSEN_TRIAL}`.
@@ -73,13 +69,11 @@ impl Dataplane {
 }
 
 fn understood(answer: &Trace, frame: Vec<u8>) -> Result<Answer> {
-    let (pool, slot) = (answer.at.pool(), answer.at.slot());
+    let at = answer.at;
     let rule = (answer.rule != 0).then_some((answer.rule >> 8) as usize);
     Ok(match answer.answer {
-        TRACE_KNOWN => Answer::Known { pool, slot, generation: answer.generation },
-        TRACE_OPENS => {
-            Answer::Opens { pool, slot, position: answer.chosen.position(), how: answer.chosen.how(), rule, frame }
-        }
+        TRACE_KNOWN => Answer::Known { at, generation: answer.generation },
+        TRACE_OPENS => Answer::Opens { at, position: answer.chosen.position(), how: answer.chosen.how(), rule, frame },
         TRACE_TURNED_AWAY => match u8::try_from(answer.reason).ok().and_then(Reason::from_number) {
             Some(reason) => Answer::TurnedAway { reason, rule },
             None => bail!("the program answers with an unknown reason, {}", answer.reason),
@@ -105,8 +99,8 @@ mod tests {
             ..Trace::default()
         };
         let of = |kind, reason| understood(&Trace { answer: kind, reason, ..answer }, vec![1]);
-        assert_eq!(of(TRACE_KNOWN, 0).unwrap(), Answer::Known { pool: 3, slot: 7, generation: 9 });
-        let opens = Answer::Opens { pool: 3, slot: 7, position: 5, how: 3, rule: Some(2), frame: vec![1] };
+        assert_eq!(of(TRACE_KNOWN, 0).unwrap(), Answer::Known { at: SlotAt::new(3, 7), generation: 9 });
+        let opens = Answer::Opens { at: SlotAt::new(3, 7), position: 5, how: 3, rule: Some(2), frame: vec![1] };
         assert_eq!(of(TRACE_OPENS, 0).unwrap(), opens);
         let denied = Answer::TurnedAway { reason: Reason::Denied, rule: Some(2) };
         assert_eq!(of(TRACE_TURNED_AWAY, Reason::Denied as u32).unwrap(), denied);

@@ -10,17 +10,14 @@ use std::{
 
 use lb_common::{
     address::from_mapped,
-    flow::Key,
+    flow::{Key, SlotAt},
     layout::{Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT},
     slot::{CONNECTED, State},
     time::Instant,
 };
 
 use super::wire::{self, Phase};
-use crate::{
-    controller::view::Place,
-    tables::{Flow, Foreign, NotAdopted, Tables},
-};
+use crate::tables::{Flow, Foreign, NotAdopted, Tables};
 
 /// One moment on the clocks.
 #[derive(Clone, Copy, Debug)]
@@ -94,15 +91,15 @@ impl Directory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Applied {
     /// The flow is new here, in this slot.
-    Taken(Place),
+    Taken(SlotAt),
     /// The flow was here before, in this slot, and is now up to date.
-    Kept(Place),
+    Kept(SlotAt),
     /// This host is master and has the same flow, of which it knows more.
     Ours,
     /// A younger flow holds the slot or the client, and stays.
     Conflict,
     /// An older flow gave way to this one, which is in this slot now.
-    Replaced(Place),
+    Replaced(SlotAt),
     /// No service here listens on that address.
     UnknownListener,
     /// No configuration here has this backend with this SNAT address.
@@ -155,7 +152,7 @@ impl Mirror {
 
     /// The name of a flow of a listener that is ours, or was a moment ago.
     pub fn name(&self, flow: &Flow) -> Option<wire::FlowName> {
-        self.name_of(flow.listener(), flow.client(), flow.pool, flow.slot)
+        self.name_of(flow.listener(), flow.client(), flow.at.pool(), flow.at.slot())
     }
 
     /// The same from the fields of an event.
@@ -177,8 +174,8 @@ impl Mirror {
             Ok(foreign) => foreign,
             Err(why) => return why,
         };
-        let place = Place { pool: foreign.pool, slot: foreign.slot };
-        let Some(current) = self.tables.occupant(place.pool, place.slot) else { return self.adopt(&foreign, false) };
+        let place = foreign.at;
+        let Some(current) = self.tables.occupant(place) else { return self.adopt(&foreign, false) };
         let initial = [current.opening.words[OPENING_ISN_CLIENT], current.opening.words[OPENING_ISN_BACKEND]];
         let is_same = current.record.key == foreign.key && current.is_connected() && initial == foreign.initial;
         if is_same && listener.ours {
@@ -191,12 +188,12 @@ impl Mirror {
         if current.record.started >= foreign.started {
             return Applied::Conflict;
         }
-        self.tables.end_quietly(place.pool, place.slot, |flow| flow.ctl == current.ctl);
+        self.tables.end_quietly(place, |flow| flow.ctl == current.ctl);
         self.adopt(&foreign, true)
     }
 
     fn adopt(&self, foreign: &Foreign, replaced: bool) -> Applied {
-        let place = Place { pool: foreign.pool, slot: foreign.slot };
+        let place = foreign.at;
         let done = if replaced { Applied::Replaced(place) } else { Applied::Taken(place) };
         match self.tables.adopt(foreign) {
             Ok(()) => return done,
@@ -206,11 +203,11 @@ impl Mirror {
         }
         // The client has opened a new connection from the same port, and the end of the earlier one
         // was lost on the way to us.
-        let older = self.tables.find_key(foreign.key).and_then(|(pool, slot, _)| self.tables.occupant(pool, slot));
+        let older = self.tables.find_key(foreign.key).and_then(|flow| self.tables.occupant(flow.at));
         let Some(older) = older.filter(|older| older.record.started < foreign.started) else {
             return Applied::Conflict;
         };
-        self.tables.end_quietly(older.pool, older.slot, |flow| flow.ctl == older.ctl);
+        self.tables.end_quietly(older.at, |flow| flow.ctl == older.ctl);
         match self.tables.adopt(foreign) {
             Ok(()) => Applied::Replaced(place),
             Err(_) => Applied::Conflict,
@@ -226,8 +223,7 @@ impl Mirror {
         let age = Duration::from_millis(now.wall_ms.saturating_sub(flow.established_at));
         let idle = Duration::from_millis(flow.idle_ms.into());
         Ok(Foreign {
-            pool: pool.number,
-            slot: slot.ok_or(Applied::NoSuchPort)?,
+            at: SlotAt::new(pool.number, slot.ok_or(Applied::NoSuchPort)?),
             backend: *backend,
             key,
             state: match flow.phase {
@@ -254,25 +250,23 @@ impl Mirror {
         let (Some(pool), Some(slot), Some(key)) = (pool, slot, key_of(name.client, listener.number)) else {
             return false;
         };
-        self.tables.end_quietly(pool.number, slot, |flow| flow.record.key == key)
+        self.tables.end_quietly(SlotAt::new(pool.number, slot), |flow| flow.record.key == key)
     }
 
     /// Ends the flows of these listeners that were not in a complete copy from the other host;
     /// returns their number.
-    pub fn end_absent(&self, covered: &[SocketAddr], present: &HashSet<Place>) -> u32 {
+    pub fn end_absent(&self, covered: &[SocketAddr], present: &HashSet<SlotAt>) -> u32 {
         let listeners: Vec<u16> = covered
             .iter()
             .filter_map(|address| self.directory.listeners.get(address).filter(|at| !at.ours).map(|at| at.number))
             .collect();
         let mut ended = 0;
         for pool in self.directory.pools.values().map(|pool| pool.number).filter(|_| !listeners.is_empty()) {
-            for head in self.tables.heads(pool, 0..u32::MAX).filter(|head| head.ctl.state().is_active()) {
-                let is_meant = |flow: &Flow| flow.ctl.generation() == head.ctl.generation();
-                let listener = self.tables.occupant(pool, head.slot).filter(is_meant).map(|flow| flow.listener());
-                if listener.is_some_and(|listener| listeners.contains(&listener))
-                    && !present.contains(&Place { pool, slot: head.slot })
-                {
-                    ended += u32::from(self.tables.end_quietly(pool, head.slot, is_meant));
+            for head in self.tables.heads(pool, 0..u32::MAX).filter(|head| head.flow.ctl.state().is_active()) {
+                let is_meant = |flow: &Flow| flow.ctl.generation() == head.flow.ctl.generation();
+                let listener = self.tables.occupant(head.flow.at).filter(is_meant).map(|flow| flow.listener());
+                if listener.is_some_and(|listener| listeners.contains(&listener)) && !present.contains(&head.flow.at) {
+                    ended += u32::from(self.tables.end_quietly(head.flow.at, is_meant));
                 }
             }
         }

@@ -7,17 +7,14 @@ use std::{
     time::Duration,
 };
 
-use lb_common::time::Instant;
+use lb_common::{flow::SlotAt, time::Instant};
 
 use super::{
     link::Link,
     mirror::{Clocks, Mirror},
     wire::{self, Message},
 };
-use crate::{
-    controller::view::Place,
-    words::{SyncCounts, SyncState},
-};
+use crate::words::{SyncCounts, SyncState};
 
 /// The most changes that may wait. Further ones are dropped, and a copy is offered to the peer.
 const QUEUE: usize = 65_536;
@@ -31,7 +28,7 @@ const SLOTS: u32 = 16_384;
 #[derive(Clone, Copy, Debug)]
 pub enum Item {
     /// A flow in its slot, in this generation; its record is read when it is sent.
-    Flow(Place, u32),
+    Flow(SlotAt, u32),
     /// A flow that has ended.
     Ended(wire::FlowName),
 }
@@ -75,7 +72,7 @@ pub struct Peer {
     /// What was counted.
     pub counts: SyncCounts,
     /// The flows of the incoming copy.
-    pub present: HashSet<Place>,
+    pub present: HashSet<SlotAt>,
     queue: VecDeque<Item>,
     /// When the queue was empty last; what waits in it is younger.
     empty_at: Instant,
@@ -169,7 +166,7 @@ impl Peer {
                     payloads.add(&Message::Ended(name));
                 }
                 Item::Flow(place, generation) => {
-                    let current = mirror.tables.occupant(place.pool, place.slot);
+                    let current = mirror.tables.occupant(place);
                     let current = current.filter(|flow| flow.ctl.generation() == generation);
                     if let Some(flow) = current.and_then(|flow| mirror.record(&flow, now)) {
                         self.counts.flows_sent += 1;
@@ -201,8 +198,10 @@ impl Peer {
             // As many slots as surely fit even if each holds a flow.
             let to = (copy.next.slot + slots.min(512)).min(u32::from(pool.ports));
             let heads = mirror.tables.heads(pool.number, copy.next.slot..to);
-            for head in heads.filter(|head| head.ctl.state().is_active() && mirror.directory.is_ours(head.listener())) {
-                let flow = mirror.tables.occupant(pool.number, head.slot);
+            for head in
+                heads.filter(|head| head.flow.ctl.state().is_active() && mirror.directory.is_ours(head.listener()))
+            {
+                let flow = mirror.tables.occupant(head.flow.at);
                 if let Some(flow) = flow.and_then(|flow| mirror.record(&flow, now)) {
                     copy.flows += 1;
                     self.counts.flows_sent += 1;

@@ -13,6 +13,7 @@ use std::{
 };
 
 use lb_common::{
+    flow::SlotAt,
     slot::State,
     time::{Instant, nanoseconds},
 };
@@ -25,7 +26,6 @@ use super::{
     wire::{AdminDecision, BackendHealth, FlowName, FlowRecord, Message},
 };
 use crate::{
-    controller::view::Place,
     tables::Tables,
     words::{SyncCounts, SyncState},
 };
@@ -123,7 +123,7 @@ pub struct Station {
     /// By service: how many half-open flows it had had. A cell is read twice, because at first it
     /// may have been taken but not written yet.
     rings: BTreeMap<u16, RingSeen>,
-    opening: BTreeMap<Place, u32>,
+    opening: BTreeMap<SlotAt, u32>,
     /// By pool: adopted flows whose ports still wait in the ring of free ones.
     adopted: BTreeMap<u16, u32>,
     weeded_at: Instant,
@@ -259,12 +259,12 @@ impl Station {
             let (cells, head) = self.mirror.tables.half_open_since(service, seen.before);
             self.rings.insert(service, RingSeen { last: head, before: seen.last });
             for cell in cells.into_iter().take(OPENING.saturating_sub(self.opening.len())) {
-                self.opening.insert(Place { pool: cell.at().pool(), slot: cell.at().slot() }, cell.generation());
+                self.opening.insert(cell.at(), cell.generation());
             }
         }
         let Station { opening, peers, mirror, .. } = self;
         opening.retain(|place, generation| {
-            let Some(flow) = mirror.tables.occupant(place.pool, place.slot) else { return false };
+            let Some(flow) = mirror.tables.occupant(*place) else { return false };
             if !flow.ctl.is_of_low31(*generation) {
                 return false;
             }
@@ -299,7 +299,7 @@ impl Station {
                 if !self.mirror.directory.is_ours(head.listener()) {
                     continue;
                 }
-                let item = Item::Flow(Place { pool: pool.number, slot: head.slot }, head.ctl.generation());
+                let item = Item::Flow(head.flow.at, head.flow.ctl.generation());
                 self.peers.iter_mut().for_each(|peer| peer.push(item));
             }
             share -= u64::from(to.saturating_sub(self.walk.slot)).clamp(1, share);
@@ -345,7 +345,7 @@ impl Station {
             Ok((received, answer)) => {
                 for received in received {
                     let taken = take_in(received, peer, mirror, now, news);
-                    taken.into_iter().for_each(|place| *adopted.entry(place.pool).or_default() += 1);
+                    taken.into_iter().for_each(|place| *adopted.entry(place.pool()).or_default() += 1);
                 }
                 answer
             }
@@ -375,7 +375,7 @@ fn share_of_walk(slots: u64, elapsed: Duration, round: Duration) -> u64 {
 }
 
 /// Acts on one message of a peer; returns the slot of a flow that was adopted.
-fn take_in(received: Received, peer: &mut Peer, mirror: &Mirror, now: Clocks, news: &mut Outbox) -> Option<Place> {
+fn take_in(received: Received, peer: &mut Peer, mirror: &Mirror, now: Clocks, news: &mut Outbox) -> Option<SlotAt> {
     match received {
         Received::Accepted(version) => peer.version = version,
         Received::Flow { flow, in_copy } => return take_in_flow(&flow, in_copy, peer, mirror, now, news),
@@ -402,7 +402,7 @@ fn take_in_flow(
     mirror: &Mirror,
     now: Clocks,
     news: &mut Outbox,
-) -> Option<Place> {
+) -> Option<SlotAt> {
     peer.counts.flows_received += 1;
     let applied = mirror.apply(flow, now);
     match applied {

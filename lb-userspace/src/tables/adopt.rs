@@ -8,8 +8,9 @@
 use std::{mem::offset_of, sync::atomic::Ordering};
 
 use lb_common::{
+    flow::SlotAt,
     flow::{Attempt, Key},
-    layout::{Backend, Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Opening, Slot},
+    layout::{Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Opening, Slot},
     seq,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT, IN_RING, State},
     time::{Instant, Ticks},
@@ -21,10 +22,8 @@ use super::{Tables, flow::Flow, index::Entered};
 /// A flow of the other host's, in the numbers of our own tables and the clock of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Foreign {
-    /// The pool of its backend and SNAT address.
-    pub pool: u16,
-    /// The slot: its SNAT port less the pool's first.
-    pub slot: u16,
+    /// Its slot: the pool of its backend and SNAT address, and in it its SNAT port less the pool's first.
+    pub at: SlotAt,
     /// The backend.
     pub backend: u16,
     /// Client and listener, as in the flow index.
@@ -97,15 +96,15 @@ pub enum NotAdopted {
 
 impl Tables {
     /// The open flow in a slot.
-    pub fn occupant(&self, pool: u16, slot: u16) -> Option<Flow> {
-        self.flow(pool, slot).filter(|flow| flow.ctl.state().is_active())
+    pub fn occupant(&self, at: SlotAt) -> Option<Flow> {
+        self.flow(at).filter(|flow| flow.ctl.state().is_active())
     }
 
     /// Takes a flow over into its free slot.
     pub fn adopt(&self, foreign: &Foreign) -> Result<(), NotAdopted> {
-        let slots = self.slots_of(foreign.pool).filter(|slots| u32::from(foreign.slot) < slots.len());
+        let slots = self.slots_of(foreign.at.pool()).filter(|slots| u32::from(foreign.at.slot()) < slots.len());
         let slots = slots.ok_or(NotAdopted::SlotTaken)?;
-        let old = slots.ctl(foreign.slot);
+        let old = slots.ctl(foreign.at.slot());
         // One that is held back is in no ring.
         let in_ring = match old.state() {
             State::Free | State::Closed => IN_RING,
@@ -113,22 +112,22 @@ impl Tables {
             _ => return Err(NotAdopted::SlotTaken),
         };
         let claimed = old.claimed();
-        let old_key = slots.key(foreign.slot);
-        if !slots.swap(foreign.slot, old, claimed) {
+        let old_key = slots.key(foreign.at.slot());
+        if !slots.swap(foreign.at.slot(), old, claimed) {
             return Err(NotAdopted::SlotTaken);
         }
         if old.state() != State::Free {
-            self.leave(old_key, foreign.pool, foreign.slot, old.generation());
+            self.leave(old_key, foreign.at, old.generation());
         }
         let ctl = claimed.with_state(foreign.state).with_flags(foreign.flags() | in_ring);
-        self.count_active(foreign.backend, 1);
-        slots.publish(foreign.slot, &foreign.record(ctl), &foreign.opening());
-        let refusal = match self.enter(foreign.key, foreign.pool, foreign.slot, ctl.generation()) {
+        self.correct_active(foreign.backend, 1);
+        slots.publish(foreign.at.slot(), &foreign.record(ctl), &foreign.opening());
+        let refusal = match self.enter(foreign.key, foreign.at, ctl.generation()) {
             Entered::Won => return Ok(()),
             Entered::Lost => NotAdopted::ClientTaken,
             Entered::Full => NotAdopted::IndexFull,
         };
-        self.end_quietly(foreign.pool, foreign.slot, |flow| flow.ctl.generation() == ctl.generation());
+        self.end_quietly(foreign.at, |flow| flow.ctl.generation() == ctl.generation());
         Err(refusal)
     }
 
@@ -143,9 +142,9 @@ impl Tables {
     /// Brings a flow that stands in its slot up to date with what the other host has seen of it. Nothing goes back: what
     /// was seen here in the meantime counts.
     pub fn refresh(&self, current: &Flow, foreign: &Foreign) {
-        let Some(slots) = self.slots_of(foreign.pool) else { return };
+        let Some(slots) = self.slots_of(foreign.at.pool()) else { return };
         let table = slots.table();
-        let index = usize::from(foreign.slot);
+        let index = usize::from(foreign.at.slot());
         let ahead = |offset: usize, current: u64, new: u64| {
             if new > current {
                 table.word64(index, offset).store(new, Ordering::Relaxed);
@@ -167,32 +166,25 @@ impl Tables {
         if foreign.state != State::Established && current.ctl.state() == State::Established {
             let closing = current.ctl.with_state(foreign.state).with_flags(foreign.flags());
             // Whoever changed it meanwhile knows better.
-            _ = slots.swap(foreign.slot, current.ctl, closing);
+            _ = slots.swap(foreign.at.slot(), current.ctl, closing);
         }
     }
 
     /// Ends a flow that has ended on the other host: no RST, no event, no counter but the backend's active connections.
     /// Late segments are still translated, as after any end that both sides know of.
-    pub fn end_quietly(&self, pool: u16, slot: u16, is_meant: impl Fn(&Flow) -> bool) -> bool {
-        let Some(slots) = self.slots_of(pool) else { return false };
+    pub fn end_quietly(&self, at: SlotAt, is_meant: impl Fn(&Flow) -> bool) -> bool {
+        let Some(slots) = self.slots_of(at.pool()) else { return false };
         for _ in 0..4 {
-            let Some(flow) = self.occupant(pool, slot).filter(&is_meant) else { return false };
-            if slots.swap(slot, flow.ctl, flow.ctl.closed(Reason::EndedElsewhere as u8)) {
-                self.count_active(flow.record.backend, -1);
+            let Some(flow) = self.occupant(at).filter(&is_meant) else { return false };
+            if slots.swap(at.slot(), flow.ctl, flow.ctl.closed(Reason::EndedElsewhere as u8)) {
+                self.correct_active(flow.record.backend, -1);
                 if flow.ctl.flags() & IN_RING == 0 {
-                    slots.push(&self.fixed.rings, slot);
+                    slots.push(&self.fixed.rings, at.slot());
                 }
                 return true;
             }
         }
         false
-    }
-
-    fn count_active(&self, backend: u16, by: i32) {
-        if usize::from(backend) < self.fixed.backends.len() {
-            let active = self.fixed.backends.word32(backend.into(), offset_of!(Backend, active));
-            active.fetch_add(by as u32, Ordering::AcqRel);
-        }
     }
 }
 

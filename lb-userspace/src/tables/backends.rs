@@ -121,8 +121,12 @@ impl Tables {
         self.fixed.backends.read(number.into())
     }
 
-    /// Corrects the count of active connections by the drift that a full count has shown.
+    /// Corrects the count of active connections: by the drift that a full count has shown, or for a flow of the other
+    /// host.
     pub fn correct_active(&self, backend: u16, by: i32) {
+        if usize::from(backend) >= self.fixed.backends.len() {
+            return;
+        }
         let active = self.fixed.backends.word32(backend.into(), offset_of!(Backend, active));
         active.fetch_add(by as u32, Ordering::AcqRel);
     }

@@ -8,10 +8,14 @@ use lb_common::{
     clients::{CLIENT_BUCKETS, ClientCount, MOST, buckets_of},
     hash::BUCKET,
     layout::ClientLine,
-    slot::{COUNTED, Ctl},
+    slot::COUNTED,
 };
 
-use super::{Tables, flow::Flow, maps::Outer};
+use super::{
+    Tables,
+    flow::{Flow, FlowAt},
+    maps::Outer,
+};
 use crate::sys::memory::Table;
 
 impl Tables {
@@ -68,10 +72,10 @@ impl Tables {
     }
 
     /// Counts a connection that is open and was not counted so far, because the limit is newer or the table was full.
-    pub fn count_flow(&self, pool: u16, slot: u16, ctl: Ctl) -> bool {
-        let Some(slots) = self.slots_of(pool) else { return false };
-        let Some(flow) = slots.flow(slot).filter(|flow| flow.ctl == ctl) else { return false };
-        if ctl.flags() & COUNTED != 0 || !slots.flag(slot, ctl, COUNTED) {
+    pub fn count_flow(&self, seen: FlowAt) -> bool {
+        let Some(slots) = self.slots_of(seen.at.pool()) else { return false };
+        let Some(flow) = self.flow(seen.at).filter(|flow| flow.ctl == seen.ctl) else { return false };
+        if flow.ctl.flags() & COUNTED != 0 || !slots.flag(seen.at.slot(), flow.ctl, COUNTED) {
             return false;
         }
         self.move_client_count(self.backend(flow.backend()).service, flow.client_word(), 1);

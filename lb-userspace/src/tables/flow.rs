@@ -3,35 +3,41 @@
 use std::net::SocketAddr;
 
 use lb_common::{
-    flow::Key,
+    flow::{Key, SlotAt},
     layout::{OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Opening, Slot},
     seq,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT},
     time::{Instant, Ticks},
 };
 
+/// A slot and its word, as it was read. Whoever changes the flow swaps the word, and does nothing if it is another one by
+/// then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowAt {
+    /// The slot.
+    pub at: SlotAt,
+    /// Its word.
+    pub ctl: Ctl,
+}
+
 /// A consistent copy of a slot that holds a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// The pool of the slot.
-    pub pool: u16,
-    /// The slot's number in its pool; plus the pool's `first_port` it is the SNAT port.
-    pub slot: u16,
+    /// The slot; its number in its pool plus the pool's `first_port` is the SNAT port.
+    pub at: SlotAt,
     /// Its word when the copy was made; of a flow closed just now, its word before that.
     pub ctl: Ctl,
     /// The record.
     pub record: Slot,
-    /// The rest of it.
+    /// The rest of the slot: what the flow began with.
     pub opening: Opening,
 }
 
-/// The first look at a slot: what a sweep needs, from its hot line.
+/// The part of a flow that one cache line tells: what a sweep over all slots needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// The slot's number in its pool.
-    pub slot: u16,
-    /// Its word.
-    pub ctl: Ctl,
+    /// The slot and its word.
+    pub flow: FlowAt,
     /// The client and its listener, as in the flow index.
     pub key: Key,
     /// When the last packet was seen.
@@ -53,6 +59,11 @@ impl Head {
 }
 
 impl Flow {
+    /// The slot and its word.
+    pub fn seen(&self) -> FlowAt {
+        FlowAt { at: self.at, ctl: self.ctl }
+    }
+
     /// The client.
     pub fn client(&self) -> SocketAddr {
         self.record.key.client(self.opening.client6)
@@ -129,7 +140,7 @@ mod tests {
         opening.words[OPENING_ISN_BACKEND] = 1000;
         record.end_client = 500;
         record.end_backend = 1001 + (1 << 33) + 1;
-        Flow { pool: 3, slot: 9, ctl: Ctl::new(1, state).with_flags(flags), record, opening }
+        Flow { at: SlotAt::new(3, 9), ctl: Ctl::new(1, state).with_flags(flags), record, opening }
     }
 
     #[test]

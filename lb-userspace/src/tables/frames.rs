@@ -141,7 +141,7 @@ pub fn first_syn(client: SocketAddr, listener: &Listener, mac: [u8; 6], initial:
 pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) -> [u8; 6]) -> Vec<Outgoing> {
     let endpoints = || {
         let vip = v4(socket_address(listener.address, listener.port))?;
-        let snat_port = pool.first_port.wrapping_add(flow.slot);
+        let snat_port = pool.first_port.wrapping_add(flow.at.slot());
         let snat = v4(SocketAddr::new(from_mapped(pool.snat), snat_port))?;
         let backend = v4(socket_address(pool.backend, pool.port))?;
         Some((v4(flow.client())?, vip, snat, backend))
@@ -188,7 +188,7 @@ pub fn keepalive(flow: &Flow, pool: &Pool, mac: [u8; 6]) -> Option<Vec<u8>> {
     let segment = Segment {
         source_mac: mac,
         target_mac: pool.hop.mac(),
-        source: v4(SocketAddr::new(from_mapped(pool.snat), pool.first_port.wrapping_add(flow.slot)))?,
+        source: v4(SocketAddr::new(from_mapped(pool.snat), pool.first_port.wrapping_add(flow.at.slot())))?,
         target: v4(socket_address(pool.backend, pool.port))?,
         seq: flow.record.ack_backend.wrapping_sub(1),
         ack: flow.record.ack_client,

@@ -9,10 +9,9 @@ use lb_common::{
     flow::{Key, SlotAt},
     hash::{BUCKET, Entry, buckets, mix, tag},
     layout::Meta,
-    slot::Ctl,
 };
 
-use super::Tables;
+use super::{FlowAt, Tables};
 use crate::sys::memory::Table;
 
 /// One bucket.
@@ -54,29 +53,29 @@ impl Index {
 
 impl Tables {
     /// The slot of an entry and its word, if the entry is of this client and its slot confirms it.
-    fn confirmed(&self, word: u64, key: Key, tag: u64) -> Option<(u16, u16, Ctl)> {
+    fn confirmed(&self, word: u64, key: Key, tag: u64) -> Option<FlowAt> {
         let entry = Entry(word);
         if !entry.may_be(tag) {
             return None;
         }
-        let (pool, slot) = (entry.pool() as u16, entry.slot() as u16);
-        let slots = self.slots_of(pool).filter(|slots| u32::from(slot) < slots.len())?;
-        let ctl = slots.ctl(slot);
-        let is_flow = entry.confirms(ctl, slots.key(slot), key) && ctl.state().is_active();
-        is_flow.then_some((pool, slot, ctl))
+        let at = entry.at();
+        let slots = self.slots_of(at.pool()).filter(|slots| u32::from(at.slot()) < slots.len())?;
+        let ctl = slots.ctl(at.slot());
+        let is_flow = entry.confirms(ctl, slots.key(at.slot()), key) && ctl.state().is_active();
+        is_flow.then_some(FlowAt { at, ctl })
     }
 
-    /// The open flow of a client: pool, slot and word.
-    pub fn find_key(&self, key: Key) -> Option<(u16, u16, Ctl)> {
+    /// The open flow with a key.
+    pub fn find_key(&self, key: Key) -> Option<FlowAt> {
         let hash = self.fixed.index.hash(key);
         self.fixed.index.places(hash).find_map(|place| self.confirmed(place.load(Ordering::Acquire), key, tag(hash)))
     }
 
     /// Enters a flow whose slot is filled and published: provisional first, then committed unless a twin is found that is
     /// committed or stands at a lower place. The kernel program enters flows at the same time in the same way.
-    pub(super) fn enter(&self, key: Key, pool: u16, slot: u16, generation: u32) -> Entered {
+    pub(super) fn enter(&self, key: Key, at: SlotAt, generation: u32) -> Entered {
         let hash = self.fixed.index.hash(key);
-        let entry = Entry::new(tag(hash), SlotAt::new(pool, slot), generation);
+        let entry = Entry::new(tag(hash), at, generation);
         let provisional = entry.provisional().0;
         let put = |place: &&AtomicU64| {
             let old = place.load(Ordering::Acquire);
@@ -103,9 +102,9 @@ impl Tables {
     }
 
     /// Removes the entry of a flow, if it stands there.
-    pub(super) fn leave(&self, key: Key, pool: u16, slot: u16, generation: u32) {
+    pub(super) fn leave(&self, key: Key, at: SlotAt, generation: u32) {
         let hash = self.fixed.index.hash(key);
-        let entry = Entry::new(tag(hash), SlotAt::new(pool, slot), generation).0;
+        let entry = Entry::new(tag(hash), at, generation).0;
         for place in self.fixed.index.places(hash) {
             // Who finds another word there finds the entry gone: nothing to do.
             _ = place.compare_exchange(entry, 0, Ordering::AcqRel, Ordering::Acquire);

@@ -13,13 +13,13 @@ use std::{
 
 use anyhow::{Result, bail};
 use lb_common::{
-    flow::Key,
+    flow::{Key, SlotAt},
     layout::{
         ACTIVE, Backend, ClientLine, ConnectTimes, DELETED, EMPTY, HASH, Hop, Interface, LEASE_BITS, LISTENER_BITS,
         Lease, Listener, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, Meta, POOL_BITS, Pool, Ring, RuleLine, Service,
         SlowStart,
     },
-    slot::{CONNECTED, Ctl, IN_RING},
+    slot::{CONNECTED, IN_RING},
     verdict::Reason,
 };
 
@@ -42,7 +42,7 @@ mod write;
 
 pub use adopt::{Foreign, NotAdopted};
 pub use backends::BackendRow;
-pub use flow::{Flow, Head};
+pub use flow::{Flow, FlowAt, Head};
 pub use index::{Bucket, Index};
 pub use leases::Claims;
 pub use maps::{EXTENT, Extents, Maps, Outer};
@@ -230,9 +230,9 @@ impl Tables {
         self.slots_of(pool).into_iter().flat_map(move |slots| slots.heads(range.clone()))
     }
 
-    /// A consistent copy of a slot; nothing if it holds no connection or changes hands just now.
-    pub fn flow(&self, pool: u16, slot: u16) -> Option<Flow> {
-        self.slots_of(pool)?.flow(slot)
+    /// A consistent copy of a slot; `None` if it holds no connection or is changing hands.
+    pub fn flow(&self, at: SlotAt) -> Option<Flow> {
+        self.slots_of(at.pool())?.flow(at.slot())
     }
 
     /// All open connections of a client, by reading every slot's key.
@@ -242,30 +242,27 @@ impl Tables {
         let of_pool = |(pool, _): (u16, Pool)| {
             let slots = self.slots_of(pool)?;
             let heads = slots.clone().heads(0..slots.len());
-            let ours = heads.filter(|head| head.ctl.state().is_active() && slots.key(head.slot).is_same_client(key));
-            Some(
-                ours.filter_map(|head| slots.flow(head.slot))
-                    .filter(|flow| flow.client() == client)
-                    .collect::<Vec<_>>(),
-            )
+            let ours = heads.filter(|head| head.flow.ctl.state().is_active() && head.key.is_same_client(key));
+            let flows = ours.filter_map(|head| slots.flow(head.flow.at.slot()));
+            Some(flows.filter(|flow| flow.client() == client).collect::<Vec<_>>())
         };
         self.pools().into_iter().filter_map(of_pool).flatten().collect()
     }
 
     /// Puts an idle flow under suspicion: the first half of an idle timeout.
-    pub fn suspect(&self, pool: u16, slot: u16, ctl: Ctl) -> bool {
-        self.slots_of(pool).is_some_and(|slots| slots.suspect(slot, ctl))
+    pub fn suspect(&self, flow: FlowAt) -> bool {
+        self.slots_of(flow.at.pool()).is_some_and(|slots| slots.suspect(flow.at.slot(), flow.ctl))
     }
 
-    /// Ends a flow whose word is still `ctl`. `Some`: we won, all consequences but the RSTs are done, once.
-    pub fn close(&self, pool: u16, slot: u16, ctl: Ctl, reason: Reason) -> Option<Flow> {
-        let slots = self.slots_of(pool)?;
-        let flow = slots.close(slot, ctl, reason)?;
+    /// Ends a flow, if its word is still the same. `Some`: we won, and all consequences but the RSTs are carried out, once.
+    pub fn close(&self, flow: FlowAt, reason: Reason) -> Option<Flow> {
+        let slots = self.slots_of(flow.at.pool())?;
+        let flow = slots.close(flow.at.slot(), flow.ctl, reason)?;
         self.account(&flow);
         self.uncount_flow(&flow);
         self.count(reason);
         if flow.ctl.flags() & IN_RING == 0 {
-            slots.push(&self.fixed.rings, slot);
+            slots.push(&self.fixed.rings, flow.at.slot());
         }
         Some(flow)
     }
@@ -292,12 +289,12 @@ impl Tables {
         }
     }
 
-    /// Gives a slot that was held back to the ring again. The caller has looked at its `last_seen`.
-    pub fn release_abandoned(&self, pool: u16, slot: u16, ctl: Ctl) -> bool {
-        let Some(slots) = self.slots_of(pool) else { return false };
-        let won = slots.release(slot, ctl);
+    /// Returns a slot that was held back to the ring. The caller has looked at its `last_seen`.
+    pub fn release_abandoned(&self, flow: FlowAt) -> bool {
+        let Some(slots) = self.slots_of(flow.at.pool()) else { return false };
+        let won = slots.release(flow.at.slot(), flow.ctl);
         if won {
-            slots.push(&self.fixed.rings, slot);
+            slots.push(&self.fixed.rings, flow.at.slot());
         }
         won
     }

@@ -98,7 +98,7 @@ impl Tables {
 
     /// Removes a pool in which no connection is open, and frees its memory.
     pub fn remove_pool(&self, number: u16) -> Result<()> {
-        let open = self.heads(number, 0..u32::MAX).filter(|head| head.ctl.state().is_active()).count();
+        let open = self.heads(number, 0..u32::MAX).filter(|head| head.flow.ctl.state().is_active()).count();
         ensure!(open == 0, "{open} connections are open in pool {number}");
         let mut record = self.pool(number);
         record.state = DELETED;

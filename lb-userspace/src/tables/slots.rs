@@ -13,7 +13,7 @@ use std::{
 };
 
 use lb_common::{
-    flow::Key,
+    flow::{Key, SlotAt},
     layout::{FreeLine, Opening, Ring, Slot},
     ring,
     slot::{Ctl, IN_RING, KILLED, State},
@@ -21,7 +21,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::flow::{Flow, Head};
+use super::flow::{Flow, FlowAt, Head};
 use crate::sys::memory::Table;
 
 /// How often a copy is tried while the slot changes under it.
@@ -85,7 +85,8 @@ impl Slots {
         let last_seen = Ticks(self.slots.word32(slot.into(), offset_of!(Slot, last_seen)).load(Ordering::Relaxed));
         let backend = self.slots.word32(slot.into(), BACKEND_WORD).load(Ordering::Relaxed).to_ne_bytes();
         let key = self.key(slot);
-        Some(Head { slot, ctl, key, last_seen, backend: u16::from_ne_bytes([backend[0], backend[1]]) })
+        let flow = FlowAt { at: SlotAt::new(self.pool, slot), ctl };
+        Some(Head { flow, key, last_seen, backend: u16::from_ne_bytes([backend[0], backend[1]]) })
     }
 
     /// A copy of what a slot holds, all of one generation and state; nothing if it holds no connection or changes hands
@@ -103,7 +104,7 @@ impl Slots {
             // The reads of the record come before the second look at its word.
             fence(Ordering::Acquire);
             if self.ctl(slot) == ctl {
-                return Some(Flow { pool: self.pool, slot, ctl, record, opening });
+                return Some(Flow { at: SlotAt::new(self.pool, slot), ctl, record, opening });
             }
         }
         None

@@ -1,4 +1,5 @@
 use lab::packet::{ACK, FIN, RST};
+use lb_common::flow::SlotAt;
 
 use super::{client, on_every_hook};
 
@@ -30,7 +31,9 @@ fn payload_beyond_four_gibibytes_is_counted_and_what_is_sent_again_is_not() {
                 bench.forward(&data);
             }
         }
-        let open = bench.tables().flow(bench.pools[usize::from(flow.backend)], flow.port - lab::program::FIRST_PORT);
+        let open = bench
+            .tables()
+            .flow(SlotAt::new(bench.pools[usize::from(flow.backend)], flow.port - lab::program::FIRST_PORT));
         let open = open.expect("it is open");
         assert_eq!((open.bytes_in(), open.bytes_out()), (up, down), "while it is open");
         let (client_next, backend_next) = (1001_u32.wrapping_add(up as u32), 5001_u32.wrapping_add(down as u32));

@@ -3,7 +3,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use evenkeel::tables::ServiceRow;
+use evenkeel::tables::{FlowAt, ServiceRow};
 use lab::{
     packet::{ACK, FIN, RST, SYN},
     program::{Bench, Connection, Setup, VIP, backend_of},
@@ -104,12 +104,12 @@ fn end(bench: &Bench, way: u32, flow: &Connection) -> Reason {
             let found = bench.tables().find(client.into());
             let mut ctl = found[0].ctl;
             if way == 4 {
-                assert!(bench.tables().suspect(found[0].pool, found[0].slot, ctl));
+                assert!(bench.tables().suspect(FlowAt { ctl, ..found[0].seen() }));
                 ctl = ctl.suspected();
             }
             let reason = if way == 3 { Reason::Killed } else { Reason::IdleTimeout };
-            assert!(bench.tables().close(found[0].pool, found[0].slot, ctl, reason).is_some());
-            assert!(bench.tables().close(found[0].pool, found[0].slot, ctl, reason).is_none());
+            assert!(bench.tables().close(FlowAt { ctl, ..found[0].seen() }, reason).is_some());
+            assert!(bench.tables().close(FlowAt { ctl, ..found[0].seen() }, reason).is_none());
             reason
         }
         _ => {
@@ -195,8 +195,8 @@ fn a_limit_that_comes_and_goes_counts_what_began_under_it_and_the_rest_when_told
         assert_eq!(count(bench), 1, "one that was never counted takes nothing away");
         for flow in &before[1..] {
             let found = bench.tables().find(flow.client.into())[0];
-            assert!(bench.tables().count_flow(found.pool, found.slot, found.ctl));
-            assert!(!bench.tables().count_flow(found.pool, found.slot, found.ctl.with_flags(COUNTED)), "once");
+            assert!(bench.tables().count_flow(found.seen()));
+            assert!(!bench.tables().count_flow(FlowAt { ctl: found.ctl.with_flags(COUNTED), ..found.seen() }), "once");
         }
         assert_eq!(count(bench), 3);
         bench.moved();
@@ -257,7 +257,7 @@ fn syns_of_one_client_on_two_cpus_never_get_past_the_limit_and_leave_nothing_beh
             .collect();
         assert_eq!((open.len(), count(bench)), (40, 40));
         for flow in open {
-            assert!(bench.tables().close(flow.pool, flow.slot, flow.ctl, Reason::Killed).is_some());
+            assert!(bench.tables().close(flow.seen(), Reason::Killed).is_some());
         }
         assert_eq!(counts(bench), []);
         assert_eq!(bench.active(), [0, 0, 0]);

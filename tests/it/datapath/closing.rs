@@ -133,7 +133,7 @@ fn a_connection_that_we_closed_answers_every_further_segment_with_a_rst() {
     on_every_hook(|bench| {
         let flow = bench.connect(client(0));
         let found = bench.tables().find(client(0).into())[0];
-        assert!(bench.tables().close(found.pool, found.slot, found.ctl, Reason::IdleTimeout).is_some());
+        assert!(bench.tables().close(found.seen(), Reason::IdleTimeout).is_some());
         let out = bench.forward(&bench.from_client(client(0), ACK).numbers(1001, 5001).payload(b"late"));
         assert_eq!((out.to, out.flags, out.sequence), (client(0), RST, 5001));
         let out = bench.forward(&bench.from_backend(flow.backend, flow.port, ACK).numbers(5001, 1001));
@@ -151,7 +151,7 @@ fn suspicion_is_lifted_by_any_packet() {
         for from_client in [true, false] {
             let flow = bench.connect(client(u16::from(from_client)));
             let found = bench.tables().find(flow.client.into())[0];
-            assert!(bench.tables().suspect(found.pool, found.slot, found.ctl));
+            assert!(bench.tables().suspect(found.seen()));
             let keepalive = if from_client {
                 bench.from_client(flow.client, ACK).numbers(1000, 5001)
             } else {

@@ -67,7 +67,7 @@ fn the_same_syn_on_two_cpus_opens_one_connection() {
 fn every_flow(bench: &Bench) -> u32 {
     let mut flows = 0;
     for pool in &bench.pools {
-        flows += bench.tables().heads(*pool, 0..2000).filter(|head| head.ctl.state().is_active()).count() as u32;
+        flows += bench.tables().heads(*pool, 0..2000).filter(|head| head.flow.ctl.state().is_active()).count() as u32;
     }
     flows
 }

@@ -27,7 +27,11 @@ fn everything(bench: &Bench) -> Everything {
     let tables = bench.tables();
     let backends = (0..bench.setup.backends).map(|n| (tables.backend(n), tables.slow_start(n))).collect();
     let free = bench.pools.iter().map(|pool| tables.free_slots(*pool)).collect();
-    let heads = bench.pools.iter().flat_map(|pool| tables.heads(*pool, 0..u32::MAX)).map(|head| (head.slot, head.ctl));
+    let heads = bench
+        .pools
+        .iter()
+        .flat_map(|pool| tables.heads(*pool, 0..u32::MAX))
+        .map(|head| (head.flow.at.slot(), head.flow.ctl));
     (backends, tables.service(0), free, heads.collect(), tables.clients(0).len())
 }
 
@@ -62,7 +66,7 @@ fn what_is_foretold_is_what_happens_to_the_next_syn_with_every_method() {
             bench.tables().set_maglev(0, &places).expect("a table");
             for n in 0..20 {
                 let foretell = |bench: &mut Bench| match ask(bench, n) {
-                    Answer::Opens { slot, position, how: CHOSEN_UP, rule: None, frame, .. } => (slot, position, frame),
+                    Answer::Opens { at, position, how: CHOSEN_UP, rule: None, frame } => (at.slot(), position, frame),
                     other => panic!("{other:?}"),
                 };
                 let (slot, position, frame) = foretell(bench);
@@ -116,14 +120,14 @@ fn an_open_flow_is_found_whatever_its_state_and_a_closed_one_is_none() {
         let found = |bench: &Bench| bench.tables().find(client(0).into())[0];
         let known = |bench: &mut Bench| {
             let flow = found(bench);
-            let expected = Answer::Known { pool: flow.pool, slot: flow.slot, generation: flow.ctl.generation() };
+            let expected = Answer::Known { at: flow.at, generation: flow.ctl.generation() };
             assert_eq!(ask(bench, 0), expected, "{:?}", flow.ctl.state());
         };
         known(bench);
         bench.forward(&bench.from_backend(backend_of(&syn), syn.from.port(), SYN | ACK).numbers(5000, 78));
         known(bench);
         let flow = found(bench);
-        assert!(bench.tables().suspect(flow.pool, flow.slot, flow.ctl));
+        assert!(bench.tables().suspect(flow.seen()));
         known(bench);
         assert_eq!(found(bench).ctl.state(), State::Suspect, "the question is no sign of life");
         bench.forward(&bench.from_client(client(0), FIN | ACK).numbers(78, 5001));

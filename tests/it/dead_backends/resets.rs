@@ -68,9 +68,9 @@ fn flows(tables: &Tables) -> Vec<(Flow, SocketAddrV4, SocketAddrV4)> {
     let mut flows = Vec::new();
     for (number, pool) in tables.pools() {
         let backend = v4(SocketAddr::new(lb_common::address::from_mapped(pool.backend), PORT));
-        for head in tables.heads(number, 0..u32::MAX).filter(|head| head.ctl.state().is_active()) {
-            let Some(flow) = tables.flow(number, head.slot) else { continue };
-            flows.push((flow, SocketAddrV4::new(VIP, pool.first_port + head.slot), backend));
+        for head in tables.heads(number, 0..u32::MAX).filter(|head| head.flow.ctl.state().is_active()) {
+            let Some(flow) = tables.flow(head.flow.at) else { continue };
+            flows.push((flow, SocketAddrV4::new(VIP, pool.first_port + head.flow.at.slot()), backend));
         }
     }
     flows

@@ -35,8 +35,8 @@ fn moved(host: Mirror, ours: bool) -> Mirror {
     Mirror { directory: Arc::new(directory), ..host }
 }
 
-fn place(host: &Mirror, slot: u16) -> Place {
-    Place { pool: host.directory.pools.values().next().unwrap().number, slot }
+fn place(host: &Mirror, slot: u16) -> SlotAt {
+    SlotAt::new(host.directory.pools.values().next().unwrap().number, slot)
 }
 
 fn active(host: &Mirror) -> u32 {
@@ -48,7 +48,7 @@ fn a_flow_is_the_same_on_the_other_host_and_back() {
     let host = host(false);
     assert_eq!(host.apply(&flow(5000), now()), Applied::Taken(place(&host, 9)));
     let at = place(&host, 9);
-    let taken = host.tables.occupant(at.pool, at.slot).unwrap();
+    let taken = host.tables.occupant(at).unwrap();
     assert_eq!((taken.client(), active(&host)), (flow(5000).name.client, 1));
     assert_eq!((taken.record.hop.mac(), taken.record.hop.interface()), (flow(5000).mac, 3));
     assert_eq!(host.record(&taken, now()), None, "a host without the address does not send");
@@ -66,7 +66,7 @@ fn a_flow_that_is_there_is_brought_up_to_date_where_we_are_not_master_and_left_a
     host.apply(&flow(5000), now());
     let newer = wire::FlowRecord { ends: [(1 << 33) + 500, 9], ..flow(5000) };
     assert_eq!(host.apply(&newer, now()), Applied::Kept(at));
-    assert_eq!(host.tables.occupant(at.pool, 9).unwrap().record.end_client, (1 << 33) + 500);
+    assert_eq!(host.tables.occupant(SlotAt::new(at.pool(), 9)).unwrap().record.end_client, (1 << 33) + 500);
     let host = moved(host, true);
     assert_eq!(host.apply(&flow(5000), now()), Applied::Ours);
     assert!(!host.ended(&flow(5000).name), "the other host does not end what is ours");
@@ -83,7 +83,7 @@ fn of_two_flows_in_one_slot_the_one_that_began_later_stands() {
         assert_eq!(host.apply(&earlier, now()), Applied::Conflict);
         let later = wire::FlowRecord { established_at: flow(1).established_at + 1, ..flow(5002) };
         assert_eq!(host.apply(&later, now()), Applied::Replaced(at));
-        assert_eq!(host.tables.occupant(at.pool, 9).unwrap().client(), later.name.client);
+        assert_eq!(host.tables.occupant(SlotAt::new(at.pool(), 9)).unwrap().client(), later.name.client);
         assert_eq!(active(&host), 1);
     }
 }
@@ -97,7 +97,7 @@ fn a_client_that_connects_again_from_the_same_port_has_one_flow() {
     anew.name.snat.set_port(10_250);
     anew.established_at += 60;
     assert_eq!(host.apply(&anew, now()), Applied::Replaced(place(&host, 10)), "in another slot");
-    assert_eq!((active(&host), host.tables.occupant(place(&host, 9).pool, 9)), (1, None));
+    assert_eq!((active(&host), host.tables.occupant(place(&host, 9))), (1, None));
     assert_eq!(host.apply(&flow(5000), now()), Applied::Conflict, "and the old one does not come back");
 }
 

@@ -117,21 +117,21 @@ fn open(station: &mut Station, slot: u16, at: Clocks) {
     // takes what comes.
     let applied = station.mirror.apply(&flow, at);
     let Applied::Taken(place) = applied else { panic!("{applied:?}") };
-    let generation = station.mirror.tables.occupant(place.pool, place.slot).unwrap().ctl.generation();
+    let generation = station.mirror.tables.occupant(place).unwrap().ctl.generation();
     station.peers.iter_mut().for_each(|peer| peer.push(Item::Flow(place, generation)));
 }
 
 fn end(station: &mut Station, slot: u16) {
     let pool = station.mirror.tables.pools()[0].0;
-    let flow = station.mirror.tables.occupant(pool, slot).unwrap();
-    assert!(station.mirror.tables.end_quietly(pool, slot, |_| true));
+    let flow = station.mirror.tables.occupant(SlotAt::new(pool, slot)).unwrap();
+    assert!(station.mirror.tables.end_quietly(SlotAt::new(pool, slot), |_| true));
     station.ended(flow.listener(), flow.client(), pool, slot);
 }
 
 fn open_slots(station: &Station) -> Vec<u16> {
     let pool = station.mirror.tables.pools()[0].0;
     let heads = station.mirror.tables.heads(pool, 0..u32::MAX);
-    heads.filter(|head| head.ctl.state().is_active()).map(|head| head.slot).collect()
+    heads.filter(|head| head.flow.ctl.state().is_active()).map(|head| head.flow.at.slot()).collect()
 }
 
 #[test]

@@ -20,8 +20,7 @@ fn key(client: &str) -> Key {
 
 fn foreign(pool: u16, slot: u16, client: &str) -> Foreign {
     Foreign {
-        pool,
-        slot,
+        at: SlotAt::new(pool, slot),
         backend: 3,
         key: key(client),
         state: State::Established,
@@ -44,10 +43,10 @@ fn active(tables: &Tables) -> u32 {
 fn a_flow_taken_over_is_found_by_its_client_and_counted_once() {
     let (tables, pool) = tables();
     tables.adopt(&foreign(pool, 9, "10.0.1.7:5000")).unwrap();
-    let (found_pool, slot, ctl) = tables.find_key(key("10.0.1.7:5000")).unwrap();
-    assert_eq!((found_pool, slot, ctl.state()), (pool, 9, State::Established));
+    let found = tables.find_key(key("10.0.1.7:5000")).unwrap();
+    assert_eq!((found.at, found.ctl.state()), (SlotAt::new(pool, 9), State::Established));
     assert_eq!(active(&tables), 1);
-    let flow = tables.occupant(pool, 9).unwrap();
+    let flow = tables.occupant(SlotAt::new(pool, 9)).unwrap();
     assert_eq!((flow.bytes_in(), flow.bytes_out(), flow.connect_us()), (500, 0, 40));
     assert_eq!(tables.find_key(key("10.0.1.7:5001")), None);
 }
@@ -59,7 +58,7 @@ fn a_slot_or_a_client_that_has_a_flow_takes_no_other() {
     assert_eq!(tables.adopt(&foreign(pool, 9, "10.0.1.8:5000")), Err(NotAdopted::SlotTaken));
     assert_eq!(tables.adopt(&foreign(pool, 10, "10.0.1.7:5000")), Err(NotAdopted::ClientTaken));
     assert_eq!(tables.adopt(&foreign(pool, PORTS, "10.0.1.9:1")), Err(NotAdopted::SlotTaken));
-    assert_eq!((active(&tables), tables.occupant(pool, 10)), (1, None));
+    assert_eq!((active(&tables), tables.occupant(SlotAt::new(pool, 10))), (1, None));
 }
 
 #[test]
@@ -69,18 +68,18 @@ fn an_end_frees_the_slot_for_the_next_flow_without_a_second_place_in_the_ring() 
     for turn in 0..3 * u32::from(PORTS) {
         let client = format!("10.0.1.7:{}", 5000 + turn);
         tables.adopt(&foreign(pool, 9, &client)).unwrap();
-        assert!(tables.end_quietly(pool, 9, |_| true));
+        assert!(tables.end_quietly(SlotAt::new(pool, 9), |_| true));
         assert_eq!(tables.find_key(key(&client)), None);
     }
     assert_eq!((active(&tables), tables.free_slots(pool)), (0, free));
-    assert!(!tables.end_quietly(pool, 9, |_| true), "nothing is open there");
+    assert!(!tables.end_quietly(SlotAt::new(pool, 9), |_| true), "nothing is open there");
 }
 
 #[test]
 fn an_end_that_is_meant_for_another_flow_ends_nothing() {
     let (tables, pool) = tables();
     tables.adopt(&foreign(pool, 9, "10.0.1.7:5000")).unwrap();
-    assert!(!tables.end_quietly(pool, 9, |flow| flow.record.key == key("10.0.1.8:5000")));
+    assert!(!tables.end_quietly(SlotAt::new(pool, 9), |flow| flow.record.key == key("10.0.1.8:5000")));
     assert_eq!(active(&tables), 1);
 }
 
@@ -91,12 +90,12 @@ fn a_refresh_goes_forward_only_and_brings_a_half_close() {
     tables.adopt(&first).unwrap();
     let newer =
         Foreign { ends: [9000, 2001], acks: [2001, 9000], last_seen: Ticks(30), state: State::ClosingClient, ..first };
-    tables.refresh(&tables.occupant(pool, 9).unwrap(), &newer);
-    let flow = tables.occupant(pool, 9).unwrap();
+    tables.refresh(&tables.occupant(SlotAt::new(pool, 9)).unwrap(), &newer);
+    let flow = tables.occupant(SlotAt::new(pool, 9)).unwrap();
     assert_eq!((flow.record.end_client, flow.record.ack_backend, flow.record.last_seen), (9000, 9000, Ticks(30)));
     assert_eq!((flow.ctl.state(), flow.ctl.flags() & FIN_CLIENT), (State::ClosingClient, FIN_CLIENT));
     tables.refresh(&flow, &first);
-    let again = tables.occupant(pool, 9).unwrap();
+    let again = tables.occupant(SlotAt::new(pool, 9)).unwrap();
     assert_eq!(again.record, flow.record, "what is older changes nothing");
 }
 
@@ -108,7 +107,7 @@ fn every_slot_can_be_taken_over_and_each_client_is_found() {
     }
     for slot in 0..PORTS {
         let found = tables.find_key(key(&format!("10.0.2.{slot}:443")));
-        assert_eq!(found.map(|(_, slot, _)| slot), Some(slot));
+        assert_eq!(found.map(|found| found.at.slot()), Some(slot));
     }
     assert_eq!(active(&tables), u32::from(PORTS));
 }
@@ -127,11 +126,11 @@ fn weeding_takes_adopted_ports_out_of_the_ring_and_their_ends_bring_them_back() 
     (0..20).for_each(|slot| tables.adopt(&foreign(pool, slot, &format!("10.0.1.7:{}", 5000 + slot))).unwrap());
     assert_eq!(tables.free_slots(pool), u32::from(PORTS));
     // One that has ended stays where it is.
-    assert!(tables.end_quietly(pool, 3, |_| true));
+    assert!(tables.end_quietly(SlotAt::new(pool, 3), |_| true));
     tables.weed(pool);
     assert_eq!(handed_out(&tables, pool), [3].into_iter().chain(20..PORTS).collect::<Vec<_>>());
-    assert_eq!(tables.occupant(pool, 7).unwrap().ctl.flags() & IN_RING, 0);
-    assert!(tables.end_quietly(pool, 7, |_| true));
+    assert_eq!(tables.occupant(SlotAt::new(pool, 7)).unwrap().ctl.flags() & IN_RING, 0);
+    assert!(tables.end_quietly(SlotAt::new(pool, 7), |_| true));
     assert_eq!(handed_out(&tables, pool).last(), Some(&7));
     tables.weed(pool);
     tables.weed(pool);

@@ -1,6 +1,6 @@
 use lb_common::{
     address::to_mapped,
-    flow::Key,
+    flow::{Key, SlotAt},
     layout::ACTIVE,
     slot::{CONNECTED, Ctl, State},
     time::Ticks,
@@ -39,7 +39,7 @@ fn flow(ctl: Ctl) -> Flow {
     record.key = Key::of("10.0.2.7:50123".parse().unwrap(), 0);
     record.hop = Hop::new(CLIENT_MAC, 0);
     record.ctl = ctl;
-    Flow { pool: 0, slot: 9, ctl, record, opening: Default::default() }
+    Flow { at: SlotAt::new(0, 9), ctl, record, opening: Default::default() }
 }
 
 fn mac(interface: u8) -> [u8; 6] {

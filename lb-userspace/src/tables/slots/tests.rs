@@ -5,7 +5,7 @@ use std::{
 };
 
 use lb_common::{
-    flow::Key,
+    flow::{Key, SlotAt},
     layout::{Backend, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT},
     slot::{CONNECTED, FIN_CLIENT},
 };
@@ -27,6 +27,14 @@ impl Program {
         let tables = Tables::in_memory().unwrap();
         let pool = put_pool(&tables, address("10.0.1.10:6443"), address("10.0.1.100:0").ip(), ports);
         Program { tables, pool }
+    }
+
+    fn at(&self, slot: u16) -> SlotAt {
+        SlotAt::new(self.pool, slot)
+    }
+
+    fn seen(&self, slot: u16, ctl: Ctl) -> FlowAt {
+        FlowAt { at: self.at(slot), ctl }
     }
 
     fn slots(&self) -> Arc<Slots> {
@@ -100,7 +108,7 @@ fn a_flow_that_we_close_is_accounted_and_its_slot_free_again_once() {
     let program = Program::new(20);
     let (slot, ctl) = program.open(client(50_000)).unwrap();
     let slots = program.slots();
-    let mut record = program.tables.flow(program.pool, slot).unwrap().record;
+    let mut record = program.tables.flow(program.at(slot)).unwrap().record;
     let mut opening = slots.openings.read(slot.into());
     opening.words[OPENING_ISN_CLIENT] = 99;
     opening.words[OPENING_ISN_BACKEND] = 199;
@@ -109,9 +117,9 @@ fn a_flow_that_we_close_is_accounted_and_its_slot_free_again_once() {
     let ctl = ctl.with_flags(FIN_CLIENT).with_state(State::ClosingClient);
     record.ctl = ctl;
     slots.slots.publish(slot.into(), &record, 0);
-    let flow = program.tables.close(program.pool, slot, ctl, Reason::IdleTimeout).unwrap();
+    let flow = program.tables.close(program.seen(slot, ctl), Reason::IdleTimeout).unwrap();
     assert_eq!((flow.ctl, flow.bytes_in(), flow.bytes_out()), (ctl, 1000, 5 << 32));
-    assert_eq!(program.tables.close(program.pool, slot, ctl, Reason::IdleTimeout), None, "only once");
+    assert_eq!(program.tables.close(program.seen(slot, ctl), Reason::IdleTimeout), None, "only once");
     let closed = slots.ctl(slot);
     assert_eq!((closed.state(), closed.reason()), (State::Closed, Reason::IdleTimeout as u8));
     assert_eq!(closed.flags(), CONNECTED | FIN_CLIENT | KILLED);
@@ -125,14 +133,14 @@ fn a_flow_that_changed_meanwhile_is_not_closed() {
     let program = Program::new(20);
     let (slot, ctl) = program.open(client(50_000)).unwrap();
     let slots = program.slots();
-    assert!(program.tables.suspect(program.pool, slot, ctl));
-    assert_eq!(program.tables.close(program.pool, slot, ctl, Reason::IdleTimeout), None, "it is under suspicion now");
-    assert!(!program.tables.suspect(program.pool, slot, ctl.suspected()), "suspected once is enough");
+    assert!(program.tables.suspect(program.seen(slot, ctl)));
+    assert_eq!(program.tables.close(program.seen(slot, ctl), Reason::IdleTimeout), None, "it is under suspicion now");
+    assert!(!program.tables.suspect(program.seen(slot, ctl.suspected())), "suspected once is enough");
     assert!(slots.swap(slot, ctl.suspected(), ctl.suspected().cleared()), "a packet came");
-    assert_eq!(program.tables.close(program.pool, slot, ctl.suspected(), Reason::IdleTimeout), None);
+    assert_eq!(program.tables.close(program.seen(slot, ctl.suspected()), Reason::IdleTimeout), None);
     assert_eq!((slots.ctl(slot), program.tables.backend(0).active), (ctl, 1));
     assert!(program.finish(slot, ctl));
-    assert_eq!(program.tables.close(program.pool, slot, slots.ctl(slot), Reason::Killed), None, "over already");
+    assert_eq!(program.tables.close(program.seen(slot, slots.ctl(slot)), Reason::Killed), None, "over already");
     program.assert_all_free();
 }
 
@@ -141,13 +149,13 @@ fn a_slot_held_back_goes_to_the_ring_once() {
     let program = Program::new(20);
     let (slot, ctl) = program.open(client(50_000)).unwrap();
     let abandoned = ctl.with_state(State::Abandoned);
-    assert!(!program.tables.release_abandoned(program.pool, slot, ctl), "an open flow is not released");
+    assert!(!program.tables.release_abandoned(program.seen(slot, ctl)), "an open flow is not released");
     assert!(program.slots().swap(slot, ctl, abandoned));
     program.tables.correct_active(0, -1);
     let heads: Vec<Head> = program.tables.heads(program.pool, 0..20).collect();
-    assert_eq!(heads, [Head { slot, ctl: abandoned, key: heads[0].key, last_seen: Ticks(0), backend: 0 }]);
-    assert!(program.tables.release_abandoned(program.pool, slot, abandoned));
-    assert!(!program.tables.release_abandoned(program.pool, slot, abandoned));
+    assert_eq!(heads, [Head { flow: program.seen(slot, abandoned), key: heads[0].key, last_seen: Ticks(0), backend: 0 }]);
+    assert!(program.tables.release_abandoned(program.seen(slot, abandoned)));
+    assert!(!program.tables.release_abandoned(program.seen(slot, abandoned)));
     program.assert_all_free();
 }
 
@@ -162,7 +170,7 @@ fn a_reserved_port_is_never_given_out_again() {
     assert!(program.tables.withhold_port(program.pool, port), "asked for again");
     assert!(program.tables.withhold_port(program.pool, 6443), "outside the range anyway");
     assert!(!matches!(program.slots().ctl(slot).state(), State::Free | State::Closed), "whoever pops it skips it");
-    assert_eq!(program.tables.flow(program.pool, slot), None);
+    assert_eq!(program.tables.flow(program.at(slot)), None);
 }
 
 #[test]
@@ -199,7 +207,7 @@ fn a_hundred_thousand_flows_are_read_in_well_under_a_tenth_of_a_second() {
     let count = || -> usize {
         let flows = |program: &Program| {
             let slots = program.slots();
-            slots.clone().heads(0..slots.len()).filter_map(|head| slots.flow(head.slot)).count()
+            slots.clone().heads(0..slots.len()).filter_map(|head| slots.flow(head.flow.at.slot())).count()
         };
         programs.iter().map(flows).sum()
     };
@@ -262,7 +270,7 @@ fn races_of_claim_close_push_and_pop_lose_no_slot_and_double_none() {
         let (program, stop, opened) = (&program, &stop, &opened);
         scope.spawn(move || {
             while opened.load(Ordering::Relaxed) < FLOWS {
-                for flow in (0..40).filter_map(|slot| program.tables.flow(program.pool, slot)) {
+                for flow in (0..40).filter_map(|slot| program.tables.flow(program.at(slot))) {
                     let generation = u64::from(flow.ctl.generation());
                     assert_eq!(
                         (flow.record.started.0, flow.record.end_backend),
@@ -284,12 +292,13 @@ fn races_of_claim_close_push_and_pop_lose_no_slot_and_double_none() {
 }
 
 fn sweep(program: &Program, head: Head, closed: &AtomicU64) {
-    let Head { slot, ctl, .. } = head;
+    let FlowAt { at, ctl } = head.flow;
+    let slot = at.slot();
     match ctl.state() {
-        State::Established => _ = program.tables.suspect(program.pool, slot, ctl),
-        State::Abandoned => _ = program.tables.release_abandoned(program.pool, slot, ctl),
+        State::Established => _ = program.tables.suspect(program.seen(slot, ctl)),
+        State::Abandoned => _ = program.tables.release_abandoned(program.seen(slot, ctl)),
         _ => {
-            if program.tables.close(program.pool, slot, ctl, Reason::IdleTimeout).is_some() {
+            if program.tables.close(program.seen(slot, ctl), Reason::IdleTimeout).is_some() {
                 closed.fetch_add(1, Ordering::Relaxed);
             }
         }
