@@ -1,10 +1,10 @@
-//! From what stands in the maps to what the configuration asks for: the ordered list of writes between the two.
+//! From what the tables hold to what the configuration asks for: the ordered list of writes.
 //!
-//! The order is what keeps every packet in between right: a pool is there before a backend names it, a backend before a
-//! service lists it, a service before a listener leads to it; and the other way round when something goes. What goes is
-//! only closed here (a listener turns `CLOSING`, a backend becomes a tombstone that gets no connections); it is removed
-//! by [`retire`](super::retire) when its last flow has ended. A backend or a listener that comes back before that takes
-//! its old place again, with its flows.
+//! The order keeps every packet in between right: a pool exists before a backend names it, a backend
+//! before a service lists it, a service before a listener leads to it; and the reverse when something
+//! goes. What goes is only closed here (a listener becomes `CLOSING`, a backend a tombstone that gets
+//! no connections); it is removed by [`removal`](super::removal) when its last flow has ended. A
+//! backend or a listener that comes back before that takes its old row again, with its flows.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,23 +26,23 @@ use crate::tables::{
     rows::{listener_address, listener_record, pool_record, pool_snat},
 };
 
-/// What a plan does and where everything stands afterwards.
+/// What a plan does, and what is installed afterwards.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// In this order.
+    /// The writes, to be carried out in this order.
     pub writes: Vec<Write>,
-    /// The maps after the last write.
+    /// What the tables hold after the last write.
     pub after: Installed,
-    /// For each desired service its place in SERVICES and those of its backends, in the order of the file.
+    /// The number of each desired service and those of its backends, in the order of the file.
     pub places: Vec<(u16, Vec<u16>)>,
-    /// What the file asks for and cannot be done to tables in use.
+    /// What the file asks for but tables in use do not allow.
     pub warnings: Vec<String>,
 }
 
-/// The way from `installed` to `desired`; every error when there is none, and then nothing is to be written.
+/// The way from `installed` to `desired`. If there is none: every error, and no write.
 ///
-/// `known` are the places of services by name, as far as this process has seen them: a service whose listen address
-/// changes keeps its place.
+/// `known` are the numbers of services by name, as far as this process has seen them: a service whose
+/// listen address changes keeps its number.
 pub fn plan(installed: &Installed, desired: &Desired, known: &BTreeMap<Arc<str>, u16>) -> Result<Plan, Vec<String>> {
     let mut planner = Planner { plan: Plan { after: installed.clone(), ..Plan::default() }, errors: Vec::new() };
     planner.close_listeners(desired);
@@ -60,8 +60,9 @@ pub fn plan(installed: &Installed, desired: &Desired, known: &BTreeMap<Arc<str>,
     if planner.errors.is_empty() { Ok(planner.plan) } else { Err(planner.errors) }
 }
 
-/// What makes room for flows of a backend that the other host of a pair has and this one does not: a tombstone, which gets
-/// no connections and goes when its last flow has ended. Nothing if there is no such service, or no place.
+/// Makes room for the flows of a backend that only the other host of a pair has: a tombstone, which
+/// gets no connections and goes when its last flow has ended. `None` if there is no such service, or
+/// no free row.
 pub fn tombstone(
     installed: &Installed,
     desired: &Desired,
@@ -92,8 +93,8 @@ pub fn tombstone(
     Some(planner.plan)
 }
 
-/// The place of every desired service: that of the first of its listeners that is installed, else that of its name,
-/// else a free one.
+/// The number of every desired service: that of the first of its listeners that is installed, else the
+/// one known for its name, else a free one.
 fn service_places(installed: &Installed, desired: &Desired, known: &BTreeMap<Arc<str>, u16>) -> Vec<Option<u16>> {
     let mut taken = BTreeSet::new();
     let mut places: Vec<Option<u16>> = Vec::new();
@@ -143,7 +144,7 @@ impl Planner {
             match pools {
                 Some(pools) => backends.extend(self.backend(service, number, backend, pools)),
                 None => self.errors.push(format!(
-                    "service {}, backend {}: no place for its slots within {} probes; another SNAT address finds one",
+                    "service {}, backend {}: no row for its slots within {} probes; another SNAT address finds one",
                     service.name,
                     backend.name,
                     hash::PROBES
@@ -165,7 +166,7 @@ impl Planner {
         self.plan.places.push((number, backends));
     }
 
-    /// The pool for one backend and SNAT address, made if it is not there; `None` when it cannot be placed.
+    /// The pool of a backend and a SNAT address, made if it does not exist; `None` if no row is free.
     fn pool(
         &mut self,
         service: &DesiredService,
@@ -218,14 +219,14 @@ impl Planner {
         Some(number)
     }
 
-    /// Fills the hash table of a service. Always: what the table holds cannot be told from the records.
+    /// Fills the hash table of a service. Always: the records do not show what the table holds.
     fn maglev(&mut self, service: &DesiredService, number: u16) {
         if service.balance == schedule::HASH {
             self.plan.writes.push(Write::Maglev { service: number, backends: maglev_entries(&service.backends) });
         }
     }
 
-    /// Services that the file does not have any more list nobody; their listeners are closing already.
+    /// Empties the lists of services that the file no longer has; their listeners are closing already.
     fn empty_other_services(&mut self) {
         let kept: BTreeSet<_> = self.plan.places.iter().map(|(number, _)| *number).collect();
         let others: Vec<_> = self.plan.after.services.keys().filter(|number| !kept.contains(number)).copied().collect();
@@ -240,7 +241,7 @@ impl Planner {
             let installed = self.plan.after.listener(*address).map(|(row, _)| row);
             let Some(row) = installed.or_else(|| self.plan.after.free_listener_row(*address)) else {
                 self.errors.push(format!(
-                    "service {}: no place for listener {address} within {} probes; use another port",
+                    "service {}: no row for listener {address} within {} probes; use another port",
                     service.name,
                     hash::PROBES
                 ));
@@ -253,7 +254,8 @@ impl Planner {
         }
     }
 
-    /// A SNAT port must never equal a listen port of the same address: a backend's answer would look like a client's.
+    /// A SNAT port must never equal a listen port of the same address: a backend's answer would look
+    /// like a client's packet.
     fn withhold(&mut self, address: SocketAddrV4) {
         let new: BTreeSet<_> = self
             .plan
@@ -268,7 +270,7 @@ impl Planner {
         self.plan.writes.extend(writes);
     }
 
-    /// Backends that no service lists any more get no connections.
+    /// Closes the backends that no service lists any longer.
     fn bury_backends(&mut self) {
         let numbers: Vec<_> = self.plan.after.backends.keys().copied().collect();
         for number in numbers.into_iter().filter(|number| self.plan.after.is_tombstone(*number)).collect::<Vec<_>>() {
@@ -296,8 +298,8 @@ impl Planner {
     }
 }
 
-/// What the hash table is filled from. Backends that are down get no places, unless all are. Weights are brought to a
-/// size at which each still gets many turns: the table has 16,381 places.
+/// What the hash table is filled from. Backends that are down get no share, unless all of them are.
+/// Weights are scaled so that each still gets many of the table's 16,381 entries.
 pub fn maglev_entries(backends: &[DesiredBackend]) -> Vec<(u64, u32)> {
     const MOST: u64 = schedule::MAGLEV_PLACES as u64 / 10;
     let all_down = backends.iter().all(|backend| backend.down);
@@ -312,7 +314,7 @@ pub fn maglev_entries(backends: &[DesiredBackend]) -> Vec<(u64, u32)> {
     backends.iter().map(entry).collect()
 }
 
-/// The ports of a pool that somebody listens on, now or after this plan.
+/// The ports of a pool that are listen ports, now or after this plan.
 fn withheld_ports(installed: &Installed, desired: &Desired, pool: &Pool) -> Vec<u16> {
     let desired = desired.services.iter().flat_map(|service| service.listen.iter().copied());
     let installed = installed.listeners.values().map(listener_address);
@@ -325,7 +327,7 @@ fn covers(pool: &Pool, port: u16) -> bool {
     port.checked_sub(pool.first_port).is_some_and(|slot| slot < pool.ports)
 }
 
-/// What a reload changes, a line each, for the operator.
+/// What a reload changes, for the operator: one line per change.
 pub fn changes(old: &Desired, new: &Desired) -> Vec<String> {
     let mut lines = Vec::new();
     for service in &new.services {

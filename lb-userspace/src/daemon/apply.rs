@@ -1,4 +1,4 @@
-//! Doing what the core has decided, on the real tables.
+//! Carries out what the core has decided.
 
 use std::net::IpAddr;
 
@@ -68,7 +68,7 @@ pub fn step(dataplane: &Dataplane, step: &Step) -> Option<Event> {
 /// Brings a client's count in line.
 pub fn client(tables: &Tables, step: clients::Step) {
     match step {
-        // Who has changed meanwhile is met at the next look.
+        // A flow that has changed in the meantime is met at the next look.
         clients::Step::Count(flow) => _ = tables.count_flow(flow_at(&flow)),
         clients::Step::Correct { service, client, by } => tables.move_client_count(service, client, -by),
     }

@@ -1,4 +1,4 @@
-//! Next hops towards the backends: from what netlink tells to the word in each pool.
+//! Next hops towards the backends: from what netlink reports to the word in each pool.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,7 +19,7 @@ use crate::{
 /// What is known of the neighbourhood.
 pub struct Hops {
     watch: Watch,
-    /// By backend; nothing for one whose neighbour is known not to answer.
+    /// By backend; `None` for one whose neighbour is known not to answer.
     hops: HashMap<IpAddr, Option<NextHop>>,
     /// The names of the links of this network namespace by ifindex.
     links: HashMap<u32, String>,
@@ -37,17 +37,18 @@ impl Hops {
         self.watch.want(backends.into_iter().map(|address| Destination { address, interface: None }).collect());
     }
 
-    /// The word for a pool towards `backend`. Nothing before netlink has told of it: what an earlier run has found out
-    /// is still better than nothing. Unknown while the neighbour does not answer, or answers on an interface that
-    /// has no number yet.
+    /// The word for a pool towards `backend`. `None` before netlink has reported it: what an earlier run
+    /// has found out is still better than nothing. An unknown hop while the neighbour does not answer,
+    /// or answers on an interface that has no number yet.
     pub fn hop(&self, tables: &Tables, backend: IpAddr) -> Option<Hop> {
         let hop = self.hops.get(&backend)?;
         let numbered = hop.and_then(|hop| Some((hop.mac, tables.interface_number(hop.ifindex)?)));
         Some(numbered.map_or(Hop::default(), |(mac, interface)| Hop::new(mac, interface)))
     }
 
-    /// Takes in a change. Backends are reached through interfaces that may not be attached yet; their answers come in
-    /// there, so they have to be. `wanted` says whether and how a link is to be attached by its name.
+    /// Takes in a change. An interface through which a backend is reached may not be attached yet; the
+    /// backend's answers come in there, so it is attached now. `wanted` says whether and how a link is
+    /// to be attached because of its name.
     pub fn change(
         &mut self,
         change: Change,
@@ -69,7 +70,7 @@ impl Hops {
                 if attached {
                     dataplane.tables().place_interface(ifindex, mac)?;
                 } else if let Some(requested) = wanted(&name) {
-                    // It was not there when the daemon started, or was removed and made anew.
+                    // It did not exist when the daemon started, or was removed and made again.
                     dataplane.attach(&name, requested, clsact)?;
                 }
                 if self.hops.values().flatten().any(|hop| hop.ifindex == ifindex) {
@@ -90,14 +91,14 @@ impl Hops {
         if dataplane.tables().interface_number(ifindex).is_some() {
             return;
         }
-        // Before the link is told, its name is not known; this comes again then.
+        // The name is not known before the link is reported; then this is called again.
         let Some(name) = self.links.get(&ifindex) else { return };
         if let Err(error) = dataplane.attach(name, Requested::Auto, clsact) {
             warn!("backends are reached through {name}, but: {error:#}");
         }
     }
 
-    /// Writes every pool's next hop; gives the pools and whether theirs is known.
+    /// Writes the next hop of every pool; returns the pools, and whether theirs is known.
     pub fn write(&self, tables: &Tables, installed: &Installed) -> Vec<(u16, bool)> {
         let write = |(number, pool): (&u16, &_)| {
             let before = tables.pool(*number).hop;

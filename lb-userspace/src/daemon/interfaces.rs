@@ -1,6 +1,6 @@
-//! Which interfaces the program has to be on: those through which clients come, and those through which backends are
-//! reached, for their answers come in there; and those of the VRRP instances, on which it keeps two hosts from answering
-//! for one address.
+//! The interfaces that need the program: those through which clients come; those through which
+//! backends are reached, because their answers come in there; and those of the VRRP instances, where
+//! it keeps two hosts from answering for one address.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,17 +26,17 @@ pub struct Wanted {
     pub interfaces: BTreeMap<String, Requested>,
     /// The interfaces of each service, for `status`.
     pub of_service: BTreeMap<Arc<str>, BTreeSet<String>>,
-    /// Those of VRRP, where the host must not speak for an address without its lease.
+    /// The interfaces of VRRP, on which the host must not speak for an address without its lease.
     pub guarded: BTreeSet<String>,
-    /// For the operator.
+    /// What the operator should know.
     pub warnings: Vec<String>,
 }
 
-/// The loopback device: addresses of the host itself lead there, and no frame of ours goes through it.
+/// The loopback device: the host's own addresses lead there, and no frame of ours passes it.
 const LOOPBACK: &str = "lo";
 
-/// Finds the interfaces of all services from the configuration and the routes; every service for which there is none is
-/// an error.
+/// Finds the interfaces of all services from the configuration and the routes. A service without one
+/// is an error.
 pub async fn wanted(config: &Config) -> Result<Wanted, Vec<String>> {
     let mut wanted = Wanted::default();
     let mut errors = Vec::new();
@@ -100,8 +100,8 @@ fn requested_by(service: &Service) -> Requested {
     }
 }
 
-/// An address that no interface has answers no ARP. Which addresses there are is the kernel's to say: it lets nobody
-/// bind to another one.
+/// Nobody answers ARP for an address that no interface has. The kernel knows which addresses the host
+/// has: it refuses to bind to any other.
 fn no_such_address(service: &Service, address: IpAddr) -> Option<String> {
     let missing =
         UdpSocket::bind((address, 0)).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrNotAvailable);
@@ -113,7 +113,7 @@ fn no_such_address(service: &Service, address: IpAddr) -> Option<String> {
     })
 }
 
-/// Attaches the program wherever it is wanted and is not yet, or not so.
+/// Attaches the program where it is wanted and is missing, or attached in another mode.
 pub fn attach(dataplane: &mut Dataplane, wanted: &Wanted, clsact: bool) -> Result<Vec<Notice>, Vec<String>> {
     let (mut notices, mut errors) = (Vec::new(), Vec::new());
     for (name, requested) in &wanted.interfaces {
@@ -135,7 +135,8 @@ fn notice(level: Level, interface: &str, text: &str) -> Notice {
     Notice::daemon(level, Kind::Datapath, format!("interface {interface}: {text}"))
 }
 
-/// Detaches what nothing leads through any more: no service, no pool of a tombstone; and the guard where VRRP is not.
+/// Detaches the program from interfaces that no service and no pool of a tombstone uses any longer,
+/// and the guard from interfaces without VRRP.
 pub fn detach_unused(dataplane: &mut Dataplane, wanted: &Wanted, installed: &Installed) -> Vec<Notice> {
     let mut notices = Vec::new();
     let tables = dataplane.tables().clone();

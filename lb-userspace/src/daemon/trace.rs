@@ -1,5 +1,5 @@
-//! `trace`: what the attached program says about a client's SYN, put into words. It finds an open connection by the
-//! program's own look-up, so nothing is searched for, however many there are.
+//! `trace`: what the attached program says about a client's SYN, put into words. An open connection is
+//! found by the program's own look-up, so no table is searched, however many connections there are.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -33,7 +33,7 @@ fn refused(what: String) -> Refused {
 }
 
 impl Daemon {
-    /// Asks about every listen address of the services that are meant.
+    /// Asks about every listen address of the services in question.
     pub(super) fn trace(&self, query: &TraceQuery) -> Result<Trace, Refused> {
         if query.client.is_ipv6() {
             return Err(refused(format!("{}: IPv6 is not balanced yet", query.client)));
@@ -74,7 +74,7 @@ impl Daemon {
             Answer::Known { at, generation } => {
                 let flow = self.dataplane.tables().flow(at);
                 let same = |flow: &Flow| flow.ctl.generation() == generation && flow.ctl.state().is_active();
-                // One that ended in this very moment is none.
+                // It may have ended in this moment.
                 if let Some(flow) = flow.filter(same) {
                     trace.connections.extend(self.connection(service, listen, &flow));
                 }
@@ -175,7 +175,7 @@ impl Daemon {
             elsewhere: self.elsewhere(listen.ip()),
         };
         match answer {
-            // A connection is no forecast: the caller keeps those.
+            // A known connection is not a forecast; the caller lists it.
             Answer::NotOurs | Answer::Known { .. } => refused(Verdict::NotOurs, Some(Reason::NotOurs), None),
             Answer::TurnedAway { reason, rule } => refused(Verdict::Refused, Some(reason), rule),
             Answer::Opens { at, position, how, rule, .. } => {

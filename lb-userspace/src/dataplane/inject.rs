@@ -1,5 +1,5 @@
-//! Sending what answers no packet: through the program itself (one engine decides, whoever brings the frame) and out by
-//! a packet socket.
+//! Sending frames that answer no packet: through the program itself, so that one engine decides about
+//! every frame, and out by a packet socket.
 
 use anyhow::{Context, Result, bail};
 use aya::{TestRunOptions, programs::TestRun};

@@ -115,7 +115,8 @@ impl Dataplane {
         Dataplane::prepare(options, None)?.take()
     }
 
-    /// All of that which may fail and changes nothing. `lock` is what a daemon that hands over has taken.
+    /// The part of [`open`](Self::open) that may fail and changes nothing. `lock` is the one that the
+    /// daemon that hands over has taken.
     pub fn prepare(options: &Options, lock: Option<File>) -> Result<Prepared> {
         let mut pins = Pins::make(&options.bpffs)?;
         let lock = lock.map_or_else(|| pins.lock(), Ok)?;
@@ -133,14 +134,14 @@ impl Dataplane {
         Ok(self.lock.try_clone()?.into())
     }
 
-    /// Everything is in its place: tables that were to be replaced are given up.
+    /// Called when everything is in place: tables that were to be replaced are given up.
     pub fn settle(&mut self) -> Result<()> {
         self.pins.settle()?;
         settle_layout(&self.pins, &mut self.meta)
     }
 
-    /// Whoever was to take over has failed, and may have begun to: reads the tables anew, and lets [`attach`](Self::attach)
-    /// bring our programs back to where the other's may be.
+    /// Called when the daemon that was to take over has failed, perhaps half-way: reads the tables
+    /// again, and lets [`attach`](Self::attach) put our programs back where the other's may be.
     pub fn reclaim(&mut self) -> Result<()> {
         self.tables = Arc::new(open_tables(&self.pins)?);
         self.trace = mapped_table(&self.pins.maps(), "TRACE")?;
@@ -154,12 +155,14 @@ impl Dataplane {
         self.adopted
     }
 
-    /// The upper limit of flows of the tables in use.
+    /// The upper limit of flows in the tables in use.
     pub fn max_connections(&self) -> u32 {
         shapes::index_capacity(self.meta.buckets)
     }
 
-    /// How many instructions the verifier had to look at for each program: near 1,000,000 the kernel refuses it.
+    /// How many instructions the verifier had to look at for each program: near 1,000,000 the kernel
+    /// refuses it. For tests.
+    #[doc(hidden)]
     pub fn verified_instructions(&self) -> Result<[(&'static str, u32); 2]> {
         let of = |info: aya::programs::ProgramInfo| info.verified_instruction_count().unwrap_or(0);
         Ok([("xdp", of(self.programs.xdp.info()?)), ("tc", of(self.programs.tc.info()?))])
@@ -195,7 +198,7 @@ impl Dataplane {
         Ok(attached)
     }
 
-    /// Puts the guard on an interface, or brings it up to date there: it keeps the host from speaking in the name of an
+    /// Puts the guard on an interface, or updates it there: it keeps the host from speaking for an
     /// address whose lease does not hold.
     pub fn guard(&mut self, interface: &str, clsact: bool) -> Result<()> {
         let device = netdev::by_name(interface).with_context(|| format!("no interface {interface}"))?;
@@ -206,7 +209,7 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Takes the guard from all interfaces but these.
+    /// Removes the guard from all interfaces but these.
     pub fn guard_only(&mut self, interfaces: &BTreeSet<String>) -> Result<()> {
         let kept: BTreeSet<_> = interfaces.iter().filter_map(|name| netdev::index_of(name).ok()).collect();
         for (ifindex, hook) in self.pins.all_links()? {
@@ -223,7 +226,8 @@ impl Dataplane {
         self.attached.values().cloned().collect()
     }
 
-    /// Interfaces on which an earlier run has left its program and this one has not been asked to attach yet.
+    /// Interfaces on which an earlier run has left its program and on which this one has not been asked
+    /// to attach yet.
     pub fn left_attached(&self) -> Result<Vec<String>> {
         let mut found = left_behind(&self.pins)?;
         found.retain(|ifindex, _| !self.attached.contains_key(ifindex));
@@ -232,7 +236,7 @@ impl Dataplane {
         Ok(names)
     }
 
-    /// Takes the program from an interface.
+    /// Removes the program from an interface.
     pub fn detach(&mut self, interface: &str) -> Result<()> {
         let by_name = self.attached.values().find(|attached| attached.interface == interface);
         let ifindex = match by_name {
@@ -250,7 +254,7 @@ impl Dataplane {
         self.tables.remove_interface(ifindex)
     }
 
-    /// Takes everything away: links, programs, tables and the folder. All connections through us end.
+    /// Removes everything: links, programs, tables and the folder. All connections through us end.
     pub fn detach_all(self) -> Result<()> {
         let Dataplane { pins, lock, .. } = self;
         // An open folder keeps its bpffs from being unmounted.
@@ -259,7 +263,8 @@ impl Dataplane {
     }
 }
 
-/// The same for what an earlier run has left in a folder.
+/// [`Dataplane::detach_all`] for what an earlier run has left in a folder. For tests.
+#[doc(hidden)]
 pub fn detach_left_behind(bpffs: &Path) -> Result<()> {
     Pins::existing(bpffs).map_or(Ok(()), remove_all)
 }

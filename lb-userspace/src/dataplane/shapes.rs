@@ -1,5 +1,5 @@
-//! The type, sizes and flags of every map, compared before a program is loaded onto pinned maps: the loader takes what
-//! it finds without a look.
+//! The type, sizes and flags of every map, compared before a program is loaded onto pinned maps: the
+//! loader does not check what it finds.
 
 use std::{fmt, path::Path};
 
@@ -36,13 +36,13 @@ impl fmt::Display for Shape {
     }
 }
 
-/// Buckets of the flow index for so many connections: at most half the places are taken (two buckets per tuple need
-/// that: at a load of one half no bucket overflows, which a test of `lb_common::hash` shows).
+/// The buckets of a flow index for this many connections: at most half of the entries are in use. At
+/// that load no tuple finds both its buckets full, as a test of `lb_common::hash` shows.
 pub fn index_buckets(max_connections: u32) -> u32 {
     (u64::from(max_connections) * 2).div_ceil(u64::from(hash::BUCKET)).clamp(1, u64::from(u32::MAX)) as u32
 }
 
-/// The connections for which an index of so many buckets was made.
+/// The connections for which an index of this many buckets was made.
 pub fn index_capacity(buckets: u32) -> u32 {
     (u64::from(buckets) * u64::from(hash::BUCKET) / 2).min(u64::from(u32::MAX)) as u32
 }

@@ -1,7 +1,9 @@
-//! Asking the attached program what would become of a SYN, without one trace left of it (`lb-ebpf/src/trace.rs`).
+//! Asking the attached program what it would do with a SYN, without leaving a trace of it
+//! (`lb-ebpf/src/trace.rs`).
 //!
-//! The question stands in TRACE, the SYN goes through the program that is attached to the interface, in a test run, and the
-//! program answers in TRACE instead of opening a connection. One question at a time: the daemon's loop asks.
+//! The question is written to TRACE, the SYN goes through the program that is attached to the
+//! interface, in a test run, and the program answers in TRACE instead of opening a connection. Only
+//! the daemon's loop asks, one question at a time.
 
 use std::{mem::offset_of, net::SocketAddr, sync::atomic::Ordering};
 
@@ -33,7 +35,7 @@ pub enum Answer {
         position: u32,
         /// One of `schedule::{CHOSEN_UP, CHOSEN_BACKUP, CHOSEN_FAIL_OPEN, CHOSEN_TRIAL}`.
         how: u32,
-        /// The rule that lets it in, by its position in the list; nothing if none is about this client.
+        /// The rule that lets it in, by its position in the list; `None` if no rule is about this client.
         rule: Option<usize>,
         /// The frame that would be sent to the backend.
         frame: Vec<u8>,

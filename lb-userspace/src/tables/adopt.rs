@@ -1,9 +1,9 @@
-//! Flows that come from the other host of a pair: put into their slots here, kept up to date, and ended without a sound,
-//! for whoever is master sends what is to be sent.
+//! Flows that come from the other host of a pair: put into their slots here, kept up to date, and
+//! ended silently, because the master sends whatever is to be sent.
 //!
-//! The slot is the SNAT port, so a flow stands at the same place on both hosts. It is claimed by compare-and-swap like any
-//! other, against the kernel program and against ourselves, but not through the ring of free ports: the port goes on
-//! waiting there, which the flag `IN_RING` says.
+//! The slot is the SNAT port, so a flow has the same slot on both hosts. It is claimed by
+//! compare-and-swap like any other, against the kernel program and against ourselves, but not through
+//! the ring of free ports: the port stays in the ring, as the flag `IN_RING` says.
 
 use std::{mem::offset_of, sync::atomic::Ordering};
 
@@ -19,7 +19,7 @@ use lb_common::{
 
 use super::{Tables, flow::Flow, index::Entered};
 
-/// A flow of the other host's, in the numbers of our own tables and the clock of this host.
+/// A flow of the other host, in the numbers of our own tables and by the clock of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Foreign {
     /// Its slot: the pool of its backend and SNAT address, and in it its SNAT port less the pool's first.
@@ -30,7 +30,7 @@ pub struct Foreign {
     pub key: Key,
     /// `Established`, `ClosingClient` or `ClosingBackend`.
     pub state: State,
-    /// Next hop towards the client; unknown: learnt from its next packet.
+    /// Next hop towards the client; if it is unknown, it is learnt from the client's next packet.
     pub hop: Hop,
     /// Initial sequence numbers of client and backend.
     pub initial: [u32; 2],
@@ -105,7 +105,7 @@ impl Tables {
         let slots = self.slots_of(foreign.at.pool()).filter(|slots| u32::from(foreign.at.slot()) < slots.len());
         let slots = slots.ok_or(NotAdopted::SlotTaken)?;
         let old = slots.ctl(foreign.at.slot());
-        // One that is held back is in no ring.
+        // A slot that is held back is not in the ring.
         let in_ring = match old.state() {
             State::Free | State::Closed => IN_RING,
             State::Abandoned => 0,
@@ -131,16 +131,16 @@ impl Tables {
         Err(refusal)
     }
 
-    /// Takes the ports of flows that were taken over out of a pool's ring of free ones. The kernel program passes over a few
-    /// of them for each claim, but gives up on a long run.
+    /// Removes the ports of adopted flows from a pool's ring of free ports. The kernel program skips a
+    /// few of them per claim, but gives up on a long run.
     pub fn weed(&self, pool: u16) {
         if let Some(slots) = self.slots_of(pool) {
             slots.weed(&self.fixed.rings);
         }
     }
 
-    /// Brings a flow that stands in its slot up to date with what the other host has seen of it. Nothing goes back: what
-    /// was seen here in the meantime counts.
+    /// Brings a flow up to date with what the other host has seen of it. No value goes back: what was
+    /// seen here in the meantime counts.
     pub fn refresh(&self, current: &Flow, foreign: &Foreign) {
         let Some(slots) = self.slots_of(foreign.at.pool()) else { return };
         let table = slots.table();
@@ -165,13 +165,14 @@ impl Tables {
         }
         if foreign.state != State::Established && current.ctl.state() == State::Established {
             let closing = current.ctl.with_state(foreign.state).with_flags(foreign.flags());
-            // Whoever changed it meanwhile knows better.
+            // If it was changed in the meantime, that change is newer.
             _ = slots.swap(foreign.at.slot(), current.ctl, closing);
         }
     }
 
-    /// Ends a flow that has ended on the other host: no RST, no event, no counter but the backend's active connections.
-    /// Late segments are still translated, as after any end that both sides know of.
+    /// Ends a flow that has ended on the other host: no RST, no event, no counter but the backend's
+    /// active connections. Late segments are still translated, as after any end that both sides know
+    /// of.
     pub fn end_quietly(&self, at: SlotAt, is_meant: impl Fn(&Flow) -> bool) -> bool {
         let Some(slots) = self.slots_of(at.pool()) else { return false };
         for _ in 0..4 {

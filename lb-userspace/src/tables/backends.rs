@@ -31,7 +31,7 @@ pub struct BackendRow {
 }
 
 impl Tables {
-    /// Empties a backend's record for a new owner. No connection may be open to it.
+    /// Clears a backend's record, for the next owner of the row. No connection may be open to it.
     pub fn reset_backend(&self, number: u16) {
         self.fixed.backends.publish(number.into(), &Backend::default(), offset_of!(Backend, admission));
         self.fixed.connect_times.publish(number.into(), &[0; CONNECT_TIME_BUCKETS], 0);
@@ -131,12 +131,12 @@ impl Tables {
         active.fetch_add(by as u32, Ordering::AcqRel);
     }
 
-    /// Whether a backend starts slowly, and how.
+    /// Until when a backend gets less than its share, and how long that takes.
     pub fn slow_start(&self, backend: u16) -> SlowStart {
         self.fixed.slow_starts.read(backend.into())
     }
 
-    /// How many connects to a backend took how long.
+    /// The histogram of the connect times of a backend.
     pub fn connect_times(&self, backend: u16) -> ConnectTimes {
         self.fixed.connect_times.read(backend.into())
     }

@@ -1,5 +1,5 @@
-//! The counts of `per_client_connections` (`lb_common::clients`), as the controller uses them: it takes back what it
-//! closes itself, and corrects what does not agree with the slots.
+//! The counts of `per_client_connections` (`lb_common::clients`), as the controller uses them: it
+//! uncounts the flows that it closes, and corrects counts that do not agree with the slots.
 
 use std::sync::atomic::Ordering;
 
@@ -19,8 +19,8 @@ use super::{
 use crate::sys::memory::Table;
 
 impl Tables {
-    /// Makes the table of a service's clients, if there is none. It stays until the service goes, so that connections that
-    /// were counted are taken back whatever becomes of the limit.
+    /// Makes the table of a service's clients, if there is none. It stays until the service goes, so
+    /// that connections that were counted are uncounted even if the limit is gone by then.
     pub(super) fn make_clients(&self, service: u16) -> Result<()> {
         if self.clients.of(service).is_some() {
             return Ok(());
@@ -36,11 +36,12 @@ impl Tables {
         words.filter(|word| *word != 0).map(ClientCount).collect()
     }
 
-    /// Moves a client's count by so many connections, as far as it stands in the table or finds a place.
+    /// Changes a client's count by this many connections, if the client is in the table or a place is
+    /// free.
     pub fn move_client_count(&self, service: u16, client: u32, by: i32) {
         let Some(table) = self.clients.of(service) else { return };
         let mut left = by;
-        // Two words of one client at most, each changed by somebody else now and then.
+        // A client has at most two words, each of which others change now and then.
         for _ in 0..32 {
             let Some((bucket, offset, old)) = self.client_word(&table, client, left > 0) else { return };
             let count = old.count().saturating_add_signed(left).min(MOST);
@@ -55,7 +56,8 @@ impl Tables {
         }
     }
 
-    /// A word of the client: bucket, place in bytes, and what stands there; or an empty place, if one will do.
+    /// A word of the client: its bucket, its offset in bytes and its value; or, if asked for, an empty
+    /// one.
     fn client_word(
         &self,
         table: &Table<ClientLine>,
@@ -71,7 +73,8 @@ impl Tables {
         own.or_else(|| places.map(word).find(|(.., word)| or_empty && word.0 == 0))
     }
 
-    /// Counts a connection that is open and was not counted so far, because the limit is newer or the table was full.
+    /// Counts an open connection that was not counted when it began, because the limit is newer or the
+    /// table was full.
     pub fn count_flow(&self, seen: FlowAt) -> bool {
         let Some(slots) = self.slots_of(seen.at.pool()) else { return false };
         let Some(flow) = self.flow(seen.at).filter(|flow| flow.ctl == seen.ctl) else { return false };
@@ -82,7 +85,7 @@ impl Tables {
         true
     }
 
-    /// Takes a flow that was ended here from its client's count, if it was in it.
+    /// Uncounts a flow that was ended here, if it was counted.
     pub(super) fn uncount_flow(&self, flow: &Flow) {
         if flow.ctl.flags() & COUNTED != 0 {
             self.move_client_count(self.backend(flow.backend()).service, flow.client_word(), -1);

@@ -10,8 +10,8 @@ use lb_common::{
     time::{Instant, Ticks},
 };
 
-/// A slot and its word, as it was read. Whoever changes the flow swaps the word, and does nothing if it is another one by
-/// then.
+/// A slot and its word, as it was read. A change of the flow swaps the word, and does nothing if it is
+/// another one by then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowAt {
     /// The slot.
@@ -52,7 +52,7 @@ impl Head {
         idle_ms(self.last_seen, now_ns)
     }
 
-    /// The listener it came in by, its place in LISTENERS.
+    /// The listener it came in by, its row in LISTENERS.
     pub fn listener(&self) -> u16 {
         self.key.listener()
     }
@@ -74,12 +74,12 @@ impl Flow {
         self.record.key.address_word()
     }
 
-    /// The listener it came in by, its place in LISTENERS.
+    /// The listener it came in by, its row in LISTENERS.
     pub fn listener(&self) -> u16 {
         self.record.key.listener()
     }
 
-    /// The backend, its place in BACKENDS.
+    /// The backend, its row in BACKENDS.
     pub fn backend(&self) -> u16 {
         self.record.backend
     }

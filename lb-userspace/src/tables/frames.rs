@@ -1,5 +1,5 @@
-//! Frames that answer no packet, built from a slot: the client's SYN once more, and resets for both sides.
-//! The only place in user space that knows packet offsets.
+//! Frames that answer no packet, built from a slot: the client's SYN again, and resets for both
+//! sides. The only place in user space that knows packet offsets.
 
 use std::net::{SocketAddr, SocketAddrV4};
 
@@ -22,7 +22,7 @@ const TTL: u8 = 64;
 const DONT_FRAGMENT: u8 = 0x40;
 const PROTOCOL_TCP: u8 = 6;
 
-/// A frame and the interface (its place in INTERFACES) it has to leave by.
+/// A frame, and the interface (its row in INTERFACES) by which it leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outgoing {
     /// The interface.
@@ -93,8 +93,8 @@ fn sum(bytes: &[u8]) -> u64 {
     bytes.chunks(2).map(|pair| u64::from(u16::from_ne_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum()
 }
 
-/// The client's first SYN as it came in, from a flow that is half-open: what the program has to see again so that it
-/// moves on to the next backend. `mac` is our interface's.
+/// The client's first SYN as it came in, from a flow that is half-open: the program must see it again
+/// to move on to the next backend. `mac` is our interface's.
 pub fn client_syn(flow: &Flow, listener: &Listener, mac: [u8; 6]) -> Option<Vec<u8>> {
     let options: Vec<u8> = flow.opening.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let segment = Segment {
@@ -112,9 +112,10 @@ pub fn client_syn(flow: &Flow, listener: &Listener, mac: [u8; 6]) -> Option<Vec<
     Some(segment.frame())
 }
 
-/// A SYN as a client's host would send it: to a listener, to our interface's MAC address. Nothing for IPv6.
+/// A SYN to a listener as a client's host would send it, to our interface's MAC address. `None` for
+/// IPv6.
 pub fn first_syn(client: SocketAddr, listener: &Listener, mac: [u8; 6], initial: u32) -> Option<Vec<u8>> {
-    /// Of a host that nobody has: locally administered (IEEE 802).
+    /// The address of no host: locally administered (IEEE 802).
     const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
     /// Maximum segment size 1460, as on Ethernet.
     const OPTIONS: [u8; 4] = [2, 4, 5, 180];
@@ -135,9 +136,10 @@ pub fn first_syn(client: SocketAddr, listener: &Listener, mac: [u8; 6], initial:
 
 /// Resets for both sides of a flow that we have closed. `mac` gives the MAC address of one of our interfaces.
 ///
-/// A reset counts only at exactly the next sequence number its receiver expects (RFC 5961 section 3.2): that is the last
-/// acknowledgement seen from it, or, if data beyond that was forwarded to it, the end of that data. A second reset covers
-/// the second case. They acknowledge all that the receiver has sent, so that they count in SYN-SENT too.
+/// A reset is accepted only at exactly the next sequence number that its receiver expects (RFC 5961
+/// section 3.2): the last acknowledgement seen from it or, if data beyond that was forwarded to it,
+/// the end of that data. A second reset covers the second case. Both acknowledge all that the receiver
+/// has sent, so that they are accepted in SYN-SENT too.
 pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) -> [u8; 6]) -> Vec<Outgoing> {
     let endpoints = || {
         let vip = v4(socket_address(listener.address, listener.port))?;
@@ -182,8 +184,9 @@ pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) ->
     frames
 }
 
-/// What a keepalive of the client would be (RFC 1122 section 4.2.3.6): the number before the next that the backend
-/// expects, no data. It has to be acknowledged, and changes nothing. Nothing if the way to the backend is not known.
+/// A keepalive as the client would send it (RFC 1122 section 4.2.3.6): the sequence number before the
+/// one that the backend expects, and no data. The backend must acknowledge it, and it changes nothing.
+/// `None` if the way to the backend is not known.
 pub fn keepalive(flow: &Flow, pool: &Pool, mac: [u8; 6]) -> Option<Vec<u8>> {
     let segment = Segment {
         source_mac: mac,
@@ -201,8 +204,8 @@ pub fn keepalive(flow: &Flow, pool: &Pool, mac: [u8; 6]) -> Option<Vec<u8>> {
     (flow.is_connected() && pool.hop.is_known()).then(|| segment.frame())
 }
 
-/// The controller's own test packet to a listener: a segment of no connection, from no address, with the number that the
-/// program knows it by.
+/// The controller's own test packet to a listener: a segment of no connection, from no address, with
+/// the number by which the program knows it.
 pub fn self_test(listener: &Listener, mac: [u8; 6], number: u32) -> Option<Vec<u8>> {
     let segment = Segment {
         source_mac: [2, 0, 0, 0, 0, 0],
@@ -232,7 +235,8 @@ pub fn answers_self_test(frame: &[u8], listener: &Listener) -> bool {
     (ends, sequence, flags) == (Some((vip, SELF_TEST)), Some(SELF_TEST_ACK), Some(&RST))
 }
 
-/// Where the receiver of a reset may stand: at what it acknowledged last, or at the end of what was sent to it.
+/// The sequence numbers that the receiver of a reset may expect: the one that it acknowledged last, or
+/// the end of what was sent to it.
 fn sequences(acknowledged: u32, sent: u32) -> Vec<u32> {
     if seq::before(acknowledged, sent) { vec![acknowledged, sent] } else { vec![acknowledged] }
 }

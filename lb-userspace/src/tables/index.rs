@@ -1,7 +1,9 @@
-//! The flow index from user space: the same entries in the same buckets as the kernel program's, by the same protocol.
+//! The flow index from user space: the same entries in the same buckets as the kernel program's, by
+//! the same protocol.
 //!
-//! Needed for flows that come from the other host; what the kernel program opens it enters itself. An entry is a hint that
-//! its slot confirms (see `lb_common::hash`), so a stale one does no harm and is overwritten.
+//! It is needed for flows that come from the other host; the kernel program enters its own flows
+//! itself. An entry is a hint that its slot confirms (see `lb_common::hash`), so a stale entry does no
+//! harm and is overwritten.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,23 +16,23 @@ use lb_common::{
 use super::{FlowAt, Tables};
 use crate::sys::memory::Table;
 
-/// One bucket.
+/// A bucket of entries.
 pub type Bucket = [u64; BUCKET as usize];
 
-/// The mapped index and what is needed to find a place in it.
+/// The mapped index, and what is needed to find an entry in it.
 pub struct Index {
-    /// INDEX.
+    /// INDEX, mapped.
     pub table: Table<Bucket>,
     /// META: the hash seed and the number of buckets.
     pub meta: Meta,
 }
 
-/// What came of entering a flow.
+/// The outcome of entering a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entered {
     /// It can be found from now on.
     Won,
-    /// Another flow of the same client stands there.
+    /// Another flow of the same client is entered.
     Lost,
     /// Both buckets are full of live flows.
     Full,
@@ -41,7 +43,7 @@ impl Index {
         mix(self.meta.seed, key.0)
     }
 
-    /// The places of a key: those of its two buckets, each once.
+    /// The words of a key's two buckets, each once.
     fn places(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> {
         let (primary, secondary) = buckets(hash, self.meta.buckets);
         let second = (primary != secondary).then_some(secondary);
@@ -71,8 +73,9 @@ impl Tables {
         self.fixed.index.places(hash).find_map(|place| self.confirmed(place.load(Ordering::Acquire), key, tag(hash)))
     }
 
-    /// Enters a flow whose slot is filled and published: provisional first, then committed unless a twin is found that is
-    /// committed or stands at a lower place. The kernel program enters flows at the same time in the same way.
+    /// Enters a flow whose slot is filled and published: provisionally first, then committed unless a
+    /// twin is found that is committed or has a lower position. The kernel program enters flows at the
+    /// same time in the same way.
     pub(super) fn enter(&self, key: Key, at: SlotAt, generation: u32) -> Entered {
         let hash = self.fixed.index.hash(key);
         let entry = Entry::new(tag(hash), at, generation);
@@ -90,7 +93,7 @@ impl Tables {
             if other == position || self.confirmed(word, key, tag(hash)).is_none() {
                 return false;
             }
-            // One that is provisional and stands higher gives way, unless it is committed in this very moment.
+            // A provisional twin at a higher position gives way, unless it is just being committed.
             let ours = Entry(word).is_provisional() && other > position;
             !ours
                 || place.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Acquire)
@@ -101,12 +104,12 @@ impl Tables {
         if settled && !lost { Entered::Won } else { Entered::Lost }
     }
 
-    /// Removes the entry of a flow, if it stands there.
+    /// Removes the entry of a flow, if there is one.
     pub(super) fn leave(&self, key: Key, at: SlotAt, generation: u32) {
         let hash = self.fixed.index.hash(key);
         let entry = Entry::new(tag(hash), at, generation).0;
         for place in self.fixed.index.places(hash) {
-            // Who finds another word there finds the entry gone: nothing to do.
+            // Another word means that the entry is gone already.
             _ = place.compare_exchange(entry, 0, Ordering::AcqRel, Ordering::Acquire);
         }
     }

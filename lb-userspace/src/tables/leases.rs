@@ -1,5 +1,5 @@
-//! The leases of virtual addresses: what lets this host answer for them. Renewing one is a store to mapped memory: it
-//! never waits.
+//! The leases of virtual addresses: while a lease holds, this host answers for its address. Renewing
+//! one is a store to mapped memory and never waits.
 
 use std::{mem::offset_of, net::IpAddr, sync::atomic::Ordering};
 
@@ -15,14 +15,15 @@ use super::{Tables, find_row, numbered};
 /// Another host's claim to an address that we hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claims {
-    /// How many there were since the record was made.
+    /// The number of claims since the record was made.
     pub count: u32,
-    /// Whose the last one was.
+    /// The MAC address of the last claim.
     pub by: [u8; 6],
 }
 
 impl Tables {
-    /// The lease of an address, made if there is none: from then on the host answers for it only while it holds.
+    /// The row of an address's lease, which is made if there is none: from then on the host answers for
+    /// the address only while the lease holds.
     pub fn place_lease(&self, address: IpAddr) -> Result<u16> {
         let octets = to_mapped(address);
         let (first, second) = halves(octets);
@@ -56,7 +57,7 @@ impl Tables {
         Claims { count: lease.claims, by: lease.claimed_by }
     }
 
-    /// The address is none of VRRP's any more: whoever has it answers for it.
+    /// Removes a lease: VRRP no longer carries the address, and any host that holds it answers for it.
     pub fn remove_lease(&self, number: u16) {
         let lease = Lease { state: DELETED, ..Lease::default() };
         self.fixed.leases.publish(number.into(), &lease, offset_of!(Lease, state));
@@ -96,7 +97,7 @@ mod tests {
         tables.remove_lease(number);
         assert_eq!(tables.leases(), [(other, six)]);
         let again = tables.place_lease(four).unwrap();
-        assert_eq!(tables.lease_until(again), 0, "a lease that is made anew does not hold");
+        assert_eq!(tables.lease_until(again), 0, "a lease that is made again does not hold");
     }
 
     #[test]

@@ -1,8 +1,19 @@
 //! The tables that the kernel program and the controller share, as typed records.
 //!
-//! A record is written so that the kernel program never acts on half of it: the word that makes it valid (state, count)
-//! goes last, with release ordering, and records that the kernel program writes too are changed by the word only.
-//! No method waits; the locks are held for a pointer's copy or one system call.
+//! A record is written so that the kernel program never acts on half of it: the word that makes it
+//! valid (state, count) is written last, with release ordering, and records that the kernel program
+//! writes too are changed word by word only. No method waits; the locks are held for the copy of a
+//! pointer or one system call.
+//!
+//! ```text
+//! rows        what the controller installs, by row; where a record may stand
+//! listeners, pools, services, backends, leases, clients, rules     one kind of record each
+//! write, read what a plan writes, and what is read back: the two directions side by side
+//! flow        one connection, as read from its slot; slots, index, adopt: how it gets there and ends
+//! frames      packets built from a slot
+//! maps        the seam: the kernel (`dataplane`), or plain memory
+//! ```
+//! Nothing here knows aya.
 
 use std::{
     mem::offset_of,
@@ -58,7 +69,7 @@ use crate::sys::memory::{Record, Table};
 /// All tables. Shared between the controller's shell and the threads that answer questions.
 pub struct Tables {
     fixed: Fixed,
-    /// The inner maps of the pools, by number.
+    /// The inner maps of the pools, by row.
     slots: RwLock<Vec<Option<Arc<Slots>>>>,
     half_open: Inner<u64>,
     rules: Inner<RuleLine>,
@@ -66,27 +77,27 @@ pub struct Tables {
     maps: Box<dyn Maps>,
 }
 
-/// The maps that are there from the beginning, mapped.
+/// The maps that exist from the start, mapped.
 pub struct Fixed {
-    /// LISTENERS.
+    /// LISTENERS: by row.
     pub listeners: Table<Listener>,
-    /// POOLS.
+    /// POOLS: by row.
     pub pools: Table<Pool>,
     /// RINGS: the ends of the pools' rings of free slots.
     pub rings: Table<Ring>,
-    /// BACKENDS.
+    /// BACKENDS: by number.
     pub backends: Table<Backend>,
-    /// SERVICES.
+    /// SERVICES: by number.
     pub services: Table<Service>,
-    /// INTERFACES.
+    /// INTERFACES: by number.
     pub interfaces: Table<Interface>,
-    /// LEASES.
+    /// LEASES: by row.
     pub leases: Table<Lease>,
-    /// CONNECT_TIMES.
+    /// CONNECT_TIMES: by backend.
     pub connect_times: Table<ConnectTimes>,
     /// INDEX: the flow index.
     pub index: Index,
-    /// SLOW_STARTS.
+    /// SLOW_STARTS: by backend.
     pub slow_starts: Table<SlowStart>,
 }
 
@@ -114,7 +125,7 @@ impl Fixed {
 const IN_MEMORY_BUCKETS: u32 = 1024;
 
 impl Tables {
-    /// Tables in plain memory, without a kernel program: for simulations of the controller.
+    /// Tables in plain memory, without a kernel program: for tests and simulations.
     pub fn in_memory() -> Result<Tables> {
         Tables::open(Fixed::in_memory()?, Box::new(Memory::default()))
     }
@@ -148,22 +159,23 @@ impl Tables {
         numbered(&self.fixed.pools).filter(|(_, record)| record.state == ACTIVE).collect()
     }
 
-    /// Brings a pool's next hop up to date.
+    /// Sets a pool's next hop.
     pub fn set_pool_hop(&self, number: u16, hop: Hop) {
         self.fixed.pools.word64(number.into(), offset_of!(Pool, hop)).store(hop.0, Ordering::Release);
     }
 
-    /// How many slots wait in a pool's ring.
+    /// How many slots wait in a pool's ring. For tests.
+    #[doc(hidden)]
     pub fn free_slots(&self, pool: u16) -> u32 {
         let head = self.fixed.rings.word32(pool.into(), offset_of!(Ring, head)).load(Ordering::Acquire);
         let tail = self.fixed.rings.word32(pool.into(), offset_of!(Ring, tail)).load(Ordering::Acquire);
-        // Popped and pushed between the two reads: not more than there are.
+        // Slots may be popped and pushed between the two reads.
         tail.wrapping_sub(head).min(self.slots(pool))
     }
 
     // ---- interfaces ----
 
-    /// Enters one of our interfaces, or brings its MAC address up to date; returns its number.
+    /// Enters one of our interfaces, or updates its MAC address; returns its number.
     pub fn place_interface(&self, ifindex: u32, mac: [u8; 6]) -> Result<u8> {
         let free =
             || numbered(&self.fixed.interfaces).find(|(_, record)| record.ifindex == 0).map(|(number, _)| number as u8);
@@ -180,7 +192,7 @@ impl Tables {
 
     /// An interface's record.
     pub fn interface(&self, number: u8) -> Interface {
-        // A hop of the kernel program may carry any byte.
+        // A hop that the kernel program wrote may carry any byte.
         if u32::from(number) < MAX_INTERFACES {
             self.fixed.interfaces.read(number.into())
         } else {
@@ -235,7 +247,7 @@ impl Tables {
         self.slots_of(at.pool())?.flow(at.slot())
     }
 
-    /// All open connections of a client, by reading every slot's key.
+    /// All open connections of a client, found by reading every slot's key.
     pub fn find(&self, client: SocketAddr) -> Vec<Flow> {
         let SocketAddr::V4(address) = client else { return Vec::new() };
         let key = Key::of(address, 0);
@@ -267,7 +279,7 @@ impl Tables {
         Some(flow)
     }
 
-    /// Ends that the controller brings about are counted here, the others where they happen.
+    /// Counts an end that the controller brought about; others are counted where they happen.
     fn count(&self, reason: Reason) {
         if let Err(error) = self.maps.count(reason) {
             log::warn!("an end by {} is not counted: {error:#}", reason.name());
@@ -300,15 +312,14 @@ impl Tables {
     }
 }
 
-/// What the rows of an open-addressed table say to a search: an `EMPTY` row ends it, a `DELETED` one is passed over.
-///
-/// The row of the record that `is_meant`, as the kernel program finds it.
+/// The row of the record that `is_meant`, as the kernel program finds it in an open-addressed table:
+/// an `EMPTY` row ends the search, a `DELETED` one is passed over.
 fn find_row(rows: impl Iterator<Item = u16>, state: impl Fn(u16) -> u8, is_meant: impl Fn(u16) -> bool) -> Option<u16> {
     rows.take_while(|row| state(*row) != EMPTY).find(|row| state(*row) != DELETED && is_meant(*row))
 }
 
-/// Whether the kernel program finds a record that is put into `row`: it is one of the `rows` that it looks at, and its
-/// search does not end before.
+/// Whether the kernel program would find a record in `row`: it is one of the `rows` that it looks at,
+/// and the search does not end before.
 fn check_reach(mut rows: impl Iterator<Item = u16>, row: u16, state: impl Fn(u16) -> u8) -> Result<()> {
     match rows.find(|other| *other == row || state(*other) == EMPTY) {
         Some(found) if found == row => Ok(()),
@@ -317,7 +328,7 @@ fn check_reach(mut rows: impl Iterator<Item = u16>, row: u16, state: impl Fn(u16
     }
 }
 
-/// All records of a table with their numbers.
+/// All records of a table, with their numbers.
 fn numbered<T: Record>(table: &Table<T>) -> impl Iterator<Item = (u16, T)> {
     (0..table.len()).map(|index| (index as u16, table.read(index)))
 }

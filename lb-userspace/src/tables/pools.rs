@@ -28,12 +28,13 @@ impl Tables {
         find_row(pool_rows(backend, snat), |row| self.pool(row).state, is_meant)
     }
 
-    /// When anything came from a pool's backend last, in ticks.
+    /// When anything came from a pool's backend last, up to
+    /// [`HEARD_STEP`](lb_common::layout::HEARD_STEP) behind.
     pub fn heard(&self, pool: u16) -> u32 {
         self.fixed.pools.word32(pool.into(), offset_of!(Pool, heard)).load(Ordering::Relaxed)
     }
 
-    /// When a client's segment was sent on to a pool's backend last, in ticks.
+    /// When a client's segment was sent on to a pool's backend last, likewise.
     pub fn sent(&self, pool: u16) -> u32 {
         self.fixed.pools.word32(pool.into(), offset_of!(Pool, sent)).load(Ordering::Relaxed)
     }
@@ -54,7 +55,7 @@ impl Tables {
         let slots = self.make::<Slot>(Outer::Slots, ports)?;
         let openings = self.make::<Opening>(Outer::Openings, ports)?;
         let free = self.make::<FreeLine>(Outer::Free, free_lines(ports))?;
-        // Each waits until no program uses what stood there before (RCU): all of them at the same time.
+        // Each waits until no program uses the earlier map (RCU), so all of them wait together.
         thread::scope(|scope| {
             let others = [
                 scope.spawn(|| self.maps.install(Outer::Slots, row, &slots.maps)),

@@ -1,4 +1,4 @@
-//! The lists of rules of the services: who is let in (`lb_common::rules`).
+//! The lists of rules of the services: which clients are let in (`lb_common::rules`).
 
 use anyhow::{Result, ensure};
 use lb_common::layout::{MAX_RULES, Rule, RuleLine};
@@ -9,14 +9,15 @@ use super::{Outer, Tables};
 const LINE: usize = size_of::<RuleLine>() / size_of::<Rule>();
 
 impl Tables {
-    /// The rules of a service, in their order; none: everybody is let in.
+    /// The rules of a service, in their order; if there are none, all clients are let in.
     pub fn rules(&self, service: u16) -> Vec<Rule> {
         let Some(list) = self.rules.of(service) else { return Vec::new() };
         let rules = (0..list.len()).flat_map(|line| list.read(line));
         rules.take_while(|rule| rule.verdict != 0).collect()
     }
 
-    /// Gives a service another list of rules. The kernel program goes by the old one or by the new one, nothing between.
+    /// Gives a service another list of rules. The kernel program goes by the old list or by the new
+    /// one, never by a mixture.
     pub(super) fn set_rules(&self, service: u16, rules: &[Rule]) -> Result<()> {
         ensure!(rules.len() <= MAX_RULES as usize, "{} rules, at most {MAX_RULES} are possible", rules.len());
         if self.rules(service) == rules {

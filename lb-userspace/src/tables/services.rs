@@ -104,7 +104,7 @@ impl Tables {
         self.replace(&self.half_open, number, ring)
     }
 
-    /// Takes a service out of use: no new connections, its rings and tables are freed.
+    /// Takes a service out of use: it takes no connections, and its rings and tables are freed.
     pub fn disable_service(&self, number: u16) -> Result<()> {
         let index = usize::from(number);
         self.fixed.services.word32(index, offset_of!(Service, half_open_cells)).store(0, Ordering::Release);
@@ -116,8 +116,8 @@ impl Tables {
         self.remove(&self.rules, number)
     }
 
-    /// Puts a new table of `balance = "hash"` in place of the old one, whole: place → position in the service's list of
-    /// backends.
+    /// Replaces the table of `balance = "hash"`, whole. Each entry is a position in the service's list
+    /// of backends.
     pub fn set_maglev(&self, service: u16, places: &[u16]) -> Result<()> {
         ensure!(places.len() == MAGLEV_PLACES as usize, "a Maglev table has {MAGLEV_PLACES} places");
         let inner = self.make::<MaglevLine>(Outer::Maglev, MAGLEV_LINES)?;

@@ -1,7 +1,7 @@
 //! The slots and the ring of free slots of one pool, and what user space may change in them.
 //!
-//! Every change of a slot's state is one compare-and-swap of its word, against the kernel program and against ourselves;
-//! who wins it does the consequences exactly once.
+//! Every change of a slot's state is one compare-and-swap of its word, against the kernel program
+//! and against ourselves. The winner of the swap carries out the consequences, exactly once.
 
 use std::{
     mem::offset_of,
@@ -41,17 +41,17 @@ impl Slots {
         Slots { pool, slots, openings, free }
     }
 
-    /// How many there are.
+    /// The number of slots.
     pub fn len(&self) -> u32 {
         self.slots.len() as u32
     }
 
-    /// A slot's word, with what was written before it.
+    /// A slot's word. What was written before it is visible.
     pub fn ctl(&self, slot: u16) -> Ctl {
         Ctl(self.slots.word64(slot.into(), offset_of!(Slot, ctl)).load(Ordering::Acquire))
     }
 
-    /// The client's address and port and the listener, as in the flow index.
+    /// The key of the flow in a slot, or of the last one that was in it.
     pub fn key(&self, slot: u16) -> Key {
         Key(self.slots.word64(slot.into(), offset_of!(Slot, key)).load(Ordering::Relaxed))
     }
@@ -61,18 +61,18 @@ impl Slots {
         word.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// The records, for what is written word by word.
+    /// The records, for changes that are written word by word.
     pub(super) fn table(&self) -> &Table<Slot> {
         &self.slots
     }
 
-    /// Writes a slot whose word says that it is being claimed by us; its own word goes last.
+    /// Fills a slot that we have claimed; its word is written last.
     pub(super) fn publish(&self, slot: u16, record: &Slot, opening: &Opening) {
         self.openings.publish(slot.into(), opening, 0);
         self.slots.publish(slot.into(), record, offset_of!(Slot, ctl));
     }
 
-    /// The slots of `range` that hold a connection or are held back, each by one cache line.
+    /// The slots of `range` that hold a connection or are held back. Each costs one cache line.
     pub fn heads(self: Arc<Slots>, range: Range<u32>) -> impl Iterator<Item = Head> {
         (range.start..range.end.min(self.len())).filter_map(move |slot| self.head(slot as u16))
     }
@@ -89,8 +89,8 @@ impl Slots {
         Some(Head { flow, key, last_seen, backend: u16::from_ne_bytes([backend[0], backend[1]]) })
     }
 
-    /// A copy of what a slot holds, all of one generation and state; nothing if it holds no connection or changes hands
-    /// just now.
+    /// A copy of a slot, all of one generation and state; `None` if it holds no connection or is
+    /// changing hands.
     pub fn flow(&self, slot: u16) -> Option<Flow> {
         if usize::from(slot) >= self.slots.len() {
             return None;
@@ -110,7 +110,7 @@ impl Slots {
         None
     }
 
-    /// Puts an idle flow under suspicion; any packet swings it back.
+    /// Puts an idle flow under suspicion; any packet clears it.
     pub fn suspect(&self, slot: u16, ctl: Ctl) -> bool {
         matches!(ctl.state(), State::Established | State::ClosingClient | State::ClosingBackend)
             && self.swap(slot, ctl, ctl.suspected())
@@ -132,8 +132,8 @@ impl Slots {
         if !self.swap(slot, ctl, closed) {
             return None;
         }
-        // From here on no packet is forwarded, so these are the last sequence numbers; the slot is not in the ring yet, and
-        // only a search in need (ring empty) could have claimed it meanwhile.
+        // From here on no packet is forwarded, so these are the last sequence numbers. The slot is
+        // not in the ring yet: only an emergency search (empty ring) could have claimed it since.
         let after = self.flow(slot).filter(|flow| flow.ctl == closed);
         Some(Flow { ctl, ..after.unwrap_or(before) })
     }
@@ -143,8 +143,8 @@ impl Slots {
         ctl.state() == State::Abandoned && self.swap(slot, ctl, ctl.with_state(State::Closed))
     }
 
-    /// Takes a slot out of use for good, if it holds no flow: as if it were being claimed for ever, so that whoever pops
-    /// it skips it. The flag tells it from a claim of the kernel program.
+    /// Takes a slot out of use for good, if it holds no flow: it looks claimed for ever, so it is
+    /// skipped when it is popped. The flag distinguishes it from a claim of the kernel program.
     pub fn retire(&self, slot: u16) -> bool {
         let ctl = self.ctl(slot);
         match ctl.state() {
@@ -162,7 +162,8 @@ impl Slots {
         self.store_cell(position, bits, ring::cell(position, slot.into(), bits));
     }
 
-    /// Takes the port that was released longest ago from the ring; nothing if it is empty, or others are at it just now.
+    /// Takes the port that was released longest ago from the ring; `None` if the ring is empty or
+    /// contended.
     pub(super) fn pop(&self, rings: &Table<Ring>) -> Option<u16> {
         let index = usize::from(self.pool);
         let ring = |offset: usize| rings.word32(index, offset);
@@ -184,8 +185,8 @@ impl Slots {
         None
     }
 
-    /// Goes once round the ring and takes out the ports that carry a flow of the other host's: who ends it gives the port
-    /// back. The others keep their order. Claims go on meanwhile.
+    /// Goes once round the ring and takes out the ports that carry a flow of the other host: they
+    /// return when the flow ends. The others keep their order. Claims continue in the meantime.
     pub(super) fn weed(&self, rings: &Table<Ring>) {
         let index = usize::from(self.pool);
         let end = |offset: usize| rings.word32(index, offset).load(Ordering::Acquire);
@@ -199,7 +200,8 @@ impl Slots {
         }
     }
 
-    /// Whether a port that was taken from the ring belongs into it. A flow that has it is told that it is not there.
+    /// Whether a port that was taken from the ring belongs in it. If a flow has it, its word now says
+    /// that the port is not in the ring.
     fn is_free(&self, slot: u16) -> bool {
         loop {
             let ctl = self.ctl(slot);
@@ -217,11 +219,12 @@ impl Slots {
         self.free.word32(place >> 4, (place & 15) * 4).store(cell, Ordering::Release);
     }
 
-    /// Fills a new ring with all slots but those that `skip` names, beginning with `first`. Nobody else may use the pool
-    /// yet.
+    /// Fills a new ring with all slots but those that `skip` names, beginning with `first`. Nobody
+    /// else may use the pool yet.
     pub fn fill(&self, rings: &Table<Ring>, first: u16, skip: impl Fn(u16) -> bool) {
         let bits = ring_bits(self.len());
-        // What was not pushed yet must look like a lap that is over: zero would read as "slot 0" of the first lap.
+        // A cell that was not pushed yet must look like one of an earlier lap: zero would read as
+        // "slot 0" of the first lap.
         for position in 0..1_u32 << bits {
             self.store_cell(position, bits, ring::cell(position.wrapping_sub(1 << bits), 0, bits));
         }

@@ -153,7 +153,10 @@ fn a_slot_held_back_goes_to_the_ring_once() {
     assert!(program.slots().swap(slot, ctl, abandoned));
     program.tables.correct_active(0, -1);
     let heads: Vec<Head> = program.tables.heads(program.pool, 0..20).collect();
-    assert_eq!(heads, [Head { flow: program.seen(slot, abandoned), key: heads[0].key, last_seen: Ticks(0), backend: 0 }]);
+    assert_eq!(
+        heads,
+        [Head { flow: program.seen(slot, abandoned), key: heads[0].key, last_seen: Ticks(0), backend: 0 }]
+    );
     assert!(program.tables.release_abandoned(program.seen(slot, abandoned)));
     assert!(!program.tables.release_abandoned(program.seen(slot, abandoned)));
     program.assert_all_free();
