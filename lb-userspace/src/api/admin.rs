@@ -1,4 +1,4 @@
-//! The JSON of the commands that act: what is asked, and what was done. Fields that nobody knows are refused.
+//! The JSON of the commands that act: the requests and the answers. Unknown fields are refused.
 //!
 //! | `POST /api/v1/...` | asks | answers |
 //! |---|---|---|
@@ -11,8 +11,8 @@
 //! | `failover` | [`Failover`] | [`FailedOver`](super::types::FailedOver) |
 //! | `tasks/ID/stop` | | [`Task`] |
 //!
-//! An answer comes when the kernel's tables are written. Resets go on after it, at their pace: `GET /api/v1/tasks/ID` says
-//! how far. `GET /api/v1/admin` lists what is in force ([`InForce`]).
+//! The answer is sent when the kernel's tables are written. Resets continue after it, at their rate: `GET
+//! /api/v1/tasks/ID` shows the progress. `GET /api/v1/admin` lists what is in force ([`InForce`]).
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -25,26 +25,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::words::{AdminWord, BackendReason, BackendState, Task};
 
-/// No new connections for a backend; those it has go on, until the deadline.
+/// Sends a backend no new connections. Existing ones continue until the deadline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Drain {
     pub backend: String,
-    /// Needed where several services have a backend of this name; so in all the others.
+    /// Needed if several services have a backend of this name; the same applies to the other commands.
     #[serde(default)]
     pub service: Option<String>,
-    /// After so many milliseconds the rest is reset; nothing: never.
+    /// Milliseconds until what is left is reset; `None`: never.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
-    /// Resets a second, from the deadline on.
+    /// Resets per second after the deadline.
     #[serde(default = "Drain::default_rate")]
     pub rate: NonZeroU32,
 }
 
 impl Drain {
-    /// Resets a second if nothing else is said.
+    /// The default number of resets per second.
     pub const RATE: NonZeroU32 = NonZeroU32::new(50).unwrap();
-    /// Thirty days: longer is never.
+    /// The longest deadline: thirty days.
     pub const LONGEST_MS: u64 = 30 * 86_400_000;
 
     fn default_rate() -> NonZeroU32 {
@@ -52,19 +52,19 @@ impl Drain {
     }
 }
 
-/// A backend is out at once; its connections stay.
+/// Takes a backend out at once. Its connections stay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Maint {
     pub backend: String,
     #[serde(default)]
     pub service: Option<String>,
-    /// Reset its connections as well, at the service's `reset_rate`.
+    /// Also reset its connections, at the service's `reset_rate`.
     #[serde(default)]
     pub reset: bool,
 }
 
-/// Takes a drain or a maint back.
+/// Ends a drain or a maint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ready {
@@ -73,14 +73,14 @@ pub struct Ready {
     pub service: Option<String>,
 }
 
-/// The mastership of a VRRP instance, and of its group, is given to another host.
+/// Hands a VRRP instance, and its group, over to another host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Failover {
     pub instance: Arc<str>,
 }
 
-/// Other settings until the next reload. What is left out stays.
+/// Changes settings until the next reload. Fields that are left out stay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Set {
@@ -95,46 +95,46 @@ pub struct Set {
     pub max_conns: Option<u32>,
 }
 
-/// Which connections to reset: one of the three.
+/// Selects the connections to reset, by one of `connection`, `client` and `backend`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kill {
-    /// The one from this address and port.
+    /// The connection from this address and port.
     #[serde(default)]
     pub connection: Option<SocketAddr>,
-    /// Those of this client.
+    /// All connections of this client.
     #[serde(default)]
     pub client: Option<IpAddr>,
-    /// Those of this backend.
+    /// All connections of this backend.
     #[serde(default)]
     pub backend: Option<String>,
-    /// With `backend`.
+    /// The service of `backend`.
     #[serde(default)]
     pub service: Option<String>,
 }
 
-/// Resets the fewest connections after which backends are even.
+/// Resets as few connections as possible to even out the backends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rebalance {
-    /// Only this service; nothing: all.
+    /// Only this service; `None`: all.
     #[serde(default)]
     pub service: Option<String>,
-    /// Resets a second, in each service.
+    /// Resets per second in each service.
     #[serde(default = "Rebalance::default_rate")]
     pub rate: NonZeroU32,
-    /// By how many connections backends may differ.
+    /// Difference in connections that is acceptable between backends.
     #[serde(default = "Rebalance::default_tolerance")]
     pub tolerance: NonZeroU32,
-    /// Say what would be done, and do nothing.
+    /// Only report what would be done.
     #[serde(default)]
     pub dry_run: bool,
 }
 
 impl Rebalance {
-    /// Resets a second if nothing else is said.
+    /// The default number of resets per second.
     pub const RATE: NonZeroU32 = NonZeroU32::new(5).unwrap();
-    /// Connections that backends may differ by if nothing else is said.
+    /// The default tolerance.
     pub const TOLERANCE: NonZeroU32 = NonZeroU32::new(1).unwrap();
 
     fn default_rate() -> NonZeroU32 {
@@ -146,74 +146,74 @@ impl Rebalance {
     }
 }
 
-/// How a backend stands after a command.
+/// The state of a backend after a command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changed {
     pub service: Arc<str>,
     pub backend: Arc<str>,
     pub state: BackendState,
     pub reason: Option<BackendReason>,
-    /// How it stood before.
+    /// Its state before the command.
     pub was: BackendState,
     pub weight: u32,
     pub max_conns: u32,
     /// Open connections, half-open ones included.
     pub active: u64,
-    /// Of a drain: when the rest is reset.
+    /// For a drain: when the rest is reset.
     pub deadline: Option<Timestamp>,
-    /// The resets that were begun.
+    /// The resets that the command started.
     pub task: Option<Task>,
 }
 
-/// A backend that an operator has taken out: a row of `GET /api/v1/admin`.
+/// A backend that an operator took out: a row of `GET /api/v1/admin`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InForce {
     pub service: Arc<str>,
     pub backend: Arc<str>,
     pub order: AdminWord,
     pub since: Timestamp,
-    /// Who has said so.
+    /// The user who gave the command.
     pub by: Arc<str>,
-    /// Of a drain: when the rest is reset.
+    /// For a drain: when the rest is reset.
     pub deadline: Option<Timestamp>,
-    /// Of a drain with a deadline: resets a second.
+    /// For a drain with a deadline: resets per second.
     pub rate: Option<u32>,
-    /// Connections that are still open.
+    /// Connections still open.
     pub active: u64,
 }
 
-/// What a rebalancing does, or (`dry_run`) would do.
+/// What a rebalancing does or, with `dry_run`, would do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rebalanced {
     pub services: Vec<RebalancedService>,
-    /// The sum over the services.
+    /// The sum over all services.
     pub resets: u64,
-    /// How long it takes at this rate.
+    /// The duration at this rate.
     pub seconds: f64,
-    /// One for each service with something to do; none with `dry_run`.
+    /// One per service with something to do; empty with `dry_run`.
     pub tasks: Vec<Task>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RebalancedService {
     pub service: Arc<str>,
-    /// How far its backends differ: with equal weights the most connections less the fewest.
+    /// The imbalance of its backends: with equal weights, the largest number of connections minus the smallest.
     pub spread: u32,
-    /// The same when every client has come back.
+    /// The imbalance once every client has reconnected.
     pub spread_after: u32,
     pub backends: Vec<RebalancedBackend>,
-    /// Why nothing can be done about it.
+    /// Why the service cannot be rebalanced.
     pub skipped: Option<String>,
 }
 
-/// A backend that takes part: those that are out, drained or `backup` do not.
+/// A backend that takes part. Backends that are out, drained or `backup` do not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RebalancedBackend {
     pub backend: Arc<str>,
     pub weight: u32,
     pub active: u32,
-    /// How many of its connections are reset.
+    /// Number of its connections that are reset.
     pub resets: u32,
-    /// How many it has when every client has come back.
+    /// Number of connections it has once every client has reconnected.
     pub after: u32,
 }

@@ -1,4 +1,4 @@
-//! The routes of the commands that act (see [`admin`](super::admin)), and who is behind them.
+//! The routes of the commands that act (see [`admin`](super::admin)), and the user behind a request.
 
 use std::fmt;
 
@@ -20,10 +20,10 @@ use super::{
     types::Refused,
 };
 
-/// Who is at the other end of the control socket: what the kernel says about it (SO_PEERCRED).
+/// The process at the other end of the control socket, according to the kernel (SO_PEERCRED).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// The user's number, if the kernel says it.
+    /// The user's number, if the kernel knows it.
     pub uid: Option<u32>,
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for Peer {
     }
 }
 
-/// All of them. They need the connection's [`Peer`].
+/// The routes of all commands. They need the connection's [`Peer`].
 pub fn routes() -> Router<Daemon> {
     Router::new()
         .route("/api/v1/drain", post(drain))
@@ -55,12 +55,12 @@ pub fn routes() -> Router<Daemon> {
         .route("/api/v1/tasks/{id}/stop", post(stop_task))
 }
 
-/// What was asked, if it can be understood.
+/// The body of a request, if it is valid.
 type Asked<T> = Result<Json<T>, JsonRejection>;
 type From = ConnectInfo<Peer>;
 type Answer = Result<Response, Response>;
 
-/// Asks the daemon to carry out an order.
+/// Passes a command to the daemon.
 async fn order<A, T: Serialize>(
     daemon: &Daemon,
     ConnectInfo(peer): From,

@@ -1,8 +1,8 @@
-//! The listener of `[api]`, on a thread of its own: whatever comes in there, the daemon's loop only ever sees one
-//! question at a time.
+//! The listener of `[api]`, on a thread of its own: whatever arrives there, the daemon's loop sees only one question at a
+//! time.
 //!
-//! Everything about a connection is limited: how many there are, how long a request's head may be and take, how long a
-//! connection lives. What is over the limit is told so (503) and counted, what is no HTTP gets 400.
+//! Everything is limited: the number of connections, the size and duration of a request's head, the lifetime of a
+//! connection. A connection over the limit gets 503 and is counted; what is not HTTP gets 400.
 
 use std::{
     io,
@@ -35,9 +35,9 @@ use crate::notice::{History, Kind, Notice};
 pub struct Limits {
     /// Connections at once.
     pub connections: usize,
-    /// How long the head of a request may take, and the next one on an idle connection to begin.
+    /// How long the head of a request may take to arrive, and how long a connection may be idle before the next request.
     pub head: Duration,
-    /// How long a connection lives; then the answer under way has [`FAREWELL`] to be read.
+    /// How long a connection may live. After that the current answer has [`FAREWELL`] to be read.
     pub life: Duration,
 }
 
@@ -47,15 +47,15 @@ impl Default for Limits {
     }
 }
 
-/// For an answer under way when a connection's time is over.
+/// How long the current answer may still take when a connection's time is over.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// Bytes of a request's head.
+/// Largest head of a request, in bytes.
 const HEAD: usize = 16 * 1024;
-/// Lines of it.
+/// Most header lines of a request.
 const HEADERS: usize = 64;
-/// How long to wait before an address is tried again that could not be had.
+/// Time between two attempts to listen on an address that is not available.
 const AGAIN: Duration = Duration::from_secs(1);
-/// What a connection too many is told.
+/// The answer to a connection over the limit.
 const BUSY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 21\r\n\r\ntoo many connections\n";
 
@@ -68,8 +68,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens with the usual limits. If the address cannot be had, that is the warning, and it is tried again every second:
-    /// it may be the VIP while another host has it, or still be held by a daemon that is about to end.
+    /// Listens with the default limits. If the address is not available, this returns a warning and retries every second:
+    /// it may be the VIP while another host holds it, or still belong to a daemon that is stopping.
     pub fn start(address: SocketAddr, daemon: Daemon) -> (Listener, Option<String>) {
         Listener::with_limits(address, daemon, Limits::default())
     }
@@ -83,27 +83,27 @@ impl Listener {
         let mut warning = bound
             .as_ref()
             .err()
-            .map(|error| format!("[api] cannot listen on {address}: {error}; it is tried again every second"));
+            .map(|error| format!("[api] cannot listen on {address}: {error}; retrying every second"));
         let history = daemon.history.clone();
         let desk = Desk { router: routes::reading(daemon), limits, refused };
         let thread = std::thread::Builder::new().name("api".into()).spawn(move || {
             if let Err(error) = desk.run(address, bound.ok(), stopped, &history) {
-                tell(&history, Level::Error, format!("[api] has ended: {error}"));
+                tell(&history, Level::Error, format!("[api] has stopped: {error}"));
             }
         });
         match thread {
             Ok(thread) => listener.thread = Some(thread),
-            Err(error) => warning = Some(format!("[api] has no thread: {error}")),
+            Err(error) => warning = Some(format!("[api] cannot start its thread: {error}")),
         }
         (listener, warning)
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Connections that were turned away.
+    /// Number of connections turned away.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
@@ -112,12 +112,12 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         drop(self.stop.take());
-        // It does nothing that takes long; after it the address is free.
+        // The thread ends soon, and after that the address is free.
         drop(self.thread.take().map(JoinHandle::join));
     }
 }
 
-/// SO_REUSEADDR is set: connections of an earlier daemon in TIME_WAIT are not in the way.
+/// Listens with SO_REUSEADDR, so that connections of an earlier daemon in TIME_WAIT do not matter.
 fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let listener = std::net::TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
@@ -128,7 +128,7 @@ fn tell(history: &History, level: Level, text: String) {
     history.tell(Notice::daemon(level, Kind::Lifecycle, text), jiff::Timestamp::now());
 }
 
-/// What the thread works with.
+/// The state of the thread.
 struct Desk {
     router: Router,
     limits: Limits,
@@ -146,12 +146,12 @@ impl Desk {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let ended = runtime.block_on(async {
             tokio::select! {
-                // Stopped, or its other end was dropped: all the same.
+                // Stopped, or the sender was dropped, which means the same.
                 _ = stopped => Ok(()),
                 failed = self.serve(address, bound, history) => failed,
             }
         });
-        // Nobody waits for answers that are still being put together.
+        // Answers that are still being prepared are given up.
         runtime.shutdown_background();
         ended
     }
@@ -169,26 +169,26 @@ impl Desk {
         let Some(listener) = bound else { return Ok(()) };
         let listener = TcpListener::from_std(listener)?;
         tell(history, Level::Info, format!("[api] listens on http://{address}"));
-        let places = Arc::new(Semaphore::new(self.limits.connections));
+        let seats = Arc::new(Semaphore::new(self.limits.connections));
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
-                // No file descriptor is left, or the client has gone already: that passes.
+                // No file descriptor is left, or the client is gone: both are temporary.
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 }
             };
-            let Ok(place) = places.clone().try_acquire_owned() else {
+            let Ok(seat) = seats.clone().try_acquire_owned() else {
                 self.refused.fetch_add(1, Ordering::Relaxed);
-                // What does not fit into the socket's buffer at once is not worth waiting for.
+                // If the answer does not fit into the socket's buffer, it is not worth waiting for.
                 _ = stream.try_write(BUSY);
                 continue;
             };
             let serving = connection(stream, self.router.clone(), self.limits);
             tokio::spawn(async move {
                 serving.await;
-                drop(place);
+                drop(seat);
             });
         }
     }
@@ -200,7 +200,7 @@ async fn connection(stream: TcpStream, router: Router, limits: Limits) {
     http.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(HEAD).max_headers(HEADERS);
     let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(serving);
-    // How it ended is the client's business.
+    // How the connection ended does not matter here.
     if tokio::time::timeout(limits.life, &mut serving).await.is_err() {
         serving.as_mut().graceful_shutdown();
         _ = tokio::time::timeout(FAREWELL, serving).await;

@@ -1,5 +1,5 @@
-//! HTTP and JSON, twice: over the control socket in `state_dir`, where who may open it may do everything, and over TCP
-//! (`[api]`), where anybody may read: the status page, metrics, health and the same JSON.
+//! HTTP and JSON, served twice: over the control socket in `state_dir`, whose users may do everything, and over TCP
+//! (`[api]`), where everybody may read: the status page, metrics, health and the same JSON.
 
 pub mod admin;
 mod commands;
@@ -22,5 +22,5 @@ pub use request::{Conns, ConnsFilter, EventsFilter, Order, QUEUE, Reply, Request
 pub use routes::Daemon;
 pub use server::Server;
 
-/// Header of `/api/v1/conns`: how many connections there are without the limit.
+/// Header of `/api/v1/conns`: the number of connections without the limit.
 pub const TOTAL_HEADER: &str = "x-total-count";

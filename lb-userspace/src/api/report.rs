@@ -1,4 +1,4 @@
-//! Everything the daemon tells of itself at one moment: what `status`, the metrics and readiness are made from.
+//! The daemon's state at one moment: the source of `status`, the metrics and readiness.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,45 +7,45 @@ use lb_common::layout::ConnectTimes;
 use super::types::Status;
 use crate::words::BackendState;
 
-/// The report.
+/// The daemon's state at one moment.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// What the contract says about it.
+    /// The status as JSON has it.
     pub status: Status,
     /// Whether the last reload was applied; true before the first.
     pub reloaded: bool,
-    /// Most connections that the flow index has room for.
+    /// Number of connections that the flow index has room for.
     pub capacity: u64,
-    /// One for each backend of the status, in its order.
+    /// One per backend of the status, in the same order.
     pub connects: Vec<Connects>,
-    /// Every pool, those of removed backends included until they are empty.
+    /// Every pool; those of removed backends are included until they are empty.
     pub pools: Vec<PoolUse>,
 }
 
-/// How long connects to a backend took.
+/// The connect times of a backend.
 #[derive(Clone, Copy, Debug)]
 pub struct Connects {
-    /// How many by bucket: `lb_common::layout::connect_time_bucket`.
+    /// The number per bucket (`lb_common::layout::connect_time_bucket`).
     pub times: ConnectTimes,
-    /// All together, in microseconds.
+    /// The sum in microseconds.
     pub sum_us: u64,
 }
 
 /// The SNAT ports towards one backend address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolUse {
-    /// Where the backend listens.
+    /// The backend's address.
     pub backend: SocketAddr,
-    /// The address it sees.
+    /// The source address it sees.
     pub snat: IpAddr,
-    /// How many ports there are.
+    /// Number of ports.
     pub ports: u64,
-    /// How many of them carry a connection or are held back.
+    /// Number of ports that carry a connection or are held back.
     pub used: u64,
 }
 
 impl Report {
-    /// Why new connections would not be served; nothing: they are.
+    /// Reasons why new connections would not be served; empty if they are.
     pub fn unready(&self) -> Vec<String> {
         let services = self.status.services.iter();
         let reasons = services.flat_map(|service| {
@@ -60,7 +60,7 @@ impl Report {
     }
 }
 
-/// Whether a backend gets its share.
+/// Whether a backend gets new connections.
 fn admitted(state: BackendState) -> bool {
     matches!(state, BackendState::Up | BackendState::SlowStart)
 }

@@ -1,4 +1,4 @@
-//! What the control socket asks the daemon: values over one bounded queue, each with the place for its answer.
+//! Requests to the daemon's loop: values in a bounded queue, each with a channel for the answer.
 
 use std::net::IpAddr;
 
@@ -14,42 +14,42 @@ use super::{
 };
 use crate::{handover::Upgraded, words::Task};
 
-/// Length of the queue of requests: more than this many at once are told to come again.
+/// Length of the request queue. Requests beyond it are told to try again.
 pub const QUEUE: usize = 64;
 
-/// Where an answer goes. Who asked may be gone: sending to it then fails, which is fine.
+/// The channel for an answer. The requester may have hung up: sending then fails, which is fine.
 pub type Reply<T> = oneshot::Sender<T>;
 
-/// One request.
+/// A request to the daemon's loop.
 #[derive(Debug)]
 pub enum Request {
-    /// Nothing but whether the loop turns.
+    /// Whether the loop runs.
     Ping(Reply<()>),
     Report(Reply<Report>),
     /// Refused if there is no backend of that name.
     Conns(ConnsFilter, Reply<Result<Conns, Refused>>),
     Counters(Reply<Counters>),
     Vrrp(Reply<Vec<VrrpStatus>>),
-    /// One connection explained, or what a SYN would meet.
+    /// Explains one connection, or what would happen to a SYN.
     Trace(TraceQuery, Reply<Result<Trace, Refused>>),
-    /// Which backends operators have taken out.
+    /// The backends that operators took out.
     InForce(Reply<Vec<InForce>>),
-    /// How far a task is.
+    /// The progress of a task.
     Task(u64, Reply<Result<Task, Refused>>),
-    /// An operator's command, and whose it is.
+    /// An operator's command, and the user who gave it.
     Order(Order, Peer),
-    /// Read the configuration anew; refused with nothing changed if it has an error.
+    /// Reload the configuration; refused without any change if it has an error.
     Reload(Reply<Result<Reloaded, Refused>>),
-    /// Start the program that is now on disk, which takes over. Answered when it has.
+    /// Start the program that is now on disk; answered when it has taken over.
     Upgrade(Reply<Result<Upgraded, Refused>>),
-    /// End the daemon. Answered when the datapath is as it shall stay; the server is shut down after that.
+    /// Stop the daemon. Answered when the datapath is in its final state; the server shuts down after that.
     Stop {
         detach: bool,
         reply: Reply<Result<(), Refused>>,
     },
 }
 
-/// A command that acts. Answered when it is done, resets apart: those go on at their pace.
+/// A command that acts. Answered when it is done; only resets continue at their rate.
 #[derive(Debug)]
 pub enum Order {
     Drain(Drain, Reply<Result<Changed, Refused>>),
@@ -62,7 +62,7 @@ pub enum Order {
     StopTask(u64, Reply<Result<Task, Refused>>),
 }
 
-/// Which connections are wanted: those for which all that is given holds. It is the query string of `/api/v1/conns`.
+/// The query string of `/api/v1/conns`: connections that match all given conditions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConnsFilter {
@@ -74,16 +74,16 @@ pub struct ConnsFilter {
     pub client: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<ConnState>,
-    /// Seconds since the connection began, at least.
+    /// Minimum age in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub older_s: Option<u64>,
-    /// Most rows; nothing: all.
+    /// Maximum number of rows; `None`: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }
 
 impl ConnsFilter {
-    /// Whether this connection is wanted (`limit` apart).
+    /// Whether a connection matches, `limit` aside.
     pub fn takes(&self, conn: &Conn) -> bool {
         self.backend.as_deref().is_none_or(|backend| backend == &*conn.backend)
             && self.client.is_none_or(|client| client == conn.client.ip())
@@ -92,24 +92,24 @@ impl ConnsFilter {
     }
 }
 
-/// Which events are wanted: the query string of `/api/v1/events`.
+/// The query string of `/api/v1/events`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EventsFilter {
-    /// Those with a higher number.
+    /// Only events with a higher number.
     pub after: u64,
-    /// Most of those that have happened, the newest; nothing: all.
+    /// Only this many of the newest past events; `None`: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// And those to come: a line of JSON each, without end.
+    /// Keep sending new events, one line of JSON each, without end.
     pub follow: bool,
 }
 
-/// The connections that were wanted.
+/// The connections that match a filter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conns {
     /// At most `limit` of them.
     pub rows: Vec<Conn>,
-    /// How many there are without the limit.
+    /// Their number without the limit.
     pub total: u64,
 }

@@ -1,7 +1,7 @@
-//! The routes. They know how to ask, and nothing else: every answer comes from the daemon.
+//! The routes. They only pass questions on: every answer comes from the daemon.
 //!
-//! [`reading`] are those that change nothing: `[api]` serves these, to anybody. [`all`] has those that act on the daemon
-//! as well.
+//! The routes of [`reading`] change nothing: `[api]` serves them to everybody. [`all`] also has the routes that act on the
+//! daemon.
 
 use std::{
     convert::Infallible,
@@ -35,16 +35,16 @@ use super::{
 };
 use crate::{notice::History, words::Event};
 
-/// A request that the daemon has not answered by then gets 503. Detaching and reloading are done in far less.
+/// A request that the daemon does not answer within this time gets 503. Detaching and reloading take far less.
 const ANSWER_WITHIN: Duration = Duration::from_secs(9);
-/// An upgrade takes as long as the new daemon's start; its own limits are below this.
+/// The same for an upgrade, which takes as long as the new daemon's start; its own limits are shorter.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(60);
 
-/// The loop has to take a request by then to count as alive.
+/// The loop must take a request within this time to count as alive.
 const TURN_WITHIN: Duration = Duration::from_secs(2);
-/// How old an answer to anybody may be: many who ask cost no more than a few.
+/// Age up to which one report answers several public requests, so that many requests cost no more than a few.
 const SHARED_FOR: Duration = Duration::from_millis(200);
-/// Rows of `conns` for anybody: by default, and at most.
+/// Rows of `conns` for public requests: default and maximum.
 const ROWS: (usize, usize) = (1000, 10_000);
 
 /// The daemon as the routes see it.
@@ -52,30 +52,31 @@ const ROWS: (usize, usize) = (1000, 10_000);
 pub struct Daemon {
     /// The queue of its loop.
     pub requests: mpsc::Sender<Request>,
-    /// What there is to `evenkeel events`; needs no loop.
+    /// The source of `evenkeel events`; needs no loop.
     pub history: Arc<History>,
+    /// Renders `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// Who asks may be anybody: answers are limited, and the last report is shared. It is also what lets only one of
-    /// them ask at a time.
+    /// For public requests: answers are limited and the last report is shared. Its lock lets only one of them ask at a
+    /// time.
     shared: Option<Arc<Mutex<Shared>>>,
 }
 
-/// The last report to anybody, and when it was made.
+/// The last report for public requests, and when it was made.
 type Shared = Option<(Instant, Arc<Report>)>;
 
 impl Daemon {
-    /// For those who may do everything.
+    /// For requests that may do everything.
     pub fn new(requests: mpsc::Sender<Request>, history: Arc<History>) -> Daemon {
         Daemon { requests, history, metrics: Arc::default(), shared: None }
     }
 
-    /// The same daemon for anybody.
+    /// The same daemon for public requests.
     pub fn for_anybody(&self) -> Daemon {
         Daemon { shared: Some(Arc::default()), ..self.clone() }
     }
 }
 
-/// Routes that change nothing.
+/// The routes that change nothing.
 pub fn reading(daemon: Daemon) -> Router {
     finish(reading_routes(), daemon)
 }
@@ -97,38 +98,38 @@ fn reading_routes() -> Router<Daemon> {
         .route("/api/v1/tasks/{id}", get(task))
 }
 
-/// Every route: for the control socket, whose mode says who may use it.
+/// Every route, for the control socket, whose file mode decides who may use it.
 pub fn all(daemon: Daemon) -> Router {
     let router = reading_routes()
         .route("/api/v1/reload", post(reload))
         .route("/api/v1/upgrade", post(upgrade))
         .route("/api/v1/stop", post(stop))
-        // Changes nothing, but runs the program, and tells of rules: not for anybody.
+        // Changes nothing, but runs the program and reveals rules, so it is not public.
         .route("/api/v1/trace", get(trace));
     finish(router.merge(commands::routes()), daemon)
 }
 
 fn finish(router: Router<Daemon>, daemon: Daemon) -> Router {
     router
-        .fallback(async || failure(StatusCode::NOT_FOUND, "there is no such resource"))
+        .fallback(async || failure(StatusCode::NOT_FOUND, "no such resource"))
         .method_not_allowed_fallback(async || {
-            failure(StatusCode::METHOD_NOT_ALLOWED, "this resource has another method")
+            failure(StatusCode::METHOD_NOT_ALLOWED, "method not allowed for this resource")
         })
         .with_state(daemon)
 }
 
 impl Daemon {
-    /// Asks the daemon and waits for the answer, but not for ever.
+    /// Asks the daemon and waits for the answer, for a limited time.
     pub async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Response> {
         self.ask_within(ANSWER_WITHIN, request).await
     }
 
     async fn ask_within<T>(&self, limit: Duration, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Response> {
         let (reply, answer) = oneshot::channel();
-        self.requests.try_send(request(reply)).map_err(|_| again("the daemon is busy or about to end: try again"))?;
+        self.requests.try_send(request(reply)).map_err(|_| again("the daemon is busy or stopping: try again"))?;
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(again("the daemon is about to end")),
+            Ok(Err(_)) => Err(again("the daemon is stopping")),
             Err(_) => Err(failure(StatusCode::SERVICE_UNAVAILABLE, "the daemon did not answer in time: see its log")),
         }
     }
@@ -145,7 +146,7 @@ impl Daemon {
         .await
     }
 
-    /// Everything; to anybody a report that another has asked for just now.
+    /// The report. Public requests share one that was made a moment ago.
     async fn report(&self) -> Result<Arc<Report>, Response> {
         let Some(shared) = &self.shared else { return Ok(Arc::new(self.ask(Request::Report).await?)) };
         let (mut last, daemon) = (shared.clone().lock_owned().await, self.clone());
@@ -161,14 +162,14 @@ impl Daemon {
     }
 }
 
-/// Runs what holds the turn of those who may be anybody to its end, even if who asked hangs up: reading 100,000 slots
-/// is not called off, so the next one has to wait for it.
+/// Runs a public request to its end, even if the requester hangs up: reading 100,000 slots cannot be cancelled, so the
+/// next request must wait for it.
 async fn to_its_end<T: Send + 'static>(
     asking: impl Future<Output = Result<T, Response>> + Send + 'static,
 ) -> Result<T, Response> {
     match tokio::spawn(asking).await {
         Ok(answer) => answer,
-        Err(_) => Err(failure(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be put together")),
+        Err(_) => Err(failure(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be prepared")),
     }
 }
 
@@ -176,14 +177,14 @@ pub fn failure(status: StatusCode, what: &str) -> Response {
     (status, Json(Refused { errors: vec![what.into()] })).into_response()
 }
 
-/// The request was not looked at and may be sent again: to the daemon that takes over, perhaps.
+/// The answer to an unread request: it may be sent again, possibly to the daemon that takes over.
 fn again(what: &str) -> Response {
     let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, what);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     response
 }
 
-/// 200 with what was done, or 409 with why nothing was.
+/// 200 with what was done, or 409 with the reason why nothing was.
 pub fn outcome<T: Serialize>(outcome: Result<T, Refused>) -> Response {
     match outcome {
         Ok(done) => Json(done).into_response(),
@@ -191,15 +192,15 @@ pub fn outcome<T: Serialize>(outcome: Result<T, Refused>) -> Response {
     }
 }
 
-/// The daemon's loop turns.
+/// Answers 200 while the daemon's loop runs.
 async fn healthz(State(daemon): State<Daemon>) -> Response {
     match tokio::time::timeout(TURN_WITHIN, daemon.ask(Request::Ping)).await {
         Ok(Ok(())) => "ok\n".into_response(),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not turn\n").into_response(),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not respond\n").into_response(),
     }
 }
 
-/// New connections are served; or a line for each reason why not.
+/// Answers 200 if new connections are served, otherwise 503 with one line per reason.
 async fn readyz(State(daemon): State<Daemon>) -> Result<Response, Response> {
     let reasons = daemon.report().await?.unready();
     if reasons.is_empty() {
@@ -245,7 +246,7 @@ async fn task(State(daemon): State<Daemon>, Path(id): Path<u64>) -> Result<Respo
     daemon.ask(|reply| Request::Task(id, reply)).await.map(outcome)
 }
 
-/// What the words in the counters mean.
+/// The meaning of every reason in the counters.
 async fn reasons() -> Json<Vec<Meaning>> {
     Json(meanings())
 }
@@ -267,7 +268,7 @@ async fn conns(
         Ok(conns) => conns,
         Err(refused) => return Ok(outcome::<()>(Err(refused))),
     };
-    // 100,000 rows take tens of milliseconds: not on the thread that serves the others.
+    // Writing 100,000 rows takes tens of milliseconds, too long for the thread that serves everything.
     let written = tokio::task::spawn_blocking(move || write_conns(&conns)).await;
     written.map_err(|_| failure(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be written"))
 }
@@ -283,7 +284,7 @@ fn write_conns(conns: &Conns) -> Response {
     response
 }
 
-/// What there is, or (`follow`) line by line what comes as well, until the daemon or the reader ends.
+/// Past events; with `follow` also new ones line by line, until the daemon or the reader ends.
 async fn events(
     State(daemon): State<Daemon>,
     filter: Result<Query<EventsFilter>, QueryRejection>,
@@ -298,7 +299,7 @@ async fn events(
     if daemon.shared.is_some() {
         return Err(failure(
             StatusCode::FORBIDDEN,
-            "events are followed over the control socket; here ask again with `after`",
+            "follow is available over the control socket only; here, repeat the request with `after`",
         ));
     }
     let last = events.last().map_or(filter.after, |event| event.number);
@@ -313,7 +314,7 @@ async fn events(
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
 
-/// A line of JSON each.
+/// One line of JSON per event.
 fn lines(events: &[Arc<Event>]) -> Bytes {
     let mut text = Vec::new();
     for event in events {

@@ -1,4 +1,4 @@
-//! The control socket: who holds it, and who may open it.
+//! The control socket: its lock and its permissions.
 
 use std::{
     fs::{File, Permissions},
@@ -22,27 +22,27 @@ use super::{
 };
 use crate::{handover::Predecessor, sys::lock};
 
-/// How long answers under way may still take when the daemon ends.
+/// How long current answers may still take when the daemon stops.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How long a daemon that no longer listens may take to end, before its successor gives up.
+/// How long a successor waits for a daemon that no longer listens to end.
 const PREDECESSOR: Duration = Duration::from_secs(5);
 
-/// The socket of a daemon. It is held by a lock, so that there is one daemon to a `state_dir`.
+/// A daemon's control socket. A lock guards it, so that there is one daemon per `state_dir`.
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
-    /// Unlocked when it is dropped, even by SIGKILL.
+    /// Released when the process ends, even by SIGKILL.
     lock: File,
 }
 
 impl Server {
-    /// Takes the folder of the socket for this process and opens the socket: the first thing a daemon does, before it
-    /// touches the datapath.
+    /// Locks the folder of the socket for this process and opens the socket. A daemon does this first, before it touches the
+    /// datapath.
     pub fn bind(socket: &Path, group: &str) -> Result<Server> {
         let folder = socket.parent().context("the socket has no folder")?;
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let lock = lock(folder, socket)?;
-        // Whoever listened here is dead: the lock was free.
+        // The lock was free, so the process that listened here is dead.
         match std::fs::remove_file(socket) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot replace {}", socket.display()));
@@ -59,20 +59,20 @@ impl Server {
         Ok(Server { listener, path: socket.into(), lock })
     }
 
-    /// The same from a daemon that hands over: its socket goes on, and so does the lock.
+    /// Takes the socket and the lock over from a daemon that hands over.
     pub fn inherit(socket: &Path, predecessor: &mut Predecessor) -> Result<Server> {
         let listener = predecessor.take_socket(CONTROL, socket)?;
         let lock = predecessor.take(LOCK)?.into();
         Ok(Server { listener, path: socket.into(), lock })
     }
 
-    /// What [`inherit`](Self::inherit) takes.
+    /// The descriptors that [`inherit`](Self::inherit) takes over.
     pub fn inheritance(&self) -> std::io::Result<Vec<(&'static str, OwnedFd)>> {
         Ok(vec![(CONTROL, self.listener.try_clone()?.into()), (LOCK, self.lock.try_clone()?.into())])
     }
 
-    /// Serves until `shutdown`, and finishes the answers under way. The socket stays: who connects then waits for the next
-    /// one to serve. Must be called within a tokio runtime.
+    /// Serves until `shutdown` and then finishes current answers. The socket stays: clients that connect after that wait for
+    /// the next daemon. Must be called within a tokio runtime.
     pub fn serve<F: Future<Output = ()> + Send + 'static>(
         &self,
         daemon: Daemon,
@@ -87,7 +87,7 @@ impl Server {
             shutdown.await;
             drop(begun);
         };
-        // A client that connected and says nothing must not keep the daemon from ending.
+        // A client that is connected but silent must not keep the daemon from stopping.
         let patience = async {
             let _ = ending.await;
             tokio::time::sleep(FAREWELL).await;
@@ -100,17 +100,17 @@ impl Server {
         })
     }
 
-    /// Nobody serves here any more: removes the socket, and then lets the folder go.
+    /// Removes the socket, then releases the lock.
     pub fn remove(self) -> Result<()> {
         std::fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))
     }
 }
 
-/// The names of what is handed over.
+/// The names of the descriptors that are handed over.
 const CONTROL: &str = "control";
 const LOCK: &str = "lock";
 
-/// Locks the folder for this process; waits a little for a daemon that is ending.
+/// Locks the folder for this process; waits a short time for a daemon that is stopping.
 fn lock(folder: &Path, socket: &Path) -> Result<File> {
     let path = folder.join("lock");
     let lock = File::options().create(true).truncate(false).write(true).open(&path);
@@ -120,8 +120,8 @@ fn lock(folder: &Path, socket: &Path) -> Result<File> {
         lock::exclusive(&lock, PREDECESSOR, listens).with_context(|| format!("cannot lock {}", path.display()))?;
     if !is_ours {
         bail!(
-            "another evenkeel runs with state_dir {0}: end it first (evenkeel stop --socket {1}), \
-             or give this one a state_dir of its own",
+            "another evenkeel runs with state_dir {0}: stop it first (evenkeel stop --socket {1}), \
+             or use another state_dir for this one",
             folder.display(),
             socket.display()
         );
@@ -129,7 +129,7 @@ fn lock(folder: &Path, socket: &Path) -> Result<File> {
     Ok(lock)
 }
 
-/// The group's number; nothing if there is no such group, then the socket is root's alone.
+/// The group's number; `None` if there is no such group, in which case only root may use the socket.
 fn group_id(group: &str) -> Option<u32> {
     nix::unistd::Group::from_name(group).ok().flatten().map(|group| group.gid.as_raw())
 }

@@ -1,4 +1,4 @@
-//! `/api/v1/trace`: one connection explained, or what a SYN of its client would meet now.
+//! `/api/v1/trace`: explains one connection, or what would happen to a SYN of its client now.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -10,18 +10,18 @@ use serde::{Deserialize, Serialize};
 use super::types::ConnState;
 use crate::words::{BackendReason, BackendState, VrrpState};
 
-/// Whom it is about: the query string.
+/// The query string: the client in question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TraceQuery {
     /// The client's address and port.
     pub client: SocketAddr,
-    /// Only this service; left out: all of them.
+    /// Only this service; `None`: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
 }
 
-/// The answer. Without an open connection of the client, `new` has a row for every listen address that was asked about.
+/// The answer. If the client has no open connection, `new` has one row per listen address in question.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trace {
     pub client: SocketAddr,
@@ -29,7 +29,7 @@ pub struct Trace {
     pub new: Vec<Foretold>,
 }
 
-/// One open connection, as its slot has it.
+/// One open connection, as recorded in its slot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Connection {
     pub service: Arc<str>,
@@ -42,13 +42,13 @@ pub struct Connection {
     pub balance: String,
     /// How the backend was chosen: `up`, `backup`, `fail_open` or `trial`.
     pub chosen: String,
-    /// Backends tried, the one it is with included.
+    /// Number of backends tried, the current one included.
     pub tries: u8,
-    /// Those that failed before, as far as this daemon has heard of them.
+    /// Backends that failed before, as far as this daemon knows.
     pub failed: Vec<SocketAddr>,
-    /// Ports left because the backend still held an older connection on them.
+    /// Ports skipped because the backend still held an older connection on them.
     pub ports_left: u8,
-    /// Whether it counts for `per_client_connections`.
+    /// Whether it counts towards `per_client_connections`.
     pub counted: bool,
     pub pool: u16,
     pub slot: u16,
@@ -57,26 +57,26 @@ pub struct Connection {
     pub backend_side: Side,
     pub age_s: f64,
     pub idle_s: f64,
-    /// Until idle_timeout; nothing while it is half-open.
+    /// Until idle_timeout; `None` while it is half-open.
     pub idle_left_s: Option<f64>,
     /// Until connect_timeout of this try; only while it is half-open.
     pub connect_left_s: Option<f64>,
-    /// How long the backend took to answer.
+    /// Time until the backend answered.
     pub connect_ms: Option<f64>,
     pub bytes_in: u64,
     pub bytes_out: u64,
 }
 
-/// One side of a connection. Sequence numbers are those on the wire; nothing for what was not seen yet.
+/// One side of a connection. Sequence numbers are as on the wire; `None` if not seen yet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Side {
     /// Initial sequence number.
     pub isn: Option<u32>,
-    /// Behind the last byte that this side has sent.
+    /// The sequence number after the last byte this side sent.
     pub end: Option<u32>,
     /// The last acknowledgement from this side.
     pub acknowledged: Option<u32>,
-    /// The next hop towards it; nothing if it is not known.
+    /// The next hop towards it; `None` if unknown.
     pub mac: Option<String>,
     pub interface: Option<String>,
     /// Our own MAC address there.
@@ -85,7 +85,7 @@ pub struct Side {
     pub fin: bool,
 }
 
-/// What the attached program says about a SYN.
+/// What the attached program would do with a SYN.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Foretold {
     pub service: Arc<str>,
@@ -94,12 +94,12 @@ pub struct Foretold {
     /// Why it is refused: a reason of `counters --list`.
     pub reason: Option<String>,
     pub meaning: Option<String>,
-    /// The rule that decides.
+    /// The deciding rule.
     pub rule: Option<DecidingRule>,
     /// Present if the service has a limit.
     pub client_limit: Option<ClientLimit>,
     pub balance: String,
-    /// Nothing if it is refused, here and below.
+    /// `None` if the SYN is refused, here and below.
     pub chosen: Option<String>,
     pub backend: Option<Arc<str>>,
     pub address: Option<SocketAddr>,
@@ -107,9 +107,9 @@ pub struct Foretold {
     /// The next hop of the frame that would be sent.
     pub mac: Option<String>,
     pub interface: Option<String>,
-    /// All backends of the service, as they stand.
+    /// All backends of the service with their current states.
     pub backends: Vec<Candidate>,
-    /// Present if a VRRP instance carries the listen address and this host is not its master: then SYNs go elsewhere.
+    /// Present if a VRRP instance carries the listen address and this host is not its master, so that SYNs go elsewhere.
     pub elsewhere: Option<Elsewhere>,
 }
 
@@ -127,7 +127,7 @@ pub struct Candidate {
     pub max_conns: u32,
 }
 
-/// Who has a listen address.
+/// The VRRP instance that carries a listen address, and its master.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Elsewhere {
     pub instance: String,
@@ -136,7 +136,7 @@ pub struct Elsewhere {
     pub master: Option<IpAddr>,
 }
 
-/// What becomes of a SYN.
+/// What happens to a SYN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -144,18 +144,18 @@ pub enum Verdict {
     Forwarded,
     /// It is answered with a RST.
     Refused,
-    /// It is left to this host: the program is on no interface of the service, or not the one it would come in by.
+    /// It goes to this host itself: the program is on no interface of the service, or not on the one it would arrive by.
     NotOurs,
 }
 
-/// A rule, by its position in `rules` (from 1 on) and as it is written.
+/// A rule: its position in `rules`, from 1, and its text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DecidingRule {
     pub number: usize,
     pub text: String,
 }
 
-/// `per_client_connections` and how many of them the client has.
+/// `per_client_connections`, and the number of connections the client has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientLimit {
     pub limit: u32,

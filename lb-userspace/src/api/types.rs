@@ -11,19 +11,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::words::{AdvertCounts, BackendReason, BackendState, SyncCounts, SyncState, VrrpState, shown_as_in_json};
 
-/// Packets and connections by reason (`lb_common::verdict`), and the controller's own losses.
+/// Packets and connections by reason (`lb_common::verdict`), and losses of the controller itself.
 pub type Counters = BTreeMap<String, u64>;
 
 /// A row of `/api/v1/reasons` and of `counters --list`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Meaning {
     pub reason: &'static str,
-    /// What it is counted for: packet, turned_away, try, end or anomaly.
+    /// What is counted: packet, turned_away, try, end or anomaly.
     pub group: &'static str,
     pub meaning: &'static str,
 }
 
-/// The one list of reasons.
+/// The list of all reasons.
 pub fn meanings() -> Vec<Meaning> {
     let meaning =
         |reason: &Reason| Meaning { reason: reason.name(), group: reason.group().name(), meaning: reason.meaning() };
@@ -34,53 +34,54 @@ pub fn meanings() -> Vec<Meaning> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     pub version: String,
-    /// The daemon's process: another one after an upgrade.
+    /// The daemon's process, which changes with an upgrade.
     pub pid: u32,
     pub uptime_s: u64,
     pub config: ConfigStatus,
     pub services: Vec<ServiceStatus>,
     pub vrrp: Vec<VrrpStatus>,
-    /// Flow sync; nothing without `[sync]`.
+    /// Flow sync; `None` without `[sync]`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sync: Option<SyncStatus>,
     pub counters: Counters,
 }
 
-/// How it stands with the other hosts of a pair that share their connections.
+/// The state of flow sync with the other hosts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncStatus {
     pub listen: SocketAddr,
-    /// Why nothing can be heard or sent, if so.
+    /// Why nothing can be received or sent, if that is so.
     pub error: Option<String>,
-    /// The listen addresses that this host has: it sends their connections, and receives those of all others.
+    /// The listen addresses that this host holds: it sends their connections and receives those of all others.
     pub master_of: Vec<SocketAddr>,
-    /// Datagrams that did not get out.
+    /// Datagrams that could not be sent.
     pub send_failures: u64,
     pub peers: Vec<SyncPeer>,
 }
 
-/// One of the other hosts. Counts are of this process.
+/// One of the other hosts. Counters start with this process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncPeer {
     pub address: SocketAddr,
     pub state: SyncState,
-    /// Its program's; empty before it was heard.
+    /// The version of its program; empty until it is heard.
     pub version: String,
-    /// Since it was heard.
+    /// Time since it was last heard.
     pub silent_ms: Option<u64>,
-    /// Changes that wait to be sent to it, and how long the oldest has waited.
+    /// Changes that wait to be sent to it.
     pub waiting: u64,
+    /// How long the oldest of them has waited.
     pub lag_ms: u64,
     #[serde(flatten)]
     pub counts: SyncCounts,
 }
 
-/// Which configuration is in use.
+/// The configuration in use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConfigStatus {
     pub file: String,
     pub loaded_at: jiff::Timestamp,
-    /// 1 after the start, one more with each reload that was applied.
+    /// 1 after the start, incremented by each applied reload.
     pub generation: u64,
 }
 
@@ -98,7 +99,7 @@ pub struct ServiceStatus {
 pub struct DatapathStatus {
     pub interface: String,
     pub mode: DatapathMode,
-    /// Why this mode and no other.
+    /// Why this mode was chosen.
     pub reason: String,
 }
 
@@ -115,9 +116,9 @@ pub struct Connections {
     /// Open, half-open ones included.
     pub active: u64,
     pub half_open: u64,
-    /// Most that can be open at once.
+    /// Maximum number of open connections.
     pub capacity: u64,
-    /// Since the maps were made.
+    /// Since the maps were created.
     pub total: u64,
 }
 
@@ -135,7 +136,7 @@ pub struct Backend {
     /// Open connections, half-open ones included.
     pub active: u64,
     pub half_open: u64,
-    /// Connections given to it so far.
+    /// Connections it was given so far.
     pub total: u64,
     pub connect_failures: u64,
     pub resets: u64,
@@ -144,11 +145,11 @@ pub struct Backend {
     /// Payload that it sent to clients.
     pub bytes_out: u64,
     pub connect_time_ms: ConnectTime,
-    /// When its state changed last.
+    /// When its state last changed.
     pub last_change: jiff::Timestamp,
 }
 
-/// How long connects took, in milliseconds; nothing before the first.
+/// Connect times in milliseconds; `None` before the first connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ConnectTime {
     pub p50: Option<f64>,
@@ -169,15 +170,15 @@ pub struct VrrpStatus {
     pub interface: String,
     pub virtual_router_id: u8,
     pub version: u8,
-    /// What made the state what it is.
+    /// Why the instance is in this state.
     pub reason: String,
     /// What changes the priority, and by how much.
     pub weights: Vec<VrrpWeight>,
     /// What makes it FAULT.
     pub faults: Vec<String>,
-    /// The address that this host speaks from.
+    /// The source address of this host's advertisements.
     pub source: Option<IpAddr>,
-    /// While MASTER: how long this host goes on to answer for the addresses if it does not advertise any more.
+    /// While MASTER: how long this host would answer for the addresses without sending another advertisement.
     pub lease_ms: u64,
     pub peers: Vec<VrrpPeer>,
     pub adverts: VrrpAdverts,
@@ -193,7 +194,7 @@ pub struct VrrpWeight {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VrrpPeer {
     pub address: IpAddr,
-    /// The priority it advertised last; 0: it has resigned.
+    /// The priority it last advertised; 0: it resigned.
     pub priority: u8,
     pub last_heard: jiff::Timestamp,
 }
@@ -203,7 +204,7 @@ pub struct VrrpPeer {
 pub struct VrrpAdverts {
     #[serde(flatten)]
     pub counts: AdvertCounts,
-    /// Those that did not count, by reason.
+    /// Refused advertisements by reason.
     pub refused: BTreeMap<String, u64>,
 }
 
@@ -211,7 +212,7 @@ pub struct VrrpAdverts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedOver {
     pub instance: Arc<str>,
-    /// The host that has taken over; none: it was not heard yet.
+    /// The host that took over; `None` if it has not been heard yet.
     pub master: Option<IpAddr>,
     pub after_ms: u64,
 }
@@ -230,7 +231,7 @@ pub struct Conn {
     pub bytes_out: u64,
 }
 
-/// The state of a connection that is open: the words of `lb_common::slot::State`.
+/// The state of an open connection, in the words of `lb_common::slot::State`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConnState {
@@ -242,7 +243,7 @@ pub enum ConnState {
 }
 
 impl ConnState {
-    /// The states there are and the words for them.
+    /// Every state of a slot that has an open connection, and its word.
     pub const ALL: [(State, ConnState); 5] = [
         (State::HalfOpen, ConnState::HalfOpen),
         (State::Established, ConnState::Established),
@@ -251,22 +252,22 @@ impl ConnState {
         (State::Suspect, ConnState::Suspect),
     ];
 
-    /// The state of a slot; nothing for one that holds no open connection.
+    /// The word for a slot's state; `None` if the slot has no open connection.
     pub fn of(state: State) -> Option<ConnState> {
         Self::ALL.iter().find(|(slot, _)| *slot == state).map(|(_, conn)| *conn)
     }
 }
 
-/// The answer to a reload that was applied.
+/// The answer to an applied reload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
     pub generation: u64,
-    /// What is different now, a line each.
+    /// What has changed, one line per change.
     pub changes: Vec<String>,
     pub warnings: Vec<String>,
 }
 
-/// The answer to a request that was not carried out: nothing has changed.
+/// The answer to a refused request: nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     pub errors: Vec<String>,

@@ -1,4 +1,4 @@
-//! The arguments as they are written.
+//! The arguments as the user writes them.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -17,11 +17,11 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  evenkeel check -c /etc/evenkeel/evenkeel.toml    is the file right?
+  evenkeel check -c /etc/evenkeel/evenkeel.toml    is the file valid?
   evenkeel run -c /etc/evenkeel/evenkeel.toml      the daemon, in the foreground
-  evenkeel status                                  what it does
-  evenkeel conns --backend cp01 --older 10m        which connections are old?
-  evenkeel trace 10.0.3.7:50123                    why is this one where it is?
+  evenkeel status                                  services, backends, VRRP, totals
+  evenkeel conns --backend cp01 --older 10m        connections older than ten minutes
+  evenkeel trace 10.0.3.7:50123                    why does this client have this backend?
   evenkeel drain cp01 --deadline 10m --wait        empty a backend before an upgrade
 
 Exit codes: 0 done, 1 refused or wrong input, 2 the daemon cannot be reached.";
@@ -41,43 +41,45 @@ pub struct Cli {
 pub enum Command {
     /// Run the daemon, in the foreground
     ///
-    /// SIGHUP reads the configuration anew, SIGUSR1 opens the access logs anew, SIGUSR2 upgrades (see `evenkeel upgrade`),
-    /// SIGTERM ends it in order: the datapath stays or goes as `on_exit` says. Killed with -9 and started again it goes on where it was.
+    /// SIGHUP reloads the configuration. SIGUSR1 reopens the access logs. SIGUSR2 upgrades (see `evenkeel upgrade`).
+    /// SIGTERM shuts it down in order: `on_exit` says whether the datapath stays or goes. Killed with -9 and started
+    /// again, it resumes where it stopped.
     #[command(after_help = "\
 Examples:
   evenkeel run                                  with /etc/evenkeel/evenkeel.toml
-  evenkeel run -c lab.toml --mount-bpffs        where nobody has mounted a bpffs at /sys/fs/bpf
-  evenkeel run --reset-state                    after a version whose tables this one cannot take over")]
+  evenkeel run -c lab.toml --mount-bpffs        if no bpffs is mounted at /sys/fs/bpf
+  evenkeel run --reset-state                    if this version cannot use the tables of the previous one")]
     Run {
         #[arg(short, long, default_value = DEFAULT_PATH, value_name = "FILE")]
         config: PathBuf,
-        /// Mount a bpffs where `bpffs` is to be, if there is none (labs and containers)
+        /// Mount a bpffs for `bpffs` if none is mounted there (labs and containers)
         #[arg(long)]
         mount_bpffs: bool,
-        /// Begin with new tables: open connections are reset, counters begin at 0
+        /// Start with new tables: open connections are reset, counters start at 0
         ///
-        /// For tables that this version cannot take over. The old ones balance until the new ones are ready.
+        /// For when this version cannot use the tables of the previous one. The old tables serve until the new ones are
+        /// ready.
         #[arg(long)]
         reset_state: bool,
-        /// Attach TC programs by clsact, as on kernels before 6.6
+        /// Attach TC programs through clsact, as kernels before 6.6 need it
         #[arg(long, hide = true)]
         clsact: bool,
     },
-    /// End the daemon
+    /// Stop the daemon
     #[command(after_help = "\
 Examples:
-  evenkeel stop             the datapath stays or goes as `on_exit` says
-  evenkeel stop --detach    nothing is left: no program, no pin; open connections break")]
+  evenkeel stop             `on_exit` says whether the datapath stays or goes
+  evenkeel stop --detach    leaves nothing behind: no program, no pin; open connections break")]
     Stop {
-        /// Take the datapath away as well: links, programs, maps and pins
+        /// Remove the datapath as well: links, programs, maps and pins
         #[arg(long)]
         detach: bool,
         #[command(flatten)]
         output: Output,
     },
-    /// Say whether a configuration is right, and what it has room for
+    /// Check a configuration, and say how many connections it has room for
     #[command(after_help = "\
-Prints \"configuration ok\" and exits with 0, or every error with its file, line and column, and exits with 1.
+Prints \"configuration ok\" and exits with 0, or prints every error with its file, line and column and exits with 1.
 Example: evenkeel check -c evenkeel.toml && evenkeel reload")]
     Check {
         #[arg(short, long, default_value = DEFAULT_PATH, value_name = "FILE")]
@@ -85,9 +87,9 @@ Example: evenkeel check -c evenkeel.toml && evenkeel reload")]
         #[command(flatten)]
         output: Output,
     },
-    /// Print the whole configuration as understood, defaults filled in
+    /// Print the whole configuration as evenkeel understands it, defaults included
     #[command(after_help = "\
-What it prints is a configuration that means the same, drop-ins included.
+The output is one configuration file with the same meaning, drop-ins included.
 Examples:
   evenkeel dump -c evenkeel.toml
   evenkeel dump -o json | jq .service[].balance")]
@@ -107,23 +109,24 @@ Examples:
         #[command(flatten)]
         output: Output,
     },
-    /// The live screen: rates, connections, how even they are, health, VRRP, events; keys drain and sort
+    /// Live screen: rates, connections and their balance, health, VRRP, events; drain and sort by key
     #[command(after_help = "\
-On it: arrows select a backend, d drains it, m and r are maint and ready (each asks first), s sorts, Tab shows counters or
-VRRP instead of events, ? has the rest, q quits. It needs a terminal; NO_COLOR is respected. A daemon that is away is waited for.
+Keys: arrows select a backend, d drains it, m puts it in maint, r makes it ready (each asks first), s sorts, Tab shows
+counters or VRRP instead of events, ? lists the rest, q quits. It needs a terminal and respects NO_COLOR. If the daemon is
+away, it waits.
 Example: evenkeel top --interval 5s    over a slow line")]
     Top {
-        /// Between two looks at the daemon: 200ms to 60s
+        /// Time between two updates: 200ms to 60s
         #[arg(short, long, value_parser = interval, default_value = "1s", value_name = "TIME")]
         interval: Duration,
     },
-    /// A row a backend: state and reason, connections, failures, connect time, bytes
+    /// One row per backend: state and reason, connections, failures, connect time, bytes
     #[command(after_help = "\
-States: up; probing (out, one connection at a time tries it); slow_start; draining and maint (by an operator, or its probe
-says that it is not ready); down.
+States: up; probing (out, but one connection at a time tries it); slow_start; draining (an operator drained it, or its
+probe says it is not ready); maint (an operator took it out); down.
 Examples:
   evenkeel backends
-  evenkeel backends -o wide    with p99, half-open connections and the last change
+  evenkeel backends -o wide    adds p99, half-open connections and the last change
   evenkeel backends -o json | jq -r '.[] | select(.state != \"up\") | .name'")]
     Backends {
         #[command(flatten)]
@@ -142,13 +145,13 @@ Examples:
         #[command(flatten)]
         output: Output,
     },
-    /// Explain one connection, or say what a new one from this address would meet
+    /// Explain one connection, or predict what would happen to a new one from this address
     #[command(after_help = "\
-Exit code 0 also without such a connection: then the attached program itself is asked what it would do with a SYN of this
-client, and nothing changes by that, no counter and no backend's turn.
+If there is no such connection, the attached program itself is asked what it would do with a SYN of this client. Asking
+changes nothing: no counter, no backend's turn. The exit code is 0 in both cases.
 Examples:
   evenkeel trace 10.0.3.7:50123
-  evenkeel trace 10.0.3.7:1 --service kube-apiserver    would this client be let in, and where to?
+  evenkeel trace 10.0.3.7:1 --service kube-apiserver    would this client be served, and by which backend?
   evenkeel trace 10.0.3.7:50123 -o json")]
     Trace {
         /// The client's address and port
@@ -160,46 +163,46 @@ Examples:
         #[command(flatten)]
         output: Output,
     },
-    /// Every reason why a packet or a connection was not forwarded, and how often
+    /// Reasons why packets or connections were not forwarded, and how often
     #[command(after_help = "\
 Examples:
-  evenkeel counters            those that happened
-  evenkeel counters -o wide    all of them
-  evenkeel counters --list     what each means; needs no daemon")]
+  evenkeel counters            reasons that occurred
+  evenkeel counters -o wide    all reasons
+  evenkeel counters --list     what each reason means; needs no daemon")]
     Counters {
-        /// Print every reason and its meaning instead
+        /// List every reason and its meaning instead
         #[arg(long)]
         list: bool,
         #[command(flatten)]
         output: Output,
     },
-    /// What happened: health, VRRP, reloads, admin commands; the newest last
+    /// Recent events: health, VRRP, reloads, admin commands; newest last
     #[command(after_help = "\
-The daemon keeps the last 1000 in memory; they end with it, and go on through an upgrade. The journal has them for longer.
+The daemon keeps the last 1000 events in memory. They survive an upgrade but not a restart; the journal keeps them longer.
 Examples:
   evenkeel events --limit 20
-  evenkeel events -f                  and those to come, until Ctrl-C
-  evenkeel events -f -o json          a line of JSON each")]
+  evenkeel events -f                  and new ones as they happen, until Ctrl-C
+  evenkeel events -f -o json          one line of JSON per event")]
     Events {
-        /// Go on with those to come
+        /// Keep printing new events as they happen
         #[arg(short, long)]
         follow: bool,
-        /// Most of those that have happened [default: all]
+        /// Show at most this many past events [default: all]
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
         #[command(flatten)]
         output: Output,
     },
-    /// Give a backend no new connections; those it has go on until they end, or until the deadline
+    /// Send a backend no new connections; existing ones continue until they end or the deadline passes
     ///
-    /// When this has answered, no SYN that arrives goes there any more. It holds until `evenkeel ready`, through reloads
-    /// and restarts.
+    /// Once the command returns, no new connection goes there. The drain lasts until `evenkeel ready`, through reloads and
+    /// restarts.
     #[command(after_help = "\
 Examples:
-  evenkeel drain cp01 --wait                             before an upgrade: returns when nobody is connected
-  evenkeel drain cp01 --deadline 10m --rate 20 --wait    those that do not leave in ten minutes are reset, 20/s
-  evenkeel ready cp01                                    takes it back
-Ctrl-C while it waits: the drain goes on.")]
+  evenkeel drain cp01 --wait                             before an upgrade: returns when no connection is left
+  evenkeel drain cp01 --deadline 10m --rate 20 --wait    connections still open after ten minutes are reset, 20 per second
+  evenkeel ready cp01                                    ends the drain
+Ctrl-C while it waits: the drain continues.")]
     Drain {
         #[command(flatten)]
         which: BackendArg,
@@ -208,25 +211,25 @@ Ctrl-C while it waits: the drain goes on.")]
         #[command(flatten)]
         output: Output,
     },
-    /// Take a backend out at once; its connections stay, unless --reset
+    /// Take a backend out at once; its connections stay open, unless --reset
     ///
-    /// It holds until `evenkeel ready`, through reloads and restarts.
+    /// It lasts until `evenkeel ready`, through reloads and restarts.
     #[command(after_help = "\
 Examples:
   evenkeel maint cp01
-  evenkeel maint cp01 --reset    its connections are reset on both sides, reset_rate a second")]
+  evenkeel maint cp01 --reset    reset its connections on both sides, reset_rate per second")]
     Maint {
         #[command(flatten)]
         which: BackendArg,
-        /// Reset its connections as well
+        /// Also reset its connections
         #[arg(long)]
         reset: bool,
         #[command(flatten)]
         output: Output,
     },
-    /// Take a drain or a maint back
+    /// End a drain or maint
     ///
-    /// What its health has found stays as it is, and `down = true` in the file wins.
+    /// It does not change what health checks found, and `down = true` in the configuration wins.
     #[command(after_help = "Example: evenkeel ready cp01")]
     Ready {
         #[command(flatten)]
@@ -234,7 +237,7 @@ Examples:
         #[command(flatten)]
         output: Output,
     },
-    /// Give a backend another weight or limit, until the next reload
+    /// Change a backend's weight or connection limit until the next reload
     #[command(after_help = "\
 Examples:
   evenkeel set cp01 weight=3
@@ -254,48 +257,48 @@ Examples:
   evenkeel kill 10.0.3.7:50312
   evenkeel kill --client 10.0.3.7
   evenkeel kill --backend cp01
-Exit code 1 if there is no such connection.")]
+Exit code 1 if no connection matches.")]
     Kill {
         #[command(flatten)]
         args: KillArgs,
         #[command(flatten)]
         output: Output,
     },
-    /// Reset the fewest connections, idle ones first, so that backends get even
+    /// Reset as few connections as possible, idle ones first, to even out the backends
     ///
-    /// After an API server has restarted, its watches sit on the others for hours. Clients that are reset come back at
-    /// once and are given to the least busy backend. Weights count; backends that are out, drained or `backup` take no part.
+    /// After an API server restarts, its watches stay on the others for hours. Clients that are reset reconnect at once and
+    /// get the least loaded backend. Weights count. Backends that are out, drained or `backup` take no part.
     #[command(after_help = "\
 Examples:
   evenkeel rebalance --dry-run     what would be reset, and how long it would take
-  evenkeel rebalance --rate 20     20 a second
+  evenkeel rebalance --rate 20     20 per second
   evenkeel rebalance --tolerance 50
-Ctrl-C stops it: what was reset stays so, the rest is left alone.")]
+Ctrl-C stops it: no further connections are reset.")]
     Rebalance {
         #[command(flatten)]
         args: RebalanceArgs,
         #[command(flatten)]
         output: Output,
     },
-    /// Give the daemon's place to the program that is now on disk
+    /// Replace the running daemon with the program that is now on disk
     ///
-    /// It is started beside the old one with the same arguments, by the path that was given at the start, and takes over:
-    /// connections, counters and the control socket go on. SIGUSR2 does the same.
+    /// The new program starts beside the old one, from the path and with the arguments of the running one, and takes over:
+    /// connections, counters and the control socket carry on. SIGUSR2 does the same.
     #[command(after_help = "\
-Exit code 0: the new one acts, the old one ends. 1: refused, with the reason; the old one goes on.
+Exit code 0: the new daemon has taken over, the old one ends. 1: refused, with the reason; the old daemon continues.
 Example: install -m755 evenkeel.new /usr/sbin/evenkeel && evenkeel upgrade")]
     Upgrade {
         #[command(flatten)]
         output: Output,
     },
-    /// VRRP instances: state, since when, priority and what changed it, who is master, who was heard
+    /// VRRP instances: state and since when, priority and what changed it, the master, routers heard
     #[command(
         args_conflicts_with_subcommands = true,
         after_help = "\
 Examples:
-  evenkeel vrrp                    how they stand
-  evenkeel vrrp -o wide            what was sent, heard and not counted, too
-  evenkeel vrrp failover VI_1      give it to the other host, before work on this one"
+  evenkeel vrrp                    their states
+  evenkeel vrrp -o wide            adds what was sent, heard and refused
+  evenkeel vrrp failover VI_1      before maintenance: give the addresses to the other host"
     )]
     Vrrp {
         #[command(subcommand)]
@@ -303,15 +306,15 @@ Examples:
         #[command(flatten)]
         output: Output,
     },
-    /// Have the daemon read its configuration anew
+    /// Make the daemon reload its configuration
     #[command(after_help = "\
-Exit code 0: applied. 1: refused, the errors are printed, nothing has changed.
+Exit code 0: applied. 1: refused; the errors are printed and nothing has changed.
 Example: evenkeel check && evenkeel reload")]
     Reload {
         #[command(flatten)]
         output: Output,
     },
-    /// Print what a shell needs to complete commands and options
+    /// Print the shell script that completes commands and options
     #[command(after_help = "\
 Examples:
   evenkeel completions bash > /usr/share/bash-completion/completions/evenkeel
@@ -325,7 +328,7 @@ Examples:
   evenkeel man drain | man -l -
   evenkeel man vrrp failover > evenkeel-vrrp-failover.1")]
     Man {
-        /// The command
+        /// The command to describe [default: evenkeel itself]
         #[arg(value_name = "COMMAND")]
         command: Vec<String>,
     },
@@ -333,14 +336,14 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 pub enum VrrpAction {
-    /// Give an instance's mastership away, and its group's; returns when another host has it
+    /// Hand an instance, and its group, over to another host; returns when that host is master
     ///
-    /// This host does not take it back, even with a higher priority, until the other one is gone or gives it away itself.
+    /// This host does not take it back, even with a higher priority, until the other host fails or hands it over.
     #[command(after_help = "\
-Exit code 1: it was not master, or nobody has taken it and this host is master again.
+Exit code 1: this host was not master, or no other host took over and it is master again.
 Example: evenkeel vrrp failover VI_1")]
     Failover {
-        /// The instance
+        /// The instance's name
         #[arg(value_name = "NAME")]
         name: String,
         #[command(flatten)]
@@ -350,18 +353,18 @@ Example: evenkeel vrrp failover VI_1")]
 
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Output {
-    /// How to show it
+    /// Output format
     #[arg(short = 'o', long = "output", value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     pub format: Format,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// Units for people
+    /// A table with units
     Table,
-    /// More columns
+    /// A table with more columns
     Wide,
-    /// For programs: raw bytes, seconds and milliseconds
+    /// JSON for programs: plain bytes, seconds and milliseconds
     Json,
 }
 
@@ -369,25 +372,25 @@ pub enum Format {
 pub struct BackendArg {
     /// The backend's name
     pub backend: String,
-    /// Its service, where several have a backend of this name
+    /// Its service, if several services have a backend of this name
     #[arg(long, value_name = "NAME")]
     pub service: Option<String>,
 }
 
 #[derive(Clone, Debug, Args)]
 pub struct DrainArgs {
-    /// When to reset what is left then, as 60s or 10m [default: never]
+    /// When to reset the connections that are still open, such as 60s or 10m [default: never]
     #[arg(long, value_parser = units::parse_duration, value_name = "TIME")]
     pub deadline: Option<Duration>,
-    /// Resets a second, from the deadline on [default: 50]
+    /// Resets per second after the deadline [default: 50]
     #[arg(long, requires = "deadline", value_name = "N")]
     pub rate: Option<NonZeroU32>,
-    /// Return when no connection is left, and show how many there are until then
+    /// Wait until no connection is left, and show how many remain
     #[arg(long)]
     pub wait: bool,
 }
 
-/// One of `set`'s.
+/// One KEY=VALUE of `set`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setting {
     Weight(u32),
@@ -406,7 +409,7 @@ pub struct KillArgs {
     /// All connections of this client
     #[arg(long, value_name = "IP")]
     pub client: Option<IpAddr>,
-    /// The backend's service, where several have a backend of this name
+    /// The backend's service, if several services have a backend of this name
     #[arg(long, value_name = "NAME", requires = "backend")]
     pub service: Option<String>,
 }
@@ -416,38 +419,38 @@ pub struct RebalanceArgs {
     /// Only this service [default: all]
     #[arg(long, value_name = "NAME")]
     pub service: Option<String>,
-    /// Resets a second, in each service [default: 5]
+    /// Resets per second in each service [default: 5]
     #[arg(long, value_name = "N")]
     pub rate: Option<NonZeroU32>,
-    /// By how many connections backends may differ [default: 1]
+    /// Difference in connections that is acceptable between backends [default: 1]
     #[arg(long, value_name = "N")]
     pub tolerance: Option<NonZeroU32>,
-    /// Say what would be done, and do nothing
+    /// Show what would be done without doing it
     #[arg(long)]
     pub dry_run: bool,
 }
 
 #[derive(Clone, Debug, Args)]
 pub struct ConnsArgs {
-    /// Only those of this backend
+    /// Only connections of this backend
     #[arg(long, value_name = "NAME")]
     pub backend: Option<String>,
-    /// Only those of this client
+    /// Only connections of this client
     #[arg(long, value_name = "IP")]
     pub client: Option<IpAddr>,
-    /// Only those in this state
+    /// Only connections in this state
     #[arg(long, value_parser = state, value_name = "STATE")]
     pub state: Option<ConnState>,
-    /// Only those that are at least so old, as 10m or 1h30m
+    /// Only connections at least this old, such as 10m or 1h30m
     #[arg(long, value_parser = units::parse_duration, value_name = "TIME")]
     pub older: Option<Duration>,
-    /// Most rows; 0: all [default: 1000 in a table, all in JSON]
+    /// Maximum number of rows; 0: all [default: 1000 in a table, all in JSON]
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
 }
 
 impl ConnsArgs {
-    /// What the daemon is asked for.
+    /// The query for the daemon.
     pub fn to_filter(&self, limit: Option<usize>) -> ConnsFilter {
         ConnsFilter {
             backend: self.backend.clone(),
@@ -463,13 +466,13 @@ fn state(text: &str) -> Result<ConnState, String> {
     let states = ConnState::ALL.iter();
     let all = || ConnState::ALL.iter().map(|(state, _)| state.name()).collect::<Vec<_>>().join(", ");
     let found = states.clone().find(|(state, _)| state.name() == text).map(|(_, state)| *state);
-    found.ok_or_else(|| format!("there are {}", all()))
+    found.ok_or_else(|| format!("must be one of: {}", all()))
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
     let time = units::parse_duration(text)?;
     let ok = (Duration::from_millis(200)..=Duration::from_secs(60)).contains(&time);
-    ok.then_some(time).ok_or_else(|| "200ms to 60s".into())
+    ok.then_some(time).ok_or_else(|| "must be 200ms to 60s".into())
 }
 
 fn endpoint(text: &str) -> Result<SocketAddr, String> {
@@ -483,13 +486,13 @@ fn endpoint(text: &str) -> Result<SocketAddr, String> {
 
 fn setting(text: &str) -> Result<Setting, String> {
     let Some((key, value)) = text.split_once('=') else { return Err("write weight=N or max_conns=N".into()) };
-    let number = value.parse().map_err(|_| format!("{value:?} is no whole number up to {}", u32::MAX));
+    let number = value.parse().map_err(|_| format!("{value:?} is not a whole number up to {}", u32::MAX));
     match key {
         "weight" => match number? {
             weight if Weight::new(weight).is_some() => Ok(Setting::Weight(weight)),
-            _ => Err(format!("1 to {}; a backend that shall get no connections is drained", Weight::MAX)),
+            _ => Err(format!("must be 1 to {}; to stop new connections, drain the backend", Weight::MAX)),
         },
         "max_conns" => number.map(Setting::MaxConns),
-        _ => Err(format!("there is no {key:?}: weight, max_conns")),
+        _ => Err(format!("unknown setting {key:?}: must be weight or max_conns")),
     }
 }

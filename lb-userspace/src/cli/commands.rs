@@ -1,7 +1,7 @@
 //! The commands that act: `drain`, `maint`, `ready`, `set`, `kill`, `rebalance`, `vrrp failover`.
 //!
-//! The daemon does the work and goes on with it by itself; what waits here only looks. Ctrl-C ends the looking. A
-//! rebalancing, which nobody else may want to its end, it stops.
+//! The daemon does the work on its own; a command that waits only watches. Ctrl-C ends the watching, except for a
+//! rebalancing: that one stops, as nobody else may want it completed.
 
 use std::{
     io::IsTerminal,
@@ -27,11 +27,11 @@ use crate::{
     words::{BackendState, Task, TaskState},
 };
 
-/// Between two looks at what goes on.
+/// Time between two queries while a command waits.
 const LOOK: Duration = Duration::from_millis(200);
-/// Between two lines of progress away from a terminal.
+/// Time between two lines of progress when the output is not a terminal.
 const LINE: Duration = Duration::from_secs(1);
-/// How long a daemon that is being restarted may be away while a drain is waited for.
+/// How long a command that waits for a drain tolerates a daemon that is being restarted.
 const RESTART: Duration = Duration::from_secs(30);
 
 pub fn drain(client: &Client, which: BackendArg, args: DrainArgs, format: Format) -> Result<(), Failure> {
@@ -41,7 +41,7 @@ pub fn drain(client: &Client, which: BackendArg, args: DrainArgs, format: Format
         deadline_ms: args.deadline.map(|deadline| deadline.as_millis() as u64),
         rate: args.rate.unwrap_or(Drain::RATE),
     };
-    // From here on Ctrl-C is ours: a drain that was begun is told of.
+    // From here on Ctrl-C is handled, so that a drain that has begun is always reported.
     let interrupt = Interrupt::new()?;
     let answer = client.order("/api/v1/drain", &asked)?;
     let changed: Changed = answer.read()?;
@@ -54,8 +54,8 @@ pub fn drain(client: &Client, which: BackendArg, args: DrainArgs, format: Format
 
 fn drained(changed: &Changed, rate: NonZeroU32) -> String {
     let rest = match changed.deadline {
-        Some(deadline) => format!("what is left at {} is reset at {rate}/s", clock(deadline)),
-        None => "they stay until they end".into(),
+        Some(deadline) => format!("connections still open at {} are reset at {rate}/s", clock(deadline)),
+        None => "they stay open until they end".into(),
     };
     format!("{}: no new connections, {} active; {rest}\n", standing(changed), changed.active)
 }
@@ -82,7 +82,7 @@ fn wait_until_empty(
                 heard = Instant::now();
                 let Some(row) = rows.into_iter().find(ours) else {
                     progress.end()?;
-                    return Err(Failure::Refused(format!("{who} is not drained any more: somebody took it back")));
+                    return Err(Failure::Refused(format!("{who} is no longer drained: somebody ended the drain")));
                 };
                 progress.show(&format!("{} active", row.active), &row)?;
                 if row.active == 0 {
@@ -90,14 +90,14 @@ fn wait_until_empty(
                     return if format == Format::Json { Ok(()) } else { output::print(&format!("{who} is empty\n")) };
                 }
             }
-            // It is restarted, or a new version takes over: the drain goes on.
+            // The daemon restarts, or a new version takes over: the drain continues.
             Err(Failure::Unreachable(_)) if heard.elapsed() < RESTART => {}
             Err(failure) => return Err(failure),
         }
         if interrupt.within(LOOK) {
             progress.end()?;
-            let back = format!("evenkeel ready {} takes it back", changed.backend);
-            return Err(Failure::Refused(format!("not waiting any longer; the drain goes on ({back})")));
+            let back = format!("evenkeel ready {} ends it", changed.backend);
+            return Err(Failure::Refused(format!("stopped waiting; the drain continues ({back})")));
         }
     }
 }
@@ -109,8 +109,8 @@ pub fn maint(client: &Client, which: BackendArg, reset: bool, format: Format) ->
     let changed: Changed = answer.read()?;
     if format != Format::Json {
         let rest = match &changed.task {
-            Some(task) => format!("{} are reset at {}/s", task.total, task.rate),
-            None => format!("{} active stay", changed.active),
+            Some(task) => format!("resetting {} at {}/s", task.total, task.rate),
+            None => format!("{} active connections stay open", changed.active),
         };
         output::print(&format!("{}: no new connections, {rest}\n", standing(&changed)))?;
     }
@@ -132,7 +132,7 @@ pub fn ready(client: &Client, which: BackendArg, format: Format) -> Result<(), F
     let changed: Changed = answer.read()?;
     let hint = match changed.state {
         BackendState::Up | BackendState::SlowStart => "",
-        _ => ": that is its health, which ready does not touch",
+        _ => ": its health decides this, and ready does not change that",
     };
     output::print(&format!("{}{hint}\n", standing(&changed)))
 }
@@ -140,11 +140,11 @@ pub fn ready(client: &Client, which: BackendArg, format: Format) -> Result<(), F
 pub fn set(client: &Client, which: BackendArg, settings: &[Setting], format: Format) -> Result<(), Failure> {
     let mut asked = Set { backend: which.backend, service: which.service, weight: None, max_conns: None };
     for setting in settings {
-        let (key, place, value) = match setting {
+        let (key, asked, value) = match setting {
             Setting::Weight(weight) => ("weight", &mut asked.weight, *weight),
             Setting::MaxConns(max_conns) => ("max_conns", &mut asked.max_conns, *max_conns),
         };
-        if place.replace(value).is_some() {
+        if asked.replace(value).is_some() {
             return Err(Failure::Refused(format!("{key} is given twice")));
         }
     }
@@ -153,7 +153,7 @@ pub fn set(client: &Client, which: BackendArg, settings: &[Setting], format: For
         return raw(&answer);
     }
     let Changed { service, backend, weight, max_conns, .. } = answer.read()?;
-    let text = format!("{backend} of {service}: weight {weight}, max_conns {max_conns}, until the next reload\n");
+    let text = format!("{backend} of {service}: weight {weight}, max_conns {max_conns} until the next reload\n");
     output::print(&text)
 }
 
@@ -182,7 +182,7 @@ pub fn rebalance(client: &Client, args: RebalanceArgs, format: Format) -> Result
         |service: &RebalancedService| service.skipped.as_ref().map(|why| format!("{}: {why}", service.service));
     let skipped: Vec<_> = found.services.iter().filter_map(skipped).collect();
     if found.resets == 0 && !found.services.is_empty() && skipped.len() == found.services.len() {
-        return Err(Failure::Refused(format!("cannot be rebalanced: {}", skipped.join("; "))));
+        return Err(Failure::Refused(format!("cannot rebalance: {}", skipped.join("; "))));
     }
     if format != Format::Json {
         output::print(&show::rebalanced(&found, format, Style::of_stdout()))?;
@@ -197,12 +197,12 @@ pub fn rebalance(client: &Client, args: RebalanceArgs, format: Format) -> Result
         Format::Json => json(&Rebalanced { tasks, ..found })?,
         _ => output::print(&reset_lines(&tasks))?,
     }
-    if is_stopped { Err(Failure::Refused("stopped before it was even".into())) } else { Ok(()) }
+    if is_stopped { Err(Failure::Refused("stopped before the backends were even".into())) } else { Ok(()) }
 }
 
 fn forecast(found: &Rebalanced, asked: &Rebalance) -> String {
     if found.resets == 0 {
-        return format!("even within {}: nothing to do\n", asked.tolerance);
+        return format!("already even within {}: nothing to do\n", asked.tolerance);
     }
     let verb = if asked.dry_run { "would be" } else { "are" };
     let takes = units::seconds(found.seconds.ceil() as u64);
@@ -212,13 +212,13 @@ fn forecast(found: &Rebalanced, asked: &Rebalance) -> String {
 /// What Ctrl-C does to resets under way.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OnInterrupt {
-    /// They go on without being looked at.
+    /// They continue unwatched.
     GoOn,
-    /// They are stopped: those that were done stay done.
+    /// They stop; connections that were reset stay reset.
     Stop,
 }
 
-/// Shows how far tasks are until they are over; what became of them.
+/// Shows the progress of tasks until they are over; returns how they ended.
 fn follow(
     client: &Client,
     mut tasks: Vec<Task>,
@@ -248,7 +248,7 @@ fn follow(
         if interrupt.within(pause) {
             progress.as_mut().map_or(Ok(()), Progress::end)?;
             if on_interrupt == OnInterrupt::GoOn {
-                let text = format!("not waiting any longer: {reset} of {total} are reset, the others will be");
+                let text = format!("stopped waiting: {reset} of {total} are reset, the rest will follow");
                 return Err(Failure::Refused(text));
             }
             for task in tasks.iter_mut().filter(|task| task.state == TaskState::Running) {
@@ -270,8 +270,8 @@ fn reset_lines(tasks: &[Task]) -> String {
     let stopped = tasks.iter().any(|task| task.state == TaskState::Stopped);
     let rest = match ended {
         0 => String::new(),
-        _ if stopped => format!("; {ended} were left alone"),
-        _ => format!("; {ended} had ended by themselves"),
+        _ if stopped => format!("; {ended} left open"),
+        _ => format!("; {ended} ended on their own"),
     };
     format!("{} reset{rest}\n", connections(reset))
 }
@@ -281,12 +281,13 @@ fn connections(count: u64) -> String {
 }
 
 fn json(answer: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string(answer).map_err(|error| Failure::Refused(format!("no JSON: {error}")))?;
+    let text = serde_json::to_string(answer)
+        .map_err(|error| Failure::Refused(format!("cannot be written as JSON: {error}")))?;
     output::print(&format!("{text}\n"))
 }
 
-/// Lines of progress: one that is written over on a terminal; else a new one when something has changed, but not all the
-/// time; in JSON a value a line.
+/// Lines of progress. On a terminal one line is overwritten; otherwise a new line appears when something changed, at most
+/// one per second; in JSON every line is a value.
 struct Progress {
     format: Format,
     in_place: bool,
@@ -299,7 +300,7 @@ impl Progress {
         Progress { format, in_place, shown: None }
     }
 
-    /// Without a line for what is over within a second.
+    /// Shows nothing for a task that is over within a second.
     fn of_what_may_be_quick(format: Format) -> Progress {
         Progress { shown: Some((String::new(), Instant::now())), ..Progress::new(format) }
     }
@@ -319,7 +320,7 @@ impl Progress {
         }
     }
 
-    /// Makes room for other lines.
+    /// Clears the line for other output.
     fn end(&mut self) -> Result<(), Failure> {
         if self.in_place && self.shown.take().is_some_and(|(text, _)| !text.is_empty()) {
             output::print("\r\x1b[K")
@@ -335,6 +336,6 @@ pub fn failover(client: &Client, name: &str, format: Format) -> Result<(), Failu
     match (format, done.master) {
         (Format::Json, _) => raw(&answer),
         (_, Some(master)) => output::print(&format!("{name}: {master} is master, after {} ms\n", done.after_ms)),
-        (_, None) => output::print(&format!("{name}: given away; the next master was not heard yet\n")),
+        (_, None) => output::print(&format!("{name}: handed over; the next master has not been heard yet\n")),
     }
 }

@@ -1,4 +1,4 @@
-//! `check` and `dump`: they read files and need no daemon.
+//! `check` and `dump`, which read files and need no daemon.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::{
     config::{self, Config, Problem, Problems},
 };
 
-/// `check`: "configuration ok" and what there is room for, or every error.
+/// `check`: "configuration ok" and the room for connections, or every error.
 pub fn check(path: &Path, format: Format) -> Result<(), Failure> {
     let loaded = config::load(path);
     if format == Format::Json {
@@ -68,7 +68,7 @@ fn room(config: &Config) -> String {
     )
 }
 
-/// `dump`: the whole configuration as understood.
+/// `dump`: the whole configuration as evenkeel understands it.
 pub fn dump(path: &Path, format: Format) -> Result<(), Failure> {
     let loaded = config::load(path).map_err(|problems| Failure::Refused(problems.to_string()))?;
     warn(&loaded.warnings);

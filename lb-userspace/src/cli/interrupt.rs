@@ -1,4 +1,4 @@
-//! Ctrl-C, and SIGTERM, for commands that wait: they end in order instead of at once.
+//! Ctrl-C and SIGTERM for commands that wait: they end in order instead of abruptly.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::{
 
 use crate::client::Failure;
 
-/// From when it is made until it is dropped, these signals do not end the process.
+/// While this exists, these signals do not end the process.
 pub struct Interrupt {
     runtime: Runtime,
     signals: [Signal; 2],
@@ -24,10 +24,10 @@ impl Interrupt {
             drop(guard);
             Ok(Interrupt { runtime, signals })
         };
-        begin().map_err(|error: std::io::Error| Failure::Refused(format!("cannot begin: {error}")))
+        begin().map_err(|error: std::io::Error| Failure::Refused(format!("cannot start: {error}")))
     }
 
-    /// Waits so long; true when a signal came.
+    /// Waits for the given time; true if a signal arrived.
     pub fn within(&mut self, time: Duration) -> bool {
         let [interrupt, terminate] = &mut self.signals;
         self.runtime.block_on(async {

@@ -33,19 +33,19 @@ use crate::{
 use args::{Cli, Command, Format, VrrpAction};
 use table::Style;
 
-/// Every command and option, as clap knows them. The documentation is held against it.
+/// Every command and option, as clap knows them. A test compares the documentation with it.
 pub fn definition() -> clap::Command {
     Cli::command()
 }
 
-/// Reads the arguments, does what they say, and gives the exit code.
+/// Parses the arguments, runs the command and returns the exit code.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Only a closed terminal keeps it from printing: nobody is left to be told.
+            // Printing fails only if the terminal is gone, and then nobody can read an error either.
             let _ = error.print();
-            // --help and --version are no errors; clap's own code for wrong usage, 2, is "cannot be reached" here.
+            // --help and --version are not errors. clap's own exit code for wrong usage, 2, means "cannot be reached" here.
             return ExitCode::from(if error.use_stderr() { exit::REFUSED } else { 0 });
         }
     };
@@ -92,16 +92,16 @@ fn run(options: RunOptions) -> ExitCode {
 fn stop(client: &Client, detach: bool, format: Format) -> Result<(), Failure> {
     client.post(if detach { "/api/v1/stop?detach=true" } else { "/api/v1/stop" })?;
     if !client.wait_until_gone() {
-        return Err(Failure::Refused("the daemon agreed to end but still listens after 10 s: see its log".into()));
+        return Err(Failure::Refused("the daemon agreed to stop but still listens after 10 s: see its log".into()));
     }
     match format {
         Format::Json => output::print(&format!("{}\n", serde_json::json!({ "stopped": true, "detached": detach }))),
-        _ if detach => output::print("stopped, the datapath is detached\n"),
+        _ if detach => output::print("stopped, datapath detached\n"),
         _ => output::print("stopped\n"),
     }
 }
 
-/// Above the daemon's own limits, so that they are what is told.
+/// Longer than the daemon's own limits, so that its own error is shown, not a timeout.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(65);
 
 fn upgrade(client: &Client, format: Format) -> Result<(), Failure> {
@@ -126,7 +126,7 @@ fn reload(client: &Client, format: Format) -> Result<(), Failure> {
     output::print(&format!("configuration applied, generation {}\n{changes}", reloaded.generation))
 }
 
-/// The answer as it came, for `-o json`.
+/// The answer unchanged, for `-o json`.
 fn raw(answer: &Answer) -> Result<(), Failure> {
     output::print_bytes(&[&answer.body, b"\n".as_slice()])
 }
@@ -147,7 +147,7 @@ fn backends(client: &Client, format: Format) -> Result<(), Failure> {
     }
 }
 
-/// Rows of a table unless `--limit` says otherwise: JSON is for programs, which want them all.
+/// Default of `--limit` for tables. JSON is for programs, which want all rows.
 const TABLE_ROWS: usize = 1000;
 
 fn conns(client: &Client, filter: &args::ConnsArgs, format: Format) -> Result<(), Failure> {
@@ -160,7 +160,7 @@ fn conns(client: &Client, filter: &args::ConnsArgs, format: Format) -> Result<()
     output::print(&show::conns(&rows, format, Style::of_stdout()))?;
     let hidden = answer.total.unwrap_or(0).saturating_sub(rows.len() as u64);
     if hidden > 0 {
-        eprintln!("{hidden} more are not shown: --limit 0 shows all");
+        eprintln!("{hidden} more connections are not shown: --limit 0 shows all");
     }
     Ok(())
 }
@@ -170,7 +170,7 @@ fn vrrp(client: &Client, format: Format) -> Result<(), Failure> {
     match format {
         Format::Json => raw(&answer),
         _ => match answer.read::<Vec<_>>()? {
-            none if none.is_empty() => output::print("no VRRP instance: the configuration has no [[vrrp]]\n"),
+            none if none.is_empty() => output::print("no VRRP instances: the configuration has no [[vrrp]]\n"),
             instances => output::print(&show::instances(&instances, format, Style::of_stdout())),
         },
     }
@@ -205,7 +205,7 @@ fn events(client: &Client, mut filter: EventsFilter, format: Format) -> Result<(
             };
             output::print_on(&[line.as_bytes()])
         });
-        // Another daemon may have taken over, and its history goes on (an upgrade).
+        // After an upgrade another daemon answers, and its history continues.
         match followed {
             Err(Failure::Unreachable(_)) if client.get("/api/v1/events?limit=0").is_ok() => filter.limit = None,
             followed => return followed,
@@ -214,10 +214,10 @@ fn events(client: &Client, mut filter: EventsFilter, format: Format) -> Result<(
 }
 
 fn query(filter: &impl Serialize) -> Result<String, Failure> {
-    serde_urlencoded::to_string(filter).map_err(|error| Failure::Refused(format!("this cannot be asked for: {error}")))
+    serde_urlencoded::to_string(filter).map_err(|error| Failure::Refused(format!("cannot be sent as a query: {error}")))
 }
 
-/// What a reason means; one that only a newer daemon knows has no line here.
+/// What a reason means; empty for one that only a newer daemon knows.
 fn meaning(name: &str) -> &'static str {
     Reason::ALL.iter().find(|reason| reason.name() == name).map_or("", |reason| reason.meaning())
 }

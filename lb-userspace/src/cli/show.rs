@@ -1,4 +1,4 @@
-//! What the daemon says, as text for people.
+//! The daemon's answers as text for people.
 
 use std::{fmt::Write, net::IpAddr};
 
@@ -59,7 +59,7 @@ fn service(service: &ServiceStatus, format: Format, style: Style) -> String {
     let connections = &service.connections;
     let _ = writeln!(
         text,
-        "connections {} active, {} of them half-open; room for {}; {} in all",
+        "connections {} active, {} of them half-open; room for {}; {} in total",
         connections.active, connections.half_open, connections.capacity, connections.total
     );
     text + &backends(&service.backends, format, style)
@@ -128,7 +128,7 @@ fn state_colour(state: BackendState) -> Color {
     }
 }
 
-/// The instances in `status`.
+/// The VRRP table of `status`.
 fn vrrp(instances: &[VrrpStatus], style: Style) -> String {
     let columns = [
         Left("VRRP"),
@@ -169,7 +169,7 @@ fn address(address: Option<IpAddr>) -> String {
     address.map_or("-".into(), |address| address.to_string())
 }
 
-/// `vrrp`: the table, and behind it what a row has no room for.
+/// `vrrp`: the table, and below it what has no room in a row.
 pub fn instances(instances: &[VrrpStatus], format: Format, style: Style) -> String {
     let mut columns = vec![
         Left("VRRP"),
@@ -234,7 +234,7 @@ fn instance_row(instance: &VrrpStatus, wide: bool) -> Vec<Cell> {
     row
 }
 
-/// Why an instance is as it is, who was heard, and what was heard and does not count.
+/// Why an instance has its state, which routers it heard, and which advertisements it refused.
 fn details(instance: &VrrpStatus) -> String {
     let name = &instance.name;
     let mut text = format!("\n{name} is {}: {}\n", instance.state, instance.reason);
@@ -258,15 +258,15 @@ fn details(instance: &VrrpStatus) -> String {
     let seen = [
         (
             adverts.counts.dual_master,
-            "advertisements of another master while this host was it: let protocol 112 into that host",
+            "advertisements of another master while this host was master: let protocol 112 into that host",
         ),
         (
             adverts.counts.claims,
-            "claims to its addresses by ARP or ND: another master that is not heard, or a host that has them",
+            "claims to its addresses by ARP or ND: a master that this host does not hear, or a host that uses them",
         ),
         (
             adverts.counts.address_mismatches,
-            "advertisements with other addresses: write the same `addresses`, or another number",
+            "advertisements with other addresses: configure the same `addresses`, or another virtual_router_id",
         ),
     ];
     for (count, what) in seen.into_iter().filter(|(count, _)| *count > 0) {
@@ -307,7 +307,7 @@ pub fn conns(conns: &[Conn], format: Format, style: Style) -> String {
     table.lines()
 }
 
-/// `counters`: those that have counted something, the largest first; all of them when it may be wide.
+/// `counters`: reasons that occurred, the largest first; with `-o wide` all of them.
 pub fn counters(counters: &Counters, format: Format, style: Style) -> String {
     let shown = |count: u64| count > 0 || format == Format::Wide;
     let mut rows: Vec<_> = counters.iter().filter(|(_, count)| shown(**count)).collect();
@@ -319,13 +319,13 @@ pub fn counters(counters: &Counters, format: Format, style: Style) -> String {
     table.lines()
 }
 
-/// `events`: lines and not a table, for they may go on for ever.
+/// `events`: lines, not a table, because with `-f` there is no last row.
 pub fn events(events: &[Event], format: Format) -> String {
     let header = event_line(format, "NUMBER", "TIME", "LEVEL", "KIND", "SUBJECT", "EVENT");
     events.iter().fold(header, |text, shown| text + &event(shown, format))
 }
 
-/// A line of it. The time is local, in wide lines RFC 3339.
+/// One line of `events`. The time is local; in wide lines RFC 3339.
 pub fn event(event: &Event, format: Format) -> String {
     let time = match format {
         Format::Wide => event.time.to_string(),
@@ -339,7 +339,7 @@ pub fn event(event: &Event, format: Format) -> String {
 }
 
 fn event_line(format: Format, number: &str, time: &str, level: &str, kind: &str, subject: &str, text: &str) -> String {
-    // Texts of configuration errors may have several lines.
+    // The text of a configuration error may have several lines.
     let text = text.replace('\n', "; ");
     match format {
         Format::Wide => format!("{number:>6}  {time:<30}  {level:<5}  {kind:<9}  {subject:<24}  {text}\n"),
@@ -365,9 +365,9 @@ pub fn rebalanced(found: &Rebalanced, format: Format, style: Style) -> String {
         }
         // Writing to a String cannot fail.
         let _ = match &service.skipped {
-            Some(why) => writeln!(notes, "{}: left alone: {why}", service.service),
+            Some(why) => writeln!(notes, "{}: skipped: {why}", service.service),
             None if format == Format::Wide || service.spread != service.spread_after => {
-                writeln!(notes, "{}: spread {}, then {}", service.service, service.spread, service.spread_after)
+                writeln!(notes, "{}: spread {}, {} afterwards", service.service, service.spread, service.spread_after)
             }
             None => Ok(()),
         };

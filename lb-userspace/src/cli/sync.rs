@@ -15,7 +15,7 @@ use crate::{
     words::SyncState,
 };
 
-/// The other hosts of the pair.
+/// The peers, and the addresses this host sends connections for.
 pub fn status(sync: &SyncStatus, format: Format, style: Style) -> String {
     let mut columns = vec![
         Left("FLOW SYNC"),
@@ -38,8 +38,8 @@ pub fn status(sync: &SyncStatus, format: Format, style: Style) -> String {
     let sends: Vec<_> = sync.master_of.iter().map(ToString::to_string).collect();
     // Writing to a String cannot fail.
     let _ = match sends.is_empty() {
-        true => writeln!(text, "this host has no listen address: it receives their connections"),
-        false => writeln!(text, "this host has {}: it sends their connections", sends.join(", ")),
+        true => writeln!(text, "this host holds no listen address: it receives their connections"),
+        false => writeln!(text, "this host holds {}: it sends their connections", sends.join(", ")),
     };
     if let Some(error) = &sync.error {
         let _ = writeln!(text, "{error}");

@@ -7,14 +7,14 @@ use comfy_table::{
     presets::{NOTHING, UTF8_FULL_CONDENSED},
 };
 
-/// A column's name and on which side its values stand.
+/// A column's name and the alignment of its values.
 #[derive(Clone, Copy)]
 pub enum Column {
     Left(&'static str),
     Right(&'static str),
 }
 
-/// What the reader of the output can see.
+/// What the output can display.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
     /// A terminal: boxes and colour.
@@ -24,13 +24,13 @@ pub enum Style {
 }
 
 impl Style {
-    /// What suits standard output.
+    /// The style for standard output.
     pub fn of_stdout() -> Style {
         if std::io::stdout().is_terminal() { Style::Boxes } else { Style::Plain }
     }
 }
 
-/// Cells are not wrapped to fit into less columns of characters than this.
+/// On a terminal narrower than this many characters, cells are not wrapped.
 const NARROWEST: u16 = 60;
 
 /// Columns and rows of cells.
@@ -48,7 +48,7 @@ impl Table {
         inner.set_header(header);
         match style {
             Style::Boxes => {
-                // A terminal that does not say how wide it is says 0.
+                // A terminal that does not know its width reports 0.
                 let narrow = inner.width().is_none_or(|width| width < NARROWEST);
                 let fit = if narrow { ContentArrangement::Disabled } else { ContentArrangement::Dynamic };
                 inner.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(fit)
@@ -78,7 +78,7 @@ impl Table {
     }
 }
 
-/// A cell in the colour of how things are; without colour if `NO_COLOR` asks for it.
+/// A cell in the colour of its state; without colour if `NO_COLOR` is set.
 pub fn coloured(text: &str, colour: Color) -> Cell {
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     if plain { Cell::new(text) } else { Cell::new(text).fg(colour) }

@@ -1,4 +1,4 @@
-//! `trace`: one connection, or what a new one would meet, for people.
+//! `trace`, for people: one connection, or what would happen to a new one.
 
 use std::{fmt::Display, net::SocketAddr};
 
@@ -16,11 +16,11 @@ pub fn trace(client: &Client, about: SocketAddr, service: Option<String>, format
     }
 }
 
-/// The whole answer, a fact a line.
+/// The whole answer, one fact per line.
 pub fn told(trace: &Trace) -> String {
     let mut text = trace.connections.iter().map(|it| tell_connection(trace.client, it)).collect::<String>();
     if trace.connections.is_empty() {
-        text += &format!("{} has no connection. A SYN from it now:\n", trace.client);
+        text += &format!("{} has no connection. A SYN from it now would do this:\n", trace.client);
     }
     text + &trace.new.iter().map(tell_foretold).collect::<String>()
 }
@@ -34,7 +34,7 @@ fn tell_connection(client: SocketAddr, it: &Connection) -> String {
     let failed = if failed.is_empty() { String::new() } else { format!("; failed before: {}", failed.join(", ")) };
     let ports_left = match it.ports_left {
         0 => String::new(),
-        left => format!("; {left} ports left to an older connection of the backend's"),
+        left => format!("; {left} ports skipped, as the backend still holds older connections on them"),
     };
     let mut text = format!("{client} to {} (service {}): {}\n", it.listen, it.service, it.state);
     text += &line("backend", format_args!("{} ({}), which sees it as {}", it.backend, it.address, it.snat));
@@ -46,7 +46,7 @@ fn tell_connection(client: SocketAddr, it: &Connection) -> String {
     text += &line("connect", units::milliseconds(it.connect_ms));
     text += &line("age", format_args!("{:.1}s, idle {:.1}s", it.age_s, it.idle_s));
     if let Some(left) = it.idle_left_s {
-        text += &line("idle_timeout", format_args!("in {}: both sides get a RST", units::seconds(left as u64)));
+        text += &line("idle_timeout", format_args!("in {}: both sides are reset", units::seconds(left as u64)));
     }
     if let Some(left) = it.connect_left_s {
         text += &line("timeout", format_args!("in {left:.1}s: the next backend is tried (connect_timeout)"));
@@ -57,9 +57,9 @@ fn tell_connection(client: SocketAddr, it: &Connection) -> String {
 fn chosen(balance: &str, how: &str) -> String {
     let why = match how {
         "up" => "it is up",
-        "backup" => "a backup, for no other is up",
-        "fail_open" => "for nothing better is left: no backend is up (fail open)",
-        "trial" => "it is out, and this connection tries whether it is back",
+        "backup" => "a backup, as no other backend is up",
+        "fail_open" => "no backend is up, so all are tried (fail open)",
+        "trial" => "it is out, and this connection tests whether it is back",
         other => other,
     };
     format!("by {balance}; {why}")
@@ -68,10 +68,10 @@ fn chosen(balance: &str, how: &str) -> String {
 fn side(side: &Side) -> String {
     let number = |number: Option<u32>| number.map_or("-".to_owned(), |number| number.to_string());
     let hop = match (&side.mac, &side.interface, &side.own_mac) {
-        (Some(mac), Some(interface), Some(own)) => format!("by {interface} ({own}) to {mac}"),
+        (Some(mac), Some(interface), Some(own)) => format!("via {interface} ({own}) to {mac}"),
         _ => "next hop unknown".into(),
     };
-    let fin = if side.fin { ", has closed (FIN)" } else { "" };
+    let fin = if side.fin { ", closed (FIN)" } else { "" };
     let (isn, end, acknowledged) = (number(side.isn), number(side.end), number(side.acknowledged));
     format!("{hop}; isn {isn}, sent up to {end}, acknowledged up to {acknowledged}{fin}")
 }
@@ -81,7 +81,7 @@ fn tell_foretold(it: &Foretold) -> String {
         (Verdict::Forwarded, Some(backend)) => format!("goes to {backend}"),
         (Verdict::Forwarded, None) => "is forwarded".into(),
         (Verdict::Refused, _) => "is refused (RST)".into(),
-        (Verdict::NotOurs, _) => "is left to this host: the program is on no interface of the service".into(),
+        (Verdict::NotOurs, _) => "goes to this host itself: the program is on no interface of the service".into(),
     };
     let mut text = format!("to {} (service {}): {verdict}\n", it.listen, it.service);
     if let Some(elsewhere) = &it.elsewhere {
@@ -103,11 +103,11 @@ fn tell_foretold(it: &Foretold) -> String {
         text += &line("sent", format_args!("to {address}, from {snat}"));
     }
     if let (Some(mac), Some(interface)) = (&it.mac, &it.interface) {
-        text += &line("next hop", format_args!("{mac} by {interface}"));
+        text += &line("next hop", format_args!("{mac} via {interface}"));
     }
     let width = it.backends.iter().map(|it| it.backend.len()).max().unwrap_or(0);
-    for (place, of) in it.backends.iter().enumerate() {
-        let name = if place == 0 { "backends" } else { "" };
+    for (position, of) in it.backends.iter().enumerate() {
+        let name = if position == 0 { "backends" } else { "" };
         text += &line(name, format_args!("{:<width$}  {}", of.backend, standing(of)));
     }
     text
@@ -123,7 +123,7 @@ fn standing(it: &Candidate) -> String {
 fn it_is_elsewhere(it: &Elsewhere) -> String {
     let Elsewhere { instance, state, master } = it;
     match master {
-        Some(master) => format!("this host is {state} of {instance}: SYNs go to {master}, which has the address"),
-        None => format!("this host is {state} of {instance} and has not got the address: no SYN comes here"),
+        Some(master) => format!("this host is {state} of {instance}: SYNs go to {master}, which holds the address"),
+        None => format!("this host is {state} of {instance} and does not hold the address, so no SYN arrives here"),
     }
 }

@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-/// Why a command did not do what it was asked; the text is for the operator.
+/// Why a command failed, as text for the operator.
 #[derive(Debug)]
 pub enum Failure {
     /// Refused or wrong input: exit 1.
@@ -15,15 +15,15 @@ pub enum Failure {
     Unreachable(String),
 }
 
-/// Exit code of wrong usage too.
+/// Exit code for a refusal, for wrong input and for wrong usage.
 pub const REFUSED: u8 = 1;
-/// The daemon cannot be reached.
+/// Exit code when the daemon cannot be reached.
 pub const UNREACHABLE: u8 = 2;
 
 impl Failure {
-    /// Says what is wrong and gives the exit code.
+    /// Prints what is wrong and returns the exit code.
     pub fn report(&self) -> ExitCode {
-        // A terminal that is gone is no reason to panic: nobody is left to be told.
+        // No panic if the terminal is gone: nobody could read the text anyway.
         _ = writeln!(io::stderr(), "{self}");
         ExitCode::from(match self {
             Failure::Refused(_) => REFUSED,

@@ -1,4 +1,4 @@
-//! Asking the daemon over its control socket: one request, bounded time.
+//! Requests to the daemon over its control socket, each with a time limit.
 
 use std::{
     io::{self, ErrorKind},
@@ -20,31 +20,32 @@ use tokio::net::UnixStream;
 use super::exit::Failure;
 use crate::api::{TOTAL_HEADER, types::Refused};
 
-/// Longer than the daemon takes to say that it is too busy, so that this is what is shown.
+/// Longer than the daemon takes to answer that it is too busy, so that this answer is shown.
 const WITHIN: Duration = Duration::from_secs(10);
-/// How long a request that was not looked at is sent again: the daemon may just give its place to another one.
+/// How long an unread request is repeated: during an upgrade one daemon hands over to the next.
 const AGAIN_FOR: Duration = Duration::from_secs(2);
+/// Time between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The way to one daemon.
+/// A client of one daemon.
 pub struct Client {
     socket: PathBuf,
 }
 
-/// An answer as it came.
+/// A successful answer.
 pub struct Answer {
     pub body: Bytes,
-    /// Of `conns`: how many there are without the limit.
+    /// For `conns`: how many there are without the limit.
     pub total: Option<u64>,
-    /// The request was not looked at and may be sent again.
+    /// The daemon did not read the request, so it may be sent again.
     again: bool,
 }
 
 impl Answer {
-    /// The answer as a value.
+    /// Parses the answer.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_slice(&self.body).map_err(|error| {
-            Failure::Refused(format!("the daemon answers in other words (another version of evenkeel?): {error}"))
+            Failure::Refused(format!("unexpected answer from the daemon (a different evenkeel version?): {error}"))
         })
     }
 }
@@ -58,7 +59,7 @@ impl Client {
         self.ask(Method::GET, path, Bytes::new(), WITHIN)
     }
 
-    /// For who asks again soon.
+    /// `get` with another time limit, for callers that ask again soon.
     pub fn get_within(&self, path: &str, limit: Duration) -> Result<Answer, Failure> {
         self.ask(Method::GET, path, Bytes::new(), limit)
     }
@@ -67,18 +68,18 @@ impl Client {
         self.ask(Method::POST, path, Bytes::new(), WITHIN)
     }
 
-    /// For what takes the daemon longer than most things.
+    /// `post` with another time limit, for requests that take long.
     pub fn post_within(&self, path: &str, limit: Duration) -> Result<Answer, Failure> {
         self.ask(Method::POST, path, Bytes::new(), limit)
     }
 
-    /// Posts what is asked as JSON.
+    /// Posts a request as JSON.
     pub fn order(&self, path: &str, asked: &impl Serialize) -> Result<Answer, Failure> {
-        let body = serde_json::to_vec(asked).map_err(|error| Failure::Refused(format!("cannot be asked: {error}")))?;
+        let body = serde_json::to_vec(asked).map_err(|error| Failure::Refused(format!("cannot be sent: {error}")))?;
         self.ask(Method::POST, path, body.into(), WITHIN)
     }
 
-    /// Gives every line of an answer to `each` as it comes, until that breaks or the daemon ends, which is a failure.
+    /// Calls `each` with every line of an endless answer until it breaks. The end of the daemon is a failure.
     pub fn follow<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -105,7 +106,7 @@ impl Client {
                         }
                     }
                 }
-                Err(Failure::Unreachable("the daemon has ended".into()))
+                Err(Failure::Unreachable("the daemon has stopped".into()))
             };
             beside(lines, connection).await
         })
@@ -159,13 +160,13 @@ impl Client {
 
     fn unreachable(&self, why: &str) -> Failure {
         Failure::Unreachable(format!(
-            "the daemon cannot be reached at {}: {why}\nIs it running (evenkeel run), and with this state_dir? \
-             Another socket is named by --socket or EVENKEEL_SOCKET.",
+            "cannot reach the daemon at {}: {why}\nIs it running (evenkeel run), and with this state_dir? \
+             For another socket, use --socket or EVENKEEL_SOCKET.",
             self.socket.display()
         ))
     }
 
-    /// Waits until nobody listens any more, 10 s at most: whether the daemon has ended.
+    /// Waits up to 10 s until nothing listens on the socket; whether the daemon has stopped.
     pub fn wait_until_gone(&self) -> bool {
         let began = Instant::now();
         while began.elapsed() < WITHIN {
@@ -181,7 +182,7 @@ impl Client {
 fn not_connected(error: io::Error) -> anyhow::Error {
     match error.kind() {
         ErrorKind::PermissionDenied => {
-            anyhow::anyhow!("{error}: it is for root and for who is in the group of the socket (socket_group)")
+            anyhow::anyhow!("{error}: only root and members of the socket's group (socket_group) may use it")
         }
         _ => error.into(),
     }
@@ -191,23 +192,23 @@ type Sender = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
 
 fn run<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Failure::Refused(format!("cannot begin: {error}")))?.block_on(future)
+    runtime.map_err(|error| Failure::Refused(format!("cannot start: {error}")))?.block_on(future)
 }
 
-/// Drives a connection beside the exchange it carries: without it nothing moves.
+/// Drives a connection while the exchange on it runs; without this nothing is sent.
 async fn beside<T>(exchange: impl Future<Output = T>, connection: impl Future<Output = hyper::Result<()>>) -> T {
     tokio::pin!(exchange, connection);
     tokio::select! {
         biased;
         exchanged = &mut exchange => exchanged,
-        // Whatever ended it, the exchange knows what became of itself.
+        // The connection has ended; the exchange knows its own outcome.
         _ = &mut connection => exchange.await,
     }
 }
 
 async fn send(mut sender: Sender, method: Method, path: &str, body: Bytes) -> anyhow::Result<Response<Incoming>> {
     let request = Request::builder().method(method).uri(path).header(HOST, "evenkeel");
-    // A body is JSON here, or empty.
+    // A body is either JSON or empty.
     let request = if body.is_empty() { request } else { request.header(CONTENT_TYPE, "application/json") };
     Ok(sender.send_request(request.body(Full::new(body))?).await?)
 }
@@ -218,7 +219,7 @@ async fn read(response: Response<Incoming>) -> anyhow::Result<Answer> {
     Ok(Answer { body: response.into_body().collect().await?.to_bytes(), total, again })
 }
 
-/// Whether the daemon closed the connection before the first byte of an answer: nobody has read the request.
+/// Whether the daemon closed the connection before the first byte of an answer: then it has not read the request.
 fn is_unread(error: &anyhow::Error) -> bool {
     let by_hyper = |error: &hyper::Error| error.is_incomplete_message() || error.is_canceled();
     let by_kernel = |error: &io::Error| matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
@@ -230,7 +231,7 @@ fn judge(status: StatusCode, answer: Answer) -> Result<Answer, Failure> {
         return Ok(answer);
     }
     let errors = serde_json::from_slice::<Refused>(&answer.body).map(|refused| refused.errors.join("\n"));
-    let errors = errors.unwrap_or_else(|_| format!("the daemon answers with status {status}"));
+    let errors = errors.unwrap_or_else(|_| format!("the daemon answered with status {status}"));
     match status {
         StatusCode::SERVICE_UNAVAILABLE => Err(Failure::Unreachable(errors)),
         _ => Err(Failure::Refused(errors)),

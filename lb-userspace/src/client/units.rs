@@ -1,4 +1,4 @@
-//! Numbers for people: JSON has them raw.
+//! Numbers written for people. JSON has them raw.
 
 /// Bytes with a binary unit and three digits: `999 B`, `1.21 GiB`.
 pub fn bytes(bytes: u64) -> String {
@@ -8,7 +8,7 @@ pub fn bytes(bytes: u64) -> String {
     }
     let mut value = bytes as f64 / 1024.0;
     let mut unit = 0;
-    // 999.5 would be written with four digits: one unit up.
+    // 999.5 would round to four digits: use the next unit.
     while value >= 999.5 && unit + 1 < UNITS.len() {
         value /= 1024.0;
         unit += 1;
@@ -35,7 +35,7 @@ pub fn seconds(seconds: u64) -> String {
     }
 }
 
-/// Milliseconds with a unit: `0.25ms`, `12ms`, `1.50s`; `-` for none.
+/// Milliseconds with a unit: `0.25ms`, `12ms`, `1.50s`; `-` for `None`.
 pub fn milliseconds(milliseconds: Option<f64>) -> String {
     match milliseconds {
         None => "-".into(),

@@ -1,4 +1,4 @@
-//! What must be true between tables and files: names once, addresses once, no more of anything than the maps hold.
+//! Rules across tables and files: every name and address once, and no more of anything than the maps can hold.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,15 +9,15 @@ use lb_common::layout;
 
 use super::{
     model::{Config, PortRange, Vrrp},
-    problem::{Findings, Place},
+    problem::{Findings, SourcePos},
     raw::At,
 };
 
-/// Keys that may stand once, and where they stood first.
+/// Keys that may appear once, and where each appeared first.
 pub struct Once<'a, K> {
-    /// What the key is, for the message: `service`.
+    /// What the key is, for messages: `service`.
     kind: &'static str,
-    first: BTreeMap<K, Place<'a>>,
+    first: BTreeMap<K, SourcePos<'a>>,
 }
 
 impl<'a, K: Ord + std::fmt::Display> Once<'a, K> {
@@ -25,21 +25,21 @@ impl<'a, K: Ord + std::fmt::Display> Once<'a, K> {
         Once { kind, first: BTreeMap::new() }
     }
 
-    /// Notes an error if the key has stood somewhere already.
-    pub fn enter(&mut self, key: K, place: Place<'a>, findings: &Findings) {
+    /// Reports an error if the key has appeared before.
+    pub fn enter(&mut self, key: K, pos: SourcePos<'a>, findings: &Findings) {
         if let Some(first) = self.first.get(&key) {
-            findings.error(place.problem(format!("{} {key} stands twice: it is at {first} already", self.kind)));
+            findings.error(pos.problem(format!("{} {key} appears twice: first at {first}", self.kind)));
             return;
         }
-        self.first.insert(key, place);
+        self.first.insert(key, pos);
     }
 }
 
-/// The instances by `group`.
+/// The VRRP instances by `group`.
 #[derive(Default)]
-pub struct Groups<'a>(BTreeMap<String, Vec<(Member, Place<'a>)>>);
+pub struct Groups<'a>(BTreeMap<String, Vec<(Member, SourcePos<'a>)>>);
 
-/// What the instances of a group should have in common, for they move together.
+/// What the instances of a group should have in common, because they move together.
 #[derive(PartialEq, Eq)]
 struct Member {
     name: String,
@@ -48,36 +48,36 @@ struct Member {
 }
 
 impl<'a> Groups<'a> {
-    /// An instance that was understood.
-    pub fn enter(&mut self, instance: &Vrrp, place: Place<'a>) {
+    /// Adds an instance.
+    pub fn enter(&mut self, instance: &Vrrp, pos: SourcePos<'a>) {
         let member =
             Member { name: instance.name.to_string(), priority: instance.priority.get(), preempt: instance.preempt };
         if let Some(group) = &instance.group {
-            self.0.entry(group.clone()).or_default().push((member, place));
+            self.0.entry(group.clone()).or_default().push((member, pos));
         }
     }
 
     fn check(&self, findings: &Findings) {
         for (group, members) in &self.0 {
-            let Some(((first, place), others)) = members.split_first() else { continue };
+            let Some(((first, pos), others)) = members.split_first() else { continue };
             if others.is_empty() {
-                findings.warning(place.problem(format!("group {group} has no instance but {}", first.name)));
+                findings.warning(pos.problem(format!("group {group} has only one instance, {}", first.name)));
             }
-            for (other, place) in others {
+            for (other, pos) in others {
                 if (other.priority, other.preempt) != (first.priority, first.preempt) {
                     let what = format!(
-                        "{} has another priority or `preempt` than {}, but they are in group {group} and move together: \
-                         with each of them best on another host neither is master",
+                        "{} differs from {} in priority or `preempt`, but both are in group {group} and move together: \
+                         if each is best on another host, neither becomes master",
                         other.name, first.name
                     );
-                    findings.warning(place.problem(what));
+                    findings.warning(pos.problem(what));
                 }
             }
         }
     }
 }
 
-/// What the tables of all files have in common; filled while they are read.
+/// What is checked across all files; filled while they are read.
 pub struct Cross<'a> {
     pub services: Once<'a, String>,
     pub instances: Once<'a, String>,
@@ -90,7 +90,7 @@ pub struct Cross<'a> {
     backends: Vec<At<'a, SocketAddr>>,
     snat: Vec<At<'a, IpAddr>>,
     /// The ports of every pool, by backend and SNAT address.
-    pools: BTreeMap<(SocketAddr, IpAddr), (PortRange, Place<'a>)>,
+    pools: BTreeMap<(SocketAddr, IpAddr), (PortRange, SourcePos<'a>)>,
 }
 
 impl<'a> Cross<'a> {
@@ -109,7 +109,7 @@ impl<'a> Cross<'a> {
         }
     }
 
-    /// A service that was understood so far, with the places of its addresses.
+    /// Adds a service, with the positions of its addresses.
     pub fn service(
         &mut self,
         listen: &[At<'a, SocketAddr>],
@@ -119,7 +119,7 @@ impl<'a> Cross<'a> {
         findings: &Findings,
     ) {
         for at in listen {
-            self.listeners.enter(at.value, at.place, findings);
+            self.listeners.enter(at.value, at.pos, findings);
         }
         self.listens.extend(listen);
         self.backends.extend(backends);
@@ -131,42 +131,44 @@ impl<'a> Cross<'a> {
         }
     }
 
-    /// Slots belong to (backend, SNAT address): services that share both have to agree on the ports.
+    /// Slots belong to (backend, SNAT address): services that share both must use the same ports.
     fn pool(&mut self, backend: SocketAddr, snat: IpAddr, ports: At<'a, PortRange>, findings: &Findings) {
-        let (first, place) = *self.pools.entry((backend, snat)).or_insert((ports.value, ports.place));
+        let (first, pos) = *self.pools.entry((backend, snat)).or_insert((ports.value, ports.pos));
         if first != ports.value {
-            findings.error(ports.place.problem(format!(
-                "snat_ports: {} differs from {first} at {place}, but both services reach {backend} from {snat}: \
-                 write the same range, or another SNAT address",
+            findings.error(ports.pos.problem(format!(
+                "snat_ports: {} differs from {first} at {pos}, but both services reach {backend} from {snat}: \
+                 use the same range, or another SNAT address",
                 ports.value
             )));
         }
     }
 
-    /// Called once, when all files are read.
+    /// Called once, after all files are read.
     pub fn check(&self, findings: &Findings) {
         let listens: BTreeSet<SocketAddr> = self.listens.iter().map(|at| at.value).collect();
         let (circles, backends): (Vec<&At<_>>, Vec<_>) =
             self.backends.iter().partition(|backend| listens.contains(&backend.value));
         for backend in circles {
-            let what =
-                format!("address: {} is a listen address: a connection would go round in circles", backend.value);
-            findings.error(backend.place.problem(what));
+            let what = format!("address: {} is a listen address, so connections would loop", backend.value);
+            findings.error(backend.pos.problem(what));
         }
         let hosts: BTreeSet<IpAddr> = backends.iter().map(|at| at.value.ip()).collect();
-        for (address, place) in self.virtual_addresses.first.iter().filter(|(address, _)| hosts.contains(address)) {
-            findings.error(place.problem(format!("addresses: {address} is a backend's own address: it cannot move")));
+        for (address, pos) in self.virtual_addresses.first.iter().filter(|(address, _)| hosts.contains(address)) {
+            findings.error(pos.problem(format!("addresses: {address} is a backend's own address, which cannot move")));
         }
         self.groups.check(findings);
         for snat in self.snat.iter().filter(|snat| hosts.contains(&snat.value)) {
-            let what = format!("snat: {} is a backend's own address: its answers would never leave it", snat.value);
-            findings.error(snat.place.problem(what));
+            let what = format!(
+                "snat: {} is a backend's own address, so that backend's answers would never leave it",
+                snat.value
+            );
+            findings.error(snat.pos.problem(what));
         }
     }
 }
 
-/// Bounds of the tables in the kernel, which hold for all services together. `top` is the beginning of the main file.
-pub fn check_sizes(config: &Config, top: Place, findings: &Findings) {
+/// Checks the sizes of the kernel's tables, which all services share. `top` is the start of the main file.
+pub fn check_sizes(config: &Config, top: SourcePos, findings: &Findings) {
     let pools: BTreeSet<_> = config.services.iter().flat_map(|service| service.pools()).collect();
     let interfaces: BTreeSet<_> = config.services.iter().flat_map(|service| &service.interfaces).collect();
     let sizes = [
@@ -187,7 +189,7 @@ pub fn check_sizes(config: &Config, top: Place, findings: &Findings) {
     ];
     for (what, count, most) in sizes {
         if count > most as usize {
-            findings.error(top.problem(format!("{count} {what} in all files together: the most is {most}")));
+            findings.error(top.problem(format!("{count} {what} in all files: the maximum is {most}")));
         }
     }
 }

@@ -1,7 +1,7 @@
-//! How much memory the tables take. All of them are made at the start, so the configuration alone decides it.
+//! The memory that the tables take. They are all created at the start, so it depends on the configuration alone.
 //!
-//! The sum is the kernel's own (`bytes_memlock` of `bpftool map`): an array that can be mapped takes whole pages, and one
-//! page for its head. What is left out, a hash of 64 links and the heads of the outer maps, is less than 24 KiB.
+//! The sum matches the kernel's own (`bytes_memlock` of `bpftool map`): an array that can be mapped takes whole pages, and
+//! one page for its head. A hash of 64 links and the heads of the outer maps are left out, less than 24 KiB.
 
 use lb_common::{
     clients::CLIENT_BUCKETS,
@@ -15,10 +15,10 @@ use lb_common::{
 
 use super::model::{Balance, Config, Service};
 
-/// Bytes of a page.
+/// Bytes per page.
 const PAGE: u64 = 4096;
 
-/// Bytes of all tables of a configuration.
+/// Bytes of all tables for a configuration.
 pub fn bytes(config: &Config) -> u64 {
     let fixed: u64 = FIXED.iter().map(|(_, record, records)| array(*record, *records)).sum();
     let index = array(INDEX_RECORD, index_records(config.daemon.max_connections));
@@ -29,12 +29,12 @@ pub fn bytes(config: &Config) -> u64 {
     fixed + index + outer + events + pools + services
 }
 
-/// An array that can be mapped.
+/// Bytes of an array that can be mapped.
 const fn array(record: u64, records: u64) -> u64 {
     PAGE + (record * records).next_multiple_of(PAGE)
 }
 
-/// The arrays whose size no configuration changes: name, bytes of a record, records.
+/// The arrays of fixed size: name, bytes per record, number of records.
 pub(crate) const FIXED: [(&str, u64, u64); 11] = [
     ("META", size_of::<Meta>() as u64, 1),
     ("LISTENERS", size_of::<Listener>() as u64, 1 << LISTENER_BITS),
@@ -49,7 +49,7 @@ pub(crate) const FIXED: [(&str, u64, u64); 11] = [
     ("TRACE", size_of::<Trace>() as u64, 1),
 ];
 
-/// The maps of maps: name and entries, each a pointer of the kernel's.
+/// The maps of maps: name and number of entries, each a pointer in the kernel.
 pub(crate) const OUTER: [(&str, u64); 7] = [
     ("SLOTS", (POOL_EXTENTS as u64) << POOL_BITS),
     ("OPENINGS", (POOL_EXTENTS as u64) << POOL_BITS),
@@ -60,16 +60,16 @@ pub(crate) const OUTER: [(&str, u64); 7] = [
     ("CLIENTS", MAX_SERVICES as u64),
 ];
 
-/// Bytes of a bucket of the flow index.
+/// Bytes per bucket of the flow index.
 pub(crate) const INDEX_RECORD: u64 = size_of::<u64>() as u64 * BUCKET as u64;
 
-/// Buckets of the flow index, which is kept at most half full.
+/// Buckets of the flow index, which is at most half full.
 pub(crate) fn index_records(max_connections: u32) -> u64 {
     (u64::from(max_connections) * 2).div_ceil(u64::from(BUCKET)).max(1)
 }
 
-/// What belongs to one backend address and SNAT address: slots and their beginnings in whole extents, and the ring of
-/// free slots, whose cells are a power of two.
+/// Bytes for one pair of backend address and SNAT address: slots and openings in whole extents, and the ring of free
+/// slots, whose number of cells is a power of two.
 fn pool(ports: u16) -> u64 {
     const EXTENT: u64 = 1 << EXTENT_BITS;
     let extents = u64::from(ports).div_ceil(EXTENT);
@@ -78,8 +78,8 @@ fn pool(ports: u16) -> u64 {
     slots + array(size_of::<u32>() as u64, cells)
 }
 
-/// What belongs to one service: the ring of half-open connections, and the tables of `balance = "hash"`, `rules` and
-/// `per_client_connections`, if it has them.
+/// Bytes for one service: the ring of half-open connections, and the tables of `balance = "hash"`, `rules` and
+/// `per_client_connections` if it uses them.
 fn service(service: &Service) -> u64 {
     let half_open = array(size_of::<u64>() as u64, u64::from(service.max_half_open.get()));
     let hash = service.balance == Balance::Hash;
@@ -91,5 +91,5 @@ fn service(service: &Service) -> u64 {
     half_open + maglev + rules + clients
 }
 
-/// Rules in a line of the list.
+/// Rules per line of the list.
 const RULES: u64 = (size_of::<RuleLine>() / size_of::<Rule>()) as u64;

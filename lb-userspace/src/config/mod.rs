@@ -1,6 +1,7 @@
-//! The configuration: read from files ([`raw`]), understood table by table ([`tables`]), checked across tables
-//! ([`cross`]), and then of types in which a wrong value cannot be written down ([`model`]). [`load`] is the only way in.
+//! The configuration. It is read from files ([`raw`]), understood table by table ([`tables`]) and checked across tables
+//! ([`cross`]); the result has types that cannot hold a wrong value ([`model`]). [`load`] is the only way in.
 
+mod authorities;
 mod cross;
 pub mod memory;
 pub mod model;
@@ -11,6 +12,7 @@ mod tables;
 mod tests;
 pub mod units;
 
+pub use authorities::authorities;
 pub use model::Config;
 pub use problem::{Problem, Problems};
 
@@ -20,7 +22,7 @@ use toml::{Spanned, de::DeTable};
 
 use cross::Cross;
 use model::{Service, Vrrp};
-use problem::{Findings, Place, Source};
+use problem::{Findings, Source, SourcePos};
 use raw::Table;
 
 /// The default of `-c`.
@@ -28,17 +30,17 @@ pub const DEFAULT_PATH: &str = "/etc/evenkeel/evenkeel.toml";
 /// The default of `--socket`.
 pub const DEFAULT_SOCKET: &str = "/run/evenkeel/control.sock";
 
-/// A configuration that can be used.
+/// A valid configuration.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub config: Config,
-    /// What may not do what was meant.
+    /// What is allowed but may not do what was meant.
     pub warnings: Vec<Problem>,
-    /// Every file it was read from, the main one first.
+    /// Every file that was read, the main one first.
     pub files: Vec<PathBuf>,
 }
 
-/// Reads the file and its drop-ins. Either everything is right or every mistake is told.
+/// Reads the file and its drop-ins. Either everything is valid, or every mistake is reported.
 pub fn load(path: &Path) -> Result<Loaded, Problems> {
     let main = read(path).map_err(|problem| Problems(vec![problem]))?;
     let findings = Findings::default();
@@ -50,14 +52,14 @@ pub fn load(path: &Path) -> Result<Loaded, Problems> {
     Ok(Loaded { config, warnings, files })
 }
 
-/// Larger files are a mistake, not a configuration.
+/// A larger file is certainly not a configuration.
 const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 
 fn read(path: &Path) -> Result<Source, Problem> {
     let whole_file = |what| Problem { file: path.into(), line: 0, column: 0, what };
     let length = std::fs::metadata(path).map_err(|error| whole_file(format!("cannot be read: {error}")))?.len();
     if length > MAX_FILE_BYTES {
-        return Err(whole_file(format!("has {length} bytes: no configuration has more than {MAX_FILE_BYTES}")));
+        return Err(whole_file(format!("has {length} bytes, more than the {MAX_FILE_BYTES} a configuration may have")));
     }
     match std::fs::read(path).map(String::from_utf8) {
         Ok(Ok(text)) => Ok(Source { path: path.into(), text }),
@@ -66,28 +68,28 @@ fn read(path: &Path) -> Result<Source, Problem> {
     }
 }
 
-/// The syntax; what can still be read of a file with errors is read.
+/// Parses the syntax. In a file with errors, whatever can still be read is read.
 fn parse<'a>(source: &'a Source, findings: &Findings) -> Spanned<DeTable<'a>> {
     let (table, errors) = DeTable::parse_recoverable(&source.text);
     for error in errors {
-        let place = source.at(error.span().map_or(0, |span| span.start));
-        findings.error(place.problem(error.message()));
+        let pos = source.at(error.span().map_or(0, |span| span.start));
+        findings.error(pos.problem(error.message()));
     }
     table
 }
 
-/// The main file and what its `include` names, each pattern's files in the order of their names.
+/// The main file and the files of its `include`, those of each pattern sorted by name.
 fn with_drop_ins(main: Source, findings: &Findings) -> Vec<Source> {
     let folder = main.path.parent().unwrap_or(Path::new("")).to_owned();
-    // What is wrong with the main file itself is told when it is understood.
+    // Mistakes in the main file are reported later, when it is understood.
     let (root, _) = DeTable::parse_recoverable(&main.text);
-    let told_later = Findings::default();
-    let patterns = Table::root(&main, root.get_ref(), &told_later).list("include", units::text).unwrap_or_default();
+    let reported_later = Findings::default();
+    let patterns = Table::root(&main, root.get_ref(), &reported_later).list("include", units::text).unwrap_or_default();
     let mut sources = Vec::new();
     for pattern in patterns {
         match matching(&folder, pattern.value) {
             Ok(paths) => sources.extend(paths),
-            Err(what) => findings.error(pattern.place.problem(format!("include: {what}"))),
+            Err(what) => findings.error(pattern.pos.problem(format!("include: {what}"))),
         }
     }
     let mut seen = std::collections::BTreeSet::new();
@@ -97,12 +99,13 @@ fn with_drop_ins(main: Source, findings: &Findings) -> Vec<Source> {
     std::iter::once(main).chain(drop_ins).collect()
 }
 
-/// The files that a pattern of `include` names. One without `*`, `?` or `[` has to exist, as in nginx.
+/// The files that a pattern of `include` matches. A pattern without `*`, `?` and `[` names a file, which must exist, as
+/// in nginx.
 fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let escaped = glob::Pattern::escape(&folder.to_string_lossy());
     let whole = Path::new(&escaped).join(pattern);
-    let paths =
-        glob::glob(&whole.to_string_lossy()).map_err(|error| format!("\"{pattern}\" is no pattern: {error}"))?;
+    let paths = glob::glob(&whole.to_string_lossy())
+        .map_err(|error| format!("\"{pattern}\" is not a valid pattern: {error}"))?;
     let paths = paths.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
     if paths.is_empty() && !pattern.contains(['*', '?', '[']) {
         return Err(format!("there is no file {}", folder.join(pattern).display()));
@@ -110,21 +113,21 @@ fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     Ok(paths)
 }
 
-/// A table that may stand in one file only.
+/// A table that may appear in one file only.
 struct Single<'a, T> {
-    read: Option<(T, Place<'a>)>,
+    read: Option<(T, SourcePos<'a>)>,
 }
 
 impl<'a, T> Single<'a, T> {
     fn enter(&mut self, title: &str, table: Option<Table<'a>>, read: impl Fn(Table<'a>) -> T) {
         let Some(table) = table else { return };
-        let (place, findings) = (table.place, table.findings);
+        let (pos, findings) = (table.pos, table.findings);
         let value = read(table);
         match &self.read {
             Some((_, first)) => {
-                findings.error(place.problem(format!("{title} stands in two files: it is at {first} already")));
+                findings.error(pos.problem(format!("{title} appears in two files: first at {first}")));
             }
-            None => self.read = Some((value, place)),
+            None => self.read = Some((value, pos)),
         }
     }
 
@@ -133,7 +136,7 @@ impl<'a, T> Single<'a, T> {
     }
 }
 
-/// All files together. What comes out is used only if nothing was found wrong.
+/// Reads all files into one configuration, which is used only if there was no error.
 fn understand<'a>(sources: &'a [Source], roots: &'a [Spanned<DeTable<'a>>], findings: &'a Findings) -> Config {
     let mut cross = Cross::new();
     let (mut daemon, mut api, mut sync) = (Single { read: None }, Single { read: None }, Single { read: None });
@@ -142,7 +145,7 @@ fn understand<'a>(sources: &'a [Source], roots: &'a [Spanned<DeTable<'a>>], find
     for (number, (source, root)) in sources.iter().zip(roots).enumerate() {
         let mut root = Table::root(source, root.get_ref(), findings);
         if let Some(include) = root.list("include", units::text).unwrap_or_default().first().filter(|_| number > 0) {
-            findings.error(include.place.problem("include: only the main file may include others"));
+            findings.error(include.pos.problem("include: only the main file may include other files"));
         }
         daemon.enter("[daemon]", root.table("daemon", "[daemon]"), tables::daemon::daemon);
         api.enter("[api]", root.table("api", "[api]"), tables::daemon::api);
@@ -164,7 +167,7 @@ fn understand<'a>(sources: &'a [Source], roots: &'a [Spanned<DeTable<'a>>], find
     let top = sources[0].at(0);
     cross::check_sizes(&config, top, findings);
     if config.services.is_empty() {
-        findings.warning(top.problem("there is no [[service]]: nothing is balanced"));
+        findings.warning(top.problem("no [[service]]: nothing is balanced"));
     }
     config
 }

@@ -1,5 +1,5 @@
-//! The configuration once it is understood: wrong values cannot be written down any more. The serialised form of these
-//! types is the file's own TOML, with every default filled in (`evenkeel dump`).
+//! The valid configuration, in types that cannot hold a wrong value. Serialised, it is the file's own TOML with every
+//! default filled in (`evenkeel dump`).
 
 use std::{
     collections::BTreeSet,
@@ -22,14 +22,14 @@ pub use crate::words::VrrpVersion;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
     pub daemon: Daemon,
-    /// Absent: no TCP listener.
+    /// `None`: no TCP listener.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api: Option<Api>,
     #[serde(rename = "service", skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<Service>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub vrrp: Vec<Vrrp>,
-    /// Absent: flows are not sent to another host.
+    /// `None`: no flow sync.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sync: Option<Sync>,
 }
@@ -37,27 +37,27 @@ pub struct Config {
 /// `[daemon]`
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Daemon {
-    /// The control socket and what survives a restart of the daemon.
+    /// Holds the control socket and what survives a restart of the daemon.
     pub state_dir: PathBuf,
     /// Where programs, links and maps are pinned.
     pub bpffs: PathBuf,
     pub on_exit: OnExit,
-    /// May use the control socket, if there is such a group.
+    /// The group that may use the control socket, if it exists.
     pub socket_group: String,
     #[serde(serialize_with = "level")]
     pub log_level: log::LevelFilter,
-    /// Upper limit of flows: 1,024 to 16,777,216. Sizes the flow index.
+    /// Limit of flows, 1,024 to 16,777,216; it sets the size of the flow index.
     pub max_connections: u32,
 }
 
 impl Daemon {
-    /// The control socket.
+    /// The path of the control socket.
     pub fn socket(&self) -> PathBuf {
         self.state_dir.join("control.sock")
     }
 }
 
-/// What happens to the datapath when the daemon is ended by SIGTERM.
+/// What SIGTERM does to the datapath.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnExit {
@@ -75,7 +75,7 @@ pub struct Api {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Service {
     pub name: Arc<str>,
-    /// What clients connect to; at least one.
+    /// The addresses clients connect to; at least one.
     pub listen: Vec<SocketAddr>,
     /// Empty: found from the routes.
     #[serde(rename = "interface", skip_serializing_if = "Vec::is_empty")]
@@ -89,15 +89,15 @@ pub struct Service {
     #[serde(serialize_with = "duration")]
     pub idle_timeout: Duration,
     pub next_upstream: bool,
-    /// 0: as many as there are backends that are not `down`. See [`Service::tries`].
+    /// 0: as many as there are backends without `down`. See [`Service::tries`].
     pub next_upstream_tries: u32,
-    /// What backends see as the source; one to eight, each once.
+    /// The source addresses that backends see: one to eight, each once.
     pub snat: Vec<IpAddr>,
     pub snat_ports: PortRange,
-    /// The first that matches decides; none: everybody.
+    /// The first match decides; empty: everybody is allowed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
-    /// Connections a second.
+    /// Connections reset per second.
     pub reset_rate: NonZeroU32,
     /// At most 65,536.
     pub max_half_open: NonZeroU32,
@@ -105,16 +105,16 @@ pub struct Service {
     pub per_client_connections: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
-    /// Absent: passive health only.
+    /// `None`: passive health checks only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
-    /// 1 to 64, names unique, addresses unique.
+    /// 1 to 64, with unique names and addresses.
     #[serde(rename = "backend")]
     pub backends: Vec<Backend>,
 }
 
 impl Service {
-    /// How many backends one connection may try, at least 1.
+    /// Number of backends that one connection may try, at least 1.
     pub fn tries(&self) -> u32 {
         let usable = self.backends.iter().filter(|backend| !backend.down).count().max(1) as u32;
         match (self.next_upstream, self.next_upstream_tries) {
@@ -124,7 +124,7 @@ impl Service {
         }
     }
 
-    /// Every (backend address, SNAT address) between which connections can run: of one family.
+    /// Every pair of backend and SNAT address of one family: connections run between these.
     pub fn pools(&self) -> impl Iterator<Item = (SocketAddr, IpAddr)> {
         let snat = &self.snat;
         self.backends.iter().flat_map(move |backend| {
@@ -133,13 +133,13 @@ impl Service {
         })
     }
 
-    /// Most connections there can be at once: backends × SNAT addresses × ports. `max_connections` bounds it as well.
+    /// Maximum number of connections: backends × SNAT addresses × ports. `max_connections` limits it as well.
     pub fn capacity(&self) -> u64 {
         self.pools().count() as u64 * u64::from(self.snat_ports.count())
     }
 }
 
-/// Which hook the program is attached to.
+/// The hook that the program is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Datapath {
@@ -160,7 +160,7 @@ pub enum Balance {
 }
 
 impl Balance {
-    /// The word in the file.
+    /// The words for them in the file.
     pub const NAMES: &[(&str, Balance)] = &[
         ("least_conn", Balance::LeastConn),
         ("round_robin", Balance::RoundRobin),
@@ -174,7 +174,7 @@ impl Balance {
     }
 }
 
-/// Ports from `first` to `last`, both included; from 1024 on and never empty.
+/// Ports from `first` to `last`, both included; never empty and never below 1024.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRange {
     first: u16,
@@ -185,7 +185,7 @@ impl PortRange {
     /// Lower ports belong to the host's own services.
     pub const LOWEST: u16 = 1024;
 
-    /// Nothing if it would be empty or reach below [`PortRange::LOWEST`].
+    /// `None` if it would be empty or reach below [`PortRange::LOWEST`].
     pub const fn new(first: u16, last: u16) -> Option<PortRange> {
         if first < Self::LOWEST || first > last { None } else { Some(PortRange { first, last }) }
     }
@@ -198,7 +198,7 @@ impl PortRange {
         self.last
     }
 
-    /// How many ports: 1 to 64,512.
+    /// Number of ports, 1 to 64,512.
     pub fn count(self) -> u16 {
         self.last - self.first + 1
     }
@@ -220,7 +220,7 @@ impl Serialize for PortRange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub allow: bool,
-    /// Nothing: all.
+    /// `None`: all clients.
     pub clients: Option<IpNet>,
 }
 
@@ -246,7 +246,7 @@ pub struct Backend {
     pub name: Arc<str>,
     pub address: SocketAddr,
     pub weight: Weight,
-    /// Connect failures within `fail_timeout` that take it out; 0: never out.
+    /// Connect failures within `fail_timeout` that take the backend out; 0: it is never taken out.
     pub max_fails: u32,
     /// 100 ms to 1 h.
     #[serde(serialize_with = "duration")]
@@ -255,7 +255,7 @@ pub struct Backend {
     pub max_conns: u32,
     pub backup: bool,
     pub down: bool,
-    /// Up to 1 h; 0: its whole share at once.
+    /// Up to 1 h; 0: the full share at once.
     #[serde(serialize_with = "duration")]
     pub slow_start: Duration,
 }
@@ -282,13 +282,13 @@ impl Weight {
 pub struct AccessLog {
     #[serde(rename = "path")]
     pub target: LogTarget,
-    /// 0: a line when the connection ends, no other; else 1 s to 1 day.
+    /// 0: one line per connection, at its end; otherwise 1 s to 1 day.
     #[serde(serialize_with = "duration")]
     pub interval: Duration,
     pub format: access_log::Format,
 }
 
-/// Where the lines go.
+/// Where the lines are written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogTarget {
     File(PathBuf),
@@ -320,7 +320,7 @@ pub struct Health {
     pub timeout: Duration,
     pub rise: NonZeroU32,
     pub fall: NonZeroU32,
-    /// Nothing: the certificate is not verified.
+    /// `None`: the certificate is not verified.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
     /// Statuses that mean "ready"; at least one, each 100 to 599.
@@ -339,9 +339,9 @@ pub enum Probe {
 pub struct Vrrp {
     pub name: Arc<str>,
     pub interface: String,
-    /// Once on each interface.
+    /// Unique per interface.
     pub virtual_router_id: NonZeroU8,
-    /// 255: the owner of the addresses.
+    /// 255 marks the owner of the addresses.
     pub priority: NonZeroU8,
     pub version: VrrpVersion,
     /// Version 2: whole seconds to 255 s; version 3: 10 ms to 40.95 s in steps of 10 ms.
@@ -364,13 +364,13 @@ pub struct Vrrp {
     pub garp_repeat: u32,
     #[serde(serialize_with = "duration")]
     pub garp_delay: Duration,
-    /// 0: never again.
+    /// 0: not repeated.
     #[serde(serialize_with = "duration")]
     pub garp_refresh: Duration,
     pub checksum: VrrpChecksum,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// -253 to 253; 0: does not matter.
+    /// -253 to 253; 0: no effect.
     pub track_backends: i16,
     pub track_datapath: TrackDatapath,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -381,17 +381,17 @@ pub struct Vrrp {
     pub track_script: Vec<TrackScript>,
 }
 
-/// How version 3 sums up IPv4 advertisements; both are accepted.
+/// The checksum of IPv4 advertisements in version 3; both kinds are accepted on receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum VrrpChecksum {
-    /// As keepalived sends.
+    /// As keepalived sends it.
     #[serde(rename = "pseudo-header")]
     PseudoHeader,
     #[serde(rename = "rfc9568")]
     Rfc9568,
 }
 
-/// What a detached or failing datapath does to an instance.
+/// The effect of a detached or failing datapath on an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrackDatapath {
     Fault,
@@ -417,7 +417,7 @@ pub struct TrackScript {
     /// Up to `interval`.
     #[serde(serialize_with = "duration")]
     pub timeout: Duration,
-    /// -253 to 253; 0: FAULT when it fails, as in keepalived.
+    /// -253 to 253; 0: a failure means FAULT, as in keepalived.
     pub weight: i16,
     pub rise: NonZeroU32,
     pub fall: NonZeroU32,
@@ -435,26 +435,26 @@ pub struct Sync {
     pub key_file: PathBuf,
 }
 
-/// What `check` and `status` say about room.
+/// The capacity that `check` and `status` show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Slots of all pools; those that services share are counted once.
+    /// Slots of all pools; pools that services share count once.
     pub slots: u64,
-    /// Most connections at once: `slots`, bounded by `max_connections`.
+    /// Maximum number of connections: `slots`, limited by `max_connections`.
     pub connections: u64,
     /// Memory of all tables, as the kernel counts it.
     pub memory_bytes: u64,
 }
 
 impl Config {
-    /// Room for connections and the memory it takes.
+    /// The room for connections and the memory it takes.
     pub fn capacity(&self) -> Capacity {
         let slots = self.pools().iter().map(|(_, ports)| u64::from(*ports)).sum();
         let connections = u64::from(self.daemon.max_connections).min(slots);
         Capacity { slots, connections, memory_bytes: memory::bytes(self) }
     }
 
-    /// Every (backend address, SNAT address) of all services with its number of ports, each pair once.
+    /// Every pair of backend and SNAT address of all services, each once, with its number of ports.
     pub(super) fn pools(&self) -> BTreeSet<((SocketAddr, IpAddr), u16)> {
         let of = |service: &'_ Service| -> Vec<_> {
             service.pools().map(|pool| (pool, service.snat_ports.count())).collect()
@@ -462,7 +462,7 @@ impl Config {
         self.services.iter().flat_map(of).collect()
     }
 
-    /// The whole configuration as TOML, defaults filled in: it loads again to the same.
+    /// The whole configuration as TOML with all defaults. Loading it gives the same configuration.
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("every value of the model has a form in TOML")
     }

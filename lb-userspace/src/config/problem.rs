@@ -1,36 +1,36 @@
-//! What is wrong with a configuration, and where: file, line, column.
+//! Mistakes in a configuration, with their position: file, line, column.
 
 use std::{cell::RefCell, fmt, path::PathBuf};
 
 use serde::Serialize;
 
-/// One file of the configuration as it was read.
+/// One file of the configuration.
 #[derive(Debug)]
 pub struct Source {
-    /// Its path, as it was given or found.
+    /// Its path, as given or found.
     pub path: PathBuf,
-    /// All of it.
+    /// The whole text.
     pub text: String,
 }
 
 impl Source {
-    /// The place `offset` bytes into the file.
-    pub fn at(&self, offset: usize) -> Place<'_> {
-        Place { source: self, offset: offset.min(self.text.len()) }
+    /// The position `offset` bytes into the file.
+    pub fn at(&self, offset: usize) -> SourcePos<'_> {
+        SourcePos { source: self, offset: offset.min(self.text.len()) }
     }
 }
 
-/// A byte of a file: what every value that was read carries along, so that errors found later can still point at it.
+/// A position in a file. Every value that was read carries one, so that errors found later can still point at it.
 #[derive(Clone, Copy)]
-pub struct Place<'a> {
-    /// The file.
+pub struct SourcePos<'a> {
+    /// The file the position is in.
     pub source: &'a Source,
-    /// Bytes from its beginning.
+    /// Bytes from the start of the file.
     pub offset: usize,
 }
 
-impl Place<'_> {
-    /// Line and column, from 1; a column is a character.
+impl SourcePos<'_> {
+    /// Line and column, both from 1; a column is a character.
     pub fn line_and_column(&self) -> (usize, usize) {
         let before = &self.source.text.as_bytes()[..self.offset];
         let line_start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
@@ -38,30 +38,30 @@ impl Place<'_> {
         (line, String::from_utf8_lossy(&before[line_start..]).chars().count() + 1)
     }
 
-    /// A problem here.
+    /// A problem at this position.
     pub fn problem(&self, what: impl Into<String>) -> Problem {
         let (line, column) = self.line_and_column();
         Problem { file: self.source.path.clone(), line, column, what: what.into() }
     }
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for SourcePos<'_> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let (line, column) = self.line_and_column();
         write!(f, "{}:{line}:{column}", self.source.path.display())
     }
 }
 
-/// One thing that is wrong (or, as a warning, doubtful), and what would be right.
+/// One mistake (or, as a warning, one doubt), and how to fix it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Problem {
-    /// The file.
+    /// The file with the mistake.
     pub file: PathBuf,
-    /// Its line, from 1; 0: the file as a whole (it cannot be read, say).
+    /// The line, from 1; 0 if it concerns the file as a whole (which cannot be read, for example).
     pub line: usize,
-    /// The character in the line, from 1.
+    /// The character within the line, from 1.
     pub column: usize,
-    /// What is wrong and what would be right.
+    /// What is wrong and how to fix it.
     pub what: String,
 }
 
@@ -74,7 +74,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong, in the order of the files and lines. Never empty.
+/// All mistakes, sorted by file and line. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
 
@@ -89,7 +89,7 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// Where the readers put what they find, so that one mistake does not hide the next.
+/// Collects what the readers find, so that one mistake does not hide the next.
 #[derive(Default)]
 pub struct Findings {
     errors: RefCell<Vec<Problem>>,
@@ -97,17 +97,17 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// The configuration cannot be used.
+    /// Adds a mistake: the configuration cannot be used.
     pub fn error(&self, problem: Problem) {
         self.errors.borrow_mut().push(problem);
     }
 
-    /// The configuration can be used, but may not do what was meant.
+    /// Adds a doubt: the configuration can be used, but may not do what was meant.
     pub fn warning(&self, problem: Problem) {
         self.warnings.borrow_mut().push(problem);
     }
 
-    /// The warnings, or every error.
+    /// The warnings if there is no error, otherwise every error.
     pub fn into_result(self) -> Result<Vec<Problem>, Problems> {
         let mut errors = self.errors.into_inner();
         if errors.is_empty() {

@@ -226,9 +226,9 @@ fn all_mistakes_are_shown_in_the_order_of_the_lines() {
     let text = "[daemon]\non_exit = \"stay\"\nmax_conections = 1\n[[service]]\nname = \"a b\"\nlisten = [\"10.0.0.1\"]\n\
                 [[service.backend]]\nname = \"x\"\nweight = 0\n[[servise]]\n";
     let shown = errors(text);
-    let places: Vec<_> = shown.iter().map(|line| line.split(": ").next().unwrap()).collect();
+    let positions: Vec<_> = shown.iter().map(|line| line.split(": ").next().unwrap()).collect();
     let wanted = ["e.toml:2:11", "e.toml:3:1", "e.toml:5:8", "e.toml:6:11", "e.toml:7:1", "e.toml:9:10", "e.toml:10:3"];
-    assert_eq!(places, wanted, "{shown:#?}");
+    assert_eq!(positions, wanted, "{shown:#?}");
     assert!(shown[4].ends_with("[[service.backend]] lacks `address`: address = \"10.0.1.10:6443\""), "{}", shown[4]);
 }
 

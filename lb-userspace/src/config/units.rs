@@ -1,5 +1,5 @@
-//! From a value of the file to a value of the model: durations, numbers, names, addresses. Every reader says in its
-//! error what would be right.
+//! Readers that turn a value of the file into a value of the model: durations, numbers, names, addresses. Every error
+//! says what would be right.
 
 use std::{
     fmt::Display,
@@ -14,23 +14,23 @@ use toml::de::DeValue;
 use super::raw::{Value, describe};
 use crate::words::did_you_mean;
 
-/// A string.
+/// Reads a string.
 pub fn text<'a>(value: Value<'a>) -> Result<&'a str, String> {
     match value.toml {
         DeValue::String(text) => Ok(text),
-        other => Err(format!("{} where a string belongs", describe(other))),
+        other => Err(format!("found {}, expected a string", describe(other))),
     }
 }
 
-/// `true` or `false`.
+/// Reads `true` or `false`.
 pub fn boolean(value: Value) -> Result<bool, String> {
     match value.toml {
         DeValue::Boolean(value) => Ok(*value),
-        other => Err(format!("{} where true or false belongs", describe(other))),
+        other => Err(format!("found {}, expected true or false", describe(other))),
     }
 }
 
-/// A whole number within `range`.
+/// Reads a whole number within `range`.
 pub fn number<T>(range: RangeInclusive<T>) -> impl Fn(Value) -> Result<T, String>
 where
     T: TryFrom<i64> + PartialOrd + Display,
@@ -38,25 +38,25 @@ where
     move |value| {
         let (low, high) = (range.start(), range.end());
         let DeValue::Integer(number) = value.toml else {
-            return Err(format!("{} where a whole number from {low} to {high} belongs", describe(value.toml)));
+            return Err(format!("found {}, expected a whole number from {low} to {high}", describe(value.toml)));
         };
         let parsed = i64::from_str_radix(number.as_str(), number.radix());
         let within = parsed.clone().ok().and_then(|parsed| T::try_from(parsed).ok()).filter(|it| range.contains(it));
         let shown = || parsed.map_or(number.as_str().to_owned(), |parsed| parsed.to_string());
-        within.ok_or_else(|| format!("{} is out of range: {low} to {high}", shown()))
+        within.ok_or_else(|| format!("{} is out of range: must be {low} to {high}", shown()))
     }
 }
 
-/// A length of time within `range`, written as `"2s"`.
+/// Reads a duration within `range`, written like `"2s"`.
 pub fn duration(range: RangeInclusive<Duration>) -> impl Fn(Value) -> Result<Duration, String> {
     move |value| {
         let DeValue::String(text) = value.toml else {
-            return Err(format!("{} where a time with its unit belongs, as \"2s\"", describe(value.toml)));
+            return Err(format!("found {}, expected a time with its unit, such as \"2s\"", describe(value.toml)));
         };
         let duration = parse_duration(text)?;
         if !range.contains(&duration) {
             let (low, high) = (write_duration(*range.start()), write_duration(*range.end()));
-            return Err(format!("\"{text}\" is out of range: \"{low}\" to \"{high}\""));
+            return Err(format!("\"{text}\" is out of range: must be \"{low}\" to \"{high}\""));
         }
         Ok(duration)
     }
@@ -65,9 +65,10 @@ pub fn duration(range: RangeInclusive<Duration>) -> impl Fn(Value) -> Result<Dur
 /// Units of time, largest first, in milliseconds.
 const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
-/// `"500ms"`, `"2s"`, `"1m30s"`: whole numbers with units, largest first or not, added up.
+/// Parses `"500ms"`, `"2s"`, `"1m30s"`: the sum of whole numbers with units, in any order.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("\"{text}\" is no time: write a whole number and ms, s, m, h or d, as \"2s\" or \"1m30s\"");
+    let wrong =
+        || format!("\"{text}\" is not a time: write a whole number and ms, s, m, h or d, such as \"2s\" or \"1m30s\"");
     let mut rest = text;
     let mut total = 0_u64;
     loop {
@@ -85,7 +86,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// The shortest text that [`parse_duration`] reads as this duration (whole milliseconds).
+/// The shortest text that [`parse_duration`] reads as this duration, in whole milliseconds.
 pub fn write_duration(duration: Duration) -> String {
     let mut rest = duration.as_millis() as u64;
     if rest == 0 {
@@ -101,51 +102,51 @@ pub fn write_duration(duration: Duration) -> String {
     text
 }
 
-/// One of a few words.
+/// Reads one of the given words.
 pub fn choice<T: Copy>(words: &[(&'static str, T)]) -> impl Fn(Value) -> Result<T, String> {
     move |value| {
         let all = || words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
         let DeValue::String(text) = value.toml else {
-            return Err(format!("{} where one of these belongs: {}", describe(value.toml), all()));
+            return Err(format!("found {}, expected one of: {}", describe(value.toml), all()));
         };
         if let Some((_, found)) = words.iter().find(|(word, _)| word == text) {
             return Ok(*found);
         }
         match did_you_mean(text, words.iter().map(|(word, _)| *word)) {
-            Some(near) => Err(format!("unknown word \"{text}\": did you mean \"{near}\"? There are {}", all())),
-            None => Err(format!("unknown word \"{text}\": there are {}", all())),
+            Some(near) => Err(format!("unknown word \"{text}\": did you mean \"{near}\"? Known words are {}", all())),
+            None => Err(format!("unknown word \"{text}\": known words are {}", all())),
         }
     }
 }
 
-/// `address:port`, IPv6 as `[address]:port`.
+/// Reads `address:port`; IPv6 is written `[address]:port`.
 pub fn socket_address(value: Value) -> Result<SocketAddr, String> {
     let text = text(value)?;
     let address: SocketAddr = text.parse().map_err(|_| {
-        let right = "write address:port, as \"10.0.1.10:6443\" or \"[fd00::10]:6443\"";
+        let right = "write address:port, such as \"10.0.1.10:6443\" or \"[fd00::10]:6443\"";
         match text.parse::<IpAddr>() {
             Ok(IpAddr::V4(_)) => format!("\"{text}\" lacks the port: \"{text}:6443\""),
             Ok(IpAddr::V6(_)) => format!("\"{text}\" lacks the port: \"[{text}]:6443\""),
             Err(_) if text.contains(|c: char| c.is_ascii_alphabetic()) => {
-                format!("\"{text}\" is no address (names are not resolved: an address that changes must not move connections): {right}")
+                format!("\"{text}\" is not an address (names are not resolved, because a changing address must not move connections): {right}")
             }
-            Err(_) => format!("\"{text}\" is no address with a port: {right}"),
+            Err(_) => format!("\"{text}\" is not an address with a port: {right}"),
         }
     })?;
     if address.port() == 0 {
-        return Err(format!("\"{text}\": port 0 is none"));
+        return Err(format!("\"{text}\": port 0 is not allowed"));
     }
     usable(address.ip()).map(|()| address)
 }
 
-/// An address of one host.
+/// Reads the address of one host.
 pub fn address(value: Value) -> Result<IpAddr, String> {
     let text = text(value)?;
-    let address = text.parse().map_err(|_| format!("\"{text}\" is no IP address: write it as \"10.0.1.100\""))?;
+    let address = text.parse().map_err(|_| format!("\"{text}\" is not an IP address: write it like \"10.0.1.100\""))?;
     usable(address).map(|()| address)
 }
 
-/// Whether it can be the address of one host.
+/// Refuses an address that no single host can have.
 pub fn usable(address: IpAddr) -> Result<(), String> {
     let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
     if address.is_unspecified() || address.is_multicast() || broadcast {
@@ -154,32 +155,32 @@ pub fn usable(address: IpAddr) -> Result<(), String> {
     Ok(())
 }
 
-/// A name of a service, backend or instance: it stands in commands, logs and labels.
+/// Reads the name of a service, backend or instance, which appears in commands, logs and labels.
 pub fn name<'a>(value: Value<'a>) -> Result<&'a str, String> {
     let text = text(value)?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if text.is_empty() || text.len() > 63 || !text.chars().all(allowed) {
-        return Err(format!("\"{text}\" is no name: 1 to 63 letters, digits, `.`, `_` and `-`"));
+        return Err(format!("\"{text}\" is not a valid name: use 1 to 63 letters, digits, `.`, `_` and `-`"));
     }
     Ok(text)
 }
 
-/// The name of a network interface.
+/// Reads the name of a network interface.
 pub fn interface(value: Value) -> Result<String, String> {
     let text = text(value)?;
     // The kernel's dev_valid_name().
     let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace();
     if text.is_empty() || text.len() > 15 || text == "." || text == ".." || text.contains(forbidden) {
-        return Err(format!("\"{text}\" cannot be an interface: 1 to 15 characters, as \"eth0\""));
+        return Err(format!("\"{text}\" is not a valid interface name: use 1 to 15 characters, such as \"eth0\""));
     }
     Ok(text.into())
 }
 
-/// A path from the root.
+/// Reads an absolute path.
 pub fn absolute_path(value: Value) -> Result<PathBuf, String> {
     let text = text(value)?;
     if !text.starts_with('/') || text.contains('\0') {
-        return Err(format!("\"{text}\" is no absolute path: it has to begin with `/`"));
+        return Err(format!("\"{text}\" is not an absolute path: it must begin with `/`"));
     }
     Ok(text.into())
 }

@@ -1,8 +1,8 @@
 //! One probe, from the SYN to the end of its connection.
 //!
-//! `tcp` ends in the middle of the handshake, with a RST in place of its last acknowledgement, so that the API server never
-//! hears of it (it logs every connection that ends before TLS has begun). `https` is a whole request; it is closed in
-//! order and by us, so that TIME_WAIT stays here.
+//! `tcp` ends in the middle of the handshake, with a RST instead of the last acknowledgement, so that the API server never
+//! notices it (it logs every connection that ends before TLS begins). `https` sends a complete request and closes the
+//! connection in order, from this side, so that TIME_WAIT stays on this host.
 
 use std::{
     io::{self, ErrorKind},
@@ -35,19 +35,19 @@ use tokio_rustls::{
 use super::tls;
 use crate::{config::model, controller::probe_count::Outcome};
 
-/// Most bytes of an answer's body that are read; the verbose answer of `/readyz` has some 2,000.
+/// Bytes read of an answer's body at most; the verbose answer of `/readyz` has about 2,000.
 const BODY: usize = 64 * 1024;
 
-/// What is done.
+/// What one probe does.
 #[derive(Debug)]
 pub enum Check {
-    /// The kernel answers the SYN.
+    /// Connects: the kernel must answer the SYN.
     Tcp,
-    /// The server answers a request.
+    /// Sends a request: the server must answer it.
     Https(Https),
 }
 
-/// The request and what is expected.
+/// The request and the expected answers.
 #[derive(Debug)]
 pub struct Https {
     path: String,
@@ -55,17 +55,17 @@ pub struct Https {
     tls: Arc<ClientConfig>,
 }
 
-/// Why there was no answer.
+/// Why a probe has no answer.
 enum Fault {
     Refused,
-    /// With the reason.
+    /// The backend did not answer properly, for this reason.
     Failed(String),
-    /// For want of something on this host: says nothing about the backend.
+    /// This host lacks something; that says nothing about the backend.
     Ours(io::Error),
 }
 
 impl Check {
-    /// Reads the CA, if one is named.
+    /// Reads the CA file, if one is configured.
     pub fn new(settings: &model::Health) -> Result<Check> {
         Ok(match settings.probe {
             model::Probe::Tcp => Check::Tcp,
@@ -77,12 +77,12 @@ impl Check {
         })
     }
 
-    /// Does it, within `timeout` for everything. The outcome and how it came, for the log; an error is one of this host.
+    /// Probes once, within `timeout` in total. Returns the outcome and a text for the log; an error concerns this host.
     pub async fn run(&self, address: SocketAddr, timeout: Duration) -> Result<(Outcome, String)> {
         let by = Deadline { at: Instant::now() + timeout, timeout };
         let found = match self {
             Check::Tcp => connect(address, true, &by).await.and_then(|stream| {
-                // With the RST goes the connection, before anybody has accepted it.
+                // The RST removes the connection before anything has accepted it.
                 stream.set_zero_linger().map_err(Fault::Ours)?;
                 Ok((Outcome::Passed, "connected".to_owned()))
             }),
@@ -97,7 +97,7 @@ impl Check {
     }
 }
 
-/// When a check has to be over.
+/// When a check must be over.
 struct Deadline {
     at: Instant,
     timeout: Duration,
@@ -110,11 +110,11 @@ impl Deadline {
     }
 }
 
-/// `half`: leaves the handshake one acknowledgement short.
+/// Connects. `half` leaves out the last acknowledgement of the handshake.
 async fn connect(address: SocketAddr, half: bool, by: &Deadline) -> Result<TcpStream, Fault> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(Fault::Ours)?;
     if half {
-        // The acknowledgement of the SYN-ACK waits for data to go with (tcp(7), TCP_QUICKACK).
+        // The acknowledgement of the SYN-ACK waits for data to be sent with it (tcp(7), TCP_QUICKACK).
         SockRef::from(&socket).set_tcp_quickack(false).map_err(Fault::Ours)?;
     }
     by.keep("connect", socket.connect(address)).await?.map_err(|error| match error.kind() {
@@ -124,7 +124,7 @@ async fn connect(address: SocketAddr, half: bool, by: &Deadline) -> Result<TcpSt
     })
 }
 
-/// Whether it is this host that lacks something: ports, files, memory, permission.
+/// Whether this host lacks something: ports, files, memory or permission.
 fn is_ours(error: &io::Error) -> bool {
     let kinds =
         [ErrorKind::AddrNotAvailable, ErrorKind::AddrInUse, ErrorKind::PermissionDenied, ErrorKind::OutOfMemory];
@@ -141,19 +141,19 @@ impl Https {
     async fn ask(&self, address: SocketAddr, by: &Deadline) -> Result<StatusCode, Fault> {
         let stream = connect(address, false, by).await?;
         stream.set_nodelay(true).map_err(Fault::Ours)?;
-        // An address: it is no SNI, and need not stand in the certificate.
+        // An address is not sent as SNI, and the certificate need not contain it.
         let connecting = TlsConnector::from(self.tls.clone()).connect(ServerName::from(address.ip()), stream);
         let stream = by.keep("TLS handshake", connecting).await?;
         let stream = stream.map_err(|error| Fault::Failed(format!("TLS handshake: {error}")))?;
         let failed = |error: hyper::Error| Fault::Failed(format!("HTTP: {error}"));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-        // Ends with this function, whatever becomes of the connection.
+        // Ends with this function, whatever happens to the connection.
         let mut driver = JoinSet::new();
         driver.spawn(connection);
         let answer = by.keep("HTTP", sender.send_request(self.request(address)?)).await?.map_err(failed)?;
         let status = answer.status();
         _ = by.keep("body", Limited::new(answer.into_body(), BODY).collect()).await;
-        // Without a sender the connection says goodbye and closes; the answer counts even if that takes too long.
+        // Without a sender the connection closes in order; the answer counts even if that takes too long.
         drop(sender);
         _ = by.keep("close", driver.join_next()).await;
         Ok(status)
@@ -163,6 +163,6 @@ impl Https {
         let agent = concat!("evenkeel/", env!("CARGO_PKG_VERSION"));
         let request = Request::get(&self.path).header(HOST, address.to_string());
         let request = request.header(USER_AGENT, agent).header(ACCEPT, "*/*").body(Empty::new());
-        request.map_err(|error| Fault::Failed(format!("the request cannot be made: {error}")))
+        request.map_err(|error| Fault::Failed(format!("cannot build the request: {error}")))
     }
 }

@@ -1,8 +1,8 @@
-//! Active probes (`[service.health]`): every backend is asked at its own pace whether it is there and ready, over a
-//! connection of its own from the host's own address, past the datapath.
+//! Active probes (`[service.health]`): every backend is probed at its own pace, over a connection from the host's own
+//! address that bypasses the datapath.
 //!
-//! They run on a thread of their own, so that nothing else the daemon does makes one late: an answer that waits to be read
-//! would look like one that did not come. What they find goes to the controller, which decides.
+//! Probes run on a thread of their own, so that nothing else in the daemon delays them: an answer left unread would look
+//! like a missing one. The controller receives what they find and decides.
 
 mod check;
 mod pace;
@@ -22,48 +22,47 @@ use crate::{config::model, controller::probe_count::Outcome, sys::clock};
 use pace::Pace;
 
 pub use check::Check;
-pub use tls::authorities;
 
-/// Findings that may wait for the controller; a probe waits for room.
+/// Findings that may wait for the controller. When the queue is full, probes wait.
 const QUEUE: usize = 256;
 
-/// Whom to probe.
+/// A backend to probe.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The backend, its place in BACKENDS.
+    /// The backend's number in BACKENDS.
     pub backend: u16,
     /// Where it listens.
     pub address: SocketAddr,
-    /// How.
+    /// How to probe it.
     pub probe: Arc<Probe>,
 }
 
 /// How the backends of a service are probed.
 #[derive(Debug)]
 pub struct Probe {
-    /// What is done.
+    /// What one probe does.
     pub check: Check,
-    /// As the file has it.
+    /// The settings as in the file.
     pub settings: model::Health,
 }
 
 impl Probe {
-    /// Reads the CA, if one is named.
+    /// Reads the CA file, if one is configured.
     pub fn new(settings: &model::Health) -> Result<Probe> {
         Ok(Probe { check: Check::new(settings)?, settings: settings.clone() })
     }
 }
 
-/// What a probe came to.
+/// The result of one probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The backend.
+    /// The backend's number in BACKENDS.
     pub backend: u16,
-    /// Where it was probed: its number may be another one's by now.
+    /// The address that was probed; by now the number may belong to another backend.
     pub address: SocketAddr,
-    /// For the machine.
+    /// The outcome, for the controller.
     pub outcome: Outcome,
-    /// For the log.
+    /// The outcome in words, for the log.
     pub detail: String,
     /// When it ended, CLOCK_MONOTONIC in nanoseconds.
     pub at: u64,
@@ -74,13 +73,13 @@ enum Order {
     Hurry(u16),
 }
 
-/// The thread with the probes. It ends with this.
+/// The thread that probes. Dropping this ends it.
 pub struct Prober {
     orders: mpsc::UnboundedSender<Order>,
 }
 
 impl Prober {
-    /// Starts it; nobody is probed yet.
+    /// Starts the thread, which probes nothing yet.
     pub fn start() -> Result<(Prober, mpsc::Receiver<Finding>)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (orders, ordered) = mpsc::unbounded_channel();
@@ -90,19 +89,19 @@ impl Prober {
         Ok((Prober { orders }, found))
     }
 
-    /// Probes these from now on and no others. One that was probed the same way before goes on at its pace, with what the
-    /// file of the authorities holds now.
+    /// Probes exactly these backends from now on. A backend that was probed with the same settings before keeps its pace and
+    /// uses the CA file as it is now.
     pub fn watch(&self, targets: Vec<Target>) {
         self.order(Order::Watch(targets));
     }
 
-    /// There is doubt about a backend: it is probed sooner, and quickly until that is settled.
+    /// A backend is in doubt: it is probed sooner, and quickly until the doubt is settled.
     pub fn hurry(&self, backend: u16) {
         self.order(Order::Hurry(backend));
     }
 
     fn order(&self, order: Order) {
-        // The thread ends only with this, or by a panic, which has been reported.
+        // The thread ends only with this value, or by a panic, which was reported.
         _ = self.orders.send(order);
     }
 }
@@ -143,9 +142,9 @@ fn watch_others(watched: &mut HashMap<u16, Watched>, targets: Vec<Target>, findi
     });
     let new: Vec<_> = targets.into_iter().filter(|new| !watched.contains_key(&new.backend)).collect();
     let count = new.len() as u32;
-    for (place, target) in new.into_iter().enumerate() {
-        // Spread over the interval, so that they do not all come at once.
-        let wait = target.probe.settings.interval * place as u32 / count;
+    for (position, target) in new.into_iter().enumerate() {
+        // Spread over the interval, so that probes do not all run at once.
+        let wait = target.probe.settings.interval * position as u32 / count;
         watched.insert(target.backend, begin(target, wait, findings.clone()));
     }
 }
@@ -157,7 +156,7 @@ fn begin(target: Target, wait: Duration, findings: mpsc::Sender<Finding>) -> Wat
     Watched { target, probe, hurry, task: task.abort_handle() }
 }
 
-/// Probes one backend for ever.
+/// Probes one backend until the task is aborted.
 async fn watch_one(
     target: Target,
     probes: watch::Receiver<Arc<Probe>>,
@@ -180,7 +179,7 @@ async fn watch_one(
         began = Instant::now();
         let probe = probes.borrow().clone();
         let found = probe.check.run(target.address, settings.timeout).await;
-        // A check may take as long as the interval; two never run at a time.
+        // A check may take as long as the interval, but two never run at once.
         match found {
             Ok((outcome, detail)) => {
                 hindered = false;
@@ -193,7 +192,7 @@ async fn watch_one(
                 }
             }
             Err(error) => {
-                // Nothing was learnt about the backend.
+                // The probe failed on this host and says nothing about the backend.
                 if !std::mem::replace(&mut hindered, true) {
                     warn!("backend {} cannot be probed: {error:#}", target.address);
                 }
@@ -203,7 +202,7 @@ async fn watch_one(
     }
 }
 
-/// The next time that is a whole number of intervals after the first: however probes were hurried, they stay spread.
+/// The next time that is a whole number of intervals after the first, so that probes stay spread even if some were hurried.
 fn in_turn(first: Instant, interval: Duration, began: Instant) -> Instant {
     let since = began.saturating_duration_since(first).as_nanos();
     let whole = since / interval.as_nanos().max(1) + 1;

@@ -1,10 +1,10 @@
-//! How soon the next probe: at the interval while nothing changes, sooner while something does (HAProxy's `fastinter`).
-//! So a backend that stops answering is found out within two intervals and the timeouts of its probes, however high `fall`
+//! The time until the next probe: the interval while nothing changes, less while something does (HAProxy's `fastinter`).
+//! So a backend that stops answering is detected within two intervals and the timeouts of its probes, however high `fall`
 //! is.
 
 use std::time::Duration;
 
-/// The least time between two probes.
+/// The shortest time between two probes.
 const LEAST: Duration = Duration::from_millis(50);
 
 /// The pace of one backend.
@@ -13,25 +13,25 @@ pub struct Pace {
     interval: Duration,
     rise: u32,
     fall: u32,
-    /// Outcomes of this kind in a row.
+    /// The kind of the last outcomes, of which there were `run` in a row.
     passed: bool,
     run: u32,
 }
 
 impl Pace {
-    /// Nothing is known: the first probes come quickly.
+    /// Nothing is known yet: the first probes follow quickly.
     pub fn new(interval: Duration, rise: u32, fall: u32) -> Pace {
         Pace { interval, rise, fall, passed: true, run: 0 }
     }
 
-    /// A probe has passed or failed: the time from its beginning to that of the next one.
+    /// A probe passed or failed. Returns the time from its start to the start of the next one.
     pub fn after(&mut self, passed: bool) -> Duration {
         self.run = if passed == self.passed { self.run.saturating_add(1) } else { 1 };
         self.passed = passed;
         if self.run >= self.needed() { self.interval } else { self.quick() }
     }
 
-    /// Clients have met something else than the probes: what these have found is open again.
+    /// Clients experienced something else than the probes: what the probes found is in doubt again.
     pub fn hurry(&mut self) -> Duration {
         self.run = 0;
         self.quick()
@@ -41,7 +41,7 @@ impl Pace {
         if self.passed { self.rise } else { self.fall }
     }
 
-    /// As many as are needed fit into one interval.
+    /// The pace at which all probes that are needed fit into one interval.
     fn quick(&self) -> Duration {
         (self.interval / self.rise.max(self.fall).max(2)).max(LEAST).min(self.interval)
     }

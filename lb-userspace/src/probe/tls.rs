@@ -1,19 +1,21 @@
-//! TLS of the probes: a certificate is verified up to the named CA, or not at all.
+//! TLS for probes: a certificate is verified against the configured CA, or not at all.
 
 use std::{path::Path, sync::Arc};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use tokio_rustls::rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-/// What a probe's connection is made with.
+use crate::config::authorities;
+
+/// The TLS settings of a probe's connection.
 pub fn config(ca: Option<&Path>) -> Result<Arc<ClientConfig>> {
     let provider = Arc::new(ring::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match ca {
@@ -26,27 +28,13 @@ pub fn config(ca: Option<&Path>) -> Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-/// The certificates in a file of authorities; the error names the file.
-pub fn authorities(file: &Path) -> Result<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    let mut read = || -> Result<()> {
-        for certificate in CertificateDer::pem_file_iter(file)? {
-            roots.add(certificate?)?;
-        }
-        ensure!(!roots.is_empty(), "there is no certificate in it");
-        Ok(())
-    };
-    read().with_context(|| file.display().to_string())?;
-    Ok(roots)
-}
-
 fn verifier(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>> {
     let roots = Arc::new(authorities(file)?);
     Ok(WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build()?)
 }
 
-/// Verifies the chain, not the name: a backend is reached by an address that its certificate need not carry (HAProxy's
-/// `verify required` without `verifyhost`).
+/// Verifies the chain but not the name, because a backend's certificate need not contain the address it is reached by
+/// (HAProxy's `verify required` without `verifyhost`).
 #[derive(Debug)]
 struct Chain(Arc<WebPkiServerVerifier>);
 
@@ -60,7 +48,7 @@ impl ServerCertVerifier for Chain {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         match self.0.verify_server_cert(certificate, intermediates, name, ocsp, now) {
-            // The name is looked at when everything else was found right.
+            // The name is checked last, after everything else was found valid.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(ServerCertVerified::assertion()),
@@ -91,7 +79,7 @@ impl ServerCertVerifier for Chain {
     }
 }
 
-/// Takes any certificate, but no handshake that its holder has not signed.
+/// Accepts any certificate, but only handshakes signed by its holder.
 #[derive(Debug)]
 struct Unverified(Arc<CryptoProvider>);
 

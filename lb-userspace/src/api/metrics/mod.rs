@@ -1,5 +1,5 @@
-//! `/metrics`: a report in Prometheus' text format. Nothing is counted here: every number stands in the tables and goes
-//! on when the daemon is started anew, but for those whose help says otherwise.
+//! `/metrics`: a report in Prometheus' text format. Nothing is counted here: every number comes from the tables and
+//! survives a restart of the daemon, except where the help text says otherwise.
 
 mod families;
 #[cfg(test)]
@@ -28,13 +28,13 @@ use families::*;
 /// The content type of the answer.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// What is remembered from one answer to the next.
+/// What is kept from one answer to the next.
 #[derive(Debug, Default)]
 pub struct Metrics {
     payload: Mutex<BTreeMap<(Arc<str>, SocketAddr), Payload>>,
 }
 
-/// Payload that was told of last, and of how many connections.
+/// The payload that was last reported, and the number of connections then.
 #[derive(Clone, Copy, Debug, Default)]
 struct Payload {
     connections: u64,
@@ -43,7 +43,7 @@ struct Payload {
 }
 
 impl Metrics {
-    /// The whole answer.
+    /// The whole answer as text.
     pub fn render(&self, report: &Report) -> Result<String> {
         let mut families = Families::default();
         general(&mut families, report);
@@ -96,12 +96,12 @@ impl Metrics {
     }
 
     /// The payload of a backend, never less than before: a connection that ends while the slots are read may be missed
-    /// once, and Prometheus takes a counter that falls for one that began anew.
+    /// once, and Prometheus takes a falling counter for one that was restarted.
     fn payload(&self, backend: &Backend) -> Payload {
         let read = Payload { connections: backend.total, received: backend.bytes_in, sent: backend.bytes_out };
         let mut all = self.payload.lock().unwrap_or_else(PoisonError::into_inner);
         let last = all.entry((backend.service.clone(), backend.address)).or_default();
-        // Fewer connections: it was removed and has come back, and began anew indeed.
+        // Fewer connections mean that it was removed and added again: then it has really restarted.
         *last = if read.connections < last.connections {
             read
         } else {
@@ -135,7 +135,7 @@ fn of_service(families: &mut Families, service: &ServiceStatus) {
     families.set(&SERVICE_CAPACITY, &[&service.name], connections.capacity as f64);
 }
 
-/// Every fourth bucket of the map, the powers of two from 64 µs to 2.1 s: as many as a histogram should have.
+/// Every fourth bucket of the map, the powers of two from 64 µs to 2.1 s: enough for a histogram.
 fn connect_times(families: &mut Families, labels: &[&str], connects: &Connects) {
     let mut count = 0;
     let mut cumulative = Vec::with_capacity(CONNECT_TIME_BUCKETS / 4);

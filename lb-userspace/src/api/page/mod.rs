@@ -1,4 +1,4 @@
-//! The status page at `/`: one document without outside resources, put together from its three parts.
+//! The status page at `/`: one document without external resources, assembled from three files.
 
 use axum::{
     http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
@@ -11,12 +11,12 @@ const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// The page. Its own style and script are the only ones a browser may run: they carry a number that is another one each
-/// time (Content Security Policy level 3, nonces), so that not even a name that found its way into the markup could.
+/// The page. A browser may run only its own style and script: they carry a number that is different each time (Content
+/// Security Policy level 3, nonces), so that even a name that got into the markup could not run anything.
 pub async fn page() -> Response {
     let nonce = match (random::word(), random::word()) {
         (Ok(first), Ok(second)) => format!("{first:016x}{second:016x}"),
-        // A kernel that has no randomness; the page then shows how to do without a script.
+        // The kernel has no randomness: the page then shows how to do without a script.
         _ => String::new(),
     };
     let policy = format!(

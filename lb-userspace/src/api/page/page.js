@@ -1,11 +1,11 @@
 "use strict";
-// What the daemon says is text, never markup: it only ever goes into textContent and attributes.
+// The daemon's answers are text, never markup: they only go into textContent and attributes.
 
-const PERIOD = 1000;        // ms between two questions
-const PATIENCE = 5000;      // ms until an answer counts as none
-const SAMPLES = 120;        // of each curve
+const PERIOD = 1000;        // ms between two requests
+const PATIENCE = 5000;      // ms until a request counts as unanswered
+const SAMPLES = 120;        // per curve
 const EVENTS = 100;         // shown
-const SMOOTH = 3;           // samples that a rate is taken over
+const SMOOTH = 3;           // samples a rate is averaged over
 
 const byId = (id) => document.getElementById(id);
 const make = (tag, className, text) => {
@@ -16,7 +16,7 @@ const make = (tag, className, text) => {
 };
 const put = (element, text) => { if (element.textContent !== text) element.textContent = text; };
 
-// ---- numbers for people, as on the command line ----
+// ---- numbers, formatted as on the command line ----
 
 const count = (value) => Math.round(value).toLocaleString("en-US");
 const rate = (value) => (value > 0 && value < 9.95 ? value.toFixed(1) : count(value));
@@ -55,19 +55,19 @@ const curve = (label) => {
   svg.append(document.createElementNS(SVG, "title"));
   return svg;
 };
-/** Draws series into a curve, the newest value at the right end, all to one scale. */
+/** Draws series into a curve, the newest value at the right end, all on one scale. */
 const draw = (svg, unit, ...all) => {
   const most = Math.max(0, ...all.flat());
-  put(svg.firstChild, `the last two minutes; at most ${unit(most)}`);
+  put(svg.firstChild, `the last two minutes; maximum ${unit(most)}`);
   const top = Math.max(1e-9, most) * 1.08;
-  all.forEach((series, place) => {
+  all.forEach((series, position) => {
     const at = (value, index) => `${(120 - (series.length - 1 - index) * 120 / (SAMPLES - 1)).toFixed(1)} ${(27 - Math.max(0, value) / top * 26).toFixed(1)}`;
     const line = series.map(at).join("L");
     ["area", "curve"].forEach((kind, second) => {
-      let path = svg.children[1 + place * 2 + second];
+      let path = svg.children[1 + position * 2 + second];
       if (!path) {
         path = document.createElementNS(SVG, "path");
-        path.setAttribute("class", place ? `${kind} second` : kind);
+        path.setAttribute("class", position ? `${kind} second` : kind);
         svg.append(path);
       }
       const from = (120 - (series.length - 1) * 120 / (SAMPLES - 1)).toFixed(1);
@@ -76,14 +76,14 @@ const draw = (svg, unit, ...all) => {
   });
 };
 
-/** Totals as they were seen, and the rates between them. */
+/** Totals over time, and the rates between them. */
 class Past {
   constructor() { this.seen = []; this.series = {}; }
   add(now, levels, totals) {
     const before = this.seen[Math.max(0, this.seen.length - SMOOTH)];
     for (const [name, value] of Object.entries(levels)) this.push(name, value);
     for (const [name, value] of Object.entries(totals)) {
-      // A total that fell began anew: the daemon's tables were made again.
+      // A total that fell has restarted: the daemon's tables were created again.
       const grown = before ? value - before.totals[name] : 0;
       this.push(name, grown > 0 ? grown / ((now - before.now) / 1000) : 0);
     }
@@ -100,20 +100,20 @@ class Past {
 const pasts = new Map();
 const past = (key) => pasts.get(key) ?? pasts.set(key, new Past()).get(key);
 
-/** The children of a parent by key: made when they first appear, in this order, removed when they are gone. */
+/** Keeps a parent's children in step with a list of items: created, ordered and removed by key. */
 const keyed = (parent, items, key, build) => {
   const old = new Map([...parent.children].map((child) => [child.dataset.key, child]));
-  items.forEach((item, place) => {
+  items.forEach((item, position) => {
     let child = old.get(key(item));
     if (child) old.delete(key(item));
     else { child = build(item); child.dataset.key = key(item); }
-    if (parent.children[place] !== child) parent.insertBefore(child, parent.children[place] ?? null);
+    if (parent.children[position] !== child) parent.insertBefore(child, parent.children[position] ?? null);
   });
   old.forEach((child) => child.remove());
   return [...parent.children];
 };
 
-// ---- everything together ----
+// ---- totals ----
 
 const perSecond = (value) => `${rate(value)}/s`;
 const bytesPerSecond = (value) => `${bytes(value)}/s`;
@@ -139,11 +139,11 @@ const showTiles = (status, backends, now) => {
   const room = sum(status.services, (s) => s.connections.capacity);
   const values = {
     active: [count(all.last("active")), `room for ${count(room)}`],
-    opened: [perSecond(all.last("opened")), `${count(sum(backends, (b) => b.total))} in all`],
-    in: [bytesPerSecond(all.last("in")), `${bytes(sum(backends, (b) => b.bytes_in))} in all`],
-    out: [bytesPerSecond(all.last("out")), `${bytes(sum(backends, (b) => b.bytes_out))} in all`],
-    up: [`${up} of ${backends.length}`, up === backends.length ? "all of them" : backends.filter((b) => !isUp(b)).map((b) => `${b.name} ${b.state}`).join(", ")],
-    failed: [perSecond(all.last("failed")), `${count(sum(backends, (b) => b.connect_failures))} in all`],
+    opened: [perSecond(all.last("opened")), `${count(sum(backends, (b) => b.total))} in total`],
+    in: [bytesPerSecond(all.last("in")), `${bytes(sum(backends, (b) => b.bytes_in))} in total`],
+    out: [bytesPerSecond(all.last("out")), `${bytes(sum(backends, (b) => b.bytes_out))} in total`],
+    up: [`${up} of ${backends.length}`, up === backends.length ? "all" : backends.filter((b) => !isUp(b)).map((b) => `${b.name} ${b.state}`).join(", ")],
+    failed: [perSecond(all.last("failed")), `${count(sum(backends, (b) => b.connect_failures))} in total`],
   };
   keyed(byId("tiles"), TILES, ([key]) => key, tile).forEach((made) => {
     const [, value, note, most, plot] = made.children;
@@ -152,7 +152,7 @@ const showTiles = (status, backends, now) => {
     note.title = note.textContent;
     const unit = TILES.find(([key]) => key === made.dataset.key)[2];
     draw(plot, unit, all.series[made.dataset.key]);
-    // The curve's scale: a phone has no pointer to ask for it.
+    // The curve's scale: a phone has no pointer to hover with.
     put(most, made.dataset.key === "up" ? "" : `max ${unit(Math.max(...all.series[made.dataset.key]))}`);
   });
   byId("tile-up").dataset.tone = up === backends.length ? "" : backends.some((b) => b.state === "down") ? "bad" : "mild";
@@ -161,7 +161,7 @@ const showTiles = (status, backends, now) => {
 
 // ---- services and their backends ----
 
-const COLUMNS = ["Backend", "State", "Connections", "New", "Traffic", "Connect time", "Failures", "Resets", "In all"];
+const COLUMNS = ["Backend", "State", "Connections", "New", "Traffic", "Connect time", "Failures", "Resets", "Total"];
 const serviceCard = () => {
   const card = make("section", "card");
   const head = make("div", "service-head");
@@ -169,8 +169,8 @@ const serviceCard = () => {
   const scroll = make("div", "scroll");
   const table = make("table", "services-table");
   const row = make("tr");
-  COLUMNS.forEach((name, place) => {
-    const cell = make("th", place >= 6 ? "right" : "", name);
+  COLUMNS.forEach((name, position) => {
+    const cell = make("th", position >= 6 ? "right" : "", name);
     cell.scope = "col";
     row.append(cell);
   });
@@ -201,16 +201,16 @@ const backendRow = (backend) => {
   share.append(make("i"));
   active.querySelector(".number").append(make("span"), share);
   row.append(who, state, active, opened, traffic);
-  ["Connect time", "Failures", "Resets", "In all"].forEach((name, place) => {
-    const cell = make("td", place ? "right number" : "number");
+  ["Connect time", "Failures", "Resets", "Total"].forEach((name, position) => {
+    const cell = make("td", position ? "right number" : "number");
     cell.dataset.name = name;
     cell.append(make("span"));
-    if (!place) cell.append(make("span", "small"));
+    if (!position) cell.append(make("span", "small"));
     row.append(cell);
   });
   return row;
 };
-const REASONS = { admin: "by an operator", config: "in the configuration", refused: "refuses connections", timeout: "does not answer SYNs", silent: "is silent", probe_timeout: "does not answer the probe", probe_status: "says it is not ready" };
+const REASONS = { admin: "by an operator", config: "in the configuration", refused: "refuses connections", timeout: "does not answer SYNs", silent: "is silent", probe_timeout: "does not answer the probe", probe_status: "reports not ready" };
 
 const showBackend = (row, backend, most, now) => {
   const own = past(`${backend.service}/${backend.name}`);
@@ -238,7 +238,7 @@ const showBackend = (row, backend, most, now) => {
   put(total.firstChild, count(backend.total));
 };
 
-/** How uneven those are that get connections; nothing for fewer than two. */
+/** The imbalance of the backends that get connections; null for fewer than two. */
 const spreadOf = (backends) => {
   const loads = backends.filter((backend) => isUp(backend) && !backend.backup);
   if (loads.length < 2) return null;
@@ -250,10 +250,10 @@ const spreadOf = (backends) => {
 
 const showServices = (services, now) => {
   const cards = keyed(byId("services"), services, (service) => service.name, serviceCard);
-  services.forEach((service, place) => {
-    const [head, scroll] = cards[place].children;
+  services.forEach((service, position) => {
+    const [head, scroll] = cards[position].children;
     const [name, where, hooks, sums] = head.children;
-    cards[place].dataset.service = service.name;
+    cards[position].dataset.service = service.name;
     put(name, service.name);
     put(where, `${service.listen.join(", ")} · ${service.balance}`);
     keyed(hooks, service.datapath, (hook) => hook.interface, () => make("span", "chip")).forEach((chip, index) => {
@@ -264,7 +264,7 @@ const showServices = (services, now) => {
     const { active, half_open: halfOpen, capacity } = service.connections;
     const spread = spreadOf(service.backends);
     put(sums, `${count(active)} open, ${count(halfOpen)} of them half-open${spread === null ? "" : `; spread ${count(spread)}`}; room for ${count(capacity)}`);
-    sums.title = spread === null ? "" : "spread: the most connections of a backend less the fewest, by weight, as evenkeel rebalance has it";
+    sums.title = spread === null ? "" : "spread: the largest number of connections of a backend minus the smallest, by weight, as in evenkeel rebalance";
     const most = Math.max(...service.backends.map((backend) => backend.active), 0);
     const rows = keyed(scroll.querySelector("tbody"), service.backends, (backend) => backend.name, backendRow);
     service.backends.forEach((backend, index) => showBackend(rows[index], backend, most, now));
@@ -276,8 +276,8 @@ const showServices = (services, now) => {
 const VRRP = ["", "", "Addresses", "Priority", "Master", "Changes", "Since"];
 const instanceRow = () => {
   const row = make("tr");
-  VRRP.forEach((name, place) => {
-    const cell = make("td", place === 0 ? "who" : [3, 5, 6].includes(place) ? "right number" : "");
+  VRRP.forEach((name, position) => {
+    const cell = make("td", position === 0 ? "who" : [3, 5, 6].includes(position) ? "right number" : "");
     if (name) cell.dataset.name = name;
     row.append(cell);
   });
@@ -289,9 +289,9 @@ const signed = (value) => (value > 0 ? `+${value}` : `${value}`);
 const showVrrp = (instances) => {
   byId("vrrp").hidden = instances.length === 0;
   const rows = keyed(byId("vrrp").querySelector("tbody"), instances, (instance) => instance.name, instanceRow);
-  instances.forEach((instance, place) => {
-    const [name, state, addresses, priority, master, changes, since] = rows[place].children;
-    rows[place].dataset.state = instance.state;
+  instances.forEach((instance, position) => {
+    const [name, state, addresses, priority, master, changes, since] = rows[position].children;
+    rows[position].dataset.state = instance.state;
     put(name, instance.name);
     put(state.firstChild, instance.state);
     put(addresses, instance.addresses.join(", "));
@@ -307,11 +307,11 @@ const showVrrp = (instances) => {
 
 // ---- flow sync ----
 
-const SYNC = ["", "", "Behind", "Waiting", "Connections sent", "received", "Without a place", "Lost or refused"];
+const SYNC = ["", "", "Behind", "Waiting", "Connections sent", "received", "Not applied", "Lost or refused"];
 const peerRow = () => {
   const row = make("tr");
-  SYNC.forEach((name, place) => {
-    const cell = make("td", place === 0 ? "who" : place > 1 ? "right number" : "");
+  SYNC.forEach((name, position) => {
+    const cell = make("td", position === 0 ? "who" : position > 1 ? "right number" : "");
     if (name) cell.dataset.name = name;
     row.append(cell);
   });
@@ -322,12 +322,12 @@ const showSync = (sync) => {
   const section = byId("sync");
   section.hidden = !sync;
   if (!sync) return;
-  const masters = sync.master_of.length ? `this host sends the connections of ${sync.master_of.join(", ")}` : "this host receives, and sends none";
+  const masters = sync.master_of.length ? `this host sends the connections of ${sync.master_of.join(", ")}` : "this host receives connections and sends none";
   put(section.querySelector(".why"), sync.error ? sync.error : `on ${sync.listen}: ${masters}`);
   const rows = keyed(section.querySelector("tbody"), sync.peers, (peer) => peer.address, peerRow);
-  sync.peers.forEach((peer, place) => {
-    const [who, state, lag, waiting, sent, received, unknown, lost] = rows[place].children;
-    rows[place].dataset.state = peer.state;
+  sync.peers.forEach((peer, position) => {
+    const [who, state, lag, waiting, sent, received, unknown, lost] = rows[position].children;
+    rows[position].dataset.state = peer.state;
     put(who, peer.address);
     put(state.firstChild, peer.state);
     put(state.lastChild, peer.silent_ms === null ? "never heard" : `heard ${duration(peer.silent_ms / 1000)} ago`);
@@ -343,7 +343,7 @@ const showSync = (sync) => {
 // ---- counters ----
 
 const meanings = new Map();
-const moves = new Map(); // by reason: what it was over the last two minutes
+const moves = new Map(); // by reason: its values over the last two minutes
 const counterRow = () => {
   const row = make("tr");
   const what = make("td");
@@ -363,11 +363,11 @@ const showCounters = (counters) => {
   shown.sort((a, b) => (b.moved > 0) - (a.moved > 0) || b.value - a.value || a.reason.localeCompare(b.reason));
   const section = byId("counters");
   const rows = keyed(section.querySelector("tbody"), shown, ({ reason }) => reason, counterRow);
-  shown.forEach(({ reason, value, moved }, place) => {
-    const [what, change, total] = rows[place].children;
-    rows[place].dataset.reason = reason;
-    rows[place].dataset.group = meanings.get(reason)?.group ?? "";
-    rows[place].className = moved ? "" : "quiet";
+  shown.forEach(({ reason, value, moved }, position) => {
+    const [what, change, total] = rows[position].children;
+    rows[position].dataset.reason = reason;
+    rows[position].dataset.group = meanings.get(reason)?.group ?? "";
+    rows[position].className = moved ? "" : "quiet";
     put(what.children[0], reason);
     put(what.children[1], meanings.get(reason)?.meaning ?? "");
     put(change, `+${count(moved)}`);
@@ -404,10 +404,10 @@ const showEvents = (events) => {
   byId("events").querySelector(".none").hidden = list.children.length > 0;
 };
 
-// ---- asking ----
+// ---- requests ----
 
 let uptime = 0;
-let answered = null; // when, on the wall clock
+let answered = null; // wall-clock time of the last answer
 const ask = async (path) => {
   const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
   if (!answer.ok) throw new Error(`status ${answer.status}`);
@@ -415,7 +415,7 @@ const ask = async (path) => {
 };
 const show = (status, events) => {
   const now = performance.now();
-  if (status.uptime_s < uptime) { newest = 0; moves.clear(); } // another daemon, whose numbers begin anew
+  if (status.uptime_s < uptime) { newest = 0; moves.clear(); } // another daemon, whose event numbers start again
   else showEvents(events);
   uptime = status.uptime_s;
   const { file, generation, loaded_at: loaded } = status.config;
@@ -438,8 +438,8 @@ const stale = (why) => {
   document.documentElement.dataset.live = "no";
   put(byId("live"), "stale");
   byId("stale").hidden = false;
-  const since = answered ? `Stale since ${clock(answered)}: what is shown is ${duration((Date.now() - answered) / 1000)} old.` : "Nothing is known yet.";
-  put(byId("stale"), `${since} The daemon does not answer (${why}). Connections go on without it: the kernel balances on its own.`);
+  const since = answered ? `Stale since ${clock(answered)}: this data is ${duration((Date.now() - answered) / 1000)} old.` : "No data yet.";
+  put(byId("stale"), `${since} The daemon does not answer (${why}). Connections continue without it: the kernel balances on its own.`);
 };
 const turn = async () => {
   const began = performance.now();
@@ -466,7 +466,7 @@ const paint = () => {
 };
 byId("theme").addEventListener("click", () => {
   theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
-  try { localStorage.setItem("theme", theme); } catch { /* for this visit, then */ }
+  try { localStorage.setItem("theme", theme); } catch { /* not stored: lasts for this visit only */ }
   paint();
 });
 dark.addEventListener("change", paint);

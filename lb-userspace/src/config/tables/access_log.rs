@@ -30,25 +30,25 @@ fn target(value: Value) -> Result<LogTarget, String> {
         "stdout" => Ok(LogTarget::Stdout),
         "journald" => Ok(LogTarget::Journald),
         text if text.starts_with('/') => Ok(LogTarget::File(text.into())),
-        text => Err(format!("\"{text}\" is neither an absolute path nor \"stdout\" nor \"journald\"")),
+        text => Err(format!("\"{text}\" is not a valid target: write an absolute path, \"stdout\" or \"journald\"")),
     }
 }
 
 fn interval(value: Value) -> Result<Duration, String> {
     let interval = units::duration(Duration::ZERO..=DAY)(value)?;
     if interval > Duration::ZERO && interval < seconds(1) {
-        return Err("less than a second would only fill the disk: \"0s\" for never, or \"1s\" and more".into());
+        return Err("less than a second would fill the disk: write \"0s\" for never, or \"1s\" and more".into());
     }
     Ok(interval)
 }
 
-/// Points at the variable itself when the string stands in the file as it is read (no escapes).
+/// Parses the format. An error points at the variable itself if the string has no escapes.
 fn format(at: At<&str>) -> Result<Format, crate::config::problem::Problem> {
     Format::parse(at.value).map_err(|wrong| {
-        let literal = &at.place.source.text[at.place.offset..];
+        let literal = &at.pos.source.text[at.pos.offset..];
         let quotes = literal.len() - literal.trim_start_matches(['\'', '"']).len();
         let as_written = literal[quotes..].starts_with(at.value);
         let offset = if as_written { quotes + wrong.offset } else { 0 };
-        at.place.source.at(at.place.offset + offset).problem(format!("format: {}", wrong.what))
+        at.pos.source.at(at.pos.offset + offset).problem(format!("format: {}", wrong.what))
     })
 }

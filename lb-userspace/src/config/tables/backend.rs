@@ -16,11 +16,11 @@ pub struct Seen<'a> {
     pub addresses: Once<'a, SocketAddr>,
 }
 
-/// A backend and the places that later checks point at.
+/// A backend and the positions that later checks point at.
 pub struct Read<'a> {
     pub backend: Backend,
     pub address: At<'a, SocketAddr>,
-    /// Where `backup = true` stands.
+    /// Where `backup = true` is written.
     pub backup: Option<At<'a, bool>>,
 }
 
@@ -30,10 +30,10 @@ pub fn backend<'a>(mut table: Table<'a>, seen: &mut Seen<'a>) -> Option<Read<'a>
     let name = table.required("name", "\"cp01\"", units::name);
     let address = table.required("address", "\"10.0.1.10:6443\"", units::socket_address);
     if let Some(name) = &name {
-        seen.names.enter(name.value.to_owned(), name.place, findings);
+        seen.names.enter(name.value.to_owned(), name.pos, findings);
     }
     if let Some(address) = &address {
-        seen.addresses.enter(address.value, address.place, findings);
+        seen.addresses.enter(address.value, address.pos, findings);
     }
     let weight = table.or("weight", Weight::new(1)?, weight);
     let max_fails = table.or("max_fails", 3, units::number(0..=1000));
@@ -62,7 +62,6 @@ pub fn backend<'a>(mut table: Table<'a>, seen: &mut Seen<'a>) -> Option<Read<'a>
 
 fn weight(value: Value) -> Result<Weight, String> {
     let weight = units::number(0..=Weight::MAX)(value)?;
-    Weight::new(weight).ok_or_else(|| {
-        format!("0 is no share: 1 to {}; for a backend that shall get no connections write down = true", Weight::MAX)
-    })
+    Weight::new(weight)
+        .ok_or_else(|| format!("must be 1 to {}; to send a backend no connections, set down = true", Weight::MAX))
 }

@@ -1,4 +1,4 @@
-//! `[daemon]`, `[api]` and `[sync]`: each in one file only.
+//! `[daemon]`, `[api]` and `[sync]`, each allowed in one file only.
 
 use std::{
     net::SocketAddr,
@@ -14,7 +14,7 @@ use crate::config::{
     units,
 };
 
-/// Where everything stands if the file does not say otherwise.
+/// The default of `state_dir`.
 pub const DEFAULT_STATE_DIR: &str = "/run/evenkeel";
 
 impl Default for Daemon {
@@ -59,7 +59,7 @@ const LEVELS: &[(&str, LevelFilter)] = &[
     ("trace", LevelFilter::Trace),
 ];
 
-/// The folder of pins that belongs to a state_dir: named after its path, so that two instances do not meet.
+/// The default folder for pins: named after the path of state_dir, so that two instances do not collide.
 /// `/run/evenkeel` → `evenkeel`, `/srv/lab.a/state` → `srv-lab_a-state` (a bpffs takes no dots in names).
 fn default_bpffs(state_dir: &Path) -> PathBuf {
     let path = state_dir.strip_prefix("/run").unwrap_or(state_dir);
@@ -83,10 +83,10 @@ pub fn sync(mut table: Table) -> Option<Sync> {
     if let Some(key_file) = &key_file {
         match key_problem(&key_file.value) {
             Ok(None) => {}
-            Ok(Some(what)) => table.findings.error(key_file.place.problem(format!("key_file: {what}"))),
+            Ok(Some(what)) => table.findings.error(key_file.pos.problem(format!("key_file: {what}"))),
             Err(error) => {
                 let what = format!("key_file: {} cannot be read: {error}", key_file.value.display());
-                table.findings.warning(key_file.place.problem(what));
+                table.findings.warning(key_file.pos.problem(what));
             }
         }
     }
@@ -99,19 +99,22 @@ pub fn sync(mut table: Table) -> Option<Sync> {
     })
 }
 
-/// What is wrong with a key: who may read it, how long it is.
+/// What is wrong with a key file: its permissions, or the length of the key.
 fn key_problem(path: &Path) -> std::io::Result<Option<String>> {
     use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(path)?.permissions().mode();
     let shown = path.display();
     if mode & 0o007 != 0 {
-        return Ok(Some(format!("{shown} has mode {:04o}, others may use it: chmod 600 {shown}", mode & 0o7777)));
+        return Ok(Some(format!(
+            "{shown} has mode {:04o}, so other users can read it: chmod 600 {shown}",
+            mode & 0o7777
+        )));
     }
     let key = std::fs::read_to_string(path)?;
     let key = key.trim();
     if key.len() < 32 || !key.chars().all(|c| c.is_ascii_hexdigit()) {
         return Ok(Some(format!(
-            "{shown} holds no key: at least 32 hexadecimal digits, as `openssl rand -hex 32` prints"
+            "{shown} holds no key: write at least 32 hexadecimal digits, such as the output of `openssl rand -hex 32`"
         )));
     }
     Ok(None)

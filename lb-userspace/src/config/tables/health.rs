@@ -3,16 +3,14 @@
 use std::num::NonZeroU32;
 
 use super::{HOUR, millis, seconds};
-use crate::{
-    config::{
-        model::{Health, Probe},
-        raw::{Table, Value},
-        units,
-    },
-    probe::authorities,
+use crate::config::{
+    authorities,
+    model::{Health, Probe},
+    raw::{Table, Value},
+    units,
 };
 
-/// Statuses that mean "ready" unless the file says otherwise: 401 and 403 are alive, anonymous access is off.
+/// The default of `expect`. 401 and 403 count as ready: the API server is alive, only anonymous access is off.
 const EXPECT: [u16; 3] = [200, 401, 403];
 
 /// Reads `[service.health]`.
@@ -24,19 +22,19 @@ pub fn health(mut table: Table) -> Option<Health> {
     let timeout = table.optional("timeout", units::duration(millis(10)..=HOUR));
     if let Some(timeout) = timeout.filter(|timeout| timeout.value > interval) {
         let (timeout_text, interval_text) = (units::write_duration(timeout.value), units::write_duration(interval));
-        findings.error(timeout.place.problem(format!(
-            "timeout: \"{timeout_text}\" is above the interval of \"{interval_text}\": a probe has to end before the next begins"
+        findings.error(timeout.pos.problem(format!(
+            "timeout: \"{timeout_text}\" is above the interval of \"{interval_text}\": a probe must end before the next one starts"
         )));
     }
     let rise = table.or("rise", 2, units::number(1..=1000));
     let fall = table.or("fall", 3, units::number(1..=1000));
     let ca = table.optional("ca", units::absolute_path);
     if let Some(ca) = &ca {
-        // Not readable: maybe this is another host or another user than the daemon's, which refuses to start without it.
+        // Only a warning: this may be another host or user than the daemon's. The daemon does not start without it.
         if let Err(error) = std::fs::File::open(&ca.value) {
-            findings.warning(ca.place.problem(format!("ca: {} cannot be read: {error}", ca.value.display())));
+            findings.warning(ca.pos.problem(format!("ca: {} cannot be read: {error}", ca.value.display())));
         } else if let Err(error) = authorities(&ca.value) {
-            findings.error(ca.place.problem(format!("ca: {error:#}")));
+            findings.error(ca.pos.problem(format!("ca: {error:#}")));
         }
     }
     let expect = match table.list("expect", units::number(100..=599)) {
@@ -45,7 +43,7 @@ pub fn health(mut table: Table) -> Option<Health> {
     };
     if table.is_empty_list("expect") {
         findings.error(
-            table.place.problem("[service.health]: `expect` names no status, no backend could ever be up: [200]"),
+            table.pos.problem("[service.health]: `expect` is empty, so no backend could ever be up: expect = [200]"),
         );
     }
     table.finish();
@@ -64,7 +62,7 @@ pub fn health(mut table: Table) -> Option<Health> {
 fn request_path(value: Value) -> Result<String, String> {
     let text = units::text(value)?;
     if !text.starts_with('/') || !text.chars().all(|c| c.is_ascii_graphic()) {
-        return Err(format!("\"{text}\" is no path of a request: it has to begin with `/`, as \"/readyz\""));
+        return Err(format!("\"{text}\" is not a valid request path: it must begin with `/`, such as \"/readyz\""));
     }
     Ok(text.into())
 }

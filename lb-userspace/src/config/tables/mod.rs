@@ -1,4 +1,4 @@
-//! One file for each table of the configuration: which keys it has, their defaults, and what must hold within it.
+//! One file per table of the configuration: its keys, their defaults, and the rules within the table.
 
 pub mod access_log;
 pub mod backend;

@@ -17,7 +17,7 @@ use crate::config::{
     units,
 };
 
-/// Below Linux's ephemeral ports (32768-60999), so that a SNAT address that is the host's own stays safe.
+/// Below Linux's ephemeral ports (32768-60999), so that the host's own address is safe as a SNAT address.
 const DEFAULT_SNAT_PORTS: PortRange = PortRange::new(10_240, 32_767).unwrap();
 
 const DATAPATHS: &[(&str, Datapath)] =
@@ -28,7 +28,7 @@ pub fn service<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Servic
     let findings = table.findings;
     let name = table.required("name", "\"kube-apiserver\"", units::name);
     if let Some(name) = &name {
-        cross.services.enter(name.value.to_owned(), name.place, findings);
+        cross.services.enter(name.value.to_owned(), name.pos, findings);
     }
     let listen = table.required_list("listen", "\"10.0.1.100:6443\"", units::socket_address);
     let interfaces = interfaces(&mut table);
@@ -39,8 +39,7 @@ pub fn service<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Servic
     let next_upstream = table.or("next_upstream", true, units::boolean);
     let next_upstream_tries = table.or("next_upstream_tries", 0, units::number(0..=layout::MAX_SERVICE_BACKENDS));
     let snat = snat(&mut table, &listen);
-    let snat_ports =
-        table.optional("snat_ports", ports).unwrap_or(At { value: DEFAULT_SNAT_PORTS, place: table.place });
+    let snat_ports = table.optional("snat_ports", ports).unwrap_or(At { value: DEFAULT_SNAT_PORTS, pos: table.pos });
     let rules = rules(&mut table);
     let reset_rate = table.or("reset_rate", 5000, units::number(1..=1_000_000));
     let max_half_open = table.or("max_half_open", 8192, units::number(1..=65_536));
@@ -84,16 +83,16 @@ fn interfaces(table: &mut Table) -> Vec<String> {
     let interfaces = table.list("interface", units::interface).unwrap_or_default();
     let mut once = Once::new("interface");
     for at in &interfaces {
-        once.enter(at.value.clone(), at.place, table.findings);
+        once.enter(at.value.clone(), at.pos, table.findings);
     }
     values(interfaces)
 }
 
-/// The SNAT addresses; left out: those of `listen`.
+/// The SNAT addresses; by default the addresses of `listen`.
 fn snat<'a>(table: &mut Table<'a>, listen: &[At<'a, SocketAddr>]) -> Vec<At<'a, IpAddr>> {
     let listed = table.list("snat", units::address).filter(|list| !list.is_empty());
     let candidates =
-        listed.unwrap_or_else(|| listen.iter().map(|at| At { value: at.value.ip(), place: at.place }).collect());
+        listed.unwrap_or_else(|| listen.iter().map(|at| At { value: at.value.ip(), pos: at.pos }).collect());
     let mut snat: Vec<At<IpAddr>> = Vec::new();
     for at in candidates {
         if !snat.iter().any(|other| other.value == at.value) {
@@ -101,28 +100,28 @@ fn snat<'a>(table: &mut Table<'a>, listen: &[At<'a, SocketAddr>]) -> Vec<At<'a, 
         }
     }
     if let Some(over) = snat.get(layout::MAX_SNAT as usize) {
-        let what = format!("snat: {} addresses, the most is {}", snat.len(), layout::MAX_SNAT);
-        table.findings.error(over.place.problem(what));
+        let what = format!("snat: {} addresses, the maximum is {}", snat.len(), layout::MAX_SNAT);
+        table.findings.error(over.pos.problem(what));
     }
     snat
 }
 
 fn ports(value: Value) -> Result<PortRange, String> {
     let text = units::text(value)?;
-    let right = "write \"first-last\" within \"1024-65535\", as \"10240-32767\"";
-    let (first, last) = text.split_once('-').ok_or_else(|| format!("\"{text}\" is no range of ports: {right}"))?;
+    let right = "write \"first-last\" within \"1024-65535\", such as \"10240-32767\"";
+    let (first, last) = text.split_once('-').ok_or_else(|| format!("\"{text}\" is not a port range: {right}"))?;
     match (first.trim().parse(), last.trim().parse()) {
         (Ok(first), Ok(last)) => PortRange::new(first, last),
         _ => None,
     }
-    .ok_or_else(|| format!("\"{text}\" is no range of ports: {right}"))
+    .ok_or_else(|| format!("\"{text}\" is not a port range: {right}"))
 }
 
 fn rules(table: &mut Table) -> Vec<Rule> {
     let rules = table.list("rules", rule).unwrap_or_default();
     if let Some(over) = rules.get(layout::MAX_RULES as usize) {
-        let what = format!("rules: {} of them, the most is {}", rules.len(), layout::MAX_RULES);
-        table.findings.error(over.place.problem(what));
+        let what = format!("rules: {} rules, the maximum is {}", rules.len(), layout::MAX_RULES);
+        table.findings.error(over.pos.problem(what));
     }
     values(rules)
 }
@@ -131,7 +130,7 @@ fn rule(value: Value) -> Result<Rule, String> {
     let text = units::text(value)?;
     let wrong = || {
         format!(
-            "\"{text}\" is no rule: write \"allow NETWORK\", \"deny NETWORK\" or \"deny all\", as \"allow 10.0.0.0/8\""
+            "\"{text}\" is not a rule: write \"allow NETWORK\", \"deny NETWORK\" or \"deny all\", such as \"allow 10.0.0.0/8\""
         )
     };
     let (verb, clients) = text.trim().split_once(char::is_whitespace).ok_or_else(wrong)?;
@@ -147,7 +146,7 @@ fn rule(value: Value) -> Result<Rule, String> {
             let network = clients.parse::<IpNet>().or(host).map_err(|_| wrong())?;
             if network.trunc() != network {
                 let right = network.trunc();
-                return Err(format!("\"{text}\": {network} is a host within its network: \"{verb} {right}\""));
+                return Err(format!("\"{text}\": {network} has host bits set: write \"{verb} {right}\""));
             }
             Some(network)
         }
@@ -159,63 +158,61 @@ fn backends<'a>(table: &mut Table<'a>, balance: Balance) -> Vec<backend::Read<'a
     let findings = table.findings;
     let tables = table.tables("backend", "[[service.backend]]");
     if tables.is_empty() {
-        findings
-            .error(table.place.problem("[[service]] has no backend: add [[service.backend]] with name and address"));
+        findings.error(table.pos.problem("[[service]] has no backend: add [[service.backend]] with name and address"));
     }
     if let Some(over) = tables.get(layout::MAX_SERVICE_BACKENDS as usize) {
-        let what = format!("{} backends in one service, the most is {}", tables.len(), layout::MAX_SERVICE_BACKENDS);
-        findings.error(over.place.problem(what));
+        let what = format!("{} backends in one service, the maximum is {}", tables.len(), layout::MAX_SERVICE_BACKENDS);
+        findings.error(over.pos.problem(what));
     }
     let mut seen = backend::Seen { names: Once::new("backend"), addresses: Once::new("backend address") };
     let backends: Vec<_> = tables.into_iter().filter_map(|table| backend::backend(table, &mut seen)).collect();
     if balance == Balance::Hash {
         for backup in backends.iter().filter_map(|read| read.backup) {
-            let what = "backup: balance = \"hash\" knows no backup, it spreads clients over all backends: \
-                        remove `backup` or take another balance";
-            findings.error(backup.place.problem(what));
+            let what = "backup: balance = \"hash\" spreads clients over all backends and has no backups: \
+                        remove `backup` or use another balance";
+            findings.error(backup.pos.problem(what));
         }
     }
     backends
 }
 
-/// Nothing is translated between IPv4 and IPv6: clients, SNAT addresses and backends have to meet within a family.
+/// Nothing is translated between IPv4 and IPv6: listen addresses, SNAT addresses and backends must match by family.
 fn check_families(listen: &[At<SocketAddr>], snat: &[At<IpAddr>], backends: &[At<SocketAddr>], findings: &Findings) {
     let family = |ipv4: bool| if ipv4 { "IPv4" } else { "IPv6" };
     if backends.is_empty() || listen.is_empty() {
-        return; // said already
+        return; // reported already
     }
     let of_no_backend = |address: IpAddr| !backends.iter().any(|backend| backend.value.is_ipv4() == address.is_ipv4());
     let useless: Vec<_> = snat.iter().filter(|at| of_no_backend(at.value)).collect();
     for at in &useless {
         let is = family(at.value.is_ipv4());
-        findings.error(at.place.problem(format!("snat: {} is {is}, but no backend of this service is", at.value)));
+        findings.error(at.pos.problem(format!("snat: {} is {is}, but no backend of this service is", at.value)));
     }
     let unreachable = |at: &&At<SocketAddr>| !snat.iter().any(|snat| snat.value.is_ipv4() == at.value.is_ipv4());
     for at in backends.iter().filter(unreachable).filter(|_| useless.is_empty()) {
         let is = family(at.value.is_ipv4());
         let what = format!("address: {} is {is}, but no SNAT address of this service is: add one to `snat`", at.value);
-        findings.error(at.place.problem(what));
+        findings.error(at.pos.problem(what));
     }
     for at in listen.iter().filter(|at| of_no_backend(at.value.ip())) {
         let is = family(at.value.is_ipv4());
-        findings.error(at.place.problem(format!("listen: {} is {is}, but no backend of this service is", at.value)));
+        findings.error(at.pos.problem(format!("listen: {} is {is}, but no backend of this service is", at.value)));
     }
     for at in listen.iter().chain(backends).filter(|at| at.value.is_ipv6()) {
-        findings
-            .error(at.place.problem(format!("{} is IPv6, which is not balanced yet: give an IPv4 address", at.value)));
+        findings.error(at.pos.problem(format!("{} is IPv6, which is not balanced yet: use an IPv4 address", at.value)));
     }
 }
 
-/// A SNAT address that is no VIP is probably the host's own, which uses the ephemeral ports itself.
+/// Warns of a SNAT address that is probably the host's own: the host itself uses the ephemeral ports.
 fn warn_of_ephemeral_ports(listen: &[At<SocketAddr>], snat: &[At<IpAddr>], ports: At<PortRange>, findings: &Findings) {
     let own = snat.iter().find(|snat| !listen.iter().any(|listen| listen.value.ip() == snat.value));
     if let Some(own) = own
         && ports.value.last() >= 32_768
         && ports.value.first() <= 60_999
     {
-        findings.warning(ports.place.problem(format!(
-            "snat_ports: {} meets Linux's ephemeral ports (32768-60999) and {} is no listen address: if it is this host's own, \
-             connections of the host towards a backend may collide",
+        findings.warning(ports.pos.problem(format!(
+            "snat_ports: {} overlaps Linux's ephemeral ports (32768-60999) and {} is not a listen address: if it is this host's own, \
+             the host's own connections to a backend may collide with balanced ones",
             ports.value, own.value
         )));
     }

@@ -33,7 +33,7 @@ pub fn vrrp<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Vrrp> {
     let interface = table.required("interface", "\"eth0\"", units::interface);
     let router = table.required("virtual_router_id", "251", units::number(1..=255_u8));
     if let Some(name) = &name {
-        cross.instances.enter(name.value.to_owned(), name.place, findings);
+        cross.instances.enter(name.value.to_owned(), name.pos, findings);
     }
     let priority = table.or("priority", 100, units::number(1..=255_u8));
     let version = table.or("version", VrrpVersion::V3, version);
@@ -47,13 +47,13 @@ pub fn vrrp<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Vrrp> {
     check_families(&addresses, unicast_source.iter().chain(&unicast_peers), findings);
     check_unicast(&addresses, unicast_source.as_ref(), &unicast_peers, findings);
     if let (Some(interface), Some(router), Some(first)) = (&interface, &router, addresses.first()) {
-        // IPv4 and IPv6 count apart (RFC 9568 section 5.2.3).
+        // IPv4 and IPv6 are separate virtual routers (RFC 9568 section 5.2.3).
         let family = if first.value.addr().is_ipv4() { "IPv4" } else { "IPv6" };
         let key = format!("{} on interface {} ({family})", router.value, interface.value);
-        cross.routers.enter(key, router.place, findings);
+        cross.routers.enter(key, router.pos, findings);
     }
     for at in &addresses {
-        cross.virtual_addresses.enter(at.value.addr(), at.place, findings);
+        cross.virtual_addresses.enter(at.value.addr(), at.pos, findings);
     }
     let garp_repeat = table.or("garp_repeat", 5, units::number(1..=100));
     let garp_delay = table.or("garp_delay", seconds(5), units::duration(Duration::ZERO..=HOUR));
@@ -69,7 +69,7 @@ pub fn vrrp<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Vrrp> {
     if let Some(notify) = &notify {
         warn_of_program("notify", notify, findings);
     }
-    let place = table.place;
+    let pos = table.pos;
     table.finish();
     let instance = Vrrp {
         name: name?.value.into(),
@@ -95,12 +95,12 @@ pub fn vrrp<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Vrrp> {
         notify: notify.map(|at| at.value),
         track_script,
     };
-    lint(&instance).into_iter().for_each(|what| findings.warning(place.problem(what)));
-    cross.groups.enter(&instance, place);
+    lint(&instance).into_iter().for_each(|what| findings.warning(pos.problem(what)));
+    cross.groups.enter(&instance, pos);
     Some(instance)
 }
 
-/// What may be added to a priority, as in keepalived.
+/// The weights that may be added to a priority, as in keepalived.
 const WEIGHTS: std::ops::RangeInclusive<i16> = -253..=253;
 
 const CHECKSUMS: &[(&str, VrrpChecksum)] =
@@ -113,17 +113,17 @@ fn version(value: Value) -> Result<VrrpVersion, String> {
     }
 }
 
-/// Version 2 counts whole seconds in a byte, version 3 hundredths of a second in 12 bits.
+/// Version 2 sends whole seconds in one byte, version 3 hundredths of a second in 12 bits.
 fn advert_interval(table: &mut Table, version: VrrpVersion) -> Duration {
     table.or("advert_interval", seconds(1), |value| {
         let interval = units::duration(millis(10)..=seconds(255))(value)?;
         let text = units::write_duration(interval);
         match version {
             VrrpVersion::V2 if interval.subsec_millis() != 0 => {
-                Err(format!("\"{text}\" cannot be said in version 2: whole seconds, \"1s\" to \"255s\""))
+                Err(format!("\"{text}\" is not possible in version 2: use whole seconds, \"1s\" to \"255s\""))
             }
             VrrpVersion::V3 if interval > millis(40_950) || !interval.as_millis().is_multiple_of(10) => {
-                Err(format!("\"{text}\" cannot be said in version 3: \"10ms\" to \"40s950ms\" in steps of 10ms"))
+                Err(format!("\"{text}\" is not possible in version 3: use \"10ms\" to \"40s950ms\" in steps of 10ms"))
             }
             _ => Ok(interval),
         }
@@ -133,15 +133,16 @@ fn advert_interval(table: &mut Table, version: VrrpVersion) -> Duration {
 fn auth_pass(table: &mut Table, version: VrrpVersion) -> Option<String> {
     let pass = table.optional("auth_pass", units::text)?;
     if version == VrrpVersion::V3 {
-        let what = "auth_pass: version 3 has no authentication (RFC 9568), it is not sent: remove it, or version = 2";
-        table.findings.warning(pass.place.problem(what));
+        let what =
+            "auth_pass: not sent, because version 3 has no authentication (RFC 9568): remove it, or set version = 2";
+        table.findings.warning(pass.pos.problem(what));
     }
     if pass.value.is_empty() {
-        table.findings.error(pass.place.problem("auth_pass: an empty password is none: remove it or write one"));
+        table.findings.error(pass.pos.problem("auth_pass: the password must not be empty: remove it or set one"));
     }
     if pass.value.len() > AUTH_BYTES {
-        let what = format!("auth_pass: only its first {AUTH_BYTES} bytes count, the rest is not sent");
-        table.findings.warning(pass.place.problem(what));
+        let what = format!("auth_pass: only the first {AUTH_BYTES} bytes are used, the rest is not sent");
+        table.findings.warning(pass.pos.problem(what));
     }
     Some(pass.value.to_owned())
 }
@@ -150,32 +151,33 @@ fn addresses<'a>(table: &mut Table<'a>, version: VrrpVersion) -> Vec<At<'a, IpNe
     let addresses = table.required_list("addresses", "\"10.0.1.100/24\"", address_with_prefix);
     let ipv6 = addresses.iter().find(|at| at.value.addr().is_ipv6());
     if let (VrrpVersion::V2, Some(at)) = (version, ipv6) {
-        table.findings.error(at.place.problem("addresses: version 2 carries IPv4 only: version = 3"));
+        table.findings.error(at.pos.problem("addresses: version 2 carries IPv4 only: set version = 3"));
     }
     if let Some(at) = addresses.get(MAX_ADDRESSES) {
-        let what = format!("addresses: {} of them, an advertisement has room for {MAX_ADDRESSES}", addresses.len());
-        table.findings.error(at.place.problem(what));
+        let what = format!("addresses: {} addresses, an advertisement has room for {MAX_ADDRESSES}", addresses.len());
+        table.findings.error(at.pos.problem(what));
     }
     addresses
 }
 
-/// Most addresses of one instance: an advertisement fits into any frame, and keepalived takes as many.
+/// Most addresses per instance: an advertisement with these fits into any frame, and keepalived accepts them.
 const MAX_ADDRESSES: usize = 20;
 
 fn address_with_prefix(value: Value) -> Result<IpNet, String> {
     let text = units::text(value)?;
-    let address: IpNet =
-        text.parse().map_err(|_| format!("\"{text}\" is no address with a prefix: write it as \"10.0.1.100/24\""))?;
+    let address: IpNet = text
+        .parse()
+        .map_err(|_| format!("\"{text}\" is not an address with a prefix: write it like \"10.0.1.100/24\""))?;
     units::usable(address.addr())?;
     let ends = [address.network(), address.broadcast()];
     let IpNet::V4(network) = address else { return Ok(address) };
     if network.prefix_len() < 31 && ends.contains(&address.addr()) {
-        return Err(format!("\"{text}\" is the network's own or its broadcast address, no host's"));
+        return Err(format!("\"{text}\" is a network or broadcast address, not a host's address"));
     }
     Ok(address)
 }
 
-/// An instance speaks one family: its addresses, its peers and its own source.
+/// All addresses of an instance, its peers and its source must be of one family.
 fn check_families<'a>(
     addresses: &[At<'a, IpNet>],
     unicast: impl Iterator<Item = &'a At<'a, IpAddr>>,
@@ -185,15 +187,16 @@ fn check_families<'a>(
     let ipv4 = first.value.addr().is_ipv4();
     let family = if ipv4 { "IPv4" } else { "IPv6" };
     for at in addresses.iter().filter(|at| at.value.addr().is_ipv4() != ipv4) {
-        let what = format!("addresses: {} is not {family} as the first is: give it an instance of its own", at.value);
-        findings.error(at.place.problem(what));
+        let what =
+            format!("addresses: {} is not {family} like the first address: put it in an instance of its own", at.value);
+        findings.error(at.pos.problem(what));
     }
     for at in unicast.filter(|at| at.value.is_ipv4() != ipv4) {
-        findings.error(at.place.problem(format!("{} is not {family}, as `addresses` are", at.value)));
+        findings.error(at.pos.problem(format!("{} is not {family}, unlike `addresses`", at.value)));
     }
 }
 
-/// Nobody is a peer of himself, and the address that moves cannot be one that stays.
+/// A host is not its own peer, and an address that moves cannot be a host's own.
 fn check_unicast<'a>(
     addresses: &[At<'a, IpNet>],
     source: Option<&At<'a, IpAddr>>,
@@ -201,11 +204,11 @@ fn check_unicast<'a>(
     findings: &Findings,
 ) {
     for at in peers.iter().filter(|at| source.is_some_and(|source| source.value == at.value)) {
-        findings.error(at.place.problem(format!("unicast_peers: {} is this host's own unicast_source", at.value)));
+        findings.error(at.pos.problem(format!("unicast_peers: {} is this host's own unicast_source", at.value)));
     }
     for at in peers.iter().chain(source).filter(|at| addresses.iter().any(|vip| vip.value.addr() == at.value)) {
-        let what = format!("{} is one of `addresses`, which move: write a host's own address", at.value);
-        findings.error(at.place.problem(what));
+        let what = format!("{} is one of `addresses`, which move: use a host's own address", at.value);
+        findings.error(at.pos.problem(what));
     }
 }
 
@@ -213,7 +216,7 @@ fn track_datapath(value: Value) -> Result<TrackDatapath, String> {
     match value.toml {
         DeValue::Integer(_) => units::number(WEIGHTS)(value).map(TrackDatapath::Weight),
         _ => units::choice(&[("fault", TrackDatapath::Fault)])(value)
-            .map_err(|_| "write \"fault\", or a weight from -253 to 253".into()),
+            .map_err(|_| "write \"fault\" or a weight from -253 to 253".into()),
     }
 }
 
@@ -227,7 +230,7 @@ fn track_script(mut table: Table) -> Option<TrackScript> {
     if let Some(timeout) = timeout.filter(|timeout| timeout.value > interval) {
         let (timeout_text, interval_text) = (units::write_duration(timeout.value), units::write_duration(interval));
         let what = format!("timeout: \"{timeout_text}\" is above the interval of \"{interval_text}\"");
-        table.findings.error(timeout.place.problem(what));
+        table.findings.error(timeout.pos.problem(what));
     }
     let weight = table.or("weight", 0, units::number(WEIGHTS));
     let rise = table.or("rise", 1, units::number(1..=1000));
@@ -243,21 +246,21 @@ fn track_script(mut table: Table) -> Option<TrackScript> {
     })
 }
 
-/// A program that cannot be run where the file is checked, which may be another host.
+/// Warns of a program that does not exist here; the file may be checked on another host.
 fn warn_of_program(key: &str, at: &At<PathBuf>, findings: &Findings) {
     let runs = std::fs::metadata(&at.value).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
     if !runs {
-        let what = format!("{key}: there is no program {} on this host", at.value.display());
-        findings.warning(at.place.problem(what));
+        let what = format!("{key}: no program {} on this host", at.value.display());
+        findings.warning(at.pos.problem(what));
     }
 }
 
-/// keepalived's default: what the other host mostly has where this one has more.
+/// keepalived's default priority, which the other host usually has if this one has more.
 const USUAL: i16 = 100;
-/// The smallest distance between two hosts that is in use (100 and 90).
+/// The smallest usual difference between two hosts (100 and 90).
 const USUAL_GAP: i16 = 10;
 
-/// What is allowed and may not do what was meant.
+/// Settings that are allowed but may not do what was meant.
 fn lint(instance: &Vrrp) -> Vec<String> {
     let mut found = Vec::new();
     let name = &instance.name;
@@ -270,22 +273,22 @@ fn lint(instance: &Vrrp) -> Vec<String> {
     let weights = scripts.chain(datapath).chain([("track_backends", instance.track_backends)]);
     if priority == i16::from(OWNER_PRIORITY) {
         found.push(format!(
-            "vrrp instance {name}: priority 255 owns the addresses: no weight changes it, and it preempts in any case"
+            "vrrp instance {name}: priority 255 owns the addresses: no weight changes it, and it always preempts"
         ));
     } else {
         found
             .extend(weights.filter_map(|(key, weight)| Some(format!("{name}: {}", too_small(key, weight, priority)?))));
     }
     if !instance.preempt && instance.preempt_delay > Duration::ZERO {
-        found.push(format!("{name}: preempt_delay does nothing with preempt = false"));
+        found.push(format!("{name}: preempt_delay has no effect with preempt = false"));
     }
     let first = instance.addresses.first().map(|address| address.addr());
     if let Some(IpAddr::V6(address)) = first
         && !instance.addresses.iter().any(|address| is_link_local(address.addr()))
     {
         found.push(format!(
-            "{name}: RFC 9568 section 5.2.9 wants a link-local address among those of IPv6 (fe80::... before {address}); \
-             routers other than keepalived and evenkeel may not listen otherwise"
+            "{name}: RFC 9568 section 5.2.9 requires a link-local IPv6 address first (fe80::... before {address}); \
+             routers other than keepalived and evenkeel may ignore this instance"
         ));
     }
     found
@@ -295,8 +298,8 @@ fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
-/// A weight after which this host still wins. What the other host has is not known here; it is mostly keepalived's
-/// default, or ten less.
+/// Warns of a weight that probably changes no election. The other host's priority is not known here; it is usually
+/// keepalived's default, or ten less than this one.
 fn too_small(key: &str, weight: i16, priority: i16) -> Option<String> {
     let lost = weight.abs();
     let above = priority - USUAL;
@@ -306,7 +309,7 @@ fn too_small(key: &str, weight: i16, priority: i16) -> Option<String> {
     }
     let left = (priority - lost).max(1);
     Some(format!(
-        "{key}: a weight of {weight} leaves {left} of the priority {priority}, which changes no election unless the other \
-         host has more than that: with its priority at {peer} it takes more than {limit}"
+        "{key}: a weight of {weight} lowers the priority {priority} to {left}, which changes no election unless the other \
+         host has more than that: against a priority of {peer} it takes more than {limit}"
     ))
 }
