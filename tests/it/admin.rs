@@ -135,7 +135,7 @@ fn a_drain_that_somebody_takes_back_is_not_waited_for_and_ctrl_c_leaves_it_in_fo
     said.hear().expect("a line");
     cluster.done(&["ready", "cp01"]);
     assert_eq!(process.wait(SOON).expect("its end").code(), Some(1));
-    assert!(process.log().contains("is not drained any more"), "{}", process.log());
+    assert!(process.log().contains("is no longer drained"), "{}", process.log());
 
     let (mut process, mut said) = cluster.evenkeel.begin(&["drain", "cp01", "--wait"]).expect("drain");
     said.hear().expect("a line");

@@ -306,8 +306,8 @@ fn a_refusal_is_exit_1_and_nobody_there_is_exit_2() {
     let client = running.client();
     let cases = [
         (client.post("/api/v1/reload"), "e.toml:1:1: no\ntwo"),
-        (client.get("/api/v1/reload"), "this resource has another method"),
-        (client.get("/api/v1/nothing"), "there is no such resource"),
+        (client.get("/api/v1/reload"), "method not allowed for this resource"),
+        (client.get("/api/v1/nothing"), "no such resource"),
         (
             client.get("/api/v1/conns?state=asleep"),
             "Failed to deserialize query string: state: unknown variant `asleep`",
@@ -416,7 +416,7 @@ fn a_daemon_that_does_not_answer_is_told_from_one_that_is_not_there() {
         runtime.block_on(async { server.serve(Daemon::new(requests, history), async { drop(ended.await) })?.await })
     });
     match Client::new(&socket).get("/api/v1/status").map(|answer| answer.body) {
-        Err(Failure::Unreachable(what)) => assert_eq!(what, "the daemon is busy or about to end: try again"),
+        Err(Failure::Unreachable(what)) => assert_eq!(what, "the daemon is busy or stopping: try again"),
         other => panic!("{other:?}"),
     }
     // A client that says nothing does not keep the server from ending.

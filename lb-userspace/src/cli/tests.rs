@@ -212,9 +212,9 @@ fn a_forecast_says_what_comes_of_a_syn_why_and_who_else_there_is() {
     assert_eq!(
         told,
         "\
-10.0.3.7:1 has no connection. A SYN from it now:
+10.0.3.7:1 has no connection. A SYN from it now would do this:
 to 10.0.1.100:6443 (service api): is refused (RST)
-  but          this host is BACKUP of VI_1: SYNs go to 10.0.1.2, which has the address
+  but          this host is BACKUP of VI_1: SYNs go to 10.0.1.2, which holds the address
   reason       no_backend: nobody
   rule         1: \"allow 10.0.0.0/8\"
   backends     cp01  draining (admin), weight 1, 2 active

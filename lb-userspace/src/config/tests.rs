@@ -106,56 +106,68 @@ fn more_rules_than_the_kernel_looks_through_are_an_error_at_the_first_that_is_to
         format!("{SERVICE}rules = [\n{lines}]\n{BACKEND}")
     };
     assert_eq!(load_text(&rules(256)).unwrap().config.services[0].rules.len(), 256);
-    assert_eq!(errors(&rules(258)), ["e.toml:262:3: rules: 258 of them, the most is 256"]);
+    assert_eq!(errors(&rules(258)), ["e.toml:262:3: rules: 258 rules, the maximum is 256"]);
 }
 
-/// What is wrong in one service or backend → the one error it gives.
+/// A mistake in a service or backend and the one error it causes.
 #[test]
-fn every_mistake_is_told_with_its_place_and_what_would_be_right() {
+fn every_mistake_is_reported_with_its_position_and_the_fix() {
     // (keys of the service, from line 5; keys of the backend, from line 9; the error)
     let cases = [
         ("balence = \"hash\"", "", "5:1: unknown key `balence` in [[service]]: did you mean `balance`?"),
-        ("zzz = 1", "", "5:1: unknown key `zzz` in [[service]]: it knows name, listen,"),
+        ("zzz = 1", "", "5:1: unknown key `zzz` in [[service]]: known keys are name, listen,"),
         ("balance = \"leastconn\"", "", "5:11: balance: unknown word \"leastconn\": did you mean \"least_conn\"?"),
-        ("balance = 1", "", "5:11: balance: the number 1 where one of these belongs: least_conn, round_robin,"),
+        ("balance = 1", "", "5:11: balance: found the number 1, expected one of: least_conn, round_robin,"),
         (
             "connect_timeout = 2",
             "",
-            "5:19: connect_timeout: the number 2 where a time with its unit belongs, as \"2s\"",
+            "5:19: connect_timeout: found the number 2, expected a time with its unit, such as \"2s\"",
         ),
         (
             "connect_timeout = \"2\"",
             "",
-            "5:19: connect_timeout: \"2\" is no time: write a whole number and ms, s, m, h or d",
+            "5:19: connect_timeout: \"2\" is not a time: write a whole number and ms, s, m, h or d",
         ),
-        ("connect_timeout = \"2h\"", "", "5:19: connect_timeout: \"2h\" is out of range: \"10ms\" to \"1m\""),
-        ("idle_timeout = \"0s\"", "", "5:16: idle_timeout: \"0s\" is out of range: \"1s\" to \"7d\""),
+        ("connect_timeout = \"2h\"", "", "5:19: connect_timeout: \"2h\" is out of range: must be \"10ms\" to \"1m\""),
+        ("idle_timeout = \"0s\"", "", "5:16: idle_timeout: \"0s\" is out of range: must be \"1s\" to \"7d\""),
         ("snat = \"fd00::1\"", "", "5:8: snat: fd00::1 is IPv6, but no backend of this service is"),
         ("snat = \"10.0.1.10\"", "", "5:8: snat: 10.0.1.10 is a backend's own address"),
         (
             "snat_ports = \"80-90\"",
             "",
-            "5:14: snat_ports: \"80-90\" is no range of ports: write \"first-last\" within \"1024-65535\"",
+            "5:14: snat_ports: \"80-90\" is not a port range: write \"first-last\" within \"1024-65535\"",
         ),
-        ("snat_ports = \"3000-2000\"", "", "5:14: snat_ports: \"3000-2000\" is no range of ports"),
-        ("rules = [\"allow 10.0.0.0/8\", \"permit all\"]", "", "5:30: rules: \"permit all\" is no rule: write"),
+        ("snat_ports = \"3000-2000\"", "", "5:14: snat_ports: \"3000-2000\" is not a port range"),
+        ("rules = [\"allow 10.0.0.0/8\", \"permit all\"]", "", "5:30: rules: \"permit all\" is not a rule: write"),
         (
             "rules = \"deny 10.0.1.1/8\"",
             "",
-            "5:9: rules: \"deny 10.0.1.1/8\": 10.0.1.1/8 is a host within its network: \"deny 10.0.0.0/8\"",
+            "5:9: rules: \"deny 10.0.1.1/8\": 10.0.1.1/8 has host bits set: write \"deny 10.0.0.0/8\"",
         ),
         (
             "interface = \"much-too-long-a-name\"",
             "",
-            "5:13: interface: \"much-too-long-a-name\" cannot be an interface",
+            "5:13: interface: \"much-too-long-a-name\" is not a valid interface name",
         ),
-        ("interface = [\"eth0\", \"eth0\"]", "", "5:22: interface eth0 stands twice"),
-        ("max_half_open = 0x1_0001", "", "5:17: max_half_open: 65537 is out of range: 1 to 65536"),
-        ("per_client_connections = 65536", "", "5:26: per_client_connections: 65536 is out of range: 0 to 65535"),
-        ("max_half_open = 1.5", "", "5:17: max_half_open: the number 1.5 where a whole number from 1 to 65536 belongs"),
-        ("health = { expect = [] }", "", "5:10: [service.health]: `expect` names no status"),
-        ("reset_rate = 0", "", "5:14: reset_rate: 0 is out of range: 1 to 1000000"),
-        ("access_log = { path = \"log\" }", "", "5:23: path: \"log\" is neither an absolute path nor \"stdout\""),
+        ("interface = [\"eth0\", \"eth0\"]", "", "5:22: interface eth0 appears twice"),
+        ("max_half_open = 0x1_0001", "", "5:17: max_half_open: 65537 is out of range: must be 1 to 65536"),
+        (
+            "per_client_connections = 65536",
+            "",
+            "5:26: per_client_connections: 65536 is out of range: must be 0 to 65535",
+        ),
+        (
+            "max_half_open = 1.5",
+            "",
+            "5:17: max_half_open: found the number 1.5, expected a whole number from 1 to 65536",
+        ),
+        ("health = { expect = [] }", "", "5:10: [service.health]: `expect` is empty"),
+        ("reset_rate = 0", "", "5:14: reset_rate: 0 is out of range: must be 1 to 1000000"),
+        (
+            "access_log = { path = \"log\" }",
+            "",
+            "5:23: path: \"log\" is not a valid target: write an absolute path, \"stdout\"",
+        ),
         (
             "access_log = { path = \"/l\", format = 'a $bites_sent' }",
             "",
@@ -166,17 +178,17 @@ fn every_mistake_is_told_with_its_place_and_what_would_be_right() {
             "",
             "5:39: timeout: \"2s\" is above the interval of \"1s\"",
         ),
-        ("health = { expect = [200, 99] }", "", "5:27: expect: 99 is out of range: 100 to 599"),
-        (
-            "",
-            "weight = 0",
-            "9:10: weight: 0 is no share: 1 to 65535; for a backend that shall get no connections write down = true",
-        ),
-        ("", "weight = 70000", "9:10: weight: 70000 is out of range: 0 to 65535"),
+        ("health = { expect = [200, 99] }", "", "5:27: expect: 99 is out of range: must be 100 to 599"),
+        ("", "weight = 0", "9:10: weight: must be 1 to 65535; to send a backend no connections, set down = true"),
+        ("", "weight = 70000", "9:10: weight: 70000 is out of range: must be 0 to 65535"),
         ("", "weigth = 1", "9:1: unknown key `weigth` in [[service.backend]]: did you mean `weight`?"),
-        ("balance = \"hash\"", "backup = true", "9:10: backup: balance = \"hash\" knows no backup"),
-        ("", "down = \"yes\"", "9:8: down: the string \"yes\" where true or false belongs"),
-        ("", "max_fails = -1", "9:13: max_fails: -1 is out of range: 0 to 1000"),
+        (
+            "balance = \"hash\"",
+            "backup = true",
+            "9:10: backup: balance = \"hash\" spreads clients over all backends and has no backups",
+        ),
+        ("", "down = \"yes\"", "9:8: down: found the string \"yes\", expected true or false"),
+        ("", "max_fails = -1", "9:13: max_fails: -1 is out of range: must be 0 to 1000"),
     ];
     for (service, backend, wanted) in cases {
         let text = format!(
@@ -193,10 +205,10 @@ fn addresses_have_to_be_complete_and_reachable() {
     let cases = [
         ("10.0.1.10", "\"10.0.1.10\" lacks the port: \"10.0.1.10:6443\""),
         ("fd00::10", "\"fd00::10\" lacks the port: \"[fd00::10]:6443\""),
-        ("cp01:6443", "\"cp01:6443\" is no address (names are not resolved"),
-        ("10.0.1.10:0", "\"10.0.1.10:0\": port 0 is none"),
+        ("cp01:6443", "\"cp01:6443\" is not an address (names are not resolved"),
+        ("10.0.1.10:0", "\"10.0.1.10:0\": port 0 is not allowed"),
         ("0.0.0.0:6443", "0.0.0.0 is not the address of one host"),
-        ("10.0.1.100:6443", "10.0.1.100:6443 is a listen address: a connection would go round in circles"),
+        ("10.0.1.100:6443", "10.0.1.100:6443 is a listen address, so connections would loop"),
     ];
     for (address, wanted) in cases {
         let text = format!("{SERVICE}[[service.backend]]\nname = \"cp01\"\naddress = \"{address}\"\n");
@@ -243,9 +255,9 @@ fn mistakes_of_the_syntax_do_not_hide_the_others() {
 fn what_stands_twice_points_at_where_it_stood_first() {
     let shown = errors(&format!("{SERVICE}{BACKEND}{BACKEND}"));
     assert_eq!(shown.len(), 2, "{shown:#?}");
-    assert!(shown[0].starts_with("e.toml:11:8: backend cp01 stands twice: it is at "), "{shown:#?}");
-    assert!(shown[0].ends_with("e.toml:7:8 already"), "{shown:#?}");
-    assert!(shown[1].starts_with("e.toml:12:11: backend address 10.0.1.10:6443 stands twice"), "{shown:#?}");
+    assert!(shown[0].starts_with("e.toml:11:8: backend cp01 appears twice: first at "), "{shown:#?}");
+    assert!(shown[0].ends_with("e.toml:7:8"), "{shown:#?}");
+    assert!(shown[1].starts_with("e.toml:12:11: backend address 10.0.1.10:6443 appears twice"), "{shown:#?}");
 
     let instance = |id: u8| {
         format!(
@@ -254,10 +266,10 @@ fn what_stands_twice_points_at_where_it_stood_first() {
     };
     let shown = errors(&format!("{}{}", instance(1), instance(2)));
     assert!(
-        shown[0].starts_with("e.toml:9:21: virtual_router_id 7 on interface eth0 (IPv4) stands twice"),
+        shown[0].starts_with("e.toml:9:21: virtual_router_id 7 on interface eth0 (IPv4) appears twice"),
         "{shown:#?}"
     );
-    assert!(shown[1].starts_with("e.toml:10:13: virtual address 10.0.1.9 stands twice"), "{shown:#?}");
+    assert!(shown[1].starts_with("e.toml:10:13: virtual address 10.0.1.9 appears twice"), "{shown:#?}");
 }
 
 /// An instance that is right, from line 1; keys are added from line 6.
@@ -270,17 +282,17 @@ fn instance(keys: &str) -> String {
 #[test]
 fn mistakes_in_an_instance_are_told() {
     let cases = [
-        ("advert_interval = \"100ms\"\nversion = 2", "6:19: advert_interval: \"100ms\" cannot be said in version 2"),
-        ("advert_interval = \"105ms\"", "6:19: advert_interval: \"105ms\" cannot be said in version 3"),
-        ("advert_interval = \"41s\"", "6:19: advert_interval: \"41s\" cannot be said in version 3"),
-        ("priority = 0", "6:12: priority: 0 is out of range: 1 to 255"),
-        ("unicast_peers = \"fd00::2\"", "6:17: fd00::2 is not IPv4, as `addresses` are"),
+        ("advert_interval = \"100ms\"\nversion = 2", "6:19: advert_interval: \"100ms\" is not possible in version 2"),
+        ("advert_interval = \"105ms\"", "6:19: advert_interval: \"105ms\" is not possible in version 3"),
+        ("advert_interval = \"41s\"", "6:19: advert_interval: \"41s\" is not possible in version 3"),
+        ("priority = 0", "6:12: priority: 0 is out of range: must be 1 to 255"),
+        ("unicast_peers = \"fd00::2\"", "6:17: fd00::2 is not IPv4, unlike `addresses`"),
         (
             "unicast_source = \"10.0.1.1\"\nunicast_peers = \"10.0.1.1\"",
             "7:17: unicast_peers: 10.0.1.1 is this host's own unicast_source",
         ),
         ("unicast_peers = \"10.0.1.100\"", "6:17: 10.0.1.100 is one of `addresses`, which move"),
-        ("track_datapath = \"maybe\"", "6:18: track_datapath: write \"fault\", or a weight from -253 to 253"),
+        ("track_datapath = \"maybe\"", "6:18: track_datapath: write \"fault\" or a weight from -253 to 253"),
         (
             "track_script = [{ command = \"/bin/true\", timeout = \"3s\" }]",
             "6:52: timeout: \"3s\" is above the interval of \"2s\"",
@@ -291,12 +303,12 @@ fn mistakes_in_an_instance_are_told() {
         assert!(shown[0].starts_with(&format!("e.toml:{wanted}")), "{keys}: {shown:#?}");
     }
     for (addresses, wanted) in [
-        ("\"10.0.1.100\"", "is no address with a prefix"),
-        ("\"10.0.1.0/24\"", "is the network's own or its broadcast address"),
-        ("\"10.0.1.255/24\"", "is the network's own or its broadcast address"),
+        ("\"10.0.1.100\"", "is not an address with a prefix"),
+        ("\"10.0.1.0/24\"", "is a network or broadcast address"),
+        ("\"10.0.1.255/24\"", "is a network or broadcast address"),
         ("\"224.0.0.18/32\"", "is not the address of one host"),
-        ("[\"10.0.1.100/24\", \"fd00::1/64\"]", "is not IPv4 as the first is"),
-        ("[\"10.0.1.100/24\", \"10.0.1.100/32\"]", "virtual address 10.0.1.100 stands twice"),
+        ("[\"10.0.1.100/24\", \"fd00::1/64\"]", "is not IPv4 like the first address"),
+        ("[\"10.0.1.100/24\", \"10.0.1.100/32\"]", "virtual address 10.0.1.100 appears twice"),
     ] {
         let shown = errors(&instance("").replace("\"10.0.1.100/24\"", addresses));
         assert!(shown[0].contains(wanted), "{addresses}: {shown:#?}");
@@ -310,31 +322,31 @@ fn what_would_change_no_election_is_warned_of() {
     let warnings = |text: &str| -> Vec<String> {
         let loaded = load_text(text).unwrap_or_else(|problems| panic!("{problems}"));
         let mut texts: Vec<_> = loaded.warnings.into_iter().map(|warning| warning.what).collect();
-        texts.retain(|text| !text.starts_with("there is no [[service]]"));
+        texts.retain(|text| !text.starts_with("no [[service]]"));
         texts
     };
     for quiet in ["priority = 150", "priority = 100", "track_datapath = -60", "priority = 150\ntrack_datapath = -51"] {
         assert_eq!(warnings(&instance(quiet)), Vec::<String>::new(), "{quiet}");
     }
     for (keys, wanted) in [
-        ("priority = 150\ntrack_backends = -50", "track_backends: a weight of -50 leaves 100 of the priority 150"),
+        ("priority = 150\ntrack_backends = -50", "track_backends: a weight of -50 lowers the priority 150 to 100"),
         ("priority = 100\ntrack_datapath = -5", "it takes more than 10"),
-        ("priority = 90\ntrack_backends = -10", "with its priority at 80 it takes more than 10"),
+        ("priority = 90\ntrack_backends = -10", "against a priority of 80 it takes more than 10"),
         ("priority = 255", "priority 255 owns the addresses"),
-        ("preempt = false\npreempt_delay = \"5s\"", "preempt_delay does nothing with preempt = false"),
-        ("version = 2\nauth_pass = \"kubernetes\"", "only its first 8 bytes count"),
+        ("preempt = false\npreempt_delay = \"5s\"", "preempt_delay has no effect with preempt = false"),
+        ("version = 2\nauth_pass = \"kubernetes\"", "only the first 8 bytes are used"),
         ("auth_pass = \"k8s\"", "version 3 has no authentication"),
-        ("group = \"G\"", "group G has no instance but VI"),
-        ("notify = \"/no/such/program\"", "notify: there is no program /no/such/program on this host"),
+        ("group = \"G\"", "group G has only one instance, VI"),
+        ("notify = \"/no/such/program\"", "notify: no program /no/such/program on this host"),
     ] {
         let shown = warnings(&instance(keys));
         assert!(shown.iter().any(|warning| warning.contains(wanted)), "{keys}: {shown:#?}");
     }
     let six = instance("").replace("10.0.1.100/24", "fd00::100/64");
-    assert!(warnings(&six)[0].contains("wants a link-local address"));
+    assert!(warnings(&six)[0].contains("requires a link-local IPv6 address"));
     let second = six.replace("\"VI\"", "\"V6\"").replace("51", "52") + "group = \"G\"\npriority = 90\n";
     let shown = warnings(&(instance("group = \"G\"") + &second));
-    assert!(shown.iter().any(|warning| warning.contains("V6 has another priority")), "{shown:#?}");
+    assert!(shown.iter().any(|warning| warning.contains("V6 differs from VI in priority")), "{shown:#?}");
 }
 
 #[test]
@@ -357,10 +369,10 @@ fn mistakes_between_files_are_told() {
     let drop_in = format!("include = \"x\"\n[daemon]\n{SERVICE}snat_ports = \"2000-3000\"\n{BACKEND}");
     let shown = errors_of(&[("e.toml", &main), ("conf.d/a.toml", &drop_in)]);
     let wanted = [
-        "conf.d/a.toml:1:11: include: only the main file may include others",
-        "conf.d/a.toml:2:1: [daemon] stands in two files: it is at ",
-        "conf.d/a.toml:5:8: service api stands twice: it is at ",
-        "conf.d/a.toml:6:10: listen address 10.0.1.100:6443 stands twice",
+        "conf.d/a.toml:1:11: include: only the main file may include other files",
+        "conf.d/a.toml:2:1: [daemon] appears in two files: first at ",
+        "conf.d/a.toml:5:8: service api appears twice: first at ",
+        "conf.d/a.toml:6:10: listen address 10.0.1.100:6443 appears twice",
         "conf.d/a.toml:7:14: snat_ports: 2000-3000 differs from 10240-32767",
         "e.toml:1:29: include: there is no file ",
     ];
@@ -377,7 +389,7 @@ fn no_more_than_64_backends_fit_in_a_service() {
     let with = |count: u32| SERVICE.to_owned() + &(1..=count).map(backend).collect::<String>();
     assert_eq!(load_text(&with(64)).unwrap().config.services[0].backends.len(), 64);
     let shown = errors(&with(65));
-    assert_eq!(shown, ["e.toml:197:1: 65 backends in one service, the most is 64"]);
+    assert_eq!(shown, ["e.toml:197:1: 65 backends in one service, the maximum is 64"]);
 }
 
 #[test]
@@ -403,7 +415,7 @@ fn a_key_of_sync_that_others_may_read_is_refused() {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     assert!(
         errors(&text)[0].contains("e.toml:4:12: key_file: ")
-            && errors(&text)[0].contains("mode 0644, others may use it")
+            && errors(&text)[0].contains("mode 0644, so other users can read it")
     );
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     load_text(&text).unwrap();

@@ -1,4 +1,4 @@
-//! The thread that asks the daemon, so that the screen never waits for an answer.
+//! The thread that queries the daemon, so that the screen never waits for an answer.
 
 use std::{
     path::Path,
@@ -16,29 +16,29 @@ use crate::{
     words::Event,
 };
 
-/// Later than that is no answer: the next question may find another daemon.
+/// A later answer counts as none: the next query may reach another daemon.
 const WITHIN: Duration = Duration::from_secs(3);
-/// Events that are looked back.
+/// Number of past events to show.
 const EVENTS: usize = 200;
 
-/// What the thread tells.
+/// A message from the thread.
 #[derive(Debug)]
 pub enum Told {
     Seen(Box<Seen>),
-    /// No answer, and why.
+    /// The daemon did not answer, for this reason.
     Silent(String),
-    /// What became of an order.
+    /// The outcome of a command.
     Done(String),
 }
 
-/// The other end of it. The thread ends when this is dropped.
+/// The screen's end of the thread. Dropping it ends the thread.
 pub struct Feed {
     pub told: UnboundedReceiver<Told>,
     orders: Sender<Order>,
 }
 
 impl Feed {
-    /// Asks once, which has to succeed, and then again after each `period`.
+    /// Queries once, which must succeed, and then after every `period`.
     pub fn start(socket: &Path, period: Duration) -> Result<(Feed, Seen), Failure> {
         let client = Client::new(socket);
         let seen = look(&client)?;
@@ -46,12 +46,12 @@ impl Feed {
         let (orders, ordered) = channel();
         let asking = move || ask(&client, period, &ordered, &tell);
         let begun = thread::Builder::new().name("asks".into()).spawn(asking);
-        begun.map_err(|error| Failure::Refused(format!("cannot begin: {error}")))?;
+        begun.map_err(|error| Failure::Refused(format!("cannot start: {error}")))?;
         Ok((Feed { told, orders }, seen))
     }
 
     pub fn order(&self, order: Order) {
-        // Without the thread there is no screen any more either.
+        // Without the thread the screen is about to close as well.
         _ = self.orders.send(order);
     }
 }

@@ -1,8 +1,8 @@
 //! `evenkeel top`: the live screen.
 //!
-//! [`state`] is what is known and what keys make of it, [`draw`] makes a picture of that: both pure, both tested without a
-//! terminal. Around them [`feed`] asks the daemon in a thread of its own, [`screen`] has the terminal, and [`run`] is the
-//! loop. A [`Companion`] may add lines and keys of its own: `cargo xtask run` shows its clients so.
+//! [`state`] holds what is known and what keys do; [`draw`] turns it into a picture. Both are pure and tested without a
+//! terminal. Around them, [`feed`] queries the daemon in its own thread, [`screen`] owns the terminal and [`run`] is the
+//! loop. A [`Companion`] may add its own lines and keys, as `cargo xtask run` does for its clients.
 
 pub mod draw;
 mod feed;
@@ -30,27 +30,26 @@ use screen::Screen;
 pub use screen::is_there;
 use state::{Action, Now, Stage, State};
 
-/// Between two looks at the daemon.
+/// Time between two queries of the daemon.
 pub const PERIOD: Duration = Duration::from_secs(1);
 
-/// Who has lines and keys of his own on the screen.
+/// Adds its own lines and keys to the screen.
 pub trait Companion {
-    /// As it is now; asked for with every answer of the daemon's.
+    /// Its current lines and keys; queried with every answer of the daemon.
     fn stage(&mut self) -> Stage;
-    /// One of its keys was pressed: what is to be said about it.
+    /// One of its keys was pressed; returns a notice for the operator.
     fn key(&mut self, key: char) -> String;
 }
 
-/// Shows the daemon behind `socket` until the operator has seen enough.
+/// Shows the daemon behind `socket` until the operator quits.
 pub fn run(socket: &Path, period: Duration, companion: Option<&mut dyn Companion>) -> Result<(), Failure> {
     if !is_there() {
         return Err(Failure::Refused(
-            "top needs a terminal for its screen and its keys: `evenkeel status` shows the same once, and has -o json"
-                .into(),
+            "top needs a terminal: `evenkeel status` shows the same once, and supports -o json".into(),
         ));
     }
     let (feed, seen) = Feed::start(socket, period)?;
-    let told = |error: io::Error| Failure::Refused(format!("the terminal cannot be used: {error}"));
+    let told = |error: io::Error| Failure::Refused(format!("cannot use the terminal: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(told)?;
     let mut top = Top {
         state: State::new(seen, now()),
@@ -74,7 +73,7 @@ struct Top<'a> {
     screen: Screen,
 }
 
-/// Whether to go on.
+/// Whether to continue.
 type Goes = io::Result<bool>;
 
 impl Top<'_> {
@@ -90,7 +89,7 @@ impl Top<'_> {
                 told = self.feed.told.recv() => self.told(told),
                 event = keys.next() => self.event(event),
                 goes = signals.next() => if goes { self.screen.resume().map(|()| true) } else { Ok(false) },
-                // Times that are shown go on while nothing else happens.
+                // Displayed times advance even if nothing else happens.
                 () = tokio::time::sleep(PERIOD) => { self.state.passed(now()); Ok(true) },
             }?;
         }
@@ -108,7 +107,7 @@ impl Top<'_> {
                 self.state.passed(now());
                 self.state.notify(what);
             }
-            None => return Err(io::Error::other("the thread that asks the daemon has ended")),
+            None => return Err(io::Error::other("the thread that queries the daemon has stopped")),
         }
         Ok(true)
     }
@@ -120,7 +119,7 @@ impl Top<'_> {
     }
 
     fn event(&mut self, event: Option<io::Result<Event>>) -> Goes {
-        // No more keys: the terminal is gone.
+        // The end of the key stream means that the terminal is gone.
         let Some(event) = event.transpose()? else { return Ok(false) };
         let Event::Key(key) = event else { return Ok(true) };
         if key.kind == KeyEventKind::Release {
@@ -145,7 +144,7 @@ impl Top<'_> {
     }
 }
 
-/// Signals that would leave the terminal as it is.
+/// Signals whose default action would not restore the terminal.
 struct Signals {
     end: [Signal; 4],
     go_on: Signal,
@@ -157,12 +156,12 @@ impl Signals {
         let [first, second, third, fourth] = kinds.map(signal);
         Ok(Signals {
             end: [first?, second?, third?, fourth?],
-            // Not in every list of tokio's: SIGCONT.
+            // SIGCONT has no constructor of its own in tokio.
             go_on: signal(SignalKind::from_raw(nix::sys::signal::Signal::SIGCONT as i32))?,
         })
     }
 
-    /// Waits for the next one: true is to go on after a stop, false is the end.
+    /// Waits for the next signal: true means to continue after a stop, false to quit.
     async fn next(&mut self) -> bool {
         let [interrupt, terminate, hangup, quit] = &mut self.end;
         tokio::select! {

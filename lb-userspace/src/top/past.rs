@@ -1,19 +1,19 @@
-//! Totals as they were seen, and what they say about each second between.
+//! Totals over time, and the rates between them.
 
 use std::{collections::VecDeque, time::Instant};
 
 use crate::api::types::{Backend, Counters};
 
-/// Samples that a curve has: two minutes of one a second.
+/// Samples per curve: two minutes with one per second.
 pub const SAMPLES: usize = 120;
-/// Samples that a rate is taken over: a single second jumps.
+/// Samples a rate is averaged over, because a single second fluctuates too much.
 const SMOOTH: usize = 3;
-/// How long counters are looked back, in seconds.
+/// How far back changes of counters are shown, in seconds.
 const BACK_S: u64 = 120;
-/// Between two counts that are kept, in seconds.
+/// Time between two stored counters, in seconds.
 const EVERY_S: u64 = 10;
 
-/// What a backend, or all together, has counted so far.
+/// The totals of a backend, or of all backends together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     pub active: u64,
@@ -45,7 +45,7 @@ impl Totals {
     }
 }
 
-/// A second's share.
+/// Totals per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rates {
     pub opened: f64,
@@ -54,15 +54,15 @@ pub struct Rates {
     pub bytes_out: f64,
 }
 
-/// What was seen of one of them.
+/// The history of one backend, or of all together.
 #[derive(Clone, Debug, Default)]
 pub struct Past {
     seen: VecDeque<(Instant, Totals)>,
-    /// Nothing before the second look.
+    /// `None` before the second sample.
     pub rates: Option<Rates>,
     /// Open connections, the newest last.
     pub active: VecDeque<f64>,
-    /// New connections a second, the newest last.
+    /// New connections per second, the newest last.
     pub opened: VecDeque<f64>,
 }
 
@@ -78,7 +78,8 @@ impl Past {
     }
 }
 
-/// A total that fell began anew, for the daemon's tables were made again: nothing can be said then.
+/// The rates between two samples. A total that fell has restarted, because the daemon's tables were created again: its
+/// rate is zero.
 fn rates(seconds: f64, before: &Totals, now: &Totals) -> Option<Rates> {
     let rate = |of: fn(&Totals) -> u64| of(now).saturating_sub(of(before)) as f64 / seconds;
     (seconds > 0.0).then(|| Rates {
@@ -96,17 +97,17 @@ fn push<T>(into: &mut VecDeque<T>, value: T, most: usize) {
     into.push_back(value);
 }
 
-/// The counters of the last minutes.
+/// The counters of the last two minutes.
 #[derive(Clone, Debug, Default)]
 pub struct PastCounters {
     kept: VecDeque<(Instant, Counters)>,
 }
 
-/// A reason that something was counted for.
+/// A reason with its counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Moved<'a> {
     pub reason: &'a str,
-    /// In the last two minutes, or since the screen began.
+    /// In the last two minutes, or since the screen started.
     pub lately: u64,
     pub all: u64,
 }
@@ -117,13 +118,13 @@ impl PastCounters {
         if self.kept.back().is_none_or(|(then, _)| age(then) >= EVERY_S) {
             self.kept.push_back((now, counters.clone()));
         }
-        // The oldest that is kept is the one that the last two minutes began with.
+        // The oldest entry is the one at the start of the last two minutes.
         while self.kept.get(1).is_some_and(|(then, _)| age(then) >= BACK_S) {
             self.kept.pop_front();
         }
     }
 
-    /// Those that are not 0: what moves most comes first.
+    /// The counters that are not 0, those that changed most first.
     pub fn moved<'a>(&self, counters: &'a Counters) -> Vec<Moved<'a>> {
         let before = |reason: &str| self.kept.front().and_then(|(_, counters)| counters.get(reason)).copied();
         let moved = |(reason, all): (&'a String, &'a u64)| Moved {

@@ -1,4 +1,4 @@
-//! The terminal: taken, and given back as it was, whatever happens.
+//! The terminal: taken over, and always restored.
 
 use std::{
     io::{self, BufWriter, IsTerminal, Stdout, Write},
@@ -15,17 +15,16 @@ use crossterm::{
 use nix::sys::signal::{Signal, raise};
 use ratatui::{Frame, Terminal, TerminalOptions, Viewport, backend::CrosstermBackend, layout::Rect};
 
-/// A frame goes out in one piece: most are far smaller.
+/// Buffer size, so that a frame is written in one piece; most are far smaller.
 const FRAME: usize = 32 << 10;
 
-/// The terminal while it is ours.
+/// The terminal while the screen owns it.
 pub struct Screen {
-    /// Never dropped: its own way of giving the cursor back panics where the terminal has hung up, and [`give_back`] does
-    /// that.
+    /// Never dropped: its own drop panics if the terminal has hung up, and [`give_back`] restores the cursor anyway.
     terminal: ManuallyDrop<Terminal<CrosstermBackend<BufWriter<Stdout>>>>,
 }
 
-/// Whether there is a terminal that a screen can be drawn on and keys come from.
+/// Whether there is a terminal for a screen and keys.
 pub fn is_there() -> bool {
     let dumb = std::env::var_os("TERM").is_some_and(|kind| kind == "dumb");
     io::stdin().is_terminal() && io::stdout().is_terminal() && !dumb
@@ -36,7 +35,7 @@ impl Screen {
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
             let before = panic::take_hook();
-            // What a panic says is to be read: on the terminal as it was.
+            // A panic message must be readable, so the terminal is restored first.
             panic::set_hook(Box::new(move |panic| {
                 give_back();
                 before(panic);
@@ -50,28 +49,28 @@ impl Screen {
         Ok(Screen { terminal })
     }
 
-    /// Writes what has changed since the last time.
+    /// Writes what has changed since the last frame.
     pub fn draw(&mut self, draw: impl FnOnce(&mut Frame)) -> io::Result<()> {
         self.terminal.draw(draw).map(drop)
     }
 
-    /// The next time everything is written: others have written there.
+    /// Writes everything with the next frame, because other programs have written to the terminal.
     pub fn forget(&mut self) -> io::Result<()> {
-        // Not `clear`, which asks the terminal where its cursor is and waits for the answer.
+        // Not `clear`, which asks the terminal for the cursor position and waits for the answer.
         let size = size()?;
         self.terminal.resize(if size.is_empty() { UNKNOWN } else { size })
     }
 
-    /// Gives the terminal back and stops, as Ctrl-Z does with other programs; returns when the shell says to go on.
+    /// Restores the terminal and stops, like other programs on Ctrl-Z; returns when the shell continues it.
     pub fn suspend(&mut self) -> io::Result<()> {
         give_back();
         raise(Signal::SIGTSTP)?;
         self.resume()
     }
 
-    /// Takes the terminal as it is now.
+    /// Takes the terminal over in its current state.
     pub fn resume(&mut self) -> io::Result<()> {
-        // Raw mode that is on already would be left as it is, and the shell may have changed it.
+        // Enabling raw mode twice would have no effect, but the shell may have changed the mode.
         give_back();
         take()?;
         self.forget()
@@ -84,7 +83,7 @@ impl Drop for Screen {
     }
 }
 
-/// What a terminal is taken for that does not say how large it is, as serial consoles do not.
+/// The assumed size of a terminal that does not report one, such as a serial console.
 const UNKNOWN: Rect = Rect::new(0, 0, 80, 24);
 
 fn size() -> io::Result<Rect> {
@@ -97,7 +96,7 @@ fn take() -> io::Result<()> {
     execute!(io::stdout(), EnterAlternateScreen).inspect_err(|_| give_back())
 }
 
-/// Does no harm twice. Where the terminal is gone nobody is left to be told.
+/// Restores the terminal. Calling it twice is harmless. If the terminal is gone, errors do not matter.
 fn give_back() {
     _ = disable_raw_mode();
     let mut out = io::stdout();

@@ -1,5 +1,5 @@
-//! What the screen knows and what keys make of it. Pure: answers, keys and the time come in; [`draw`](super::draw) shows
-//! it; what is to be done comes out as an [`Action`].
+//! What the screen knows and what keys do. Pure: answers, keys and the time come in, and [`Action`]s come out;
+//! [`draw`](super::draw) shows the state.
 
 use std::{
     cmp::Ordering,
@@ -17,30 +17,30 @@ use crate::{
     words::{BackendState, Event},
 };
 
-/// How long a notice stands.
+/// How long a notice is shown.
 const NOTICE: Duration = Duration::from_secs(8);
 
-/// What the daemon has answered at one moment.
+/// The daemon's answers at one moment.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub status: Status,
-    /// The latest, the newest last.
+    /// The latest events, the newest last.
     pub events: Vec<Event>,
 }
 
 /// One reading of both clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
-    /// For rates and for what ends after a time.
+    /// For rates and time limits.
     pub at: Instant,
-    /// For people.
+    /// For display.
     pub time: Timestamp,
 }
 
-/// A backend by its names: it stays selected when others come and go.
+/// A backend by name, so that it stays selected when others come and go.
 pub type Key = (Arc<str>, Arc<str>);
 
-/// What is to be done about a backend.
+/// A command for a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     Drain,
@@ -48,7 +48,7 @@ pub enum Verb {
     Ready,
 }
 
-/// An order that was confirmed.
+/// A command for one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
     pub verb: Verb,
@@ -68,27 +68,27 @@ impl Order {
     }
 }
 
-/// What a key asks of the shell.
+/// What the shell must do after a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Nothing,
     Quit,
     /// Ctrl-Z.
     Suspend,
-    /// Ctrl-L: everything is written again, over what others wrote there.
+    /// Ctrl-L: write everything again, over the output of other programs.
     Redraw,
     Ask(Order),
-    /// A key of the [`Stage`]'s.
+    /// A key of the [`Stage`].
     Stage(char),
 }
 
-/// What backends are sorted by, within their service.
+/// The sort order of backends within their service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sort {
-    /// As in the file.
+    /// As in the configuration.
     #[default]
     File,
-    /// The worst first.
+    /// The worst state first.
     State,
     Active,
     New,
@@ -103,7 +103,7 @@ impl Sort {
 
     pub fn name(self) -> &'static str {
         match self {
-            Sort::File => "the file's order",
+            Sort::File => "configuration order",
             Sort::State => "state",
             Sort::Active => "connections",
             Sort::New => "new connections",
@@ -114,7 +114,7 @@ impl Sort {
     }
 }
 
-/// What stands in the lower part.
+/// The content of the lower part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Panel {
     #[default]
@@ -135,28 +135,28 @@ impl Panel {
     }
 }
 
-/// What lies over the rest.
+/// What covers the rest of the screen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Popup {
     #[default]
     None,
     Help,
-    /// `y` carries it out, every other key does not.
+    /// `y` carries the command out; every other key cancels it.
     Confirm(Order),
 }
 
-/// What else is shown and has keys of its own: the lab's clients and API servers.
+/// Additional content with its own keys: the lab's clients and API servers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stage {
     pub title: String,
     pub lines: Vec<String>,
-    /// They come before the screen's own.
+    /// They take precedence over the screen's own keys.
     pub keys: Vec<char>,
-    /// What they do.
+    /// What the keys do.
     pub hint: String,
 }
 
-/// Since when there is no answer.
+/// The daemon does not answer: since when, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Silence {
     pub since: Timestamp,
@@ -167,7 +167,7 @@ pub struct Silence {
 #[derive(Clone, Debug)]
 pub struct State {
     pub seen: Seen,
-    /// When that was answered.
+    /// When the daemon last answered.
     pub heard: Timestamp,
     pub silence: Option<Silence>,
     pub now: Now,
@@ -176,10 +176,10 @@ pub struct State {
     pub counters: PastCounters,
     selected: Option<Key>,
     pub sort: Sort,
-    /// The other way round.
+    /// Whether the order is reversed.
     pub reversed: bool,
     pub panel: Panel,
-    /// Lines of the panel that are scrolled over.
+    /// Number of lines the panel is scrolled by.
     pub scroll: usize,
     pub popup: Popup,
     notice: Option<(String, Instant)>,
@@ -209,10 +209,10 @@ impl State {
         state
     }
 
-    /// The daemon has answered.
+    /// Takes an answer of the daemon.
     pub fn answered(&mut self, seen: Seen, now: Now) {
         let newer = |event: &&Event| self.seen.events.last().is_none_or(|last| event.number > last.number);
-        // Who reads older events goes on reading those.
+        // A reader of older events keeps seeing the same ones.
         if self.panel == Panel::Events && self.scroll > 0 {
             self.scroll += seen.events.iter().filter(newer).count();
         }
@@ -233,19 +233,19 @@ impl State {
         self.seen = seen;
     }
 
-    /// It has not.
+    /// Notes that the daemon did not answer.
     pub fn unanswered(&mut self, why: String, now: Now) {
         self.now = now;
         let since = self.silence.as_ref().map_or(self.heard, |silence| silence.since);
         self.silence = Some(Silence { since, why });
     }
 
-    /// Time has passed.
+    /// Advances the time.
     pub fn passed(&mut self, now: Now) {
         self.now = now;
     }
 
-    /// Tells the operator something, for a while.
+    /// Shows a notice for a while.
     pub fn notify(&mut self, text: String) {
         self.notice = Some((text, self.now.at));
     }
@@ -259,7 +259,7 @@ impl State {
         self.pasts.get(&key(backend))
     }
 
-    /// A service's backends as they are sorted.
+    /// A service's backends in the current order.
     pub fn sorted<'a>(&'a self, service: &'a ServiceStatus) -> Vec<&'a Backend> {
         let mut rows: Vec<_> = service.backends.iter().collect();
         rows.sort_by(|a, b| self.order(a, b));
@@ -283,12 +283,12 @@ impl State {
         }
     }
 
-    /// The rows from top to bottom.
+    /// The rows of all services from top to bottom.
     fn rows(&self) -> Vec<&Backend> {
         self.seen.status.services.iter().flat_map(|service| self.sorted(service)).collect()
     }
 
-    /// The backend that keys are for; nothing only where there is none.
+    /// The backend that keys apply to; `None` only if there are no backends.
     pub fn selected(&self) -> Option<&Backend> {
         let rows = self.rows();
         let chosen = rows.iter().find(|row| Some(key(row)) == self.selected).copied();
@@ -297,12 +297,12 @@ impl State {
 
     fn step(&mut self, by: isize) {
         let rows = self.rows();
-        let place = self.selected().map(key).and_then(|selected| rows.iter().position(|row| key(row) == selected));
-        let place = place.unwrap_or(0).saturating_add_signed(by).min(rows.len().saturating_sub(1));
-        self.selected = rows.get(place).map(|row| key(row));
+        let position = self.selected().map(key).and_then(|selected| rows.iter().position(|row| key(row) == selected));
+        let position = position.unwrap_or(0).saturating_add_signed(by).min(rows.len().saturating_sub(1));
+        self.selected = rows.get(position).map(|row| key(row));
     }
 
-    /// A key was pressed.
+    /// Handles a key.
     pub fn key(&mut self, event: KeyEvent, now: Now) -> Action {
         self.now = now;
         self.notice = None;
@@ -315,7 +315,7 @@ impl State {
             };
         }
         match std::mem::take(&mut self.popup) {
-            // Whatever it was, the help is gone.
+            // Any key closes the help.
             Popup::Help => Action::Nothing,
             Popup::Confirm(order) => self.confirm(order, event.code),
             Popup::None => self.plain(event.code),
@@ -326,7 +326,7 @@ impl State {
         match code {
             KeyCode::Char('y' | 'Y') => Action::Ask(order),
             _ => {
-                self.notify("nothing was changed".into());
+                self.notify("cancelled: nothing was changed".into());
                 Action::Nothing
             }
         }
@@ -360,7 +360,7 @@ impl State {
 
     fn propose(&mut self, verb: Verb) {
         if self.silence.is_some() {
-            return self.notify("the daemon does not answer: nothing can be asked of it".into());
+            return self.notify("the daemon does not answer: commands are not possible".into());
         }
         let Some(backend) = self.selected() else { return };
         let (service, backend) = key(backend);
@@ -368,14 +368,14 @@ impl State {
     }
 
     fn sort_by_next(&mut self) {
-        let place = Sort::ALL.iter().position(|sort| *sort == self.sort).unwrap_or(0);
-        self.sort = Sort::ALL[(place + 1) % Sort::ALL.len()];
-        self.notify(format!("sorted by {}; S: the other way round", self.sort.name()));
+        let position = Sort::ALL.iter().position(|sort| *sort == self.sort).unwrap_or(0);
+        self.sort = Sort::ALL[(position + 1) % Sort::ALL.len()];
+        self.notify(format!("sorted by {}; S reverses the order", self.sort.name()));
     }
 
     fn turn(&mut self, by: usize) {
-        let place = Panel::ALL.iter().position(|panel| *panel == self.panel).unwrap_or(0);
-        self.panel = Panel::ALL[(place + by) % Panel::ALL.len()];
+        let position = Panel::ALL.iter().position(|panel| *panel == self.panel).unwrap_or(0);
+        self.panel = Panel::ALL[(position + by) % Panel::ALL.len()];
         self.scroll = 0;
     }
 }
@@ -388,7 +388,7 @@ fn backends(status: &Status) -> impl Iterator<Item = &Backend> {
     status.services.iter().flat_map(|service| &service.backends)
 }
 
-/// How bad a state is.
+/// The severity of a state.
 fn rank(state: BackendState) -> u8 {
     match state {
         BackendState::Up => 0,

@@ -111,9 +111,9 @@ fn ctrl_c_stops_it_and_another_one_at_the_same_time_is_refused() {
     assert!(other.err.contains("a rebalancing of it is under way"), "{}", other.err);
     process.signal(Signal::SIGINT).expect("Ctrl-C");
     assert_eq!(process.wait(SOON).expect("its end").code(), Some(1));
-    assert!(process.log().contains("stopped before it was even"), "{}", process.log());
+    assert!(process.log().contains("stopped before the backends were even"), "{}", process.log());
     let last = std::iter::from_fn(|| said.hear().ok()).last().expect("a line");
-    assert!(last.contains(" reset; ") && last.ends_with(" were left alone\n"), "{last}");
+    assert!(last.contains(" reset; ") && last.ends_with(" left open\n"), "{last}");
     let stopped = reset(&mut held);
     assert!((5..90).contains(&stopped), "{stopped}");
     wait::until("a while", SOON, super::wait_for(Duration::from_millis(1500))).expect("a while");

@@ -32,10 +32,10 @@ fn wrong_input_is_exit_1_with_what_would_be_right_and_changes_nothing() {
         (&["ready", "CP01"], "there is no backend CP01"),
         (&["set", "cp01"], "<KEY=VALUE>"),
         (&["set", "cp01", "weight"], "write weight=N or max_conns=N"),
-        (&["set", "cp01", "weight=0"], "1 to 65535; to stop new connections, drain the backend"),
+        (&["set", "cp01", "weight=0"], "must be 1 to 65535; to stop new connections, drain the backend"),
         (&["set", "cp01", "weight=65536"], "1 to 65535"),
-        (&["set", "cp01", "weight=-1"], "no whole number"),
-        (&["set", "cp01", "height=1"], "there is no \"height\": weight, max_conns"),
+        (&["set", "cp01", "weight=-1"], "not a whole number"),
+        (&["set", "cp01", "height=1"], "unknown setting \"height\": must be weight or max_conns"),
         (&["set", "cp01", "weight=1", "weight=2"], "weight is given twice"),
         (&["kill"], "required"),
         (&["kill", "10.0.1.101"], "the port is missing: 10.0.1.101:50123"),
@@ -83,7 +83,7 @@ fn without_a_daemon_every_one_of_them_is_exit_2() {
     for command in COMMANDS {
         let answer = cluster.command(command);
         assert_eq!((answer.code, answer.out.as_str()), (2, ""), "{command:?}: {}", answer.err);
-        assert!(answer.err.contains("the daemon cannot be reached at"), "{command:?}: {}", answer.err);
+        assert!(answer.err.contains("cannot reach the daemon at"), "{command:?}: {}", answer.err);
     }
     // --socket means the same as the environment variable.
     let answer = cluster.command(&["drain", "cp01", "--socket", "/nonexistent/control.sock"]);

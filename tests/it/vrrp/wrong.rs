@@ -50,7 +50,7 @@ fn another_password_or_interval_leaves_two_masters_that_report_it_and_what_to_do
     wait::until("two masters", SOON, || masters().then_some(())).expect("split brain");
     counts(&one, "VI_P", "claims");
     let shown = one.done(&["vrrp"]).expect("vrrp");
-    assert!(shown.contains("claims to its addresses by ARP or ND: another master that is not heard"), "{shown}");
+    assert!(shown.contains("claims to its addresses by ARP or ND: a master that this host does not hear"), "{shown}");
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn somebody_else_s_virtual_router_with_our_number_is_distinguished_from_a_peer_w
     );
     let shown = one.done(&["vrrp"]).expect("vrrp");
     assert!(
-        shown.contains("advertisements with other addresses: write the same `addresses`, or another number"),
+        shown.contains("advertisements with other addresses: configure the same `addresses`, or another virtual_router_id"),
         "{shown}"
     );
     theirs.terminate().expect("its end");

@@ -1,4 +1,4 @@
-//! The table of backends: as many columns as there is room for.
+//! The table of backends, with as many columns as fit.
 
 use ratatui::text::{Line, Span};
 
@@ -14,7 +14,7 @@ use crate::{
     words::{BackendReason, BackendState},
 };
 
-/// What a column shows.
+/// The content of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Show {
     Name,
@@ -35,11 +35,11 @@ enum Show {
     Total,
 }
 
-/// A column, and from which width of the terminal on it is there.
+/// A column, shown from a certain width of the terminal on.
 struct Column {
     show: Show,
     title: &'static str,
-    /// Nothing for those that share what is left.
+    /// `None` for columns that share the remaining width.
     width: Option<usize>,
     from: usize,
     sort: Option<Sort>,
@@ -68,7 +68,7 @@ const COLUMNS: [Column; 16] = [
     column(Show::Total, "TOTAL", 9, 110, None),
 ];
 
-/// Before a selected row, and as wide before the others.
+/// Marks the selected row; other rows have blanks of the same width.
 const MARK: &str = "> ";
 
 /// The columns that fit, with their widths.
@@ -92,11 +92,11 @@ fn fitting(state: &State, width: usize) -> Vec<(&'static Column, usize)> {
     shown.into_iter().map(|column| (column, width(column))).collect()
 }
 
-/// The table's lines: the titles first. And which of them is the selected backend's.
+/// The lines of the table, titles first, and the index of the selected backend's line.
 pub fn lines(state: &State, look: &Look, width: usize) -> (Vec<Line<'static>>, usize) {
     let columns = fitting(state, width);
     let mut lines = vec![titles(state, look, &columns, width)];
-    let mut place = 0;
+    let mut selected_line = 0;
     let selected = state.selected();
     for service in &state.seen.status.services {
         lines.push(Line::from(look.text(Tone::Plain, look.rule(&about(service), width))));
@@ -104,12 +104,12 @@ pub fn lines(state: &State, look: &Look, width: usize) -> (Vec<Line<'static>>, u
         for backend in state.sorted(service) {
             let is_selected = selected.is_some_and(|selected| std::ptr::eq(selected, backend));
             if is_selected {
-                place = lines.len();
+                selected_line = lines.len();
             }
             lines.push(row(state, look, &columns, backend, most, is_selected));
         }
     }
-    (lines, place)
+    (lines, selected_line)
 }
 
 fn titles(state: &State, look: &Look, columns: &[(&Column, usize)], width: usize) -> Line<'static> {
@@ -124,7 +124,7 @@ fn titles(state: &State, look: &Look, columns: &[(&Column, usize)], width: usize
     Line::from(look.text(Tone::Title, look.fit(&line, width, false)))
 }
 
-/// A service, its hooks, and how even its backends are.
+/// A service, its hooks and the imbalance of its backends.
 fn about(service: &ServiceStatus) -> String {
     let listen: Vec<_> = service.listen.iter().map(ToString::to_string).collect();
     let hooks: Vec<_> = service.datapath.iter().map(|hook| format!("{} on {}", hook.mode, hook.interface)).collect();
@@ -139,7 +139,7 @@ fn is_up(backend: &Backend) -> bool {
     matches!(backend.state, BackendState::Up | BackendState::SlowStart)
 }
 
-/// How far from even those are that get connections, as `rebalance` has it; nothing for fewer than two.
+/// The imbalance of the backends that get connections, as in `rebalance`; `None` for fewer than two.
 fn spread(service: &ServiceStatus) -> Option<u32> {
     let loads = service.backends.iter().filter(|backend| is_up(backend) && !backend.backup);
     let loads = loads.map(|backend| (u32::try_from(backend.active).unwrap_or(u32::MAX), backend.weight.max(1)));
@@ -199,7 +199,7 @@ fn cell(state: &State, look: &Look, show: Show, width: usize, backend: &Backend,
     }
 }
 
-/// The state, why, and since when, as far as there is room.
+/// The state, its reason and its age, as far as they fit.
 fn standing(state: &State, backend: &Backend, width: usize) -> String {
     let reason = backend.reason.map(|reason| reason.to_string());
     let parts = [Some(backend.state.to_string()), reason, Some(seconds_since(backend.last_change, state.now.time))];
@@ -222,7 +222,7 @@ pub fn tone(state: BackendState) -> Tone {
     }
 }
 
-/// The selected backend's numbers that may have no column.
+/// Details of the selected backend that may have no column.
 pub fn details(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
     let Some(backend) = state.selected() else { return Vec::new() };
     let reason = backend.reason.map(|reason| format!(": {}", meaning(reason))).unwrap_or_default();
@@ -236,7 +236,7 @@ pub fn details(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
         look.moment(backend.last_change, state.now.time),
     );
     let numbers = format!(
-        "{} in all, {} failed, {} reset, p99 {}, {} in, {} out, {} half-open",
+        "{} total, {} failed, {} reset, p99 {}, {} in, {} out, {} half-open",
         backend.total,
         backend.connect_failures,
         backend.resets,
@@ -257,6 +257,6 @@ fn meaning(reason: BackendReason) -> &'static str {
         BackendReason::Timeout => "does not answer SYNs",
         BackendReason::Silent => "is silent",
         BackendReason::ProbeTimeout => "does not answer the probe",
-        BackendReason::ProbeStatus => "says it is not ready",
+        BackendReason::ProbeStatus => "reports not ready",
     }
 }

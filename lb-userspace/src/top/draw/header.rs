@@ -1,4 +1,4 @@
-//! The top and the bottom line: how the daemon stands, everything together, and the keys.
+//! The top and bottom lines: the daemon, the totals and the keys.
 
 use ratatui::text::Line;
 
@@ -8,12 +8,12 @@ use super::{
 };
 use crate::{client::units, top::state::State};
 
-/// Two lines, or one where there is little room; one more while the daemon does not answer.
+/// Two lines, or one on a small terminal; one more while the daemon does not answer.
 pub fn lines(state: &State, look: &Look, width: usize, brief: bool) -> Vec<Line<'static>> {
     let mut lines = vec![first(state, look, width)];
     if let Some(silence) = &state.silence {
         let why = silence.why.lines().next().unwrap_or_default();
-        lines.push(Line::from(look.text(Tone::Soft, look.fit(&format!("{why}; trying on"), width, false))));
+        lines.push(Line::from(look.text(Tone::Soft, look.fit(&format!("{why}; retrying"), width, false))));
     }
     if !brief {
         lines.push(sums(state, look, width));
@@ -48,7 +48,7 @@ fn first(state: &State, look: &Look, width: usize) -> Line<'static> {
     ])
 }
 
-/// All services together: the most important first, for what has no room is left out.
+/// The totals of all services, the most important first; what does not fit is left out.
 fn sums(state: &State, look: &Look, width: usize) -> Line<'static> {
     let services = &state.seen.status.services;
     let sum =
@@ -80,10 +80,10 @@ fn sums(state: &State, look: &Look, width: usize) -> Line<'static> {
     Line::from_iter(spans)
 }
 
-/// From this width on the sums have curves.
+/// From this width on the totals have curves.
 const WITH_CURVES: usize = 110;
 
-/// A notice if there is one, else the keys.
+/// A notice if there is one, otherwise the keys.
 pub fn footer(state: &State, look: &Look, width: usize) -> Line<'static> {
     if let Some(notice) = state.notice() {
         return Line::from(look.text(Tone::Strong, look.fit(notice, width, false)));

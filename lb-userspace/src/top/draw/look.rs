@@ -1,4 +1,4 @@
-//! What the terminal can show: colours and more than ASCII, or not. Whatever a colour says, a word says as well.
+//! What the terminal can display: colours or not, Unicode or ASCII. Everything a colour says, a word says as well.
 
 use jiff::{Timestamp, tz::TimeZone};
 use ratatui::{
@@ -6,17 +6,17 @@ use ratatui::{
     text::Span,
 };
 
-/// How it is to look.
+/// The look of the screen.
 #[derive(Clone, Debug)]
 pub struct Look {
     pub colour: bool,
-    /// Bars, curves and lines that are not ASCII.
+    /// Whether bars, curves and lines may use other characters than ASCII.
     pub unicode: bool,
-    /// Of the times shown.
+    /// The time zone of displayed times.
     pub zone: TimeZone,
 }
 
-/// What a text is to the reader.
+/// The role of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
     Plain,
@@ -34,7 +34,7 @@ const BARS: [char; 8] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉', '█']
 const CURVE: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 impl Look {
-    /// As the environment says: `NO_COLOR` (no-color.org) and the locale's character set, in POSIX's order.
+    /// The look that the environment asks for: `NO_COLOR` (no-color.org) and the locale's character set, in POSIX's order.
     pub fn of_environment() -> Look {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set).unwrap_or_default().to_lowercase();
@@ -45,7 +45,8 @@ impl Look {
         }
     }
 
-    /// The sixteen colours that every terminal has a taste of its own for; no background but the reversed one.
+    /// The style of a role. It uses only the sixteen colours that every terminal themes itself, and no background except
+    /// reverse video.
     pub fn style(&self, tone: Tone) -> Style {
         let plain = Style::new();
         let coloured = |colour| if self.colour { plain.fg(colour) } else { plain };
@@ -64,7 +65,7 @@ impl Look {
         Span::styled(text.into(), self.style(tone))
     }
 
-    /// Cut or filled to `width` columns, at its right end or (`right`) its left one.
+    /// Cuts or pads a text to `width` columns; `right` aligns it to the right.
     pub fn fit(&self, text: &str, width: usize, right: bool) -> String {
         let mut text = text.to_owned();
         if columns(&text) > width {
@@ -83,7 +84,7 @@ impl Look {
         if right { fill + &text } else { text + &fill }
     }
 
-    /// A bar of `width` columns, of which so much is filled.
+    /// A bar of `width` columns, filled by `share`.
     pub fn bar(&self, share: f64, width: usize) -> String {
         let share = share.clamp(0.0, 1.0);
         if !self.unicode {
@@ -94,7 +95,7 @@ impl Look {
         "█".repeat(eighths / 8).chars().chain(rest).collect()
     }
 
-    /// The newest of the values, as a curve that is `width` columns wide and ends at its right end.
+    /// The newest values as a curve of `width` columns, the newest at the right end.
     pub fn curve<'a>(&self, values: impl DoubleEndedIterator<Item = &'a f64>, width: usize) -> String {
         let newest: Vec<f64> = values.rev().take(width).copied().collect();
         let most = newest.iter().copied().fold(0.0, f64::max);
@@ -103,26 +104,26 @@ impl Look {
         if self.unicode { self.fit(&curve, width, true) } else { " ".repeat(width) }
     }
 
-    /// `── text ─────`, over the whole width.
+    /// `── text ─────` over the whole width.
     pub fn rule(&self, text: &str, width: usize) -> String {
         let line = if self.unicode { "─" } else { "-" };
         let head = format!("{line}{line} {} ", self.fit(text, columns(text).min(width.saturating_sub(4)), false));
         head.clone() + &line.repeat(width.saturating_sub(columns(&head)))
     }
 
-    /// The time of a day.
+    /// The time of day.
     pub fn clock(&self, time: Timestamp) -> String {
         time.to_zoned(self.zone.clone()).strftime("%T").to_string()
     }
 
-    /// The same, with the day unless it is today.
+    /// The time of day, with the date unless it is today.
     pub fn moment(&self, time: Timestamp, now: Timestamp) -> String {
         let (time, now) = (time.to_zoned(self.zone.clone()), now.to_zoned(self.zone.clone()));
         time.strftime(if time.date() == now.date() { "%T" } else { "%F %T" }).to_string()
     }
 }
 
-/// How many columns of the terminal a text takes.
+/// The width of a text in terminal columns.
 pub fn columns(text: &str) -> usize {
     Span::raw(text).width()
 }

@@ -1,4 +1,4 @@
-//! The state as a picture: what is most important keeps its place when there is little room.
+//! The state as a picture. On a small terminal the most important parts remain.
 
 mod backends;
 mod header;
@@ -15,12 +15,12 @@ use ratatui::{Frame, buffer::Buffer, layout::Position, text::Line};
 use super::state::{Panel, State};
 use panels::Room;
 
-/// Smaller than that there is nothing to read.
+/// On a smaller terminal nothing would be readable.
 const SMALLEST: (u16, u16) = (30, 6);
-/// From this width on two panels stand side by side.
+/// From this width on there are two panels side by side.
 const TWO_PANELS: usize = 120;
 
-/// Draws it all.
+/// Draws the whole screen.
 pub fn draw(frame: &mut Frame, state: &State, look: &Look) {
     let area = frame.area();
     if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
@@ -46,7 +46,7 @@ pub fn draw(frame: &mut Frame, state: &State, look: &Look) {
     popup::draw(frame, state, look);
 }
 
-/// What stands above and below the table, whatever its length.
+/// The parts around the table whose height does not depend on it.
 struct Fixed {
     header: Vec<Line<'static>>,
     details: Vec<Line<'static>>,
@@ -67,13 +67,13 @@ impl Fixed {
         }
     }
 
-    /// With the footer.
+    /// The height including the footer.
     fn height(&self) -> usize {
         self.header.len() + self.details.len() + self.pair.len() + self.stage.len() + 1
     }
 }
 
-/// Lines that the panel keeps however many backends there are.
+/// Lines reserved for the panel, however many backends there are.
 fn least_panel(height: usize) -> usize {
     match height {
         0..12 => 0,
@@ -82,7 +82,7 @@ fn least_panel(height: usize) -> usize {
     }
 }
 
-/// As many lines as there is room for: the titles, and those around the selected one.
+/// The lines that fit: the titles, and the rows around the selected one.
 fn window(mut lines: Vec<Line<'static>>, selected: usize, room: usize) -> Vec<Line<'static>> {
     let Some(hidden) = lines.len().checked_sub(room).filter(|hidden| *hidden > 0) else { return lines };
     let rows = room - 1;
@@ -96,7 +96,7 @@ fn draw_panels(buffer: &mut Buffer, state: &State, look: &Look, y: usize, room: 
     if room.width < TWO_PANELS {
         return put(buffer, 0, y, room.width, &panels::panel(state, look, state.panel, &panels::tabs(state), room));
     }
-    // The counters keep company, unless they are what was asked for.
+    // The second panel shows counters, or events if the first one shows counters.
     let beside = if state.panel == Panel::Counters { Panel::Events } else { Panel::Counters };
     let left = Room { width: room.width * 3 / 5 - 1, ..room };
     let right = Room { width: room.width - left.width - 2, ..room };
@@ -104,7 +104,7 @@ fn draw_panels(buffer: &mut Buffer, state: &State, look: &Look, y: usize, room: 
     put(buffer, left.width + 2, y, right.width, &panels::panel(state, look, beside, beside.name(), right));
 }
 
-/// Writes lines one below the other; what has no room is left out.
+/// Writes lines one below the other; lines without room are left out.
 fn put(buffer: &mut Buffer, x: usize, y: usize, width: usize, lines: &[Line]) {
     let small = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
     for (row, line) in lines.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The lower part: events, counters, VRRP, and what the lab adds.
+//! The lower part: events, counters, VRRP, and the lab's additions.
 
 use lb_common::verdict::Reason;
 use ratatui::text::{Line, Span};
@@ -14,15 +14,15 @@ use crate::{
     words::{Event, EventLevel, SyncState, VrrpState},
 };
 
-/// Where a panel stands.
+/// The size of a panel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
     pub width: usize,
-    /// With its title.
+    /// Including the title.
     pub height: usize,
 }
 
-/// A panel with its title, as many lines as there is room for at most.
+/// A panel with its title, cut to the height.
 pub fn panel(state: &State, look: &Look, panel: Panel, title: &str, room: Room) -> Vec<Line<'static>> {
     let height = room.height.saturating_sub(1);
     let mut rows = match panel {
@@ -38,7 +38,7 @@ pub fn panel(state: &State, look: &Look, panel: Panel, title: &str, room: Room) 
     rows
 }
 
-/// The names of all panels, that which is shown in brackets.
+/// The names of all panels, the current one in brackets.
 pub fn tabs(state: &State) -> String {
     let name = |panel: &Panel| {
         if *panel == state.panel { format!("[{}]", panel.name()) } else { panel.name().to_owned() }
@@ -46,7 +46,7 @@ pub fn tabs(state: &State) -> String {
     Panel::ALL.iter().map(name).collect::<Vec<_>>().join(" ")
 }
 
-/// The newest first: what has just happened stands where the eye looks.
+/// The events, newest first: what just happened is where the eye looks.
 fn events(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
     state.seen.events.iter().rev().map(|it| event(state, look, it, width)).collect()
 }
@@ -59,7 +59,7 @@ fn event(state: &State, look: &Look, event: &Event, width: usize) -> Line<'stati
     };
     let time = format!("{} ", look.moment(event.time, state.now.time));
     let subject = subject(state, event);
-    // Texts of configuration errors may have several lines.
+    // The text of a configuration error may have several lines.
     let text = event.text.replace('\n', "; ");
     let room = width.saturating_sub(columns(&time) + columns(word) + columns(&subject));
     Line::from(vec![
@@ -70,7 +70,7 @@ fn event(state: &State, look: &Look, event: &Event, width: usize) -> Line<'stati
     ])
 }
 
-/// Whom it is about, as short as it is clear: texts begin with a verb where there is one.
+/// The subject of an event, as short as is clear. The texts of events with a subject begin with a verb.
 fn subject(state: &State, event: &Event) -> String {
     let service = event.service.as_deref().filter(|_| state.seen.status.services.len() > 1 || event.backend.is_none());
     let names = [service, event.backend.as_deref(), event.instance.as_deref()];
@@ -92,7 +92,7 @@ fn counters(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
     rows.iter().map(line).collect()
 }
 
-/// What stands of an instance in one line.
+/// An instance in one line.
 pub fn instance(state: &State, look: &Look, instance: &VrrpStatus, width: usize) -> Line<'static> {
     let tone = match instance.state {
         VrrpState::Master => Tone::Good,
@@ -121,7 +121,7 @@ pub fn instance(state: &State, look: &Look, instance: &VrrpStatus, width: usize)
     Line::from(vec![look.text(Tone::Plain, head), look.text(tone, word), Span::raw(look.fit(&rest, room, false))])
 }
 
-/// How it stands with a host that shares its connections with this one.
+/// A peer of flow sync in one line.
 pub fn peer(look: &Look, peer: &SyncPeer, width: usize) -> Line<'static> {
     let tone = match peer.state {
         SyncState::Synced => Tone::Good,
@@ -135,7 +135,7 @@ pub fn peer(look: &Look, peer: &SyncPeer, width: usize) -> Line<'static> {
         Some(silent) => format!("heard {} ago", units::milliseconds(Some(silent as f64))),
     };
     let rest = format!(
-        ", {heard}, {} ms behind, {} waiting, {} lost, {} without a place",
+        ", {heard}, {} ms behind, {} waiting, {} lost, {} not applied",
         peer.lag_ms,
         peer.waiting,
         peer.counts.lost,
@@ -145,7 +145,7 @@ pub fn peer(look: &Look, peer: &SyncPeer, width: usize) -> Line<'static> {
     Line::from(vec![look.text(Tone::Plain, head), look.text(tone, word), Span::raw(look.fit(&rest, room, false))])
 }
 
-/// Instances, and the hosts that connections are shared with: a line each.
+/// The VRRP instances and the peers of flow sync, one line each.
 pub fn pair(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
     let status = &state.seen.status;
     let instances = status.vrrp.iter().map(|it| instance(state, look, it, width));
@@ -155,7 +155,7 @@ pub fn pair(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
     instances.chain(error).chain(peers).collect()
 }
 
-/// The same, and what it has no room for.
+/// The same lines, with details below them.
 fn vrrp(state: &State, look: &Look, width: usize) -> Vec<Line<'static>> {
     let instances = &state.seen.status.vrrp;
     let sync = &state.seen.status.sync;

@@ -1,4 +1,4 @@
-//! What lies over the screen: the help, and the question before an order.
+//! Popups: the help, and the question before a command.
 
 use ratatui::{
     Frame,
@@ -15,20 +15,20 @@ use crate::{
 
 const HELP: &str = "\
 arrows, j, k     select a backend
-d  drain         no new connections, those it has go on
-m  maint         out at once, its connections stay
-r  ready         takes drain and maint back
-   each asks before it does anything
-s, S             sort by the next column; the other way round
+d  drain         no new connections, existing ones continue
+m  maint         out at once, existing connections stay
+r  ready         ends drain and maint
+   each asks for confirmation first
+s, S             sort by the next column; reverse the order
 Tab              events, counters, vrrp
-PgUp, PgDn       scroll them; Home: the newest
-Ctrl-L           write everything anew
-q, Ctrl-C        quit (nothing else changes); Ctrl-Z: suspend
+PgUp, PgDn       scroll; Home: the newest
+Ctrl-L           redraw
+q, Ctrl-C        quit (changes nothing else); Ctrl-Z: suspend
 
 ACTIVE: open connections, half-open ones included; the bar compares
-with the busiest. NEW/s, IN/s (from clients), OUT/s: of the last
-3 seconds. CONNECT: half of the connects were faster. * marks the
-column that is sorted by. counters: in all, then in two minutes.";
+them with the busiest backend. NEW/s, IN/s (from clients), OUT/s:
+average of the last 3 seconds. CONNECT: median connect time.
+* marks the sorted column. counters: total, last two minutes.";
 
 pub fn draw(frame: &mut Frame, state: &State, look: &Look) {
     match &state.popup {
@@ -43,9 +43,9 @@ pub fn draw(frame: &mut Frame, state: &State, look: &Look) {
 
 fn question(order: &Order, backend: Option<&Backend>, look: &Look) -> Vec<Line<'static>> {
     let (title, what) = match order.verb {
-        Verb::Drain => ("Drain", "It gets no new connections; those it has stay until they end."),
-        Verb::Maint => ("Maintenance for", "It is out at once; its connections stay."),
-        Verb::Ready => ("Take back", "Drain and maint end; what its health has found stays."),
+        Verb::Drain => ("Drain", "It gets no new connections; existing ones stay until they end."),
+        Verb::Maint => ("Maintenance for", "It is out at once; existing connections stay."),
+        Verb::Ready => ("Make ready:", "Ends drain and maint; what health checks found stays."),
     };
     let stands = backend.map(|it| format!("Now {}, {} open connections.", it.state, it.active)).unwrap_or_default();
     vec![
@@ -57,7 +57,7 @@ fn question(order: &Order, backend: Option<&Backend>, look: &Look) -> Vec<Line<'
     ]
 }
 
-/// In the middle, as large as it must be.
+/// Draws a box in the middle, as large as its content.
 fn show(frame: &mut Frame, look: &Look, title: &str, lines: Vec<Line<'static>>) {
     let all = frame.area();
     let longest = lines.iter().map(Line::width).max().unwrap_or(0).max(title.len() + 2);

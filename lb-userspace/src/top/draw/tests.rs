@@ -63,7 +63,7 @@ open 2004/67584  new 21/s  failed 0/s  in 2.00 KiB/s  out 3.00 MiB/s
   cp02    down refused 2m6s            0             0      0 B      0 B  0.25ms
   cp03    draining admin 2m6s       1000 ██████      0      0 B      0 B  0.25ms
 cp01 10.0.1.11:6443, weight 1, up, since 11:57:55
-2025 in all, 0 failed, 0 reset, p99 1.50ms, 1.00 MiB in, 1.00 GiB out, 0 half-o…
+2025 total, 0 failed, 0 reset, p99 1.50ms, 1.00 MiB in, 1.00 GiB out, 0 half-op…
 vrrp VI_1 MASTER for 1h, priority 90 of 150, 10.0.1.100/24: no advert was heard
 ── [events] counters vrrp ──────────────────────────────────────────────────────
 11:57:55 warn cp02 is out for 2.0 s: refused (3 failures)
@@ -127,7 +127,7 @@ fn a_daemon_that_is_silent_is_told_with_what_was_known_last() {
     let shown = text(&state, 80, 24);
     holds(
         &shown,
-        &["no answer since 12:00:01 (19s)", "cannot be reached at /run/x: refused; trying on", "> cp01", "1004"],
+        &["no answer since 12:00:01 (19s)", "cannot be reached at /run/x: refused; retrying", "> cp01", "1004"],
     );
     assert!(!shown.contains("live"), "{shown}");
     holds(&text(&state, 40, 10), &["no answer since 12:00:01", "cp03"]);
@@ -137,7 +137,8 @@ fn a_daemon_that_is_silent_is_told_with_what_was_known_last() {
 fn the_question_says_what_it_is_about() {
     let clock = Clock::new();
     let mut state = busy(&clock);
-    for (key, told) in [("d", "Drain cp01 of kube-apiserver?"), ("m", "Maintenance for cp01"), ("r", "Take back cp01")]
+    for (key, told) in
+        [("d", "Drain cp01 of kube-apiserver?"), ("m", "Maintenance for cp01"), ("r", "Make ready: cp01")]
     {
         press(&mut state, clock.at(1), key);
         for (width, height) in [(80, 24), (40, 10), (160, 50)] {
@@ -145,9 +146,9 @@ fn the_question_says_what_it_is_about() {
         }
         press(&mut state, clock.at(1), "n");
     }
-    holds(&text(&state, 80, 24), &["nothing was changed"]);
+    holds(&text(&state, 80, 24), &["cancelled: nothing was changed"]);
     press(&mut state, clock.at(1), "?");
-    holds(&text(&state, 80, 24), &["select a backend", "Ctrl-Z: suspend", "in two minutes."]);
+    holds(&text(&state, 80, 24), &["select a backend", "Ctrl-Z: suspend", "last two minutes."]);
 }
 
 #[test]
