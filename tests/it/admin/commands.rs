@@ -21,7 +21,7 @@ fn down_in_the_file_wins_over_ready_and_ready_lifts_only_what_an_admin_did() {
     cluster.done(&["maint", "cp02"]);
     cluster.stands("cp02", "maint", Some("admin"));
     let out = cluster.done(&["ready", "cp02"]);
-    assert_eq!(out, "cp02 of kube-apiserver is down (refused): that is its health, which ready does not touch\n");
+    assert_eq!(out, "cp02 of kube-apiserver is down (refused): its health decides this, and ready does not change that\n");
     let out = cluster.done(&["ready", "cp03"]);
     assert_eq!(out, "cp03 of kube-apiserver is up\n", "as it was");
 }
@@ -33,7 +33,7 @@ fn a_weight_that_is_set_counts_and_is_gone_after_a_reload() {
     held.open(30).expect("open");
     cluster.active([10, 10, 10]);
     let out = cluster.done(&["set", "cp01", "weight=3"]);
-    assert_eq!(out, "cp01 of kube-apiserver: weight 3, max_conns 0, until the next reload\n");
+    assert_eq!(out, "cp01 of kube-apiserver: weight 3, max_conns 0 until the next reload\n");
     assert_eq!(cluster.backend("cp01").weight, 3);
     held.open(20).expect("open");
     cluster.active([30, 10, 10]);

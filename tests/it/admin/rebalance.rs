@@ -55,7 +55,7 @@ fn three_thousand_connections_are_evened_out_with_the_fewest_resets_and_clients_
     assert_eq!(lines[3], "kube-apiserver cp03 1 0 0 1000");
     assert!(lines.contains(&"1000 connections are reset at 500/s, in 2s".into()), "{lines:?}");
     assert_eq!(lines.last().map(String::as_str), Some("1000 connections reset"));
-    assert_eq!(cluster.done(&["rebalance"]).lines().last(), Some("even within 1: nothing to do"));
+    assert_eq!(cluster.done(&["rebalance"]).lines().last(), Some("already even within 1: nothing to do"));
 }
 
 /// Those whose RST came after the command had ended.
@@ -69,7 +69,7 @@ fn come_back_rest(held: &mut Holding, before: u64) -> u64 {
 fn a_dry_run_says_the_same_and_does_nothing() {
     let (cluster, mut held) = after_a_restart(60);
     let out = cluster.done(&["rebalance", "--dry-run", "--rate", "2", "--tolerance", "4"]);
-    assert!(out.contains("kube-apiserver: spread 30, then 3"), "{out}");
+    assert!(out.contains("kube-apiserver: spread 30, 3 afterwards"), "{out}");
     assert!(out.ends_with("18 connections would be reset at 2/s, in 9s\n"), "{out}");
     let json = cluster.evenkeel.json(&["rebalance", "--dry-run"]).expect("JSON");
     let service = &json["services"][0];
@@ -135,5 +135,5 @@ fn a_service_that_hashes_is_left_alone_with_the_reason() {
 
 #[test]
 fn with_nobody_connected_there_is_nothing_to_do() {
-    assert_eq!(cluster().done(&["rebalance"]).lines().last(), Some("even within 1: nothing to do"));
+    assert_eq!(cluster().done(&["rebalance"]).lines().last(), Some("already even within 1: nothing to do"));
 }
