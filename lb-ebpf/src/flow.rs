@@ -12,10 +12,24 @@ mod half_open;
 mod moving_on;
 mod opening;
 
+use lb_common::{flow::SlotAt, layout::Slot, slot::Ctl};
+
+use crate::{klog, records::Held};
+
 pub use backend::{PAYLOAD, from_backend};
 pub use client::from_client;
 pub use moving_on::move_on;
 pub use opening::open;
+
+/// Changes the word of a flow that is still `old`; true for the winner.
+#[inline(always)]
+fn change(at: SlotAt, slot: Held<Slot>, old: Ctl, new: Ctl) -> bool {
+    let won = slot.swap(old, new);
+    if won {
+        klog::changed(at, slot.key(), old, new);
+    }
+    won
+}
 
 /// Compare-and-swaps that may fail before the segment is forwarded as it is.
 const SWAPS: u32 = 3;

@@ -14,7 +14,8 @@
 //! what the verifier sees once.
 //!
 //! No file uses another one that uses it: `walk` → `lease`, `reply`, `flow` → `trace` → `select`,
-//! `access` → `slots` → `index` → `report` → `cursor` → `records` → `maps` → `atomic`.
+//! `access` → `slots` → `index` → `report` → `cursor` → `records` → `maps` → `atomic`; `klog`, the log
+//! for developers, stands beside `report`.
 
 #![no_std]
 #![no_main]
@@ -27,6 +28,7 @@ mod clock;
 mod cursor;
 mod flow;
 mod index;
+mod klog;
 mod lease;
 mod maps;
 mod outcome;

@@ -96,6 +96,10 @@ static SEED: u64 = 0;
 /// Buckets of the flow index, set at load from META.
 #[unsafe(no_mangle)]
 static BUCKETS: u32 = 1;
+/// Lines of the log: the stretch of time of the last one in the upper half, those in it in the
+/// lower.
+#[unsafe(no_mangle)]
+pub static mut LOG_LINES: u64 = 0;
 
 /// The seed. The compiler must not fold the read: the loader changes the value.
 #[inline(always)]

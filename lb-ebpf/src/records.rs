@@ -235,6 +235,25 @@ pub fn rst_tokens() -> Option<Held<RstTokens>> {
     maps::RST_TOKENS.get_ptr_mut(0).map(Held)
 }
 
+/// The number of a log line within its stretch of time, about a second, and how many lines the
+/// stretch before had if this is the first.
+#[inline(always)]
+pub fn next_log_line(now: Ticks) -> (u32, u32) {
+    let stretch = now.0 >> 10;
+    let word = &raw mut maps::LOG_LINES;
+    // SAFETY: an aligned word of this program's own. Two CPUs that begin a stretch at once may write
+    // a line more or less.
+    unsafe {
+        let lines = atomic::load(word);
+        if (lines >> 32) as u32 != stretch {
+            atomic::store(word, (stretch as u64) << 32 | 1);
+            return (1, lines as u32);
+        }
+        atomic::add(word, 1);
+        (lines as u32 + 1, 0)
+    }
+}
+
 // ---- fields ----
 
 /// Reads and writes as the compiler likes.

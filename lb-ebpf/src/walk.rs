@@ -16,7 +16,7 @@ use crate::{
     cursor::{Frame, LONGEST_HEADERS, Translation, field},
     flow,
     index::{self, Hashed},
-    lease,
+    klog, lease,
     outcome::Outcome,
     parse::{self, Segment},
     records::{self, Held, OPENING_WORDS},
@@ -87,7 +87,9 @@ fn turned_away<F: Frame>(frame: F, segment: Segment, listener: Held<Listener>, l
         return Some(passed::<F>(Reason::OtherHost));
     }
     if segment.flags & CONTROL != SYN || segment.flags & ACK != 0 || listener.state() == CLOSING {
-        count(if segment.is_self_test() { Reason::SelfTest } else { Reason::UnknownFlow });
+        let reason = if segment.is_self_test() { Reason::SelfTest } else { Reason::UnknownFlow };
+        count(reason);
+        klog::reset(segment, reason as u32);
         return Some(reply::reset(frame, segment));
     }
     None
@@ -143,10 +145,12 @@ fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: boo
         Outcome::REFUSE => return reply::refuse(frame, at),
         Outcome::RESET => {
             count_number(outcome.reason());
+            klog::reset(segment, outcome.reason());
             return reply::reset(frame, segment);
         }
         Outcome::DROP => {
             count_number(outcome.reason());
+            klog::dropped(segment, outcome.reason());
             return F::DROP;
         }
         _ => return F::DROP,

@@ -42,7 +42,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
 use lb_common::{event::Event, layout::NONE, verdict::Reason};
-use log::{Level, warn};
+use log::{Level, LevelFilter, warn};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -84,6 +84,8 @@ pub struct RunOptions {
     /// Begin with new tables. A daemon that takes over from another ignores it: it was meant for
     /// the first one.
     pub reset_state: bool,
+    /// What the kernel program says to a developer, in the daemon's own log.
+    pub kernel_log: LevelFilter,
 }
 
 /// The name of the lock on the pins among the descriptors handed over.
@@ -100,7 +102,7 @@ pub fn run(options: RunOptions) -> Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     };
-    journal::begin(loaded.config.daemon.log_level);
+    journal::begin(loaded.config.daemon.log_level, options.kernel_log);
     loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
     let history = Arc::new(History::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

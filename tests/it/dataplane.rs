@@ -18,6 +18,7 @@ use lb_common::{
     layout::{HASH, Hop, OLDEST, Pool},
     schedule::MAGLEV_PLACES,
 };
+use log::LevelFilter;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -36,7 +37,12 @@ fn own_namespaces() -> Options {
     run("ip link add ek0 type veth peer name ek1");
     run("ip link set ek0 up");
     run("ip link set ek1 up");
-    Options { bpffs: Path::new(ROOT).join("instance"), max_connections: 4096, reset: false }
+    Options {
+        bpffs: Path::new(ROOT).join("instance"),
+        max_connections: 4096,
+        reset: false,
+        kernel_log: LevelFilter::Off,
+    }
 }
 
 fn run(command: &str) -> String {
@@ -393,7 +399,12 @@ fn an_interface_that_went_and_came_back_gets_the_program_again() {
 
 #[test]
 fn a_folder_that_is_on_no_bpffs_is_refused_with_what_to_do() {
-    let options = Options { bpffs: "/tmp/evenkeel-no-bpffs".into(), max_connections: 1, reset: false };
+    let options = Options {
+        bpffs: "/tmp/evenkeel-no-bpffs".into(),
+        max_connections: 1,
+        reset: false,
+        kernel_log: LevelFilter::Off,
+    };
     let error = refusal(&options);
     assert!(error.contains("--mount-bpffs"), "{error}");
     assert!(!options.bpffs.exists());

@@ -13,6 +13,7 @@ mod dead_backends;
 mod endurance;
 mod failover;
 mod injection;
+mod kernel_log;
 mod lab_itself;
 mod logs;
 mod many;

@@ -11,6 +11,7 @@ use lab::{
     packet::{ACK, SYN, Segment},
     topology::{PORT, VIP as ADDRESS},
 };
+use log::LevelFilter;
 use nix::sched::{CloneFlags, setns};
 
 use crate::cluster::Cluster;
@@ -25,7 +26,12 @@ fn fill(lab: &Lab, bpffs: &std::path::Path, count: u32) {
             // For this thread only: the interfaces are the balancer's.
             let namespace = std::fs::File::open(format!("/run/netns/{}", lab.balancer.namespace())).expect("netns");
             setns(namespace, CloneFlags::CLONE_NEWNET).expect("setns");
-            let options = Options { bpffs: bpffs.to_owned(), max_connections: 262_144, reset: false };
+            let options = Options {
+                bpffs: bpffs.to_owned(),
+                max_connections: 262_144,
+                reset: false,
+                kernel_log: LevelFilter::Off,
+            };
             let mut dataplane = Dataplane::open(&options).expect("the tables");
             let device = dataplane.attach("eth0", Requested::Tc, false).expect("attach");
             let vip = SocketAddrV4::new(ADDRESS, PORT);

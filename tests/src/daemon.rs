@@ -203,6 +203,11 @@ impl Evenkeel {
         Ok(())
     }
 
+    /// The file that the daemon's standard error goes to.
+    pub fn log_file(&self) -> PathBuf {
+        self.host.log("evenkeel")
+    }
+
     /// What the daemon has printed since it was last started.
     pub fn log(&self) -> String {
         self.process.as_ref().map(Process::log).unwrap_or_default()

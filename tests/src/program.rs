@@ -29,6 +29,7 @@ use lb_common::{
     time::Instant,
     verdict::Reason,
 };
+use log::LevelFilter;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -131,8 +132,12 @@ impl Bench {
 
     fn try_with(hook: Hook, mut setup: Setup) -> Result<Bench> {
         let bpffs = own_namespaces()?;
-        let mut dataplane =
-            Dataplane::open(&Options { bpffs: bpffs.clone(), max_connections: setup.max_connections, reset: false })?;
+        let mut dataplane = Dataplane::open(&Options {
+            bpffs: bpffs.clone(),
+            max_connections: setup.max_connections,
+            reset: false,
+            kernel_log: LevelFilter::Off,
+        })?;
         let requested = if hook == Hook::Xdp { Requested::Xdp } else { Requested::Tc };
         let attached = dataplane.attach("ek0", requested, hook == Hook::Clsact)?;
         let tables = dataplane.tables().clone();

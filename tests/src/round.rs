@@ -15,6 +15,8 @@ use crate::{
 };
 
 const SOON: Duration = Duration::from_secs(15);
+/// Lines of the kernel program's log that the round prints at a time.
+const KERNEL_LINES: usize = 12;
 
 /// The lab and everything that runs in it.
 pub struct Stage {
@@ -22,20 +24,25 @@ pub struct Stage {
     pub standins: Vec<StandIn>,
     pub lab: Lab,
     pub vip: String,
+    /// Whether evenkeel logs what its kernel program does.
+    pub has_kernel_log: bool,
 }
 
-pub fn run(once: bool) -> Result<()> {
-    let mut stage = Stage::new()?;
+pub fn run(once: bool, kernel_log: Option<&str>) -> Result<()> {
+    let mut stage = Stage::new(kernel_log)?;
     if once { stage.round() } else { show::run(&mut stage) }
 }
 
 impl Stage {
-    fn new() -> Result<Stage> {
+    fn new(kernel_log: Option<&str>) -> Result<Stage> {
         let lab = Lab::build(&Plan::new(Topology::Segment))?;
         let standins = lab.backends.iter().map(StandIn::start).collect::<Result<Vec<_>>>()?;
         let service = Service::new(&lab, "auto").line("connect_timeout = \"1s\"");
-        let evenkeel = Evenkeel::start(&lab, &service.toml())?;
-        Ok(Stage { evenkeel, standins, lab, vip: format!("{VIP}:{PORT}") })
+        let mut evenkeel = Evenkeel::stopped(&lab, &service.toml())?;
+        kernel_log.into_iter().for_each(|level| evenkeel.run_option(&format!("--kernel-log={level}")));
+        evenkeel.run()?;
+        let has_kernel_log = kernel_log.is_some();
+        Ok(Stage { evenkeel, standins, lab, vip: format!("{VIP}:{PORT}"), has_kernel_log })
     }
 
     pub fn hold(&self, options: &[&str]) -> Result<Holding> {
@@ -70,6 +77,7 @@ impl Stage {
         self.burst("cp02 is silent (its firewall drops SYNs)", 300)?;
         self.lab.backends[1].open_firewall()?;
 
+        self.print_kernel_log();
         self.evenkeel.kill();
         self.burst("the controller was killed with -9", 1000)?;
         self.evenkeel.run()?;
@@ -79,9 +87,20 @@ impl Stage {
         self.evenkeel.done(&["reload"])?;
         self.burst("after a reload", 300)?;
         print!("{}", self.evenkeel.done(&["backends"])?);
+        self.print_kernel_log();
         self.evenkeel.stop_detach()?;
         say("stop --detach", "done");
         Ok(())
+    }
+
+    /// Prints the last lines of the kernel program's log since the daemon was started.
+    fn print_kernel_log(&self) {
+        if self.has_kernel_log {
+            let log = self.evenkeel.log();
+            let lines: Vec<_> = log.lines().filter(|line| line.contains(" kernel] ")).collect();
+            println!("the kernel program has logged {} lines; the last ones:", lines.len());
+            lines[lines.len().saturating_sub(KERNEL_LINES)..].iter().for_each(|line| println!("  {line}"));
+        }
     }
 
     /// Opens short connections, none of which may fail.

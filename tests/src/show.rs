@@ -97,7 +97,11 @@ impl Show<'_> {
         };
         let socket = self.stage.evenkeel.socket();
         // To be copied into a second terminal, so short enough for 80 columns.
-        vec![watches, traffic, format!("export EVENKEEL_SOCKET={}", socket.display())]
+        let mut lines = vec![watches, traffic, format!("export EVENKEEL_SOCKET={}", socket.display())];
+        if self.stage.has_kernel_log {
+            lines.push(format!("tail -f {}", self.stage.evenkeel.log_file().display()));
+        }
+        lines
     }
 
     /// Does `action` to the API server with this number and returns what it did.

@@ -37,6 +37,10 @@ enum Task {
         /// Run one scripted round without a screen; exit 0 if all of it worked
         #[arg(long)]
         once: bool,
+        /// Log what the kernel program does, in evenkeel's own log: debug | trace. The screen names
+        /// the file, --once prints the last lines
+        #[arg(long, value_name = "LEVEL", num_args = 0..=1, default_missing_value = "debug")]
+        kernel_log: Option<String>,
         /// Build evenkeel and run the daemon on this host instead, with these arguments: `-- -c
         /// FILE`
         #[arg(last = true, conflicts_with = "once")]
@@ -64,8 +68,8 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Setup { task } => setup::run(task, setup::Report::Everything),
         Task::Build => build::run(),
-        Task::Run { once, daemon } if daemon.is_empty() => run::lab(once),
-        Task::Run { daemon, .. } => run::daemon(&daemon),
+        Task::Run { once, kernel_log, daemon } if daemon.is_empty() => run::lab(once, kernel_log.as_deref()),
+        Task::Run { kernel_log, daemon, .. } => run::daemon(kernel_log.as_deref(), &daemon),
         Task::Test { filter, full } => test::run(filter.as_deref(), full),
         Task::Bench { options } => bench::run(&options),
     };

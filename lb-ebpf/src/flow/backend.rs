@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use super::{
-    SWAPS,
+    SWAPS, change,
     end::{Ended, close, ends},
 };
 use crate::{
@@ -44,14 +44,14 @@ extern "C" fn from_backend_global(at: u32, flags: u32, sequence: u32, acknowledg
     for _ in 0..SWAPS {
         let ctl = slot.ctl();
         if ctl.state() == State::Suspect {
-            slot.swap(ctl, ctl.cleared());
+            change(at, slot, ctl, ctl.cleared());
             continue;
         }
         let is_ours = acknowledgement == slot.end_client() as u32;
         match step(ctl.state(), Side::Backend, flags as u8) {
             Step::Connected if is_ours => {
                 let connected = ctl.with_state(State::Established).with_flags(CONNECTED);
-                if !slot.swap(ctl, connected) {
+                if !change(at, slot, ctl, connected) {
                     continue;
                 }
                 connect_global(at.0, connected.0, sequence, acknowledgement);
@@ -92,7 +92,7 @@ extern "C" fn from_backend_global(at: u32, flags: u32, sequence: u32, acknowledg
 /// Takes a flow out of `HalfOpen`: this try is over. `None`: another CPU has changed the flow.
 #[inline(always)]
 fn leave(at: SlotAt, slot: Held<Slot>, ctl: Ctl, reason: Reason) -> Option<Outcome> {
-    if slot.swap(ctl, ctl.closed(reason as u8)) { Some(Outcome::move_on(reason, at)) } else { None }
+    if change(at, slot, ctl, ctl.closed(reason as u8)) { Some(Outcome::move_on(reason, at)) } else { None }
 }
 
 /// An answer that does not fit our SYN: one that asks for an answer gets a RST, the rest is

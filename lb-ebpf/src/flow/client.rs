@@ -10,7 +10,7 @@ use lb_common::{
 };
 
 use super::{
-    SWAPS,
+    SWAPS, change,
     end::{Ended, close, ends},
 };
 use crate::{
@@ -37,7 +37,7 @@ extern "C" fn from_client_global(at: u32, flags: u32, sequence: u32) -> u64 {
     for _ in 0..SWAPS {
         let ctl = slot.ctl();
         if ctl.state() == State::Suspect {
-            slot.swap(ctl, ctl.cleared());
+            change(at, slot, ctl, ctl.cleared());
             continue;
         }
         match step(ctl.state(), Side::Client, flags) {
@@ -128,7 +128,7 @@ fn retransmitted(at: SlotAt, ctl: Ctl) -> Outcome {
     } else {
         return Outcome::forward(at);
     };
-    if !slot.swap(ctl, ctl.with_state(State::Abandoned)) {
+    if !change(at, slot, ctl, ctl.with_state(State::Abandoned)) {
         return Outcome::drop(Reason::LostRace);
     }
     Outcome::move_on(reason, at)

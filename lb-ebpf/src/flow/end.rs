@@ -9,6 +9,7 @@ use lb_common::{
     verdict::Reason,
 };
 
+use super::change;
 use crate::{
     access,
     outcome::Outcome,
@@ -32,7 +33,7 @@ pub enum Ended {
 pub fn ends(at: SlotAt, slot: Held<Slot>, ctl: Ctl, (side, step): (Side, Step), reset: impl FnOnce()) -> Ended {
     let fin = if matches!(side, Side::Client) { FIN_CLIENT } else { FIN_BACKEND };
     let done = match step {
-        Step::Closing(state) => slot.swap(ctl, ctl.with_state(state).with_flags(fin)),
+        Step::Closing(state) => change(at, slot, ctl, ctl.with_state(state).with_flags(fin)),
         Step::Close => close(at, ctl.with_flags(fin), Reason::Closed),
         Step::Reset => {
             reset();
@@ -60,7 +61,7 @@ extern "C" fn close_global(at: u32, ctl: u64, reason: u32) -> u32 {
     // Only IN_RING is taken away.
     let ended = now.with_flags(Ctl(ctl).without_flags(IN_RING).flags()).closed(reason as u8);
     let same = now.state() == Ctl(ctl).state() && now.generation() == Ctl(ctl).generation();
-    if !same || !slot.swap(now, ended) {
+    if !same || !change(SlotAt(at), slot, now, ended) {
         return 0;
     }
     finish(SlotAt(at), ended);

@@ -3,7 +3,7 @@
 
 use lb_common::{
     event::{TRY_FAILED, TURNED_AWAY},
-    flow::{Attempt, Chosen, SlotAt},
+    flow::{Attempt, Chosen, Key, SlotAt},
     hash,
     layout::{Backend, OUT, Slot},
     slot::{COUNTED, Ctl, State},
@@ -15,6 +15,7 @@ use super::{half_open, opening::unfill};
 use crate::{
     access, clock,
     index::{self, Hashed},
+    klog,
     outcome::Outcome,
     records::{self, Held},
     report,
@@ -44,18 +45,19 @@ extern "C" fn move_on_global(at: u32, reason: u32) -> u64 {
     } else if !backend.is_closed()
         && let Some(to) = select::claim_towards(number, hash::client(slot.key()))
     {
-        return hand_over(at, Choice::new(Chosen(0), to), ctl, SAME_BACKEND, service as u32).0;
+        return hand_over((at, slot.key()), Choice::new(Chosen(0), to), ctl, SAME_BACKEND, service as u32).0;
     }
     backend.one_less();
     let next = next_backend(slot, service as u32, backend);
     if next.refusal().is_some() {
         report::flow(TURNED_AWAY, reason as u8, at, slot, ctl, service);
+        klog::refused(at, slot.key(), reason);
         access::uncount_flow(ctl, service, slot.key());
         index::forget(slot.key(), at, ctl);
         release_closed(at, ctl);
         return Outcome::refuse(at).0;
     }
-    hand_over(at, next, ctl, NEXT_BACKEND, service as u32).0
+    hand_over((at, slot.key()), next, ctl, NEXT_BACKEND, service as u32).0
 }
 
 /// A refused try leaves nothing at the backend, and of an older connection nobody knows when it
@@ -83,6 +85,7 @@ fn failed(backend: Held<Backend>, at: SlotAt, reason: u8) {
         backend.set_retry_at(Instant(clock::coarse().0 + backend.retry_after()));
     }
     report::flow(TRY_FAILED, reason, at, slot, slot.ctl(), backend.service());
+    klog::try_failed(at, slot.key(), reason as u32);
 }
 
 /// The next backend that this flow has not tried. A flow that leaves a closed backend may try as
@@ -114,8 +117,11 @@ const SAME_BACKEND: u32 = 1;
 /// Copies a flow into the slot claimed for it, lets the index entry point there, and gives the old
 /// slot back.
 #[inline(always)]
-fn hand_over(from: SlotAt, next: Choice, ctl: Ctl, to: u32, service: u32) -> Outcome {
+fn hand_over((from, key): (SlotAt, Key), next: Choice, ctl: Ctl, to: u32, service: u32) -> Outcome {
     let moved = Outcome(hand_over_global(from.0, next.0, ctl.generation(), to, service));
+    if moved.kind() == Outcome::SEND_SYN {
+        klog::moved(from, next.at(), key);
+    }
     release_closed(from, ctl);
     moved
 }

@@ -8,7 +8,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::half_open;
+use super::{change, half_open};
 use crate::{
     access, clock,
     index::{self, Hashed, Inserted},
@@ -144,7 +144,7 @@ extern "C" fn unfill_global(at: u32, ctl: u64) -> u32 {
     let (at, ctl) = (SlotAt(at), Ctl(ctl));
     let Some(slot) = records::slot(at) else { return 0 };
     let (number, key) = (slot.backend(), slot.key());
-    if !slot.swap(ctl, Ctl::new(ctl.generation(), State::Free)) {
+    if !change(at, slot, ctl, Ctl::new(ctl.generation(), State::Free)) {
         return 0;
     }
     if let Some(backend) = records::backend(number as u32) {

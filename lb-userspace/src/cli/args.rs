@@ -9,6 +9,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use log::LevelFilter;
 
 use crate::{
     api::{ConnsFilter, types::ConnState},
@@ -61,6 +62,14 @@ Examples:
         /// ready.
         #[arg(long)]
         reset_state: bool,
+        /// Log what the kernel program does, for developers: debug | trace
+        ///
+        /// debug: refusals, failed tries and moves to another backend; trace: every change of a
+        /// connection's state as well. Each line names the connection; at most 1,000 lines a second
+        /// are written, the rest is counted. They appear in the daemon's log with the target
+        /// `kernel`. Without this option the kernel drops the logging code when it loads the program.
+        #[arg(long, value_name = "LEVEL", default_value = "off", hide_default_value = true)]
+        kernel_log: LevelFilter,
         /// Attach TC programs through clsact, as kernels before 6.6 need it
         #[arg(long, hide = true)]
         clsact: bool,

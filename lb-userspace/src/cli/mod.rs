@@ -51,8 +51,8 @@ pub fn main() -> ExitCode {
     };
     let client = Client::new(&cli.socket);
     let done = match cli.command {
-        Command::Run { config, mount_bpffs, clsact, reset_state } => {
-            return run(RunOptions { config, mount_bpffs, clsact, reset_state });
+        Command::Run { config, mount_bpffs, clsact, reset_state, kernel_log } => {
+            return run(RunOptions { config, mount_bpffs, clsact, reset_state, kernel_log });
         }
         Command::Upgrade { output } => upgrade(&client, output.format),
         Command::Check { config, output } => config_commands::check(&config, output.format),

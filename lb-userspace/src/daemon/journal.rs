@@ -14,13 +14,15 @@ use std::{
 use env_logger::Target;
 use log::{Level, LevelFilter, Record};
 
-use crate::sys::wake;
+use crate::{dataplane::KERNEL_LOG_TARGET, sys::wake};
 
-/// Begins to log. `RUST_LOG` takes precedence over `level`.
-pub fn begin(level: LevelFilter) {
+/// Begins to log; the kernel program's records have a level of their own. `RUST_LOG` takes precedence
+/// over both.
+pub fn begin(level: LevelFilter, kernel_log: LevelFilter) {
     let mut builder = env_logger::Builder::new();
     // From other crates only what an operator has to know.
-    builder.filter_level(level.min(LevelFilter::Warn)).filter_module("evenkeel", level).parse_default_env();
+    builder.filter_level(level.min(LevelFilter::Warn)).filter_module("evenkeel", level);
+    builder.filter_module(KERNEL_LOG_TARGET, kernel_log).parse_default_env();
     if is_journal() {
         builder.format(write_for_journal);
     }

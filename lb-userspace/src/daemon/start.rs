@@ -79,6 +79,7 @@ impl Opened {
             bpffs: config.daemon.bpffs.clone(),
             max_connections: config.daemon.max_connections,
             reset: options.reset_state && predecessor.is_none(),
+            kernel_log: options.kernel_log,
         };
         let prepared = Dataplane::prepare(&tables, lock.transpose()?)?;
         let (watch, changes) = netlink::Watch::start()?;
@@ -105,7 +106,10 @@ impl Opened {
         history: Arc<History>,
         remembered: Vec<Remembered>,
     ) -> Result<(Daemon, Inputs, Desired, Option<SharedKey>)> {
-        let dataplane = self.prepared.take()?;
+        let mut dataplane = self.prepared.take()?;
+        if let Some(log) = dataplane.take_kernel_log() {
+            tokio::spawn(log.run());
+        }
         let admin_file = AdminFile::new(&config.daemon.state_dir);
         let orders = admin_file.load(now()).unwrap_or_else(|error| {
             history.tell(Notice::daemon(Level::Warn, Kind::Admin, format!("{error:#}")), Timestamp::now());

@@ -10,8 +10,10 @@ use aya::{
 };
 use aya_obj::programs::XdpAttachType;
 use lb_common::layout::{self, Meta};
+use log::LevelFilter;
 
 use super::{
+    kernel_log::{self, KernelLog},
     pins::{Pins, remove_file},
     shapes::{compare, index_buckets, shapes},
 };
@@ -36,6 +38,8 @@ pub struct Programs {
 /// What was loaded, onto what.
 pub struct Loaded {
     pub programs: Programs,
+    /// `None`: the programs were loaded without a log.
+    pub log: Option<KernelLog>,
     pub meta: Meta,
     /// The tables were there already.
     pub adopted: bool,
@@ -43,12 +47,12 @@ pub struct Loaded {
 
 /// Loads the programs onto the tables that are pinned, or onto new ones for `max_connections`. The programs that an
 /// earlier run has pinned stay where they are until [`in_use`].
-pub fn load(pins: &Pins, max_connections: u32) -> Result<Loaded> {
+pub fn load(pins: &Pins, max_connections: u32, kernel_log: LevelFilter) -> Result<Loaded> {
     let (meta, adopted) = match pinned_tables(pins)? {
         Some(meta) => (meta, true),
         None => (new_meta(max_connections)?, false),
     };
-    let mut ebpf = load_object(pins, &meta)?;
+    let mut ebpf = load_object(pins, &meta, kernel_log)?;
     if !adopted {
         compare(&pins.maps(), meta.buckets).context("this binary's program and its controller do not fit together")?;
         // Last of all: tables without it are taken for half made.
@@ -56,6 +60,7 @@ pub fn load(pins: &Pins, max_connections: u32) -> Result<Loaded> {
         table.publish(0, &meta, offset_of!(Meta, layout));
     }
     load_and_pin(&mut ebpf, pins)?;
+    let log = (kernel_log != LevelFilter::Off).then(|| KernelLog::of(&mut ebpf)).transpose()?;
     drop(ebpf);
     let programs = Programs {
         xdp: Xdp::from_pin(next(pins, XDP), XdpAttachType::Interface)?,
@@ -63,7 +68,7 @@ pub fn load(pins: &Pins, max_connections: u32) -> Result<Loaded> {
         out: SchedClassifier::from_pin(next(pins, OUT))?,
     };
     allocator::trim();
-    Ok(Loaded { programs, meta, adopted })
+    Ok(Loaded { programs, log, meta, adopted })
 }
 
 /// The programs that were loaded take the place of those that an earlier run has pinned. Where those are attached, they
@@ -137,10 +142,12 @@ pub fn read_meta(pins: &Pins) -> Result<Meta> {
     Ok(table.read(0))
 }
 
-fn load_object(pins: &Pins, meta: &Meta) -> Result<Ebpf> {
+fn load_object(pins: &Pins, meta: &Meta, kernel_log: LevelFilter) -> Result<Ebpf> {
     let maps = pins.maps();
     let known = shapes(meta.buckets);
+    let level = kernel_log::level_number(kernel_log);
     let mut loader = EbpfLoader::new();
+    kernel_log::set_level(&mut loader, &level);
     loader.map_max_entries("INDEX", meta.buckets).override_global("SEED", &meta.seed, true).override_global(
         "BUCKETS",
         &meta.buckets,
@@ -157,9 +164,9 @@ fn load_object(pins: &Pins, meta: &Meta) -> Result<Ebpf> {
     }
 }
 
-/// Maps whose names begin with a dot are the program's own data sections.
+/// Maps whose names begin with a dot are the program's own data sections. The log's map ends with the process.
 fn is_known<T>(name: &str, known: &[(&str, T)]) -> bool {
-    name.starts_with('.') || known.iter().any(|(wanted, _)| *wanted == name)
+    name.starts_with('.') || name == kernel_log::MAP || known.iter().any(|(wanted, _)| *wanted == name)
 }
 
 /// The kernel takes longest for verifying the two large ones, so all are loaded at the same time.

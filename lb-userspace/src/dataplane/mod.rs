@@ -15,11 +15,13 @@ use std::{
 use anyhow::{Context, Result};
 use aya::maps::MapData;
 use lb_common::layout::{Meta, Trace};
+use log::LevelFilter;
 
 mod attach;
 mod events;
 mod inject;
 mod inner;
+mod kernel_log;
 mod load;
 mod pins;
 mod self_test;
@@ -29,6 +31,7 @@ mod trace;
 pub use attach::{Attached, Mode, Requested};
 pub use events::Events;
 pub use inject::Injected;
+pub use kernel_log::{KernelLog, TARGET as KERNEL_LOG_TARGET};
 pub use shapes::index_buckets;
 pub use trace::Answer;
 
@@ -55,6 +58,8 @@ pub struct Options {
     pub max_connections: u32,
     /// Begin with new tables; those that are there are given up when the new ones are in use.
     pub reset: bool,
+    /// What the kernel program says to a developer; `Off`: nothing, and it has no code for it.
+    pub kernel_log: LevelFilter,
 }
 
 /// Programs that are loaded onto the tables and not in use yet. Until they are, an earlier run may go on.
@@ -68,6 +73,7 @@ pub struct Prepared {
 pub struct Dataplane {
     pins: Pins,
     programs: Programs,
+    log: Option<KernelLog>,
     meta: Meta,
     adopted: bool,
     tables: Arc<Tables>,
@@ -85,7 +91,7 @@ pub struct Dataplane {
 impl Prepared {
     /// The tables and hooks are ours from here on.
     pub fn take(self) -> Result<Dataplane> {
-        let Prepared { pins, loaded: Loaded { programs, meta, adopted }, lock } = self;
+        let Prepared { pins, loaded: Loaded { programs, log, meta, adopted }, lock } = self;
         in_use(&pins)?;
         left_behind(&pins)?;
         Ok(Dataplane {
@@ -94,6 +100,7 @@ impl Prepared {
             socket: PacketSocket::open().context("cannot open a packet socket")?,
             pins,
             programs,
+            log,
             meta,
             adopted,
             attached: BTreeMap::new(),
@@ -125,7 +132,7 @@ impl Dataplane {
         } else {
             pins.remove_new_maps()?;
         }
-        let loaded = load(&pins, options.max_connections)?;
+        let loaded = load(&pins, options.max_connections, options.kernel_log)?;
         Ok(Prepared { pins, loaded, lock })
     }
 
@@ -171,6 +178,11 @@ impl Dataplane {
     /// The tables.
     pub fn tables(&self) -> &Arc<Tables> {
         &self.tables
+    }
+
+    /// The log of the kernel program; `None` if it was loaded without one, or the log was taken before.
+    pub fn take_kernel_log(&mut self) -> Option<KernelLog> {
+        self.log.take()
     }
 
     /// The reading end of the ring buffer; only one may be in use. Inside a tokio runtime.

@@ -20,6 +20,9 @@ enum Program {
         /// Run one scripted round without a screen
         #[arg(long)]
         once: bool,
+        /// Log what the kernel program does: debug | trace
+        #[arg(long, value_name = "LEVEL")]
+        kernel_log: Option<String>,
     },
     #[cfg(feature = "full")]
     #[command(flatten)]
@@ -53,7 +56,7 @@ enum Program {
 
 fn main() -> Result<()> {
     match Arguments::parse().program {
-        Program::Run { once } => round::run(once),
+        Program::Run { once, kernel_log } => round::run(once, kernel_log.as_deref()),
         #[cfg(feature = "full")]
         Program::Bench(program) => program.run(),
         Program::Apiserver(options) => on_one_thread(apiserver::run(options)),
