@@ -501,4 +501,4 @@ impl Machine {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

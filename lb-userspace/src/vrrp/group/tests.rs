@@ -1,26 +1,16 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{
-    config::model::VrrpVersion,
-    vrrp::{
-        machine::Why,
-        receive::{Agreement, Heard},
-    },
+use crate::vrrp::{
+    machine::{self, Why},
+    receive::{Agreement, Heard},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// Without repeated announcements, which have tests of their own.
 fn settings(priority: u8) -> Settings {
-    Settings {
-        version: VrrpVersion::V3,
-        priority,
-        interval: SECOND,
-        preempt: true,
-        preempt_delay: Duration::ZERO,
-        garp_delay: Duration::ZERO,
-        garp_refresh: Duration::ZERO,
-    }
+    Settings { garp_delay: Duration::ZERO, garp_refresh: Duration::ZERO, ..machine::tests::settings(priority) }
 }
 
 fn own(id: InstanceId) -> std::net::IpAddr {

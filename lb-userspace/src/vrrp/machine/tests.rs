@@ -11,7 +11,8 @@ fn ip(last: u8) -> IpAddr {
     [10, 0, 1, last].into()
 }
 
-fn settings(priority: u8) -> Settings {
+/// An instance of version 3 that preempts, with an advertisement per second.
+pub fn settings(priority: u8) -> Settings {
     Settings {
         version: VrrpVersion::V3,
         priority,
