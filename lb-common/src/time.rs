@@ -65,6 +65,16 @@ impl Sub<Duration> for Instant {
     }
 }
 
+/// The time since `earlier`, as [`Instant::age`] has it.
+impl Sub for Instant {
+    type Output = Duration;
+
+    #[inline(always)]
+    fn sub(self, earlier: Instant) -> Duration {
+        earlier.age(self)
+    }
+}
+
 /// A duration as the records hold it; `u64::MAX` (584 years) for every longer one.
 #[inline(always)]
 pub const fn nanoseconds(time: Duration) -> u64 {
@@ -85,12 +95,11 @@ impl Ticks {
         (nanoseconds(time) >> TICK_BITS) as u32
     }
 
-    /// How long ago the stamp was at `now`, in ticks. **The one rule for a stamp that lies ahead**,
-    /// by up to half of the range (26 days): it has just been set, its age is zero.
+    /// How long ago the stamp was at `now`, in ticks. A stamp that lies ahead, by up to half of the
+    /// range (26 days), has the age zero.
     #[inline(always)]
     pub const fn age_in_ticks(self, now: Ticks) -> u32 {
-        let age = now.0.wrapping_sub(self.0);
-        if age > u32::MAX / 2 { 0 } else { age }
+        age_of(self.0, now.0)
     }
 
     /// [`age_in_ticks`](Self::age_in_ticks) as a duration.
@@ -98,6 +107,29 @@ impl Ticks {
     pub const fn age(self, now: Ticks) -> Duration {
         Duration::from_nanos((self.age_in_ticks(now) as u64) << TICK_BITS)
     }
+}
+
+/// The stamp of a try to connect: the low 32 bits of [`Instant`] in microseconds. It wraps after 71
+/// minutes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Micros(pub u32);
+
+impl Micros {
+    /// How long ago the stamp was at `now`. A stamp that lies ahead, by up to half of the range, has
+    /// the age zero.
+    #[inline(always)]
+    pub const fn age(self, now: Instant) -> Duration {
+        Duration::from_micros(age_of(self.0, (now.0 / 1000) as u32) as u64)
+    }
+}
+
+/// **The one rule for a stamp that lies ahead**: it has just been set, by a CPU whose clock is ahead
+/// of ours or after `now` was read.
+#[inline(always)]
+const fn age_of(stamp: u32, now: u32) -> u32 {
+    let age = now.wrapping_sub(stamp);
+    if age > u32::MAX / 2 { 0 } else { age }
 }
 
 #[cfg(test)]
@@ -115,10 +147,21 @@ mod tests {
     fn a_stamp_that_lies_ahead_has_the_age_zero_on_both_clocks() {
         assert_eq!(Instant(7).age(Instant(5)), Duration::ZERO);
         assert_eq!(Instant(5).age(Instant(7)), Duration::from_nanos(2));
+        assert_eq!(Instant(7) - Instant(5), Duration::from_nanos(2));
+        assert_eq!(Instant(5) - Instant(7), Duration::ZERO);
         assert_eq!(Instant(7).left(Instant(5)), Duration::from_nanos(2));
         assert_eq!(Ticks(1001).age_in_ticks(Ticks(999)), 0);
         assert_eq!(Ticks(0).age_in_ticks(Ticks(u32::MAX / 2 + 1)), 0);
         assert_eq!(Ticks(0).age_in_ticks(Ticks(u32::MAX / 2)), u32::MAX / 2);
+    }
+
+    #[test]
+    fn the_age_of_a_try_is_known_for_half_an_hour_and_is_zero_for_one_that_lies_ahead() {
+        let now = Instant((1 << 32) * 1000 + 5_000);
+        assert_eq!(Micros(2).age(now), Duration::from_micros(3));
+        assert_eq!(Micros(u32::MAX).age(now), Duration::from_micros(6));
+        assert_eq!(Micros(6).age(now), Duration::ZERO);
+        assert_eq!(Micros(5_u32.wrapping_sub(1_800_000_000)).age(now), Duration::from_secs(1800));
     }
 
     #[test]

@@ -36,7 +36,7 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -156,7 +156,7 @@ struct Process {
 struct Load {
     at: Timestamp,
     /// The same moment on CLOCK_MONOTONIC.
-    monotonic: u64,
+    monotonic: lb_common::time::Instant,
     generation: u64,
     /// Whether the last reload was applied.
     is_current: bool,
@@ -231,7 +231,7 @@ impl Daemon {
         test.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let stop = End::Stop { detach: self.config.daemon.on_exit == OnExit::Detach, reply: None };
-            let deadline = Duration::from_nanos(self.controller.deadline().saturating_sub(clock::monotonic_ns()));
+            let deadline = self.controller.deadline().left(clock::monotonic());
             tokio::select! {
                 Some(change) = inputs.changes.recv() => {
                     self.netlink_change(change);
@@ -313,7 +313,7 @@ impl Daemon {
 
     fn write_hops(&mut self) {
         let known = self.hops.write(self.dataplane.tables(), self.controller.installed());
-        let now = clock::monotonic_ns();
+        let now = clock::monotonic();
         let actions: Vec<_> =
             known.into_iter().flat_map(|(pool, known)| self.controller.next_hop(pool, known, now)).collect();
         self.act(actions);
@@ -336,7 +336,7 @@ impl Daemon {
         }
         self.look_at_sync();
         self.tell_peers_of_backends();
-        let actions = self.controller.turn(&*tables, lost, clock::monotonic_ns());
+        let actions = self.controller.turn(&*tables, lost, clock::monotonic());
         let pools_changed = actions.iter().any(|action| matches!(action, Action::Write(_)));
         self.act(actions);
         if pools_changed {
@@ -374,19 +374,13 @@ impl Daemon {
                 }
                 // Whatever the kernel program has just made of the admission.
                 Action::Admit { backend, to: NONE, retry_at, .. } => {
-                    self.dataplane.tables().admit(backend, NONE, lb_common::time::Instant(retry_at));
+                    self.dataplane.tables().admit(backend, NONE, retry_at);
                 }
                 Action::Admit { backend, from, to, retry_at, slow_until } => {
-                    let (retry_at, slow_until) =
-                        (lb_common::time::Instant(retry_at), lb_common::time::Instant(slow_until));
                     self.dataplane.tables().swap_admission(backend, (from, to), retry_at, slow_until);
                 }
                 Action::Remember { backend, out_reason, changed_at } => {
-                    self.dataplane.tables().remember_standing(
-                        backend,
-                        out_reason,
-                        lb_common::time::Instant(changed_at),
-                    );
+                    self.dataplane.tables().remember_standing(backend, out_reason, changed_at);
                 }
                 Action::Hurry(backend) => self.probes.hurry(backend),
                 Action::Ask(flow) => apply::ask(&self.dataplane, &flow),
@@ -408,7 +402,7 @@ impl Daemon {
 }
 
 fn now() -> Now {
-    Now { monotonic: clock::monotonic_ns(), wall: Timestamp::now() }
+    Now { monotonic: clock::monotonic(), wall: Timestamp::now() }
 }
 
 /// Without systemd this does nothing.

@@ -6,6 +6,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use lb_common::time::Instant;
+
 use super::admission::Admin;
 
 /// A backend by the names in the file: its service's and its own.
@@ -16,8 +18,8 @@ pub type Name = (Arc<str>, Arc<str>);
 pub enum Order {
     /// No new connections; those it has go on, until the deadline.
     Drain {
-        /// When the rest is reset, CLOCK_MONOTONIC in nanoseconds; nothing: never.
-        deadline: Option<u64>,
+        /// When the rest is reset; `None`: never.
+        deadline: Option<Instant>,
         /// Resets a second, from then on.
         rate: u32,
     },
@@ -40,8 +42,8 @@ impl Order {
 pub struct Said {
     /// What.
     pub order: Order,
-    /// CLOCK_MONOTONIC in nanoseconds.
-    pub since: u64,
+    /// When.
+    pub since: Instant,
     /// As the log names them.
     pub by: Arc<str>,
 }

@@ -46,8 +46,8 @@ pub struct Facts {
     pub reachable: bool,
     /// Its established connections stay although it is out: too many backends failed together.
     pub spared: bool,
-    /// It gets less than its share until then, CLOCK_MONOTONIC in nanoseconds; 0: no.
-    pub slow_until: u64,
+    /// It gets less than its share until then.
+    pub slow_until: Instant,
 }
 
 /// How a backend stands.
@@ -59,23 +59,23 @@ pub struct Standing {
     pub reason: Option<BackendReason>,
     /// For the map: `NONE`, `OUT` or `UP`.
     pub admission: u32,
-    /// For the map: from when on a trial connection may be made, CLOCK_MONOTONIC in nanoseconds.
-    pub retry_at: u64,
+    /// For the map: from when on a trial connection may be made.
+    pub retry_at: Instant,
 }
 
-/// How a backend stands at `now`, CLOCK_MONOTONIC in nanoseconds.
-pub fn standing(facts: &Facts, now: u64) -> Standing {
+/// How a backend stands at `now`.
+pub fn standing(facts: &Facts, now: Instant) -> Standing {
     let (state, reason) = shown(facts, now);
     let (admission, retry_at) = match facts.health {
-        _ if facts.down || facts.admin != Admin::None => (NONE, Instant::NEVER.0),
-        State::Up => (UP, Instant::NEVER.0),
-        State::NotReady => (OUT, Instant::NEVER.0),
+        _ if facts.down || facts.admin != Admin::None => (NONE, Instant::NEVER),
+        State::Up => (UP, Instant::NEVER),
+        State::NotReady => (OUT, Instant::NEVER),
         State::Out { retry_at, .. } => (OUT, retry_at),
     };
     Standing { state, reason, admission, retry_at }
 }
 
-fn shown(facts: &Facts, now: u64) -> (BackendState, Option<BackendReason>) {
+fn shown(facts: &Facts, now: Instant) -> (BackendState, Option<BackendReason>) {
     let by_admin = Some(BackendReason::Admin);
     match facts.health {
         _ if facts.down => (BackendState::Down, Some(BackendReason::Config)),

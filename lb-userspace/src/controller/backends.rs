@@ -1,15 +1,18 @@
 //! The part of the core that decides about backends: what comes in about their health goes through their machines, and
 //! what follows from it comes out: admission, the fate of their connections, a word to the operator.
 
+use std::time::Duration;
+
 use lb_common::{
     event::{Event, RECOVERED, TRY_FAILED},
     layout::{OUT, UP},
+    time::Instant,
     verdict::Reason,
 };
 use log::Level;
 
 use super::{
-    Action, Controller, SECOND,
+    Action, Controller,
     admin_state::Name,
     admission::{self, Admin, Facts, Standing},
     health::{self, Cause, Change, Health, State},
@@ -20,17 +23,18 @@ use super::{
     view::View,
 };
 
-/// The least time between two haste orders for one backend, in nanoseconds.
-const HURRY: u64 = SECOND / 4;
+/// The least time between two haste orders for one backend.
+const HURRY: Duration = Duration::from_millis(250);
 
 impl Controller {
     // ---- what comes in ----
 
     /// What an event of the ring buffer says about health.
     pub(super) fn health_event(&mut self, event: &Event) -> Vec<Action> {
+        let at = event.at;
         match event.kind {
             TRY_FAILED => self.try_failed(event),
-            RECOVERED => self.with_health(event.backend, "", event.at.0, |health, _| health.recovered(event.at.0)),
+            RECOVERED => self.with_health(event.backend, "", at, |health, _| health.recovered(at)),
             _ => Vec::new(),
         }
     }
@@ -45,14 +49,15 @@ impl Controller {
         if reason == Reason::ConnectTimeout {
             self.silence.point_at(event.backend);
         }
-        let fail = |health: &mut Health, settings: &_| health.failed(settings, reason, event.at.0);
-        let mut actions = self.with_health(event.backend, "", event.at.0, fail);
-        actions.extend(self.hurry(event.backend, event.at.0));
+        let at = event.at;
+        let fail = |health: &mut Health, settings: &_| health.failed(settings, reason, at);
+        let mut actions = self.with_health(event.backend, "", at, fail);
+        actions.extend(self.hurry(event.backend, at));
         actions
     }
 
     /// Has a backend probed soon, if it is probed; not again and again for a flood of failures.
-    pub(super) fn hurry(&mut self, backend: u16, now: u64) -> Option<Action> {
+    pub(super) fn hurry(&mut self, backend: u16, now: Instant) -> Option<Action> {
         self.backends.get(&backend)?.settings.probe?;
         let last = self.hurried.get(&backend).copied();
         if last.is_some_and(|last| now < last + HURRY) {
@@ -63,7 +68,7 @@ impl Controller {
     }
 
     /// A probe of a backend has come to an end; `detail` says how, for the log.
-    pub fn probed(&mut self, backend: u16, outcome: Outcome, detail: &str, now: u64) -> Vec<Action> {
+    pub fn probed(&mut self, backend: u16, outcome: Outcome, detail: &str, now: Instant) -> Vec<Action> {
         let is_failing = |controller: &Controller| controller.health.get(&backend).is_some_and(Health::is_failing);
         let failed_before = is_failing(self);
         let mut actions =
@@ -78,7 +83,7 @@ impl Controller {
 
     /// What another host, which has the service's address, has found out about a backend of ours that is not probed; its
     /// name is `peer`.
-    pub fn found_elsewhere(&mut self, (service, backend): &Name, reason: u8, peer: &str, now: u64) -> Vec<Action> {
+    pub fn found_elsewhere(&mut self, (service, backend): &Name, reason: u8, peer: &str, now: Instant) -> Vec<Action> {
         let Ok(number) = self.find(backend, Some(service)) else { return Vec::new() };
         let ours = self.installed.backends.get(&number).is_none_or(|row| self.is_ours(row.service));
         let cause = Reason::from_number(reason).and_then(Cause::from_reason);
@@ -104,7 +109,7 @@ impl Controller {
     // ---- what follows ----
 
     /// How a backend stands. `slow_until` is that of its record.
-    pub fn standing(&self, number: u16, slow_until: u64, now: u64) -> Standing {
+    pub fn standing(&self, number: u16, slow_until: Instant, now: Instant) -> Standing {
         let facts = Facts {
             down: self.backends.get(&number).is_none_or(|facts| facts.down),
             admin: self.admin(number),
@@ -125,19 +130,19 @@ impl Controller {
         &mut self,
         backend: u16,
         detail: &str,
-        now: u64,
+        now: Instant,
         input: impl Fn(&mut Health, &health::Settings) -> Change,
     ) -> Vec<Action> {
-        let before = self.standing(backend, 0, now);
+        let before = self.standing(backend, Instant::ZERO, now);
         let (Some(health), Some(facts)) = (self.health.get_mut(&backend), self.backends.get(&backend)) else {
             return Vec::new();
         };
         let change = input(health, &facts.settings);
         let state = health.state();
         self.changed(backend, change, state, now);
-        let after = self.standing(backend, 0, now);
+        let after = self.standing(backend, Instant::ZERO, now);
         let again = matches!(change, Change::StaysOut { .. });
-        let slow_until = if after.admission == UP { self.slow_until(backend, now) } else { 0 };
+        let slow_until = if after.admission == UP { self.slow_until(backend, now) } else { Instant::ZERO };
         let mut actions = Vec::new();
         if again || before.admission != after.admission {
             actions.extend(self.admit(backend, before, after, slow_until));
@@ -149,7 +154,7 @@ impl Controller {
         actions
     }
 
-    fn changed(&mut self, backend: u16, change: Change, state: State, now: u64) {
+    fn changed(&mut self, backend: u16, change: Change, state: State, now: Instant) {
         match (change, state) {
             (Change::TakenOut { .. }, State::Out { cause: Some(cause), .. }) => {
                 self.rails.went_out(backend, cause, now)
@@ -159,18 +164,18 @@ impl Controller {
         }
     }
 
-    fn admit(&self, backend: u16, before: Standing, after: Standing, slow_until: u64) -> Option<Action> {
+    fn admit(&self, backend: u16, before: Standing, after: Standing, slow_until: Instant) -> Option<Action> {
         let (from, to, retry_at) = (before.admission, after.admission, after.retry_at);
         (from != to || to == OUT).then_some(Action::Admit { backend, from, to, retry_at, slow_until })
     }
 
-    /// Until when a backend gets less than its share if it comes back now; 0: it does not start slowly.
-    pub(super) fn slow_until(&self, backend: u16, now: u64) -> u64 {
-        let slow_start = self.backends.get(&backend).map_or(0, |facts| facts.settings.slow_start);
-        if slow_start == 0 { 0 } else { now + slow_start }
+    /// Until when a backend gets less than its share if it comes back now; `ZERO`: it does not start slowly.
+    pub(super) fn slow_until(&self, backend: u16, now: Instant) -> Instant {
+        let slow_start = self.backends.get(&backend).map_or(Duration::ZERO, |facts| facts.settings.slow_start);
+        if slow_start.is_zero() { Instant::ZERO } else { now + slow_start }
     }
 
-    fn note(&self, backend: u16, change: Change, detail: &str, now: u64) -> Option<Action> {
+    fn note(&self, backend: u16, change: Change, detail: &str, now: Instant) -> Option<Action> {
         let facts = self.backends.get(&backend)?;
         let why = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
         let (level, text) = match change {
@@ -180,15 +185,15 @@ impl Controller {
                 let word = cause.map_or_else(|| "unknown".to_owned(), |cause| cause.reason().to_string());
                 let until = match facts.settings.probe {
                     Some(_) => "until its probe passes".to_owned(),
-                    None => format!("for {:.1} s", retry_at.saturating_sub(now) as f64 / SECOND as f64),
+                    None => format!("for {:.1} s", retry_at.left(now).as_secs_f64()),
                 };
                 // What clients met is counted, all else says what happened.
                 let why = if detail.is_empty() { format!(" ({} failures)", facts.settings.max_fails) } else { why };
                 (Level::Warn, format!("is out {until}: {word}{why}"))
             }
             Change::Drained => (Level::Warn, format!("is not ready and gets no new connections: probe_status{why}")),
-            Change::Recovered if facts.settings.slow_start > 0 => {
-                let seconds = facts.settings.slow_start as f64 / SECOND as f64;
+            Change::Recovered if !facts.settings.slow_start.is_zero() => {
+                let seconds = facts.settings.slow_start.as_secs_f64();
                 (Level::Info, format!("is up; it starts slowly, for {seconds} s"))
             }
             Change::Recovered => (Level::Info, "is up".to_owned()),
@@ -205,7 +210,7 @@ impl Controller {
     // ---- in its turn ----
 
     /// Asks backends that are quiet while something waits for them, and takes out those that are silent.
-    pub(super) fn silence_turn(&mut self, view: &impl View, now: u64) -> Vec<Action> {
+    pub(super) fn silence_turn(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
         let look = self.silence.turn(&self.subjects(), view, now);
         let mut actions: Vec<_> = look.ask.into_iter().map(Action::Ask).collect();
         for backend in look.silent {
@@ -239,7 +244,7 @@ impl Controller {
     }
 
     /// Has the connections of dead backends reset, or spares them.
-    pub(super) fn rails_turn(&mut self, view: &impl View, now: u64) -> Vec<Action> {
+    pub(super) fn rails_turn(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
         let mut rails = std::mem::take(&mut self.rails);
         let rulings = rails.turn(&|backend| self.members(backend, view, now), now);
         self.rails = rails;
@@ -247,7 +252,7 @@ impl Controller {
     }
 
     /// The backends of the same service that could have connections.
-    fn members(&self, of: u16, view: &impl View, now: u64) -> Vec<Member> {
+    fn members(&self, of: u16, view: &impl View, now: Instant) -> Vec<Member> {
         let Some(dead) = self.health.get(&of) else { return Vec::new() };
         let member = |number: u16| {
             let health = self.health.get(&number)?;
@@ -278,7 +283,14 @@ impl Controller {
                     _ => (Only::Connected, cause.to_reason()),
                 };
                 let rate = self.reset_rate(self.installed.backends.get(&backend).map(|row| row.service));
-                self.resets.push(Job { which: Which::Backend(backend), only, reason, rate, not_before: 0, begun_by });
+                self.resets.push(Job {
+                    which: Which::Backend(backend),
+                    only,
+                    reason,
+                    rate,
+                    not_before: Instant::ZERO,
+                    begun_by,
+                });
                 None
             }
             Ruling::Spare(backend, why) => {

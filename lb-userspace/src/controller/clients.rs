@@ -7,19 +7,20 @@
 //! row find the same. Flows that are not counted though their service has a limit (it is newer than they are, or the
 //! table was full) are brought into the count.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use lb_common::{
     clients::ClientCount,
     slot::{COUNTED, State},
+    time::Instant,
 };
 
 use super::view::{FlowAt, View};
 
-/// Between two looks, in nanoseconds: a look reads every flow of a service.
-const PERIOD: u64 = 5_000_000_000;
-/// The second look after one that has found something, in nanoseconds.
-const AGAIN: u64 = 500_000_000;
+/// Between two looks: a look reads every flow of a service.
+const PERIOD: Duration = Duration::from_secs(5);
+/// The second look after one that has found something.
+const AGAIN: Duration = Duration::from_millis(500);
 /// Most flows that one look brings into the count.
 const ADOPTED: usize = 4096;
 
@@ -45,7 +46,7 @@ type Counted = (i64, Vec<u64>);
 /// The machine; one for all services.
 #[derive(Debug, Default)]
 pub struct Clients {
-    due: u64,
+    due: Instant,
     /// Where the round goes on.
     next: u16,
     /// Differences that the last look has found, by client.
@@ -68,7 +69,7 @@ impl Clients {
         pools: &[u16],
         service_of: &dyn Fn(u16) -> Option<u16>,
         view: &impl View,
-        now: u64,
+        now: Instant,
     ) -> Vec<Step> {
         if now < self.due || limited.is_empty() {
             return Vec::new();

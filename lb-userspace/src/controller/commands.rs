@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::{layout::UP, schedule, verdict::Reason};
+use lb_common::{layout::UP, schedule, time::Instant, verdict::Reason};
 use log::Level;
 
 use super::{
@@ -90,8 +90,8 @@ impl Controller {
         self.backends.get(&number).map(|facts| (facts.service.clone(), facts.name.clone()))
     }
 
-    /// When it last changed how a backend stands, CLOCK_MONOTONIC in nanoseconds, if that is known.
-    pub fn changed_at(&self, number: u16) -> Option<u64> {
+    /// When it last changed how a backend stands, if that is known.
+    pub fn changed_at(&self, number: u16) -> Option<Instant> {
         let said = self.name_of(number).and_then(|name| self.orders.get(&name).map(|said| said.since));
         said.or_else(|| self.health(number).map(Health::changed_at))
     }
@@ -102,7 +102,7 @@ impl Controller {
     }
 
     /// What operators say from now on. The actions bring the map up to date; `ready` backends begin slowly.
-    pub fn set_orders(&mut self, orders: Orders, view: &impl View, now: u64) -> Vec<Action> {
+    pub fn set_orders(&mut self, orders: Orders, view: &impl View, now: Instant) -> Vec<Action> {
         let before = std::mem::replace(&mut self.orders, orders);
         let numbers: Vec<_> =
             self.backends.keys().copied().filter(|number| !self.installed.is_tombstone(*number)).collect();
@@ -115,16 +115,23 @@ impl Controller {
             }
             self.drains.forget(number, &mut self.resets);
             // What was in maintenance may be another machine now, and cold.
-            let slow_until = if before.admin(&name) == Admin::Maint { self.slow_until(number, now) } else { 0 };
+            let slow_until =
+                if before.admin(&name) == Admin::Maint { self.slow_until(number, now) } else { Instant::ZERO };
             actions.extend(self.admit_anew(number, view, slow_until, now));
         }
         actions
     }
 
     /// Brings a backend's admission in the map to what file, operators and health say together.
-    pub(super) fn admit_anew(&self, number: u16, view: &impl View, slow_until: u64, now: u64) -> Option<Action> {
+    pub(super) fn admit_anew(
+        &self,
+        number: u16,
+        view: &impl View,
+        slow_until: Instant,
+        now: Instant,
+    ) -> Option<Action> {
         let from = view.backend(number).admission;
-        let Standing { admission: to, retry_at, .. } = self.standing(number, 0, now);
+        let Standing { admission: to, retry_at, .. } = self.standing(number, Instant::ZERO, now);
         (from != to).then_some(Action::Admit { backend: number, from, to, retry_at, slow_until })
     }
 
@@ -152,7 +159,13 @@ impl Controller {
     }
 
     /// Has connections reset; nothing if there are none.
-    pub fn kill(&mut self, whose: Whose, (only, reason): (Only, Reason), view: &impl View, now: u64) -> Option<Task> {
+    pub fn kill(
+        &mut self,
+        whose: Whose,
+        (only, reason): (Only, Reason),
+        view: &impl View,
+        now: Instant,
+    ) -> Option<Task> {
         let flows = self.flows_of(whose, only, &Ours::new(&self.territory, view));
         let total = flows.len() as u64;
         if total == 0 {
@@ -208,7 +221,7 @@ impl Controller {
         service: Option<&str>,
         tolerance: u32,
         view: &impl View,
-        now: u64,
+        now: Instant,
     ) -> Result<Vec<Uneven>, String> {
         let one = service.map(|name| self.find_service(name)).transpose()?;
         let listed = self.desired.services.iter().filter_map(|service| {
@@ -218,13 +231,13 @@ impl Controller {
         Ok(chosen.map(|number| self.uneven_service(number, tolerance, view, now)).collect())
     }
 
-    fn uneven_service(&self, service: u16, tolerance: u32, view: &impl View, now: u64) -> Uneven {
+    fn uneven_service(&self, service: u16, tolerance: u32, view: &impl View, now: Instant) -> Uneven {
         let Some(row) = self.installed.services.get(&service) else {
             return Uneven { service, shares: Vec::new(), skipped: None };
         };
         let takes_part = |number: &&u16| {
             let backup = self.installed.backends.get(number).is_some_and(|row| row.backup);
-            let admission = self.standing(**number, 0, now).admission;
+            let admission = self.standing(**number, Instant::ZERO, now).admission;
             !backup && admission == UP && self.is_reachable(**number)
         };
         let load = |number: &u16| {
@@ -253,7 +266,7 @@ impl Controller {
     }
 
     /// Carries out what [`uneven`](Self::uneven) has found for one service; nothing if that is nothing.
-    pub fn rebalance(&mut self, uneven: &Uneven, rate: u32, now: u64) -> Option<Task> {
+    pub fn rebalance(&mut self, uneven: &Uneven, rate: u32, now: Instant) -> Option<Task> {
         let total: u64 = uneven.shares.iter().map(|share| u64::from(share.resets)).sum();
         if total == 0 {
             return None;
@@ -277,18 +290,18 @@ impl Controller {
     }
 
     /// When what operators have begun goes on.
-    pub(super) fn operators_deadline(&self) -> u64 {
+    pub(super) fn operators_deadline(&self) -> Instant {
         self.tasks.deadline().min(self.drains.deadline())
     }
 
     /// Drains and rebalancings go on, with resets of their own.
-    pub(super) fn operators_turn(&mut self, view: &impl View, now: u64) -> Vec<Action> {
+    pub(super) fn operators_turn(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
         let mut actions = self.rebalancings_turn(view, now);
         actions.extend(self.drains_turn(view, now));
         actions
     }
 
-    fn drains_turn(&mut self, view: &impl View, now: u64) -> Vec<Action> {
+    fn drains_turn(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
         let mut orders = Vec::new();
         for number in self.backends.keys().filter(|number| !self.installed.is_tombstone(**number)) {
             let said = self.name_of(*number).and_then(|name| self.orders.get(&name));
@@ -314,7 +327,7 @@ impl Controller {
         happened.into_iter().filter_map(note).collect()
     }
 
-    fn rebalancings_turn(&mut self, view: &impl View, now: u64) -> Vec<Action> {
+    fn rebalancings_turn(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
         let Controller { tasks, resets, installed, services, .. } = self;
         let mut over = Vec::new();
         for (id, rebalancing) in tasks.rebalancings() {
@@ -327,7 +340,8 @@ impl Controller {
                 continue;
             }
             let (which, only, reason) = (Which::Flows(flows), Only::Established, Reason::Rebalanced);
-            rebalancing.job = Some(resets.push(Job { which, only, reason, rate, not_before: now, begun_by: u64::MAX }));
+            rebalancing.job =
+                Some(resets.push(Job { which, only, reason, rate, not_before: now, begun_by: Instant::NEVER }));
         }
         let end = |(id, service): (u64, u16)| {
             tasks.end(id, TaskState::Done, |_| None);

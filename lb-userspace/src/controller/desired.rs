@@ -1,4 +1,4 @@
-//! What the configuration asks of the maps: names resolved to addresses, times to nanoseconds, words to numbers.
+//! What the configuration asks of the maps: names resolved to addresses, words to numbers.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
@@ -33,10 +33,10 @@ pub struct DesiredService {
     pub listen: Vec<SocketAddrV4>,
     /// One of `schedule::{LEAST_CONN, ROUND_ROBIN, RANDOM_TWO, HASH}`.
     pub balance: u32,
-    /// How long a backend has for its SYN-ACK, in nanoseconds.
-    pub connect_timeout: u64,
-    /// After how long without a packet a connection is reset, in nanoseconds.
-    pub idle_timeout: u64,
+    /// How long a backend has for its SYN-ACK.
+    pub connect_timeout: Duration,
+    /// After how long without a packet a connection is reset.
+    pub idle_timeout: Duration,
     /// Most backends one connection tries; at least 1.
     pub tries: u32,
     /// Cells of the ring of half-open flows.
@@ -74,10 +74,10 @@ pub struct DesiredBackend {
     pub max_conns: u32,
     /// Failed tries within `fail_timeout` that take it out; 0: nothing does.
     pub max_fails: u32,
-    /// In nanoseconds.
-    pub fail_timeout: u64,
-    /// For how long it gets less than its share when it has come back, in nanoseconds.
-    pub slow_start: u64,
+    /// For how long it is out, and within how long it has to fail.
+    pub fail_timeout: Duration,
+    /// For how long it gets less than its share when it has come back.
+    pub slow_start: Duration,
     /// Used only when no other backend is up.
     pub backup: bool,
     /// Gets no connections.
@@ -116,8 +116,8 @@ fn translate(service: &model::Service, synced: bool, errors: &mut Vec<String>) -
                 weight: backend.weight.get(),
                 max_conns: backend.max_conns,
                 max_fails: backend.max_fails,
-                fail_timeout: nanoseconds(backend.fail_timeout),
-                slow_start: nanoseconds(backend.slow_start),
+                fail_timeout: backend.fail_timeout,
+                slow_start: backend.slow_start,
                 backup: backend.backup,
                 down: backend.down,
             })
@@ -127,8 +127,8 @@ fn translate(service: &model::Service, synced: bool, errors: &mut Vec<String>) -
         name: service.name.clone(),
         listen: listen?,
         balance: balance(service.balance),
-        connect_timeout: nanoseconds(service.connect_timeout),
-        idle_timeout: nanoseconds(service.idle_timeout),
+        connect_timeout: service.connect_timeout,
+        idle_timeout: service.idle_timeout,
         tries: service.tries().max(1),
         max_half_open: service.max_half_open.get(),
         snat: snat?,
@@ -164,8 +164,4 @@ fn rule(rule: &model::Rule) -> Rule {
         Some(IpNet::V4(network)) => Rule::v4(verdict, to_mapped(network.network()), network.prefix_len()),
         Some(IpNet::V6(network)) => Rule::v6(verdict, network.network().octets(), network.prefix_len()),
     }
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -3,9 +3,9 @@
 //! A job of resets ends when it finds nothing more; a connection that was half-open meanwhile and is made after that is
 //! met by the next look, a second later.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use lb_common::verdict::Reason;
+use lb_common::{time::Instant, verdict::Reason};
 
 use super::{
     admin_state::Order,
@@ -13,7 +13,8 @@ use super::{
     view::{View, active},
 };
 
-const SECOND: u64 = 1_000_000_000;
+/// While anything is drained: between two looks.
+const PERIOD: Duration = Duration::from_secs(1);
 
 /// What happened to a backend that is drained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,12 +37,12 @@ struct Draining {
 pub struct Drains {
     by_backend: BTreeMap<u16, Draining>,
     /// When to look again.
-    due: u64,
+    due: Instant,
 }
 
 impl Drains {
-    /// When the next look is due; `u64::MAX` if nobody is drained.
-    pub fn deadline(&self) -> u64 {
+    /// When the next look is due; `NEVER` if nobody is drained.
+    pub fn deadline(&self) -> Instant {
         self.due
     }
 
@@ -50,7 +51,7 @@ impl Drains {
         if let Some(job) = self.by_backend.remove(&backend).and_then(|draining| draining.job) {
             resets.cancel(job);
         }
-        self.due = 0;
+        self.due = Instant::ZERO;
     }
 
     /// A look at all backends that are drained.
@@ -59,10 +60,10 @@ impl Drains {
         orders: &[(u16, Order)],
         resets: &mut Resets,
         view: &impl View,
-        now: u64,
+        now: Instant,
     ) -> Vec<(u16, Happened)> {
         self.by_backend.retain(|backend, _| orders.iter().any(|(number, _)| number == backend));
-        self.due = u64::MAX;
+        self.due = Instant::NEVER;
         let mut happened = Vec::new();
         for (backend, order) in orders {
             let Order::Drain { deadline, rate } = *order else { continue };
@@ -82,14 +83,14 @@ impl Drains {
                     draining.job = Some(resets.push(job(*backend, rate, now)));
                 }
             }
-            let upcoming = deadline.filter(|deadline| *deadline > now).unwrap_or(u64::MAX);
-            self.due = self.due.min(upcoming).min(now + SECOND);
+            let upcoming = deadline.filter(|deadline| *deadline > now).unwrap_or(Instant::NEVER);
+            self.due = self.due.min(upcoming).min(now + PERIOD);
         }
         happened
     }
 }
 
-fn job(backend: u16, rate: u32, now: u64) -> Job {
+fn job(backend: u16, rate: u32, now: Instant) -> Job {
     Job {
         which: Which::Backend(backend),
         // Half-open ones are made or go on to another backend within connect_timeout.
@@ -97,7 +98,7 @@ fn job(backend: u16, rate: u32, now: u64) -> Job {
         reason: Reason::Drained,
         rate,
         not_before: now,
-        begun_by: u64::MAX,
+        begun_by: Instant::NEVER,
     }
 }
 

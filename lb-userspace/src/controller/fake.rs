@@ -10,7 +10,7 @@ use lb_common::{
     flow::{HalfOpenCell, Key, SlotAt},
     layout::{ACTIVE, Backend, CLOSING, Listener, NONE, OUT, Opening, Pool, Slot, UP},
     slot::{Ctl, State},
-    time::Instant,
+    time::{Instant, Ticks},
 };
 
 use super::{
@@ -31,11 +31,11 @@ pub struct Fake {
     pub slots: BTreeMap<Place, (Ctl, Slot)>,
     pub rings: BTreeMap<u16, Vec<u64>>,
     pub clients: BTreeMap<u16, Vec<ClientCount>>,
-    pub heard: BTreeMap<u16, u32>,
+    pub heard: BTreeMap<u16, Ticks>,
     /// Stamps that are behind what the slots show.
-    pub sent: BTreeMap<u16, u32>,
+    pub sent: BTreeMap<u16, Ticks>,
     /// Until when backends start slowly.
-    pub slow_until: BTreeMap<u16, u64>,
+    pub slow_until: BTreeMap<u16, Instant>,
     /// Flows on which the core has asked for a sign of life.
     pub asked: Vec<FlowAt>,
 }
@@ -52,7 +52,7 @@ impl Fake {
                 Action::Ask(flow) => self.asked.push(*flow),
                 Action::Remember { backend, out_reason, changed_at } => {
                     let record = self.records.get_mut(backend).expect("a backend");
-                    (record.out_reason, record.changed_at) = (*out_reason, Instant(*changed_at));
+                    (record.out_reason, record.changed_at) = (*out_reason, *changed_at);
                 }
                 Action::Step(Step::Suspect(flow)) => self.swap(*flow, flow.ctl.suspected()),
                 Action::Step(Step::Close(flow, reason)) => {
@@ -71,11 +71,11 @@ impl Fake {
         }
     }
 
-    fn admit(&mut self, backend: u16, (from, to): (u32, u32), retry_at: u64, slow_until: u64) {
+    fn admit(&mut self, backend: u16, (from, to): (u32, u32), retry_at: Instant, slow_until: Instant) {
         let record = self.records.get_mut(&backend).expect("a backend");
         // To take it out counts whatever the kernel program has made of it meanwhile.
         if record.admission == from || to == NONE {
-            (record.admission, record.retry_at) = (to, Instant(retry_at));
+            (record.admission, record.retry_at) = (to, retry_at);
             self.slow_until.insert(backend, slow_until);
         }
     }
@@ -162,11 +162,11 @@ impl Fake {
     }
 
     /// Opens a flow, as the kernel program does.
-    pub fn open(&mut self, backend: u16, slot: u16, state: State, listener: u16, now: u64) -> FlowAt {
+    pub fn open(&mut self, backend: u16, slot: u16, state: State, listener: u16, now: Instant) -> FlowAt {
         let place = Place { pool: self.rows[&backend].pools[0], slot };
         let generation = self.slots.get(&place).map_or(1, |(ctl, _)| ctl.generation() + 1);
         let ctl = Ctl::new(generation, state);
-        let (key, now) = (Key::new(0, 0, listener), Instant(now));
+        let key = Key::new(0, 0, listener);
         let record = Slot { key, last_seen: now.ticks(), backend, tries: 1, started: now, ..Slot::default() };
         self.slots.insert(place, (ctl, record));
         let counts = self.records.get_mut(&backend).expect("a backend");
@@ -206,22 +206,22 @@ impl View for Fake {
         self.records.get(&number).copied().unwrap_or_default()
     }
 
-    fn slow_until(&self, backend: u16) -> u64 {
-        self.slow_until.get(&backend).copied().unwrap_or(0)
+    fn slow_until(&self, backend: u16) -> Instant {
+        self.slow_until.get(&backend).copied().unwrap_or_default()
     }
 
-    fn heard(&self, pool: u16) -> u32 {
+    fn heard(&self, pool: u16) -> Ticks {
         // Of the others everything is answered at once, which is what a tick that lies ahead means.
-        self.heard.get(&pool).copied().unwrap_or(self.sent(pool) + (1 << 15))
+        self.heard.get(&pool).copied().unwrap_or(Ticks(self.sent(pool).0 + (1 << 15)))
     }
 
-    fn sent(&self, pool: u16) -> u32 {
+    fn sent(&self, pool: u16) -> Ticks {
         if let Some(stamp) = self.sent.get(&pool) {
             return *stamp;
         }
         let first = Place { pool, slot: 0 };
         let of_pool = self.slots.range(first..).take_while(|(place, _)| place.pool == pool);
-        of_pool.map(|(_, (_, slot))| slot.last_seen.0).max().unwrap_or(0)
+        Ticks(of_pool.map(|(_, (_, slot))| slot.last_seen.0).max().unwrap_or(0))
     }
 
     fn half_open_head(&self, service: u16) -> u32 {

@@ -5,26 +5,29 @@
 //! [`period`], which is well below connect_timeout, and while there are any, when the oldest of them is due. What is
 //! due goes through the kernel program once more, which moves it to another backend or refuses it: one engine.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use lb_common::slot::{Ctl, State};
+use lb_common::{
+    slot::{Ctl, State},
+    time::{Instant, Micros},
+};
 
 use super::view::{FlowAt, View};
 
 /// Most flows handed on in one look; the rest are due at the next one, [`AT_LEAST`] later.
 const MOST: usize = 256;
-/// The shortest time between two looks, in nanoseconds: bounds the load that a flood of half-open flows can make.
-const AT_LEAST: u64 = 10_000_000;
-/// The longest time between two looks, in nanoseconds.
-const AT_MOST: u64 = 1_000_000_000;
+/// The shortest time between two looks: bounds the load that a flood of half-open flows can make.
+const AT_LEAST: Duration = Duration::from_millis(10);
+/// The longest time between two looks.
+const AT_MOST: Duration = Duration::from_secs(1);
 
 /// What a look found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Look {
     /// Flows whose backend has not answered in time.
     pub due: Vec<FlowAt>,
-    /// When to look again, CLOCK_MONOTONIC in nanoseconds.
-    pub next: u64,
+    /// When to look again.
+    pub next: Instant,
 }
 
 /// What the last look at a service's ring saw.
@@ -46,8 +49,8 @@ impl HalfOpen {
         self.seen.get(&service).map_or(0, |seen| seen.open)
     }
 
-    /// Looks at the rings of `services`, each with its connect_timeout in nanoseconds.
-    pub fn look(&mut self, services: &[(u16, u64)], view: &impl View, now: u64) -> Look {
+    /// Looks at the rings of `services`, each with its connect_timeout.
+    pub fn look(&mut self, services: &[(u16, Duration)], view: &impl View, now: Instant) -> Look {
         let mut look = Look { due: Vec::new(), next: now + period(services) };
         self.seen.retain(|service, _| services.iter().any(|(number, _)| number == service));
         for (service, connect_timeout) in services {
@@ -81,21 +84,18 @@ impl HalfOpen {
 }
 
 /// How long the rings may go unseen: a flow that opens right after a look is seen before it is due.
-fn period(services: &[(u16, u64)]) -> u64 {
+fn period(services: &[(u16, Duration)]) -> Duration {
     let shortest = services.iter().map(|(_, connect_timeout)| *connect_timeout).min().unwrap_or(AT_MOST);
     (shortest / 2).clamp(AT_LEAST, AT_MOST)
 }
 
-fn is_generation(ctl: Ctl, low: u32) -> bool {
-    ctl.is_of_low31(low)
+/// When a try whose SYN was sent at `stamp` is over.
+fn due_at(stamp: u32, connect_timeout: Duration, now: Instant) -> Instant {
+    now + connect_timeout - Micros(stamp).age(now)
 }
 
-/// When a try whose SYN was sent at `stamp` (microseconds, 32 bits of them) is over. A stamp that lies ahead is one that
-/// was written after `now` was read.
-fn due_at(stamp: u32, connect_timeout: u64, now: u64) -> u64 {
-    let age = (now / 1000) as u32;
-    let age = (age.wrapping_sub(stamp) as i32).max(0) as u64 * 1000;
-    (now + connect_timeout).saturating_sub(age)
+fn is_generation(ctl: Ctl, low: u32) -> bool {
+    ctl.is_of_low31(low)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@
 //! With a probe (`[service.health]`) the [`Tally`] of its outcomes decides too, and alone brings the backend back,
 //! whatever has taken it out: no client is spent on a trial (`retry_at` is `NEVER`).
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use lb_common::{
     layout::{Backend, NOT_READY, OUT, UP},
@@ -28,25 +28,25 @@ use lb_common::{
 
 use super::probe_count::{Outcome, Tally, Tries, Verdict};
 
-/// What the configuration says about one backend. Times in nanoseconds.
+/// What the configuration says about one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Failures that take it out; 0: none do.
     pub max_fails: u32,
     /// Within how long, and for how long.
-    pub fail_timeout: u64,
+    pub fail_timeout: Duration,
     /// How long a try lasted that ended in `ConnectTimeout`.
-    pub connect_timeout: u64,
+    pub connect_timeout: Duration,
     /// For how long it gets less than its share after it has come back; 0: not at all.
-    pub slow_start: u64,
+    pub slow_start: Duration,
     /// With a probe: how many it takes.
     pub probe: Option<Tries>,
 }
 
 impl Settings {
     /// When a client may try a backend that is out, if it may after `fail_timeout`.
-    fn retry_at(&self, then: u64) -> u64 {
-        if self.probe.is_some() { Instant::NEVER.0 } else { then }
+    fn retry_at(&self, then: Instant) -> Instant {
+        if self.probe.is_some() { Instant::NEVER } else { then }
     }
 }
 
@@ -88,11 +88,11 @@ pub enum State {
     Up,
     /// It answers probes, but is not ready for connections: no new ones.
     NotReady,
-    /// Not before `retry_at` (CLOCK_MONOTONIC, nanoseconds), and then one trial connection.
+    /// Not before `retry_at`, and then one trial connection.
     Out {
         /// The earliest trial, as this machine has set it; the kernel program moves the word in the map. `NEVER` with a
         /// probe.
-        retry_at: u64,
+        retry_at: Instant,
         /// Unknown if an earlier version took it out.
         cause: Option<Cause>,
     },
@@ -106,14 +106,14 @@ pub enum Change {
     /// Take it out until then; or it was out already, and now there is another cause.
     TakenOut {
         /// For the map.
-        retry_at: u64,
+        retry_at: Instant,
     },
     /// No new connections, while it is not ready.
     Drained,
     /// A trial failed: out for longer.
     StaysOut {
         /// For the map.
-        retry_at: u64,
+        retry_at: Instant,
     },
     /// It is up again.
     Recovered,
@@ -121,49 +121,49 @@ pub enum Change {
 
 /// A trial is told from a connection begun before its backend went out by when it began, which is known from the coarse
 /// clock: 4 to 10 ms a step.
-const CLOCK_STEP: u64 = 20_000_000;
+const CLOCK_STEP: Duration = Duration::from_millis(20);
 
 /// The most failure times kept; `max_fails` above it counts as this many.
 const MAX_KEPT: u32 = 1024;
 
-/// The machine. Times are CLOCK_MONOTONIC in nanoseconds.
+/// The machine.
 #[derive(Clone, Debug)]
 pub struct Health {
     state: State,
     /// The last failures while up, `max_fails` at most.
-    failures: VecDeque<u64>,
+    failures: VecDeque<Instant>,
     /// Of the probes, if there are any.
     tally: Option<(Tries, Tally)>,
-    /// When a probe passed last, and since when they fail; 0: none did.
-    passed_at: u64,
-    failing_since: u64,
-    changed_at: u64,
+    /// When a probe passed last, and since when they fail; `ZERO`: none did.
+    passed_at: Instant,
+    failing_since: Instant,
+    changed_at: Instant,
 }
 
 impl Health {
     /// A backend nothing is known about gets connections.
-    pub fn new(now: u64) -> Health {
+    pub fn new(now: Instant) -> Health {
         Health {
             state: State::Up,
             failures: VecDeque::new(),
             tally: None,
-            passed_at: 0,
-            failing_since: 0,
+            passed_at: Instant::ZERO,
+            failing_since: Instant::ZERO,
             changed_at: now,
         }
     }
 
     /// As the map has it, after a restart of the controller.
-    pub fn adopted(record: &Backend, now: u64) -> Health {
+    pub fn adopted(record: &Backend, now: Instant) -> Health {
         let reason = u8::try_from(record.out_reason).ok().and_then(Reason::from_number);
         let not_ready = record.out_reason == NOT_READY;
         let is_out = record.admission == OUT;
         // While nobody watched, the kernel program may have taken it in again without a word about when.
-        let known = (1..=now).contains(&record.changed_at.0) && (is_out || record.out_reason == 0);
-        let mut health = Health::new(if known { record.changed_at.0 } else { now });
+        let known = (Instant(1)..=now).contains(&record.changed_at) && (is_out || record.out_reason == 0);
+        let mut health = Health::new(if known { record.changed_at } else { now });
         if is_out {
             let cause = reason.and_then(Cause::from_reason);
-            let out = State::Out { retry_at: record.retry_at.0, cause };
+            let out = State::Out { retry_at: record.retry_at, cause };
             health.state = if not_ready { State::NotReady } else { out };
         }
         health
@@ -184,7 +184,7 @@ impl Health {
     }
 
     /// When the state last changed.
-    pub fn changed_at(&self) -> u64 {
+    pub fn changed_at(&self) -> Instant {
         self.changed_at
     }
 
@@ -209,13 +209,13 @@ impl Health {
     }
 
     /// A try that began before failed at `at` for `reason`.
-    pub fn failed(&mut self, settings: &Settings, reason: Reason, at: u64) -> Change {
+    pub fn failed(&mut self, settings: &Settings, reason: Reason, at: Instant) -> Change {
         if settings.max_fails == 0 {
             return Change::Nothing;
         }
         let timed_out = reason == Reason::ConnectTimeout;
         let cause = if timed_out { Cause::Timeout } else { Cause::Refused };
-        let began = if timed_out { at.saturating_sub(settings.connect_timeout) } else { at };
+        let began = if timed_out { at - settings.connect_timeout } else { at };
         match self.state {
             State::Up | State::NotReady => self.counted(settings, cause, at),
             // Given a connection because every backend is out; the probe will tell.
@@ -234,21 +234,21 @@ impl Health {
         }
     }
 
-    fn counted(&mut self, settings: &Settings, cause: Cause, at: u64) -> Change {
+    fn counted(&mut self, settings: &Settings, cause: Cause, at: Instant) -> Change {
         let most = settings.max_fails.min(MAX_KEPT) as usize;
         self.failures.push_back(at);
         while self.failures.len() > most {
             self.failures.pop_front();
         }
         let oldest = self.failures.front().copied().unwrap_or(at);
-        if self.failures.len() < most || at.saturating_sub(oldest) > settings.fail_timeout {
+        if self.failures.len() < most || oldest.age(at) > settings.fail_timeout {
             return Change::Nothing;
         }
         self.distrust_probes();
         self.take_out(settings, cause, at)
     }
 
-    fn take_out(&mut self, settings: &Settings, cause: Cause, at: u64) -> Change {
+    fn take_out(&mut self, settings: &Settings, cause: Cause, at: Instant) -> Change {
         let retry_at = match self.state {
             State::Out { retry_at, .. } => retry_at,
             _ => settings.retry_at(at + settings.fail_timeout),
@@ -263,13 +263,13 @@ impl Health {
         self.tally = self.tally.map(|(tries, _)| (tries, Tally::down()));
     }
 
-    fn enter(&mut self, state: State, at: u64) {
+    fn enter(&mut self, state: State, at: Instant) {
         self.state = state;
         self.changed_at = at;
     }
 
     /// Nothing came from it any more, though it was asked again and again.
-    pub fn silent(&mut self, settings: &Settings, at: u64) -> Change {
+    pub fn silent(&mut self, settings: &Settings, at: Instant) -> Change {
         match self.state {
             State::Out { cause: Some(Cause::Silent), .. } => Change::Nothing,
             _ => {
@@ -280,7 +280,7 @@ impl Health {
     }
 
     /// A probe has come to an end.
-    pub fn probed(&mut self, settings: &Settings, outcome: Outcome, at: u64) -> Change {
+    pub fn probed(&mut self, settings: &Settings, outcome: Outcome, at: Instant) -> Change {
         let Some((tries, mut tally)) = self.tally else { return Change::Nothing };
         if outcome == Outcome::Passed {
             self.passed_at = at;
@@ -303,7 +303,7 @@ impl Health {
         }
     }
 
-    fn dead(&mut self, settings: &Settings, outcome: Outcome, at: u64) -> Change {
+    fn dead(&mut self, settings: &Settings, outcome: Outcome, at: Instant) -> Change {
         let cause = if outcome == Outcome::Refused { Cause::Refused } else { Cause::ProbeTimeout };
         match self.state {
             State::Out { cause: Some(before), .. } if before == cause => Change::Nothing,
@@ -314,7 +314,7 @@ impl Health {
     }
 
     /// What the host has found out whose clients' connections show it. Where the backend is probed its own probe decides.
-    pub fn found_elsewhere(&mut self, settings: &Settings, cause: Option<Cause>, at: u64) -> Change {
+    pub fn found_elsewhere(&mut self, settings: &Settings, cause: Option<Cause>, at: Instant) -> Change {
         match (cause, self.state) {
             _ if settings.probe.is_some() || settings.max_fails == 0 => Change::Nothing,
             (None, _) => self.recovered(at),
@@ -324,7 +324,7 @@ impl Health {
     }
 
     /// A connection was answered while the backend was out, or enough probes were.
-    pub fn recovered(&mut self, at: u64) -> Change {
+    pub fn recovered(&mut self, at: Instant) -> Change {
         if self.state == State::Up {
             return Change::Nothing;
         }
@@ -334,7 +334,7 @@ impl Health {
     }
 
     /// The host answers ARP again after a silence: the next connection may try it.
-    pub fn reachable(&mut self, settings: &Settings, now: u64) -> Change {
+    pub fn reachable(&mut self, settings: &Settings, now: Instant) -> Change {
         match self.state {
             State::Out { retry_at, cause } if retry_at > now && settings.probe.is_none() => {
                 self.state = State::Out { retry_at: now, cause };
@@ -345,7 +345,7 @@ impl Health {
     }
 
     /// New settings: with `max_fails = 0` and no probe nothing keeps it out; without a probe it gets its trial.
-    pub fn configured(&mut self, settings: &Settings, now: u64) -> Change {
+    pub fn configured(&mut self, settings: &Settings, now: Instant) -> Change {
         let up = self.state == State::Up;
         self.tally = settings.probe.map(|tries| match self.tally {
             Some((before, tally)) if before == tries => (tries, tally),
@@ -358,7 +358,7 @@ impl Health {
             State::NotReady if settings.probe.is_none() => self.recovered(now),
             State::NotReady => Change::Nothing,
             State::Out { retry_at, cause } => {
-                let anew = if retry_at == Instant::NEVER.0 { now } else { retry_at };
+                let anew = if retry_at == Instant::NEVER { now } else { retry_at };
                 let anew = settings.retry_at(anew);
                 self.state = State::Out { retry_at: anew, cause };
                 if anew == retry_at { Change::Nothing } else { Change::StaysOut { retry_at: anew } }
@@ -367,7 +367,7 @@ impl Health {
     }
 
     /// Compares with the map, where the kernel program may have swapped `OUT` for `UP` without the event reaching us.
-    pub fn compared(&mut self, settings: &Settings, admission: u32, now: u64) -> Change {
+    pub fn compared(&mut self, settings: &Settings, admission: u32, now: Instant) -> Change {
         if admission == UP && settings.probe.is_none() { self.recovered(now) } else { Change::Nothing }
     }
 }

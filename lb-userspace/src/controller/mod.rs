@@ -9,17 +9,18 @@
 //! - time: [`turn`](Controller::turn) when [`deadline`](Controller::deadline) has come. With no connection that is once
 //!   a second.
 //!
-//! Times are CLOCK_MONOTONIC in nanoseconds. What has to survive the end of the process stands in the maps, why and
+//! What has to survive the end of the process stands in the maps, why and
 //! since when a backend is out too; failures that did not suffice to take a backend out are forgotten.
 
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, SocketAddrV4},
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
-use lb_common::{event::Event, verdict::Reason};
+use lb_common::{event::Event, time::Instant, verdict::Reason};
 use log::Level;
 
 pub mod admin_state;
@@ -82,10 +83,10 @@ pub enum Action {
         from: u32,
         /// Likewise.
         to: u32,
-        /// For its record, CLOCK_MONOTONIC in nanoseconds.
-        retry_at: u64,
-        /// For its record: until then it gets less than its share; 0: no.
-        slow_until: u64,
+        /// For its record.
+        retry_at: Instant,
+        /// For its record: until then it gets less than its share; `ZERO`: it gets all of it.
+        slow_until: Instant,
     },
     /// Write down how a backend stands, for the controller after this one.
     Remember {
@@ -94,7 +95,7 @@ pub enum Action {
         /// `layout::Backend::out_reason`.
         out_reason: u32,
         /// Since when it is as it is.
-        changed_at: u64,
+        changed_at: Instant,
     },
     /// Something speaks against a backend, or for it: have it probed soon.
     Hurry(u16),
@@ -122,8 +123,8 @@ pub enum Action {
 /// One moment on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
-    /// CLOCK_MONOTONIC in nanoseconds.
-    pub monotonic: u64,
+    /// CLOCK_MONOTONIC.
+    pub monotonic: Instant,
     /// The wall clock.
     pub wall: Timestamp,
 }
@@ -170,7 +171,7 @@ pub struct Controller {
     silence: silence::Silence,
     rails: reset_guard::Rails,
     /// When probes were last asked to hurry.
-    hurried: BTreeMap<u16, u64>,
+    hurried: BTreeMap<u16, Instant>,
     /// Failures known of by events: compared with the map's count when events were lost.
     failures_seen: BTreeMap<u16, u64>,
     lost_before: u64,
@@ -191,15 +192,24 @@ pub struct Controller {
     recorder: Recorder,
     /// Whose flows are ours to close.
     territory: Territory,
-    /// When the next look at half-open flows, turn of the sweep, and turn of everything else are due.
-    due: (u64, u64, u64),
+    due: Due,
+}
+
+/// When what goes on by itself is due.
+#[derive(Debug, Default)]
+struct Due {
+    /// The next look at the rings of half-open flows.
+    half_open: Instant,
+    /// The next piece of the walk over the slots.
+    sweep: Instant,
+    /// What happens once a second.
+    second: Instant,
 }
 
 /// An idle timeout for flows whose service is not known any more: nginx's default.
-const IDLE_TIMEOUT: u64 = 600_000_000_000;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Connections closed in a second, for the same.
 const RESET_RATE: u32 = 5000;
-const SECOND: u64 = 1_000_000_000;
 
 impl Controller {
     /// A controller for tables that hold `installed`, and what operators have said to the one before it.
@@ -214,14 +224,14 @@ impl Controller {
     }
 
     /// A plan's writes were done: `desired` is the configuration from now on.
-    pub fn commit(&mut self, desired: Desired, plan: Plan, view: &impl View, now: u64) -> Vec<Action> {
+    pub fn commit(&mut self, desired: Desired, plan: Plan, view: &impl View, now: Instant) -> Vec<Action> {
         self.installed = plan.after;
         self.backends.values_mut().for_each(|facts| facts.down = true);
         for (service, (number, backends)) in desired.services.iter().zip(&plan.places) {
             let limits = sweep::Limits {
                 service: *number,
                 idle_timeout: service.idle_timeout,
-                connecting: 2 * service.connect_timeout * u64::from(service.tries),
+                connecting: 2 * service.connect_timeout * service.tries,
                 reset_rate: service.reset_rate,
             };
             self.services.insert(*number, ServiceFacts { name: service.name.clone(), limits });
@@ -286,7 +296,7 @@ impl Controller {
 
     /// Health goes on for backends that stay; that of a new one, or of one found at the start, is what the map says. Then
     /// the map is made to say what the file, operators and health say together.
-    fn keep_health(&mut self, view: &impl View, now: u64) -> Vec<Action> {
+    fn keep_health(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
         let Controller { backends, health, rails, .. } = self;
         health.retain(|number, _| backends.get(number).is_some_and(|facts| !facts.down));
         rails.retain(|number| health.contains_key(&number));
@@ -303,11 +313,11 @@ impl Controller {
                 self.health.insert(number, adopted);
             }
             let told = self.with_health(number, "", now, |health, settings| health.configured(settings, now));
-            if told.is_empty() && self.health[&number].changed_at() != record.changed_at.0 {
+            if told.is_empty() && self.health[&number].changed_at() != record.changed_at {
                 actions.extend(self.remember(number));
             }
             actions.extend(told);
-            actions.extend(self.admit_anew(number, view, 0, now));
+            actions.extend(self.admit_anew(number, view, Instant::ZERO, now));
         }
         actions
     }
@@ -315,7 +325,7 @@ impl Controller {
     /// One event of the ring buffer.
     pub fn event(&mut self, event: &Event, now: Now) -> Vec<Action> {
         let mut actions = self.health_event(event);
-        if let Some(record) = self.recorder.event(event, &self.names, (now.monotonic, now.wall)) {
+        if let Some(record) = self.recorder.event(event, &self.names, now) {
             actions.push(Action::Record { service: event.service, record: Box::new(record) });
         }
         actions
@@ -323,7 +333,7 @@ impl Controller {
 
     /// The next hop of a pool became known, or is not known any more: the kernel program passes a backend over that it
     /// cannot reach.
-    pub fn next_hop(&mut self, pool: u16, known: bool, now: u64) -> Vec<Action> {
+    pub fn next_hop(&mut self, pool: u16, known: bool, now: Instant) -> Vec<Action> {
         let returned = self.reach.heard(pool, known, now);
         if !returned {
             return Vec::new();
@@ -344,29 +354,25 @@ impl Controller {
     }
 
     /// When [`turn`](Self::turn) is due.
-    pub fn deadline(&self) -> u64 {
+    pub fn deadline(&self) -> Instant {
         let paced = self.resets.deadline().min(self.rails.deadline()).min(self.silence.deadline());
-        self.due.0.min(self.due.1).min(self.due.2).min(paced).min(self.operators_deadline())
+        self.due.half_open.min(self.due.sweep).min(self.due.second).min(paced).min(self.operators_deadline())
     }
 
     /// Whatever is due at `now`. `lost` is how many events were lost so far.
-    pub fn turn(&mut self, view: &impl View, lost: u64, now: u64) -> Vec<Action> {
+    pub fn turn(&mut self, view: &impl View, lost: u64, now: Instant) -> Vec<Action> {
         let ours = Ours::new(&self.territory, view);
         let mut actions = Vec::new();
-        if now >= self.due.0 {
-            let services: Vec<_> = self
-                .installed
-                .services
-                .iter()
-                .map(|(number, row)| (*number, row.connect_timeout.as_nanos() as u64))
-                .collect();
+        if now >= self.due.half_open {
+            let rows = self.installed.services.iter();
+            let services: Vec<_> = rows.map(|(number, row)| (*number, row.connect_timeout)).collect();
             let look = self.half_open.look(&services, &ours, now);
             actions.extend(look.due.into_iter().map(Action::Retry));
-            self.due.0 = look.next;
+            self.due.half_open = look.next;
         }
-        if now >= self.due.1 {
+        if now >= self.due.sweep {
             actions.extend(self.sweep_turn(&ours, now).into_iter().map(Action::Step));
-            self.due.1 = self.sweep.deadline(now);
+            self.due.sweep = self.sweep.deadline(now);
         }
         if now >= self.operators_deadline() {
             actions.extend(self.operators_turn(&ours, now));
@@ -380,33 +386,38 @@ impl Controller {
         if now >= self.resets.deadline() {
             actions.extend(self.resets_turn(&ours, now));
         }
-        if now >= self.due.2 {
+        if now >= self.due.second {
             actions.extend(self.heal(view, lost, now));
             actions.extend(self.reconcile(view));
             actions.extend(self.count_clients(view, now));
             actions.extend(self.retire.turn(&mut self.installed, view, now).into_iter().map(Action::Write));
             actions.extend(self.silent_hosts(now));
             self.forget_removed();
-            self.due.2 = now + SECOND;
+            self.due.second = now + Duration::from_secs(1);
         }
         actions
     }
 
-    fn sweep_turn(&mut self, view: &impl View, now: u64) -> Vec<sweep::Step> {
+    fn sweep_turn(&mut self, view: &impl View, now: Instant) -> Vec<sweep::Step> {
         let Controller { installed, services, sweep, .. } = self;
         let pools: Vec<_> = installed.pools.keys().copied().collect();
         let shortest = services.values().map(|facts| facts.limits.idle_timeout).min().unwrap_or(IDLE_TIMEOUT);
         let limits = |backend: u16| {
             let service = installed.backends.get(&backend).map_or(u16::MAX, |row| row.service);
             services.get(&service).map_or(
-                sweep::Limits { service, idle_timeout: IDLE_TIMEOUT, connecting: SECOND, reset_rate: RESET_RATE },
+                sweep::Limits {
+                    service,
+                    idle_timeout: IDLE_TIMEOUT,
+                    connecting: Duration::from_secs(1),
+                    reset_rate: RESET_RATE,
+                },
                 |facts| facts.limits,
             )
         };
         sweep.turn(&pools, &limits, shortest, view, now)
     }
 
-    fn resets_turn(&mut self, view: &impl View, now: u64) -> Vec<Action> {
+    fn resets_turn(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
         let turn = self.resets.turn(&self.installed, view, now);
         let steps = turn.steps.into_iter().map(Action::Step);
         turn.over.iter().for_each(|over| self.tasks.job_over(over.id, over.closed));
@@ -430,7 +441,7 @@ impl Controller {
     }
 
     /// What events may not have told: recoveries, always; failures, when events were lost.
-    fn heal(&mut self, view: &impl View, lost: u64, now: u64) -> Vec<Action> {
+    fn heal(&mut self, view: &impl View, lost: u64, now: Instant) -> Vec<Action> {
         let numbers: Vec<_> = self.health.keys().copied().collect();
         // A turn later, when those that were told before the loss are taken in: they must not count twice.
         let noticed = std::mem::replace(&mut self.lost_before, lost) != lost;
@@ -441,7 +452,7 @@ impl Controller {
             actions.extend(
                 self.with_health(number, "", now, |health, settings| health.compared(settings, record.admission, now)),
             );
-            actions.extend(self.admit_anew(number, view, 0, now));
+            actions.extend(self.admit_anew(number, view, Instant::ZERO, now));
             let seen = self.failures_seen.entry(number).or_insert(record.connect_failures);
             let missed = record.connect_failures.saturating_sub(*seen);
             if !events_lost || missed == 0 {
@@ -465,7 +476,7 @@ impl Controller {
         vec![Action::Correct(drift), Action::Note(Notice::daemon(Level::Warn, Kind::Datapath, text))]
     }
 
-    fn count_clients(&mut self, view: &impl View, now: u64) -> Vec<Action> {
+    fn count_clients(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
         let Controller { installed, clients, .. } = self;
         let corrected = clients.corrected();
         let limited = installed.services.iter().filter(|(_, row)| row.client_limit > 0);
@@ -479,7 +490,7 @@ impl Controller {
         steps.into_iter().map(Action::Client).chain(note).collect()
     }
 
-    fn silent_hosts(&mut self, now: u64) -> Vec<Action> {
+    fn silent_hosts(&mut self, now: Instant) -> Vec<Action> {
         let silent = self.reach.silent(now);
         let of_pools: Vec<_> = silent.into_iter().flat_map(|pool| self.backends_of(pool)).collect();
         of_pools.iter().for_each(|backend| self.silence.point_at(*backend));
@@ -489,7 +500,7 @@ impl Controller {
 
     /// Whose flows are ours to close from now on. With those of a host whose place we take come connections of backends
     /// whose own were dealt with when they went out.
-    pub fn set_territory(&mut self, territory: Territory, now: u64) {
+    pub fn set_territory(&mut self, territory: Territory, now: Instant) {
         let before = std::mem::replace(&mut self.territory, territory);
         let more = |listener: &u16| self.territory.holds(*listener) && !before.holds(*listener);
         if !self.installed.listeners.keys().any(more) {
@@ -542,7 +553,7 @@ impl Controller {
     }
 
     /// Backends that an open connection has tried in vain, as far as events told of them.
-    pub fn failed_tries(&self, client: SocketAddr, listener: u16, started: u64) -> Vec<SocketAddr> {
+    pub fn failed_tries(&self, client: SocketAddr, listener: u16, started: Instant) -> Vec<SocketAddr> {
         self.recorder.failed(client, listener, started)
     }
 

@@ -1,16 +1,18 @@
 //! Which pools have a known next hop. A host that answers no ARP gets no connections (the kernel program passes it
 //! over, which costs no client a connect_timeout), counts as down for the operator, and is tried at once when it answers.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-/// How long the first answer may take before the operator hears of it, in nanoseconds: three ARP requests a second apart
+use lb_common::time::Instant;
+
+/// How long the first answer may take before the operator hears of it: three ARP requests a second apart
 /// (the kernel's mcast_solicit and retrans_time).
-const PATIENCE: u64 = 3_500_000_000;
+const PATIENCE: Duration = Duration::from_millis(3500);
 
 #[derive(Clone, Copy, Debug)]
 struct Hop {
     known: bool,
-    since: u64,
+    since: Instant,
     told: bool,
 }
 
@@ -22,7 +24,7 @@ pub struct Reach {
 
 impl Reach {
     /// A pool's next hop is known, or not. Says whether this ends a silence that [`silent`](Self::silent) has told of.
-    pub fn heard(&mut self, pool: u16, known: bool, now: u64) -> bool {
+    pub fn heard(&mut self, pool: u16, known: bool, now: Instant) -> bool {
         let hop = self.pools.entry(pool).or_insert(Hop { known: !known, since: now, told: false });
         if hop.known == known {
             return false;
@@ -33,8 +35,8 @@ impl Reach {
     }
 
     /// Pools that have been without a next hop for a while; each is told once.
-    pub fn silent(&mut self, now: u64) -> Vec<u16> {
-        let late = |hop: &Hop| !hop.known && !hop.told && now.saturating_sub(hop.since) >= PATIENCE;
+    pub fn silent(&mut self, now: Instant) -> Vec<u16> {
+        let late = |hop: &Hop| !hop.known && !hop.told && hop.since.age(now) >= PATIENCE;
         let silent = self.pools.iter_mut().filter(|(_, hop)| late(hop));
         silent
             .map(|(pool, hop)| {

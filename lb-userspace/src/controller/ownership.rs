@@ -5,7 +5,7 @@
 //! [`Ours`] shows the tables with the flows of other hosts left out. Whatever acts on flows looks through it; what only
 //! counts them does not.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use lb_common::{
     clients::ClientCount,
@@ -21,15 +21,14 @@ use super::view::{Head, Place, View};
 #[derive(Clone, Debug, Default)]
 pub struct Territory {
     /// By number, and since when; nothing: there is no other host, all are.
-    ours: Option<Arc<BTreeMap<u16, u64>>>,
-    /// How far the other host's news of a flow's last packet may lie behind, in nanoseconds.
-    lag: u64,
+    ours: Option<Arc<BTreeMap<u16, Instant>>>,
+    /// How far the other host's news of a flow's last packet may lie behind.
+    lag: Duration,
 }
 
 impl Territory {
-    /// Beside another host. `ours` are the numbers of the listeners that are this host's, and since when (CLOCK_MONOTONIC
-    /// in nanoseconds); `lag` is how old the other host's news of an idle flow may get.
-    pub fn beside_another(ours: BTreeMap<u16, u64>, lag: u64) -> Territory {
+    /// Beside another host. `ours` are the numbers of the listeners that are this host's, and since when; `lag` is how old the other host's news of an idle flow may get.
+    pub fn beside_another(ours: BTreeMap<u16, Instant>, lag: Duration) -> Territory {
         Territory { ours: Some(Arc::new(ours)), lag }
     }
 
@@ -42,11 +41,8 @@ impl Territory {
     /// known from the other host, which does not tell of every packet.
     fn seen_by(&self, listener: u16, last_seen: Ticks) -> Ticks {
         let since = self.ours.as_ref().and_then(|ours| ours.get(&listener));
-        let Some(behind) = since.map(|since| Instant(*since).ticks().0.wrapping_sub(last_seen.0)) else {
-            return last_seen;
-        };
-        let was_before = behind.cast_signed() > 0;
-        if was_before { Ticks(last_seen.0.wrapping_add(behind.min(Instant(self.lag).ticks().0))) } else { last_seen }
+        let behind = since.map_or(0, |since| last_seen.age_in_ticks(since.ticks()));
+        Ticks(last_seen.0.wrapping_add(behind.min(Ticks::of(self.lag))))
     }
 }
 
@@ -72,15 +68,15 @@ impl<V: View> View for Ours<'_, V> {
         self.view.backend(number)
     }
 
-    fn slow_until(&self, backend: u16) -> u64 {
+    fn slow_until(&self, backend: u16) -> Instant {
         self.view.slow_until(backend)
     }
 
-    fn heard(&self, pool: u16) -> u32 {
+    fn heard(&self, pool: u16) -> Ticks {
         self.view.heard(pool)
     }
 
-    fn sent(&self, pool: u16) -> u32 {
+    fn sent(&self, pool: u16) -> Ticks {
         self.view.sent(pool)
     }
 

@@ -81,8 +81,8 @@ pub fn tombstone(
         weight: 1,
         max_conns: 0,
         max_fails: 0,
-        fail_timeout: 0,
-        slow_start: 0,
+        fail_timeout: Duration::ZERO,
+        slow_start: Duration::ZERO,
         backup: false,
         down: true,
     };
@@ -152,7 +152,7 @@ impl Planner {
             }
         }
         let row = ServiceRow {
-            connect_timeout: Duration::from_nanos(service.connect_timeout),
+            connect_timeout: service.connect_timeout,
             balance: service.balance,
             tries: service.tries,
             half_open_cells: service.max_half_open,
@@ -198,8 +198,8 @@ impl Planner {
             weight: backend.weight,
             max_conns: backend.max_conns,
             backup: backend.backup,
-            retry_after: Duration::from_nanos(backend.fail_timeout),
-            slow_start_ms: u32::try_from(backend.slow_start / 1_000_000).unwrap_or(u32::MAX),
+            retry_after: backend.fail_timeout,
+            slow_start_ms: u32::try_from(backend.slow_start.as_millis()).unwrap_or(u32::MAX),
             closed: backend.down,
         };
         if let Some(number) = self.plan.after.backend(of, backend.address) {

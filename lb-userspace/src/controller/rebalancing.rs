@@ -2,7 +2,7 @@
 //! of that moment are taken, and of a backend that has come down to its share meanwhile none: its clients may leave
 //! by themselves.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use lb_common::{slot::State, time::Instant};
 
@@ -12,8 +12,6 @@ use super::{
     resets::JobId,
     view::{FlowAt, View},
 };
-
-const SECOND: u64 = 1_000_000_000;
 
 /// A backend that has too many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,14 +30,14 @@ pub struct Rebalancing {
     donors: Vec<Donor>,
     rate: u32,
     /// When the next batch may begin.
-    next: u64,
+    next: Instant,
     /// The batch under way.
     pub job: Option<JobId>,
 }
 
 impl Rebalancing {
     /// From what was found; `rate` resets a second.
-    pub fn new(service: u16, shares: &[Share], rate: u32, now: u64) -> Rebalancing {
+    pub fn new(service: u16, shares: &[Share], rate: u32, now: Instant) -> Rebalancing {
         let donor = |share: &Share| Donor { backend: share.load.backend, left: share.resets, keeps: share.after };
         let donors = shares.iter().filter(|share| share.resets > 0).map(donor).collect();
         Rebalancing { service, donors, rate: rate.max(1), next: now, job: None }
@@ -56,12 +54,12 @@ impl Rebalancing {
     }
 
     /// When there is something to do; nothing while a batch is under way.
-    pub fn deadline(&self) -> Option<u64> {
+    pub fn deadline(&self) -> Option<Instant> {
         self.job.is_none().then_some(self.next)
     }
 
     /// The next second's flows, in order. Empty: it is over.
-    pub fn batch(&mut self, installed: &Installed, view: &impl View, now: u64) -> VecDeque<FlowAt> {
+    pub fn batch(&mut self, installed: &Installed, view: &impl View, now: Instant) -> VecDeque<FlowAt> {
         let mut excess: Vec<u32> = Vec::new();
         for donor in &self.donors {
             excess.push(view.backend(donor.backend).active.saturating_sub(donor.keeps).min(donor.left));
@@ -75,7 +73,7 @@ impl Rebalancing {
             batches.push(flows.into_iter());
         }
         let batch = in_turns(batches);
-        self.next = now + batch.len() as u64 * SECOND / u64::from(self.rate);
+        self.next = now + Duration::from_secs(batch.len() as u64) / self.rate;
         batch
     }
 }
@@ -94,7 +92,7 @@ fn take_from_largest(left: &[u32], count: u32) -> Vec<u32> {
 }
 
 /// The `count` established flows of a backend that have been without a packet for longest, the idlest first.
-fn idlest(backend: u16, count: u32, installed: &Installed, view: &impl View, now: u64) -> Vec<FlowAt> {
+fn idlest(backend: u16, count: u32, installed: &Installed, view: &impl View, now: Instant) -> Vec<FlowAt> {
     let pools = installed.backends.get(&backend).map(|row| row.pools.as_slice()).unwrap_or_default();
     let mut flows = Vec::new();
     for pool in pools {
@@ -102,9 +100,7 @@ fn idlest(backend: u16, count: u32, installed: &Installed, view: &impl View, now
             let ctl = head.flow.ctl;
             let state = if ctl.state() == State::Suspect { ctl.previous() } else { ctl.state() };
             if head.backend == backend && state == State::Established {
-                // A packet that came after `now` was read is no idle time.
-                let idle = head.last_seen.age_in_ticks(Instant(now).ticks());
-                flows.push((idle, head.flow));
+                flows.push((head.last_seen.age_in_ticks(now.ticks()), head.flow));
             }
         });
     }

@@ -15,7 +15,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::installed::pool_snat;
+use super::{Now, installed::pool_snat};
 use crate::access_log::{Record, Status, Try};
 
 /// Most connections whose failed tries are remembered until they end. A connection that is forgotten is logged with its
@@ -36,7 +36,7 @@ pub struct Names {
 }
 
 /// One connection: its first SYN tells it from another of the same client port.
-type Connection = (SocketAddr, u16, u64);
+type Connection = (SocketAddr, u16, Instant);
 
 /// The machine.
 #[derive(Debug, Default)]
@@ -54,11 +54,10 @@ pub fn connection_number(pool: u16, slot: u16, generation: u32) -> u64 {
 }
 
 impl Recorder {
-    /// Takes an event; gives a record for one that ends a connection. `now` is CLOCK_MONOTONIC in nanoseconds and the
-    /// wall clock at the same moment.
-    pub fn event(&mut self, event: &Event, names: &Names, now: (u64, Timestamp)) -> Option<Record> {
+    /// Takes an event; gives a record for one that ends a connection.
+    pub fn event(&mut self, event: &Event, names: &Names, now: Now) -> Option<Record> {
         let client = event.client();
-        let connection = (client, event.listener, event.started.0);
+        let connection = (client, event.listener, event.started);
         let backend = names.backends.get(&event.backend);
         match event.kind {
             TRY_FAILED => {
@@ -76,7 +75,7 @@ impl Recorder {
                 Some(Record {
                     client,
                     server: names.listeners.get(&event.listener).copied().unwrap_or(UNKNOWN),
-                    ended: wall_clock(event.at.0, now),
+                    ended: wall_clock(event.at, now),
                     session: session(event),
                     bytes_received: event.bytes_in,
                     bytes_sent: event.bytes_out,
@@ -105,7 +104,7 @@ impl Recorder {
     }
 
     /// The tries of a connection that is still open that have failed so far.
-    pub fn failed(&self, client: SocketAddr, listener: u16, started: u64) -> Vec<SocketAddr> {
+    pub fn failed(&self, client: SocketAddr, listener: u16, started: Instant) -> Vec<SocketAddr> {
         let tries = self.failed.get(&(client, listener, started)).into_iter().flatten();
         tries.map(|failed| failed.address).collect()
     }
@@ -154,9 +153,8 @@ fn session(event: &Event) -> Duration {
     began.age(event.at)
 }
 
-fn wall_clock(at: u64, (now, wall): (u64, Timestamp)) -> Timestamp {
-    let ago = jiff::SignedDuration::from_nanos(i64::try_from(now.saturating_sub(at)).unwrap_or(i64::MAX));
-    wall.checked_sub(ago).unwrap_or(wall)
+fn wall_clock(at: Instant, now: Now) -> Timestamp {
+    now.wall.checked_sub(at.age(now.monotonic)).unwrap_or(now.wall)
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! What was closed by a plan is removed when its last flow has ended: tombstones, closing listeners, services and pools
 //! that nothing names any more.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use lb_common::{flow::Key, layout::CLOSING};
+use lb_common::{flow::Key, layout::CLOSING, time::Instant};
 
 use super::{installed::Installed, plan::Write, view::View};
 
-/// How long something must have been without flows before it goes, in nanoseconds. Well above the time in which a
+/// How long something must have been without flows before it goes. Well above the time in which a
 /// packet under way in the kernel program can still open one, and the time in which a last FIN may be sent again.
-const QUIET: u64 = 10_000_000_000;
+const QUIET: Duration = Duration::from_secs(10);
 
 /// Something that goes when it is empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,19 +23,19 @@ enum Leaving {
 /// The machine: since when what leaves has been seen empty.
 #[derive(Debug, Default)]
 pub struct Retire {
-    empty_since: BTreeMap<Leaving, u64>,
+    empty_since: BTreeMap<Leaving, Instant>,
 }
 
 impl Retire {
     /// Writes that remove what has been empty long enough; `installed` is kept in step.
-    pub fn turn(&mut self, installed: &mut Installed, view: &impl View, now: u64) -> Vec<Write> {
+    pub fn turn(&mut self, installed: &mut Installed, view: &impl View, now: Instant) -> Vec<Write> {
         let leaving = leaving(installed);
         self.empty_since.retain(|what, _| leaving.contains(what));
         let mut writes = Vec::new();
         for what in leaving {
             if !is_empty(what, installed, view) {
                 self.empty_since.remove(&what);
-            } else if now.saturating_sub(*self.empty_since.entry(what).or_insert(now)) >= QUIET {
+            } else if self.empty_since.entry(what).or_insert(now).age(now) >= QUIET {
                 self.empty_since.remove(&what);
                 writes.push(remove(what, installed));
             }

@@ -13,16 +13,24 @@
 //! A backend that is spared is looked at again each second, for as long as it is out. What was wrong may be over for all of
 //! them, and it the last to be asked: it has to show that it is still dead before its connections are reset.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use lb_common::time::Instant;
 
 use super::health::Cause;
 
-const SECOND: u64 = 1_000_000_000;
 /// How long the others have for a probe that passes, before it is assumed that they cannot, and how often that is looked at.
-const PATIENCE: u64 = SECOND;
-const SOON: u64 = SECOND / 20;
+const PATIENCE: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_millis(50);
+/// Between two looks at a backend that is spared, or not yet known to be dead.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long the kernel of a backend that refuses has to reset its own connections.
-const ITS_OWN: u64 = 2 * SECOND;
+const ITS_OWN: Duration = Duration::from_secs(2);
+/// How long after it went out a packet of a silent backend may still have been on its way.
+const LATE: Duration = Duration::from_secs(1);
 
 /// One backend of a service, as far as the rails need it. None of those that the file or an operator has taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +43,8 @@ pub struct Member {
     pub vouched: bool,
     /// Probes without an answer in a row.
     pub unanswered: u32,
-    /// When anything came from it last, CLOCK_MONOTONIC in nanoseconds.
-    pub heard: u64,
+    /// When anything came from it last.
+    pub heard: Instant,
     /// Why it is out, if it is.
     pub out: Option<Cause>,
 }
@@ -70,8 +78,8 @@ pub struct Reset {
     pub backend: u16,
     /// Why.
     pub cause: Cause,
-    /// Flows that began later are alive, CLOCK_MONOTONIC in nanoseconds.
-    pub begun_by: u64,
+    /// Flows that began later are alive.
+    pub begun_by: Instant,
 }
 
 /// A decision.
@@ -86,8 +94,8 @@ pub enum Ruling {
 #[derive(Clone, Copy, Debug)]
 struct Case {
     cause: Cause,
-    due: u64,
-    begun_by: u64,
+    due: Instant,
+    begun_by: Instant,
     spared: bool,
     /// Spared until now, or adopted: how many probes had gone without an answer when it could have been reset.
     unanswered: Option<u32>,
@@ -104,7 +112,7 @@ impl Case {
                 *before = member.unanswered.min(*before);
                 member.unanswered >= *before + 2
             }
-            Cause::Silent => member.heard <= self.begun_by + SECOND,
+            Cause::Silent => member.heard <= self.begun_by + LATE,
             Cause::Refused | Cause::Timeout => true,
         }
     }
@@ -120,7 +128,7 @@ pub struct Rails {
 
 impl Rails {
     /// A backend went out.
-    pub fn went_out(&mut self, backend: u16, cause: Cause, now: u64) {
+    pub fn went_out(&mut self, backend: u16, cause: Cause, now: Instant) {
         let due = match cause {
             Cause::Refused => now + ITS_OWN,
             Cause::Silent | Cause::ProbeTimeout => now,
@@ -132,7 +140,7 @@ impl Rails {
 
     /// A backend that an earlier controller took out at `since`: what that one has not come to is done now, by the same
     /// rules. Of several that are out by their probes it is not known whose connections were reset; then no more are.
-    pub fn adopted(&mut self, backend: u16, cause: Cause, since: u64, now: u64) {
+    pub fn adopted(&mut self, backend: u16, cause: Cause, since: Instant, now: Instant) {
         self.reopen(backend, cause, since, now);
         if let Some(case) = self.cases.get_mut(&backend) {
             // It may be long back.
@@ -144,7 +152,7 @@ impl Rails {
     }
 
     /// There are more connections of a backend that is out since `since`: those of another host whose place this one takes.
-    pub fn reopen(&mut self, backend: u16, cause: Cause, since: u64, now: u64) {
+    pub fn reopen(&mut self, backend: u16, cause: Cause, since: Instant, now: Instant) {
         if self.cases.contains_key(&backend) {
             return;
         }
@@ -174,13 +182,13 @@ impl Rails {
         self.cases.get(&backend).is_some_and(|case| case.spared)
     }
 
-    /// When the next turn is due; `u64::MAX` if nothing waits.
-    pub fn deadline(&self) -> u64 {
-        self.cases.values().map(|case| case.due).min().unwrap_or(u64::MAX)
+    /// When the next turn is due; `NEVER` if nothing waits.
+    pub fn deadline(&self) -> Instant {
+        self.cases.values().map(|case| case.due).min().unwrap_or(Instant::NEVER)
     }
 
     /// Decides what is due. `members` gives the backends of the service that a backend belongs to, itself included.
-    pub fn turn(&mut self, members: &dyn Fn(u16) -> Vec<Member>, now: u64) -> Vec<Ruling> {
+    pub fn turn(&mut self, members: &dyn Fn(u16) -> Vec<Member>, now: Instant) -> Vec<Ruling> {
         let due: Vec<_> = self.cases.iter().filter(|(_, case)| case.due <= now).map(|(b, case)| (*b, *case)).collect();
         let mut rulings = Vec::new();
         for (backend, mut case) in due {
@@ -194,7 +202,7 @@ impl Rails {
             let is_out = members.iter().any(|member| member.backend == backend && member.out.is_some());
             match self.rule(backend, case.cause, &members) {
                 None if is_out && own.is_some_and(|own| !case.is_confirmed(&own)) => {
-                    self.cases.insert(backend, Case { due: now + SECOND, ..case });
+                    self.cases.insert(backend, Case { due: now + AGAIN, ..case });
                 }
                 None => {
                     self.cases.remove(&backend);
@@ -205,7 +213,7 @@ impl Rails {
                 }
                 Some(_) if !is_out => _ = self.cases.remove(&backend),
                 Some(why) => {
-                    self.cases.insert(backend, Case { due: now + SECOND, spared: true, unanswered: None, ..case });
+                    self.cases.insert(backend, Case { due: now + AGAIN, spared: true, unanswered: None, ..case });
                     if !case.spared {
                         rulings.push(Ruling::Spare(backend, why));
                     }

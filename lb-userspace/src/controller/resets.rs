@@ -9,11 +9,13 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     net::IpAddr,
+    time::Duration,
 };
 
 use lb_common::{
     layout::Slot,
     slot::{Ctl, State},
+    time::Instant,
     verdict::Reason,
 };
 
@@ -23,17 +25,16 @@ use super::{
     view::{FlowAt, Head, View},
 };
 
-const SECOND: u64 = 1_000_000_000;
-/// Between two turns, in nanoseconds: 5,000 resets a second are 25 a turn.
-const PERIOD: u64 = 5_000_000;
+/// Between two turns: 5,000 resets a second are 25 a turn.
+const PERIOD: Duration = Duration::from_millis(5);
 /// Most steps of one turn, all jobs together: a step is a swap and two to four frames, some ten microseconds.
 const STEPS: usize = 250;
 /// Most slots looked at in one turn, all jobs together: a cache line each.
 const SLOTS: u32 = 16_384;
 /// Slots looked at in one go.
 const PIECE: u32 = 256;
-/// How far a job that was kept waiting may catch up at once, in nanoseconds.
-const BURST: u64 = 50_000_000;
+/// How far a job that was kept waiting may catch up at once.
+const BURST: Duration = Duration::from_millis(50);
 /// Walks after which a job gives up on flows whose words change before every swap.
 const WALKS: u32 = 8;
 
@@ -81,10 +82,10 @@ pub struct Job {
     pub reason: Reason,
     /// Flows a second; 0 counts as 1.
     pub rate: u32,
-    /// When it begins, CLOCK_MONOTONIC in nanoseconds.
-    pub not_before: u64,
-    /// Flows whose first SYN came later are left alone, CLOCK_MONOTONIC in nanoseconds. Means nothing for `Flows`.
-    pub begun_by: u64,
+    /// When it begins.
+    pub not_before: Instant,
+    /// Flows whose first SYN came later are left alone. Means nothing for `Flows`.
+    pub begun_by: Instant,
 }
 
 /// Names a job.
@@ -116,9 +117,9 @@ pub struct Turn {
 struct Running {
     job: Job,
     /// When the rate allows the next flow.
-    next: u64,
+    next: Instant,
     /// When the next turn for it is due.
-    due: u64,
+    due: Instant,
     closed: u64,
     /// Where the walk goes on: pools that it has not finished, and the slot in the first of them.
     pools: VecDeque<u16>,
@@ -162,13 +163,13 @@ impl Resets {
         self.jobs.get(&id).map(|running| running.closed)
     }
 
-    /// When the next turn is due; `u64::MAX` without jobs.
-    pub fn deadline(&self) -> u64 {
-        self.jobs.values().map(|running| running.due).min().unwrap_or(u64::MAX)
+    /// When the next turn is due; `NEVER` without jobs.
+    pub fn deadline(&self) -> Instant {
+        self.jobs.values().map(|running| running.due).min().unwrap_or(Instant::NEVER)
     }
 
     /// One turn for every job that is due.
-    pub fn turn(&mut self, installed: &Installed, view: &impl View, now: u64) -> Turn {
+    pub fn turn(&mut self, installed: &Installed, view: &impl View, now: Instant) -> Turn {
         let mut turn = Turn::default();
         let due = self.jobs.values().filter(|running| running.due <= now).count().max(1);
         let (steps, slots) = ((STEPS / due).max(1), (SLOTS / due as u32).max(PIECE));
@@ -194,19 +195,20 @@ impl Running {
         budget: &mut Budget,
         installed: &Installed,
         view: &impl View,
-        now: u64,
+        now: Instant,
         steps: &mut Vec<Step>,
     ) -> bool {
-        let gap = SECOND / u64::from(self.job.rate.max(1));
+        let gap = Duration::from_secs(1) / self.job.rate.max(1);
         // What it could not use in time it does not get later, but for a small part.
-        self.next = self.next.max(now.saturating_sub(BURST.max(gap)));
-        let allowed = now.saturating_sub(self.next).checked_div(gap).map_or(budget.steps, |waited| waited as usize + 1);
+        self.next = self.next.max(now - BURST.max(gap));
+        let waited = self.next.age(now).as_nanos().checked_div(gap.as_nanos());
+        let allowed = waited.map_or(budget.steps, |gaps| gaps as usize + 1);
         budget.steps = budget.steps.min(allowed);
         let before = steps.len();
         let goes_on = self.collect(budget, installed, view, steps);
-        let found = (steps.len() - before) as u64;
-        self.closed += found;
-        self.next += found * gap;
+        let found = steps.len() - before;
+        self.closed += found as u64;
+        self.next += found as u32 * gap;
         // Without a step left it waits for the rate, else it goes on walking.
         self.due = if budget.steps == 0 { self.next.max(now + PERIOD) } else { now + PERIOD };
         goes_on
@@ -291,7 +293,7 @@ impl Job {
             Which::Client(address) => view.client(head.flow.place).is_some_and(|client| client.ip() == address),
             _ => true,
         };
-        let began = |(ctl, slot): (Ctl, Slot)| ctl == head.flow.ctl && slot.started.0 <= self.begun_by;
+        let began = |(ctl, slot): (Ctl, Slot)| ctl == head.flow.ctl && slot.started <= self.begun_by;
         by_head && self.only.takes(head.flow.ctl) && by_client() && view.slot(head.flow.place).is_some_and(began)
     }
 }

@@ -13,12 +13,15 @@
 //!   └──────── any packet ────────┴────────────────────────┘
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use lb_common::{
     layout::HEARD_STEP,
     slot::{Ctl, State},
-    time::Instant,
+    time::{Instant, Ticks},
 };
 
 use super::view::{FlowAt, Head, View};
@@ -31,16 +34,19 @@ const ASKED: usize = 3;
 const SLOTS: u32 = 8_192;
 /// Slots looked at in one go.
 const PIECE: u32 = 256;
-/// Between two turns while the slots are walked over, in nanoseconds.
-const SOON: u64 = 10_000_000;
-/// The least and the most time between two rounds, in nanoseconds.
-const STEP: (u64, u64) = (50_000_000, 500_000_000);
-const SECOND: u64 = 1_000_000_000;
+/// Between two turns while the slots are walked over.
+const SOON: Duration = Duration::from_millis(10);
+/// The least and the most time between two rounds.
+const STEP: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+/// The longest time between two turns, and how long a backend rests of which nothing can be said.
+const PERIOD: Duration = Duration::from_secs(1);
 /// A client's packet this much later than the last one of the backend is one that waits for an answer, not the
-/// acknowledgement of what the backend has sent (at most 200 ms late in Linux). Nanoseconds.
-const UNANSWERED: u64 = 250_000_000;
-/// How far a tick may lie ahead, in ticks: a minute.
+/// acknowledgement of what the backend has sent (at most 200 ms late in Linux).
+const UNANSWERED: Duration = Duration::from_millis(250);
+/// How far a stamp may lie ahead, in ticks: a minute.
 const AHEAD: u32 = 1 << 16;
+/// How far [`View::heard`] and [`View::sent`] may lie behind: the step of their stamps, and a tick for the rounding.
+const BEHIND: Duration = Ticks(0).age(Ticks(HEARD_STEP + 1));
 
 /// A backend that is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +55,8 @@ pub struct Subject {
     pub backend: u16,
     /// Its pools.
     pub pools: Vec<u16>,
-    /// How long it has to answer, in nanoseconds.
-    pub connect_timeout: u64,
+    /// How long it has to answer.
+    pub connect_timeout: Duration,
 }
 
 /// What a turn has found.
@@ -72,20 +78,20 @@ struct Watch {
     /// It is being asked.
     doubt: Option<Doubt>,
     /// Not to be walked over before.
-    rest_until: u64,
+    rest_until: Instant,
     /// When clients had sent last as the walk began; nothing if so lately that more may have been sent without a stamp.
-    sent: Option<u32>,
+    sent: Option<Ticks>,
     /// The same of the last whole walk that found nobody who waits.
-    nobody_since: Option<u32>,
+    nobody_since: Option<Ticks>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Doubt {
     /// When it was heard last, before it was asked.
-    heard: u32,
+    heard: Ticks,
     rounds: u32,
     /// When the answer to the last question is due.
-    due: u64,
+    due: Instant,
 }
 
 /// The machine.
@@ -94,14 +100,14 @@ pub struct Silence {
     watches: BTreeMap<u16, Watch>,
     /// Backends that did not answer a SYN or an ARP request.
     pointed_at: BTreeSet<u16>,
-    due: u64,
+    due: Instant,
 }
 
 impl Silence {
     /// Something was not answered by a backend.
     pub fn point_at(&mut self, backend: u16) {
         self.pointed_at.insert(backend);
-        self.due = 0;
+        self.due = Instant::ZERO;
     }
 
     /// Whether a backend is being asked for a sign of life.
@@ -110,16 +116,16 @@ impl Silence {
     }
 
     /// When the next turn is due.
-    pub fn deadline(&self) -> u64 {
+    pub fn deadline(&self) -> Instant {
         self.due
     }
 
     /// One turn over all backends that may be called silent.
-    pub fn turn(&mut self, subjects: &[Subject], view: &impl View, now: u64) -> Look {
+    pub fn turn(&mut self, subjects: &[Subject], view: &impl View, now: Instant) -> Look {
         self.watches.retain(|backend, _| subjects.iter().any(|subject| subject.backend == *backend));
         let pointed_at = std::mem::take(&mut self.pointed_at);
         let mut turn = Turn { view, now, budget: SLOTS, look: Look::default() };
-        self.due = now + SECOND;
+        self.due = now + PERIOD;
         for subject in subjects {
             if view.backend(subject.backend).active == 0 {
                 self.watches.remove(&subject.backend);
@@ -136,17 +142,17 @@ impl Silence {
 /// One turn: what it reads, how much it may still read, what it has found.
 struct Turn<'a, V> {
     view: &'a V,
-    now: u64,
+    now: Instant,
     budget: u32,
     look: Look,
 }
 
 impl Watch {
     /// Looks at one backend; when it is to be looked at next.
-    fn look<V: View>(&mut self, subject: &Subject, pointed_at: bool, turn: &mut Turn<V>) -> u64 {
+    fn look<V: View>(&mut self, subject: &Subject, pointed_at: bool, turn: &mut Turn<V>) -> Instant {
         let now = turn.now;
-        let step = (subject.connect_timeout / u64::from(ROUNDS)).clamp(STEP.0, STEP.1);
-        let Some(heard) = last_heard(subject, turn.view, now) else { return now + SECOND };
+        let step = (subject.connect_timeout / ROUNDS).clamp(STEP.0, STEP.1);
+        let Some(heard) = last_heard(subject, turn.view, now) else { return now + PERIOD };
         if since(heard, now) < step || self.doubt.is_some_and(|doubt| doubt.heard != heard) {
             *self = Watch { at: self.at, ..Watch::default() };
             return now + step;
@@ -166,13 +172,13 @@ impl Watch {
         }
     }
 
-    fn begin(&mut self, heard: u32, now: u64) {
+    fn begin(&mut self, heard: Ticks, now: Instant) {
         self.doubt = Some(Doubt { heard, rounds: 0, due: now });
         self.walked = 0;
     }
 
     /// Looks for a connection whose client waits for an answer, if anybody may: idle connections are not walked over.
-    fn search<V: View>(&mut self, heard: u32, subject: &Subject, step: u64, turn: &mut Turn<V>) -> u64 {
+    fn search<V: View>(&mut self, heard: Ticks, subject: &Subject, step: Duration, turn: &mut Turn<V>) -> Instant {
         let now = turn.now;
         if now < self.rest_until {
             return self.rest_until;
@@ -182,9 +188,9 @@ impl Watch {
             if !may_wait(sent, heard, now) || self.nobody_since == Some(sent) {
                 return now + step;
             }
-            self.sent = (since(sent, now) >= u64::from(HEARD_STEP + 1) << 20).then_some(sent);
+            self.sent = (since(sent, now) >= BEHIND).then_some(sent);
         }
-        if !self.walk(subject, 1, turn, &|head| spoke_after(head.last_seen.0, heard, now)).is_empty() {
+        if !self.walk(subject, 1, turn, &|head| spoke_after(head.last_seen, heard, now)).is_empty() {
             self.begin(heard, now);
             return now;
         }
@@ -198,14 +204,14 @@ impl Watch {
     }
 
     /// One round: asks a few connections, others than the round before if there are others.
-    fn ask<V: View>(&mut self, doubt: Doubt, subject: &Subject, step: u64, turn: &mut Turn<V>) -> u64 {
+    fn ask<V: View>(&mut self, doubt: Doubt, subject: &Subject, step: Duration, turn: &mut Turn<V>) -> Instant {
         let flows = self.walk(subject, ASKED, turn, &|_| true);
         if flows.is_empty() && !self.is_round(subject, turn.view) {
             return turn.now + SOON;
         }
         if flows.is_empty() {
             // It has no connection that could be asked, or be reset.
-            *self = Watch { rest_until: turn.now + SECOND, ..Watch::default() };
+            *self = Watch { rest_until: turn.now + PERIOD, ..Watch::default() };
             return self.rest_until;
         }
         turn.look.ask.extend(flows);
@@ -257,35 +263,37 @@ fn is_connected(ctl: Ctl) -> bool {
     ctl.state().is_active() && ctl.state() != State::HalfOpen
 }
 
-/// When anything came from the backend last, in ticks.
-fn last_heard(subject: &Subject, view: &impl View, now: u64) -> Option<u32> {
+/// When anything came from the backend last.
+fn last_heard(subject: &Subject, view: &impl View, now: Instant) -> Option<Ticks> {
     subject.pools.iter().map(|pool| view.heard(*pool)).min_by_key(|heard| since(*heard, now))
 }
 
-/// When a client's segment was sent on to the backend last, in ticks.
-fn last_sent(subject: &Subject, view: &impl View, now: u64) -> u32 {
-    subject.pools.iter().map(|pool| view.sent(*pool)).min_by_key(|sent| since(*sent, now)).unwrap_or(0)
+/// When a client's segment was sent on to the backend last.
+fn last_sent(subject: &Subject, view: &impl View, now: Instant) -> Ticks {
+    subject.pools.iter().map(|pool| view.sent(*pool)).min_by_key(|sent| since(*sent, now)).unwrap_or_default()
 }
 
 /// Whether the last segment that was sent on can be one that [`spoke_after`] the backend; the time of it is up to
 /// `HEARD_STEP` behind.
-fn may_wait(sent: u32, heard: u32, now: u64) -> bool {
-    since(heard, now) >= since(sent, now) + UNANSWERED.saturating_sub(u64::from(HEARD_STEP + 1) << 20)
+fn may_wait(sent: Ticks, heard: Ticks, now: Instant) -> bool {
+    since(heard, now) >= since(sent, now) + UNANSWERED.saturating_sub(BEHIND)
 }
 
-/// When anything came from any of `pools` last, CLOCK_MONOTONIC in nanoseconds.
-pub fn heard_at(pools: &[u16], view: &impl View, now: u64) -> u64 {
-    pools.iter().map(|pool| now.saturating_sub(since(view.heard(*pool), now))).max().unwrap_or(0)
+/// When anything came from any of `pools` last.
+pub fn heard_at(pools: &[u16], view: &impl View, now: Instant) -> Instant {
+    pools.iter().map(|pool| now - since(view.heard(*pool), now)).max().unwrap_or_default()
 }
 
-/// How long ago a tick was, in nanoseconds: up to 52 days, for of a host that stands by nothing may be heard for weeks. One
-/// that lies a little ahead is a packet that came after `now` was read.
-fn since(tick: u32, now: u64) -> u64 {
-    let age = Instant(now).ticks().0.wrapping_sub(tick);
-    if age > u32::MAX - AHEAD { 0 } else { u64::from(age) << 20 }
+/// How long ago a stamp was. Not [`Ticks::age`], which takes what is older than 26 days for one that lies ahead: a standby
+/// host may hear nothing for weeks, and its stamps must be old when it takes over. So only a minute counts as ahead.
+fn since(stamp: Ticks, now: Instant) -> Duration {
+    if now.ticks().0.wrapping_sub(stamp.0) > u32::MAX - AHEAD {
+        return Duration::ZERO;
+    }
+    Duration::from_nanos(u64::from(now.ticks().0.wrapping_sub(stamp.0)) << 20)
 }
 
-fn spoke_after(last_seen: u32, heard: u32, now: u64) -> bool {
+fn spoke_after(last_seen: Ticks, heard: Ticks, now: Instant) -> bool {
     since(heard, now) >= since(last_seen, now) + UNANSWERED
 }
 

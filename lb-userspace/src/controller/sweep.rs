@@ -4,33 +4,32 @@
 //! An idle flow is put under suspicion first, by compare-and-swap; any packet clears it. One that is still suspect a
 //! second later is closed, and both sides get a RST: paced, for thousands of watches may go idle at once.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use lb_common::{
-    slot::State,
-    time::{Instant, Ticks},
-    verdict::Reason,
-};
+use lb_common::{slot::State, time::Instant, verdict::Reason};
 
 use super::view::{FlowAt, Head, Place, View};
 
-const SECOND: u64 = 1_000_000_000;
-/// How long a slot whose try failed is held back, in nanoseconds: as long as Linux keeps TIME_WAIT.
-const HELD_BACK: u64 = 60 * SECOND;
-/// How long a suspect has to show a sign of life, in nanoseconds.
-const SUSPICION: u64 = SECOND;
-/// A walk takes half the shortest idle_timeout, within these bounds, in nanoseconds.
-const WALK: (u64, u64) = (SECOND, 30 * SECOND);
+/// How long a slot whose try failed is held back: as long as Linux keeps TIME_WAIT.
+const HELD_BACK: Duration = Duration::from_secs(60);
+/// How long a suspect has to show a sign of life.
+const SUSPICION: Duration = Duration::from_secs(1);
+/// A walk takes half the shortest idle_timeout, within these bounds.
+const WALK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The longest time between two turns; a turn that comes later walks no further than this is worth.
+const PERIOD: Duration = Duration::from_secs(1);
+/// While suspects wait for their end.
+const SOON: Duration = Duration::from_millis(100);
 
-/// What the sweep needs to know about the service of a flow. Times in nanoseconds.
+/// What the sweep needs to know about the service of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The service's number.
     pub service: u16,
     /// How long a flow may be without a packet.
-    pub idle_timeout: u64,
+    pub idle_timeout: Duration,
     /// How long a connection attempt can last, all tries together.
-    pub connecting: u64,
+    pub connecting: Duration,
     /// Connections closed in a second.
     pub reset_rate: u32,
 }
@@ -51,7 +50,7 @@ pub enum Step {
 struct Suspect {
     /// With the word it has while suspect.
     flow: FlowAt,
-    since: u64,
+    since: Instant,
 }
 
 /// The machine.
@@ -60,13 +59,13 @@ pub struct Sweep {
     /// Where the walk goes on: pool and slot.
     next: (u16, u32),
     suspects: BTreeMap<Place, Suspect>,
-    turned_at: Option<u64>,
+    turned_at: Option<Instant>,
 }
 
 impl Sweep {
     /// When the next turn is due: soon while suspects wait for their end, else in a second.
-    pub fn deadline(&self, now: u64) -> u64 {
-        now + if self.suspects.is_empty() { SECOND } else { SECOND / 10 }
+    pub fn deadline(&self, now: Instant) -> Instant {
+        now + if self.suspects.is_empty() { PERIOD } else { SOON }
     }
 
     /// One turn: closes suspects of the turns before, and walks on by as many slots as the time since the last turn is
@@ -75,15 +74,16 @@ impl Sweep {
         &mut self,
         pools: &[u16],
         limits: &dyn Fn(u16) -> Limits,
-        shortest_idle_timeout: u64,
+        shortest_idle_timeout: Duration,
         view: &impl View,
-        now: u64,
+        now: Instant,
     ) -> Vec<Step> {
-        let elapsed = now.saturating_sub(self.turned_at.replace(now).unwrap_or(now)).min(SECOND);
+        let elapsed = self.turned_at.replace(now).unwrap_or(now).age(now).min(PERIOD);
         let mut steps = self.close_suspects(limits, view, elapsed, now);
         let walk = (shortest_idle_timeout / 2).clamp(WALK.0, WALK.1);
-        let all: u64 = pools.iter().map(|pool| u64::from(view.slots(*pool))).sum();
-        self.walk(pools, (all * elapsed).div_ceil(walk), view, &mut |sweep, head| {
+        let all: u128 = pools.iter().map(|pool| u128::from(view.slots(*pool))).sum();
+        let share = (all * elapsed.as_nanos()).div_ceil(walk.as_nanos()) as u64;
+        self.walk(pools, share, view, &mut |sweep, head| {
             sweep.judge(&head, &limits(head.backend), view, now, &mut steps);
         });
         steps
@@ -106,8 +106,8 @@ impl Sweep {
         }
     }
 
-    fn judge(&mut self, head: &Head, limits: &Limits, view: &impl View, now: u64, steps: &mut Vec<Step>) {
-        let idle = idle(head.last_seen, now);
+    fn judge(&mut self, head: &Head, limits: &Limits, view: &impl View, now: Instant, steps: &mut Vec<Step>) {
+        let idle = head.last_seen.age(now.ticks());
         match head.flow.ctl.state() {
             // No more suspects than can be closed in a few seconds; the next walk finds the others.
             State::Established | State::ClosingClient | State::ClosingBackend
@@ -121,7 +121,7 @@ impl Sweep {
             State::Abandoned if idle >= HELD_BACK => steps.push(Step::Release(head.flow)),
             State::HalfOpen => {
                 let began = view.slot(head.flow.place).filter(|(ctl, _)| *ctl == head.flow.ctl);
-                if began.is_some_and(|(_, slot)| now.saturating_sub(slot.started.0) > limits.connecting + HELD_BACK) {
+                if began.is_some_and(|(_, slot)| slot.started.age(now) > limits.connecting + HELD_BACK) {
                     steps.push(Step::Close(head.flow, Reason::ConnectTimeout));
                 }
             }
@@ -129,7 +129,7 @@ impl Sweep {
         }
     }
 
-    fn suspect(&mut self, flow: FlowAt, since: u64) {
+    fn suspect(&mut self, flow: FlowAt, since: Instant) {
         self.suspects.insert(flow.place, Suspect { flow, since });
     }
 
@@ -139,19 +139,19 @@ impl Sweep {
         &mut self,
         limits: &dyn Fn(u16) -> Limits,
         view: &impl View,
-        elapsed: u64,
-        now: u64,
+        elapsed: Duration,
+        now: Instant,
     ) -> Vec<Step> {
         let mut closed = BTreeMap::new();
         let mut steps = Vec::new();
         self.suspects.retain(|place, suspect| {
-            if now.saturating_sub(suspect.since) < SUSPICION {
+            if suspect.since.age(now) < SUSPICION {
                 return true;
             }
             let Some((ctl, slot)) = view.slot(*place).filter(|(ctl, _)| *ctl == suspect.flow.ctl) else { return false };
             let limits = limits(slot.backend);
             let count = closed.entry(limits.service).or_insert(0_u64);
-            let allowed = (u64::from(limits.reset_rate) * elapsed / SECOND).max(1);
+            let allowed = (elapsed * limits.reset_rate).as_secs().max(1);
             if *count >= allowed {
                 return true;
             }
@@ -161,11 +161,6 @@ impl Sweep {
         });
         steps
     }
-}
-
-/// How long ago `last_seen` was, in nanoseconds. One that lies ahead is a packet that came after `now` was read.
-fn idle(last_seen: Ticks, now: u64) -> u64 {
-    u64::from(last_seen.age_in_ticks(Instant(now).ticks())) << 20
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use lb_common::time::Instant;
+
 use super::{rebalancing::Rebalancing, resets::JobId};
 use crate::words::{Task, TaskState};
 
@@ -73,13 +75,13 @@ impl Tasks {
         self.tasks.values().any(of)
     }
 
-    /// When a rebalancing goes on with its next job; `u64::MAX` if none does.
-    pub fn deadline(&self) -> u64 {
+    /// When a rebalancing goes on with its next job; `NEVER` if none does.
+    pub fn deadline(&self) -> Instant {
         let next = |entry: &Entry| match &entry.work {
             Some(Work::Rebalancing(rebalancing)) => rebalancing.deadline(),
             _ => None,
         };
-        self.tasks.values().filter_map(next).min().unwrap_or(u64::MAX)
+        self.tasks.values().filter_map(next).min().unwrap_or(Instant::NEVER)
     }
 
     /// Those that go on with a job of their own making.

@@ -9,7 +9,8 @@ use lb_common::{
 };
 use plan::tests::service;
 
-pub(super) const START: u64 = 1_000 * SECOND;
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const START: Instant = Instant(1_000_000_000_000);
 
 pub(super) struct World {
     pub controller: Controller,
@@ -24,7 +25,7 @@ impl World {
         world
     }
 
-    pub fn configure(&mut self, services: Vec<desired::DesiredService>, now: u64) {
+    pub fn configure(&mut self, services: Vec<desired::DesiredService>, now: Instant) {
         let desired = Desired { services };
         let plan = self.controller.plan(&desired).expect("a plan");
         plan.writes.iter().for_each(|write| self.tables.write(write));
@@ -33,7 +34,7 @@ impl World {
     }
 
     /// The process is killed and another one starts with the same file.
-    pub fn restart(&mut self, now: u64) {
+    pub fn restart(&mut self, now: Instant) {
         let desired = self.controller.desired().clone();
         self.controller = Controller::new(self.tables.installed(), self.controller.orders().clone());
         self.configure(desired.services, now);
@@ -48,17 +49,17 @@ impl World {
         }
     }
 
-    pub fn event(&mut self, kind: u8, reason: Reason, backend: u16, at: u64) -> Vec<Action> {
+    pub fn event(&mut self, kind: u8, reason: Reason, backend: u16, at: Instant) -> Vec<Action> {
         if kind == TRY_FAILED {
             self.tables.records.get_mut(&backend).expect("a backend").connect_failures += 1;
         }
         self.tell(kind, reason, backend, at)
     }
 
-    fn tell(&mut self, kind: u8, reason: Reason, backend: u16, at: u64) -> Vec<Action> {
+    fn tell(&mut self, kind: u8, reason: Reason, backend: u16, at: Instant) -> Vec<Action> {
         let event = Event {
-            at: lb_common::time::Instant(at),
-            started: lb_common::time::Instant(at),
+            at,
+            started: at,
             bytes_in: 0,
             bytes_out: 0,
             client: lb_common::address::to_mapped([10, 0, 9, 9]),
@@ -81,12 +82,12 @@ impl World {
     }
 
     /// Turns whenever one is due.
-    pub fn run(&mut self, from: u64, to: u64, lost: u64) -> u32 {
+    pub fn run(&mut self, from: Instant, to: Instant, lost: u64) -> u32 {
         let (mut now, mut turns) = (from, 0);
         while now < to {
             let actions = self.controller.turn(&self.tables, lost, now);
             self.act(&actions);
-            now = self.controller.deadline().max(now + 1);
+            now = self.controller.deadline().max(now + Duration::from_nanos(1));
             turns += 1;
         }
         turns
@@ -99,7 +100,7 @@ fn the_third_refusal_takes_a_backend_out_and_an_answered_trial_brings_it_back() 
     for _ in 0..3 {
         world.event(TRY_FAILED, Reason::Refused, 1, START);
     }
-    assert_eq!((world.tables.admission(1), world.tables.records[&1].retry_at.0), (OUT, START + 10 * SECOND));
+    assert_eq!((world.tables.admission(1), world.tables.records[&1].retry_at), (OUT, START + 10 * SECOND));
     assert_eq!(world.notes, ["backend cp11 of service api is out for 10.0 s: refused (3 failures)"]);
     // The kernel program swaps the word itself, then tells.
     world.tables.records.get_mut(&1).expect("a backend").admission = UP;
@@ -144,7 +145,7 @@ fn health_survives_a_reload_and_a_restart() {
     assert_eq!(state, health::State::Out { retry_at: START + 10 * SECOND, cause });
     assert_eq!(world.controller.health(0).expect("health").changed_at(), START);
     world.event(TRY_FAILED, Reason::Refused, 0, START + 12 * SECOND);
-    assert_eq!(world.tables.records[&0].retry_at.0, START + 22 * SECOND);
+    assert_eq!(world.tables.records[&0].retry_at, START + 22 * SECOND);
 }
 
 #[test]
@@ -191,7 +192,7 @@ fn failures_whose_events_wait_in_the_ring_when_others_are_lost_count_once() {
     world.run(START, START + 2 * SECOND, 0);
     world.tables.records.get_mut(&1).expect("a backend").connect_failures += 2;
     // The controller was stopped, the ring is full, and a turn comes before the events.
-    world.run(START + 2 * SECOND, START + 2 * SECOND + 1, 497);
+    world.run(START + 2 * SECOND, START + 2 * SECOND + Duration::from_nanos(1), 497);
     world.tell(TRY_FAILED, Reason::Refused, 1, START + SECOND);
     world.tell(TRY_FAILED, Reason::Refused, 1, START + SECOND);
     world.run(START + 3 * SECOND, START + 5 * SECOND, 497);
@@ -227,7 +228,7 @@ fn a_host_that_answers_no_arp_is_told_once_and_tried_at_once_when_it_is_back() {
     assert_eq!(world.notes, [text]);
     let actions = world.controller.next_hop(pool, true, START + 8 * SECOND);
     world.act(&actions);
-    assert_eq!(world.tables.records[&0].retry_at.0, START + 8 * SECOND);
+    assert_eq!(world.tables.records[&0].retry_at, START + 8 * SECOND);
 }
 
 #[test]

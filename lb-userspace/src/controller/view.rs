@@ -8,7 +8,7 @@ use lb_common::{
     flow::Key,
     layout::{Backend, Opening, Slot},
     slot::Ctl,
-    time::Ticks,
+    time::{Instant, Ticks},
 };
 
 /// A slot as a half-open ring names it.
@@ -46,12 +46,12 @@ pub struct Head {
 pub trait View {
     /// A record of BACKENDS.
     fn backend(&self, number: u16) -> Backend;
-    /// Until when a backend gets less than its share, CLOCK_MONOTONIC in nanoseconds; 0, or past: it does not.
-    fn slow_until(&self, backend: u16) -> u64;
-    /// When anything came from a pool's backend last, in `layout::ticks`; up to `layout::HEARD_STEP` behind.
-    fn heard(&self, pool: u16) -> u32;
+    /// Until when a backend gets less than its share; if that is past it does not.
+    fn slow_until(&self, backend: u16) -> Instant;
+    /// When anything came from a pool's backend last; up to `layout::HEARD_STEP` behind.
+    fn heard(&self, pool: u16) -> Ticks;
     /// When a client's segment was sent on to a pool's backend last, likewise.
-    fn sent(&self, pool: u16) -> u32;
+    fn sent(&self, pool: u16) -> Ticks;
     /// How many half-open flows a service has had so far, modulo 2^32.
     fn half_open_head(&self, service: u16) -> u32;
     /// The cells of a service's ring of half-open flows: place and the low 31 bits of the generation. Most are stale.

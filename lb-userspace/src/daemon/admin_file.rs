@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use jiff::{SignedDuration, Timestamp};
-use lb_common::layout::MAX_BACKENDS;
+use lb_common::{layout::MAX_BACKENDS, time::Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -191,15 +191,15 @@ fn timestamp(milliseconds: u64) -> Timestamp {
 }
 
 /// The wall-clock time of a moment on CLOCK_MONOTONIC.
-pub fn wall(at: u64, now: Now) -> Timestamp {
-    let ahead = i64::try_from(i128::from(at) - i128::from(now.monotonic)).unwrap_or(i64::MAX);
+pub fn wall(at: Instant, now: Now) -> Timestamp {
+    let ahead = i64::try_from(i128::from(at.0) - i128::from(now.monotonic.0)).unwrap_or(i64::MAX);
     now.wall.saturating_add(SignedDuration::from_nanos(ahead)).unwrap_or(now.wall)
 }
 
 /// The inverse of [`wall`]. Times before the host's boot become its boot.
-pub fn monotonic(at: Timestamp, now: Now) -> u64 {
-    let at = i128::from(now.monotonic) + at.duration_since(now.wall).as_nanos();
-    at.clamp(0, i128::from(u64::MAX)) as u64
+pub fn monotonic(at: Timestamp, now: Now) -> Instant {
+    let at = i128::from(now.monotonic.0) + at.duration_since(now.wall).as_nanos();
+    Instant(at.clamp(0, i128::from(u64::MAX)) as u64)
 }
 
 #[cfg(test)]

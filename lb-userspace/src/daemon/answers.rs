@@ -82,7 +82,7 @@ impl Daemon {
             (*number, (facts.service.clone(), facts.name.clone(), SocketAddr::V4(facts.address)))
         });
         Snapshot {
-            now_ns: clock::monotonic_ns(),
+            now: clock::monotonic(),
             wall: Timestamp::now(),
             uptime: self.process.started.elapsed(),
             file: self.process.options.config.clone(),
@@ -119,8 +119,8 @@ impl Daemon {
         let mut known = self.controller.backends().iter();
         let (number, _) = known
             .find(|(_, facts)| facts.service == service.name && SocketAddr::V4(facts.address) == backend.address)?;
-        let slow_until = self.dataplane.tables().slow_start(*number).until.0;
-        let standing = self.controller.standing(*number, slow_until, clock::monotonic_ns());
+        let slow_until = self.dataplane.tables().slow_start(*number).until;
+        let standing = self.controller.standing(*number, slow_until, clock::monotonic());
         let changed = self.controller.changed_at(*number);
         Some(BackendView {
             number: *number,
@@ -130,7 +130,7 @@ impl Daemon {
             backup: backend.backup,
             state: standing.state,
             reason: standing.reason,
-            changed_ns: changed.unwrap_or(self.load.monotonic),
+            changed_at: changed.unwrap_or(self.load.monotonic),
         })
     }
 }

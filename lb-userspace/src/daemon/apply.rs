@@ -99,7 +99,7 @@ fn flow_at(flow: &FlowAt) -> tables::FlowAt {
 fn ended(tables: &Tables, flow: &Flow, reason: Reason) -> Event {
     let client = flow.client();
     Event {
-        at: Instant(clock::coarse_ns()),
+        at: clock::coarse(),
         started: Instant(flow.started_ns()),
         bytes_in: flow.bytes_in(),
         bytes_out: flow.bytes_out(),

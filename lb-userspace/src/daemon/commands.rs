@@ -57,7 +57,7 @@ impl Daemon {
         }
         let now = now();
         let after = asked.deadline_ms.map(Duration::from_millis);
-        let deadline = after.map(|after| now.monotonic + after.as_nanos() as u64);
+        let deadline = after.map(|after| now.monotonic + after);
         let order = Order::Drain { deadline, rate: asked.rate.get() };
         let changed = self.order(number, Some(order), peer)?;
         let rest = match after {
@@ -286,7 +286,7 @@ impl Daemon {
         let now = now();
         let facts = &self.controller.backends()[&number];
         let record = self.dataplane.tables().backend(number);
-        let slow_until = self.dataplane.tables().slow_start(number).until.0;
+        let slow_until = self.dataplane.tables().slow_start(number).until;
         let standing = self.controller.standing(number, slow_until, now.monotonic);
         let name = (facts.service.clone(), facts.name.clone());
         let deadline = match self.controller.orders().get(&name).map(|said| said.order) {

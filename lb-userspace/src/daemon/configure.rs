@@ -116,7 +116,7 @@ impl Daemon {
         self.config = loaded.config;
         self.wanted = wanted;
         self.load.at = Timestamp::now();
-        self.load.monotonic = clock::monotonic_ns();
+        self.load.monotonic = clock::monotonic();
         self.load.generation += 1;
         self.logs.commit(&self.config, prepared);
         self.probes.replace(probes);
@@ -172,7 +172,7 @@ impl Daemon {
 
     pub(super) fn commit(&mut self, desired: Desired, plan: plan::Plan) {
         let tables = self.dataplane.tables().clone();
-        let actions = self.controller.commit(desired, plan, &*tables, clock::monotonic_ns());
+        let actions = self.controller.commit(desired, plan, &*tables, clock::monotonic());
         self.act(actions);
         self.keep_orders();
         self.probes.watch(&self.controller);

@@ -2,7 +2,6 @@
 //! ended, and acts on what the thread reports about the other host.
 
 use std::{
-    collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
@@ -242,11 +241,11 @@ impl Daemon {
     fn set_territory(&mut self) {
         let territory = if self.sync.is_running() {
             let lag = refresh(&self.config) + self.config.sync.as_ref().map_or(Duration::ZERO, |sync| 2 * sync.batch);
-            Territory::beside_another(master_of(&self.sync.state), lag.as_nanos() as u64)
+            Territory::beside_another(self.sync.state.master_of.clone(), lag)
         } else {
             Territory::default()
         };
-        self.controller.set_territory(territory, clock::monotonic_ns());
+        self.controller.set_territory(territory, clock::monotonic());
     }
 
     // ---- what the thread reports ----
@@ -277,7 +276,7 @@ impl Daemon {
             PeerNews::Admin { peer, admin } => self.heard_order(peer, &admin),
             PeerNews::Health { peer, health } => {
                 let name = (health.service.as_str().into(), health.backend.as_str().into());
-                let (peer, now) = (peer.ip().to_string(), clock::monotonic_ns());
+                let (peer, now) = (peer.ip().to_string(), clock::monotonic());
                 let actions = self.controller.found_elsewhere(&name, health.reason, &peer, now);
                 self.act(actions);
             }
@@ -400,11 +399,6 @@ fn decisions(orders: &Orders) -> Vec<AdminDecision> {
         AdminDecision { service: name.0.to_string(), backend: name.1.to_string(), decision, decided_at }
     };
     orders.decided().map(decision).collect()
-}
-
-/// By listener: since when this host is master of it, in nanoseconds.
-fn master_of(state: &HostState) -> BTreeMap<u16, u64> {
-    state.master_of.iter().map(|(listener, since)| (*listener, since.0)).collect()
 }
 
 fn instant(milliseconds: u64) -> Option<Timestamp> {

@@ -68,7 +68,7 @@ impl Daemon {
         let Finding { backend, address, outcome, detail, .. } = finding;
         let is_current = |facts: &crate::controller::BackendFacts| SocketAddr::V4(facts.address) == *address;
         if self.controller.backends().get(backend).is_some_and(is_current) {
-            let actions = self.controller.probed(*backend, *outcome, detail, clock::monotonic_ns());
+            let actions = self.controller.probed(*backend, *outcome, detail, clock::monotonic());
             self.act(actions);
         }
     }

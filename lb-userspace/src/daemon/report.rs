@@ -5,10 +5,11 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use lb_common::{
     layout::{self, ConnectTimes, Pool, connect_time_bound},
     slot::State,
+    time::Instant,
 };
 
 use crate::{
@@ -31,7 +32,7 @@ pub mod vrrp;
 
 /// What the controller knows at one moment.
 pub struct Snapshot {
-    pub now_ns: u64,
+    pub now: Instant,
     pub wall: Timestamp,
     pub uptime: Duration,
     pub file: PathBuf,
@@ -70,7 +71,7 @@ pub struct BackendView {
     pub backup: bool,
     pub state: BackendState,
     pub reason: Option<BackendReason>,
-    pub changed_ns: u64,
+    pub changed_at: Instant,
 }
 
 /// The `datapath` of a service: the interfaces that it uses, as they are attached.
@@ -216,13 +217,12 @@ fn row(
         bytes_in: record.bytes_in + live.bytes_in,
         bytes_out: record.bytes_out + live.bytes_out,
         connect_time_ms: connect_time(&tables.connect_times(view.number)),
-        last_change: ago(snapshot, view.changed_ns),
+        last_change: ago(snapshot, view.changed_at),
     }
 }
 
-fn ago(snapshot: &Snapshot, then_ns: u64) -> Timestamp {
-    let ago = i64::try_from(snapshot.now_ns.saturating_sub(then_ns)).unwrap_or(i64::MAX);
-    snapshot.wall.checked_sub(SignedDuration::from_nanos(ago)).unwrap_or(snapshot.wall)
+fn ago(snapshot: &Snapshot, then: Instant) -> Timestamp {
+    snapshot.wall.checked_sub(then.age(snapshot.now)).unwrap_or(snapshot.wall)
 }
 
 fn connect_time(times: &ConnectTimes) -> ConnectTime {
@@ -277,8 +277,8 @@ fn conn(snapshot: &Snapshot, flow: &Flow) -> Option<Conn> {
         backend: backend.clone(),
         snat: snat(snapshot, flow)?,
         state,
-        age_s: snapshot.now_ns.saturating_sub(flow.started_ns()) / 1_000_000_000,
-        idle_s: flow.idle_ms(snapshot.now_ns) / 1000,
+        age_s: Instant(flow.started_ns()).age(snapshot.now).as_secs(),
+        idle_s: flow.idle_ms(snapshot.now.0) / 1000,
         bytes_in: flow.bytes_in(),
         bytes_out: flow.bytes_out(),
     })
@@ -318,7 +318,7 @@ fn open_record(snapshot: &Snapshot, service: &str, flow: &Flow) -> Option<Record
         client: flow.client(),
         server: SocketAddr::V4(installed::listener_address(listener)),
         ended: snapshot.wall,
-        session: Duration::from_nanos(snapshot.now_ns.saturating_sub(flow.started_ns())),
+        session: Instant(flow.started_ns()).age(snapshot.now),
         bytes_received: flow.bytes_in(),
         bytes_sent: flow.bytes_out(),
         status: LineStatus::Open,

@@ -123,7 +123,7 @@ impl Opened {
         let daemon = Daemon {
             process,
             config,
-            load: Load { at: Timestamp::now(), monotonic: clock::monotonic_ns(), generation: 1, is_current: true },
+            load: Load { at: Timestamp::now(), monotonic: clock::monotonic(), generation: 1, is_current: true },
             wanted: self.wanted,
             dataplane,
             controller,

@@ -8,6 +8,7 @@ use lb_common::{
     layout::{Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT},
     schedule::CHOSEN,
     slot::{COUNTED, FIN_BACKEND, FIN_CLIENT, State},
+    time::{Instant, Micros},
     verdict::Reason,
 };
 
@@ -88,11 +89,11 @@ impl Daemon {
         let facts = self.controller.backends().get(&flow.backend())?;
         let pool = self.dataplane.tables().pool(flow.at.pool());
         let (record, flags) = (&flow.record, flow.ctl.flags());
-        let now = clock::monotonic_ns();
+        let now = clock::monotonic();
         let half_open = flow.ctl.state() == State::HalfOpen;
-        let idle_s = flow.idle_ms(now) as f64 / 1e3;
+        let idle_s = flow.idle_ms(now.0) as f64 / 1e3;
         let sent_us = flow.opening.connect_us;
-        let waited_s = f64::from(((now / 1000) as u32).wrapping_sub(sent_us).cast_signed().max(0)) / 1e6;
+        let waited_s = Micros(sent_us).age(now).as_secs_f64();
         let connected = |number: u32| flow.is_connected().then_some(number);
         let opening = |place: usize| connected(flow.opening.words[place]);
         let end_client = record.end_client as u32;
@@ -106,7 +107,7 @@ impl Daemon {
             balance: service.balance.name().into(),
             chosen: chosen(record.attempt.how()),
             tries: record.tries,
-            failed: self.controller.failed_tries(flow.client(), flow.listener(), flow.started_ns()),
+            failed: self.controller.failed_tries(flow.client(), flow.listener(), Instant(flow.started_ns())),
             ports_left: record.attempt.port_retries(),
             counted: flags & COUNTED != 0,
             pool: flow.at.pool(),
@@ -126,7 +127,7 @@ impl Daemon {
                 fin: flags & FIN_BACKEND != 0,
                 ..self.side(pool.hop)
             },
-            age_s: now.saturating_sub(flow.started_ns()) as f64 / 1e9,
+            age_s: Instant(flow.started_ns()).age(now).as_secs_f64(),
             idle_s,
             idle_left_s: (!half_open).then(|| (service.idle_timeout.as_secs_f64() - idle_s).max(0.0)),
             connect_left_s: half_open.then(|| (service.connect_timeout.as_secs_f64() - waited_s).max(0.0)),

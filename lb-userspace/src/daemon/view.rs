@@ -7,6 +7,7 @@ use lb_common::{
     flow::SlotAt,
     layout::{Backend, Opening, Slot},
     slot::Ctl,
+    time::{Instant, Ticks},
 };
 
 use crate::{
@@ -19,16 +20,16 @@ impl View for Tables {
         Tables::backend(self, number)
     }
 
-    fn slow_until(&self, backend: u16) -> u64 {
-        self.slow_start(backend).until.0
+    fn slow_until(&self, backend: u16) -> Instant {
+        self.slow_start(backend).until
     }
 
-    fn heard(&self, pool: u16) -> u32 {
-        Tables::heard(self, pool)
+    fn heard(&self, pool: u16) -> Ticks {
+        Ticks(Tables::heard(self, pool))
     }
 
-    fn sent(&self, pool: u16) -> u32 {
-        Tables::sent(self, pool)
+    fn sent(&self, pool: u16) -> Ticks {
+        Ticks(Tables::sent(self, pool))
     }
 
     fn half_open_head(&self, service: u16) -> u32 {

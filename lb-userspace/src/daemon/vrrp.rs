@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Result;
+use lb_common::time;
 use log::Level;
 
 use super::Daemon;
@@ -199,9 +200,9 @@ impl Daemon {
                 Err(error) => datapath = Err(format!("the filters of {name} cannot be listed: {error:#}")),
             }
         }
-        let now = clock::monotonic_ns();
+        let now = clock::monotonic();
         let is_up = |number: &u16| {
-            let state = self.controller.standing(*number, 0, now).state;
+            let state = self.controller.standing(*number, time::Instant::ZERO, now).state;
             matches!(state, BackendState::Up | BackendState::SlowStart)
         };
         let mut backends = self.controller.backends().keys();

@@ -64,8 +64,8 @@ pub struct Finding {
     pub outcome: Outcome,
     /// The outcome in words, for the log.
     pub detail: String,
-    /// When it ended, CLOCK_MONOTONIC in nanoseconds.
-    pub at: u64,
+    /// When it ended.
+    pub at: lb_common::time::Instant,
 }
 
 enum Order {
@@ -185,7 +185,7 @@ async fn watch_one(
                 hindered = false;
                 let gap = pace.after(outcome == Outcome::Passed);
                 next = if gap < settings.interval { began + gap } else { in_turn(first, settings.interval, began) };
-                let (backend, address, at) = (target.backend, target.address, clock::monotonic_ns());
+                let (backend, address, at) = (target.backend, target.address, clock::monotonic());
                 let finding = Finding { backend, address, outcome, detail, at };
                 if findings.send(finding).await.is_err() {
                     return;

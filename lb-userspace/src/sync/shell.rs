@@ -262,7 +262,7 @@ fn fresh() -> Session {
     /// one.
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let word =
-        || random::word().unwrap_or_else(|_| clock::monotonic_ns() ^ COUNT.fetch_add(1, Ordering::Relaxed) << 48);
+        || random::word().unwrap_or_else(|_| clock::monotonic().0 ^ COUNT.fetch_add(1, Ordering::Relaxed) << 48);
     let mut session = [0; 16];
     session[..8].copy_from_slice(&word().to_ne_bytes());
     session[8..].copy_from_slice(&word().to_ne_bytes());
@@ -428,9 +428,5 @@ async fn readable(socket: Option<&UdpSocket>) {
 
 fn now() -> Clocks {
     let wall = jiff::Timestamp::now().as_millisecond();
-    Clocks {
-        monotonic: Instant(clock::monotonic_ns()),
-        coarse: Instant(clock::coarse_ns()),
-        wall_ms: u64::try_from(wall).unwrap_or(0),
-    }
+    Clocks { monotonic: clock::monotonic(), coarse: clock::coarse(), wall_ms: u64::try_from(wall).unwrap_or(0) }
 }

@@ -57,7 +57,7 @@ fn questions_for_an_address_are_passed_while_its_lease_holds_and_dropped_when_it
             assert_eq!(bench.run(&frame), Verdict::Passed, "no lease: the address is the operator's own");
         }
         assert_eq!(bench.moved(), [(Reason::NotOurs, 4)]);
-        let now = clock::monotonic_ns();
+        let now = clock::monotonic().0;
         for (until, verdict, reason) in [
             (now + 60 * SECOND, Verdict::Passed, Reason::NotOurs),
             (now - 1, Verdict::Dropped, Reason::LeaseLapsed),
@@ -125,7 +125,7 @@ fn a_question_cut_short_anywhere_is_passed_on() {
 #[test]
 fn another_host_s_claim_to_an_address_we_hold_is_noted_with_its_mac_and_passed_on() {
     on_every_hook(|bench| {
-        let until = clock::monotonic_ns() + 60 * SECOND;
+        let until = clock::monotonic().0 + 60 * SECOND;
         let (four, six) = (lease(bench, VIP, until), lease(bench, VIP6, until));
         let other = [2, 0, 0, 0, 0, 0x77];
         for frame in [arp::request(other, VIP), arp::reply(other, VIP), nd::advertisement(other, VIP6, true)] {
@@ -179,7 +179,7 @@ fn the_host_speaks_in_the_name_of_an_address_only_while_its_lease_holds() {
         for frame in &said {
             assert_eq!(bench.send_out(frame), Verdict::Passed, "no lease: the address is the operator's own");
         }
-        let now = clock::monotonic_ns();
+        let now = clock::monotonic().0;
         for (until, verdict, reason) in [
             (now + 60 * SECOND, Verdict::Passed, None),
             (now - 1, Verdict::Dropped, Some(Reason::LeaseLapsed)),

@@ -40,7 +40,7 @@ fn come_back(bench: &Bench) -> u64 {
     let last = bench.setup.backends - 1;
     bench.starts_slowly(last, (TIME / MS) as u32);
     bench.tables().admit(last, OUT, Instant::NEVER);
-    let now = clock::monotonic_ns();
+    let now = clock::monotonic().0;
     assert!(bench.tables().swap_admission(last, (OUT, UP), Instant::NEVER, Instant(now + TIME)));
     now
 }
@@ -55,12 +55,12 @@ fn grown(since: u64, now: u64) -> f64 {
 /// full share of `share`.
 fn given(bench: &Bench, clients: &mut u16, since: u64, share: f64, goes_on: impl Fn(u64) -> bool) -> (u32, f64, f64) {
     let (mut count, mut least, mut most) = (0, 0.0, 0.0);
-    let mut before = clock::monotonic_ns();
+    let mut before = clock::monotonic().0;
     while goes_on(before) {
         let syn = bench.forward(&bench.from_client(client(*clients), SYN).numbers(1, 0));
         *clients += 1;
         count += u32::from(backend_of(&syn) == bench.setup.backends - 1);
-        let after = clock::monotonic_ns();
+        let after = clock::monotonic().0;
         least += share * grown(since, before.saturating_sub(STEP));
         most += share * grown(since, after);
         before = after;
@@ -144,11 +144,11 @@ fn one_that_a_trial_brings_back_starts_slowly_without_the_controller() {
         bench.tables().admit(2, OUT, Instant(1));
         let trial = bench.forward(&bench.from_client(client(300), SYN).numbers(1, 0));
         assert_eq!(backend_of(&trial), 2, "a trial is due");
-        let before = clock::monotonic_ns();
+        let before = clock::monotonic().0;
         bench.forward(&bench.from_backend(2, trial.from.port(), SYN | ACK).numbers(9, 2));
         assert_eq!(bench.tables().backend(2).admission, UP);
         let until = bench.tables().slow_start(2).until.0;
-        let right = before + TIME - STEP..=clock::monotonic_ns() + TIME;
+        let right = before + TIME - STEP..=clock::monotonic().0 + TIME;
         assert!(right.contains(&until) && bench.tables().service(0).slow_until.0 == until, "{until} of {right:?}");
         let (mut clients, since) = (301, until - TIME);
         let half = since + TIME / 2;

@@ -227,7 +227,7 @@ fn segments_of_an_older_connection_with_data_or_fin_are_healed_too() {
 #[test]
 fn a_backend_that_is_out_gets_one_trial_when_it_is_due_and_is_up_again_if_it_answers() {
     on_every_hook(|bench| {
-        bench.tables().admit(1, OUT, Instant(evenkeel::sys::clock::monotonic_ns()));
+        bench.tables().admit(1, OUT, Instant(evenkeel::sys::clock::monotonic().0));
         std::thread::sleep(std::time::Duration::from_millis(20));
         let trial = bench.forward(&bench.from_client(client(0), SYN).numbers(77, 0));
         assert_eq!(backend_of(&trial), 1, "a trial that is due goes first");
@@ -244,7 +244,7 @@ fn a_backend_that_is_out_gets_one_trial_when_it_is_due_and_is_up_again_if_it_ans
 #[test]
 fn a_trial_that_fails_keeps_the_backend_out_for_fail_timeout() {
     on_every_hook(|bench| {
-        let due = evenkeel::sys::clock::monotonic_ns();
+        let due = evenkeel::sys::clock::monotonic().0;
         bench.tables().admit(1, OUT, Instant(due));
         std::thread::sleep(std::time::Duration::from_millis(20));
         let trial = bench.forward(&bench.from_client(client(0), SYN).numbers(77, 0));

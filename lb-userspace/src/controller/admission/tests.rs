@@ -1,12 +1,13 @@
 use super::*;
 
-const NOW: u64 = 1_000;
+const NOW: Instant = Instant(1_000);
+const LATER: Instant = Instant(1_001);
 const ADMINS: [Admin; 3] = [Admin::None, Admin::Drain, Admin::Maint];
 const CAUSES: [Option<Cause>; 5] =
     [None, Some(Cause::Refused), Some(Cause::Timeout), Some(Cause::Silent), Some(Cause::ProbeTimeout)];
 
 fn healths() -> Vec<State> {
-    let out = |cause| [0, NOW, NOW + 1, Instant::NEVER.0].map(|retry_at| State::Out { retry_at, cause });
+    let out = |cause| [Instant::ZERO, NOW, LATER, Instant::NEVER].map(|retry_at| State::Out { retry_at, cause });
     let two = [State::Up, State::NotReady];
     two.into_iter().chain(CAUSES.into_iter().flat_map(out)).collect()
 }
@@ -17,7 +18,7 @@ fn every(mut law: impl FnMut(Facts, Standing)) {
         for admin in ADMINS {
             for bits in 0..16 {
                 let bit = |n: u32| bits >> n & 1 == 1;
-                let slow_until = if bit(3) { NOW + 1 } else { 0 };
+                let slow_until = if bit(3) { LATER } else { Instant::ZERO };
                 let facts = Facts { down: bit(0), admin, health, reachable: bit(1), spared: bit(2), slow_until };
                 law(facts, standing(&facts, NOW));
             }
@@ -55,7 +56,7 @@ fn only_a_healthy_backend_has_a_share_and_the_others_are_there_for_need() {
     every(|facts, standing| {
         if standing.admission != NONE {
             assert_eq!(standing.admission == UP, facts.health == State::Up, "{facts:?}");
-            let retry_at = if let State::Out { retry_at, .. } = facts.health { retry_at } else { Instant::NEVER.0 };
+            let retry_at = if let State::Out { retry_at, .. } = facts.health { retry_at } else { Instant::NEVER };
             assert_eq!(standing.retry_at, retry_at, "{facts:?}");
         }
     });

@@ -1,18 +1,18 @@
 //! Probes in the core: what they find, what becomes of connections, and what another controller makes of it.
 
-use lb_common::{event::TRY_FAILED, slot::State as FlowState};
+use lb_common::{event::TRY_FAILED, slot::State as FlowState, time::Ticks};
 
 use super::super::{
     ownership::Territory,
     plan::tests::service,
     probe_count::Tries,
-    tests::{START, World},
+    tests::{SECOND, START, World},
     view::FlowAt,
 };
 use super::*;
 use crate::words::{BackendReason, BackendState};
 
-const MILLISECOND: u64 = SECOND / 1000;
+const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// Backends cp10 and so on, with a probe; two that pass or fail decide.
 fn world(hosts: &[u8]) -> World {
@@ -28,7 +28,7 @@ fn opened(world: &mut World, count: u16) -> Vec<FlowAt> {
     (0..count).map(|backend| world.tables.open(backend, 7, FlowState::Established, 0, START)).collect()
 }
 
-fn probe(world: &mut World, backend: u16, outcome: Outcome, at: u64) -> Vec<Action> {
+fn probe(world: &mut World, backend: u16, outcome: Outcome, at: Instant) -> Vec<Action> {
     let actions = world.controller.probed(backend, outcome, "as found", at);
     world.act(&actions);
     actions
@@ -41,8 +41,8 @@ fn hurried(actions: &[Action]) -> Vec<u16> {
         .collect()
 }
 
-fn stands(world: &World, backend: u16, now: u64) -> (BackendState, Option<BackendReason>) {
-    let standing = world.controller.standing(backend, 0, now);
+fn stands(world: &World, backend: u16, now: Instant) -> (BackendState, Option<BackendReason>) {
+    let standing = world.controller.standing(backend, Instant::ZERO, now);
     (standing.state, standing.reason)
 }
 
@@ -196,8 +196,8 @@ fn a_host_that_takes_another_ones_place_asks_every_backend_though_all_connection
     // Whatever goes to them and comes from them goes through the other host.
     let pools: Vec<_> = world.tables.rows.values().flat_map(|row| row.pools.clone()).collect();
     for pool in pools {
-        world.tables.heard.insert(pool, 0);
-        world.tables.sent.insert(pool, 0);
+        world.tables.heard.insert(pool, Ticks(0));
+        world.tables.sent.insert(pool, Ticks(0));
     }
     world.run(START + SECOND, START + 10 * SECOND, 0);
     assert_eq!(world.tables.asked, []);
@@ -256,7 +256,7 @@ fn one_that_comes_back_starts_slowly_and_nothing_is_rebalanced_until_it_has_its_
     probe(&mut world, 0, Passed, START + SECOND);
     let until = START + 31 * SECOND;
     assert_eq!((world.tables.admission(0), world.tables.slow_until[&0]), (UP, until));
-    assert_eq!(world.controller.standing(0, until, until - 1).state, BackendState::SlowStart);
+    assert_eq!(world.controller.standing(0, until, until - Duration::from_nanos(1)).state, BackendState::SlowStart);
     assert_eq!(world.controller.standing(0, until, until).state, BackendState::Up);
     let last = world.notes.last().map(String::as_str);
     assert_eq!(last, Some("backend cp10 of service api is up; it starts slowly, for 30 s"));
@@ -265,7 +265,7 @@ fn one_that_comes_back_starts_slowly_and_nothing_is_rebalanced_until_it_has_its_
         (uneven.shares.iter().map(|share| share.resets).sum::<u32>(), uneven.skipped)
     };
     let why = "a backend of it starts slowly: who comes back would be given to the others";
-    assert_eq!(resets(until - 1), (0, Some(why)));
+    assert_eq!(resets(until - Duration::from_nanos(1)), (0, Some(why)));
     assert_eq!(resets(until), (10, None));
 }
 

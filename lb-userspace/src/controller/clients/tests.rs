@@ -5,7 +5,7 @@ use lb_common::{
     slot::{Ctl, KILLED},
 };
 
-const NOW: u64 = 100 * PERIOD;
+const NOW: Instant = Instant(500_000_000_000);
 
 /// Service 3 with one backend, and five counted flows of client 0.
 fn tables() -> Fake {
@@ -15,7 +15,7 @@ fn tables() -> Fake {
     let row = BackendRow { service: 3, pools: vec![0], ..BackendRow::default() };
     tables.write(&Write::NewBackend { number: 0, row });
     for slot in 0..5 {
-        let flow = tables.open(0, slot, State::Established, 0, 1);
+        let flow = tables.open(0, slot, State::Established, 0, Instant(1));
         mark(&mut tables, flow.place);
     }
     count(&mut tables, 5);
@@ -32,7 +32,7 @@ fn count(tables: &mut Fake, count: u32) {
     tables.clients.insert(3, vec![ClientCount::new(0, count)]);
 }
 
-fn turn(clients: &mut Clients, tables: &Fake, now: u64) -> Vec<Step> {
+fn turn(clients: &mut Clients, tables: &Fake, now: Instant) -> Vec<Step> {
     clients.turn(&[3], &[0], &|backend| (backend == 0).then_some(3), tables, now)
 }
 
@@ -41,7 +41,7 @@ fn counts_that_agree_are_left_alone_and_looked_at_every_five_seconds() {
     let (mut clients, mut tables) = (Clients::default(), tables());
     assert_eq!(turn(&mut clients, &tables, NOW), []);
     count(&mut tables, 9);
-    assert_eq!(turn(&mut clients, &tables, NOW + PERIOD - 1), [], "not yet");
+    assert_eq!(turn(&mut clients, &tables, NOW + PERIOD - Duration::from_nanos(1)), [], "not yet");
     assert!(clients.suspected.is_none());
     turn(&mut clients, &tables, NOW + PERIOD);
     assert!(clients.suspected.is_some());
@@ -83,9 +83,9 @@ fn two_words_of_one_client_are_one_count() {
 #[test]
 fn flows_that_are_older_than_the_limit_are_brought_into_the_count_and_half_open_ones_are_left() {
     let (mut clients, mut tables) = (Clients::default(), tables());
-    let older = tables.open(0, 50, State::ClosingClient, 0, 1);
+    let older = tables.open(0, 50, State::ClosingClient, 0, Instant(1));
     tables.rings.insert(3, vec![0; 4]);
-    tables.open(0, 51, State::HalfOpen, 0, 1);
+    tables.open(0, 51, State::HalfOpen, 0, Instant(1));
     assert_eq!(turn(&mut clients, &tables, NOW), [Step::Count(older)]);
     mark(&mut tables, older.place);
     count(&mut tables, 6);
@@ -97,9 +97,9 @@ fn flows_that_have_ended_and_those_of_other_services_do_not_count() {
     let (mut clients, mut tables) = (Clients::default(), tables());
     let row = BackendRow { service: 4, pools: vec![0], ..BackendRow::default() };
     tables.write(&Write::NewBackend { number: 1, row });
-    let other = tables.open(1, 60, State::Established, 0, 1);
+    let other = tables.open(1, 60, State::Established, 0, Instant(1));
     mark(&mut tables, other.place);
-    let ended = tables.open(0, 61, State::Established, 0, 1);
+    let ended = tables.open(0, 61, State::Established, 0, Instant(1));
     let ctl = mark(&mut tables, ended.place);
     tables.slots.get_mut(&ended.place).expect("a flow").0 = ctl.with_flags(KILLED).closed(63);
     assert!((0..4).all(|n| turn(&mut clients, &tables, NOW + n * PERIOD).is_empty()));
@@ -110,7 +110,7 @@ fn services_with_a_limit_take_turns_and_without_any_nothing_is_read() {
     let (mut clients, mut tables) = (Clients::default(), tables());
     count(&mut tables, 9);
     assert_eq!(clients.turn(&[], &[0], &|_| Some(3), &tables, NOW), []);
-    assert_eq!(clients.due, 0);
+    assert_eq!(clients.due, Instant::ZERO);
     let seen: Vec<_> = (0..4)
         .map(|n| {
             clients.suspected = None;

@@ -5,7 +5,8 @@ use lb_common::{
     slot::State,
 };
 
-const START: u64 = 1_000 * SECOND;
+const SECOND: Duration = Duration::from_secs(1);
+const START: Instant = Instant(1_000_000_000_000);
 
 /// Two backends with a pool each.
 fn tables() -> Fake {
@@ -23,8 +24,8 @@ fn run(
     (drains, resets): (&mut Drains, &mut Resets),
     orders: &[(u16, Order)],
     tables: &mut Fake,
-    (from, to): (u64, u64),
-) -> (Vec<(u64, Happened)>, Vec<u64>) {
+    (from, to): (Instant, Instant),
+) -> (Vec<(Duration, Happened)>, Vec<Instant>) {
     let (mut happened, mut closed) = (Vec::new(), Vec::new());
     let mut now = from;
     while now < to {
@@ -35,7 +36,7 @@ fn run(
         let turn = resets.turn(&tables.installed(), tables, now);
         closed.extend(turn.steps.iter().map(|_| now));
         tables.act(&turn.steps.into_iter().map(Action::Step).collect::<Vec<_>>());
-        now = drains.deadline().min(resets.deadline()).max(now + 1);
+        now = drains.deadline().min(resets.deadline()).max(now + Duration::from_nanos(1));
     }
     (happened, closed)
 }
@@ -52,8 +53,8 @@ fn at_the_deadline_the_rest_is_reset_at_the_rate_and_not_before() {
     assert_eq!(closed.len(), 250);
     assert!(closed[0] >= START + 5 * SECOND && closed[0] < START + 5 * SECOND + SECOND / 10);
     for (index, at) in closed.iter().enumerate() {
-        let ideal = START + 5 * SECOND + index as u64 * SECOND / 50;
-        assert!(*at >= ideal && at - ideal < SECOND / 20, "the {index}th came at {} ms", (at - START) / 1_000_000);
+        let ideal = START + 5 * SECOND + index as u32 * SECOND / 50;
+        assert!(*at >= ideal && *at - ideal < SECOND / 20, "the {index}th came at {:?}", *at - START);
     }
     assert_eq!([0, 1].map(|backend| tables.records[&backend].active), [0, 250]);
     let [(at, Happened::Deadline(250)), (empty, Happened::Empty)] = happened[..] else { panic!("{happened:?}") };
@@ -101,5 +102,5 @@ fn a_drain_that_is_taken_back_stops_its_resets() {
     drains.forget(0, &mut resets);
     let (_, more) = run((&mut drains, &mut resets), &[], &mut tables, (START + 2 * SECOND, START + 9 * SECOND));
     assert_eq!((closed.len(), more.len()), (20, 0));
-    assert_eq!(drains.deadline(), u64::MAX, "and nobody wakes for it");
+    assert_eq!(drains.deadline(), Instant::NEVER, "and nobody wakes for it");
 }

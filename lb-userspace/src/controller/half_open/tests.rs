@@ -6,9 +6,9 @@ use crate::controller::{
 };
 use lb_common::layout::{ACTIVE, Pool};
 
-const MS: u64 = 1_000_000;
-const START: u64 = 100_000 * MS;
-const SERVICES: [(u16, u64); 1] = [(0, 2_000 * MS)];
+const MS: Duration = Duration::from_millis(1);
+const START: Instant = Instant(100_000_000_000);
+const SERVICES: [(u16, Duration); 1] = [(0, Duration::from_secs(2))];
 
 fn tables() -> Fake {
     let mut tables = Fake::default();
@@ -21,7 +21,7 @@ fn tables() -> Fake {
 }
 
 /// Looks whenever a look is due, until `end`; the times at which each flow was due.
-fn run(watch: &mut HalfOpen, tables: &mut Fake, from: u64, end: u64) -> (Vec<(u64, FlowAt)>, u32) {
+fn run(watch: &mut HalfOpen, tables: &mut Fake, from: Instant, end: Instant) -> (Vec<(Instant, FlowAt)>, u32) {
     let (mut now, mut due, mut looks) = (from, Vec::new(), 0);
     while now < end {
         let look = watch.look(&SERVICES, tables, now);
@@ -45,7 +45,7 @@ fn a_silent_backend_is_given_up_right_after_connect_timeout_whenever_the_flow_be
         let (due, _) = run(&mut watch, &mut tables, before.next.max(START + offset * MS), START + 5_000 * MS);
         assert_eq!(due.len(), 1, "offset {offset}");
         let late = due[0].0 - (START + (offset + 2_000) * MS);
-        assert!(due[0].1 == flow && late <= 15 * MS, "offset {offset}: {late} ns late");
+        assert!(due[0].1 == flow && late <= 15 * MS, "offset {offset}: {late:?} late");
     }
 }
 
@@ -91,8 +91,8 @@ fn a_restarted_controller_sees_what_was_half_open_before() {
 #[test]
 fn stamps_wrap_and_one_from_the_future_is_not_due() {
     // 32 bits of microseconds wrap every 71 minutes.
-    let wrap = (1_u64 << 32) * 1000;
-    let stamp = |at: u64| (at / 1000) as u32;
+    let wrap = Instant((1 << 32) * 1000);
+    let stamp = |at: Instant| (at.0 / 1000) as u32;
     assert_eq!(due_at(stamp(wrap - 500 * MS), 2_000 * MS, wrap + 500 * MS), wrap + 1_500 * MS);
     assert_eq!(due_at(stamp(wrap + 3 * MS), 2_000 * MS, wrap), wrap + 2_000 * MS);
 }

@@ -3,35 +3,44 @@
 
 use super::*;
 
-const SECOND: u64 = 1_000_000_000;
-const SETTINGS: Settings =
-    Settings { max_fails: 3, fail_timeout: 10 * SECOND, connect_timeout: 2 * SECOND, slow_start: 0, probe: None };
+const SECOND: Duration = Duration::from_secs(1);
+const SETTINGS: Settings = Settings {
+    max_fails: 3,
+    fail_timeout: Duration::from_secs(10),
+    connect_timeout: Duration::from_secs(2),
+    slow_start: Duration::ZERO,
+    probe: None,
+};
+
+fn at(seconds: u64) -> Instant {
+    Instant(seconds * 1_000_000_000)
+}
 
 fn out_at(seconds: u64) -> Health {
-    let mut health = Health::new(0);
-    health.failed(&SETTINGS, Reason::Refused, seconds * SECOND);
-    health.failed(&SETTINGS, Reason::Refused, seconds * SECOND);
-    let change = health.failed(&SETTINGS, Reason::Refused, seconds * SECOND);
-    assert_eq!(change, Change::TakenOut { retry_at: (seconds + 10) * SECOND });
+    let mut health = Health::new(Instant::ZERO);
+    health.failed(&SETTINGS, Reason::Refused, at(seconds));
+    health.failed(&SETTINGS, Reason::Refused, at(seconds));
+    let change = health.failed(&SETTINGS, Reason::Refused, at(seconds));
+    assert_eq!(change, Change::TakenOut { retry_at: at(seconds + 10) });
     health
 }
 
 #[test]
 fn the_third_failure_within_fail_timeout_takes_it_out_for_fail_timeout() {
-    let mut health = Health::new(0);
-    assert_eq!(health.failed(&SETTINGS, Reason::Refused, SECOND), Change::Nothing);
-    assert_eq!(health.failed(&SETTINGS, Reason::ConnectTimeout, 6 * SECOND), Change::Nothing);
-    let change = health.failed(&SETTINGS, Reason::Refused, 11 * SECOND);
-    assert_eq!(change, Change::TakenOut { retry_at: 21 * SECOND });
-    assert_eq!(health.state(), State::Out { retry_at: 21 * SECOND, cause: Some(Cause::Refused) });
-    assert_eq!(health.changed_at(), 11 * SECOND);
+    let mut health = Health::new(Instant::ZERO);
+    assert_eq!(health.failed(&SETTINGS, Reason::Refused, at(1)), Change::Nothing);
+    assert_eq!(health.failed(&SETTINGS, Reason::ConnectTimeout, at(6)), Change::Nothing);
+    let change = health.failed(&SETTINGS, Reason::Refused, at(11));
+    assert_eq!(change, Change::TakenOut { retry_at: at(21) });
+    assert_eq!(health.state(), State::Out { retry_at: at(21), cause: Some(Cause::Refused) });
+    assert_eq!(health.changed_at(), at(11));
 }
 
 #[test]
 fn failures_further_apart_than_fail_timeout_never_take_it_out_as_nginx_documents_but_does_not_do() {
-    let mut health = Health::new(0);
+    let mut health = Health::new(Instant::ZERO);
     for turn in 1..1000 {
-        assert_eq!(health.failed(&SETTINGS, Reason::Refused, turn * 6 * SECOND), Change::Nothing);
+        assert_eq!(health.failed(&SETTINGS, Reason::Refused, at(turn * 6)), Change::Nothing);
     }
     assert_eq!(health.state(), State::Up);
 }
@@ -42,8 +51,8 @@ fn every_sequence_of_failures_agrees_with_a_plain_count_of_the_window() {
     for max_fails in 1..=5 {
         for code in 0..3_u32.pow(8) {
             let settings = Settings { max_fails, ..SETTINGS };
-            let mut health = Health::new(0);
-            let (mut at, mut times) = (100 * SECOND, Vec::new());
+            let mut health = Health::new(Instant::ZERO);
+            let (mut at, mut times) = (at(100), Vec::new());
             for step in 0..8 {
                 at += [0, 4, 7][(code / 3_u32.pow(step) % 3) as usize] * SECOND;
                 times.push(at);
@@ -62,111 +71,109 @@ fn every_sequence_of_failures_agrees_with_a_plain_count_of_the_window() {
 #[test]
 fn a_failed_trial_keeps_it_out_for_fail_timeout_from_its_beginning() {
     let mut health = out_at(5);
-    let refused = health.failed(&SETTINGS, Reason::Refused, 16 * SECOND);
-    assert_eq!(refused, Change::StaysOut { retry_at: 26 * SECOND });
-    let silent = health.failed(&SETTINGS, Reason::ConnectTimeout, 28 * SECOND);
-    assert_eq!(silent, Change::StaysOut { retry_at: 36 * SECOND }, "begun at 26 s");
-    assert_eq!(health.state(), State::Out { retry_at: 36 * SECOND, cause: Some(Cause::Timeout) });
-    assert_eq!(health.changed_at(), 5 * SECOND, "it has been out since then");
+    let refused = health.failed(&SETTINGS, Reason::Refused, at(16));
+    assert_eq!(refused, Change::StaysOut { retry_at: at(26) });
+    let silent = health.failed(&SETTINGS, Reason::ConnectTimeout, at(28));
+    assert_eq!(silent, Change::StaysOut { retry_at: at(36) }, "begun at 26 s");
+    assert_eq!(health.state(), State::Out { retry_at: at(36), cause: Some(Cause::Timeout) });
+    assert_eq!(health.changed_at(), at(5), "it has been out since then");
 }
 
 #[test]
 fn a_trial_that_outlasts_fail_timeout_may_be_followed_at_once() {
     let settings = Settings { fail_timeout: SECOND, ..SETTINGS };
-    let mut health = Health::new(0);
+    let mut health = Health::new(Instant::ZERO);
     for _ in 0..3 {
-        health.failed(&settings, Reason::ConnectTimeout, 5 * SECOND);
+        health.failed(&settings, Reason::ConnectTimeout, at(5));
     }
-    assert_eq!(health.failed(&settings, Reason::ConnectTimeout, 8 * SECOND), Change::StaysOut { retry_at: 8 * SECOND });
+    assert_eq!(health.failed(&settings, Reason::ConnectTimeout, at(8)), Change::StaysOut { retry_at: at(8) });
 }
 
 #[test]
 fn connections_begun_before_it_went_out_do_not_prolong_it() {
     let mut health = out_at(5);
     for tenth in 0..20 {
-        let at = 5 * SECOND + tenth * SECOND / 10;
-        let change = health.failed(&SETTINGS, Reason::ConnectTimeout, at);
-        assert_eq!(change, Change::StaysOut { retry_at: 15 * SECOND }, "as it was");
+        let change = health.failed(&SETTINGS, Reason::ConnectTimeout, at(5) + tenth * SECOND / 10);
+        assert_eq!(change, Change::StaysOut { retry_at: at(15) }, "as it was");
     }
-    let late = health.failed(&SETTINGS, Reason::ConnectTimeout, 16 * SECOND);
+    let late = health.failed(&SETTINGS, Reason::ConnectTimeout, at(16));
     assert_eq!(late, Change::Nothing, "begun at 14 s: a trial may be under way");
-    assert_eq!(health.state(), State::Out { retry_at: 15 * SECOND, cause: Some(Cause::Refused) });
+    assert_eq!(health.state(), State::Out { retry_at: at(15), cause: Some(Cause::Refused) });
 }
 
 #[test]
 fn an_answered_trial_brings_it_back_at_once_with_a_clean_record() {
     let mut health = out_at(5);
-    assert_eq!(health.recovered(15 * SECOND), Change::Recovered);
-    assert_eq!((health.state(), health.changed_at()), (State::Up, 15 * SECOND));
-    assert_eq!(health.recovered(16 * SECOND), Change::Nothing, "said once");
-    assert_eq!(health.failed(&SETTINGS, Reason::Refused, 15 * SECOND), Change::Nothing);
-    assert_eq!(health.failed(&SETTINGS, Reason::Refused, 15 * SECOND), Change::Nothing);
+    assert_eq!(health.recovered(at(15)), Change::Recovered);
+    assert_eq!((health.state(), health.changed_at()), (State::Up, at(15)));
+    assert_eq!(health.recovered(at(16)), Change::Nothing, "said once");
+    assert_eq!(health.failed(&SETTINGS, Reason::Refused, at(15)), Change::Nothing);
+    assert_eq!(health.failed(&SETTINGS, Reason::Refused, at(15)), Change::Nothing);
 }
 
 #[test]
 fn a_lost_recovery_is_seen_in_the_map() {
     let mut health = out_at(5);
-    assert_eq!(health.compared(&SETTINGS, OUT, 16 * SECOND), Change::Nothing);
-    assert_eq!(health.compared(&SETTINGS, UP, 17 * SECOND), Change::Recovered);
-    assert_eq!(health.compared(&SETTINGS, UP, 18 * SECOND), Change::Nothing);
+    assert_eq!(health.compared(&SETTINGS, OUT, at(16)), Change::Nothing);
+    assert_eq!(health.compared(&SETTINGS, UP, at(17)), Change::Recovered);
+    assert_eq!(health.compared(&SETTINGS, UP, at(18)), Change::Nothing);
 }
 
 #[test]
 fn with_max_fails_zero_nothing_is_counted_and_a_reload_to_zero_brings_it_back() {
     let never = Settings { max_fails: 0, ..SETTINGS };
-    let mut health = Health::new(0);
+    let mut health = Health::new(Instant::ZERO);
     for turn in 0..100 {
-        assert_eq!(health.failed(&never, Reason::Refused, turn), Change::Nothing);
+        assert_eq!(health.failed(&never, Reason::Refused, Instant(turn)), Change::Nothing);
     }
     let mut health = out_at(5);
-    assert_eq!(health.configured(&SETTINGS, 6 * SECOND), Change::Nothing, "a reload keeps health");
-    assert_eq!(health.configured(&never, 6 * SECOND), Change::Recovered);
+    assert_eq!(health.configured(&SETTINGS, at(6)), Change::Nothing, "a reload keeps health");
+    assert_eq!(health.configured(&never, at(6)), Change::Recovered);
 }
 
-fn adopted(admission: u32, retry_at: u64, out_reason: u32, changed_at: u64) -> Health {
-    let (retry_at, changed_at) = (Instant(retry_at), Instant(changed_at));
-    Health::adopted(&Backend { admission, retry_at, out_reason, changed_at, ..Backend::default() }, 25 * SECOND)
+fn adopted(admission: u32, retry_at: Instant, out_reason: u32, changed_at: Instant) -> Health {
+    Health::adopted(&Backend { admission, retry_at, out_reason, changed_at, ..Backend::default() }, at(25))
 }
 
 #[test]
 fn a_restarted_controller_takes_health_from_the_map() {
-    let mut health = adopted(OUT, 30 * SECOND, Reason::Refused as u32, 20 * SECOND);
-    assert_eq!(health.state(), State::Out { retry_at: 30 * SECOND, cause: Some(Cause::Refused) });
-    assert_eq!(health.changed_at(), 20 * SECOND);
-    assert_eq!(health.failed(&SETTINGS, Reason::Refused, 31 * SECOND), Change::StaysOut { retry_at: 41 * SECOND });
-    let up = adopted(UP, 0, 0, 7 * SECOND);
-    assert_eq!((up.state(), up.changed_at()), (State::Up, 7 * SECOND));
+    let mut health = adopted(OUT, at(30), Reason::Refused as u32, at(20));
+    assert_eq!(health.state(), State::Out { retry_at: at(30), cause: Some(Cause::Refused) });
+    assert_eq!(health.changed_at(), at(20));
+    assert_eq!(health.failed(&SETTINGS, Reason::Refused, at(31)), Change::StaysOut { retry_at: at(41) });
+    let up = adopted(UP, Instant::ZERO, 0, at(7));
+    assert_eq!((up.state(), up.changed_at()), (State::Up, at(7)));
 }
 
 #[test]
 fn what_the_map_does_not_say_is_unknown_and_began_now() {
-    let by_an_earlier_version = adopted(OUT, 30 * SECOND, 0, 0);
-    assert_eq!(by_an_earlier_version.state(), State::Out { retry_at: 30 * SECOND, cause: None });
-    assert_eq!(by_an_earlier_version.changed_at(), 25 * SECOND);
-    let recovered_unseen = adopted(UP, 0, Reason::Refused as u32, 20 * SECOND);
-    assert_eq!((recovered_unseen.state(), recovered_unseen.changed_at()), (State::Up, 25 * SECOND));
-    let damaged = adopted(OUT, 30 * SECOND, u32::MAX, u64::MAX);
-    assert_eq!(damaged.state(), State::Out { retry_at: 30 * SECOND, cause: None });
-    assert_eq!(damaged.changed_at(), 25 * SECOND);
+    let by_an_earlier_version = adopted(OUT, at(30), 0, Instant::ZERO);
+    assert_eq!(by_an_earlier_version.state(), State::Out { retry_at: at(30), cause: None });
+    assert_eq!(by_an_earlier_version.changed_at(), at(25));
+    let recovered_unseen = adopted(UP, Instant::ZERO, Reason::Refused as u32, at(20));
+    assert_eq!((recovered_unseen.state(), recovered_unseen.changed_at()), (State::Up, at(25)));
+    let damaged = adopted(OUT, at(30), u32::MAX, Instant::NEVER);
+    assert_eq!(damaged.state(), State::Out { retry_at: at(30), cause: None });
+    assert_eq!(damaged.changed_at(), at(25));
 }
 
 #[test]
 fn a_host_that_answers_arp_again_is_tried_without_waiting() {
     let mut health = out_at(5);
-    assert_eq!(health.reachable(&SETTINGS, 7 * SECOND), Change::StaysOut { retry_at: 7 * SECOND });
-    assert_eq!(health.reachable(&SETTINGS, 8 * SECOND), Change::Nothing);
-    assert_eq!(Health::new(0).reachable(&SETTINGS, SECOND), Change::Nothing);
+    assert_eq!(health.reachable(&SETTINGS, at(7)), Change::StaysOut { retry_at: at(7) });
+    assert_eq!(health.reachable(&SETTINGS, at(8)), Change::Nothing);
+    assert_eq!(Health::new(Instant::ZERO).reachable(&SETTINGS, at(1)), Change::Nothing);
 }
 
 const PROBED: Settings = Settings { probe: Some(Tries { rise: 2, fall: 3 }), ..SETTINGS };
 
-fn probed(health: &mut Health, outcomes: &[Outcome], at: u64) -> Vec<Change> {
+fn probed(health: &mut Health, outcomes: &[Outcome], at: Instant) -> Vec<Change> {
     outcomes.iter().map(|outcome| health.probed(&PROBED, *outcome, at)).collect()
 }
 
 fn with_probe() -> Health {
-    let mut health = Health::new(0);
-    assert_eq!(health.configured(&PROBED, 0), Change::Nothing);
+    let mut health = Health::new(Instant::ZERO);
+    assert_eq!(health.configured(&PROBED, Instant(0)), Change::Nothing);
     health
 }
 
@@ -176,78 +183,78 @@ use Outcome::{Failed, NotReady, Passed};
 fn probes_that_are_not_answered_take_it_out_until_probes_pass_and_no_client_is_spent_on_a_trial() {
     let mut health = with_probe();
     assert!(health.is_fit());
-    let out = Change::TakenOut { retry_at: Instant::NEVER.0 };
-    assert_eq!(probed(&mut health, &[Failed, Failed], 5), [Change::Nothing; 2]);
+    let out = Change::TakenOut { retry_at: Instant::NEVER };
+    assert_eq!(probed(&mut health, &[Failed, Failed], Instant(5)), [Change::Nothing; 2]);
     assert!(health.state() == State::Up && !health.is_fit());
-    assert_eq!(probed(&mut health, &[Failed, Failed], 6), [out, Change::Nothing]);
-    assert_eq!(health.state(), State::Out { retry_at: Instant::NEVER.0, cause: Some(Cause::ProbeTimeout) });
-    assert_eq!(health.failed(&PROBED, Reason::Refused, 7), Change::Nothing, "given one because all are out");
-    assert_eq!(probed(&mut health, &[Passed, Failed, Passed, Passed], 9)[3], Change::Recovered);
-    assert!(health.is_fit() && health.changed_at() == 9);
+    assert_eq!(probed(&mut health, &[Failed, Failed], Instant(6)), [out, Change::Nothing]);
+    assert_eq!(health.state(), State::Out { retry_at: Instant::NEVER, cause: Some(Cause::ProbeTimeout) });
+    assert_eq!(health.failed(&PROBED, Reason::Refused, Instant(7)), Change::Nothing, "given one because all are out");
+    assert_eq!(probed(&mut health, &[Passed, Failed, Passed, Passed], Instant(9))[3], Change::Recovered);
+    assert!(health.is_fit() && health.changed_at() == Instant(9));
 }
 
 #[test]
 fn an_unlisted_status_drains_and_a_listed_one_ends_it() {
     let mut health = with_probe();
-    assert_eq!(probed(&mut health, &[NotReady; 3], 5)[2], Change::Drained);
+    assert_eq!(probed(&mut health, &[NotReady; 3], Instant(5))[2], Change::Drained);
     assert_eq!(health.state(), State::NotReady);
-    assert_eq!(probed(&mut health, &[NotReady, Passed, NotReady, Passed], 6), [Change::Nothing; 4]);
-    assert_eq!(probed(&mut health, &[Passed], 7), [Change::Recovered]);
+    assert_eq!(probed(&mut health, &[NotReady, Passed, NotReady, Passed], Instant(6)), [Change::Nothing; 4]);
+    assert_eq!(probed(&mut health, &[Passed], Instant(7)), [Change::Recovered]);
 }
 
 #[test]
 fn one_that_is_not_ready_and_then_dies_is_out_and_one_that_answers_again_is_not_ready() {
     let mut health = with_probe();
-    probed(&mut health, &[NotReady; 3], 5);
-    let changes = probed(&mut health, &[Outcome::Refused; 3], 6);
-    assert_eq!(changes, [Change::Nothing, Change::Nothing, Change::TakenOut { retry_at: Instant::NEVER.0 }]);
-    assert_eq!(health.state(), State::Out { retry_at: Instant::NEVER.0, cause: Some(Cause::Refused) });
-    assert_eq!(probed(&mut health, &[NotReady], 7), [Change::Drained]);
+    probed(&mut health, &[NotReady; 3], Instant(5));
+    let changes = probed(&mut health, &[Outcome::Refused; 3], Instant(6));
+    assert_eq!(changes, [Change::Nothing, Change::Nothing, Change::TakenOut { retry_at: Instant::NEVER }]);
+    assert_eq!(health.state(), State::Out { retry_at: Instant::NEVER, cause: Some(Cause::Refused) });
+    assert_eq!(probed(&mut health, &[NotReady], Instant(7)), [Change::Drained]);
 }
 
 #[test]
 fn failures_of_both_kinds_drain_and_do_not_kill() {
     let mut health = with_probe();
-    assert_eq!(probed(&mut health, &[NotReady, Failed, Failed], 5)[2], Change::Drained);
-    assert_eq!(probed(&mut health, &[Failed], 6), [Change::TakenOut { retry_at: Instant::NEVER.0 }]);
+    assert_eq!(probed(&mut health, &[NotReady, Failed, Failed], Instant(5))[2], Change::Drained);
+    assert_eq!(probed(&mut health, &[Failed], Instant(6)), [Change::TakenOut { retry_at: Instant::NEVER }]);
 }
 
 #[test]
 fn what_clients_meet_takes_it_out_beside_the_probe_and_only_the_probe_brings_it_back() {
     let mut health = with_probe();
-    probed(&mut health, &[Passed; 5], 4);
+    probed(&mut health, &[Passed; 5], Instant(4));
     for _ in 0..2 {
-        health.failed(&PROBED, Reason::Refused, 5);
+        health.failed(&PROBED, Reason::Refused, Instant(5));
     }
-    assert_eq!(health.failed(&PROBED, Reason::Refused, 5), Change::TakenOut { retry_at: Instant::NEVER.0 });
-    assert_eq!(health.compared(&PROBED, UP, 6), Change::Nothing);
-    assert_eq!(health.reachable(&PROBED, 6), Change::Nothing);
-    assert_eq!(probed(&mut health, &[Passed, Passed], 7), [Change::Nothing, Change::Recovered]);
+    assert_eq!(health.failed(&PROBED, Reason::Refused, Instant(5)), Change::TakenOut { retry_at: Instant::NEVER });
+    assert_eq!(health.compared(&PROBED, UP, Instant(6)), Change::Nothing);
+    assert_eq!(health.reachable(&PROBED, Instant(6)), Change::Nothing);
+    assert_eq!(probed(&mut health, &[Passed, Passed], Instant(7)), [Change::Nothing, Change::Recovered]);
 }
 
 #[test]
 fn silence_is_worse_than_a_timeout_and_bears_out_probes_that_were_not_answered() {
-    let mut health = Health::new(0);
+    let mut health = Health::new(Instant::ZERO);
     for _ in 0..3 {
-        health.failed(&SETTINGS, Reason::ConnectTimeout, 5 * SECOND);
+        health.failed(&SETTINGS, Reason::ConnectTimeout, at(5));
     }
-    let retry_at = 15 * SECOND;
-    assert_eq!(health.silent(&SETTINGS, 6 * SECOND), Change::TakenOut { retry_at });
+    let retry_at = at(15);
+    assert_eq!(health.silent(&SETTINGS, at(6)), Change::TakenOut { retry_at });
     assert_eq!(health.state(), State::Out { retry_at, cause: Some(Cause::Silent) });
-    assert_eq!(health.silent(&SETTINGS, 7 * SECOND), Change::Nothing);
-    health.failed(&SETTINGS, Reason::ConnectTimeout, 17 * SECOND);
-    let state = State::Out { retry_at: 25 * SECOND, cause: Some(Cause::Silent) };
+    assert_eq!(health.silent(&SETTINGS, at(7)), Change::Nothing);
+    health.failed(&SETTINGS, Reason::ConnectTimeout, at(17));
+    let state = State::Out { retry_at: at(25), cause: Some(Cause::Silent) };
     assert_eq!(health.state(), state, "a trial that is not answered changes nothing about that");
 
-    let mut health = Health::new(0);
-    assert_eq!(health.silent(&SETTINGS, SECOND), Change::TakenOut { retry_at: 11 * SECOND });
+    let mut health = Health::new(Instant::ZERO);
+    assert_eq!(health.silent(&SETTINGS, at(1)), Change::TakenOut { retry_at: at(11) });
     let mut health = with_probe();
-    probed(&mut health, &[Failed; 3], 5);
-    assert_eq!(health.silent(&PROBED, 6), Change::TakenOut { retry_at: Instant::NEVER.0 });
-    assert_eq!(probed(&mut health, &[Failed; 3], 6), [Change::Nothing; 3], "that is no news");
+    probed(&mut health, &[Failed; 3], Instant(5));
+    assert_eq!(health.silent(&PROBED, Instant(6)), Change::TakenOut { retry_at: Instant::NEVER });
+    assert_eq!(probed(&mut health, &[Failed; 3], Instant(6)), [Change::Nothing; 3], "that is no news");
     assert_eq!(
-        probed(&mut health, &[Outcome::Refused], 6),
-        [Change::TakenOut { retry_at: Instant::NEVER.0 }],
+        probed(&mut health, &[Outcome::Refused], Instant(6)),
+        [Change::TakenOut { retry_at: Instant::NEVER }],
         "it has restarted"
     );
 }
@@ -255,30 +262,30 @@ fn silence_is_worse_than_a_timeout_and_bears_out_probes_that_were_not_answered()
 #[test]
 fn a_probe_that_is_configured_or_removed_keeps_what_is_known() {
     let mut health = out_at(5);
-    assert_eq!(health.configured(&PROBED, 6 * SECOND), Change::StaysOut { retry_at: Instant::NEVER.0 });
-    assert_eq!(probed(&mut health, &[Passed], 7 * SECOND), [Change::Nothing], "it has to pass twice");
-    assert_eq!(health.configured(&SETTINGS, 8 * SECOND), Change::StaysOut { retry_at: 8 * SECOND });
+    assert_eq!(health.configured(&PROBED, at(6)), Change::StaysOut { retry_at: Instant::NEVER });
+    assert_eq!(probed(&mut health, &[Passed], at(7)), [Change::Nothing], "it has to pass twice");
+    assert_eq!(health.configured(&SETTINGS, at(8)), Change::StaysOut { retry_at: at(8) });
     let mut health = with_probe();
-    probed(&mut health, &[NotReady; 3], 5);
-    assert_eq!(health.configured(&PROBED, 6), Change::Nothing);
-    assert_eq!(health.configured(&SETTINGS, 6), Change::Recovered);
+    probed(&mut health, &[NotReady; 3], Instant(5));
+    assert_eq!(health.configured(&PROBED, Instant(6)), Change::Nothing);
+    assert_eq!(health.configured(&SETTINGS, Instant(6)), Change::Recovered);
     let other = Settings { probe: Some(Tries { rise: 9, fall: 1 }), ..SETTINGS };
     let mut health = with_probe();
-    health.configured(&other, 6);
-    assert_eq!(health.probed(&other, Passed, 7), Change::Nothing);
+    health.configured(&other, Instant(6));
+    assert_eq!(health.probed(&other, Passed, Instant(7)), Change::Nothing);
     assert_eq!(health.state(), State::Up, "up stays up under other numbers");
 }
 
 #[test]
 fn what_another_host_has_found_counts_where_nobody_probes_and_is_no_news_twice() {
     let settings = SETTINGS;
-    let mut health = Health::new(0);
-    let out = health.found_elsewhere(&settings, Some(Cause::Refused), SECOND);
-    assert_eq!(out, Change::TakenOut { retry_at: SECOND + settings.fail_timeout });
-    assert_eq!(health.found_elsewhere(&settings, Some(Cause::Refused), 2 * SECOND), Change::Nothing);
-    assert!(matches!(health.found_elsewhere(&settings, Some(Cause::Silent), 3 * SECOND), Change::TakenOut { .. }));
-    assert_eq!(health.found_elsewhere(&settings, None, 4 * SECOND), Change::Recovered);
-    assert_eq!(health.found_elsewhere(&settings, None, 5 * SECOND), Change::Nothing);
+    let mut health = Health::new(Instant::ZERO);
+    let out = health.found_elsewhere(&settings, Some(Cause::Refused), at(1));
+    assert_eq!(out, Change::TakenOut { retry_at: at(1) + settings.fail_timeout });
+    assert_eq!(health.found_elsewhere(&settings, Some(Cause::Refused), at(2)), Change::Nothing);
+    assert!(matches!(health.found_elsewhere(&settings, Some(Cause::Silent), at(3)), Change::TakenOut { .. }));
+    assert_eq!(health.found_elsewhere(&settings, None, at(4)), Change::Recovered);
+    assert_eq!(health.found_elsewhere(&settings, None, at(5)), Change::Nothing);
     let never = Settings { max_fails: 0, ..settings };
-    assert_eq!(health.found_elsewhere(&never, Some(Cause::Refused), 6 * SECOND), Change::Nothing);
+    assert_eq!(health.found_elsewhere(&never, Some(Cause::Refused), at(6)), Change::Nothing);
 }

@@ -8,8 +8,8 @@ use crate::controller::{
     sweep::{Limits, Step, Sweep},
 };
 
-const SECOND: u64 = 1_000_000_000;
-const START: u64 = 5_000 * SECOND;
+const SECOND: Duration = Duration::from_secs(1);
+const START: Instant = Instant(5_000_000_000_000);
 
 /// One pool with a flow of listener 0.
 fn tables() -> Fake {
@@ -21,12 +21,12 @@ fn tables() -> Fake {
     tables
 }
 
-fn ours(since: u64, lag: u64) -> Territory {
+fn ours(since: Instant, lag: Duration) -> Territory {
     Territory::beside_another([(0, since)].into(), lag)
 }
 
 /// When the sweep suspects the flow, in seconds after its last packet as it is known here; nothing within 40 s.
-fn suspected_after(territory: &Territory) -> Option<u64> {
+fn suspected_after(territory: &Territory) -> Option<u32> {
     let tables = tables();
     let mut sweep = Sweep::default();
     let limits = |_| Limits { service: 0, idle_timeout: 10 * SECOND, connecting: SECOND, reset_rate: 100 };

@@ -1,7 +1,7 @@
 use super::*;
 use crate::controller::fake::Fake;
 
-const SECOND: u64 = 1_000_000_000;
+const SECOND: Duration = Duration::from_secs(1);
 
 fn v4(text: &str) -> SocketAddrV4 {
     text.parse().expect("an address")
@@ -15,7 +15,7 @@ pub fn backend(host: u8) -> DesiredBackend {
         max_conns: 0,
         max_fails: 3,
         fail_timeout: 10 * SECOND,
-        slow_start: 0,
+        slow_start: Duration::ZERO,
         backup: false,
         down: false,
     }

@@ -12,7 +12,8 @@ use lb_common::{
     verdict::Reason,
 };
 
-const START: u64 = 100_000 * SECOND;
+const SECOND: Duration = Duration::from_secs(1);
+const START: Instant = Instant(100_000_000_000_000);
 
 /// Three backends with a pool each.
 fn tables() -> Fake {
@@ -36,7 +37,7 @@ fn loads(tables: &Fake) -> Vec<Load> {
 }
 
 /// Runs it to its end; when which flows were reset. `meanwhile` happens between the turns.
-fn run(tables: &mut Fake, rate: u32, mut meanwhile: impl FnMut(&mut Fake, u64)) -> Vec<(u64, FlowAt)> {
+fn run(tables: &mut Fake, rate: u32, mut meanwhile: impl FnMut(&mut Fake, Instant)) -> Vec<(Instant, FlowAt)> {
     let mut rebalancing = Rebalancing::new(0, &shares(&loads(tables), 1), rate, START);
     let mut resets = Resets::default();
     let (mut now, mut reset) = (START, Vec::new());
@@ -47,7 +48,7 @@ fn run(tables: &mut Fake, rate: u32, mut meanwhile: impl FnMut(&mut Fake, u64)) 
                 return reset;
             }
             let (which, reason) = (Which::Flows(batch), Reason::Rebalanced);
-            let job = Job { which, only: Only::Established, reason, rate, not_before: now, begun_by: u64::MAX };
+            let job = Job { which, only: Only::Established, reason, rate, not_before: now, begun_by: Instant::NEVER };
             rebalancing.job = Some(resets.push(job));
         }
         let turn = resets.turn(&tables.installed(), tables, now);
@@ -60,7 +61,8 @@ fn run(tables: &mut Fake, rate: u32, mut meanwhile: impl FnMut(&mut Fake, u64)) 
             rebalancing.job = None;
         }
         meanwhile(tables, now);
-        now = resets.deadline().min(rebalancing.deadline().unwrap_or(u64::MAX)).max(now + 1);
+        now =
+            resets.deadline().min(rebalancing.deadline().unwrap_or(Instant::NEVER)).max(now + Duration::from_nanos(1));
         assert!(now < START + 3600 * SECOND, "it never ends");
     }
 }
@@ -70,14 +72,14 @@ fn the_idlest_go_first_at_the_rate_and_only_as_many_as_needed() {
     let mut tables = tables();
     for slot in 0..300_u16 {
         // The higher the slot the longer without a packet.
-        tables.open(slot % 2, slot, State::Established, 0, START - u64::from(slot) * SECOND);
+        tables.open(slot % 2, slot, State::Established, 0, START - u32::from(slot) * SECOND);
     }
     let reset = run(&mut tables, 10, |_, _| {});
     assert_eq!(reset.len(), 100);
     assert_eq!([0, 1, 2].map(|backend| tables.records[&backend].active), [100, 100, 0]);
     for (index, (at, _)) in reset.iter().enumerate() {
-        let ideal = START + index as u64 * SECOND / 10;
-        assert!(*at >= ideal && at - ideal < SECOND / 5, "the {index}th came {} ms late", (at - ideal) / 1_000_000);
+        let ideal = START + index as u32 * SECOND / 10;
+        assert!(*at >= ideal && *at - ideal < SECOND / 5, "the {index}th came {:?} late", *at - ideal);
     }
     for backend in 0..2 {
         let slots: Vec<_> = reset.iter().map(|(_, flow)| flow.place.slot).filter(|slot| slot % 2 == backend).collect();

@@ -12,7 +12,7 @@ fn tables() -> Fake {
         tables.write(&Write::NewPool { number, pool, withheld: Vec::new() });
         tables.write(&Write::NewBackend { number, row: BackendRow { pools: vec![number], ..BackendRow::default() } });
         for slot in 0..10 {
-            tables.open(number, slot, State::Established, 0, 1);
+            tables.open(number, slot, State::Established, 0, lb_common::time::Instant(1));
         }
     }
     tables

@@ -38,8 +38,8 @@ fn event(kind: u8, reason: Reason, backend: u16) -> Event {
     }
 }
 
-fn now() -> (u64, Timestamp) {
-    (101 * SECOND, Timestamp::from_second(1_800_000_000).expect("a time"))
+fn now() -> Now {
+    Now { monotonic: Instant(101 * SECOND), wall: Timestamp::from_second(1_800_000_000).expect("a time") }
 }
 
 #[test]

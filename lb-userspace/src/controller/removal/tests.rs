@@ -2,8 +2,6 @@ use super::*;
 use crate::controller::{desired::Desired, fake::Fake, plan};
 use lb_common::slot::State;
 
-const SECOND: u64 = 1_000_000_000;
-
 fn install(tables: &mut Fake, services: Vec<crate::controller::desired::DesiredService>) {
     let plan = plan::plan(&tables.installed(), &Desired { services }, &BTreeMap::new()).expect("a plan");
     plan.writes.iter().for_each(|write| tables.write(write));
@@ -12,7 +10,7 @@ fn install(tables: &mut Fake, services: Vec<crate::controller::desired::DesiredS
 fn run(retire: &mut Retire, tables: &mut Fake, from: u64, seconds: u64) {
     let mut installed = tables.installed();
     for second in from..from + seconds {
-        for write in retire.turn(&mut installed, tables, second * SECOND) {
+        for write in retire.turn(&mut installed, tables, Instant(second * 1_000_000_000)) {
             tables.write(&write);
         }
         assert_eq!(installed, tables.installed());
@@ -23,7 +21,7 @@ fn run(retire: &mut Retire, tables: &mut Fake, from: u64, seconds: u64) {
 fn a_tombstone_stays_until_its_last_flow_is_gone_and_its_pool_goes_after_it() {
     let (mut retire, mut tables) = (Retire::default(), Fake::default());
     install(&mut tables, vec![plan::tests::service("api", "10.0.1.100:6443", &[10, 11])]);
-    let flow = tables.open(0, 3, State::Established, 0, 0);
+    let flow = tables.open(0, 3, State::Established, 0, Instant::ZERO);
     install(&mut tables, vec![plan::tests::service("api", "10.0.1.100:6443", &[11])]);
     run(&mut retire, &mut tables, 0, 100);
     assert_eq!((tables.rows.len(), tables.pools.len()), (2, 2), "a flow keeps them");
@@ -57,8 +55,8 @@ fn a_closing_listener_stays_until_the_last_flow_that_came_by_it() {
     };
     install(&mut tables, vec![one]);
     let closing = number(&tables, CLOSING);
-    let by_it = tables.open(0, 3, State::Established, closing, 0);
-    tables.open(0, 4, State::Established, number(&tables, lb_common::layout::ACTIVE), 0);
+    let by_it = tables.open(0, 3, State::Established, closing, Instant::ZERO);
+    tables.open(0, 4, State::Established, number(&tables, lb_common::layout::ACTIVE), Instant::ZERO);
     run(&mut retire, &mut tables, 0, 60);
     assert_eq!(tables.listeners.len(), 2);
     tables.end(by_it);

@@ -1,6 +1,7 @@
 use super::*;
 
-const NOW: u64 = 100 * SECOND;
+const SECOND: Duration = Duration::from_secs(1);
+const NOW: Instant = Instant(100_000_000_000);
 const CAUSES: [Cause; 4] = [Cause::Refused, Cause::Timeout, Cause::Silent, Cause::ProbeTimeout];
 
 /// A service of which backend 0 is out, and so are others; `unfit` are up but their last probe failed.
@@ -10,7 +11,7 @@ fn service(count: u16, out: &[u16], unfit: &[u16]) -> Vec<Member> {
         fit: !out.contains(&backend) && !unfit.contains(&backend),
         vouched: true,
         unanswered: 3,
-        heard: 0,
+        heard: Instant::ZERO,
         out: out.contains(&backend).then_some(Cause::ProbeTimeout),
     };
     (0..count).map(member).collect()
@@ -21,7 +22,7 @@ fn decided(cause: Cause, members: &[Member]) -> Vec<Ruling> {
     let mut rails = Rails::default();
     rails.went_out(0, cause, NOW);
     let due = rails.deadline();
-    if due == u64::MAX { Vec::new() } else { rails.turn(&|_| members.to_vec(), due) }
+    if due == Instant::NEVER { Vec::new() } else { rails.turn(&|_| members.to_vec(), due) }
 }
 
 fn reset(cause: Cause) -> Vec<Ruling> {
@@ -30,12 +31,14 @@ fn reset(cause: Cause) -> Vec<Ruling> {
 
 #[test]
 fn one_of_many_is_reset_when_it_is_silent_at_once_and_when_it_refuses_after_two_seconds() {
-    for (cause, after) in [(Cause::Silent, 0), (Cause::ProbeTimeout, 0), (Cause::Refused, 2 * SECOND)] {
+    for (cause, after) in
+        [(Cause::Silent, Duration::ZERO), (Cause::ProbeTimeout, Duration::ZERO), (Cause::Refused, 2 * SECOND)]
+    {
         let mut rails = Rails::default();
         rails.went_out(0, cause, NOW);
         assert_eq!(rails.deadline(), NOW + after);
         assert_eq!(rails.turn(&|_| service(3, &[0], &[]), NOW + after), reset(cause));
-        assert_eq!(rails.deadline(), u64::MAX);
+        assert_eq!(rails.deadline(), Instant::NEVER);
     }
 }
 
@@ -143,7 +146,7 @@ fn a_restart_of_many_is_forgotten_when_they_are_back() {
     assert_eq!(rails.turn(&|_| service(2, &[0, 1], &[]), NOW + 2 * SECOND).len(), 1);
     rails.came_back(0);
     assert_eq!(rails.turn(&|_| service(2, &[], &[1]), NOW + 3 * SECOND), []);
-    assert_eq!(rails.deadline(), u64::MAX);
+    assert_eq!(rails.deadline(), Instant::NEVER);
 }
 
 #[test]
@@ -151,5 +154,5 @@ fn a_backend_that_is_gone_is_forgotten() {
     let mut rails = Rails::default();
     rails.went_out(0, Cause::Silent, NOW);
     rails.retain(|backend| backend != 0);
-    assert_eq!(rails.deadline(), u64::MAX);
+    assert_eq!(rails.deadline(), Instant::NEVER);
 }

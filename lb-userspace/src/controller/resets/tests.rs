@@ -5,7 +5,8 @@ use lb_common::{
     layout::{ACTIVE, Pool},
 };
 
-const START: u64 = 1_000 * SECOND;
+const SECOND: Duration = Duration::from_secs(1);
+const START: Instant = Instant(1_000_000_000_000);
 const PORTS: u16 = 22_528;
 
 /// Three backends with a pool each.
@@ -25,9 +26,9 @@ fn job(which: Which) -> Job {
 }
 
 /// Turns whenever one is due until no job is left; every step with its time, and what is over.
-fn run(resets: &mut Resets, tables: &mut Fake, from: u64) -> (Vec<(u64, FlowAt)>, Vec<Over>) {
+fn run(resets: &mut Resets, tables: &mut Fake, from: Instant) -> (Vec<(Instant, FlowAt)>, Vec<Over>) {
     let (mut now, mut steps, mut over) = (from, Vec::new(), Vec::new());
-    while resets.deadline() != u64::MAX {
+    while resets.deadline() != Instant::NEVER {
         assert!(now < from + 3600 * SECOND, "it never ends");
         now = resets.deadline().max(now);
         let turn = resets.turn(&tables.installed(), tables, now);
@@ -38,7 +39,7 @@ fn run(resets: &mut Resets, tables: &mut Fake, from: u64) -> (Vec<(u64, FlowAt)>
             steps.push((now, flow));
         }
         over.extend(turn.over);
-        now += 1;
+        now += Duration::from_nanos(1);
     }
     (steps, over)
 }
@@ -54,8 +55,8 @@ fn all_of_a_backend_are_closed_smoothly_at_the_rate_and_nobody_elses() {
     assert_eq!(steps.len(), 3333);
     assert!(steps.iter().all(|(_, flow)| flow.place.pool == 1));
     for (index, (at, _)) in steps.iter().enumerate() {
-        let ideal = START + index as u64 * SECOND / 1000;
-        assert!(*at >= ideal && *at <= ideal + 2 * PERIOD, "step {index} came {} ns after its time", at - ideal);
+        let ideal = START + index as u32 * SECOND / 1000;
+        assert!(*at >= ideal && *at <= ideal + 2 * PERIOD, "step {index} came {:?} after its time", *at - ideal);
     }
     assert_eq!((over.len(), over[0].id, over[0].closed), (1, id, 3333));
     assert_eq!([0, 1, 2].map(|backend| tables.records[&backend].active), [3334, 0, 3333]);
@@ -73,14 +74,14 @@ fn five_thousand_a_second_are_kept_in_a_pool_that_is_nearly_empty() {
     let (steps, _) = run(&mut resets, &mut tables, START);
     assert_eq!(steps.len() as u64, wanted);
     let took = steps.last().expect("steps").0 - START;
-    assert!(took <= wanted * SECOND / 5000 + 50_000_000, "{wanted} took {took} ns");
+    assert!(took <= wanted as u32 * SECOND / 5000 + Duration::from_millis(50), "{wanted} took {took:?}");
 }
 
 #[test]
 fn it_begins_when_it_shall_and_leaves_flows_alone_that_began_later() {
     let (mut resets, mut tables) = (Resets::default(), tables());
     tables.open(0, 5, State::Established, 0, START);
-    let later = tables.open(0, 6, State::Established, 0, START + 1);
+    let later = tables.open(0, 6, State::Established, 0, START + Duration::from_nanos(1));
     let not_before = START + 2 * SECOND;
     resets.push(Job { not_before, ..job(Which::Backend(0)) });
     assert_eq!(resets.deadline(), not_before);
@@ -128,7 +129,7 @@ fn chosen_flows_are_closed_in_their_order_and_not_one_more() {
     let (steps, over) = run(&mut resets, &mut tables, START);
     assert_eq!(steps.iter().map(|(_, flow)| *flow).collect::<VecDeque<_>>(), flows);
     assert_eq!(
-        steps.iter().map(|(at, _)| at - START).collect::<Vec<_>>(),
+        steps.iter().map(|(at, _)| *at - START).collect::<Vec<_>>(),
         Vec::from_iter((0..50).map(|n| n * SECOND / 10))
     );
     assert_eq!((over[0].closed, tables.records[&0].active), (50, 1));
@@ -144,7 +145,7 @@ fn a_job_that_is_called_off_closes_no_more() {
     let turn = resets.turn(&tables.installed(), &tables, START);
     assert_eq!((turn.steps.len(), resets.closed(id)), (1, Some(1)));
     assert!(resets.cancel(id) && !resets.cancel(id));
-    assert_eq!(resets.deadline(), u64::MAX);
+    assert_eq!(resets.deadline(), Instant::NEVER);
 }
 
 #[test]
@@ -167,7 +168,7 @@ fn a_job_ends_though_no_swap_succeeds_and_though_its_backend_is_gone() {
     resets.push(job(Which::Backend(0)));
     resets.push(job(Which::Backend(77)));
     let (mut now, mut over) = (START, 0);
-    while resets.deadline() != u64::MAX {
+    while resets.deadline() != Instant::NEVER {
         assert!(now < START + SECOND);
         over += resets.turn(&tables.installed(), &tables, now).over.len();
         now += PERIOD;

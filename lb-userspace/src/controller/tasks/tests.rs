@@ -4,7 +4,7 @@ use lb_common::verdict::Reason;
 
 fn job(resets: &mut Resets) -> JobId {
     let (which, only, reason) = (Which::Backend(0), Only::Open, Reason::Killed);
-    resets.push(Job { which, only, reason, rate: 1, not_before: 0, begun_by: 0 })
+    resets.push(Job { which, only, reason, rate: 1, not_before: Instant::ZERO, begun_by: Instant::ZERO })
 }
 
 #[test]

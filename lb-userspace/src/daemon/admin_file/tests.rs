@@ -2,10 +2,12 @@ use super::*;
 use std::os::unix::fs::PermissionsExt;
 use tempfile::TempDir;
 
-const SECOND: u64 = 1_000_000_000;
+fn at(seconds: u64) -> Instant {
+    Instant(seconds * 1_000_000_000)
+}
 
 fn now() -> Now {
-    Now { monotonic: 5_000 * SECOND, wall: Timestamp::from_second(1_800_000_000).expect("a time") }
+    Now { monotonic: at(5_000), wall: Timestamp::from_second(1_800_000_000).expect("a time") }
 }
 
 fn name(backend: &str) -> (Arc<str>, Arc<str>) {
@@ -14,9 +16,9 @@ fn name(backend: &str) -> (Arc<str>, Arc<str>) {
 
 fn some() -> Orders {
     let mut orders = Orders::default();
-    let drain = Order::Drain { deadline: Some(5_060 * SECOND), rate: 50 };
+    let drain = Order::Drain { deadline: Some(at(5_060)), rate: 50 };
     let mut say = |backend: &str, order, seconds: u64, by: &str| {
-        let said = Said { order, since: seconds * SECOND, by: by.into() };
+        let said = Said { order, since: at(seconds), by: by.into() };
         // As the clocks of `now` stand to each other.
         orders.say(name(backend), said, (1_800_000_000 - 5_000 + seconds) * 1_000);
     };
@@ -52,11 +54,11 @@ fn deadlines_are_moments_of_the_wall_clock_through_a_restart_of_the_host() {
     let (_folder, file) = file();
     file.save(&some(), now()).unwrap();
     // Forty seconds later, on a host that has been up for twenty.
-    let later = Now { monotonic: 20 * SECOND, wall: now().wall + SignedDuration::from_secs(40) };
+    let later = Now { monotonic: at(20), wall: now().wall + SignedDuration::from_secs(40) };
     let orders = file.load(later).unwrap();
     let first = orders.get(&name("cp01")).unwrap();
-    assert_eq!(first.order, Order::Drain { deadline: Some(40 * SECOND), rate: 50 });
-    assert_eq!(first.since, 0, "before the host started");
+    assert_eq!(first.order, Order::Drain { deadline: Some(at(40)), rate: 50 });
+    assert_eq!(first.since, Instant::ZERO, "before the host started");
 }
 
 #[test]
@@ -125,7 +127,7 @@ fn what_is_no_file_is_not_opened() {
 #[test]
 fn a_deadline_that_cannot_be_is_far_away_or_now_and_never_a_panic() {
     let (folder, file) = file();
-    for (deadline, expected) in [("9999-12-30T22:00:00Z", u64::MAX), ("-009999-01-02T02:00:00Z", 0)] {
+    for (deadline, expected) in [("9999-12-30T22:00:00Z", Instant::NEVER), ("-009999-01-02T02:00:00Z", Instant::ZERO)] {
         let text = format!(
             r#"{{"version":1,"backends":[{{"service":"s","backend":"b","order":"drain","rate":5,"since":"{deadline}","by":"","deadline":"{deadline}"}}]}}"#
         );

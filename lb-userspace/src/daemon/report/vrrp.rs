@@ -1,7 +1,5 @@
 //! Answers about VRRP.
 
-use lb_common::time::Instant;
-
 use super::{Snapshot, ago};
 use crate::{
     api::types::{VrrpAdverts, VrrpPeer, VrrpStatus, VrrpWeight},
@@ -23,7 +21,7 @@ fn instance(snapshot: &Snapshot, report: &InstanceReport) -> VrrpStatus {
         priority: report.priority,
         base_priority: report.base_priority,
         addresses: report.addresses.iter().map(ToString::to_string).collect(),
-        since: ago(snapshot, report.since.0),
+        since: ago(snapshot, report.since),
         transitions: report.transitions,
         master: report.master,
         interface: report.interface.clone(),
@@ -37,14 +35,14 @@ fn instance(snapshot: &Snapshot, report: &InstanceReport) -> VrrpStatus {
             .collect(),
         faults: report.faults.clone(),
         source: report.source,
-        lease_ms: report.lease.left(Instant(snapshot.now_ns)).as_millis() as u64,
+        lease_ms: report.lease.left(snapshot.now).as_millis() as u64,
         peers: report
             .peers
             .iter()
             .map(|peer| VrrpPeer {
                 address: peer.address,
                 priority: peer.priority,
-                last_heard: ago(snapshot, peer.heard.0),
+                last_heard: ago(snapshot, peer.heard),
             })
             .collect(),
         adverts: adverts(&report.counters),

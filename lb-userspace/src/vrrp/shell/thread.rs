@@ -354,5 +354,5 @@ impl Drop for Thread {
 }
 
 fn monotonic() -> Instant {
-    Instant(clock::monotonic_ns())
+    clock::monotonic()
 }
