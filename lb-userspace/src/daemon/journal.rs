@@ -26,7 +26,7 @@ pub fn begin(level: LevelFilter, kernel_log: LevelFilter) {
     if is_journal() {
         builder.format(write_for_journal);
     }
-    // A terminal gets colours, and may block: whoever stops it sees that.
+    // A terminal gets colours, and may block: the person who stops it sees that.
     if !io::stderr().is_terminal() {
         builder.target(Target::Pipe(Box::new(Impatient::new(io::stderr()))));
     }

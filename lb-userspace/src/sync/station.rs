@@ -115,6 +115,17 @@ struct Outbox {
     unknown: Vec<PeerNews>,
 }
 
+impl Outbox {
+    /// The list is short: a host has few backends that the other does not know.
+    fn unknown_backend(&mut self, name: &FlowName) {
+        let news = PeerNews::UnknownBackend { listener: name.listener, backend: name.backend, snat: name.snat.ip() };
+        if self.unknown.len() < UNKNOWN && !self.unknown.contains(&news) {
+            self.unknown.push(news.clone());
+            self.waiting.push(news);
+        }
+    }
+}
+
 /// One host and its peers.
 pub struct Station {
     mirror: Mirror,
@@ -423,17 +434,6 @@ fn take_in_flow(
     match applied {
         Applied::Taken(place) | Applied::Replaced(place) => Some(place),
         _ => None,
-    }
-}
-
-impl Outbox {
-    /// The list is short: a host has few backends that the other does not know.
-    fn unknown_backend(&mut self, name: &FlowName) {
-        let news = PeerNews::UnknownBackend { listener: name.listener, backend: name.backend, snat: name.snat.ip() };
-        if self.unknown.len() < UNKNOWN && !self.unknown.contains(&news) {
-            self.unknown.push(news.clone());
-            self.waiting.push(news);
-        }
     }
 }
 

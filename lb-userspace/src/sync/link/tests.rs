@@ -26,7 +26,7 @@ impl Fresh {
     }
 }
 
-/// Carries everything that is due both ways until nothing is said any more.
+/// Carries everything that is due, both ways, until both are silent.
 fn talk(a: &mut Link, b: &mut Link, fresh: &mut Fresh, now: Instant) -> (Vec<Received>, Vec<Received>) {
     let (mut to_a, mut to_b) = (b.due(now), a.due(now));
     let (mut heard_a, mut heard_b) = (Vec::new(), Vec::new());
@@ -189,12 +189,12 @@ fn a_peer_that_is_silent_is_lost_and_comes_back_with_the_same_session() {
 }
 
 #[test]
-fn a_peer_that_was_started_anew_is_believed_after_one_round() {
+fn a_restarted_peer_is_believed_after_one_round() {
     let (_, mut b, mut fresh) = synced();
-    let mut anew = link(40);
-    let (heard_anew, heard_b) = talk(&mut anew, &mut b, &mut fresh, START + SECOND);
+    let mut new = link(40);
+    let (heard_new, heard_b) = talk(&mut new, &mut b, &mut fresh, START + SECOND);
     assert!(heard_b.contains(&Received::Accepted("0.1.0".into())), "{heard_b:?}");
-    assert!(heard_anew.contains(&Received::Accepted("0.1.0".into())));
+    assert!(heard_new.contains(&Received::Accepted("0.1.0".into())));
 }
 
 #[test]

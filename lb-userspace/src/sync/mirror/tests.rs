@@ -92,11 +92,11 @@ fn of_two_flows_in_one_slot_the_one_that_began_later_stands() {
 fn a_client_that_connects_again_from_the_same_port_has_one_flow() {
     let host = host(false);
     host.apply(&flow(5000), now());
-    let mut anew = wire::FlowRecord { established_at: flow(1).established_at + 60, initial: [1, 2], ..flow(5000) };
-    assert_eq!(host.apply(&anew, now()), Applied::Replaced(place(&host, 9)), "in the same slot");
-    anew.name.snat.set_port(10_250);
-    anew.established_at += 60;
-    assert_eq!(host.apply(&anew, now()), Applied::Replaced(place(&host, 10)), "in another slot");
+    let mut again = wire::FlowRecord { established_at: flow(1).established_at + 60, initial: [1, 2], ..flow(5000) };
+    assert_eq!(host.apply(&again, now()), Applied::Replaced(place(&host, 9)), "in the same slot");
+    again.name.snat.set_port(10_250);
+    again.established_at += 60;
+    assert_eq!(host.apply(&again, now()), Applied::Replaced(place(&host, 10)), "in another slot");
     assert_eq!((active(&host), host.tables.occupant(place(&host, 9))), (1, None));
     assert_eq!(host.apply(&flow(5000), now()), Applied::Conflict, "and the old one does not come back");
 }

@@ -108,7 +108,7 @@ impl Pair {
     }
 }
 
-/// Opens a flow in a slot, as a connection of this host's own; its end is told by [`end`].
+/// Opens a flow in a slot, as a connection of this host's own; [`end`] ends it.
 fn open(station: &mut Station, slot: u16, at: Clocks) {
     let mut flow = flow(5000 + slot);
     flow.name.snat.set_port(10_240 + slot);
