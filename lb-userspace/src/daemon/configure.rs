@@ -217,3 +217,49 @@ fn reload_notice(reloaded: &Result<Reloaded, Vec<String>>) -> Notice {
 fn one(error: anyhow::Error) -> Vec<String> {
     vec![format!("{error:#}")]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A configuration with these lines under `[daemon]`, beside others for what is not in them.
+    fn config(changed: &[(&str, &str)]) -> Config {
+        let usual = [
+            ("state_dir", "\"/run/one\""),
+            ("bpffs", "\"/sys/fs/bpf/one\""),
+            ("socket_group", "\"one\""),
+            ("log_level", "\"info\""),
+            ("max_connections", "4096"),
+            ("on_exit", "\"keep\""),
+        ];
+        let value = |(key, usual)| changed.iter().find(|(other, _)| *other == key).map_or(usual, |(_, value)| *value);
+        let lines: String = usual.iter().map(|line| format!("{} = {}\n", line.0, value(*line))).collect();
+        let service = "[[service]]\nname = \"api\"\nlisten = \"10.0.1.100:6443\"\n";
+        let backend = "[[service.backend]]\nname = \"cp01\"\naddress = \"10.0.1.10:6443\"\n";
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("evenkeel.toml");
+        fs::write(&file, format!("[daemon]\n{lines}{service}{backend}")).unwrap();
+        config::load(&file).unwrap_or_else(|problems| panic!("{problems}")).config
+    }
+
+    #[test]
+    fn a_reload_names_exactly_the_changed_keys_that_need_a_restart() {
+        let old = config(&[]);
+        assert_eq!(needs_restart(&old, &config(&[])), Vec::<String>::new());
+        assert_eq!(needs_restart(&old, &config(&[("on_exit", "\"detach\"")])), Vec::<String>::new());
+        let changed = [
+            ("state_dir", "\"/run/two\""),
+            ("bpffs", "\"/sys/fs/bpf/two\""),
+            ("socket_group", "\"two\""),
+            ("log_level", "\"debug\""),
+            ("max_connections", "8192"),
+        ];
+        let warning = |key: &str| format!("[daemon] {key}: takes effect when the daemon is restarted");
+        for (key, value) in changed {
+            assert_eq!(needs_restart(&old, &config(&[(key, value)])), [warning(key)]);
+        }
+        assert_eq!(needs_restart(&old, &config(&changed)), changed.map(|(key, _)| warning(key)));
+    }
+}
