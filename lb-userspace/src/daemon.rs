@@ -32,12 +32,7 @@ mod upgrade;
 mod view;
 mod vrrp;
 
-use std::{
-    path::PathBuf,
-    process::ExitCode,
-    sync::Arc,
-    time::Instant,
-};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;

@@ -10,6 +10,10 @@ use lb_common::time::Instant;
 
 use super::admission::Admin;
 
+mod merge;
+
+pub use merge::{Heard, HeardState, Merged};
+
 /// A backend by the names in the file: its service's and its own.
 pub type Name = (Arc<str>, Arc<str>);
 

@@ -19,7 +19,6 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use lb_common::{event::Event, time::Instant, verdict::Reason};
 use log::Level;
 
@@ -34,6 +33,7 @@ pub mod half_open;
 pub mod health;
 pub mod installed;
 pub mod next_hops;
+mod now;
 pub mod ownership;
 pub mod plan;
 pub mod probe_count;
@@ -59,6 +59,7 @@ pub use backends::cause_of;
 use desired::Desired;
 use health::Health;
 use installed::{Installed, listener_address};
+pub use now::Now;
 use ownership::{Ours, Territory};
 use plan::{Plan, Write};
 use record::{Names, Recorder};
@@ -118,15 +119,6 @@ pub enum Action {
     },
     /// Tell the operator.
     Note(Notice),
-}
-
-/// One moment on both clocks.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    /// CLOCK_MONOTONIC.
-    pub monotonic: Instant,
-    /// The wall clock.
-    pub wall: Timestamp,
 }
 
 /// What is known about a service by number; of a removed one until it is empty.

@@ -2,6 +2,7 @@
 
 use super::*;
 use fake::Fake;
+use jiff::Timestamp;
 use lb_common::{
     event::{ENDED, RECOVERED, TRY_FAILED, TURNED_AWAY},
     layout::{NONE, OUT, UP},

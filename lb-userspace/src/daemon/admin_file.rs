@@ -11,8 +11,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use jiff::{SignedDuration, Timestamp};
-use lb_common::{layout::MAX_BACKENDS, time::Instant};
+use jiff::Timestamp;
+use lb_common::layout::MAX_BACKENDS;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -148,7 +148,7 @@ fn ready(((service, backend), decided_at): (&Name, u64)) -> Ready {
 
 fn entry((service, backend): &Name, said: &Said, decided_at: u64, now: Now) -> Entry {
     let (order, deadline, rate) = match said.order {
-        Order::Drain { deadline, rate } => (AdminWord::Drain, deadline.map(|at| wall(at, now)), Some(rate)),
+        Order::Drain { deadline, rate } => (AdminWord::Drain, deadline.map(|at| now.wall_at(at)), Some(rate)),
         Order::Maint => (AdminWord::Maint, None, None),
     };
     let (service, backend) = (service.clone(), backend.clone());
@@ -161,12 +161,12 @@ fn orders(contents: Contents, now: Now) -> Result<Orders> {
         ensure!(by.len() <= 64 && by.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "a `by` is not plain text");
         let order = match (order, deadline, rate) {
             (AdminWord::Drain, deadline, Some(rate)) if rate > 0 => {
-                Order::Drain { deadline: deadline.map(|at| monotonic(at, now)), rate }
+                Order::Drain { deadline: deadline.map(|at| now.monotonic_at(at)), rate }
             }
             (AdminWord::Maint, None, None) => Order::Maint,
             _ => bail!("the order for backend {backend} of service {service} is invalid"),
         };
-        let said = Said { order, since: monotonic(since, now), by };
+        let said = Said { order, since: now.monotonic_at(since), by };
         ensure!(
             orders.say((service.clone(), backend.clone()), said, milliseconds(since)).is_none(),
             "backend {backend} of service {service} is listed twice"
@@ -188,18 +188,6 @@ pub fn milliseconds(at: Timestamp) -> u64 {
 fn timestamp(milliseconds: u64) -> Timestamp {
     let at = i64::try_from(milliseconds).ok().and_then(|at| Timestamp::from_millisecond(at).ok());
     at.unwrap_or(Timestamp::MAX)
-}
-
-/// The wall-clock time of a moment on CLOCK_MONOTONIC.
-pub fn wall(at: Instant, now: Now) -> Timestamp {
-    let ahead = i64::try_from(i128::from(at.0) - i128::from(now.monotonic.0)).unwrap_or(i64::MAX);
-    now.wall.saturating_add(SignedDuration::from_nanos(ahead)).unwrap_or(now.wall)
-}
-
-/// The inverse of [`wall`]. Times before the host's boot become its boot.
-pub fn monotonic(at: Timestamp, now: Now) -> Instant {
-    let at = i128::from(now.monotonic.0) + at.duration_since(now.wall).as_nanos();
-    Instant(at.clamp(0, i128::from(u64::MAX)) as u64)
 }
 
 #[cfg(test)]

@@ -5,11 +5,7 @@ use std::time::Duration;
 
 use log::{Level, warn};
 
-use super::{
-    Daemon,
-    admin_file::{milliseconds, wall},
-    now,
-};
+use super::{Daemon, admin_file::milliseconds, now};
 use crate::{
     api::{
         self, Peer,
@@ -263,7 +259,7 @@ impl Daemon {
             let number = self.controller.find(&backend, Some(&service)).ok()?;
             let (order, deadline, rate) = match said.order {
                 Order::Drain { deadline, rate } => {
-                    (AdminWord::Drain, deadline.map(|at| wall(at, now)), deadline.is_some().then_some(rate))
+                    (AdminWord::Drain, deadline.map(|at| now.wall_at(at)), deadline.is_some().then_some(rate))
                 }
                 Order::Maint => (AdminWord::Maint, None, None),
             };
@@ -271,7 +267,7 @@ impl Daemon {
                 service,
                 backend,
                 order,
-                since: wall(said.since, now),
+                since: now.wall_at(said.since),
                 by: said.by.clone(),
                 deadline,
                 rate,
@@ -290,7 +286,7 @@ impl Daemon {
         let standing = self.controller.standing(number, slow_until, now.monotonic);
         let name = (facts.service.clone(), facts.name.clone());
         let deadline = match self.controller.orders().get(&name).map(|said| said.order) {
-            Some(Order::Drain { deadline, .. }) => deadline.map(|at| wall(at, now)),
+            Some(Order::Drain { deadline, .. }) => deadline.map(|at| now.wall_at(at)),
             _ => None,
         };
         Changed {

@@ -10,21 +10,15 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use jiff::Timestamp;
 use lb_common::event::{ENDED, Event};
 use log::Level;
 
-use super::{
-    Daemon,
-    admin_file::{milliseconds, monotonic, wall},
-    now, report,
-    vrrp::carried,
-};
+use super::{Daemon, admin_file::milliseconds, now, report, vrrp::carried};
 use crate::{
     api::types::SyncStatus,
     config::model::{self, Config},
     controller::{
-        admin_state::{Name, Order, Orders, Said},
+        admin_state::{Heard, HeardState, Name, Order, Orders},
         installed::{listener_address, pool_backend, pool_snat},
         ownership::Territory,
         plan,
@@ -273,7 +267,7 @@ impl Daemon {
         match news {
             PeerNews::State { peer, state, version } => self.tell(state_notice(peer, state, &version)),
             PeerNews::UnknownBackend { listener, backend, snat } => self.bury(listener, backend, snat),
-            PeerNews::Admin { peer, admin } => self.heard_order(peer, &admin),
+            PeerNews::Admin { peer, admin } => self.heard_decision(peer, &admin),
             PeerNews::Health { peer, health } => {
                 let name = (health.service.as_str().into(), health.backend.as_str().into());
                 let (peer, now) = (peer.ip().to_string(), clock::monotonic());
@@ -342,44 +336,41 @@ impl Daemon {
         self.tell(Notice::daemon(Level::Warn, Kind::Sync, text));
     }
 
-    /// What an operator has said on the other host: the later word counts.
-    fn heard_order(&mut self, peer: SocketAddr, admin: &AdminDecision) {
-        let name: Name = (admin.service.as_str().into(), admin.backend.as_str().into());
-        let mut orders = self.controller.orders().clone();
-        if admin.decided_at <= orders.decided_at(&name) || self.controller.find(&name.1, Some(&name.0)).is_err() {
+    /// An operator has decided something on another host: the later decision prevails.
+    fn heard_decision(&mut self, peer: SocketAddr, admin: &AdminDecision) {
+        let heard = heard(peer, admin);
+        let (service, backend) = heard.name.clone();
+        if self.controller.find(&backend, Some(&service)).is_err() {
             return;
         }
-        let now = now();
-        let order = match admin.decision {
-            Decision::Ready => None,
-            Decision::Drain { deadline, rate } => {
-                let deadline = deadline.and_then(instant).map(|at| monotonic(at, now));
-                Some(Order::Drain { deadline, rate: rate.max(1) })
-            }
-            Decision::Maint => Some(Order::Maint),
-        };
-        let before = orders.get(&name).map(|said| said.order.admin());
-        let is_news = before != order.map(Order::admin);
-        let since = instant(admin.decided_at).map_or(now.monotonic, |at| monotonic(at, now).min(now.monotonic));
-        match order {
-            Some(order) => {
-                let by = format!("peer {}", peer.ip()).into();
-                orders.say(name.clone(), Said { order, since, by }, admin.decided_at);
-            }
-            None => _ = orders.take_back(&name, admin.decided_at),
+        let Some(merged) = self.controller.orders().merge(&heard, now()) else { return };
+        let done = self.set_orders(merged.orders);
+        if !merged.is_news && done.is_ok() {
+            return;
         }
-        let done = self.set_orders(orders);
-        let text = match (&done, order) {
-            (Err(refused), _) => format!("cannot follow the other host {peer}: {}", refused.errors.join("; ")),
-            (Ok(()), Some(Order::Drain { .. })) => format!("is drained, as on {peer}"),
-            (Ok(()), Some(Order::Maint)) => format!("is put into maintenance, as on {peer}"),
-            (Ok(()), None) => format!("is made ready, as on {peer}"),
+        let (level, text) = match (done, merged.order) {
+            (Err(refused), _) => {
+                (Level::Error, format!("cannot follow the other host {peer}: {}", refused.errors.join("; ")))
+            }
+            (Ok(()), Some(Order::Drain { .. })) => (Level::Info, format!("is drained, as on {peer}")),
+            (Ok(()), Some(Order::Maint)) => (Level::Info, format!("is put into maintenance, as on {peer}")),
+            (Ok(()), None) => (Level::Info, format!("is made ready, as on {peer}")),
         };
-        if is_news || done.is_err() {
-            let level = if done.is_err() { Level::Error } else { Level::Info };
-            let (service, backend) = name;
-            self.tell(Notice { level, kind: Kind::Admin, subject: Subject::Backend { service, backend }, text });
-        }
+        self.tell(Notice { level, kind: Kind::Admin, subject: Subject::Backend { service, backend }, text });
+    }
+}
+
+/// A peer's decision in the controller's terms.
+fn heard(peer: SocketAddr, admin: &AdminDecision) -> Heard {
+    Heard {
+        name: (admin.service.as_str().into(), admin.backend.as_str().into()),
+        state: match admin.decision {
+            Decision::Ready => HeardState::Ready,
+            Decision::Drain { deadline, rate } => HeardState::Drain { deadline, rate },
+            Decision::Maint => HeardState::Maint,
+        },
+        decided_at: admin.decided_at,
+        by: format!("peer {}", peer.ip()).into(),
     }
 }
 
@@ -391,7 +382,7 @@ fn decisions(orders: &Orders) -> Vec<AdminDecision> {
             None => Decision::Ready,
             Some(Order::Drain { deadline, rate }) => {
                 // To a tenth of a second: the two clocks do not keep step to the last millisecond.
-                let deadline = deadline.map(|at| milliseconds(wall(at, now)).next_multiple_of(100));
+                let deadline = deadline.map(|at| milliseconds(now.wall_at(at)).next_multiple_of(100));
                 Decision::Drain { deadline, rate }
             }
             Some(Order::Maint) => Decision::Maint,
@@ -399,10 +390,6 @@ fn decisions(orders: &Orders) -> Vec<AdminDecision> {
         AdminDecision { service: name.0.to_string(), backend: name.1.to_string(), decision, decided_at }
     };
     orders.decided().map(decision).collect()
-}
-
-fn instant(milliseconds: u64) -> Option<Timestamp> {
-    Timestamp::from_millisecond(i64::try_from(milliseconds).ok()?).ok()
 }
 
 fn state_notice(peer: SocketAddr, state: SyncState, version: &str) -> Notice {

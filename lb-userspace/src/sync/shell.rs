@@ -261,8 +261,7 @@ fn fresh() -> Session {
     /// Used only if the kernel fails to give a random number, which it does not once it has given
     /// one.
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let word =
-        || random::word().unwrap_or_else(|_| clock::monotonic().0 ^ COUNT.fetch_add(1, Ordering::Relaxed) << 48);
+    let word = || random::word().unwrap_or_else(|_| clock::monotonic().0 ^ COUNT.fetch_add(1, Ordering::Relaxed) << 48);
     let mut session = [0; 16];
     session[..8].copy_from_slice(&word().to_ne_bytes());
     session[8..].copy_from_slice(&word().to_ne_bytes());

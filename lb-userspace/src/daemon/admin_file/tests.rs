@@ -1,6 +1,10 @@
-use super::*;
 use std::os::unix::fs::PermissionsExt;
+
+use jiff::SignedDuration;
+use lb_common::time::Instant;
 use tempfile::TempDir;
+
+use super::*;
 
 fn at(seconds: u64) -> Instant {
     Instant(seconds * 1_000_000_000)
