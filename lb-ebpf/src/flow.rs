@@ -26,7 +26,7 @@ pub use opening::open;
 fn change(at: SlotAt, slot: Held<Slot>, old: Ctl, new: Ctl) -> bool {
     let won = slot.swap(old, new);
     if won {
-        klog::changed(at, slot.key(), old, new);
+        klog::changed(at, slot, old, new);
     }
     won
 }

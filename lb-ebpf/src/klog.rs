@@ -1,12 +1,12 @@
-//! What the program says to a developer, by `aya-log`: frames that are refused or dropped, tries that
-//! fail, moves to another backend or port (debug), and every change of a flow's state (trace). Each
-//! line names its connection.
+//! What the program says to a developer, by `aya-log`: segments that are answered with a RST or
+//! dropped, tries that fail, moves to another backend or port (debug), and every change of an open
+//! flow's state (trace). Each line names its connection.
 //!
 //! The level is a constant of the loaded program (`evenkeel run --kernel-log LEVEL`). Without one
 //! the verifier knows that no line is ever written and the kernel removes the calls: an ordinary run
-//! has not one instruction of this. Nothing is logged per packet of an established flow at any
-//! level. A line costs microseconds and wakes its reader, so there are at most [`LINES`] a second;
-//! the next line says how many were left out.
+//! has not one instruction of this. No packet that is forwarded is logged at any level. A line costs
+//! microseconds and wakes its reader, so there are at most [`LINES`] a second; the next line says how
+//! many were left out.
 //!
 //! Reasons and states are written as `reason#N` and `state#N`; user space puts their names there.
 
@@ -18,10 +18,16 @@ use aya_log_ebpf::{
 use lb_common::{
     address::V4,
     flow::{Key, SlotAt},
+    layout::Slot,
     slot::Ctl,
+    tcp::RST,
 };
 
-use crate::{clock, parse::Segment, records};
+use crate::{
+    clock,
+    parse::Segment,
+    records::{self, Held},
+};
 
 /// Most lines in a stretch of time, about a second, over all CPUs.
 const LINES: u32 = 1000;
@@ -31,10 +37,10 @@ const RESET: u32 = 0;
 /// A segment ends here.
 const DROPPED: u32 = 1;
 
-/// The sender of a segment is answered with a RST, by the number of a reason.
+/// The sender of a segment is answered with a RST, by the number of a reason; a RST is not answered.
 #[inline(always)]
 pub fn reset(segment: Segment, reason: u32) {
-    turned_away(segment, RESET, reason);
+    turned_away(segment, if segment.flags & RST == 0 { RESET } else { DROPPED }, reason);
 }
 
 /// A segment of ours is dropped, by the number of a reason.
@@ -58,33 +64,35 @@ const REFUSED: u32 = 1;
 
 /// A try failed, by the number of a reason.
 #[inline(always)]
-pub fn try_failed(at: SlotAt, key: Key, reason: u32) {
+pub fn try_failed(at: SlotAt, slot: Held<Slot>, reason: u32) {
     if level_enabled(Level::Debug) {
-        try_global(at.0, key.0, FAILED, reason);
+        try_global(at.0, slot.key().0, FAILED, reason);
     }
 }
 
 /// No try is left for a client, by the number of the last one's reason.
 #[inline(always)]
-pub fn refused(at: SlotAt, key: Key, reason: u32) {
+pub fn refused(at: SlotAt, slot: Held<Slot>, reason: u32) {
     if level_enabled(Level::Debug) {
-        try_global(at.0, key.0, REFUSED, reason);
+        try_global(at.0, slot.key().0, REFUSED, reason);
     }
 }
 
 /// A connection goes on in another slot, towards the next backend or the same one.
 #[inline(always)]
-pub fn moved(from: SlotAt, to: SlotAt, key: Key) {
-    if level_enabled(Level::Debug) {
-        moved_global(from.0, to.0, key.0);
+pub fn moved(from: SlotAt, to: SlotAt) {
+    if level_enabled(Level::Debug)
+        && let Some(slot) = records::slot(to)
+    {
+        moved_global(from.0, to.0, slot.key().0);
     }
 }
 
 /// The state of a flow has changed.
 #[inline(always)]
-pub fn changed(at: SlotAt, key: Key, old: Ctl, new: Ctl) {
+pub fn changed(at: SlotAt, slot: Held<Slot>, old: Ctl, new: Ctl) {
     if level_enabled(Level::Trace) && old.0 as u8 != new.0 as u8 {
-        changed_global(at.0, key.0, old.0, new.0);
+        changed_global(at.0, slot.key().0, old.0, new.0);
     }
 }
 

@@ -430,6 +430,7 @@ fields! { Slot:
     plain ack_backend: u32, set set_ack_backend;
     shared hop: Hop, set set_hop;
     plain last_seen: Ticks, set set_last_seen;
+    shared last_seen last_seen_once: Ticks;
     plain backend: u16, set set_backend;
     plain tries: u8, set set_tries;
     plain attempt: Attempt, set set_attempt;

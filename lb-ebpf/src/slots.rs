@@ -148,10 +148,11 @@ extern "C" fn may_be_taken_global(pool: u32, slot: u32, now: u32) -> u32 {
     }) as u32
 }
 
-/// Whether an abandoned slot was held back for long enough.
+/// Whether an abandoned slot was held back for long enough. The stamp is read once, after the word
+/// that says so.
 #[inline(always)]
 fn was_held_back(slot: Held<Slot>, now: u32) -> bool {
-    now.wrapping_sub(slot.last_seen().0) >= HOLD
+    now.wrapping_sub(slot.last_seen_once().0) >= HOLD
 }
 
 /// The cell of a position in the ring.

@@ -3,7 +3,7 @@
 
 use lb_common::{
     event::{TRY_FAILED, TURNED_AWAY},
-    flow::{Attempt, Chosen, Key, SlotAt},
+    flow::{Attempt, Chosen, SlotAt},
     hash,
     layout::{Backend, OUT, Slot},
     slot::{COUNTED, Ctl, State},
@@ -34,8 +34,8 @@ pub fn move_on(at: SlotAt, reason: u32) -> Outcome {
 #[unsafe(no_mangle)]
 extern "C" fn move_on_global(at: u32, reason: u32) -> u64 {
     let at = SlotAt(at);
-    report::count_number(reason);
     let Some(slot) = records::slot(at) else { return Outcome::drop(Reason::LostRace).0 };
+    report::count_number(reason);
     let ctl = slot.ctl();
     let number = slot.backend() as u32;
     let Some(backend) = records::backend(number) else { return Outcome::drop(Reason::Damaged).0 };
@@ -45,19 +45,19 @@ extern "C" fn move_on_global(at: u32, reason: u32) -> u64 {
     } else if !backend.is_closed()
         && let Some(to) = select::claim_towards(number, hash::client(slot.key()))
     {
-        return hand_over((at, slot.key()), Choice::new(Chosen(0), to), ctl, SAME_BACKEND, service as u32).0;
+        return hand_over(at, Choice::new(Chosen(0), to), ctl, SAME_BACKEND, service as u32).0;
     }
     backend.one_less();
     let next = next_backend(slot, service as u32, backend);
     if next.refusal().is_some() {
         report::flow(TURNED_AWAY, reason as u8, at, slot, ctl, service);
-        klog::refused(at, slot.key(), reason);
+        klog::refused(at, slot, reason);
         access::uncount_flow(ctl, service, slot.key());
         index::forget(slot.key(), at, ctl);
         release_closed(at, ctl);
         return Outcome::refuse(at).0;
     }
-    hand_over((at, slot.key()), next, ctl, NEXT_BACKEND, service as u32).0
+    hand_over(at, next, ctl, NEXT_BACKEND, service as u32).0
 }
 
 /// A refused try leaves nothing at the backend, and of an older connection nobody knows when it
@@ -85,7 +85,7 @@ fn failed(backend: Held<Backend>, at: SlotAt, reason: u8) {
         backend.set_retry_at(Instant(clock::coarse().0 + backend.retry_after()));
     }
     report::flow(TRY_FAILED, reason, at, slot, slot.ctl(), backend.service());
-    klog::try_failed(at, slot.key(), reason as u32);
+    klog::try_failed(at, slot, reason as u32);
 }
 
 /// The next backend that this flow has not tried. A flow that leaves a closed backend may try as
@@ -117,10 +117,10 @@ const SAME_BACKEND: u32 = 1;
 /// Copies a flow into the slot claimed for it, lets the index entry point there, and gives the old
 /// slot back.
 #[inline(always)]
-fn hand_over((from, key): (SlotAt, Key), next: Choice, ctl: Ctl, to: u32, service: u32) -> Outcome {
+fn hand_over(from: SlotAt, next: Choice, ctl: Ctl, to: u32, service: u32) -> Outcome {
     let moved = Outcome(hand_over_global(from.0, next.0, ctl.generation(), to, service));
     if moved.kind() == Outcome::SEND_SYN {
-        klog::moved(from, next.at(), key);
+        klog::moved(from, next.at());
     }
     release_closed(from, ctl);
     moved
@@ -135,7 +135,9 @@ extern "C" fn hand_over_global(from: u32, next: u64, generation: u32, to: u32, s
         return Outcome::drop(Reason::LostRace).0;
     };
     let position = next.chosen().position();
-    let Some(backend) = select::backend_at(service, position) else { return Outcome::drop(Reason::Damaged).0 };
+    // The port that is left and the fresh one lead to the same backend, whatever its service lists.
+    let number = if is_same { Some(old.backend() as u32) } else { select::backend_at(service, position) };
+    let Some(number) = number else { return Outcome::impossible().0 };
     let now = clock::exact();
     // The new slot is ours alone; the old one was taken out of `HalfOpen` by the caller.
     let key = old.key();
@@ -145,7 +147,7 @@ extern "C" fn hand_over_global(from: u32, next: u64, generation: u32, to: u32, s
     new.set_tried(if is_same { old.tried() } else { old.tried().with(position) });
     new.set_hop(old.hop());
     new.set_last_seen(now.ticks());
-    new.set_backend(if is_same { old.backend() } else { backend as u16 });
+    new.set_backend(number as u16);
     new.set_tries(if is_same { old.tries() } else { old.tries() + 1 });
     new.set_attempt(if is_same { old.attempt().from_another_port() } else { Attempt::new(next.chosen().how()) });
     new.set_started(old.started());

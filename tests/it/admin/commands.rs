@@ -21,7 +21,10 @@ fn down_in_the_file_wins_over_ready_and_ready_lifts_only_what_an_admin_did() {
     cluster.done(&["maint", "cp02"]);
     cluster.stands("cp02", "maint", Some("admin"));
     let out = cluster.done(&["ready", "cp02"]);
-    assert_eq!(out, "cp02 of kube-apiserver is down (refused): its health decides this, and ready does not change that\n");
+    assert_eq!(
+        out,
+        "cp02 of kube-apiserver is down (refused): its health decides this, and ready does not change that\n"
+    );
     let out = cluster.done(&["ready", "cp03"]);
     assert_eq!(out, "cp03 of kube-apiserver is up\n", "as it was");
 }

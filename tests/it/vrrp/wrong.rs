@@ -69,7 +69,9 @@ fn somebody_else_s_virtual_router_with_our_number_is_distinguished_from_a_peer_w
     );
     let shown = one.done(&["vrrp"]).expect("vrrp");
     assert!(
-        shown.contains("advertisements with other addresses: configure the same `addresses`, or another virtual_router_id"),
+        shown.contains(
+            "advertisements with other addresses: configure the same `addresses`, or another virtual_router_id"
+        ),
         "{shown}"
     );
     theirs.terminate().expect("its end");
