@@ -8,7 +8,7 @@
 //!
 //! - push: `position = tail++`, then store `cell(position, slot, bits)` at `position & mask`
 //! - pop: read `head`; if `slot_at(head, cell, bits)` names a slot, compare-and-swap `head` to
-//! `head + 1`
+//!   `head + 1`
 //!
 //! A cell cannot be overwritten before it is popped: there are never more free slots than cells.
 

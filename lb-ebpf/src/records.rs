@@ -117,13 +117,13 @@ pub fn pool(row: u32) -> Option<Held<Pool>> {
 /// `Free` and in no ring.
 #[inline(always)]
 pub fn slot(at: SlotAt) -> Option<Held<Slot>> {
-    maps::SLOTS.get_value_ptr_mut(at.0 >> EXTENT_BITS, &(at.0 & (1 << EXTENT_BITS) - 1)).map(Held)
+    maps::SLOTS.get_value_ptr_mut(at.0 >> EXTENT_BITS, &(at.0 & ((1 << EXTENT_BITS) - 1))).map(Held)
 }
 
 /// The rest of the flow in a slot.
 #[inline(always)]
 pub fn opening(at: SlotAt) -> Option<Held<Opening>> {
-    maps::OPENINGS.get_value_ptr_mut(at.0 >> EXTENT_BITS, &(at.0 & (1 << EXTENT_BITS) - 1)).map(Held)
+    maps::OPENINGS.get_value_ptr_mut(at.0 >> EXTENT_BITS, &(at.0 & ((1 << EXTENT_BITS) - 1))).map(Held)
 }
 
 /// The ring of free slots of a pool.
@@ -160,7 +160,7 @@ pub fn interface(link: u32) -> Option<Held<Interface>> {
 #[inline(always)]
 pub fn link_of(ifindex: u32) -> Option<u32> {
     // SAFETY: from the look-up; an aligned word.
-    maps::LINKS.get_ptr_mut(&ifindex).map(|link| unsafe { *link })
+    maps::LINKS.get_ptr_mut(ifindex).map(|link| unsafe { *link })
 }
 
 /// The lease in a row.
