@@ -4,7 +4,7 @@
 use super::batch::Batch;
 use super::format::{Format, Surroundings};
 use super::record::Record;
-use crate::config::model::LogTarget;
+use super::settings::LogTarget;
 use crate::sys::{append, wake};
 use nix::errno::Errno;
 use std::fs::File;

@@ -9,7 +9,7 @@ use super::format::{Format, Surroundings};
 use super::limit::Limit;
 use super::output::{JOURNAL, Output, may_pass};
 use super::record::Record;
-use crate::config::model::{AccessLog, LogTarget};
+use super::settings::{AccessLog, LogTarget};
 use crate::notice::{History, Kind, Notice};
 use anyhow::{Result, anyhow};
 use jiff::{Timestamp, tz::TimeZone};

@@ -11,8 +11,9 @@
 //! | `failover` | [`Failover`] | [`FailedOver`](super::types::FailedOver) |
 //! | `tasks/ID/stop` | | [`Task`] |
 //!
-//! The answer is sent when the kernel's tables are written. Resets continue after it, at their rate: `GET
-//! /api/v1/tasks/ID` shows the progress. `GET /api/v1/admin` lists what is in force ([`InForce`]).
+//! The answer is sent when the kernel's tables are written. Resets continue after it, at their
+//! rate: `GET /api/v1/tasks/ID` shows the progress. `GET /api/v1/admin` lists what is in force
+//! ([`InForce`]).
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -30,7 +31,8 @@ use crate::words::{AdminWord, BackendReason, BackendState, Task};
 #[serde(deny_unknown_fields)]
 pub struct Drain {
     pub backend: String,
-    /// Needed if several services have a backend of this name; the same applies to the other commands.
+    /// Needed if several services have a backend of this name; the same applies to the other
+    /// commands.
     #[serde(default)]
     pub service: Option<String>,
     /// Milliseconds until what is left is reset; `None`: never.
@@ -197,7 +199,8 @@ pub struct Rebalanced {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RebalancedService {
     pub service: Arc<str>,
-    /// The imbalance of its backends: with equal weights, the largest number of connections minus the smallest.
+    /// The imbalance of its backends: with equal weights, the largest number of connections minus
+    /// the smallest.
     pub spread: u32,
     /// The imbalance once every client has reconnected.
     pub spread_after: u32,

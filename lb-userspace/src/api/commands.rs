@@ -1,4 +1,5 @@
-//! The routes of the commands that act (see [`admin`](super::admin)), and the user behind a request.
+//! The routes of the commands that act (see [`admin`](super::admin)), and the user behind a
+//! request.
 
 use std::fmt;
 

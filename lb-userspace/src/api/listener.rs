@@ -1,8 +1,9 @@
-//! The listener of `[api]`, on a thread of its own: whatever arrives there, the daemon's loop sees only one question at a
-//! time.
+//! The listener of `[api]`, on a thread of its own: whatever arrives there, the daemon's loop sees
+//! only one question at a time.
 //!
-//! Everything is limited: the number of connections, the size and duration of a request's head, the lifetime of a
-//! connection. A connection over the limit gets 503 and is counted; what is not HTTP gets 400.
+//! Everything is limited: the number of connections, the size and duration of a request's head, the
+//! lifetime of a connection. A connection over the limit gets 503 and is counted; what is not HTTP
+//! gets 400.
 
 use std::{
     io,
@@ -35,7 +36,8 @@ use crate::notice::{History, Kind, Notice};
 pub struct Limits {
     /// Connections at once.
     pub connections: usize,
-    /// How long the head of a request may take to arrive, and how long a connection may be idle before the next request.
+    /// How long the head of a request may take to arrive, and how long a connection may be idle
+    /// before the next request.
     pub head: Duration,
     /// How long a connection may live. After that the current answer has [`FAREWELL`] to be read.
     pub life: Duration,
@@ -68,8 +70,9 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens with the default limits. If the address is not available, this returns a warning and retries every second:
-    /// it may be the VIP while another host holds it, or still belong to a daemon that is stopping.
+    /// Listens with the default limits. If the address is not available, this returns a warning and
+    /// retries every second: it may be the VIP while another host holds it, or still belong to a
+    /// daemon that is stopping.
     pub fn start(address: SocketAddr, daemon: Daemon) -> (Listener, Option<String>) {
         Listener::with_limits(address, daemon, Limits::default())
     }

@@ -42,7 +42,8 @@ pub enum Request {
     Reload(Reply<Result<Reloaded, Refused>>),
     /// Start the program that is now on disk; answered when it has taken over.
     Upgrade(Reply<Result<Upgraded, Refused>>),
-    /// Stop the daemon. Answered when the datapath is in its final state; the server shuts down after that.
+    /// Stop the daemon. Answered when the datapath is in its final state; the server shuts down
+    /// after that.
     Stop {
         detach: bool,
         reply: Reply<Result<(), Refused>>,

@@ -1,7 +1,7 @@
 //! The routes. They only pass questions on: every answer comes from the daemon.
 //!
-//! The routes of [`reading`] change nothing: `[api]` serves them to everybody. [`all`] also has the routes that act on the
-//! daemon.
+//! The routes of [`reading`] change nothing: `[api]` serves them to everybody. [`all`] also has the
+//! routes that act on the daemon.
 
 use std::{
     convert::Infallible,
@@ -35,14 +35,17 @@ use super::{
 };
 use crate::{notice::History, words::Event};
 
-/// A request that the daemon does not answer within this time gets 503. Detaching and reloading take far less.
+/// A request that the daemon does not answer within this time gets 503. Detaching and reloading
+/// take far less.
 const ANSWER_WITHIN: Duration = Duration::from_secs(9);
-/// The same for an upgrade, which takes as long as the new daemon's start; its own limits are shorter.
+/// The same for an upgrade, which takes as long as the new daemon's start; its own limits are
+/// shorter.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(60);
 
 /// The loop must take a request within this time to count as alive.
 const TURN_WITHIN: Duration = Duration::from_secs(2);
-/// Age up to which one report answers several public requests, so that many requests cost no more than a few.
+/// Age up to which one report answers several public requests, so that many requests cost no more
+/// than a few.
 const SHARED_FOR: Duration = Duration::from_millis(200);
 /// Rows of `conns` for public requests: default and maximum.
 const ROWS: (usize, usize) = (1000, 10_000);
@@ -56,8 +59,8 @@ pub struct Daemon {
     pub history: Arc<History>,
     /// Renders `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// For public requests: answers are limited and the last report is shared. Its lock lets only one of them ask at a
-    /// time.
+    /// For public requests: answers are limited and the last report is shared. Its lock lets only
+    /// one of them ask at a time.
     shared: Option<Arc<Mutex<Shared>>>,
 }
 
@@ -162,8 +165,8 @@ impl Daemon {
     }
 }
 
-/// Runs a public request to its end, even if the requester hangs up: reading 100,000 slots cannot be cancelled, so the
-/// next request must wait for it.
+/// Runs a public request to its end, even if the requester hangs up: reading 100,000 slots cannot
+/// be cancelled, so the next request must wait for it.
 async fn to_its_end<T: Send + 'static>(
     asking: impl Future<Output = Result<T, Response>> + Send + 'static,
 ) -> Result<T, Response> {
@@ -268,7 +271,8 @@ async fn conns(
         Ok(conns) => conns,
         Err(refused) => return Ok(outcome::<()>(Err(refused))),
     };
-    // Writing 100,000 rows takes tens of milliseconds, too long for the thread that serves everything.
+    // Writing 100,000 rows takes tens of milliseconds, too long for the thread that serves
+    // everything.
     let written = tokio::task::spawn_blocking(move || write_conns(&conns)).await;
     written.map_err(|_| failure(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be written"))
 }

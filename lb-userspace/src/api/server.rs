@@ -36,8 +36,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Locks the folder of the socket for this process and opens the socket. A daemon does this first, before it touches the
-    /// datapath.
+    /// Locks the folder of the socket for this process and opens the socket. A daemon does this
+    /// first, before it touches the datapath.
     pub fn bind(socket: &Path, group: &str) -> Result<Server> {
         let folder = socket.parent().context("the socket has no folder")?;
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -71,8 +71,8 @@ impl Server {
         Ok(vec![(CONTROL, self.listener.try_clone()?.into()), (LOCK, self.lock.try_clone()?.into())])
     }
 
-    /// Serves until `shutdown` and then finishes current answers. The socket stays: clients that connect after that wait for
-    /// the next daemon. Must be called within a tokio runtime.
+    /// Serves until `shutdown` and then finishes current answers. The socket stays: clients that
+    /// connect after that wait for the next daemon. Must be called within a tokio runtime.
     pub fn serve<F: Future<Output = ()> + Send + 'static>(
         &self,
         daemon: Daemon,
@@ -129,7 +129,8 @@ fn lock(folder: &Path, socket: &Path) -> Result<File> {
     Ok(lock)
 }
 
-/// The group's number; `None` if there is no such group, in which case only root may use the socket.
+/// The group's number; `None` if there is no such group, in which case only root may use the
+/// socket.
 fn group_id(group: &str) -> Option<u32> {
     nix::unistd::Group::from_name(group).ok().flatten().map(|group| group.gid.as_raw())
 }

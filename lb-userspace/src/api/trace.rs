@@ -21,7 +21,8 @@ pub struct TraceQuery {
     pub service: Option<String>,
 }
 
-/// The answer. If the client has no open connection, `new` has one row per listen address in question.
+/// The answer. If the client has no open connection, `new` has one row per listen address in
+/// question.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trace {
     pub client: SocketAddr,
@@ -109,7 +110,8 @@ pub struct Foretold {
     pub interface: Option<String>,
     /// All backends of the service with their current states.
     pub backends: Vec<Candidate>,
-    /// Present if a VRRP instance carries the listen address and this host is not its master, so that SYNs go elsewhere.
+    /// Present if a VRRP instance carries the listen address and this host is not its master, so
+    /// that SYNs go elsewhere.
     pub elsewhere: Option<Elsewhere>,
 }
 
@@ -144,7 +146,8 @@ pub enum Verdict {
     Forwarded,
     /// It is answered with a RST.
     Refused,
-    /// It goes to this host itself: the program is on no interface of the service, or not on the one it would arrive by.
+    /// It goes to this host itself: the program is on no interface of the service, or not on the
+    /// one it would arrive by.
     NotOurs,
 }
 

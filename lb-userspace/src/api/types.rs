@@ -1,4 +1,5 @@
-//! The JSON of the control socket and of `-o json`: names and order of the fields are a contract with other programs.
+//! The JSON of the control socket and of `-o json`: names and order of the fields are a contract
+//! with other programs.
 
 use std::{
     collections::BTreeMap,
@@ -52,7 +53,8 @@ pub struct SyncStatus {
     pub listen: SocketAddr,
     /// Why nothing can be received or sent, if that is so.
     pub error: Option<String>,
-    /// The listen addresses that this host holds: it sends their connections and receives those of all others.
+    /// The listen addresses that this host holds: it sends their connections and receives those of
+    /// all others.
     pub master_of: Vec<SocketAddr>,
     /// Datagrams that could not be sent.
     pub send_failures: u64,
@@ -178,7 +180,8 @@ pub struct VrrpStatus {
     pub faults: Vec<String>,
     /// The source address of this host's advertisements.
     pub source: Option<IpAddr>,
-    /// While MASTER: how long this host would answer for the addresses without sending another advertisement.
+    /// While MASTER: how long this host would answer for the addresses without sending another
+    /// advertisement.
     pub lease_ms: u64,
     pub peers: Vec<VrrpPeer>,
     pub adverts: VrrpAdverts,

@@ -42,9 +42,9 @@ pub struct Cli {
 pub enum Command {
     /// Run the daemon, in the foreground
     ///
-    /// SIGHUP reloads the configuration. SIGUSR1 reopens the access logs. SIGUSR2 upgrades (see `evenkeel upgrade`).
-    /// SIGTERM shuts it down in order: `on_exit` says whether the datapath stays or goes. Killed with -9 and started
-    /// again, it resumes where it stopped.
+    /// SIGHUP reloads the configuration. SIGUSR1 reopens the access logs. SIGUSR2 upgrades (see
+    /// `evenkeel upgrade`). SIGTERM shuts it down in order: `on_exit` says whether the datapath
+    /// stays or goes. Killed with -9 and started again, it resumes where it stopped.
     #[command(after_help = "\
 Examples:
   evenkeel run                                  with /etc/evenkeel/evenkeel.toml
@@ -58,8 +58,8 @@ Examples:
         mount_bpffs: bool,
         /// Start with new tables: open connections are reset, counters start at 0
         ///
-        /// For when this version cannot use the tables of the previous one. The old tables serve until the new ones are
-        /// ready.
+        /// For when this version cannot use the tables of the previous one. The old tables serve
+        /// until the new ones are ready.
         #[arg(long)]
         reset_state: bool,
         /// Log what the kernel program does, for developers: debug | trace
@@ -67,7 +67,8 @@ Examples:
         /// debug: refusals, failed tries and moves to another backend; trace: every change of a
         /// connection's state as well. Each line names the connection; at most 1,000 lines a second
         /// are written, the rest is counted. They appear in the daemon's log with the target
-        /// `kernel`. Without this option the kernel drops the logging code when it loads the program.
+        /// `kernel`. Without this option the kernel drops the logging code when it loads the
+        /// program.
         #[arg(long, value_name = "LEVEL", default_value = "off", hide_default_value = true)]
         kernel_log: LevelFilter,
         /// Attach TC programs through clsact, as kernels before 6.6 need it
@@ -118,7 +119,8 @@ Examples:
         #[command(flatten)]
         output: Output,
     },
-    /// Live screen: rates, connections and their balance, health, VRRP, events; drain and sort by key
+    /// Live screen: rates, connections and their balance, health, VRRP, events; drain and sort by
+    /// key
     #[command(after_help = "\
 Keys: arrows select a backend, d drains it, m puts it in maint, r makes it ready (each asks first), s sorts, Tab shows
 counters or VRRP instead of events, ? lists the rest, q quits. It needs a terminal and respects NO_COLOR. If the daemon is
@@ -202,10 +204,11 @@ Examples:
         #[command(flatten)]
         output: Output,
     },
-    /// Send a backend no new connections; existing ones continue until they end or the deadline passes
+    /// Send a backend no new connections; existing ones continue until they end or the deadline
+    /// passes
     ///
-    /// Once the command returns, no new connection goes there. The drain lasts until `evenkeel ready`, through reloads and
-    /// restarts.
+    /// Once the command returns, no new connection goes there. The drain lasts until `evenkeel
+    /// ready`, through reloads and restarts.
     #[command(after_help = "\
 Examples:
   evenkeel drain cp01 --wait                             before an upgrade: returns when no connection is left
@@ -275,8 +278,9 @@ Exit code 1 if no connection matches.")]
     },
     /// Reset as few connections as possible, idle ones first, to even out the backends
     ///
-    /// After an API server restarts, its watches stay on the others for hours. Clients that are reset reconnect at once and
-    /// get the least loaded backend. Weights count. Backends that are out, drained or `backup` take no part.
+    /// After an API server restarts, its watches stay on the others for hours. Clients that are
+    /// reset reconnect at once and get the least loaded backend. Weights count. Backends that are
+    /// out, drained or `backup` take no part.
     #[command(after_help = "\
 Examples:
   evenkeel rebalance --dry-run     what would be reset, and how long it would take
@@ -291,8 +295,9 @@ Ctrl-C stops it: no further connections are reset.")]
     },
     /// Replace the running daemon with the program that is now on disk
     ///
-    /// The new program starts beside the old one, from the path and with the arguments of the running one, and takes over:
-    /// connections, counters and the control socket carry on. SIGUSR2 does the same.
+    /// The new program starts beside the old one, from the path and with the arguments of the
+    /// running one, and takes over: connections, counters and the control socket carry on. SIGUSR2
+    /// does the same.
     #[command(after_help = "\
 Exit code 0: the new daemon has taken over, the old one ends. 1: refused, with the reason; the old daemon continues.
 Example: install -m755 evenkeel.new /usr/sbin/evenkeel && evenkeel upgrade")]
@@ -300,7 +305,8 @@ Example: install -m755 evenkeel.new /usr/sbin/evenkeel && evenkeel upgrade")]
         #[command(flatten)]
         output: Output,
     },
-    /// VRRP instances: state and since when, priority and what changed it, the master, routers heard
+    /// VRRP instances: state and since when, priority and what changed it, the master, routers
+    /// heard
     #[command(
         args_conflicts_with_subcommands = true,
         after_help = "\
@@ -347,7 +353,8 @@ Examples:
 pub enum VrrpAction {
     /// Hand an instance, and its group, over to another host; returns when that host is master
     ///
-    /// This host does not take it back, even with a higher priority, until the other host fails or hands it over.
+    /// This host does not take it back, even with a higher priority, until the other host fails or
+    /// hands it over.
     #[command(after_help = "\
 Exit code 1: this host was not master, or no other host took over and it is master again.
 Example: evenkeel vrrp failover VI_1")]

@@ -1,7 +1,7 @@
 //! The commands that act: `drain`, `maint`, `ready`, `set`, `kill`, `rebalance`, `vrrp failover`.
 //!
-//! The daemon does the work on its own; a command that waits only watches. Ctrl-C ends the watching, except for a
-//! rebalancing: that one stops, as nobody else may want it completed.
+//! The daemon does the work on its own; a command that waits only watches. Ctrl-C ends the
+//! watching, except for a rebalancing: that one stops, as nobody else may want it completed.
 
 use std::{
     io::IsTerminal,
@@ -286,8 +286,8 @@ fn json(answer: &impl Serialize) -> Result<(), Failure> {
     output::print(&format!("{text}\n"))
 }
 
-/// Lines of progress. On a terminal one line is overwritten; otherwise a new line appears when something changed, at most
-/// one per second; in JSON every line is a value.
+/// Lines of progress. On a terminal one line is overwritten; otherwise a new line appears when
+/// something changed, at most one per second; in JSON every line is a value.
 struct Progress {
     format: Format,
     in_place: bool,

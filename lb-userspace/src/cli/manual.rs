@@ -1,4 +1,5 @@
-//! `completions` and `man`, generated from clap's definition of the arguments, so that they cannot drift from it.
+//! `completions` and `man`, generated from clap's definition of the arguments, so that they cannot
+//! drift from it.
 
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;

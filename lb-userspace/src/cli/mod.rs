@@ -43,9 +43,11 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Printing fails only if the terminal is gone, and then nobody can read an error either.
+            // Printing fails only if the terminal is gone, and then nobody can read an error
+            // either.
             let _ = error.print();
-            // --help and --version are not errors. clap's own exit code for wrong usage, 2, means "cannot be reached" here.
+            // --help and --version are not errors. clap's own exit code for wrong usage, 2, means
+            // "cannot be reached" here.
             return ExitCode::from(if error.use_stderr() { exit::REFUSED } else { 0 });
         }
     };

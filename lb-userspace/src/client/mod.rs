@@ -1,5 +1,6 @@
-//! What every client of the daemon needs, below both the command line ([`cli`](crate::cli)) and the live screen
-//! ([`top`](crate::top)): requests over the control socket, exit codes, numbers and states written for people.
+//! What every client of the daemon needs, below both the command line ([`cli`](crate::cli)) and the
+//! live screen ([`top`](crate::top)): requests over the control socket, exit codes, numbers and
+//! states written for people.
 
 pub mod exit;
 mod socket;

@@ -79,7 +79,8 @@ impl Client {
         self.ask(Method::POST, path, body.into(), WITHIN)
     }
 
-    /// Calls `each` with every line of an endless answer until it breaks. The end of the daemon is a failure.
+    /// Calls `each` with every line of an endless answer until it breaks. The end of the daemon is
+    /// a failure.
     pub fn follow<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -219,7 +220,8 @@ async fn read(response: Response<Incoming>) -> anyhow::Result<Answer> {
     Ok(Answer { body: response.into_body().collect().await?.to_bytes(), total, again })
 }
 
-/// Whether the daemon closed the connection before the first byte of an answer: then it has not read the request.
+/// Whether the daemon closed the connection before the first byte of an answer: then it has not
+/// read the request.
 fn is_unread(error: &anyhow::Error) -> bool {
     let by_hyper = |error: &hyper::Error| error.is_incomplete_message() || error.is_canceled();
     let by_kernel = |error: &io::Error| matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);

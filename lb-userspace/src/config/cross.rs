@@ -1,4 +1,5 @@
-//! Rules across tables and files: every name and address once, and no more of anything than the maps can hold.
+//! Rules across tables and files: every name and address once, and no more of anything than the
+//! maps can hold.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -167,7 +168,8 @@ impl<'a> Cross<'a> {
     }
 }
 
-/// Checks the sizes of the kernel's tables, which all services share. `top` is the start of the main file.
+/// Checks the sizes of the kernel's tables, which all services share. `top` is the start of the
+/// main file.
 pub fn check_sizes(config: &Config, top: SourcePos, findings: &Findings) {
     let pools: BTreeSet<_> = config.services.iter().flat_map(|service| service.pools()).collect();
     let interfaces: BTreeSet<_> = config.services.iter().flat_map(|service| &service.interfaces).collect();

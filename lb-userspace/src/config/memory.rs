@@ -1,7 +1,9 @@
-//! The memory that the tables take. They are all created at the start, so it depends on the configuration alone.
+//! The memory that the tables take. They are all created at the start, so it depends on the
+//! configuration alone.
 //!
-//! The sum matches the kernel's own (`bytes_memlock` of `bpftool map`): an array that can be mapped takes whole pages, and
-//! one page for its head. A hash of 64 links and the heads of the outer maps are left out, less than 24 KiB.
+//! The sum matches the kernel's own (`bytes_memlock` of `bpftool map`): an array that can be mapped
+//! takes whole pages, and one page for its head. A hash of 64 links and the heads of the outer maps
+//! are left out, less than 24 KiB.
 
 use lb_common::{
     clients::CLIENT_BUCKETS,
@@ -68,8 +70,8 @@ pub(crate) fn index_records(max_connections: u32) -> u64 {
     (u64::from(max_connections) * 2).div_ceil(u64::from(BUCKET)).max(1)
 }
 
-/// Bytes for one pair of backend address and SNAT address: slots and openings in whole extents, and the ring of free
-/// slots, whose number of cells is a power of two.
+/// Bytes for one pair of backend address and SNAT address: slots and openings in whole extents, and
+/// the ring of free slots, whose number of cells is a power of two.
 fn pool(ports: u16) -> u64 {
     const EXTENT: u64 = 1 << EXTENT_BITS;
     let extents = u64::from(ports).div_ceil(EXTENT);
@@ -78,8 +80,8 @@ fn pool(ports: u16) -> u64 {
     slots + array(size_of::<u32>() as u64, cells)
 }
 
-/// Bytes for one service: the ring of half-open connections, and the tables of `balance = "hash"`, `rules` and
-/// `per_client_connections` if it uses them.
+/// Bytes for one service: the ring of half-open connections, and the tables of `balance = "hash"`,
+/// `rules` and `per_client_connections` if it uses them.
 fn service(service: &Service) -> u64 {
     let half_open = array(size_of::<u64>() as u64, u64::from(service.max_half_open.get()));
     let hash = service.balance == Balance::Hash;

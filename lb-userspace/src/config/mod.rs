@@ -1,5 +1,6 @@
-//! The configuration. It is read from files ([`raw`]), understood table by table ([`tables`]) and checked across tables
-//! ([`cross`]); the result has types that cannot hold a wrong value ([`model`]). [`load`] is the only way in.
+//! The configuration. It is read from files ([`raw`]), understood table by table ([`tables`]) and
+//! checked across tables ([`cross`]); the result has types that cannot hold a wrong value
+//! ([`model`]). [`load`] is the only way in.
 
 mod authorities;
 mod cross;
@@ -99,8 +100,8 @@ fn with_drop_ins(main: Source, findings: &Findings) -> Vec<Source> {
     std::iter::once(main).chain(drop_ins).collect()
 }
 
-/// The files that a pattern of `include` matches. A pattern without `*`, `?` and `[` names a file, which must exist, as
-/// in nginx.
+/// The files that a pattern of `include` matches. A pattern without `*`, `?` and `[` names a file,
+/// which must exist, as in nginx.
 fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let escaped = glob::Pattern::escape(&folder.to_string_lossy());
     let whole = Path::new(&escaped).join(pattern);

@@ -1,5 +1,5 @@
-//! The valid configuration, in types that cannot hold a wrong value. Serialised, it is the file's own TOML with every
-//! default filled in (`evenkeel dump`).
+//! The valid configuration, in types that cannot hold a wrong value. Serialised, it is the file's
+//! own TOML with every default filled in (`evenkeel dump`).
 
 use std::{
     collections::BTreeSet,
@@ -14,9 +14,12 @@ use std::{
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use super::{memory, units};
-use crate::access_log;
-pub use crate::words::VrrpVersion;
+use super::memory;
+use crate::words::serialize_duration;
+pub use crate::{
+    access_log::{AccessLog, LogTarget},
+    words::VrrpVersion,
+};
 
 /// All files together.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -83,10 +86,10 @@ pub struct Service {
     pub datapath: Datapath,
     pub balance: Balance,
     /// 10 ms to 60 s.
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "serialize_duration")]
     pub connect_timeout: Duration,
     /// 1 s to 7 days.
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "serialize_duration")]
     pub idle_timeout: Duration,
     pub next_upstream: bool,
     /// 0: as many as there are backends without `down`. See [`Service::tries`].
@@ -133,7 +136,8 @@ impl Service {
         })
     }
 
-    /// Maximum number of connections: backends × SNAT addresses × ports. `max_connections` limits it as well.
+    /// Maximum number of connections: backends × SNAT addresses × ports. `max_connections` limits
+    /// it as well.
     pub fn capacity(&self) -> u64 {
         self.pools().count() as u64 * u64::from(self.snat_ports.count())
     }
@@ -249,14 +253,14 @@ pub struct Backend {
     /// Connect failures within `fail_timeout` that take the backend out; 0: it is never taken out.
     pub max_fails: u32,
     /// 100 ms to 1 h.
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "serialize_duration")]
     pub fail_timeout: Duration,
     /// 0: no limit.
     pub max_conns: u32,
     pub backup: bool,
     pub down: bool,
     /// Up to 1 h; 0: the full share at once.
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "serialize_duration")]
     pub slow_start: Duration,
 }
 
@@ -277,35 +281,6 @@ impl Weight {
     }
 }
 
-/// `[service.access_log]`
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct AccessLog {
-    #[serde(rename = "path")]
-    pub target: LogTarget,
-    /// 0: one line per connection, at its end; otherwise 1 s to 1 day.
-    #[serde(serialize_with = "duration")]
-    pub interval: Duration,
-    pub format: access_log::Format,
-}
-
-/// Where the lines are written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogTarget {
-    File(PathBuf),
-    Stdout,
-    Journald,
-}
-
-impl Serialize for LogTarget {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            LogTarget::File(path) => path.serialize(serializer),
-            LogTarget::Stdout => serializer.serialize_str("stdout"),
-            LogTarget::Journald => serializer.serialize_str("journald"),
-        }
-    }
-}
-
 /// `[service.health]`
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Health {
@@ -313,10 +288,10 @@ pub struct Health {
     /// Begins with `/`.
     pub path: String,
     /// 100 ms to 1 h.
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "serialize_duration")]
     pub interval: Duration,
     /// 10 ms up to `interval`.
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "serialize_duration")]
     pub timeout: Duration,
     pub rise: NonZeroU32,
     pub fall: NonZeroU32,
@@ -345,11 +320,11 @@ pub struct Vrrp {
     pub priority: NonZeroU8,
     pub version: VrrpVersion,
     /// Version 2: whole seconds to 255 s; version 3: 10 ms to 40.95 s in steps of 10 ms.
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "serialize_duration")]
     pub advert_interval: Duration,
     pub preempt: bool,
     /// Up to 1,000 s.
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "serialize_duration")]
     pub preempt_delay: Duration,
     /// Version 2 only.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -362,10 +337,10 @@ pub struct Vrrp {
     /// At least one, all of one family.
     pub addresses: Vec<IpNet>,
     pub garp_repeat: u32,
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "serialize_duration")]
     pub garp_delay: Duration,
     /// 0: not repeated.
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "serialize_duration")]
     pub garp_refresh: Duration,
     pub checksum: VrrpChecksum,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -412,10 +387,10 @@ impl Serialize for TrackDatapath {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TrackScript {
     pub command: PathBuf,
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "serialize_duration")]
     pub interval: Duration,
     /// Up to `interval`.
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "serialize_duration")]
     pub timeout: Duration,
     /// -253 to 253; 0: a failure means FAULT, as in keepalived.
     pub weight: i16,
@@ -427,7 +402,7 @@ pub struct TrackScript {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sync {
     /// 1 ms to 1 s.
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "serialize_duration")]
     pub batch: Duration,
     pub listen: SocketAddr,
     /// At least one.
@@ -466,10 +441,6 @@ impl Config {
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("every value of the model has a form in TOML")
     }
-}
-
-fn duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&units::write_duration(*duration))
 }
 
 fn level<S: Serializer>(level: &log::LevelFilter, serializer: S) -> Result<S::Ok, S::Error> {

@@ -20,7 +20,8 @@ impl Source {
     }
 }
 
-/// A position in a file. Every value that was read carries one, so that errors found later can still point at it.
+/// A position in a file. Every value that was read carries one, so that errors found later can
+/// still point at it.
 #[derive(Clone, Copy)]
 pub struct SourcePos<'a> {
     /// The file the position is in.

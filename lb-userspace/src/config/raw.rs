@@ -1,7 +1,9 @@
-//! The file as written: tables of keys and values, each with its position. A [`Table`] is asked for every key it may have;
-//! a key that was never asked for is unknown. Nothing stops at the first mistake: a wrong value is noted and left out.
+//! The file as written: tables of keys and values, each with its position. A [`Table`] is asked for
+//! every key it may have; a key that was never asked for is unknown. Nothing stops at the first
+//! mistake: a wrong value is noted and left out.
 //!
-//! Serde is not used for reading because it stops at the first error and loses positions; the types are in the model.
+//! Serde is not used for reading because it stops at the first error and loses positions; the types
+//! are in the model.
 
 use toml::{
     Spanned,
@@ -108,7 +110,8 @@ impl<'a> Table<'a> {
         matches!(self.entries.get(key).map(Spanned::get_ref), Some(DeValue::Array(items)) if items.is_empty())
     }
 
-    /// A key that must be there, with one value or a list of at least one. Wrong values are left out.
+    /// A key that must be there, with one value or a list of at least one. Wrong values are left
+    /// out.
     pub fn required_list<T>(
         &mut self,
         key: &'static str,

@@ -458,8 +458,8 @@ fn tries_are_bounded_by_the_backends_that_are_not_down() {
     }
 }
 
-/// Measured: `bytes_memlock` of all maps of a running daemon with this configuration (docs/bench, "Memory of idle
-/// connections"), on two processors.
+/// Measured: `bytes_memlock` of all maps of a running daemon with this configuration (docs/bench,
+/// "Memory of idle connections"), on two processors.
 #[test]
 fn the_memory_that_check_names_is_what_the_kernel_counted() {
     let others = [

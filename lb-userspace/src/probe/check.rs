@@ -1,8 +1,9 @@
 //! One probe, from the SYN to the end of its connection.
 //!
-//! `tcp` ends in the middle of the handshake, with a RST instead of the last acknowledgement, so that the API server never
-//! notices it (it logs every connection that ends before TLS begins). `https` sends a complete request and closes the
-//! connection in order, from this side, so that TIME_WAIT stays on this host.
+//! `tcp` ends in the middle of the handshake, with a RST instead of the last acknowledgement, so
+//! that the API server never notices it (it logs every connection that ends before TLS begins).
+//! `https` sends a complete request and closes the connection in order, from this side, so that
+//! TIME_WAIT stays on this host.
 
 use std::{
     io::{self, ErrorKind},
@@ -77,7 +78,8 @@ impl Check {
         })
     }
 
-    /// Probes once, within `timeout` in total. Returns the outcome and a text for the log; an error concerns this host.
+    /// Probes once, within `timeout` in total. Returns the outcome and a text for the log; an error
+    /// concerns this host.
     pub async fn run(&self, address: SocketAddr, timeout: Duration) -> Result<(Outcome, String)> {
         let by = Deadline { at: Instant::now() + timeout, timeout };
         let found = match self {
@@ -114,7 +116,8 @@ impl Deadline {
 async fn connect(address: SocketAddr, half: bool, by: &Deadline) -> Result<TcpStream, Fault> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(Fault::Ours)?;
     if half {
-        // The acknowledgement of the SYN-ACK waits for data to be sent with it (tcp(7), TCP_QUICKACK).
+        // The acknowledgement of the SYN-ACK waits for data to be sent with it (tcp(7),
+        // TCP_QUICKACK).
         SockRef::from(&socket).set_tcp_quickack(false).map_err(Fault::Ours)?;
     }
     by.keep("connect", socket.connect(address)).await?.map_err(|error| match error.kind() {
@@ -153,7 +156,8 @@ impl Https {
         let answer = by.keep("HTTP", sender.send_request(self.request(address)?)).await?.map_err(failed)?;
         let status = answer.status();
         _ = by.keep("body", Limited::new(answer.into_body(), BODY).collect()).await;
-        // Without a sender the connection closes in order; the answer counts even if that takes too long.
+        // Without a sender the connection closes in order; the answer counts even if that takes too
+        // long.
         drop(sender);
         _ = by.keep("close", driver.join_next()).await;
         Ok(status)

@@ -1,8 +1,8 @@
-//! Active probes (`[service.health]`): every backend is probed at its own pace, over a connection from the host's own
-//! address that bypasses the datapath.
+//! Active probes (`[service.health]`): every backend is probed at its own pace, over a connection
+//! from the host's own address that bypasses the datapath.
 //!
-//! Probes run on a thread of their own, so that nothing else in the daemon delays them: an answer left unread would look
-//! like a missing one. The controller receives what they find and decides.
+//! Probes run on a thread of their own, so that nothing else in the daemon delays them: an answer
+//! left unread would look like a missing one. The controller receives what they find and decides.
 
 mod check;
 mod pace;
@@ -89,8 +89,8 @@ impl Prober {
         Ok((Prober { orders }, found))
     }
 
-    /// Probes exactly these backends from now on. A backend that was probed with the same settings before keeps its pace and
-    /// uses the CA file as it is now.
+    /// Probes exactly these backends from now on. A backend that was probed with the same settings
+    /// before keeps its pace and uses the CA file as it is now.
     pub fn watch(&self, targets: Vec<Target>) {
         self.order(Order::Watch(targets));
     }
@@ -202,7 +202,8 @@ async fn watch_one(
     }
 }
 
-/// The next time that is a whole number of intervals after the first, so that probes stay spread even if some were hurried.
+/// The next time that is a whole number of intervals after the first, so that probes stay spread
+/// even if some were hurried.
 fn in_turn(first: Instant, interval: Duration, began: Instant) -> Instant {
     let since = began.saturating_duration_since(first).as_nanos();
     let whole = since / interval.as_nanos().max(1) + 1;

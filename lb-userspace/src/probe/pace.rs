@@ -1,6 +1,6 @@
-//! The time until the next probe: the interval while nothing changes, less while something does (HAProxy's `fastinter`).
-//! So a backend that stops answering is detected within two intervals and the timeouts of its probes, however high `fall`
-//! is.
+//! The time until the next probe: the interval while nothing changes, less while something does
+//! (HAProxy's `fastinter`). So a backend that stops answering is detected within two intervals and
+//! the timeouts of its probes, however high `fall` is.
 
 use std::time::Duration;
 

@@ -24,7 +24,8 @@ fn https() -> Check {
     Check::new(&settings(model::Probe::Https, None)).expect("a check")
 }
 
-/// A CA's certificate, and what a server needs that this CA vouches for under a name that no probe asks for.
+/// A CA's certificate, and what a server needs that this CA vouches for under a name that no probe
+/// asks for.
 fn certificates() -> (String, Arc<ServerConfig>) {
     let mut ca = CertificateParams::default();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -46,7 +47,8 @@ async fn listen() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// Serves one connection over TLS: reads the request, answers with `answer`, and gives what was asked and how it ended.
+/// Serves one connection over TLS: reads the request, answers with `answer`, and gives what was
+/// asked and how it ended.
 async fn serve(listener: &TcpListener, config: Arc<ServerConfig>, answer: &str) -> (String, std::io::Result<usize>) {
     let (stream, _) = listener.accept().await.expect("a connection");
     let mut stream = TlsAcceptor::from(config).accept(stream).await.expect("a handshake");
@@ -132,7 +134,8 @@ async fn a_closed_port_is_a_refusal() {
 #[tokio::test]
 async fn a_server_that_hangs_anywhere_fails_in_time() {
     let (_, config) = certificates();
-    // Accepts, but never answers the handshake; answers the handshake, but not the request; sends half an answer.
+    // Accepts, but never answers the handshake; answers the handshake, but not the request; sends
+    // half an answer.
     for (stage, expected) in [(0, "TLS handshake"), (1, "HTTP"), (2, "HTTP")] {
         let (listener, address) = listen().await;
         let config = config.clone();

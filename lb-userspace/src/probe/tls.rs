@@ -33,8 +33,8 @@ fn verifier(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiSer
     Ok(WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build()?)
 }
 
-/// Verifies the chain but not the name, because a backend's certificate need not contain the address it is reached by
-/// (HAProxy's `verify required` without `verifyhost`).
+/// Verifies the chain but not the name, because a backend's certificate need not contain the
+/// address it is reached by (HAProxy's `verify required` without `verifyhost`).
 #[derive(Debug)]
 struct Chain(Arc<WebPkiServerVerifier>);
 

@@ -1,8 +1,9 @@
 //! `evenkeel top`: the live screen.
 //!
-//! [`state`] holds what is known and what keys do; [`draw`] turns it into a picture. Both are pure and tested without a
-//! terminal. Around them, [`feed`] queries the daemon in its own thread, [`screen`] owns the terminal and [`run`] is the
-//! loop. A [`Companion`] may add its own lines and keys, as `cargo xtask run` does for its clients.
+//! [`state`] holds what is known and what keys do; [`draw`] turns it into a picture. Both are pure
+//! and tested without a terminal. Around them, [`feed`] queries the daemon in its own thread,
+//! [`screen`] owns the terminal and [`run`] is the loop. A [`Companion`] may add its own lines and
+//! keys, as `cargo xtask run` does for its clients.
 
 pub mod draw;
 mod feed;

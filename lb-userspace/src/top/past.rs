@@ -78,8 +78,8 @@ impl Past {
     }
 }
 
-/// The rates between two samples. A total that fell has restarted, because the daemon's tables were created again: its
-/// rate is zero.
+/// The rates between two samples. A total that fell has restarted, because the daemon's tables were
+/// created again: its rate is zero.
 fn rates(seconds: f64, before: &Totals, now: &Totals) -> Option<Rates> {
     let rate = |of: fn(&Totals) -> u64| of(now).saturating_sub(of(before)) as f64 / seconds;
     (seconds > 0.0).then(|| Rates {

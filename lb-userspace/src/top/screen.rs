@@ -20,7 +20,8 @@ const FRAME: usize = 32 << 10;
 
 /// The terminal while the screen owns it.
 pub struct Screen {
-    /// Never dropped: its own drop panics if the terminal has hung up, and [`give_back`] restores the cursor anyway.
+    /// Never dropped: its own drop panics if the terminal has hung up, and [`give_back`] restores
+    /// the cursor anyway.
     terminal: ManuallyDrop<Terminal<CrosstermBackend<BufWriter<Stdout>>>>,
 }
 
@@ -61,7 +62,8 @@ impl Screen {
         self.terminal.resize(if size.is_empty() { UNKNOWN } else { size })
     }
 
-    /// Restores the terminal and stops, like other programs on Ctrl-Z; returns when the shell continues it.
+    /// Restores the terminal and stops, like other programs on Ctrl-Z; returns when the shell
+    /// continues it.
     pub fn suspend(&mut self) -> io::Result<()> {
         give_back();
         raise(Signal::SIGTSTP)?;
@@ -96,7 +98,8 @@ fn take() -> io::Result<()> {
     execute!(io::stdout(), EnterAlternateScreen).inspect_err(|_| give_back())
 }
 
-/// Restores the terminal. Calling it twice is harmless. If the terminal is gone, errors do not matter.
+/// Restores the terminal. Calling it twice is harmless. If the terminal is gone, errors do not
+/// matter.
 fn give_back() {
     _ = disable_raw_mode();
     let mut out = io::stdout();

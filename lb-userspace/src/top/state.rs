@@ -1,5 +1,5 @@
-//! What the screen knows and what keys do. Pure: answers, keys and the time come in, and [`Action`]s come out;
-//! [`draw`](super::draw) shows the state.
+//! What the screen knows and what keys do. Pure: answers, keys and the time come in, and
+//! [`Action`]s come out; [`draw`](super::draw) shows the state.
 
 use std::{
     cmp::Ordering,

@@ -1,7 +1,9 @@
-//! Words that several rooms share: states, reasons, events, counters, exactly as the JSON spells them. They are plain
-//! values with serde on them; this room knows no other one, so every room may use it.
+//! Words that several rooms share: states, reasons, events, counters, exactly as the JSON spells
+//! them. They are plain values with serde on them; this room knows no other one, so every room may
+//! use it.
 
 mod backend;
+mod duration;
 mod event;
 mod near;
 mod sync;
@@ -9,6 +11,7 @@ mod task;
 mod vrrp;
 
 pub use backend::{AdminWord, BackendReason, BackendState};
+pub use duration::{parse_duration, serialize_duration, write_duration};
 pub use event::{Event, EventKind, EventLevel};
 pub use near::did_you_mean;
 pub use sync::{RefusedDatagrams, SyncCounts, SyncState};

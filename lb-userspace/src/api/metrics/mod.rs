@@ -1,5 +1,5 @@
-//! `/metrics`: a report in Prometheus' text format. Nothing is counted here: every number comes from the tables and
-//! survives a restart of the daemon, except where the help text says otherwise.
+//! `/metrics`: a report in Prometheus' text format. Nothing is counted here: every number comes
+//! from the tables and survives a restart of the daemon, except where the help text says otherwise.
 
 mod families;
 #[cfg(test)]
@@ -95,8 +95,8 @@ impl Metrics {
         families.set(&BACKEND_CHANGED, &labels, seconds(backend.last_change));
     }
 
-    /// The payload of a backend, never less than before: a connection that ends while the slots are read may be missed
-    /// once, and Prometheus takes a falling counter for one that was restarted.
+    /// The payload of a backend, never less than before: a connection that ends while the slots are
+    /// read may be missed once, and Prometheus takes a falling counter for one that was restarted.
     fn payload(&self, backend: &Backend) -> Payload {
         let read = Payload { connections: backend.total, received: backend.bytes_in, sent: backend.bytes_out };
         let mut all = self.payload.lock().unwrap_or_else(PoisonError::into_inner);

@@ -11,8 +11,9 @@ const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// The page. A browser may run only its own style and script: they carry a number that is different each time (Content
-/// Security Policy level 3, nonces), so that even a name that got into the markup could not run anything.
+/// The page. A browser may run only its own style and script: they carry a number that is different
+/// each time (Content Security Policy level 3, nonces), so that even a name that got into the
+/// markup could not run anything.
 pub async fn page() -> Response {
     let nonce = match (random::word(), random::word()) {
         (Ok(first), Ok(second)) => format!("{first:016x}{second:016x}"),

@@ -59,8 +59,9 @@ const LEVELS: &[(&str, LevelFilter)] = &[
     ("trace", LevelFilter::Trace),
 ];
 
-/// The default folder for pins: named after the path of state_dir, so that two instances do not collide.
-/// `/run/evenkeel` → `evenkeel`, `/srv/lab.a/state` → `srv-lab_a-state` (a bpffs takes no dots in names).
+/// The default folder for pins: named after the path of state_dir, so that two instances do not
+/// collide. `/run/evenkeel` → `evenkeel`, `/srv/lab.a/state` → `srv-lab_a-state` (a bpffs takes no
+/// dots in names).
 fn default_bpffs(state_dir: &Path) -> PathBuf {
     let path = state_dir.strip_prefix("/run").unwrap_or(state_dir);
     let name = path.to_string_lossy().trim_matches('/').replace('/', "-").replace('.', "_");

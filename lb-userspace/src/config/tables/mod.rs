@@ -1,4 +1,5 @@
-//! One file per table of the configuration: its keys, their defaults, and the rules within the table.
+//! One file per table of the configuration: its keys, their defaults, and the rules within the
+//! table.
 
 pub mod access_log;
 pub mod backend;

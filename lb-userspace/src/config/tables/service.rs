@@ -17,7 +17,8 @@ use crate::config::{
     units,
 };
 
-/// Below Linux's ephemeral ports (32768-60999), so that the host's own address is safe as a SNAT address.
+/// Below Linux's ephemeral ports (32768-60999), so that the host's own address is safe as a SNAT
+/// address.
 const DEFAULT_SNAT_PORTS: PortRange = PortRange::new(10_240, 32_767).unwrap();
 
 const DATAPATHS: &[(&str, Datapath)] =
@@ -176,7 +177,8 @@ fn backends<'a>(table: &mut Table<'a>, balance: Balance) -> Vec<backend::Read<'a
     backends
 }
 
-/// Nothing is translated between IPv4 and IPv6: listen addresses, SNAT addresses and backends must match by family.
+/// Nothing is translated between IPv4 and IPv6: listen addresses, SNAT addresses and backends must
+/// match by family.
 fn check_families(listen: &[At<SocketAddr>], snat: &[At<IpAddr>], backends: &[At<SocketAddr>], findings: &Findings) {
     let family = |ipv4: bool| if ipv4 { "IPv4" } else { "IPv6" };
     if backends.is_empty() || listen.is_empty() {
@@ -203,7 +205,8 @@ fn check_families(listen: &[At<SocketAddr>], snat: &[At<IpAddr>], backends: &[At
     }
 }
 
-/// Warns of a SNAT address that is probably the host's own: the host itself uses the ephemeral ports.
+/// Warns of a SNAT address that is probably the host's own: the host itself uses the ephemeral
+/// ports.
 fn warn_of_ephemeral_ports(listen: &[At<SocketAddr>], snat: &[At<IpAddr>], ports: At<PortRange>, findings: &Findings) {
     let own = snat.iter().find(|snat| !listen.iter().any(|listen| listen.value.ip() == snat.value));
     if let Some(own) = own

@@ -160,7 +160,8 @@ fn addresses<'a>(table: &mut Table<'a>, version: VrrpVersion) -> Vec<At<'a, IpNe
     addresses
 }
 
-/// Most addresses per instance: an advertisement with these fits into any frame, and keepalived accepts them.
+/// Most addresses per instance: an advertisement with these fits into any frame, and keepalived
+/// accepts them.
 const MAX_ADDRESSES: usize = 20;
 
 fn address_with_prefix(value: Value) -> Result<IpNet, String> {
@@ -298,8 +299,8 @@ fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
-/// Warns of a weight that probably changes no election. The other host's priority is not known here; it is usually
-/// keepalived's default, or ten less than this one.
+/// Warns of a weight that probably changes no election. The other host's priority is not known
+/// here; it is usually keepalived's default, or ten less than this one.
 fn too_small(key: &str, weight: i16, priority: i16) -> Option<String> {
     let lost = weight.abs();
     let above = priority - USUAL;

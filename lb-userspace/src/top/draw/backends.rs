@@ -139,7 +139,8 @@ fn is_up(backend: &Backend) -> bool {
     matches!(backend.state, BackendState::Up | BackendState::SlowStart)
 }
 
-/// The imbalance of the backends that get connections, as in `rebalance`; `None` for fewer than two.
+/// The imbalance of the backends that get connections, as in `rebalance`; `None` for fewer than
+/// two.
 fn spread(service: &ServiceStatus) -> Option<u32> {
     let loads = service.backends.iter().filter(|backend| is_up(backend) && !backend.backup);
     let loads = loads.map(|backend| (u32::try_from(backend.active).unwrap_or(u32::MAX), backend.weight.max(1)));

@@ -1,4 +1,5 @@
-//! What the terminal can display: colours or not, Unicode or ASCII. Everything a colour says, a word says as well.
+//! What the terminal can display: colours or not, Unicode or ASCII. Everything a colour says, a
+//! word says as well.
 
 use jiff::{Timestamp, tz::TimeZone};
 use ratatui::{
@@ -34,7 +35,8 @@ const BARS: [char; 8] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉', '█']
 const CURVE: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 impl Look {
-    /// The look that the environment asks for: `NO_COLOR` (no-color.org) and the locale's character set, in POSIX's order.
+    /// The look that the environment asks for: `NO_COLOR` (no-color.org) and the locale's character
+    /// set, in POSIX's order.
     pub fn of_environment() -> Look {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set).unwrap_or_default().to_lowercase();
@@ -45,8 +47,8 @@ impl Look {
         }
     }
 
-    /// The style of a role. It uses only the sixteen colours that every terminal themes itself, and no background except
-    /// reverse video.
+    /// The style of a role. It uses only the sixteen colours that every terminal themes itself, and
+    /// no background except reverse video.
     pub fn style(&self, tone: Tone) -> Style {
         let plain = Style::new();
         let coloured = |colour| if self.colour { plain.fg(colour) } else { plain };

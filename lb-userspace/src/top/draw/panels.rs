@@ -70,7 +70,8 @@ fn event(state: &State, look: &Look, event: &Event, width: usize) -> Line<'stati
     ])
 }
 
-/// The subject of an event, as short as is clear. The texts of events with a subject begin with a verb.
+/// The subject of an event, as short as is clear. The texts of events with a subject begin with a
+/// verb.
 fn subject(state: &State, event: &Event) -> String {
     let service = event.service.as_deref().filter(|_| state.seen.status.services.len() > 1 || event.backend.is_none());
     let names = [service, event.backend.as_deref(), event.instance.as_deref()];
