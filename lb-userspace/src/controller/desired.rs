@@ -15,7 +15,7 @@ use lb_common::{
 };
 
 use super::probe_count::Tries;
-use crate::config::model;
+use crate::{config::model, tables::ServiceRow};
 
 /// Every service of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,16 +31,10 @@ pub struct DesiredService {
     pub name: Arc<str>,
     /// Where clients connect to.
     pub listen: Vec<SocketAddrV4>,
-    /// One of `schedule::{LEAST_CONN, ROUND_ROBIN, RANDOM_TWO, HASH}`.
-    pub balance: u32,
-    /// How long a backend has for its SYN-ACK.
-    pub connect_timeout: Duration,
+    /// How it balances, as it is written to the tables; its backends are not in it yet.
+    pub row: ServiceRow,
     /// After how long without a packet a connection is reset.
     pub idle_timeout: Duration,
-    /// Most backends one connection tries; at least 1.
-    pub tries: u32,
-    /// Cells of the ring of half-open flows.
-    pub max_half_open: u32,
     /// The addresses that backends see.
     pub snat: Vec<Ipv4Addr>,
     /// The first SNAT port.
@@ -51,12 +45,6 @@ pub struct DesiredService {
     pub reset_rate: u32,
     /// How many probes bring a backend up or take it down, if it is probed.
     pub probe: Option<Tries>,
-    /// An event is wanted for every connection that ends.
-    pub log: bool,
-    /// Who is let in; the first rule that matches decides.
-    pub rules: Vec<Rule>,
-    /// Most connections of one client; 0: no limit.
-    pub client_limit: u32,
     /// In the order of the file.
     pub backends: Vec<DesiredBackend>,
 }
@@ -126,22 +114,29 @@ fn translate(service: &model::Service, synced: bool, errors: &mut Vec<String>) -
     Some(DesiredService {
         name: service.name.clone(),
         listen: listen?,
-        balance: balance(service.balance),
-        connect_timeout: service.connect_timeout,
+        row: row(service, synced),
         idle_timeout: service.idle_timeout,
-        tries: service.tries().max(1),
-        max_half_open: service.max_half_open.get(),
         snat: snat?,
         first_port: service.snat_ports.first(),
         ports: service.snat_ports.count(),
         reset_rate: service.reset_rate.get(),
         probe: service.health.as_ref().map(tries),
-        // Flow sync lives on them too.
+        backends: backends?,
+    })
+}
+
+fn row(service: &model::Service, synced: bool) -> ServiceRow {
+    ServiceRow {
+        connect_timeout: service.connect_timeout,
+        balance: balance(service.balance),
+        tries: service.tries().max(1),
+        half_open_cells: service.max_half_open.get(),
+        // Flow sync lives on these events too.
         log: service.access_log.is_some() || synced,
         rules: service.rules.iter().map(rule).collect(),
         client_limit: service.per_client_connections,
-        backends: backends?,
-    })
+        backends: Vec::new(),
+    }
 }
 
 fn tries(health: &model::Health) -> Tries {

@@ -223,7 +223,7 @@ impl Controller {
             let limits = sweep::Limits {
                 service: *number,
                 idle_timeout: service.idle_timeout,
-                connecting: 2 * service.connect_timeout * service.tries,
+                connecting: 2 * service.row.connect_timeout * service.row.tries,
                 reset_rate: service.reset_rate,
             };
             self.services.insert(*number, ServiceFacts { name: service.name.clone(), limits });
@@ -231,7 +231,7 @@ impl Controller {
                 let settings = health::Settings {
                     max_fails: backend.max_fails,
                     fail_timeout: backend.fail_timeout,
-                    connect_timeout: service.connect_timeout,
+                    connect_timeout: service.row.connect_timeout,
                     slow_start: backend.slow_start,
                     probe: service.probe,
                 };

@@ -151,16 +151,7 @@ impl Planner {
                 )),
             }
         }
-        let row = ServiceRow {
-            connect_timeout: service.connect_timeout,
-            balance: service.balance,
-            tries: service.tries,
-            half_open_cells: service.max_half_open,
-            log: service.log,
-            rules: service.rules.clone(),
-            client_limit: service.client_limit,
-            backends: backends.clone(),
-        };
+        let row = ServiceRow { backends: backends.clone(), ..service.row.clone() };
         self.write_service(number, row);
         self.maglev(service, number);
         self.plan.places.push((number, backends));
@@ -221,7 +212,7 @@ impl Planner {
 
     /// Fills the hash table of a service. Always: the records do not show what the table holds.
     fn maglev(&mut self, service: &DesiredService, number: u16) {
-        if service.balance == schedule::HASH {
+        if service.row.balance == schedule::HASH {
             self.plan.writes.push(Write::Maglev { service: number, backends: maglev_entries(&service.backends) });
         }
     }
@@ -356,9 +347,12 @@ fn service_changes(old: &DesiredService, new: &DesiredService, lines: &mut Vec<S
         gone.map(|backend| format!("service {}: backend {} ({}) removed", new.name, backend.name, backend.address)),
     );
     // `tries` follows from the number of backends, which has lines of its own.
-    let settings = |service: &DesiredService| DesiredService { backends: Vec::new(), tries: 0, ..service.clone() };
+    let settings = |service: &DesiredService| {
+        let row = ServiceRow { tries: 0, ..service.row.clone() };
+        DesiredService { backends: Vec::new(), row, ..service.clone() }
+    };
     let same_backends = old.backends.len() == new.backends.len();
-    if settings(old) != settings(new) || same_backends && old.tries != new.tries {
+    if settings(old) != settings(new) || same_backends && old.row.tries != new.row.tries {
         lines.push(format!("service {}: settings changed", new.name));
     }
 }

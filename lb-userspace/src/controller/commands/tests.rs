@@ -131,7 +131,7 @@ fn other_settings_last_until_the_next_reload_and_leave_a_drain_alone() {
 fn a_weight_counts_in_the_table_of_a_service_that_hashes() {
     let mut world = World::new(&[10, 11]);
     let mut hash = service("api", "10.0.1.100:6443", &[10, 11]);
-    hash.balance = schedule::HASH;
+    hash.row.balance = schedule::HASH;
     world.configure(vec![hash], START);
     let actions = world.controller.adjust(1, Some(9), None);
     let weights = actions.iter().find_map(|action| match action {
@@ -226,7 +226,7 @@ fn services_whose_clients_do_not_come_back_to_the_least_busy_one_are_left_alone(
     let mut world = World::new(&[10, 11]);
     for balance in [schedule::HASH, schedule::ROUND_ROBIN] {
         let mut other = service("api", "10.0.1.100:6443", &[10, 11]);
-        other.balance = balance;
+        other.row.balance = balance;
         world.configure(vec![other], START);
         world.tables.open(0, balance as u16, State::Established, 0, START);
         world.tables.open(0, 10 + balance as u16, State::Established, 0, START);

@@ -26,19 +26,22 @@ pub fn service(name: &str, listen: &str, hosts: &[u8]) -> DesiredService {
     DesiredService {
         name: Arc::from(name),
         listen: vec![listen],
-        balance: schedule::LEAST_CONN,
-        connect_timeout: 2 * SECOND,
+        row: ServiceRow {
+            connect_timeout: 2 * SECOND,
+            balance: schedule::LEAST_CONN,
+            tries: hosts.len() as u32,
+            half_open_cells: 64,
+            log: true,
+            rules: Vec::new(),
+            client_limit: 0,
+            backends: Vec::new(),
+        },
         idle_timeout: 600 * SECOND,
-        tries: hosts.len() as u32,
-        max_half_open: 64,
         snat: vec![*listen.ip()],
         first_port: 10_240,
         ports: 22_528,
         reset_rate: 5000,
-        rules: Vec::new(),
-        client_limit: 0,
         probe: None,
-        log: true,
         backends: hosts.iter().map(|host| backend(*host)).collect(),
     }
 }
@@ -148,7 +151,7 @@ fn weights_and_limits_change_in_place() {
     heavier.services[0].backends[1].weight = 5;
     heavier.services[0].backends[1].max_conns = 100;
     assert_eq!(kinds(&apply(&mut tables, &heavier)), ["set backend"]);
-    heavier.services[0].connect_timeout = SECOND;
+    heavier.services[0].row.connect_timeout = SECOND;
     assert_eq!(kinds(&apply(&mut tables, &heavier)), ["set service"]);
 }
 
@@ -230,7 +233,7 @@ fn other_snat_ports_for_slots_in_use_are_a_warning_and_change_nothing() {
 #[test]
 fn hash_fills_its_table_by_weight_and_leaves_out_who_is_down() {
     let mut desired = one(&[10, 11, 12]);
-    desired.services[0].balance = schedule::HASH;
+    desired.services[0].row.balance = schedule::HASH;
     desired.services[0].backends[1].down = true;
     desired.services[0].backends[2].weight = 65_535;
     let plan = apply(&mut Fake::default(), &desired);
