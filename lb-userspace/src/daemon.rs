@@ -29,7 +29,6 @@ mod report;
 mod start;
 mod trace;
 mod upgrade;
-mod view;
 mod vrrp;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Instant};

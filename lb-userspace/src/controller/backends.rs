@@ -16,12 +16,13 @@ use super::{
     admin_state::Name,
     admission::{self, Admin, Facts, Standing},
     health::{self, Cause, Change, Health, State},
+    ownership::Ours,
     probe_count::Outcome,
     reset_guard::{Member, Reset, Ruling},
     resets::{Job, Only, Which},
     silence::{self, Subject},
-    view::View,
 };
+use crate::tables::Tables;
 
 /// The least time between two haste orders for one backend.
 const HURRY: Duration = Duration::from_millis(250);
@@ -210,8 +211,8 @@ impl Controller {
     // ---- in its turn ----
 
     /// Asks backends that are quiet while something waits for them, and takes out those that are silent.
-    pub(super) fn silence_turn(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
-        let look = self.silence.turn(&self.subjects(), view, now);
+    pub(super) fn silence_turn(&mut self, ours: &Ours, now: Instant) -> Vec<Action> {
+        let look = self.silence.turn(&self.subjects(), ours, now);
         let mut actions: Vec<_> = look.ask.into_iter().map(Action::Ask).collect();
         for backend in look.silent {
             let detail = "nothing comes from it any more, on no connection";
@@ -244,15 +245,15 @@ impl Controller {
     }
 
     /// Has the connections of dead backends reset, or spares them.
-    pub(super) fn rails_turn(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
+    pub(super) fn rails_turn(&mut self, tables: &Tables, now: Instant) -> Vec<Action> {
         let mut rails = std::mem::take(&mut self.rails);
-        let rulings = rails.turn(&|backend| self.members(backend, view, now), now);
+        let rulings = rails.turn(&|backend| self.members(backend, tables, now), now);
         self.rails = rails;
         rulings.into_iter().filter_map(|ruling| self.carry_out(ruling)).collect()
     }
 
     /// The backends of the same service that could have connections.
-    fn members(&self, of: u16, view: &impl View, now: Instant) -> Vec<Member> {
+    fn members(&self, of: u16, tables: &Tables, now: Instant) -> Vec<Member> {
         let Some(dead) = self.health.get(&of) else { return Vec::new() };
         let member = |number: u16| {
             let health = self.health.get(&number)?;
@@ -260,7 +261,7 @@ impl Controller {
             let fit = health.is_fit() && self.is_reachable(number) && !self.silence.is_in_doubt(number);
             let out = matches!(health.state(), State::Out { .. }).then(|| cause_of(health)).flatten();
             let unanswered = health.unanswered();
-            let heard = silence::heard_at(&self.installed.backends.get(&number)?.pools, view, now);
+            let heard = silence::heard_at(&self.installed.backends.get(&number)?.pools, tables, now);
             // What an operator has taken out is no refuge, and no sign that the others are in trouble.
             let counts = self.admin(number) == Admin::None || number == of;
             counts.then_some(Member { backend: number, fit, vouched, unanswered, heard, out })

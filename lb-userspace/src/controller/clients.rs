@@ -15,7 +15,7 @@ use lb_common::{
     time::Instant,
 };
 
-use super::view::{FlowAt, View};
+use crate::tables::{FlowAt, Tables};
 
 /// Between two looks: a look reads every flow of a service.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -68,7 +68,7 @@ impl Clients {
         limited: &[u16],
         pools: &[u16],
         service_of: &dyn Fn(u16) -> Option<u16>,
-        view: &impl View,
+        tables: &Tables,
         now: Instant,
     ) -> Vec<Step> {
         if now < self.due || limited.is_empty() {
@@ -79,7 +79,7 @@ impl Clients {
         let next = || limited.iter().copied().find(|service| *service >= self.next).unwrap_or(limited[0]);
         let service = service.unwrap_or_else(next);
         self.next = service.wrapping_add(1);
-        let (found, mut steps) = look(service, pools, service_of, view);
+        let (found, mut steps) = look(service, pools, service_of, tables);
         let (mut suspected, before) = (BTreeMap::new(), before.unwrap_or_default());
         for (client, by) in found {
             if again == Some(service) && before.get(&client) == Some(&by) {
@@ -100,13 +100,13 @@ fn look(
     service: u16,
     pools: &[u16],
     service_of: &dyn Fn(u16) -> Option<u16>,
-    view: &impl View,
+    tables: &Tables,
 ) -> (BTreeMap<u32, i32>, Vec<Step>) {
-    let before = counted(service, view);
+    let before = counted(service, tables);
     let mut open: BTreeMap<u32, i64> = BTreeMap::new();
     let mut steps = Vec::new();
     for pool in pools {
-        view.heads(*pool, 0, view.slots(*pool), &mut |head| {
+        tables.heads(*pool, 0..tables.slots(*pool)).for_each(|head| {
             let ctl = head.flow.ctl;
             if !ctl.state().is_active() || service_of(head.backend) != Some(service) {
                 return;
@@ -118,7 +118,7 @@ fn look(
             }
         });
     }
-    let after = counted(service, view);
+    let after = counted(service, tables);
     let clients: std::collections::BTreeSet<_> = before.keys().chain(open.keys()).copied().collect();
     let off = clients.into_iter().filter(|client| before.get(client) == after.get(client)).filter_map(|client| {
         let by = before.get(&client).map_or(0, |(count, _)| *count) - open.get(&client).unwrap_or(&0);
@@ -127,9 +127,9 @@ fn look(
     (off.collect(), steps)
 }
 
-fn counted(service: u16, view: &impl View) -> BTreeMap<u32, Counted> {
+fn counted(service: u16, tables: &Tables) -> BTreeMap<u32, Counted> {
     let mut counted: BTreeMap<u32, Counted> = BTreeMap::new();
-    view.clients(service, &mut |word: ClientCount| {
+    tables.clients(service).into_iter().for_each(|word: ClientCount| {
         let (count, words) = counted.entry(word.client()).or_default();
         *count += i64::from(word.count());
         words.push(word.0);

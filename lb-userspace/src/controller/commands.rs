@@ -20,10 +20,10 @@ use super::{
     rebalancing::Rebalancing,
     resets::{Job, Only, Which},
     tasks::Work,
-    view::{FlowAt, View, active},
 };
 use crate::{
     notice::{Kind, Notice, Subject},
+    tables::{FlowAt, Tables},
     words::{Task, TaskState, did_you_mean},
 };
 
@@ -102,7 +102,7 @@ impl Controller {
     }
 
     /// What operators say from now on. The actions bring the map up to date; `ready` backends begin slowly.
-    pub fn set_orders(&mut self, orders: Orders, view: &impl View, now: Instant) -> Vec<Action> {
+    pub fn set_orders(&mut self, orders: Orders, tables: &Tables, now: Instant) -> Vec<Action> {
         let before = std::mem::replace(&mut self.orders, orders);
         let numbers: Vec<_> =
             self.backends.keys().copied().filter(|number| !self.installed.is_tombstone(*number)).collect();
@@ -117,20 +117,14 @@ impl Controller {
             // What was in maintenance may be another machine now, and cold.
             let slow_until =
                 if before.admin(&name) == Admin::Maint { self.slow_until(number, now) } else { Instant::ZERO };
-            actions.extend(self.admit_anew(number, view, slow_until, now));
+            actions.extend(self.admit_anew(number, tables, slow_until, now));
         }
         actions
     }
 
     /// Brings a backend's admission in the map to what file, operators and health say together.
-    pub(super) fn admit_anew(
-        &self,
-        number: u16,
-        view: &impl View,
-        slow_until: Instant,
-        now: Instant,
-    ) -> Option<Action> {
-        let from = view.backend(number).admission;
+    pub(super) fn admit_anew(&self, number: u16, tables: &Tables, slow_until: Instant, now: Instant) -> Option<Action> {
+        let from = tables.backend(number).admission;
         let Standing { admission: to, retry_at, .. } = self.standing(number, Instant::ZERO, now);
         (from != to).then_some(Action::Admit { backend: number, from, to, retry_at, slow_until })
     }
@@ -163,10 +157,10 @@ impl Controller {
         &mut self,
         whose: Whose,
         (only, reason): (Only, Reason),
-        view: &impl View,
+        tables: &Tables,
         now: Instant,
     ) -> Option<Task> {
-        let flows = self.flows_of(whose, only, &Ours::new(&self.territory, view));
+        let flows = self.flows_of(whose, only, &Ours::new(&self.territory, tables));
         let total = flows.len() as u64;
         if total == 0 {
             return None;
@@ -191,7 +185,7 @@ impl Controller {
         service.as_ref().and_then(of).or_else(all).unwrap_or(super::RESET_RATE)
     }
 
-    fn flows_of(&self, whose: Whose, only: Only, view: &impl View) -> VecDeque<FlowAt> {
+    fn flows_of(&self, whose: Whose, only: Only, ours: &Ours) -> VecDeque<FlowAt> {
         let pools: Vec<_> = match whose {
             Whose::Backend(number) => {
                 self.installed.backends.get(&number).map(|row| row.pools.clone()).unwrap_or_default()
@@ -200,8 +194,8 @@ impl Controller {
         };
         let mut flows = VecDeque::new();
         for pool in pools {
-            view.heads(pool, 0, view.slots(pool), &mut |head| {
-                let client = || view.client(head.flow.place);
+            ours.heads(pool, 0..ours.slots(pool)).for_each(|head| {
+                let client = || ours.flow(head.flow.at).map(|flow| flow.client());
                 let ours = match whose {
                     Whose::Backend(number) => head.backend == number,
                     Whose::Client(address) => client().is_some_and(|client| client.ip() == address),
@@ -220,7 +214,7 @@ impl Controller {
         &self,
         service: Option<&str>,
         tolerance: u32,
-        view: &impl View,
+        tables: &Tables,
         now: Instant,
     ) -> Result<Vec<Uneven>, String> {
         let one = service.map(|name| self.find_service(name)).transpose()?;
@@ -228,10 +222,10 @@ impl Controller {
             self.services.iter().find(|(_, facts)| facts.name == service.name).map(|(number, _)| *number)
         });
         let chosen = listed.filter(|number| one.is_none_or(|one| one == *number));
-        Ok(chosen.map(|number| self.uneven_service(number, tolerance, view, now)).collect())
+        Ok(chosen.map(|number| self.uneven_service(number, tolerance, tables, now)).collect())
     }
 
-    fn uneven_service(&self, service: u16, tolerance: u32, view: &impl View, now: Instant) -> Uneven {
+    fn uneven_service(&self, service: u16, tolerance: u32, tables: &Tables, now: Instant) -> Uneven {
         let Some(row) = self.installed.services.get(&service) else {
             return Uneven { service, shares: Vec::new(), skipped: None };
         };
@@ -241,8 +235,8 @@ impl Controller {
             !backup && admission == UP && self.is_reachable(**number)
         };
         let load = |number: &u16| {
-            let record = view.backend(*number);
-            let active = active(view, *number);
+            let record = tables.backend(*number);
+            let active = tables.active(*number);
             Load { backend: *number, weight: record.weight.max(1), active, max_conns: record.max_conns }
         };
         let loads: Vec<_> = row.backends.iter().filter(takes_part).map(load).collect();
@@ -250,7 +244,7 @@ impl Controller {
         let skipped = match row.balance {
             _ if is_under_way => Some("a rebalancing of it is under way"),
             _ if !self.is_ours(service) => Some("another host has its address: rebalance there"),
-            _ if loads.iter().any(|load| view.slow_until(load.backend) > now) => {
+            _ if loads.iter().any(|load| tables.slow_start(load.backend).until > now) => {
                 Some("a backend of it starts slowly: who comes back would be given to the others")
             }
             schedule::HASH => Some("balance = \"hash\": a client comes back to the backend it had"),
@@ -295,13 +289,13 @@ impl Controller {
     }
 
     /// Drains and rebalancings go on, with resets of their own.
-    pub(super) fn operators_turn(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
-        let mut actions = self.rebalancings_turn(view, now);
-        actions.extend(self.drains_turn(view, now));
+    pub(super) fn operators_turn(&mut self, ours: &Ours, now: Instant) -> Vec<Action> {
+        let mut actions = self.rebalancings_turn(ours, now);
+        actions.extend(self.drains_turn(ours, now));
         actions
     }
 
-    fn drains_turn(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
+    fn drains_turn(&mut self, ours: &Ours, now: Instant) -> Vec<Action> {
         let mut orders = Vec::new();
         for number in self.backends.keys().filter(|number| !self.installed.is_tombstone(**number)) {
             let said = self.name_of(*number).and_then(|name| self.orders.get(&name));
@@ -312,7 +306,7 @@ impl Controller {
                 order => (*number, order),
             }));
         }
-        let happened = self.drains.turn(&orders, &mut self.resets, view, now);
+        let happened = self.drains.turn(&orders, &mut self.resets, ours, now);
         let note = |(number, what): (u16, Happened)| {
             let (service, backend) = self.name_of(number)?;
             let text = match what {
@@ -327,14 +321,14 @@ impl Controller {
         happened.into_iter().filter_map(note).collect()
     }
 
-    fn rebalancings_turn(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
+    fn rebalancings_turn(&mut self, ours: &Ours, now: Instant) -> Vec<Action> {
         let Controller { tasks, resets, installed, services, .. } = self;
         let mut over = Vec::new();
         for (id, rebalancing) in tasks.rebalancings() {
             if rebalancing.deadline().is_none_or(|deadline| deadline > now) {
                 continue;
             }
-            let (rate, flows) = (rebalancing.rate(), rebalancing.batch(installed, view, now));
+            let (rate, flows) = (rebalancing.rate(), rebalancing.batch(installed, ours, now));
             if flows.is_empty() {
                 over.push((id, rebalancing.service()));
                 continue;

@@ -10,8 +10,8 @@ use lb_common::{time::Instant, verdict::Reason};
 use super::{
     admin_state::Order,
     resets::{Job, JobId, Only, Resets, Which},
-    view::{View, active},
 };
+use crate::tables::Tables;
 
 /// While anything is drained: between two looks.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ impl Drains {
         &mut self,
         orders: &[(u16, Order)],
         resets: &mut Resets,
-        view: &impl View,
+        tables: &Tables,
         now: Instant,
     ) -> Vec<(u16, Happened)> {
         self.by_backend.retain(|backend, _| orders.iter().any(|(number, _)| number == backend));
@@ -68,7 +68,7 @@ impl Drains {
         for (backend, order) in orders {
             let Order::Drain { deadline, rate } = *order else { continue };
             let draining = self.by_backend.entry(*backend).or_default();
-            let active = active(view, *backend);
+            let active = tables.active(*backend);
             if active == 0 && !draining.told_empty {
                 draining.told_empty = true;
                 happened.push((*backend, Happened::Empty));

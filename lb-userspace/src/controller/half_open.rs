@@ -8,11 +8,12 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use lb_common::{
-    slot::{Ctl, State},
+    slot::State,
     time::{Instant, Micros},
 };
 
-use super::view::{FlowAt, View};
+use super::ownership::Ours;
+use crate::tables::FlowAt;
 
 /// Most flows handed on in one look; the rest are due at the next one, [`AT_LEAST`] later.
 const MOST: usize = 256;
@@ -50,29 +51,29 @@ impl HalfOpen {
     }
 
     /// Looks at the rings of `services`, each with its connect_timeout.
-    pub fn look(&mut self, services: &[(u16, Duration)], view: &impl View, now: Instant) -> Look {
+    pub fn look(&mut self, services: &[(u16, Duration)], ours: &Ours, now: Instant) -> Look {
         let mut look = Look { due: Vec::new(), next: now + period(services) };
         self.seen.retain(|service, _| services.iter().any(|(number, _)| number == service));
         for (service, connect_timeout) in services {
-            let head = view.half_open_head(*service);
+            let head = ours.service(*service).half_open;
             let seen = self.seen.entry(*service).or_insert(Seen { head: head.wrapping_sub(1), open: 0 });
             if seen.head == head && seen.open == 0 {
                 continue;
             }
             let mut open = 0;
-            view.half_open(*service, &mut |place, generation| {
-                let Some((ctl, opening)) = view.opening(place) else { return };
-                if ctl.state() != State::HalfOpen || !is_generation(ctl, generation) {
-                    return;
+            for cell in ours.half_open(*service) {
+                let Some(flow) = ours.flow(cell.at()) else { continue };
+                if flow.ctl.state() != State::HalfOpen || !flow.ctl.is_of_low31(cell.generation()) {
+                    continue;
                 }
                 open += 1;
-                let due = now.max(due_at(opening.connect_us, *connect_timeout, now));
+                let due = now.max(due_at(flow.opening.connect_us, *connect_timeout, now));
                 if due > now {
                     look.next = look.next.min(due);
                 } else if look.due.len() < MOST {
-                    look.due.push(FlowAt { place, ctl });
+                    look.due.push(flow.seen());
                 }
-            });
+            }
             *seen = Seen { head, open };
         }
         if !look.due.is_empty() {
@@ -92,10 +93,6 @@ fn period(services: &[(u16, Duration)]) -> Duration {
 /// When a try whose SYN was sent at `stamp` is over.
 fn due_at(stamp: u32, connect_timeout: Duration, now: Instant) -> Instant {
     now + connect_timeout - Micros(stamp).age(now)
-}
-
-fn is_generation(ctl: Ctl, low: u32) -> bool {
-    ctl.is_of_low31(low)
 }
 
 #[cfg(test)]

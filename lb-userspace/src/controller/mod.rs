@@ -31,7 +31,6 @@ pub mod desired;
 mod drains;
 pub mod half_open;
 pub mod health;
-pub mod installed;
 pub mod next_hops;
 mod now;
 pub mod ownership;
@@ -47,10 +46,9 @@ pub mod resets;
 pub mod silence;
 pub mod sweep;
 mod tasks;
-pub mod view;
 
 #[cfg(test)]
-mod fake;
+mod testbed;
 #[cfg(test)]
 mod tests;
 
@@ -58,17 +56,16 @@ use admin_state::Orders;
 pub use backends::cause_of;
 use desired::Desired;
 use health::Health;
-use installed::{Installed, listener_address};
 pub use now::Now;
 use ownership::{Ours, Territory};
 use plan::{Plan, Write};
 use record::{Names, Recorder};
 use resets::Which;
-use view::{FlowAt, View};
 
 use crate::{
     access_log::Record,
     notice::{Kind, Notice},
+    tables::{FlowAt, Installed, Tables, rows::listener_address},
 };
 
 /// What the shell is to do.
@@ -216,7 +213,7 @@ impl Controller {
     }
 
     /// A plan's writes were done: `desired` is the configuration from now on.
-    pub fn commit(&mut self, desired: Desired, plan: Plan, view: &impl View, now: Instant) -> Vec<Action> {
+    pub fn commit(&mut self, desired: Desired, plan: Plan, tables: &Tables, now: Instant) -> Vec<Action> {
         self.installed = plan.after;
         self.backends.values_mut().for_each(|facts| facts.down = true);
         for (service, (number, backends)) in desired.services.iter().zip(&plan.places) {
@@ -242,7 +239,7 @@ impl Controller {
         }
         self.desired = desired;
         self.forget_removed();
-        self.keep_health(view, now)
+        self.keep_health(tables, now)
     }
 
     /// What the maps hold after a write has failed.
@@ -288,14 +285,14 @@ impl Controller {
 
     /// Health goes on for backends that stay; that of a new one, or of one found at the start, is what the map says. Then
     /// the map is made to say what the file, operators and health say together.
-    fn keep_health(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
+    fn keep_health(&mut self, tables: &Tables, now: Instant) -> Vec<Action> {
         let Controller { backends, health, rails, .. } = self;
         health.retain(|number, _| backends.get(number).is_some_and(|facts| !facts.down));
         rails.retain(|number| health.contains_key(&number));
         let open: Vec<_> = self.backends.iter().filter(|(_, facts)| !facts.down).map(|(number, _)| *number).collect();
         let mut actions = Vec::new();
         for number in open {
-            let record = view.backend(number);
+            let record = tables.backend(number);
             self.failures_seen.entry(number).or_insert(record.connect_failures);
             if !self.health.contains_key(&number) {
                 let adopted = Health::adopted(&record, now);
@@ -309,7 +306,7 @@ impl Controller {
                 actions.extend(self.remember(number));
             }
             actions.extend(told);
-            actions.extend(self.admit_anew(number, view, Instant::ZERO, now));
+            actions.extend(self.admit_anew(number, tables, Instant::ZERO, now));
         }
         actions
     }
@@ -352,8 +349,8 @@ impl Controller {
     }
 
     /// Whatever is due at `now`. `lost` is how many events were lost so far.
-    pub fn turn(&mut self, view: &impl View, lost: u64, now: Instant) -> Vec<Action> {
-        let ours = Ours::new(&self.territory, view);
+    pub fn turn(&mut self, tables: &Tables, lost: u64, now: Instant) -> Vec<Action> {
+        let ours = Ours::new(&self.territory, tables);
         let mut actions = Vec::new();
         if now >= self.due.half_open {
             let rows = self.installed.services.iter();
@@ -373,16 +370,16 @@ impl Controller {
             actions.extend(self.silence_turn(&ours, now));
         }
         if now >= self.rails.deadline() {
-            actions.extend(self.rails_turn(view, now));
+            actions.extend(self.rails_turn(tables, now));
         }
         if now >= self.resets.deadline() {
             actions.extend(self.resets_turn(&ours, now));
         }
         if now >= self.due.second {
-            actions.extend(self.heal(view, lost, now));
-            actions.extend(self.reconcile(view));
-            actions.extend(self.count_clients(view, now));
-            actions.extend(self.retire.turn(&mut self.installed, view, now).into_iter().map(Action::Write));
+            actions.extend(self.heal(tables, lost, now));
+            actions.extend(self.reconcile(tables));
+            actions.extend(self.count_clients(tables, now));
+            actions.extend(self.retire.turn(&mut self.installed, tables, now).into_iter().map(Action::Write));
             actions.extend(self.silent_hosts(now));
             self.forget_removed();
             self.due.second = now + Duration::from_secs(1);
@@ -390,7 +387,7 @@ impl Controller {
         actions
     }
 
-    fn sweep_turn(&mut self, view: &impl View, now: Instant) -> Vec<sweep::Step> {
+    fn sweep_turn(&mut self, ours: &Ours, now: Instant) -> Vec<sweep::Step> {
         let Controller { installed, services, sweep, .. } = self;
         let pools: Vec<_> = installed.pools.keys().copied().collect();
         let shortest = services.values().map(|facts| facts.limits.idle_timeout).min().unwrap_or(IDLE_TIMEOUT);
@@ -406,11 +403,11 @@ impl Controller {
                 |facts| facts.limits,
             )
         };
-        sweep.turn(&pools, &limits, shortest, view, now)
+        sweep.turn(&pools, &limits, shortest, ours, now)
     }
 
-    fn resets_turn(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
-        let turn = self.resets.turn(&self.installed, view, now);
+    fn resets_turn(&mut self, ours: &Ours, now: Instant) -> Vec<Action> {
+        let turn = self.resets.turn(&self.installed, ours, now);
         let steps = turn.steps.into_iter().map(Action::Step);
         turn.over.iter().for_each(|over| self.tasks.job_over(over.id, over.closed));
         // A rebalancing has a job for every second.
@@ -433,18 +430,18 @@ impl Controller {
     }
 
     /// What events may not have told: recoveries, always; failures, when events were lost.
-    fn heal(&mut self, view: &impl View, lost: u64, now: Instant) -> Vec<Action> {
+    fn heal(&mut self, tables: &Tables, lost: u64, now: Instant) -> Vec<Action> {
         let numbers: Vec<_> = self.health.keys().copied().collect();
         // A turn later, when those that were told before the loss are taken in: they must not count twice.
         let noticed = std::mem::replace(&mut self.lost_before, lost) != lost;
         let events_lost = std::mem::replace(&mut self.loss_noticed, noticed);
         let mut actions = Vec::new();
         for number in numbers {
-            let record = view.backend(number);
+            let record = tables.backend(number);
             actions.extend(
                 self.with_health(number, "", now, |health, settings| health.compared(settings, record.admission, now)),
             );
-            actions.extend(self.admit_anew(number, view, Instant::ZERO, now));
+            actions.extend(self.admit_anew(number, tables, Instant::ZERO, now));
             let seen = self.failures_seen.entry(number).or_insert(record.connect_failures);
             let missed = record.connect_failures.saturating_sub(*seen);
             if !events_lost || missed == 0 {
@@ -460,22 +457,22 @@ impl Controller {
         actions
     }
 
-    fn reconcile(&mut self, view: &impl View) -> Vec<Action> {
+    fn reconcile(&mut self, tables: &Tables) -> Vec<Action> {
         let rows = self.installed.backends.iter().map(|(number, row)| (*number, row));
-        let Some(drift) = self.reconcile.turn(rows, view) else { return Vec::new() };
+        let Some(drift) = self.reconcile.turn(rows, tables) else { return Vec::new() };
         let name = self.backends.get(&drift.backend).map_or("-", |facts| &*facts.name);
         let text = format!("backend {name}: the count of active connections was off by {}, corrected", drift.by);
         vec![Action::Correct(drift), Action::Note(Notice::daemon(Level::Warn, Kind::Datapath, text))]
     }
 
-    fn count_clients(&mut self, view: &impl View, now: Instant) -> Vec<Action> {
+    fn count_clients(&mut self, tables: &Tables, now: Instant) -> Vec<Action> {
         let Controller { installed, clients, .. } = self;
         let corrected = clients.corrected();
         let limited = installed.services.iter().filter(|(_, row)| row.client_limit > 0);
         let limited: Vec<_> = limited.map(|(number, _)| *number).collect();
         let pools: Vec<_> = installed.pools.keys().copied().collect();
         let service_of = |backend| installed.backends.get(&backend).map(|row| row.service);
-        let steps = clients.turn(&limited, &pools, &service_of, view, now);
+        let steps = clients.turn(&limited, &pools, &service_of, tables, now);
         let off = clients.corrected() - corrected;
         let text = || format!("the counts of clients' connections were off by {off} in all, corrected");
         let note = (off > 0).then(|| Action::Note(Notice::daemon(Level::Warn, Kind::Datapath, text())));

@@ -5,17 +5,20 @@
 //! [`Ours`] shows the tables with the flows of other hosts left out. Whatever acts on flows looks through it; what only
 //! counts them does not.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ops::{Deref, Range},
+    sync::Arc,
+    time::Duration,
+};
 
 use lb_common::{
-    clients::ClientCount,
-    flow::Key,
-    layout::{Backend, Opening, Slot},
-    slot::{Ctl, State},
+    flow::{HalfOpenCell, Key},
+    slot::State,
     time::{Instant, Ticks},
 };
 
-use super::view::{Head, Place, View};
+use crate::tables::{Head, Tables};
 
 /// The listeners whose flows are ours.
 #[derive(Clone, Debug, Default)]
@@ -46,79 +49,41 @@ impl Territory {
     }
 }
 
-/// The tables without the flows that are another host's.
-pub struct Ours<'a, V> {
+/// The tables without the flows that are another host's. Everything else is read as it is.
+pub struct Ours<'a> {
     territory: Territory,
-    view: &'a V,
+    tables: &'a Tables,
 }
 
-impl<'a, V: View> Ours<'a, V> {
-    /// Looks at `view`.
-    pub fn new(territory: &Territory, view: &'a V) -> Ours<'a, V> {
-        Ours { territory: territory.clone(), view }
+impl Deref for Ours<'_> {
+    type Target = Tables;
+
+    fn deref(&self) -> &Tables {
+        self.tables
+    }
+}
+
+impl<'a> Ours<'a> {
+    /// Looks at `tables`.
+    pub fn new(territory: &Territory, tables: &'a Tables) -> Ours<'a> {
+        Ours { territory: territory.clone(), tables }
     }
 
     fn holds(&self, key: Key) -> bool {
         self.territory.holds(key.listener())
     }
-}
 
-impl<V: View> View for Ours<'_, V> {
-    fn backend(&self, number: u16) -> Backend {
-        self.view.backend(number)
+    /// The cells of a service's ring of half-open flows, as [`Tables::half_open`].
+    pub fn half_open(&self, service: u16) -> impl Iterator<Item = HalfOpenCell> {
+        let is_ours = |cell: &HalfOpenCell| self.flow(cell.at()).is_some_and(|flow| self.holds(flow.record.key));
+        self.tables.half_open(service).into_iter().filter(is_ours)
     }
 
-    fn slow_until(&self, backend: u16) -> Instant {
-        self.view.slow_until(backend)
-    }
-
-    fn heard(&self, pool: u16) -> Ticks {
-        self.view.heard(pool)
-    }
-
-    fn sent(&self, pool: u16) -> Ticks {
-        self.view.sent(pool)
-    }
-
-    fn half_open_head(&self, service: u16) -> u32 {
-        self.view.half_open_head(service)
-    }
-
-    fn half_open(&self, service: u16, each: &mut dyn FnMut(Place, u32)) {
-        self.view.half_open(service, &mut |place, generation| {
-            if self.view.slot(place).is_some_and(|(_, slot)| self.holds(slot.key)) {
-                each(place, generation);
-            }
-        });
-    }
-
-    fn clients(&self, service: u16, each: &mut dyn FnMut(ClientCount)) {
-        self.view.clients(service, each);
-    }
-
-    fn slots(&self, pool: u16) -> u32 {
-        self.view.slots(pool)
-    }
-
-    /// A slot that is held back is nobody's flow.
-    fn heads(&self, pool: u16, from: u32, to: u32, each: &mut dyn FnMut(Head)) {
-        self.view.heads(pool, from, to, &mut |head| {
-            if head.flow.ctl.state() == State::Abandoned || self.holds(head.key) {
-                each(Head { last_seen: self.territory.seen_by(head.key.listener(), head.last_seen), ..head });
-            }
-        });
-    }
-
-    fn slot(&self, place: Place) -> Option<(Ctl, Slot)> {
-        self.view.slot(place)
-    }
-
-    fn opening(&self, place: Place) -> Option<(Ctl, Opening)> {
-        self.view.opening(place)
-    }
-
-    fn client(&self, place: Place) -> Option<SocketAddr> {
-        self.view.client(place)
+    /// The slots of a range of a pool, as [`Tables::heads`]. A slot that is held back is nobody's flow.
+    pub fn heads(&self, pool: u16, range: Range<u32>) -> impl Iterator<Item = Head> {
+        let heads = self.tables.heads(pool, range);
+        let heads = heads.filter(|head| head.flow.ctl.state() == State::Abandoned || self.holds(head.key));
+        heads.map(|head| Head { last_seen: self.territory.seen_by(head.listener(), head.last_seen), ..head })
     }
 }
 

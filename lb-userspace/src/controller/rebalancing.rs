@@ -6,12 +6,8 @@ use std::{collections::VecDeque, time::Duration};
 
 use lb_common::{slot::State, time::Instant};
 
-use super::{
-    installed::Installed,
-    rebalance::Share,
-    resets::JobId,
-    view::{FlowAt, View},
-};
+use super::{ownership::Ours, rebalance::Share, resets::JobId};
+use crate::tables::{FlowAt, Installed};
 
 /// A backend that has too many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,15 +55,15 @@ impl Rebalancing {
     }
 
     /// The next second's flows, in order. Empty: it is over.
-    pub fn batch(&mut self, installed: &Installed, view: &impl View, now: Instant) -> VecDeque<FlowAt> {
+    pub fn batch(&mut self, installed: &Installed, ours: &Ours, now: Instant) -> VecDeque<FlowAt> {
         let mut excess: Vec<u32> = Vec::new();
         for donor in &self.donors {
-            excess.push(view.backend(donor.backend).active.saturating_sub(donor.keeps).min(donor.left));
+            excess.push(ours.backend(donor.backend).active.saturating_sub(donor.keeps).min(donor.left));
         }
         let taken = take_from_largest(&excess, self.rate);
         let mut batches = Vec::new();
         for ((donor, count), excess) in self.donors.iter_mut().zip(taken).zip(excess) {
-            let flows = idlest(donor.backend, count, installed, view, now);
+            let flows = idlest(donor.backend, count, installed, ours, now);
             // What it does not have any more, or cannot give, is not asked for again.
             donor.left = excess - count;
             batches.push(flows.into_iter());
@@ -92,11 +88,11 @@ fn take_from_largest(left: &[u32], count: u32) -> Vec<u32> {
 }
 
 /// The `count` established flows of a backend that have been without a packet for longest, the idlest first.
-fn idlest(backend: u16, count: u32, installed: &Installed, view: &impl View, now: Instant) -> Vec<FlowAt> {
+fn idlest(backend: u16, count: u32, installed: &Installed, ours: &Ours, now: Instant) -> Vec<FlowAt> {
     let pools = installed.backends.get(&backend).map(|row| row.pools.as_slice()).unwrap_or_default();
     let mut flows = Vec::new();
     for pool in pools {
-        view.heads(*pool, 0, view.slots(*pool), &mut |head| {
+        ours.heads(*pool, 0..ours.slots(*pool)).for_each(|head| {
             let ctl = head.flow.ctl;
             let state = if ctl.state() == State::Suspect { ctl.previous() } else { ctl.state() };
             if head.backend == backend && state == State::Established {
@@ -104,7 +100,7 @@ fn idlest(backend: u16, count: u32, installed: &Installed, view: &impl View, now
             }
         });
     }
-    flows.sort_by_key(|(idle, flow)| (std::cmp::Reverse(*idle), flow.place));
+    flows.sort_by_key(|(idle, flow)| (std::cmp::Reverse(*idle), flow.at));
     flows.into_iter().take(count as usize).map(|(_, flow)| flow).collect()
 }
 

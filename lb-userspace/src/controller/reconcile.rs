@@ -6,7 +6,7 @@
 
 use lb_common::layout::Backend;
 
-use super::{installed::BackendRow, view::View};
+use crate::tables::{BackendRow, Tables};
 
 /// A drift that was believed: `active` is this much too high (too low if negative).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl Reconcile {
     pub fn turn<'a>(
         &mut self,
         backends: impl Iterator<Item = (u16, &'a BackendRow)> + Clone,
-        view: &impl View,
+        tables: &Tables,
     ) -> Option<Drift> {
         let again = self.suspected.map(|drift| drift.backend);
         let chosen = match again {
@@ -46,7 +46,7 @@ impl Reconcile {
         let before = self.suspected.take();
         let (number, row) = chosen?;
         self.next = number + 1;
-        let found = count(number, row, view);
+        let found = count(number, row, tables);
         if found.is_none() || found != before {
             self.suspected = found;
             return None;
@@ -56,15 +56,15 @@ impl Reconcile {
     }
 }
 
-fn count(number: u16, row: &BackendRow, view: &impl View) -> Option<Drift> {
-    let before = view.backend(number);
+fn count(number: u16, row: &BackendRow, tables: &Tables) -> Option<Drift> {
+    let before = tables.backend(number);
     let mut open = 0_i64;
     for pool in &row.pools {
-        view.heads(*pool, 0, view.slots(*pool), &mut |head| {
+        tables.heads(*pool, 0..tables.slots(*pool)).for_each(|head| {
             open += i64::from(head.backend == number && head.flow.ctl.state().is_active());
         });
     }
-    let after = view.backend(number);
+    let after = tables.backend(number);
     let off = i64::from(after.active) - open;
     if off.abs() <= moved(&before, &after) {
         return None;

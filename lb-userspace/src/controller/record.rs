@@ -15,8 +15,9 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::{Now, installed::pool_snat};
+use super::Now;
 use crate::access_log::{Record, Status, Try};
+use crate::tables::rows::pool_snat;
 
 /// Most connections whose failed tries are remembered until they end. A connection that is forgotten is logged with its
 /// last try only. About 100 bytes each.

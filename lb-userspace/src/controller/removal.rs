@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use lb_common::{flow::Key, layout::CLOSING, time::Instant};
 
-use super::{installed::Installed, plan::Write, view::View};
+use crate::tables::{Installed, Tables, Write};
 
 /// How long something must have been without flows before it goes. Well above the time in which a
 /// packet under way in the kernel program can still open one, and the time in which a last FIN may be sent again.
@@ -28,12 +28,12 @@ pub struct Retire {
 
 impl Retire {
     /// Writes that remove what has been empty long enough; `installed` is kept in step.
-    pub fn turn(&mut self, installed: &mut Installed, view: &impl View, now: Instant) -> Vec<Write> {
+    pub fn turn(&mut self, installed: &mut Installed, tables: &Tables, now: Instant) -> Vec<Write> {
         let leaving = leaving(installed);
         self.empty_since.retain(|what, _| leaving.contains(what));
         let mut writes = Vec::new();
         for what in leaving {
-            if !is_empty(what, installed, view) {
+            if !is_empty(what, installed, tables) {
                 self.empty_since.remove(&what);
             } else if self.empty_since.entry(what).or_insert(now).age(now) >= QUIET {
                 self.empty_since.remove(&what);
@@ -58,21 +58,21 @@ fn leaving(installed: &Installed) -> Vec<Leaving> {
     listeners.chain(backends).chain(services).chain(pools.map(|pool| Leaving::Pool(*pool))).collect()
 }
 
-fn is_empty(what: Leaving, installed: &Installed, view: &impl View) -> bool {
+fn is_empty(what: Leaving, installed: &Installed, tables: &Tables) -> bool {
     match what {
-        Leaving::Backend(number) => view.backend(number).active == 0,
+        Leaving::Backend(number) => tables.backend(number).active == 0,
         Leaving::Service(_) => true,
-        Leaving::Pool(pool) => flows(pool, view, &mut |_| true) == 0,
+        Leaving::Pool(pool) => flows(pool, tables, &mut |_| true) == 0,
         Leaving::Listener(number) => {
-            installed.pools.keys().all(|pool| flows(*pool, view, &mut |key| key.listener() == number) == 0)
+            installed.pools.keys().all(|pool| flows(*pool, tables, &mut |key| key.listener() == number) == 0)
         }
     }
 }
 
-fn flows(pool: u16, view: &impl View, counts: &mut dyn FnMut(Key) -> bool) -> u32 {
+fn flows(pool: u16, tables: &Tables, counts: &mut dyn FnMut(Key) -> bool) -> u32 {
     let mut open = 0;
-    view.heads(pool, 0, view.slots(pool), &mut |head| {
-        if head.flow.ctl.state().is_active() && view.slot(head.flow.place).is_some_and(|(_, slot)| counts(slot.key)) {
+    tables.heads(pool, 0..tables.slots(pool)).for_each(|head| {
+        if head.flow.ctl.state().is_active() && tables.flow(head.flow.at).is_some_and(|flow| counts(flow.record.key)) {
             open += 1;
         }
     });

@@ -13,17 +13,13 @@ use std::{
 };
 
 use lb_common::{
-    layout::Slot,
     slot::{Ctl, State},
     time::Instant,
     verdict::Reason,
 };
 
-use super::{
-    installed::Installed,
-    sweep::Step,
-    view::{FlowAt, Head, View},
-};
+use super::{ownership::Ours, sweep::Step};
+use crate::tables::{Flow, FlowAt, Head, Installed};
 
 /// Between two turns: 5,000 resets a second are 25 a turn.
 const PERIOD: Duration = Duration::from_millis(5);
@@ -169,7 +165,7 @@ impl Resets {
     }
 
     /// One turn for every job that is due.
-    pub fn turn(&mut self, installed: &Installed, view: &impl View, now: Instant) -> Turn {
+    pub fn turn(&mut self, installed: &Installed, ours: &Ours, now: Instant) -> Turn {
         let mut turn = Turn::default();
         let due = self.jobs.values().filter(|running| running.due <= now).count().max(1);
         let (steps, slots) = ((STEPS / due).max(1), (SLOTS / due as u32).max(PIECE));
@@ -178,7 +174,7 @@ impl Resets {
                 return true;
             }
             let mut budget = Budget { steps, slots };
-            let goes_on = running.advance(&mut budget, installed, view, now, &mut turn.steps);
+            let goes_on = running.advance(&mut budget, installed, ours, now, &mut turn.steps);
             if !goes_on {
                 turn.over.push(Over { id: *id, job: running.job.clone(), closed: running.closed });
             }
@@ -194,7 +190,7 @@ impl Running {
         &mut self,
         budget: &mut Budget,
         installed: &Installed,
-        view: &impl View,
+        ours: &Ours,
         now: Instant,
         steps: &mut Vec<Step>,
     ) -> bool {
@@ -205,7 +201,7 @@ impl Running {
         let allowed = waited.map_or(budget.steps, |gaps| gaps as usize + 1);
         budget.steps = budget.steps.min(allowed);
         let before = steps.len();
-        let goes_on = self.collect(budget, installed, view, steps);
+        let goes_on = self.collect(budget, installed, ours, steps);
         let found = steps.len() - before;
         self.closed += found as u64;
         self.next += found as u32 * gap;
@@ -214,7 +210,7 @@ impl Running {
         goes_on
     }
 
-    fn collect(&mut self, budget: &mut Budget, installed: &Installed, view: &impl View, steps: &mut Vec<Step>) -> bool {
+    fn collect(&mut self, budget: &mut Budget, installed: &Installed, ours: &Ours, steps: &mut Vec<Step>) -> bool {
         if let Which::Flows(flows) = &mut self.job.which {
             while budget.steps > 0
                 && let Some(flow) = flows.pop_front()
@@ -233,7 +229,7 @@ impl Running {
                 }
                 continue;
             };
-            self.look_at_piece(pool, budget, view, steps);
+            self.look_at_piece(pool, budget, ours, steps);
         }
         true
     }
@@ -255,19 +251,19 @@ impl Running {
         !self.pools.is_empty()
     }
 
-    fn look_at_piece(&mut self, pool: u16, budget: &mut Budget, view: &impl View, steps: &mut Vec<Step>) {
-        let slots = view.slots(pool);
+    fn look_at_piece(&mut self, pool: u16, budget: &mut Budget, ours: &Ours, steps: &mut Vec<Step>) {
+        let slots = ours.slots(pool);
         let to = slots.min(self.slot + PIECE.min(budget.slots));
         // An empty pool costs one, so that the loop ends.
         budget.slots -= to.saturating_sub(self.slot).clamp(1, budget.slots);
         let (job, mut left, mut stopped) = (&self.job, budget.steps, None);
         let before = steps.len();
-        view.heads(pool, self.slot, to, &mut |head| {
-            if stopped.is_some() || !job.takes(&head, view) {
+        ours.heads(pool, self.slot..to).for_each(|head| {
+            if stopped.is_some() || !job.takes(&head, ours) {
                 return;
             }
             if left == 0 {
-                stopped = Some(u32::from(head.flow.place.slot));
+                stopped = Some(u32::from(head.flow.at.slot()));
                 return;
             }
             left -= 1;
@@ -284,17 +280,19 @@ impl Running {
 }
 
 impl Job {
-    fn takes(&self, head: &Head, view: &impl View) -> bool {
+    fn takes(&self, head: &Head, ours: &Ours) -> bool {
         let by_head = match self.which {
             Which::Backend(number) => head.backend == number,
             _ => true,
         };
         let by_client = || match self.which {
-            Which::Client(address) => view.client(head.flow.place).is_some_and(|client| client.ip() == address),
+            Which::Client(address) => {
+                ours.flow(head.flow.at).map(|flow| flow.client()).is_some_and(|client| client.ip() == address)
+            }
             _ => true,
         };
-        let began = |(ctl, slot): (Ctl, Slot)| ctl == head.flow.ctl && slot.started <= self.begun_by;
-        by_head && self.only.takes(head.flow.ctl) && by_client() && view.slot(head.flow.place).is_some_and(began)
+        let began = |flow: Flow| flow.ctl == head.flow.ctl && flow.record.started <= self.begun_by;
+        by_head && self.only.takes(head.flow.ctl) && by_client() && ours.flow(head.flow.at).is_some_and(began)
     }
 }
 

@@ -24,7 +24,8 @@ use lb_common::{
     time::{Instant, Ticks},
 };
 
-use super::view::{FlowAt, Head, View};
+use super::ownership::Ours;
+use crate::tables::{FlowAt, Head, Tables};
 
 /// Times a backend is asked before it is called silent.
 const ROUNDS: u32 = 4;
@@ -45,7 +46,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 const UNANSWERED: Duration = Duration::from_millis(250);
 /// How far a stamp may lie ahead, in ticks: a minute.
 const AHEAD: u32 = 1 << 16;
-/// How far [`View::heard`] and [`View::sent`] may lie behind: the step of their stamps, and a tick for the rounding.
+/// How far [`Tables::heard`] and [`Tables::sent`] may lie behind: the step of their stamps, and a tick for the rounding.
 const BEHIND: Duration = Ticks(0).age(Ticks(HEARD_STEP + 1));
 
 /// A backend that is watched.
@@ -121,13 +122,13 @@ impl Silence {
     }
 
     /// One turn over all backends that may be called silent.
-    pub fn turn(&mut self, subjects: &[Subject], view: &impl View, now: Instant) -> Look {
+    pub fn turn(&mut self, subjects: &[Subject], ours: &Ours, now: Instant) -> Look {
         self.watches.retain(|backend, _| subjects.iter().any(|subject| subject.backend == *backend));
         let pointed_at = std::mem::take(&mut self.pointed_at);
-        let mut turn = Turn { view, now, budget: SLOTS, look: Look::default() };
+        let mut turn = Turn { ours, now, budget: SLOTS, look: Look::default() };
         self.due = now + PERIOD;
         for subject in subjects {
-            if view.backend(subject.backend).active == 0 {
+            if ours.backend(subject.backend).active == 0 {
                 self.watches.remove(&subject.backend);
                 continue;
             }
@@ -140,8 +141,8 @@ impl Silence {
 }
 
 /// One turn: what it reads, how much it may still read, what it has found.
-struct Turn<'a, V> {
-    view: &'a V,
+struct Turn<'a> {
+    ours: &'a Ours<'a>,
     now: Instant,
     budget: u32,
     look: Look,
@@ -149,10 +150,10 @@ struct Turn<'a, V> {
 
 impl Watch {
     /// Looks at one backend; when it is to be looked at next.
-    fn look<V: View>(&mut self, subject: &Subject, pointed_at: bool, turn: &mut Turn<V>) -> Instant {
+    fn look(&mut self, subject: &Subject, pointed_at: bool, turn: &mut Turn) -> Instant {
         let now = turn.now;
         let step = (subject.connect_timeout / ROUNDS).clamp(STEP.0, STEP.1);
-        let Some(heard) = last_heard(subject, turn.view, now) else { return now + PERIOD };
+        let Some(heard) = last_heard(subject, turn.ours, now) else { return now + PERIOD };
         if since(heard, now) < step || self.doubt.is_some_and(|doubt| doubt.heard != heard) {
             *self = Watch { at: self.at, ..Watch::default() };
             return now + step;
@@ -178,13 +179,13 @@ impl Watch {
     }
 
     /// Looks for a connection whose client waits for an answer, if anybody may: idle connections are not walked over.
-    fn search<V: View>(&mut self, heard: Ticks, subject: &Subject, step: Duration, turn: &mut Turn<V>) -> Instant {
+    fn search(&mut self, heard: Ticks, subject: &Subject, step: Duration, turn: &mut Turn) -> Instant {
         let now = turn.now;
         if now < self.rest_until {
             return self.rest_until;
         }
         if self.walked == 0 {
-            let sent = last_sent(subject, turn.view, now);
+            let sent = last_sent(subject, turn.ours, now);
             if !may_wait(sent, heard, now) || self.nobody_since == Some(sent) {
                 return now + step;
             }
@@ -194,7 +195,7 @@ impl Watch {
             self.begin(heard, now);
             return now;
         }
-        if !self.is_round(subject, turn.view) {
+        if !self.is_round(subject, turn.ours) {
             return now + SOON;
         }
         self.walked = 0;
@@ -204,9 +205,9 @@ impl Watch {
     }
 
     /// One round: asks a few connections, others than the round before if there are others.
-    fn ask<V: View>(&mut self, doubt: Doubt, subject: &Subject, step: Duration, turn: &mut Turn<V>) -> Instant {
+    fn ask(&mut self, doubt: Doubt, subject: &Subject, step: Duration, turn: &mut Turn) -> Instant {
         let flows = self.walk(subject, ASKED, turn, &|_| true);
-        if flows.is_empty() && !self.is_round(subject, turn.view) {
+        if flows.is_empty() && !self.is_round(subject, turn.ours) {
             return turn.now + SOON;
         }
         if flows.is_empty() {
@@ -223,20 +224,14 @@ impl Watch {
 
     /// Goes on over the slots until `most` connections of the backend are found that `takes` takes, or the turn's budget
     /// is used up, or it has been everywhere.
-    fn walk<V: View>(
-        &mut self,
-        subject: &Subject,
-        most: usize,
-        turn: &mut Turn<V>,
-        takes: &dyn Fn(&Head) -> bool,
-    ) -> Vec<FlowAt> {
+    fn walk(&mut self, subject: &Subject, most: usize, turn: &mut Turn, takes: &dyn Fn(&Head) -> bool) -> Vec<FlowAt> {
         let mut found = Vec::new();
-        while turn.budget > 0 && found.len() < most && !self.is_round(subject, turn.view) {
+        while turn.budget > 0 && found.len() < most && !self.is_round(subject, turn.ours) {
             let pool = subject.pools[self.at.0 % subject.pools.len()];
-            let slots = turn.view.slots(pool);
+            let slots = turn.ours.slots(pool);
             let from = self.at.1.min(slots);
             let to = slots.min(from + PIECE.min(turn.budget));
-            turn.view.heads(pool, from, to, &mut |head| {
+            turn.ours.heads(pool, from..to).for_each(|head| {
                 let ours = head.backend == subject.backend && is_connected(head.flow.ctl);
                 if found.len() < most && ours && takes(&head) {
                     found.push(head.flow);
@@ -246,15 +241,15 @@ impl Watch {
             turn.budget = turn.budget.saturating_sub(looked_at);
             self.walked += looked_at;
             // Behind the last one found: the next round asks others.
-            let last = found.last().filter(|_| found.len() == most).map(|flow| u32::from(flow.place.slot) + 1);
+            let last = found.last().filter(|_| found.len() == most).map(|flow| u32::from(flow.at.slot()) + 1);
             let to = last.unwrap_or(to);
             self.at = if to >= slots { ((self.at.0 + 1) % subject.pools.len(), 0) } else { (self.at.0, to) };
         }
         found
     }
 
-    fn is_round(&self, subject: &Subject, view: &impl View) -> bool {
-        let all: u32 = subject.pools.iter().map(|pool| view.slots(*pool).max(1)).sum();
+    fn is_round(&self, subject: &Subject, tables: &Tables) -> bool {
+        let all: u32 = subject.pools.iter().map(|pool| tables.slots(*pool).max(1)).sum();
         self.walked >= all
     }
 }
@@ -264,13 +259,13 @@ fn is_connected(ctl: Ctl) -> bool {
 }
 
 /// When anything came from the backend last.
-fn last_heard(subject: &Subject, view: &impl View, now: Instant) -> Option<Ticks> {
-    subject.pools.iter().map(|pool| view.heard(*pool)).min_by_key(|heard| since(*heard, now))
+fn last_heard(subject: &Subject, tables: &Tables, now: Instant) -> Option<Ticks> {
+    subject.pools.iter().map(|pool| tables.heard(*pool)).min_by_key(|heard| since(*heard, now))
 }
 
 /// When a client's segment was sent on to the backend last.
-fn last_sent(subject: &Subject, view: &impl View, now: Instant) -> Ticks {
-    subject.pools.iter().map(|pool| view.sent(*pool)).min_by_key(|sent| since(*sent, now)).unwrap_or_default()
+fn last_sent(subject: &Subject, tables: &Tables, now: Instant) -> Ticks {
+    subject.pools.iter().map(|pool| tables.sent(*pool)).min_by_key(|sent| since(*sent, now)).unwrap_or_default()
 }
 
 /// Whether the last segment that was sent on can be one that [`spoke_after`] the backend; the time of it is up to
@@ -280,8 +275,8 @@ fn may_wait(sent: Ticks, heard: Ticks, now: Instant) -> bool {
 }
 
 /// When anything came from any of `pools` last.
-pub fn heard_at(pools: &[u16], view: &impl View, now: Instant) -> Instant {
-    pools.iter().map(|pool| now - since(view.heard(*pool), now)).max().unwrap_or_default()
+pub fn heard_at(pools: &[u16], tables: &Tables, now: Instant) -> Instant {
+    pools.iter().map(|pool| now - since(tables.heard(*pool), now)).max().unwrap_or_default()
 }
 
 /// How long ago a stamp was. Not [`Ticks::age`], which takes what is older than 26 days for one that lies ahead: a standby

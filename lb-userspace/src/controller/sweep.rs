@@ -6,9 +6,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lb_common::{slot::State, time::Instant, verdict::Reason};
+use lb_common::{flow::SlotAt, slot::State, time::Instant, verdict::Reason};
 
-use super::view::{FlowAt, Head, Place, View};
+use super::ownership::Ours;
+use crate::tables::{FlowAt, Head};
 
 /// How long a slot whose try failed is held back: as long as Linux keeps TIME_WAIT.
 const HELD_BACK: Duration = Duration::from_secs(60);
@@ -58,7 +59,7 @@ struct Suspect {
 pub struct Sweep {
     /// Where the walk goes on: pool and slot.
     next: (u16, u32),
-    suspects: BTreeMap<Place, Suspect>,
+    suspects: BTreeMap<SlotAt, Suspect>,
     turned_at: Option<Instant>,
 }
 
@@ -75,38 +76,38 @@ impl Sweep {
         pools: &[u16],
         limits: &dyn Fn(u16) -> Limits,
         shortest_idle_timeout: Duration,
-        view: &impl View,
+        ours: &Ours,
         now: Instant,
     ) -> Vec<Step> {
         let elapsed = self.turned_at.replace(now).unwrap_or(now).age(now).min(PERIOD);
-        let mut steps = self.close_suspects(limits, view, elapsed, now);
+        let mut steps = self.close_suspects(limits, ours, elapsed, now);
         let walk = (shortest_idle_timeout / 2).clamp(WALK.0, WALK.1);
-        let all: u128 = pools.iter().map(|pool| u128::from(view.slots(*pool))).sum();
+        let all: u128 = pools.iter().map(|pool| u128::from(ours.slots(*pool))).sum();
         let share = (all * elapsed.as_nanos()).div_ceil(walk.as_nanos()) as u64;
-        self.walk(pools, share, view, &mut |sweep, head| {
-            sweep.judge(&head, &limits(head.backend), view, now, &mut steps);
+        self.walk(pools, share, ours, &mut |sweep, head| {
+            sweep.judge(&head, &limits(head.backend), ours, now, &mut steps);
         });
         steps
     }
 
     /// Visits the next `share` slots, pool by pool, beginning anew after the last one.
-    fn walk(&mut self, pools: &[u16], mut share: u64, view: &impl View, visit: &mut dyn FnMut(&mut Sweep, Head)) {
+    fn walk(&mut self, pools: &[u16], mut share: u64, ours: &Ours, visit: &mut dyn FnMut(&mut Sweep, Head)) {
         while share > 0 && !pools.is_empty() {
             let Some(pool) = pools.iter().copied().find(|pool| *pool >= self.next.0) else {
                 self.next = (0, 0);
                 continue;
             };
             let from = if pool == self.next.0 { self.next.1 } else { 0 };
-            let slots = view.slots(pool);
+            let slots = ours.slots(pool);
             let to = u64::from(slots).min(u64::from(from) + share) as u32;
-            view.heads(pool, from, to, &mut |head| visit(self, head));
+            ours.heads(pool, from..to).for_each(|head| visit(self, head));
             // An empty pool costs one, so that the loop ends.
             share -= u64::from(to.saturating_sub(from)).clamp(1, share);
             self.next = if to >= slots { (pool + 1, 0) } else { (pool, to) };
         }
     }
 
-    fn judge(&mut self, head: &Head, limits: &Limits, view: &impl View, now: Instant, steps: &mut Vec<Step>) {
+    fn judge(&mut self, head: &Head, limits: &Limits, ours: &Ours, now: Instant, steps: &mut Vec<Step>) {
         let idle = head.last_seen.age(now.ticks());
         match head.flow.ctl.state() {
             // No more suspects than can be closed in a few seconds; the next walk finds the others.
@@ -117,11 +118,11 @@ impl Sweep {
                 steps.push(Step::Suspect(head.flow));
             }
             // Suspected by a controller that was killed since.
-            State::Suspect if !self.suspects.contains_key(&head.flow.place) => self.suspect(head.flow, now),
+            State::Suspect if !self.suspects.contains_key(&head.flow.at) => self.suspect(head.flow, now),
             State::Abandoned if idle >= HELD_BACK => steps.push(Step::Release(head.flow)),
             State::HalfOpen => {
-                let began = view.slot(head.flow.place).filter(|(ctl, _)| *ctl == head.flow.ctl);
-                if began.is_some_and(|(_, slot)| slot.started.age(now) > limits.connecting + HELD_BACK) {
+                let began = ours.flow(head.flow.at).filter(|flow| flow.ctl == head.flow.ctl);
+                if began.is_some_and(|flow| flow.record.started.age(now) > limits.connecting + HELD_BACK) {
                     steps.push(Step::Close(head.flow, Reason::ConnectTimeout));
                 }
             }
@@ -130,7 +131,7 @@ impl Sweep {
     }
 
     fn suspect(&mut self, flow: FlowAt, since: Instant) {
-        self.suspects.insert(flow.place, Suspect { flow, since });
+        self.suspects.insert(flow.at, Suspect { flow, since });
     }
 
     /// Those whose second is over, as many as the rate of each service allows. Whoever gave a sign of life since has
@@ -138,25 +139,25 @@ impl Sweep {
     fn close_suspects(
         &mut self,
         limits: &dyn Fn(u16) -> Limits,
-        view: &impl View,
+        ours: &Ours,
         elapsed: Duration,
         now: Instant,
     ) -> Vec<Step> {
         let mut closed = BTreeMap::new();
         let mut steps = Vec::new();
-        self.suspects.retain(|place, suspect| {
+        self.suspects.retain(|at, suspect| {
             if suspect.since.age(now) < SUSPICION {
                 return true;
             }
-            let Some((ctl, slot)) = view.slot(*place).filter(|(ctl, _)| *ctl == suspect.flow.ctl) else { return false };
-            let limits = limits(slot.backend);
+            let Some(flow) = ours.flow(*at).filter(|flow| flow.ctl == suspect.flow.ctl) else { return false };
+            let limits = limits(flow.backend());
             let count = closed.entry(limits.service).or_insert(0_u64);
             let allowed = (elapsed * limits.reset_rate).as_secs().max(1);
             if *count >= allowed {
                 return true;
             }
             *count += 1;
-            steps.push(Step::Close(FlowAt { place: *place, ctl }, Reason::IdleTimeout));
+            steps.push(Step::Close(flow.seen(), Reason::IdleTimeout));
             false
         });
         steps

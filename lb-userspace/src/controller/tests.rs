@@ -1,7 +1,6 @@
 //! The core as a whole, over virtual time.
 
 use super::*;
-use fake::Fake;
 use jiff::Timestamp;
 use lb_common::{
     event::{ENDED, RECOVERED, TRY_FAILED, TURNED_AWAY},
@@ -9,19 +8,20 @@ use lb_common::{
     slot::State as FlowState,
 };
 use plan::tests::service;
+use testbed::Testbed;
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 pub(super) const START: Instant = Instant(1_000_000_000_000);
 
 pub(super) struct World {
     pub controller: Controller,
-    pub tables: Fake,
+    pub tables: Testbed,
     pub notes: Vec<String>,
 }
 
 impl World {
     pub fn new(hosts: &[u8]) -> World {
-        let mut world = World { controller: Controller::default(), tables: Fake::default(), notes: Vec::new() };
+        let mut world = World { controller: Controller::default(), tables: Testbed::default(), notes: Vec::new() };
         world.configure(vec![service("api", "10.0.1.100:6443", hosts)], START);
         world
     }
@@ -37,7 +37,7 @@ impl World {
     /// The process is killed and another one starts with the same file.
     pub fn restart(&mut self, now: Instant) {
         let desired = self.controller.desired().clone();
-        self.controller = Controller::new(self.tables.installed(), self.controller.orders().clone());
+        self.controller = Controller::new(self.tables.read(), self.controller.orders().clone());
         self.configure(desired.services, now);
     }
 
@@ -52,7 +52,7 @@ impl World {
 
     pub fn event(&mut self, kind: u8, reason: Reason, backend: u16, at: Instant) -> Vec<Action> {
         if kind == TRY_FAILED {
-            self.tables.records.get_mut(&backend).expect("a backend").connect_failures += 1;
+            self.tables.change_backend(backend, |record| record.connect_failures += 1);
         }
         self.tell(kind, reason, backend, at)
     }
@@ -101,10 +101,10 @@ fn the_third_refusal_takes_a_backend_out_and_an_answered_trial_brings_it_back() 
     for _ in 0..3 {
         world.event(TRY_FAILED, Reason::Refused, 1, START);
     }
-    assert_eq!((world.tables.admission(1), world.tables.records[&1].retry_at), (OUT, START + 10 * SECOND));
+    assert_eq!((world.tables.admission(1), world.tables.backend(1).retry_at), (OUT, START + 10 * SECOND));
     assert_eq!(world.notes, ["backend cp11 of service api is out for 10.0 s: refused (3 failures)"]);
     // The kernel program swaps the word itself, then tells.
-    world.tables.records.get_mut(&1).expect("a backend").admission = UP;
+    world.tables.change_backend(1, |record| record.admission = UP);
     world.event(RECOVERED, Reason::NotOurs, 1, START + 11 * SECOND);
     assert_eq!(world.tables.admission(1), UP);
     assert_eq!(world.notes.last().map(String::as_str), Some("backend cp11 of service api is up"));
@@ -146,7 +146,7 @@ fn health_survives_a_reload_and_a_restart() {
     assert_eq!(state, health::State::Out { retry_at: START + 10 * SECOND, cause });
     assert_eq!(world.controller.health(0).expect("health").changed_at(), START);
     world.event(TRY_FAILED, Reason::Refused, 0, START + 12 * SECOND);
-    assert_eq!(world.tables.records[&0].retry_at, START + 22 * SECOND);
+    assert_eq!(world.tables.backend(0).retry_at, START + 22 * SECOND);
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn a_restart_changes_no_number_and_writes_nothing() {
 fn failures_whose_events_were_lost_are_found_in_the_counts() {
     let mut world = World::new(&[10, 11]);
     world.run(START, START + 2 * SECOND, 0);
-    world.tables.records.get_mut(&1).expect("a backend").connect_failures += 500;
+    world.tables.change_backend(1, |record| record.connect_failures += 500);
     world.run(START + 2 * SECOND, START + 4 * SECOND, 0);
     assert_eq!(world.tables.admission(1), UP, "no event was lost: they are on their way");
     world.run(START + 4 * SECOND, START + 6 * SECOND, 497);
@@ -191,7 +191,7 @@ fn failures_whose_events_were_lost_are_found_in_the_counts() {
 fn failures_whose_events_wait_in_the_ring_when_others_are_lost_count_once() {
     let mut world = World::new(&[10, 11]);
     world.run(START, START + 2 * SECOND, 0);
-    world.tables.records.get_mut(&1).expect("a backend").connect_failures += 2;
+    world.tables.change_backend(1, |record| record.connect_failures += 2);
     // The controller was stopped, the ring is full, and a turn comes before the events.
     world.run(START + 2 * SECOND, START + 2 * SECOND + Duration::from_nanos(1), 497);
     world.tell(TRY_FAILED, Reason::Refused, 1, START + SECOND);
@@ -208,7 +208,7 @@ fn a_lost_recovery_is_noticed_within_a_second() {
     for _ in 0..3 {
         world.event(TRY_FAILED, Reason::Refused, 0, START);
     }
-    world.tables.records.get_mut(&0).expect("a backend").admission = UP;
+    world.tables.change_backend(0, |record| record.admission = UP);
     world.run(START, START + 2 * SECOND, 0);
     assert_eq!(world.controller.health(0).expect("health").state(), health::State::Up);
 }
@@ -216,7 +216,7 @@ fn a_lost_recovery_is_noticed_within_a_second() {
 #[test]
 fn a_host_that_answers_no_arp_is_told_once_and_tried_at_once_when_it_is_back() {
     let mut world = World::new(&[10, 11]);
-    let pool = world.tables.rows[&0].pools[0];
+    let pool = world.tables.row(0).pools[0];
     for _ in 0..3 {
         world.event(TRY_FAILED, Reason::ConnectTimeout, 0, START);
     }
@@ -229,7 +229,7 @@ fn a_host_that_answers_no_arp_is_told_once_and_tried_at_once_when_it_is_back() {
     assert_eq!(world.notes, [text]);
     let actions = world.controller.next_hop(pool, true, START + 8 * SECOND);
     world.act(&actions);
-    assert_eq!(world.tables.records[&0].retry_at, START + 8 * SECOND);
+    assert_eq!(world.tables.backend(0).retry_at, START + 8 * SECOND);
 }
 
 #[test]
@@ -266,8 +266,8 @@ fn a_hundred_reloads_keep_a_held_connection_and_leave_nothing_behind() {
     }
     world.configure(vec![service("api", "10.0.1.100:6443", &[20])], now);
     world.run(now, now + 30 * SECOND, 0);
-    assert_eq!(world.tables.rows.len(), 2, "the new one, and the tombstone of the held connection");
+    assert_eq!(world.tables.installed().backends.len(), 2, "the new one, and the tombstone of the held connection");
     world.tables.end(held);
     world.run(now + 30 * SECOND, now + 60 * SECOND, 0);
-    assert_eq!((world.tables.rows.len(), world.tables.pools.len()), (1, 1));
+    assert_eq!((world.tables.installed().backends.len(), world.tables.installed().pools.len()), (1, 1));
 }

@@ -6,7 +6,6 @@ use anyhow::Result;
 use lb_common::{
     address::to_mapped,
     event::{ENDED, Event},
-    flow::SlotAt,
     time::Instant,
     verdict::Reason,
 };
@@ -14,10 +13,10 @@ use log::{debug, warn};
 
 use super::hops::Hops;
 use crate::{
-    controller::{clients, sweep::Step, view::FlowAt},
+    controller::{clients, sweep::Step},
     dataplane::Dataplane,
     sys::clock,
-    tables::{self, Flow, Tables, Write, rows::pool_backend},
+    tables::{Flow, FlowAt, Tables, Write, rows::pool_backend},
 };
 
 /// Carries out one write, with what the daemon knows beyond the plan: the next hop of a new pool, and ports to try again
@@ -48,15 +47,15 @@ pub fn step(dataplane: &Dataplane, step: &Step) -> Option<Event> {
     let tables = dataplane.tables();
     match step {
         Step::Suspect(flow) => {
-            tables.suspect(flow_at(flow));
+            tables.suspect(*flow);
             None
         }
         Step::Release(flow) => {
-            tables.release_abandoned(flow_at(flow));
+            tables.release_abandoned(*flow);
             None
         }
         Step::Close(flow, reason) => {
-            let closed = tables.close(flow_at(flow), *reason)?;
+            let closed = tables.close(*flow, *reason)?;
             if let Err(error) = dataplane.reset(&closed) {
                 debug!("no RST for the connection of {}: {error:#}", closed.client());
             }
@@ -69,14 +68,14 @@ pub fn step(dataplane: &Dataplane, step: &Step) -> Option<Event> {
 pub fn client(tables: &Tables, step: clients::Step) {
     match step {
         // A flow that has changed in the meantime is met at the next look.
-        clients::Step::Count(flow) => _ = tables.count_flow(flow_at(&flow)),
+        clients::Step::Count(flow) => _ = tables.count_flow(flow),
         clients::Step::Correct { service, client, by } => tables.move_client_count(service, client, -by),
     }
 }
 
 /// The client's SYN once more, through the kernel program, which moves the flow to the next backend.
 pub fn retry(dataplane: &Dataplane, flow: &FlowAt) {
-    let current = dataplane.tables().flow(flow_at(flow).at);
+    let current = dataplane.tables().flow(flow.at);
     let Some(current) = current.filter(|current| current.ctl == flow.ctl) else { return };
     if let Err(error) = dataplane.resend_syn(&current) {
         warn!("the SYN of {} cannot be sent to another backend: {error:#}", current.client());
@@ -85,15 +84,11 @@ pub fn retry(dataplane: &Dataplane, flow: &FlowAt) {
 
 /// Asks a connection's backend for a sign of life.
 pub fn ask(dataplane: &Dataplane, flow: &FlowAt) {
-    let current = dataplane.tables().flow(flow_at(flow).at);
+    let current = dataplane.tables().flow(flow.at);
     let Some(current) = current.filter(|current| current.ctl == flow.ctl) else { return };
     if let Err(error) = dataplane.ask(&current) {
         debug!("the backend of {} cannot be asked for a sign of life: {error:#}", current.client());
     }
-}
-
-fn flow_at(flow: &FlowAt) -> tables::FlowAt {
-    tables::FlowAt { at: SlotAt::new(flow.place.pool, flow.place.slot), ctl: flow.ctl }
 }
 
 fn ended(tables: &Tables, flow: &Flow, reason: Reason) -> Event {

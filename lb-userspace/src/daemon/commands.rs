@@ -21,7 +21,6 @@ use crate::{
         commands::{Uneven, Whose},
         rebalance::spread,
         resets::Only,
-        view::active,
     },
     notice::{Kind, Notice, Subject},
     words::{AdminWord, Task},
@@ -271,7 +270,7 @@ impl Daemon {
                 by: said.by.clone(),
                 deadline,
                 rate,
-                active: active(&**self.dataplane.tables(), number).into(),
+                active: self.dataplane.tables().active(number).into(),
             })
         };
         self.controller.orders().iter().filter_map(in_force).collect()
@@ -297,7 +296,7 @@ impl Daemon {
             was: standing.state,
             weight: record.weight,
             max_conns: record.max_conns,
-            active: active(&**self.dataplane.tables(), number).into(),
+            active: self.dataplane.tables().active(number).into(),
             deadline,
             task: None,
         }

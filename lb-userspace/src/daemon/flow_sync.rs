@@ -19,7 +19,6 @@ use crate::{
     config::model::{self, Config},
     controller::{
         admin_state::{Heard, HeardState, Name, Order, Orders},
-        installed::{listener_address, pool_backend, pool_snat},
         ownership::Territory,
         plan,
     },
@@ -32,6 +31,7 @@ use crate::{
         wire::{AdminDecision, BackendHealth, Decision},
     },
     sys::clock,
+    tables::rows::{listener_address, pool_backend, pool_snat},
     vrrp::shell::Fact,
     words::SyncState,
 };

@@ -10,10 +10,9 @@ use lb_common::layout::Hop;
 use log::warn;
 
 use crate::{
-    controller::installed::{Installed, pool_backend},
     dataplane::{Dataplane, Requested},
     sys::netlink::{Change, Destination, NextHop, Watch},
-    tables::Tables,
+    tables::{Installed, Tables, rows::pool_backend},
 };
 
 /// What is known of the neighbourhood.

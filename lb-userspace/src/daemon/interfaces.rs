@@ -13,10 +13,10 @@ use log::Level;
 use super::vrrp;
 use crate::{
     config::model::{Config, Datapath, Service},
-    controller::installed::Installed,
     dataplane::{Dataplane, Requested},
     notice::{Kind, Notice},
     sys::netlink,
+    tables::Installed,
 };
 
 /// What a configuration asks for.

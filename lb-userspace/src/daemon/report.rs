@@ -21,9 +21,9 @@ use crate::{
             ServiceStatus, Status, SyncStatus,
         },
     },
-    controller::{installed, installed::Installed, record::connection_number},
+    controller::record::connection_number,
     dataplane::{Attached, Mode},
-    tables::{Flow, Head, Tables},
+    tables::{Flow, Head, Installed, Tables, rows},
     words::{BackendReason, BackendState},
 };
 
@@ -162,8 +162,8 @@ pub fn report(snapshot: &Snapshot, tables: &Tables) -> Report {
         }
     };
     let pool = |(number, pool): (&u16, &Pool)| PoolUse {
-        backend: SocketAddr::V4(installed::pool_backend(pool)),
-        snat: installed::pool_snat(pool).into(),
+        backend: SocketAddr::V4(rows::pool_backend(pool)),
+        snat: rows::pool_snat(pool).into(),
         ports: u64::from(pool.ports),
         used: live.used.get(number).copied().unwrap_or(0),
     };
@@ -286,7 +286,7 @@ fn conn(snapshot: &Snapshot, flow: &Flow) -> Option<Conn> {
 
 fn snat(snapshot: &Snapshot, flow: &Flow) -> Option<SocketAddr> {
     let pool = snapshot.installed.pools.get(&flow.at.pool())?;
-    Some(SocketAddr::new(installed::pool_snat(pool).into(), pool.first_port.wrapping_add(flow.at.slot())))
+    Some(SocketAddr::new(rows::pool_snat(pool).into(), pool.first_port.wrapping_add(flow.at.slot())))
 }
 
 /// Lines for a service's connections that are still open (`interval` of its access log), read
@@ -316,7 +316,7 @@ fn open_record(snapshot: &Snapshot, service: &str, flow: &Flow) -> Option<Record
     let took = Duration::from_micros(u64::from(flow.connect_us()));
     Some(Record {
         client: flow.client(),
-        server: SocketAddr::V4(installed::listener_address(listener)),
+        server: SocketAddr::V4(rows::listener_address(listener)),
         ended: snapshot.wall,
         session: Instant(flow.started_ns()).age(snapshot.now),
         bytes_received: flow.bytes_in(),

@@ -21,10 +21,12 @@ use crate::{
         types::{ConnState, Refused},
     },
     config::model::Service,
-    controller::installed::{self, listener_address},
     dataplane::Answer,
     sys::{clock, netdev},
-    tables::Flow,
+    tables::{
+        Flow,
+        rows::{self, listener_address},
+    },
     vrrp::report::InstanceReport,
     words::VrrpState,
 };
@@ -102,7 +104,7 @@ impl Daemon {
             listen,
             backend: facts.name.clone(),
             address: facts.address.into(),
-            snat: SocketAddr::new(installed::pool_snat(&pool).into(), pool.first_port.wrapping_add(flow.at.slot())),
+            snat: SocketAddr::new(rows::pool_snat(&pool).into(), pool.first_port.wrapping_add(flow.at.slot())),
             state: ConnState::of(flow.ctl.state())?,
             balance: service.balance.name().into(),
             chosen: chosen(record.attempt.how()),
@@ -185,11 +187,11 @@ impl Daemon {
                 let side = self.side(record.hop);
                 let backend = tables.service(number).backends.get(position as usize).copied();
                 let facts = backend.and_then(|backend| self.controller.backends().get(&backend));
-                let snat = installed::pool_snat(&record).into();
+                let snat = rows::pool_snat(&record).into();
                 Foretold {
                     chosen: Some(chosen(how)),
                     backend: facts.map(|facts| facts.name.clone()),
-                    address: Some(installed::pool_backend(&record).into()),
+                    address: Some(rows::pool_backend(&record).into()),
                     snat: Some(SocketAddr::new(snat, record.first_port.wrapping_add(at.slot()))),
                     mac: side.mac,
                     interface: side.interface,

@@ -116,6 +116,12 @@ impl Tables {
         }
     }
 
+    /// How many connections are open to a backend.
+    pub fn active(&self, backend: u16) -> u32 {
+        // Read between two changes it may be one below zero for an instant.
+        self.backend(backend).active.cast_signed().max(0).cast_unsigned()
+    }
+
     /// A copy of a backend's record.
     pub fn backend(&self, number: u16) -> Backend {
         self.fixed.backends.read(number.into())

@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
-use lb_common::layout::{ACTIVE, DELETED, FreeLine, Opening, Pool, Slot};
+use lb_common::{
+    layout::{ACTIVE, DELETED, FreeLine, Opening, Pool, Slot},
+    time::Ticks,
+};
 
 use super::{
     Outer, Tables, check_reach, find_row,
@@ -30,13 +33,13 @@ impl Tables {
 
     /// When anything came from a pool's backend last, up to
     /// [`HEARD_STEP`](lb_common::layout::HEARD_STEP) behind.
-    pub fn heard(&self, pool: u16) -> u32 {
-        self.fixed.pools.word32(pool.into(), offset_of!(Pool, heard)).load(Ordering::Relaxed)
+    pub fn heard(&self, pool: u16) -> Ticks {
+        Ticks(self.fixed.pools.word32(pool.into(), offset_of!(Pool, heard)).load(Ordering::Relaxed))
     }
 
     /// When a client's segment was sent on to a pool's backend last, likewise.
-    pub fn sent(&self, pool: u16) -> u32 {
-        self.fixed.pools.word32(pool.into(), offset_of!(Pool, sent)).load(Ordering::Relaxed)
+    pub fn sent(&self, pool: u16) -> Ticks {
+        Ticks(self.fixed.pools.word32(pool.into(), offset_of!(Pool, sent)).load(Ordering::Relaxed))
     }
 
     /// Makes a pool, with all its slots free, in the row that was chosen for it

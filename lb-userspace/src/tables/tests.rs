@@ -5,10 +5,12 @@ use std::{
 
 use lb_common::{
     address::to_mapped,
+    clients::ClientCount,
     flow::{HalfOpenCell, SlotAt},
     hash,
-    layout::{BACKUP, CLOSING, LOG, MAX_SERVICE_BACKENDS, OUT, Rule, UP},
-    time::Instant,
+    layout::{BACKUP, CLOSING, LOG, MAX_SERVICE_BACKENDS, OUT, Opening, Rule, Slot, UP},
+    slot::{Ctl, State},
+    time::{Instant, Ticks},
 };
 
 use super::{
@@ -318,4 +320,63 @@ fn what_is_written_is_read_back() {
         write(Write::RemovePool { number });
     }
     assert!(tables.read().pools.is_empty());
+}
+
+/// What only the kernel program does, for simulations.
+impl Tables {
+    /// Puts a flow into a slot, in the slot's next generation.
+    pub(crate) fn put_flow(&self, at: SlotAt, state: State, record: &Slot, opening: &Opening) -> FlowAt {
+        let slots = self.slots_of(at.pool()).expect("a pool");
+        let ctl = Ctl::new(slots.ctl(at.slot()).generation() + 1, state);
+        slots.publish(at.slot(), &Slot { ctl, ..*record }, opening);
+        FlowAt { at, ctl }
+    }
+
+    /// A slot's word.
+    pub(crate) fn ctl(&self, at: SlotAt) -> Ctl {
+        self.slots_of(at.pool()).expect("a pool").ctl(at.slot())
+    }
+
+    /// Changes a slot's record.
+    pub(crate) fn change_slot(&self, at: SlotAt, change: impl FnOnce(&mut Slot)) {
+        let slots = self.slots_of(at.pool()).expect("a pool");
+        let mut record = slots.table().read(at.slot().into());
+        change(&mut record);
+        slots.table().publish(at.slot().into(), &record, offset_of!(Slot, ctl));
+    }
+
+    /// Changes a backend's record.
+    pub(crate) fn change_backend(&self, number: u16, change: impl FnOnce(&mut Backend)) {
+        let mut record = self.backend(number);
+        change(&mut record);
+        self.fixed.backends.publish(number.into(), &record, offset_of!(Backend, admission));
+    }
+
+    /// Sets the stamp of what a pool's backend sent last.
+    pub(crate) fn set_heard(&self, pool: u16, stamp: Ticks) {
+        self.fixed.pools.word32(pool.into(), offset_of!(Pool, heard)).store(stamp.0, Ordering::Relaxed);
+    }
+
+    /// Sets the stamp of what was sent to a pool's backend last.
+    pub(crate) fn set_sent(&self, pool: u16, stamp: Ticks) {
+        self.fixed.pools.word32(pool.into(), offset_of!(Pool, sent)).store(stamp.0, Ordering::Relaxed);
+    }
+
+    /// Enters a flow in the first cell of its service's ring that was never used.
+    pub(crate) fn enter_half_open(&self, service: u16, cell: HalfOpenCell) {
+        let ring = self.half_open.of(service).expect("a ring");
+        let free = (0..ring.len()).find(|index| ring.read(*index) == 0).expect("room in the ring");
+        ring.word64(free, 0).store(cell.0, Ordering::Relaxed);
+        self.fixed.services.word32(service.into(), offset_of!(Service, half_open)).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Replaces the words of a service's clients.
+    pub(crate) fn set_clients(&self, service: u16, words: &[ClientCount]) {
+        self.make_clients(service).expect("memory");
+        let table = self.clients.of(service).expect("a table");
+        let word = |index: usize| words.get(index).map_or(0, |word| word.0);
+        for index in 0..table.len() * 8 {
+            table.word64(index / 8, index % 8 * 8).store(word(index), Ordering::Relaxed);
+        }
+    }
 }

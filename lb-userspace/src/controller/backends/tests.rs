@@ -7,10 +7,12 @@ use super::super::{
     plan::tests::service,
     probe_count::Tries,
     tests::{SECOND, START, World},
-    view::FlowAt,
 };
 use super::*;
-use crate::words::{BackendReason, BackendState};
+use crate::{
+    tables::FlowAt,
+    words::{BackendReason, BackendState},
+};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -180,7 +182,8 @@ fn a_host_that_takes_another_ones_place_resets_what_that_one_had_on_a_backend_th
     world.run(START + SECOND, START + 10 * SECOND, 0);
     assert!(is_open(&world, flows[0]), "nothing of its to close");
     // The listener's own number, and that of the flows.
-    let listeners = world.tables.listeners.keys().copied().chain([0]);
+    let installed = world.tables.installed();
+    let listeners = installed.listeners.keys().copied().chain([0]);
     let ours = listeners.map(|number| (number, START + 10 * SECOND)).collect();
     world.controller.set_territory(Territory::beside_another(ours, SECOND), START + 10 * SECOND);
     world.run(START + 10 * SECOND, START + 11 * SECOND, 0);
@@ -194,14 +197,15 @@ fn a_host_that_takes_another_ones_place_asks_every_backend_though_all_connection
     world.controller.set_territory(Territory::beside_another([].into(), SECOND), START);
     let flows = opened(&mut world, 3);
     // Whatever goes to them and comes from them goes through the other host.
-    let pools: Vec<_> = world.tables.rows.values().flat_map(|row| row.pools.clone()).collect();
+    let pools: Vec<_> = world.tables.installed().backends.values().flat_map(|row| row.pools.clone()).collect();
     for pool in pools {
-        world.tables.heard.insert(pool, Ticks(0));
-        world.tables.sent.insert(pool, Ticks(0));
+        world.tables.heard_at(pool, Ticks(0));
+        world.tables.sent_at(pool, Ticks(0));
     }
     world.run(START + SECOND, START + 10 * SECOND, 0);
     assert_eq!(world.tables.asked, []);
-    let listeners = world.tables.listeners.keys().copied().chain([0]);
+    let installed = world.tables.installed();
+    let listeners = installed.listeners.keys().copied().chain([0]);
     let ours = listeners.map(|number| (number, START + 10 * SECOND)).collect();
     world.controller.set_territory(Territory::beside_another(ours, SECOND), START + 10 * SECOND);
     world.run(START + 10 * SECOND, START + 11 * SECOND, 0);
@@ -250,12 +254,12 @@ fn one_that_comes_back_starts_slowly_and_nothing_is_rebalanced_until_it_has_its_
     slow.probe = Some(Tries { rise: 2, fall: 2 });
     slow.backends.iter_mut().for_each(|backend| backend.slow_start = 30 * SECOND);
     world.configure(vec![slow], START);
-    assert_eq!(world.tables.slow_until.get(&0), None, "at the start of it all nobody is cold");
+    assert_eq!(world.tables.slow_start(0).until, Instant::ZERO, "at the start of it all nobody is cold");
     (0..20).for_each(|slot| _ = world.tables.open(1, slot, FlowState::Established, 0, START));
     [Refused, Refused, Passed].iter().for_each(|outcome| _ = probe(&mut world, 0, *outcome, START));
     probe(&mut world, 0, Passed, START + SECOND);
     let until = START + 31 * SECOND;
-    assert_eq!((world.tables.admission(0), world.tables.slow_until[&0]), (UP, until));
+    assert_eq!((world.tables.admission(0), world.tables.slow_start(0).until), (UP, until));
     assert_eq!(world.controller.standing(0, until, until - Duration::from_nanos(1)).state, BackendState::SlowStart);
     assert_eq!(world.controller.standing(0, until, until).state, BackendState::Up);
     let last = world.notes.last().map(String::as_str);

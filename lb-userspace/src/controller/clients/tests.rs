@@ -1,38 +1,39 @@
 use super::*;
-use crate::controller::{fake::Fake, installed::BackendRow, plan::Write, view::Place};
+use crate::{
+    controller::testbed::Testbed,
+    tables::{BackendRow, Write},
+};
 use lb_common::{
-    layout::{ACTIVE, Pool},
+    flow::SlotAt,
     slot::{Ctl, KILLED},
 };
 
 const NOW: Instant = Instant(500_000_000_000);
 
 /// Service 3 with one backend, and five counted flows of client 0.
-fn tables() -> Fake {
-    let mut tables = Fake::default();
-    let pool = Pool { first_port: 1024, ports: 100, state: ACTIVE, ..Pool::default() };
-    tables.write(&Write::NewPool { number: 0, pool, withheld: Vec::new() });
-    let row = BackendRow { service: 3, pools: vec![0], ..BackendRow::default() };
-    tables.write(&Write::NewBackend { number: 0, row });
+fn tables() -> Testbed {
+    let mut tables = Testbed::default();
+    tables.add_backend(0, 100, BackendRow { service: 3, ..BackendRow::default() });
     for slot in 0..5 {
         let flow = tables.open(0, slot, State::Established, 0, Instant(1));
-        mark(&mut tables, flow.place);
+        mark(&mut tables, flow.at);
     }
     count(&mut tables, 5);
     tables
 }
 
-fn mark(tables: &mut Fake, place: Place) -> Ctl {
-    let (ctl, _) = tables.slots.get_mut(&place).expect("a flow");
-    *ctl = ctl.with_flags(COUNTED);
-    *ctl
+fn mark(tables: &mut Testbed, at: SlotAt) -> Ctl {
+    tables.change_slot(at, |slot| slot.ctl = slot.ctl.with_flags(COUNTED));
+    tables.ctl(at)
 }
 
-fn count(tables: &mut Fake, count: u32) {
-    tables.clients.insert(3, vec![ClientCount::new(0, count)]);
+/// Sets the count of client 0; it has no word if that is zero.
+fn count(tables: &mut Testbed, count: u32) {
+    let words = [ClientCount::new(0, count)];
+    tables.set_clients(3, if count > 0 { &words } else { &[] });
 }
 
-fn turn(clients: &mut Clients, tables: &Fake, now: Instant) -> Vec<Step> {
+fn turn(clients: &mut Clients, tables: &Testbed, now: Instant) -> Vec<Step> {
     clients.turn(&[3], &[0], &|backend| (backend == 0).then_some(3), tables, now)
 }
 
@@ -52,7 +53,6 @@ fn a_difference_is_corrected_when_two_looks_in_a_row_find_it() {
     for (stands, by) in [(7, 2), (4, -1), (0, -5)] {
         let (mut clients, mut tables) = (Clients::default(), tables());
         count(&mut tables, stands);
-        tables.clients.get_mut(&3).expect("words").retain(|word| word.count() > 0);
         assert_eq!(turn(&mut clients, &tables, NOW), [], "seen once");
         let steps = turn(&mut clients, &tables, NOW + AGAIN);
         assert_eq!(steps, [Step::Correct { service: 3, client: 0, by }]);
@@ -75,8 +75,8 @@ fn a_difference_that_passes_or_is_another_one_each_time_is_none() {
 
 #[test]
 fn two_words_of_one_client_are_one_count() {
-    let (mut clients, mut tables) = (Clients::default(), tables());
-    tables.clients.insert(3, vec![ClientCount::new(0, 2), ClientCount::new(0, 3)]);
+    let (mut clients, tables) = (Clients::default(), tables());
+    tables.set_clients(3, &[ClientCount::new(0, 2), ClientCount::new(0, 3)]);
     assert!((0..4).all(|n| turn(&mut clients, &tables, NOW + n * PERIOD).is_empty()));
 }
 
@@ -84,10 +84,10 @@ fn two_words_of_one_client_are_one_count() {
 fn flows_that_are_older_than_the_limit_are_brought_into_the_count_and_half_open_ones_are_left() {
     let (mut clients, mut tables) = (Clients::default(), tables());
     let older = tables.open(0, 50, State::ClosingClient, 0, Instant(1));
-    tables.rings.insert(3, vec![0; 4]);
+    tables.add_ring(3, 4);
     tables.open(0, 51, State::HalfOpen, 0, Instant(1));
     assert_eq!(turn(&mut clients, &tables, NOW), [Step::Count(older)]);
-    mark(&mut tables, older.place);
+    mark(&mut tables, older.at);
     count(&mut tables, 6);
     assert_eq!(turn(&mut clients, &tables, NOW + PERIOD), []);
 }
@@ -98,10 +98,10 @@ fn flows_that_have_ended_and_those_of_other_services_do_not_count() {
     let row = BackendRow { service: 4, pools: vec![0], ..BackendRow::default() };
     tables.write(&Write::NewBackend { number: 1, row });
     let other = tables.open(1, 60, State::Established, 0, Instant(1));
-    mark(&mut tables, other.place);
+    mark(&mut tables, other.at);
     let ended = tables.open(0, 61, State::Established, 0, Instant(1));
-    let ctl = mark(&mut tables, ended.place);
-    tables.slots.get_mut(&ended.place).expect("a flow").0 = ctl.with_flags(KILLED).closed(63);
+    let ctl = mark(&mut tables, ended.at);
+    tables.change_slot(ended.at, |slot| slot.ctl = ctl.with_flags(KILLED).closed(63));
     assert!((0..4).all(|n| turn(&mut clients, &tables, NOW + n * PERIOD).is_empty()));
 }
 

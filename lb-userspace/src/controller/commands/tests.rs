@@ -7,6 +7,7 @@ use crate::controller::{
 };
 use lb_common::{
     event::TRY_FAILED,
+    flow::{Key, SlotAt},
     layout::{NONE, OUT},
     slot::State,
 };
@@ -55,7 +56,7 @@ fn it_holds_through_reloads_and_restarts_and_goes_with_the_backend() {
     let mut other = service("api", "10.0.1.100:6443", &[10, 11, 12]);
     other.backends[0].weight = 7;
     world.configure(vec![other], START + SECOND);
-    assert_eq!((world.tables.admission(0), world.tables.rows[&0].weight), (NONE, 7));
+    assert_eq!((world.tables.admission(0), world.tables.row(0).weight), (NONE, 7));
     world.restart(START + 2 * SECOND);
     assert_eq!((world.tables.admission(0), world.shown(0)), (NONE, admin("draining")));
     // In the moment between, the map said so by itself.
@@ -75,7 +76,7 @@ fn ready_does_not_touch_what_health_has_found() {
     assert_eq!((world.tables.admission(0), world.shown(0)), (NONE, admin("maint")));
     world.say(0, None, START);
     assert_eq!(world.tables.admission(0), OUT);
-    assert_eq!(world.tables.records[&0].retry_at, START + 10 * SECOND);
+    assert_eq!(world.tables.backend(0).retry_at, START + 10 * SECOND);
     assert!(matches!(world.controller.health(0).expect("health").state(), HealthState::Out { .. }));
 }
 
@@ -118,13 +119,13 @@ fn other_settings_last_until_the_next_reload_and_leave_a_drain_alone() {
     world.say(0, Some(DRAIN), START);
     let actions = world.controller.adjust(0, Some(5), Some(300));
     world.act(&actions);
-    let row = &world.tables.rows[&0];
+    let row = &world.tables.row(0);
     assert_eq!((row.weight, row.max_conns, world.tables.admission(0)), (5, 300, NONE));
     let actions = world.controller.adjust(0, None, Some(0));
     world.act(&actions);
-    assert_eq!((world.tables.rows[&0].weight, world.tables.rows[&0].max_conns), (5, 0));
+    assert_eq!((world.tables.row(0).weight, world.tables.row(0).max_conns), (5, 0));
     world.configure(vec![service("api", "10.0.1.100:6443", &[10, 11])], START + SECOND);
-    assert_eq!(world.tables.rows[&0].weight, 1);
+    assert_eq!(world.tables.row(0).weight, 1);
 }
 
 #[test]
@@ -151,7 +152,7 @@ fn a_kill_takes_what_it_names_and_nothing_else() {
         {
             let flow = world.tables.open(backend, slot as u16, State::Established, 0, START);
             let SocketAddr::V4(address) = client else { unreachable!() };
-            world.tables.slots.get_mut(&flow.place).expect("a slot").1.key = lb_common::flow::Key::of(address, 0);
+            world.tables.change_slot(flow.at, |slot| slot.key = Key::of(address, 0));
         }
         world
     };
@@ -167,13 +168,9 @@ fn a_kill_takes_what_it_names_and_nothing_else() {
         let task = world.controller.kill(whose, (Only::Open, Reason::Killed), &world.tables, START);
         assert_eq!(task.as_ref().map_or(0, |task| task.total), expected.len() as u64, "{whose:?}");
         world.run(START, START + SECOND, 0);
-        let closed: Vec<_> = world
-            .tables
-            .slots
-            .iter()
-            .filter(|(_, (ctl, _))| ctl.state() == State::Closed)
-            .map(|(p, _)| p.slot)
-            .collect();
+        let slot_at = |slot: u16| SlotAt::new(world.tables.row(slot % 2).pools[0], slot);
+        let is_closed = |slot: &u16| world.tables.ctl(slot_at(*slot)).state() == State::Closed;
+        let closed: Vec<_> = (0..4).filter(is_closed).collect();
         let mut sorted = closed.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, expected, "{whose:?}");
@@ -202,7 +199,7 @@ fn a_rebalancing_makes_even_what_is_up_and_is_told_of_once() {
     let over = world.controller.task(task.id).expect("a task");
     assert_eq!((over.reset, over.total, over.state), (20, 20, TaskState::Done));
     assert_eq!(world.notes, ["service api is rebalanced: 20 connection(s) were reset"]);
-    assert_eq!([0, 1, 2].map(|backend| world.tables.records[&backend].active), [20, 20, 30]);
+    assert_eq!([0, 1, 2].map(|backend| world.tables.backend(backend).active), [20, 20, 30]);
 }
 
 #[test]
@@ -217,7 +214,7 @@ fn a_stopped_rebalancing_resets_no_more() {
     let stopped = world.controller.stop_task(task.id).expect("a task");
     assert_eq!((stopped.state, stopped.reset), (TaskState::Stopped, 20));
     world.run(START + 2 * SECOND, START + 20 * SECOND, 0);
-    assert_eq!(world.tables.records[&0].active, 80);
+    assert_eq!(world.tables.backend(0).active, 80);
     assert!(world.controller.deadline() - (START + 20 * SECOND) < SECOND);
 }
 

@@ -1,20 +1,18 @@
 use super::*;
-use crate::controller::{Action, fake::Fake, installed::BackendRow, plan::Write};
-use lb_common::{
-    layout::{ACTIVE, Pool},
-    slot::State,
+use crate::{
+    controller::{Action, testbed::Testbed},
+    tables::BackendRow,
 };
+use lb_common::slot::State;
 
 const SECOND: Duration = Duration::from_secs(1);
 const START: Instant = Instant(1_000_000_000_000);
 
 /// Two backends with a pool each.
-fn tables() -> Fake {
-    let mut tables = Fake::default();
+fn tables() -> Testbed {
+    let mut tables = Testbed::default();
     for number in 0..2 {
-        let pool = Pool { first_port: 10_240, ports: 2048, state: ACTIVE, ..Pool::default() };
-        tables.write(&Write::NewPool { number, pool, withheld: Vec::new() });
-        tables.write(&Write::NewBackend { number, row: BackendRow { pools: vec![number], ..BackendRow::default() } });
+        tables.add_backend(number, 2048, BackendRow::default());
     }
     tables
 }
@@ -23,7 +21,7 @@ fn tables() -> Fake {
 fn run(
     (drains, resets): (&mut Drains, &mut Resets),
     orders: &[(u16, Order)],
-    tables: &mut Fake,
+    tables: &mut Testbed,
     (from, to): (Instant, Instant),
 ) -> (Vec<(Duration, Happened)>, Vec<Instant>) {
     let (mut happened, mut closed) = (Vec::new(), Vec::new());
@@ -33,7 +31,7 @@ fn run(
             let seen = drains.turn(orders, resets, tables, now);
             happened.extend(seen.into_iter().map(|(_, what)| (now - START, what)));
         }
-        let turn = resets.turn(&tables.installed(), tables, now);
+        let turn = resets.turn(&tables.installed(), &tables.ours(), now);
         closed.extend(turn.steps.iter().map(|_| now));
         tables.act(&turn.steps.into_iter().map(Action::Step).collect::<Vec<_>>());
         now = drains.deadline().min(resets.deadline()).max(now + Duration::from_nanos(1));
@@ -56,7 +54,7 @@ fn at_the_deadline_the_rest_is_reset_at_the_rate_and_not_before() {
         let ideal = START + 5 * SECOND + index as u32 * SECOND / 50;
         assert!(*at >= ideal && *at - ideal < SECOND / 20, "the {index}th came at {:?}", *at - START);
     }
-    assert_eq!([0, 1].map(|backend| tables.records[&backend].active), [0, 250]);
+    assert_eq!([0, 1].map(|backend| tables.backend(backend).active), [0, 250]);
     let [(at, Happened::Deadline(250)), (empty, Happened::Empty)] = happened[..] else { panic!("{happened:?}") };
     assert!(at == 5 * SECOND && (9 * SECOND..12 * SECOND).contains(&empty), "{happened:?}");
 }
@@ -64,14 +62,13 @@ fn at_the_deadline_the_rest_is_reset_at_the_rate_and_not_before() {
 #[test]
 fn one_that_is_made_after_the_deadline_is_met_too_and_one_that_is_not_made_is_left_to_its_timeout() {
     let (mut drains, mut resets, mut tables) = (Drains::default(), Resets::default(), tables());
-    tables.rings.insert(0, vec![0; 8]);
+    tables.add_ring(0, 8);
     tables.open(0, 1, State::Established, 0, START);
     let half_open = tables.open(0, 2, State::HalfOpen, 0, START);
     let orders = [(0, Order::Drain { deadline: Some(START), rate: 50 })];
     run((&mut drains, &mut resets), &orders, &mut tables, (START, START + 5 * SECOND));
     assert_eq!(tables.state(half_open), State::HalfOpen);
-    let (ctl, _) = tables.slots.get_mut(&half_open.place).expect("a slot");
-    *ctl = ctl.with_state(State::Established);
+    tables.change_slot(half_open.at, |slot| slot.ctl = slot.ctl.with_state(State::Established));
     let span = (START + 5 * SECOND, START + 7 * SECOND);
     let (happened, closed) = run((&mut drains, &mut resets), &orders, &mut tables, span);
     assert_eq!((closed.len(), &happened[..]), (1, &[(6 * SECOND, Happened::Empty)][..]));

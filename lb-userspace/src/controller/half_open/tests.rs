@@ -1,30 +1,26 @@
 use super::*;
-use crate::controller::{
-    fake::Fake,
-    installed::{BackendRow, ServiceRow},
-    plan::Write,
+use crate::{
+    controller::testbed::Testbed,
+    tables::{BackendRow, ServiceRow, Write},
 };
-use lb_common::layout::{ACTIVE, Pool};
 
 const MS: Duration = Duration::from_millis(1);
 const START: Instant = Instant(100_000_000_000);
 const SERVICES: [(u16, Duration); 1] = [(0, Duration::from_secs(2))];
 
-fn tables() -> Fake {
-    let mut tables = Fake::default();
-    let pool = Pool { first_port: 1024, ports: 1000, state: ACTIVE, ..Pool::default() };
-    tables.write(&Write::NewPool { number: 0, pool, withheld: Vec::new() });
-    tables.write(&Write::NewBackend { number: 0, row: BackendRow { pools: vec![0], ..BackendRow::default() } });
+fn tables() -> Testbed {
+    let mut tables = Testbed::default();
+    tables.add_backend(0, 1000, BackendRow::default());
     let row = ServiceRow { half_open_cells: 1000, backends: vec![0], ..ServiceRow::default() };
     tables.write(&Write::SetService { number: 0, row });
     tables
 }
 
 /// Looks whenever a look is due, until `end`; the times at which each flow was due.
-fn run(watch: &mut HalfOpen, tables: &mut Fake, from: Instant, end: Instant) -> (Vec<(Instant, FlowAt)>, u32) {
+fn run(watch: &mut HalfOpen, tables: &mut Testbed, from: Instant, end: Instant) -> (Vec<(Instant, FlowAt)>, u32) {
     let (mut now, mut due, mut looks) = (from, Vec::new(), 0);
     while now < end {
-        let look = watch.look(&SERVICES, tables, now);
+        let look = watch.look(&SERVICES, &tables.ours(), now);
         for flow in &look.due {
             tables.end(*flow);
             due.push((now, *flow));
@@ -39,7 +35,7 @@ fn run(watch: &mut HalfOpen, tables: &mut Fake, from: Instant, end: Instant) -> 
 fn a_silent_backend_is_given_up_right_after_connect_timeout_whenever_the_flow_began() {
     for offset in [0, 1, 333, 999, 1000, 1999] {
         let (mut watch, mut tables) = (HalfOpen::default(), tables());
-        let before = watch.look(&SERVICES, &tables, START);
+        let before = watch.look(&SERVICES, &tables.ours(), START);
         assert_eq!(before.due, []);
         let flow = tables.open(0, 7, State::HalfOpen, 0, START + offset * MS);
         let (due, _) = run(&mut watch, &mut tables, before.next.max(START + offset * MS), START + 5_000 * MS);
@@ -73,7 +69,7 @@ fn a_flood_is_worked_off_in_bounded_portions() {
     for slot in 0..1000 {
         tables.open(0, slot, State::HalfOpen, 0, START);
     }
-    let first = watch.look(&SERVICES, &tables, START + 2_001 * MS);
+    let first = watch.look(&SERVICES, &tables.ours(), START + 2_001 * MS);
     assert_eq!((first.due.len(), watch.open(0)), (MOST, 1000));
     assert_eq!(first.next, START + 2_001 * MS + AT_LEAST);
     let (due, looks) = run(&mut watch, &mut tables, START + 2_001 * MS, START + 2_100 * MS);
@@ -84,7 +80,7 @@ fn a_flood_is_worked_off_in_bounded_portions() {
 fn a_restarted_controller_sees_what_was_half_open_before() {
     let mut tables = tables();
     tables.open(0, 7, State::HalfOpen, 0, START);
-    let look = HalfOpen::default().look(&SERVICES, &tables, START + 10_000 * MS);
+    let look = HalfOpen::default().look(&SERVICES, &tables.ours(), START + 10_000 * MS);
     assert_eq!(look.due.len(), 1);
 }
 

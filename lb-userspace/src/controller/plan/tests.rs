@@ -1,5 +1,5 @@
 use super::*;
-use crate::controller::fake::Fake;
+use crate::controller::testbed::Testbed;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -50,7 +50,7 @@ fn one(hosts: &[u8]) -> Desired {
     Desired { services: vec![service("api", "10.0.1.100:6443", hosts)] }
 }
 
-fn apply(tables: &mut Fake, desired: &Desired) -> Plan {
+fn apply(tables: &mut Testbed, desired: &Desired) -> Plan {
     let plan = plan(&tables.installed(), desired, &BTreeMap::new()).expect("a plan");
     for write in &plan.writes {
         tables.write(write);
@@ -80,7 +80,7 @@ fn kinds(plan: &Plan) -> Vec<&'static str> {
 
 #[test]
 fn a_fresh_install_writes_pools_then_backends_then_the_service_then_the_listener() {
-    let plan = apply(&mut Fake::default(), &one(&[10, 11]));
+    let plan = apply(&mut Testbed::default(), &one(&[10, 11]));
     let order = ["new pool", "new backend", "new pool", "new backend", "set service", "set listener"];
     assert_eq!(kinds(&plan), order);
     assert_eq!(plan.places, [(0, vec![0, 1])]);
@@ -88,45 +88,45 @@ fn a_fresh_install_writes_pools_then_backends_then_the_service_then_the_listener
 
 #[test]
 fn the_same_configuration_again_writes_nothing_also_for_a_controller_that_starts_anew() {
-    let mut tables = Fake::default();
+    let mut tables = Testbed::default();
     apply(&mut tables, &one(&[10, 11, 12]));
     assert_eq!(apply(&mut tables, &one(&[10, 11, 12])).writes, []);
 }
 
 #[test]
 fn an_added_backend_is_there_before_its_service_lists_it() {
-    let mut tables = Fake::default();
+    let mut tables = Testbed::default();
     apply(&mut tables, &one(&[10]));
     assert_eq!(kinds(&apply(&mut tables, &one(&[10, 11]))), ["new pool", "new backend", "set service"]);
 }
 
 #[test]
 fn a_removed_backend_leaves_the_list_and_becomes_a_tombstone() {
-    let mut tables = Fake::default();
+    let mut tables = Testbed::default();
     apply(&mut tables, &one(&[10, 11]));
     let plan = apply(&mut tables, &one(&[11]));
     assert_eq!(kinds(&plan), ["set service", "close backend"]);
-    assert_eq!(tables.services[&0].backends, [1]);
+    assert_eq!(tables.service_of(0).backends, [1]);
     assert!(tables.installed().is_tombstone(0) && !tables.installed().is_tombstone(1));
     assert_eq!(tables.admission(0), lb_common::layout::NONE);
 }
 
 #[test]
 fn a_backend_that_comes_back_takes_over_its_tombstone() {
-    let mut tables = Fake::default();
+    let mut tables = Testbed::default();
     apply(&mut tables, &one(&[10, 11]));
-    tables.records.get_mut(&0).expect("a record").opened = 77;
+    tables.change_backend(0, |record| record.opened = 77);
     apply(&mut tables, &one(&[11]));
     let plan = apply(&mut tables, &one(&[10, 11]));
     assert_eq!(kinds(&plan), ["set backend", "set service"]);
     let admission = tables.admission(0);
-    assert_eq!((tables.records[&0].opened, admission), (77, lb_common::layout::NONE), "that is for the core to say");
+    assert_eq!((tables.backend(0).opened, admission), (77, lb_common::layout::NONE), "that is for the core to say");
     assert_eq!(plan.places, [(0, vec![0, 1])]);
 }
 
 #[test]
 fn a_backend_that_only_the_other_host_has_becomes_a_tombstone_which_its_flows_find() {
-    let (mut tables, desired) = (Fake::default(), one(&[10, 11]));
+    let (mut tables, desired) = (Testbed::default(), one(&[10, 11]));
     apply(&mut tables, &desired);
     let (listener, snat) = (v4("10.0.1.100:6443"), Ipv4Addr::new(10, 0, 1, 100));
     let planned = |listener, backend, snat| tombstone(&tables.installed(), &desired, listener, backend, snat);
@@ -145,7 +145,7 @@ fn a_backend_that_only_the_other_host_has_becomes_a_tombstone_which_its_flows_fi
 
 #[test]
 fn weights_and_limits_change_in_place() {
-    let mut tables = Fake::default();
+    let mut tables = Testbed::default();
     apply(&mut tables, &one(&[10, 11]));
     let mut heavier = one(&[10, 11]);
     heavier.services[0].backends[1].weight = 5;
@@ -157,29 +157,29 @@ fn weights_and_limits_change_in_place() {
 
 #[test]
 fn a_listener_that_goes_is_closed_before_anything_else_and_opens_again_in_its_place() {
-    let mut tables = Fake::default();
+    let mut tables = Testbed::default();
     let mut two = one(&[10]);
     two.services[0].listen.push(v4("10.0.1.101:6443"));
     apply(&mut tables, &two);
     assert_eq!(kinds(&apply(&mut tables, &one(&[10]))), ["close listener"]);
-    assert_eq!(tables.listeners.len(), 2, "it translates what it has");
+    assert_eq!(tables.installed().listeners.len(), 2, "it translates what it has");
     assert_eq!(kinds(&apply(&mut tables, &two)), ["set listener"]);
-    assert_eq!(tables.listeners.len(), 2);
+    assert_eq!(tables.installed().listeners.len(), 2);
 }
 
 #[test]
 fn a_service_that_goes_lists_nobody_and_keeps_translating() {
-    let mut tables = Fake::default();
+    let mut tables = Testbed::default();
     let mut both = one(&[10]);
     both.services.push(service("other", "10.0.1.100:7443", &[20]));
     apply(&mut tables, &both);
     assert_eq!(kinds(&apply(&mut tables, &one(&[10]))), ["close listener", "set service", "close backend"]);
-    assert!(tables.services[&1].backends.is_empty());
+    assert!(tables.service_of(1).backends.is_empty());
 }
 
 #[test]
 fn a_service_is_known_again_by_its_listener_whatever_its_name() {
-    let mut tables = Fake::default();
+    let mut tables = Testbed::default();
     apply(&mut tables, &one(&[10]));
     let renamed = Desired { services: vec![service("kube-apiserver", "10.0.1.100:6443", &[10])] };
     assert_eq!(apply(&mut tables, &renamed).writes, []);
@@ -187,7 +187,7 @@ fn a_service_is_known_again_by_its_listener_whatever_its_name() {
 
 #[test]
 fn a_service_whose_address_changes_keeps_its_place_by_its_name() {
-    let mut tables = Fake::default();
+    let mut tables = Testbed::default();
     apply(&mut tables, &one(&[10]));
     let mut moved = one(&[10]);
     moved.services[0].listen = vec![v4("10.0.1.99:6443")];
@@ -198,19 +198,19 @@ fn a_service_whose_address_changes_keeps_its_place_by_its_name() {
 
 #[test]
 fn two_services_share_the_slots_of_one_backend_and_snat_address() {
-    let mut tables = Fake::default();
+    let mut tables = Testbed::default();
     let mut both = one(&[10]);
     both.services.push(service("other", "10.0.1.100:7443", &[10]));
     apply(&mut tables, &both);
-    assert_eq!((tables.pools.len(), tables.rows.len()), (1, 2));
+    assert_eq!((tables.installed().pools.len(), tables.installed().backends.len()), (1, 2));
 }
 
 #[test]
 fn a_listen_port_within_the_snat_ports_of_its_address_is_withheld() {
-    let mut tables = Fake::default();
+    let mut tables = Testbed::default();
     let inside = Desired { services: vec![service("api", "10.0.1.100:16443", &[10])] };
     apply(&mut tables, &inside);
-    let withheld = |tables: &Fake| tables.pools.values().next().expect("a pool").1.clone();
+    let withheld = |tables: &Testbed| tables.withheld.values().next().expect("a pool").clone();
     assert_eq!(withheld(&tables), BTreeSet::from([16_443]));
     let mut more = inside.clone();
     more.services[0].listen.push(v4("10.0.1.100:16444"));
@@ -221,7 +221,7 @@ fn a_listen_port_within_the_snat_ports_of_its_address_is_withheld() {
 
 #[test]
 fn other_snat_ports_for_slots_in_use_are_a_warning_and_change_nothing() {
-    let mut tables = Fake::default();
+    let mut tables = Testbed::default();
     apply(&mut tables, &one(&[10]));
     let mut wider = one(&[10]);
     (wider.services[0].first_port, wider.services[0].ports) = (1024, 64_512);
@@ -236,7 +236,7 @@ fn hash_fills_its_table_by_weight_and_leaves_out_who_is_down() {
     desired.services[0].row.balance = schedule::HASH;
     desired.services[0].backends[1].down = true;
     desired.services[0].backends[2].weight = 65_535;
-    let plan = apply(&mut Fake::default(), &desired);
+    let plan = apply(&mut Testbed::default(), &desired);
     let table = plan.writes.iter().find_map(|write| match write {
         Write::Maglev { backends, .. } => Some(backends.iter().map(|(_, weight)| *weight).collect::<Vec<_>>()),
         _ => None,
@@ -269,7 +269,7 @@ fn every_way_to_a_configuration_ends_where_a_fresh_install_does() {
         (state >> 33) % below
     };
     for _ in 0..200 {
-        let mut tables = Fake::default();
+        let mut tables = Testbed::default();
         let mut last = Desired::default();
         for _ in 0..12 {
             last = Desired::default();
@@ -290,7 +290,7 @@ fn every_way_to_a_configuration_ends_where_a_fresh_install_does() {
             }
             apply(&mut tables, &last);
         }
-        let mut fresh = Fake::default();
+        let mut fresh = Testbed::default();
         apply(&mut fresh, &last);
         assert_eq!(meaning(&tables.installed()), meaning(&fresh.installed()), "{last:#?}");
     }

@@ -1,49 +1,40 @@
 use super::*;
-use crate::controller::{
-    Action,
-    fake::Fake,
-    installed::BackendRow,
-    plan::Write,
-    rebalance::{Load, shares},
-    resets::{Job, Only, Resets, Which},
+use crate::{
+    controller::{
+        Action,
+        rebalance::{Load, shares},
+        resets::{Job, Only, Resets, Which},
+        testbed::Testbed,
+    },
+    tables::BackendRow,
 };
-use lb_common::{
-    layout::{ACTIVE, Pool},
-    verdict::Reason,
-};
+use lb_common::verdict::Reason;
 
 const SECOND: Duration = Duration::from_secs(1);
 const START: Instant = Instant(100_000_000_000_000);
 
 /// Three backends with a pool each.
-fn tables() -> Fake {
-    let mut tables = Fake::default();
+fn tables() -> Testbed {
+    let mut tables = Testbed::default();
     for number in 0..3 {
-        let pool = Pool { first_port: 10_240, ports: 4096, state: ACTIVE, ..Pool::default() };
-        tables.write(&Write::NewPool { number, pool, withheld: Vec::new() });
-        tables.write(&Write::NewBackend { number, row: BackendRow { pools: vec![number], ..BackendRow::default() } });
+        tables.add_backend(number, 4096, BackendRow::default());
     }
     tables
 }
 
-fn loads(tables: &Fake) -> Vec<Load> {
-    let load = |(backend, record): (&u16, &lb_common::layout::Backend)| Load {
-        backend: *backend,
-        weight: 1,
-        active: record.active,
-        max_conns: 0,
-    };
-    tables.records.iter().map(load).collect()
+fn loads(tables: &Testbed) -> Vec<Load> {
+    let load = |backend| Load { backend, weight: 1, active: tables.active(backend), max_conns: 0 };
+    (0..3).map(load).collect()
 }
 
 /// Runs it to its end; when which flows were reset. `meanwhile` happens between the turns.
-fn run(tables: &mut Fake, rate: u32, mut meanwhile: impl FnMut(&mut Fake, Instant)) -> Vec<(Instant, FlowAt)> {
+fn run(tables: &mut Testbed, rate: u32, mut meanwhile: impl FnMut(&mut Testbed, Instant)) -> Vec<(Instant, FlowAt)> {
     let mut rebalancing = Rebalancing::new(0, &shares(&loads(tables), 1), rate, START);
     let mut resets = Resets::default();
     let (mut now, mut reset) = (START, Vec::new());
     loop {
         if rebalancing.deadline().is_some_and(|deadline| deadline <= now) {
-            let batch = rebalancing.batch(&tables.installed(), tables, now);
+            let batch = rebalancing.batch(&tables.installed(), &tables.ours(), now);
             if batch.is_empty() {
                 return reset;
             }
@@ -51,7 +42,7 @@ fn run(tables: &mut Fake, rate: u32, mut meanwhile: impl FnMut(&mut Fake, Instan
             let job = Job { which, only: Only::Established, reason, rate, not_before: now, begun_by: Instant::NEVER };
             rebalancing.job = Some(resets.push(job));
         }
-        let turn = resets.turn(&tables.installed(), tables, now);
+        let turn = resets.turn(&tables.installed(), &tables.ours(), now);
         for step in &turn.steps {
             let crate::controller::sweep::Step::Close(flow, Reason::Rebalanced) = step else { panic!("{step:?}") };
             reset.push((now, *flow));
@@ -76,13 +67,13 @@ fn the_idlest_go_first_at_the_rate_and_only_as_many_as_needed() {
     }
     let reset = run(&mut tables, 10, |_, _| {});
     assert_eq!(reset.len(), 100);
-    assert_eq!([0, 1, 2].map(|backend| tables.records[&backend].active), [100, 100, 0]);
+    assert_eq!([0, 1, 2].map(|backend| tables.backend(backend).active), [100, 100, 0]);
     for (index, (at, _)) in reset.iter().enumerate() {
         let ideal = START + index as u32 * SECOND / 10;
         assert!(*at >= ideal && *at - ideal < SECOND / 5, "the {index}th came {:?} late", *at - ideal);
     }
     for backend in 0..2 {
-        let slots: Vec<_> = reset.iter().map(|(_, flow)| flow.place.slot).filter(|slot| slot % 2 == backend).collect();
+        let slots: Vec<_> = reset.iter().map(|(_, flow)| flow.at.slot()).filter(|slot| slot % 2 == backend).collect();
         let idlest: Vec<_> = (200 + backend..300).step_by(2).rev().collect();
         assert_eq!(slots, idlest);
     }
@@ -92,34 +83,33 @@ fn the_idlest_go_first_at_the_rate_and_only_as_many_as_needed() {
 fn clients_that_leave_by_themselves_are_resets_saved() {
     let mut tables = tables();
     let flows: Vec<_> = (0..300).map(|slot| tables.open(slot % 2, slot, State::Established, 0, START)).collect();
-    let mut leaving = flows.iter().filter(|flow| flow.place.pool == 0).copied().collect::<Vec<_>>().into_iter().rev();
+    let mut leaving = flows.iter().filter(|flow| flow.at.pool() == 0).copied().collect::<Vec<_>>().into_iter().rev();
     let reset = run(&mut tables, 10, |tables, now| {
         // From the second second on, one of cp01's each turn, until it has its share.
-        if now > START + 2 * SECOND && tables.records[&0].active > 100 {
+        if now > START + 2 * SECOND && tables.backend(0).active > 100 {
             leaving.by_ref().take(1).for_each(|flow| tables.end(flow));
         }
     });
-    let of_first = reset.iter().filter(|(_, flow)| flow.place.pool == 0).count();
+    let of_first = reset.iter().filter(|(_, flow)| flow.at.pool() == 0).count();
     assert!(of_first < 25, "{of_first} were reset");
-    assert!(tables.records[&0].active >= 99, "{}: below its share", tables.records[&0].active);
-    assert_eq!(tables.records[&1].active, 100);
+    assert!(tables.backend(0).active >= 99, "{}: below its share", tables.backend(0).active);
+    assert_eq!(tables.backend(1).active, 100);
 }
 
 #[test]
 fn connections_that_are_being_made_or_closed_are_left_alone() {
     let mut tables = tables();
-    tables.rings.insert(0, vec![0; 64]);
+    tables.add_ring(0, 64);
     for slot in 0..30 {
         let states = [State::Established, State::ClosingClient, State::ClosingBackend, State::HalfOpen, State::Suspect];
-        tables.open(0, slot, states[usize::from(slot) % 5], 0, START - SECOND);
-    }
-    let suspects: Vec<_> = tables.slots.iter_mut().filter(|(_, (ctl, _))| ctl.state() == State::Suspect).collect();
-    for (_, (ctl, _)) in suspects {
-        *ctl = ctl.with_state(State::Established).suspected();
+        let flow = tables.open(0, slot, states[usize::from(slot) % 5], 0, START - SECOND);
+        if tables.state(flow) == State::Suspect {
+            tables.change_slot(flow.at, |slot| slot.ctl = slot.ctl.with_state(State::Established).suspected());
+        }
     }
     let reset = run(&mut tables, 100, |_, _| {});
     assert_eq!(reset.len(), 12, "established ones, under suspicion or not: twenty were to be reset");
-    assert!(reset.iter().all(|(_, flow)| matches!(flow.place.slot % 5, 0 | 4)));
+    assert!(reset.iter().all(|(_, flow)| matches!(flow.at.slot() % 5, 0 | 4)));
 }
 
 #[test]

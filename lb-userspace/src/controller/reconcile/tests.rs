@@ -1,16 +1,11 @@
 use super::*;
-use crate::controller::{Action, fake::Fake, plan::Write};
-use lb_common::{
-    layout::{ACTIVE, Pool},
-    slot::State,
-};
+use crate::controller::{Action, testbed::Testbed};
+use lb_common::slot::State;
 
-fn tables() -> Fake {
-    let mut tables = Fake::default();
+fn tables() -> Testbed {
+    let mut tables = Testbed::default();
     for number in 0..2 {
-        let pool = Pool { first_port: 1024, ports: 100, state: ACTIVE, ..Pool::default() };
-        tables.write(&Write::NewPool { number, pool, withheld: Vec::new() });
-        tables.write(&Write::NewBackend { number, row: BackendRow { pools: vec![number], ..BackendRow::default() } });
+        tables.add_backend(number, 100, BackendRow::default());
         for slot in 0..10 {
             tables.open(number, slot, State::Established, 0, lb_common::time::Instant(1));
         }
@@ -18,8 +13,8 @@ fn tables() -> Fake {
     tables
 }
 
-fn turn(reconcile: &mut Reconcile, tables: &Fake) -> Option<Drift> {
-    reconcile.turn(tables.rows.iter().map(|(number, row)| (*number, row)), tables)
+fn turn(reconcile: &mut Reconcile, tables: &Testbed) -> Option<Drift> {
+    reconcile.turn(tables.installed().backends.iter().map(|(number, row)| (*number, row)), tables)
 }
 
 #[test]
@@ -33,14 +28,13 @@ fn counts_that_agree_are_left_alone() {
 fn a_drift_is_corrected_when_two_counts_in_a_row_find_it() {
     for off in [3_i32, -2] {
         let (mut reconcile, mut tables) = (Reconcile::default(), tables());
-        let record = tables.records.get_mut(&1).expect("a record");
-        record.active = record.active.wrapping_add_signed(off);
+        tables.change_backend(1, |record| record.active = record.active.wrapping_add_signed(off));
         assert_eq!(turn(&mut reconcile, &tables), None, "backend 0 is right");
         assert_eq!(turn(&mut reconcile, &tables), None, "seen once");
         let drift = turn(&mut reconcile, &tables).expect("seen twice");
         assert_eq!(drift, Drift { backend: 1, by: off });
         tables.act(&[Action::Correct(drift)]);
-        assert_eq!(tables.records[&1].active, 10);
+        assert_eq!(tables.backend(1).active, 10);
         assert!((0..10).all(|_| turn(&mut reconcile, &tables).is_none()));
         assert_eq!(reconcile.corrected(), u64::from(off.unsigned_abs()));
     }
@@ -48,10 +42,10 @@ fn a_drift_is_corrected_when_two_counts_in_a_row_find_it() {
 
 #[test]
 fn a_difference_that_passes_is_no_drift() {
-    let (mut reconcile, mut tables) = (Reconcile::default(), tables());
-    tables.records.get_mut(&0).expect("a record").active += 1;
+    let (mut reconcile, tables) = (Reconcile::default(), tables());
+    tables.change_backend(0, |record| record.active += 1);
     assert_eq!(turn(&mut reconcile, &tables), None);
-    tables.records.get_mut(&0).expect("a record").active -= 1;
+    tables.change_backend(0, |record| record.active -= 1);
     assert!((0..10).all(|_| turn(&mut reconcile, &tables).is_none()));
 }
 

@@ -1,21 +1,19 @@
 use super::*;
-use crate::controller::{Action, fake::Fake, installed::BackendRow, plan::Write};
-use lb_common::{
-    flow::Key,
-    layout::{ACTIVE, Pool},
+use crate::{
+    controller::{Action, testbed::Testbed},
+    tables::BackendRow,
 };
+use lb_common::flow::Key;
 
 const SECOND: Duration = Duration::from_secs(1);
 const START: Instant = Instant(1_000_000_000_000);
 const PORTS: u16 = 22_528;
 
 /// Three backends with a pool each.
-fn tables() -> Fake {
-    let mut tables = Fake::default();
+fn tables() -> Testbed {
+    let mut tables = Testbed::default();
     for number in 0..3 {
-        let pool = Pool { first_port: 10_240, ports: PORTS, state: ACTIVE, ..Pool::default() };
-        tables.write(&Write::NewPool { number, pool, withheld: Vec::new() });
-        tables.write(&Write::NewBackend { number, row: BackendRow { pools: vec![number], ..BackendRow::default() } });
+        tables.add_backend(number, PORTS, BackendRow::default());
     }
     tables
 }
@@ -26,12 +24,12 @@ fn job(which: Which) -> Job {
 }
 
 /// Turns whenever one is due until no job is left; every step with its time, and what is over.
-fn run(resets: &mut Resets, tables: &mut Fake, from: Instant) -> (Vec<(Instant, FlowAt)>, Vec<Over>) {
+fn run(resets: &mut Resets, tables: &mut Testbed, from: Instant) -> (Vec<(Instant, FlowAt)>, Vec<Over>) {
     let (mut now, mut steps, mut over) = (from, Vec::new(), Vec::new());
     while resets.deadline() != Instant::NEVER {
         assert!(now < from + 3600 * SECOND, "it never ends");
         now = resets.deadline().max(now);
-        let turn = resets.turn(&tables.installed(), tables, now);
+        let turn = resets.turn(&tables.installed(), &tables.ours(), now);
         assert!(turn.steps.len() <= STEPS);
         tables.act(&turn.steps.iter().map(|step| Action::Step(*step)).collect::<Vec<_>>());
         for step in turn.steps {
@@ -53,13 +51,13 @@ fn all_of_a_backend_are_closed_smoothly_at_the_rate_and_nobody_elses() {
     let id = resets.push(Job { rate: 1000, ..job(Which::Backend(1)) });
     let (steps, over) = run(&mut resets, &mut tables, START);
     assert_eq!(steps.len(), 3333);
-    assert!(steps.iter().all(|(_, flow)| flow.place.pool == 1));
+    assert!(steps.iter().all(|(_, flow)| flow.at.pool() == 1));
     for (index, (at, _)) in steps.iter().enumerate() {
         let ideal = START + index as u32 * SECOND / 1000;
         assert!(*at >= ideal && *at <= ideal + 2 * PERIOD, "step {index} came {:?} after its time", *at - ideal);
     }
     assert_eq!((over.len(), over[0].id, over[0].closed), (1, id, 3333));
-    assert_eq!([0, 1, 2].map(|backend| tables.records[&backend].active), [3334, 0, 3333]);
+    assert_eq!([0, 1, 2].map(|backend| tables.backend(backend).active), [3334, 0, 3333]);
     assert_eq!(resets.closed(id), None);
 }
 
@@ -69,7 +67,7 @@ fn five_thousand_a_second_are_kept_in_a_pool_that_is_nearly_empty() {
     for slot in (0..PORTS).step_by(22) {
         tables.open(0, slot, State::Established, 0, START);
     }
-    let wanted = tables.slots.len() as u64;
+    let wanted = u64::from(tables.active(0));
     resets.push(job(Which::Backend(0)));
     let (steps, _) = run(&mut resets, &mut tables, START);
     assert_eq!(steps.len() as u64, wanted);
@@ -111,12 +109,12 @@ fn a_clients_flows_are_found_at_every_backend() {
         for (slot, last) in [(100, 7), (20_000, 8)] {
             let flow = tables.open(backend, slot, State::Established, 0, START);
             let address = u32::from_ne_bytes([10, 0, 2, last]);
-            tables.slots.get_mut(&flow.place).expect("a flow").1.key = Key::new(address, 0x1234, 0);
+            tables.change_slot(flow.at, |slot| slot.key = Key::new(address, 0x1234, 0));
         }
     }
     resets.push(Job { only: Only::Open, ..job(Which::Client([10, 0, 2, 7].into())) });
     let (steps, _) = run(&mut resets, &mut tables, START);
-    let found: Vec<_> = steps.iter().map(|(_, flow)| (flow.place.pool, flow.place.slot)).collect();
+    let found: Vec<_> = steps.iter().map(|(_, flow)| (flow.at.pool(), flow.at.slot())).collect();
     assert_eq!(found, [(0, 100), (1, 100), (2, 100)]);
 }
 
@@ -132,7 +130,7 @@ fn chosen_flows_are_closed_in_their_order_and_not_one_more() {
         steps.iter().map(|(at, _)| *at - START).collect::<Vec<_>>(),
         Vec::from_iter((0..50).map(|n| n * SECOND / 10))
     );
-    assert_eq!((over[0].closed, tables.records[&0].active), (50, 1));
+    assert_eq!((over[0].closed, tables.backend(0).active), (50, 1));
 }
 
 #[test]
@@ -142,7 +140,7 @@ fn a_job_that_is_called_off_closes_no_more() {
         tables.open(0, slot, State::Established, 0, START);
     }
     let id = resets.push(Job { rate: 1, ..job(Which::Backend(0)) });
-    let turn = resets.turn(&tables.installed(), &tables, START);
+    let turn = resets.turn(&tables.installed(), &tables.ours(), START);
     assert_eq!((turn.steps.len(), resets.closed(id)), (1, Some(1)));
     assert!(resets.cancel(id) && !resets.cancel(id));
     assert_eq!(resets.deadline(), Instant::NEVER);
@@ -170,7 +168,7 @@ fn a_job_ends_though_no_swap_succeeds_and_though_its_backend_is_gone() {
     let (mut now, mut over) = (START, 0);
     while resets.deadline() != Instant::NEVER {
         assert!(now < START + SECOND);
-        over += resets.turn(&tables.installed(), &tables, now).over.len();
+        over += resets.turn(&tables.installed(), &tables.ours(), now).over.len();
         now += PERIOD;
     }
     assert_eq!(over, 2);

@@ -1,8 +1,11 @@
 //! A backend in these tests is a function of time: what it lets be heard, and whether it answers when asked.
 
 use super::*;
-use crate::controller::{Action, fake::Fake, installed::BackendRow, plan::Write};
-use lb_common::layout::{ACTIVE, HEARD_STEP, Pool};
+use crate::{
+    controller::{Action, testbed::Testbed},
+    tables::BackendRow,
+};
+use lb_common::layout::HEARD_STEP;
 
 const SECOND: Duration = Duration::from_secs(1);
 const START: Instant = Instant(1_000_000_000_000);
@@ -10,7 +13,7 @@ const MILLI: Duration = Duration::from_millis(1);
 const PORTS: u16 = 22_528;
 
 struct World {
-    tables: Fake,
+    tables: Testbed,
     silence: Silence,
     subjects: Vec<Subject>,
     /// The backends that answer.
@@ -21,13 +24,10 @@ struct World {
 
 impl World {
     fn new(backends: u16, connect_timeout: Duration) -> World {
-        let mut tables = Fake::default();
+        let mut tables = Testbed::default();
         for number in 0..backends {
-            let pool = Pool { first_port: 10_240, ports: PORTS, state: ACTIVE, ..Pool::default() };
-            tables.write(&Write::NewPool { number, pool, withheld: Vec::new() });
-            let row = BackendRow { pools: vec![number], ..BackendRow::default() };
-            tables.write(&Write::NewBackend { number, row });
-            tables.heard.insert(number, START.ticks());
+            tables.add_backend(number, PORTS, BackendRow::default());
+            tables.heard_at(number, START.ticks());
         }
         let subject = |backend| Subject { backend, pools: vec![backend], connect_timeout };
         let subjects = (0..backends).map(subject).collect();
@@ -41,16 +41,15 @@ impl World {
 
     /// A client of the flow sends something; a backend that lives answers.
     fn client_speaks(&mut self, flow: FlowAt, now: Instant) {
-        self.tables.slots.get_mut(&flow.place).expect("a flow").1.last_seen = now.ticks();
-        if self.alive.contains(&flow.place.pool) {
-            self.answer(flow.place.pool, now);
+        self.tables.speak(flow, now);
+        if self.alive.contains(&flow.at.pool()) {
+            self.answer(flow.at.pool(), now);
         }
     }
 
     fn answer(&mut self, pool: u16, now: Instant) {
-        let heard = self.tables.heard.get_mut(&pool).expect("a pool");
-        if heard.age_in_ticks(now.ticks()) >= HEARD_STEP {
-            *heard = now.ticks();
+        if self.tables.heard(pool).age_in_ticks(now.ticks()) >= HEARD_STEP {
+            self.tables.set_heard(pool, now.ticks());
         }
     }
 
@@ -63,12 +62,12 @@ impl World {
                 continue;
             }
             self.turns += 1;
-            let look = self.silence.turn(&self.subjects, &self.tables, now);
+            let look = self.silence.turn(&self.subjects, &self.tables.ours(), now);
             self.tables.act(&look.ask.iter().map(|flow| Action::Ask(*flow)).collect::<Vec<_>>());
             for flow in look.ask {
                 self.asked.push((now, flow));
-                if self.alive.contains(&flow.place.pool) {
-                    self.answer(flow.place.pool, now + MILLI);
+                if self.alive.contains(&flow.at.pool()) {
+                    self.answer(flow.at.pool(), now + MILLI);
                 }
             }
             if let Some(backend) = look.silent.first() {
@@ -98,7 +97,7 @@ fn a_dead_backend_is_found_with_one_client_that_speaks_within_twice_connect_time
         let took = (at - START).saturating_sub(500 * MILLI);
         assert!(took <= 2 * connect_timeout + SECOND, "{connect_timeout:?}: {took:?}");
         assert!(took >= connect_timeout.min(2 * SECOND), "{connect_timeout:?}: {took:?} is hasty");
-        let asked: BTreeSet<_> = world.asked.iter().map(|(_, flow)| flow.place).collect();
+        let asked: BTreeSet<_> = world.asked.iter().map(|(_, flow)| flow.at).collect();
         assert_eq!(asked.len(), ROUNDS as usize * ASKED, "several connections, others each time");
     }
 }
@@ -140,7 +139,7 @@ fn a_backend_that_is_slow_but_alive_answers_when_asked_and_that_is_the_end_of_it
     let flows = world.open(0, 100);
     // The server hangs: its clients' packets are acknowledged late, by chance never before they are looked at.
     let speaks = |world: &mut World, now: Instant| {
-        world.tables.slots.get_mut(&flows[5].place).expect("a flow").1.last_seen = now.ticks();
+        world.tables.speak(flows[5], now);
         if now.0.is_multiple_of(700_000_000) {
             world.answer(0, now);
         }
@@ -178,7 +177,7 @@ fn a_backend_without_connections_is_not_asked_and_one_with_half_open_ones_neithe
     world.alive.clear();
     for slot in 0..50 {
         let flow = world.tables.open(1, slot, State::Established, 0, START);
-        world.tables.slots.get_mut(&flow.place).expect("a flow").0 = flow.ctl.with_state(State::HalfOpen);
+        world.tables.change_slot(flow.at, |slot| slot.ctl = flow.ctl.with_state(State::HalfOpen));
     }
     world.silence.point_at(0);
     world.silence.point_at(1);
@@ -228,7 +227,7 @@ fn who_waits_is_found_though_the_time_of_what_was_sent_is_not_written_for_every_
     let first = START + SECOND;
     world.client_speaks(flows[7], first);
     world.tables.end(flows[7]);
-    world.tables.sent.insert(0, first.ticks());
+    world.tables.sent_at(0, first.ticks());
     // A walk has seen its slot before.
     let speaks = |world: &mut World, now: Instant| {
         if now == first + 30 * MILLI {
@@ -251,6 +250,6 @@ fn a_backend_that_was_not_heard_for_a_month_is_found_dead_like_any_other() {
 #[test]
 fn with_no_connection_it_wakes_once_a_second() {
     let mut world = World::new(3, 2 * SECOND);
-    world.silence.turn(&world.subjects, &world.tables, START);
+    world.silence.turn(&world.subjects, &world.tables.ours(), START);
     assert_eq!(world.silence.deadline(), START + SECOND);
 }

@@ -1,6 +1,9 @@
 use super::*;
-use crate::controller::{Action, fake::Fake, installed::BackendRow, plan::Write};
-use lb_common::layout::{ACTIVE, Pool, Slot};
+use crate::{
+    controller::{Action, testbed::Testbed},
+    tables::BackendRow,
+};
+use lb_common::layout::{Opening, Slot};
 
 const SECOND: Duration = Duration::from_secs(1);
 const START: Instant = Instant(1_000_000_000_000);
@@ -10,12 +13,10 @@ fn limits(_: u16) -> Limits {
     Limits { service: 0, idle_timeout: 600 * SECOND, connecting: 12 * SECOND, reset_rate: 5000 }
 }
 
-fn tables(pools: u16) -> Fake {
-    let mut tables = Fake::default();
+fn tables(pools: u16) -> Testbed {
+    let mut tables = Testbed::default();
     for number in 0..pools {
-        let pool = Pool { first_port: 1024, ports: PORTS, state: ACTIVE, ..Pool::default() };
-        tables.write(&Write::NewPool { number, pool, withheld: Vec::new() });
-        tables.write(&Write::NewBackend { number, row: BackendRow { pools: vec![number], ..BackendRow::default() } });
+        tables.add_backend(number, PORTS, BackendRow::default());
     }
     tables
 }
@@ -23,15 +24,15 @@ fn tables(pools: u16) -> Fake {
 /// Turns whenever one is due until `end`, doing what comes out; every step with its time.
 fn run(
     sweep: &mut Sweep,
-    tables: &mut Fake,
+    tables: &mut Testbed,
     limits: &dyn Fn(u16) -> Limits,
     from: Instant,
     end: Instant,
 ) -> Vec<(Instant, Step)> {
-    let pools: Vec<_> = tables.pools.keys().copied().collect();
+    let pools: Vec<_> = tables.installed().pools.keys().copied().collect();
     let (mut now, mut all) = (from, Vec::new());
     while now <= end {
-        let steps = sweep.turn(&pools, limits, limits(0).idle_timeout, tables, now);
+        let steps = sweep.turn(&pools, limits, limits(0).idle_timeout, &tables.ours(), now);
         tables.act(&steps.iter().map(|step| Action::Step(*step)).collect::<Vec<_>>());
         all.extend(steps.into_iter().map(|step| (now, step)));
         now = sweep.deadline(now);
@@ -47,22 +48,23 @@ fn an_idle_flow_is_suspected_and_closed_a_second_later() {
     let [(suspected, Step::Suspect(first)), (closed, Step::Close(second, Reason::IdleTimeout))] = steps[..] else {
         panic!("{steps:?}")
     };
-    assert_eq!((first, second.place, tables.state(idle)), (idle, idle.place, State::Closed));
+    assert_eq!((first, second.at, tables.state(idle)), (idle, idle.at, State::Closed));
     let idle_for = suspected - START;
     assert!((600 * SECOND..=631 * SECOND).contains(&idle_for), "suspected after {idle_for:?}");
     assert!((SECOND..=2 * SECOND).contains(&(closed - suspected)));
-    assert_eq!(tables.records[&1].active, 0);
+    assert_eq!(tables.backend(1).active, 0);
 }
 
 #[test]
 fn a_short_idle_timeout_is_kept_within_half_of_it() {
     let short = |backend| Limits { idle_timeout: 5 * SECOND, ..limits(backend) };
     let (mut sweep, mut tables) = (Sweep::default(), tables(3));
+    let mut flows = Vec::new();
     for slot in (0..PORTS).step_by(100) {
-        tables.open(slot % 3, slot, State::Established, 0, START);
+        flows.push(tables.open(slot % 3, slot, State::Established, 0, START));
     }
     run(&mut sweep, &mut tables, &short, START, START + 10 * SECOND);
-    assert!(tables.slots.values().all(|(ctl, _)| ctl.state() == State::Closed), "15 s are promised to nobody");
+    assert!(flows.iter().all(|flow| tables.state(*flow) == State::Closed), "15 s are promised to nobody");
 }
 
 #[test]
@@ -70,17 +72,16 @@ fn a_sign_of_life_clears_the_suspicion() {
     let (mut sweep, mut tables) = (Sweep::default(), tables(1));
     let flow = tables.open(0, 0, State::Established, 0, START);
     let late = START + 601 * SECOND;
-    sweep.turn(&[0], &limits, limits(0).idle_timeout, &tables, late - SECOND);
+    sweep.turn(&[0], &limits, limits(0).idle_timeout, &tables.ours(), late - SECOND);
     let mut steps = Vec::new();
     let mut now = late;
     while steps.is_empty() {
-        steps = sweep.turn(&[0], &limits, limits(0).idle_timeout, &tables, now);
+        steps = sweep.turn(&[0], &limits, limits(0).idle_timeout, &tables.ours(), now);
         now += SECOND;
     }
     tables.act(&steps.iter().map(|step| Action::Step(*step)).collect::<Vec<_>>());
     assert_eq!(tables.state(flow), State::Suspect);
-    let (ctl, slot) = tables.slots.get_mut(&flow.place).expect("a flow");
-    (*ctl, slot.last_seen) = (ctl.cleared(), now.ticks());
+    tables.change_slot(flow.at, |slot| (slot.ctl, slot.last_seen) = (slot.ctl.cleared(), now.ticks()));
     let steps = run(&mut sweep, &mut tables, &limits, now, now + 500 * SECOND);
     assert_eq!((steps.len(), tables.state(flow)), (0, State::Established));
 }
@@ -104,8 +105,7 @@ fn many_at_once_are_closed_at_the_rate_of_their_service() {
 fn suspects_of_a_killed_controller_are_found_and_closed() {
     let mut tables = tables(1);
     let flow = tables.open(0, 5, State::Established, 0, START);
-    let (ctl, _) = tables.slots.get_mut(&flow.place).expect("a flow");
-    *ctl = ctl.suspected();
+    tables.change_slot(flow.at, |slot| slot.ctl = slot.ctl.suspected());
     let now = START + 700 * SECOND;
     run(&mut Sweep::default(), &mut tables, &limits, now, now + 40 * SECOND);
     assert_eq!(tables.state(flow), State::Closed);
@@ -123,15 +123,9 @@ fn a_slot_held_back_is_released_after_a_minute_and_not_before() {
 #[test]
 fn a_flow_that_no_ring_knows_does_not_stay_half_open_for_ever() {
     let (mut sweep, mut tables) = (Sweep::default(), tables(1));
-    let place = Place { pool: 0, slot: 9 };
-    tables.slots.insert(
-        place,
-        (
-            lb_common::slot::Ctl::new(1, State::HalfOpen),
-            Slot { started: START, last_seen: START.ticks(), ..Slot::default() },
-        ),
-    );
-    tables.records.get_mut(&0).expect("a backend").active = 1;
+    let record = Slot { started: START, last_seen: START.ticks(), ..Slot::default() };
+    tables.put_flow(SlotAt::new(0, 9), State::HalfOpen, &record, &Opening::default());
+    tables.change_backend(0, |record| record.active = 1);
     let steps = run(&mut sweep, &mut tables, &limits, START, START + 110 * SECOND);
     let [(closed, Step::Close(_, Reason::ConnectTimeout))] = steps[..] else { panic!("{steps:?}") };
     assert!(closed - START > 72 * SECOND);
@@ -139,54 +133,18 @@ fn a_flow_that_no_ring_knows_does_not_stay_half_open_for_ever() {
 
 #[test]
 fn every_slot_is_visited_once_in_a_walk() {
-    let tables = tables(3);
+    let mut tables = tables(3);
+    // A slot that was held back long enough is released by every visit, and nobody carries it out here.
+    for (pool, slot) in (0..3).flat_map(|pool| (0..PORTS).map(move |slot| (pool, slot))) {
+        tables.open(pool, slot, State::Abandoned, 0, START - 61 * SECOND);
+    }
     let mut sweep = Sweep::default();
     let mut visits = BTreeMap::new();
-    struct Counting<'a>(&'a Fake, std::cell::RefCell<&'a mut BTreeMap<(u16, u32), u32>>);
-    impl View for Counting<'_> {
-        fn slow_until(&self, backend: u16) -> Instant {
-            self.0.slow_until(backend)
-        }
-        fn heard(&self, pool: u16) -> lb_common::time::Ticks {
-            self.0.heard(pool)
-        }
-        fn sent(&self, pool: u16) -> lb_common::time::Ticks {
-            self.0.sent(pool)
-        }
-        fn backend(&self, number: u16) -> lb_common::layout::Backend {
-            self.0.backend(number)
-        }
-        fn half_open_head(&self, service: u16) -> u32 {
-            self.0.half_open_head(service)
-        }
-        fn half_open(&self, service: u16, each: &mut dyn FnMut(Place, u32)) {
-            self.0.half_open(service, each);
-        }
-        fn clients(&self, service: u16, each: &mut dyn FnMut(lb_common::clients::ClientCount)) {
-            self.0.clients(service, each);
-        }
-        fn slots(&self, pool: u16) -> u32 {
-            View::slots(self.0, pool)
-        }
-        fn heads(&self, pool: u16, from: u32, to: u32, _: &mut dyn FnMut(Head)) {
-            let mut visits = self.1.borrow_mut();
-            for slot in from..to {
-                *visits.entry((pool, slot)).or_insert(0) += 1;
-            }
-        }
-        fn slot(&self, place: Place) -> Option<(lb_common::slot::Ctl, lb_common::layout::Slot)> {
-            self.0.slot(place)
-        }
-        fn opening(&self, place: Place) -> Option<(lb_common::slot::Ctl, lb_common::layout::Opening)> {
-            self.0.opening(place)
-        }
-        fn client(&self, place: Place) -> Option<std::net::SocketAddr> {
-            self.0.client(place)
-        }
-    }
-    let counting = Counting(&tables, std::cell::RefCell::new(&mut visits));
     for second in 0..=30 {
-        sweep.turn(&[0, 1, 2], &limits, 600 * SECOND, &counting, START + second * SECOND);
+        for step in sweep.turn(&[0, 1, 2], &limits, 600 * SECOND, &tables.ours(), START + second * SECOND) {
+            let Step::Release(flow) = step else { panic!("{step:?}") };
+            *visits.entry(flow.at).or_insert(0) += 1;
+        }
     }
     assert_eq!(visits.len(), 3 * usize::from(PORTS));
     assert!(visits.values().all(|times| *times == 1));
