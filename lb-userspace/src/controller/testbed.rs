@@ -151,6 +151,8 @@ impl Testbed {
     /// admission, which is the core's.
     pub fn installed(&self) -> Installed {
         let (mut read, mut written) = (self.tables.read(), self.installed.clone());
+        // A service is read if a backend names it, written or not.
+        read.services.retain(|number, row| row.half_open_cells > 0 || written.services.contains_key(number));
         for rows in [&mut read.backends, &mut written.backends] {
             rows.values_mut().for_each(|row| row.closed = false);
         }
@@ -242,7 +244,7 @@ impl Testbed {
     }
 
     fn sent_on(&mut self, pool: u16, stamp: Ticks) {
-        if !self.behind.contains(&pool) && self.sent(pool).age_in_ticks(stamp) > 0 {
+        if !self.behind.contains(&pool) && stamp.0 > self.sent(pool).0 {
             self.set_sent(pool, stamp);
         }
         if !self.unheard.contains(&pool) {
