@@ -14,7 +14,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// When something was last sent to a backend, and when it was last heard.
 fn signs(bench: &Bench, backend: u16) -> (u32, u32) {
     let pool = bench.tables().backend(backend).pools[0];
-    (bench.tables().sent(pool), bench.tables().heard(pool))
+    (bench.tables().sent(pool).0, bench.tables().heard(pool).0)
 }
 
 /// Lets the backend be heard until enough time has passed that the next packet to it is written
