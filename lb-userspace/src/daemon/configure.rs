@@ -41,7 +41,7 @@ impl Daemon {
         // Before VRRP, which waits for the other host's flows.
         self.configure_sync(key)?;
         self.configure_vrrp().await?;
-        let adopted = if self.dataplane.adopted() { "took over the tables of an earlier run,  " } else { "" };
+        let adopted = if self.dataplane.adopted() { "took over the tables of an earlier run, " } else { "" };
         let services = self.config.services.len();
         let after = self.process.started.elapsed().as_millis();
         let text =

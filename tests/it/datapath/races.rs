@@ -60,7 +60,10 @@ fn the_same_syn_on_two_cpus_opens_one_connection() {
         assert_eq!(free + flows, 6000, "no port leaked");
         let dropped = u64::from(dropped.into_inner());
         let lost = if dropped == 0 { vec![] } else { vec![(Reason::LostRace, dropped)] };
-        assert_eq!(bench.moved(), lost, "every drop is counted");
+        let mut moved = bench.moved();
+        // The namespace's own multicast.
+        moved.retain(|(reason, _)| *reason != Reason::NotOurs);
+        assert_eq!(moved, lost, "every drop is counted");
     });
 }
 
