@@ -15,6 +15,17 @@ impl Tables {
     /// changes the one that stands there. `ACTIVE`: it takes connections from now on; `CLOSING`: no new ones, those it has
     /// go on.
     pub fn put_listener(&self, row: u16, listener: &Listener) -> Result<()> {
+        // What stands there can always be closed, however it was damaged.
+        let closes = Listener { state: CLOSING, ..self.listener(row) } == *listener;
+        if !closes {
+            self.check_listener(row, listener)?;
+        }
+        self.fixed.listeners.publish(row.into(), listener, offset_of!(Listener, state));
+        Ok(())
+    }
+
+    /// Whether the kernel program would find a listener in this row, and nothing else stands there.
+    fn check_listener(&self, row: u16, listener: &Listener) -> Result<()> {
         ensure!(u32::from(listener.service) < MAX_SERVICES, "service number {} is out of range", listener.service);
         ensure!(listener.family == 4, "the datapath has no IPv6 yet");
         match self.find_listener(listener_address(listener)) {
@@ -25,7 +36,6 @@ impl Tables {
                 check_reach(listener_rows(listener_address(listener)), row, state)?;
             }
         }
-        self.fixed.listeners.publish(row.into(), listener, offset_of!(Listener, state));
         Ok(())
     }
 

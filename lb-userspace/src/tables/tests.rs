@@ -77,6 +77,21 @@ fn a_listener_is_found_where_the_kernel_program_looks_for_it() {
 }
 
 #[test]
+fn a_closed_listener_is_opened_again_for_another_service_and_a_damaged_one_can_be_closed() {
+    let tables = Tables::in_memory().unwrap();
+    let row = put(&tables, address("10.0.1.100:6443"), 0).unwrap();
+    close(&tables, row);
+    assert_eq!(put(&tables, address("10.0.1.100:6443"), 7), Some(row), "in the row where it stood");
+    assert_eq!((tables.listener(row).service, tables.listener(row).state), (7, ACTIVE));
+    assert_eq!(tables.listeners().len(), 1);
+
+    let damaged = Listener { service: u16::MAX, ..tables.listener(row) };
+    tables.fixed.listeners.publish(row.into(), &damaged, std::mem::offset_of!(Listener, state));
+    close(&tables, row);
+    assert_eq!(tables.listener(row).state, CLOSING);
+}
+
+#[test]
 fn a_deleted_listener_is_passed_over_and_its_place_used_again() {
     let tables = Tables::in_memory().unwrap();
     // Ports of one address that begin their search at the same place.
