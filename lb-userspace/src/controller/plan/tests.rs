@@ -282,6 +282,8 @@ fn every_way_to_a_configuration_ends_where_a_fresh_install_does() {
                 if draw(3) == 0 {
                     service.listen.push(v4(&format!("10.0.1.101:{}", 7000 + number)));
                 }
+                // Few, so that 2,400 configurations are made in a short time.
+                service.ports = 64;
                 for backend in &mut service.backends {
                     backend.weight = 1 + draw(3) as u32;
                     backend.down = draw(6) == 0;
