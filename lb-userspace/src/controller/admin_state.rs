@@ -12,14 +12,14 @@ use super::admission::Admin;
 
 mod merge;
 
-pub use merge::{Heard, HeardState, Merged};
+pub use merge::{Heard, HeardState};
 
 /// A backend by the names in the file: its service's and its own.
 pub type Name = (Arc<str>, Arc<str>);
 
 /// What can be said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum AdminState {
     /// No new connections; those it has go on, until the deadline.
     Drain {
         /// When the rest is reset; `None`: never.
@@ -31,21 +31,21 @@ pub enum Order {
     Maint,
 }
 
-impl Order {
+impl AdminState {
     /// For the admission.
     pub fn admin(self) -> Admin {
         match self {
-            Order::Drain { .. } => Admin::Drain,
-            Order::Maint => Admin::Maint,
+            AdminState::Drain { .. } => Admin::Drain,
+            AdminState::Maint => Admin::Maint,
         }
     }
 }
 
 /// What was said, when and by whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct AdminEntry {
     /// What.
-    pub order: Order,
+    pub order: AdminState,
     /// When.
     pub since: Instant,
     /// As the log names them.
@@ -54,15 +54,15 @@ pub struct Said {
 
 /// All that is in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Orders {
-    by_name: BTreeMap<Name, Said>,
+pub struct AdminStates {
+    by_name: BTreeMap<Name, AdminEntry>,
     /// When the last word about a backend was said, that it is taken back included; milliseconds since 1970.
     decided: BTreeMap<Name, u64>,
 }
 
-impl Orders {
+impl AdminStates {
     /// About one backend.
-    pub fn get(&self, name: &Name) -> Option<&Said> {
+    pub fn get(&self, name: &Name) -> Option<&AdminEntry> {
         self.by_name.get(name)
     }
 
@@ -72,13 +72,13 @@ impl Orders {
     }
 
     /// Says it, in place of what was said before: that is returned. `decided_at` in milliseconds since 1970.
-    pub fn say(&mut self, name: Name, said: Said, decided_at: u64) -> Option<Said> {
+    pub fn say(&mut self, name: Name, said: AdminEntry, decided_at: u64) -> Option<AdminEntry> {
         self.decided.insert(name.clone(), decided_at);
         self.by_name.insert(name, said)
     }
 
     /// Takes it back; what it was.
-    pub fn take_back(&mut self, name: &Name, decided_at: u64) -> Option<Said> {
+    pub fn take_back(&mut self, name: &Name, decided_at: u64) -> Option<AdminEntry> {
         self.decided.insert(name.clone(), decided_at);
         self.by_name.remove(name)
     }
@@ -94,7 +94,7 @@ impl Orders {
     }
 
     /// All of them, in the order of the names.
-    pub fn iter(&self) -> impl Iterator<Item = (&Name, &Said)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&Name, &AdminEntry)> {
         self.by_name.iter()
     }
 

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::tables::Tables;
 
-/// The least time between two haste orders for one backend.
+/// The least time between two requests to probe one backend sooner.
 const HURRY: Duration = Duration::from_millis(250);
 
 impl Controller {
@@ -116,7 +116,7 @@ impl Controller {
             admin: self.admin(number),
             health: self.health.get(&number).map_or(State::Up, Health::state),
             reachable: self.is_reachable(number),
-            spared: self.rails.is_spared(number),
+            spared: self.reset_guard.is_spared(number),
             slow_until,
         };
         admission::standing(&facts, now)
@@ -124,7 +124,7 @@ impl Controller {
 
     /// What an operator has said about a backend.
     fn admin(&self, number: u16) -> Admin {
-        self.name_of(number).map_or(Admin::None, |name| self.orders.admin(&name))
+        self.name_of(number).map_or(Admin::None, |name| self.admin_states.admin(&name))
     }
 
     pub(super) fn with_health(
@@ -158,9 +158,9 @@ impl Controller {
     fn changed(&mut self, backend: u16, change: Change, state: State, now: Instant) {
         match (change, state) {
             (Change::TakenOut { .. }, State::Out { cause: Some(cause), .. }) => {
-                self.rails.went_out(backend, cause, now)
+                self.reset_guard.went_out(backend, cause, now)
             }
-            (Change::Recovered | Change::Drained, _) => self.rails.came_back(backend),
+            (Change::Recovered | Change::Drained, _) => self.reset_guard.came_back(backend),
             _ => {}
         }
     }
@@ -230,7 +230,7 @@ impl Controller {
             let row = self.installed.backends.get(number)?;
             let known = match cause_of(health) {
                 Some(Cause::Silent) => true,
-                Some(Cause::ProbeTimeout) => !self.rails.is_spared(*number),
+                Some(Cause::ProbeTimeout) => !self.reset_guard.is_spared(*number),
                 _ => false,
             };
             let passive = settings.max_fails > 0 || settings.probe.is_some();
@@ -245,10 +245,10 @@ impl Controller {
     }
 
     /// Has the connections of dead backends reset, or spares them.
-    pub(super) fn rails_turn(&mut self, tables: &Tables, now: Instant) -> Vec<Action> {
-        let mut rails = std::mem::take(&mut self.rails);
-        let rulings = rails.turn(&|backend| self.members(backend, tables, now), now);
-        self.rails = rails;
+    pub(super) fn reset_guard_turn(&mut self, tables: &Tables, now: Instant) -> Vec<Action> {
+        let mut reset_guard = std::mem::take(&mut self.reset_guard);
+        let rulings = reset_guard.turn(&|backend| self.members(backend, tables, now), now);
+        self.reset_guard = reset_guard;
         rulings.into_iter().filter_map(|ruling| self.carry_out(ruling)).collect()
     }
 

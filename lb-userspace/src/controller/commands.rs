@@ -10,7 +10,7 @@ use log::Level;
 
 use super::{
     Action, Controller,
-    admin_state::{Name, Order, Orders},
+    admin_state::{AdminState, AdminStates, Name},
     admission::{Admin, Standing},
     drains::Happened,
     health::Health,
@@ -92,24 +92,24 @@ impl Controller {
 
     /// When it last changed how a backend stands, if that is known.
     pub fn changed_at(&self, number: u16) -> Option<Instant> {
-        let said = self.name_of(number).and_then(|name| self.orders.get(&name).map(|said| said.since));
+        let said = self.name_of(number).and_then(|name| self.admin_states.get(&name).map(|said| said.since));
         said.or_else(|| self.health(number).map(Health::changed_at))
     }
 
     /// What operators have said.
-    pub fn orders(&self) -> &Orders {
-        &self.orders
+    pub fn admin_states(&self) -> &AdminStates {
+        &self.admin_states
     }
 
     /// What operators say from now on. The actions bring the map up to date; `ready` backends begin slowly.
-    pub fn set_orders(&mut self, orders: Orders, tables: &Tables, now: Instant) -> Vec<Action> {
-        let before = std::mem::replace(&mut self.orders, orders);
+    pub fn set_admin_states(&mut self, admin_states: AdminStates, tables: &Tables, now: Instant) -> Vec<Action> {
+        let before = std::mem::replace(&mut self.admin_states, admin_states);
         let numbers: Vec<_> =
             self.backends.keys().copied().filter(|number| !self.installed.is_tombstone(*number)).collect();
         let mut actions = Vec::new();
         for number in numbers {
             let Some(name) = self.name_of(number) else { continue };
-            let (old, new) = (before.get(&name), self.orders.get(&name));
+            let (old, new) = (before.get(&name), self.admin_states.get(&name));
             if old == new {
                 continue;
             }
@@ -160,7 +160,7 @@ impl Controller {
         tables: &Tables,
         now: Instant,
     ) -> Option<Task> {
-        let flows = self.flows_of(whose, only, &Ours::new(&self.territory, tables));
+        let flows = self.flows_of(whose, only, &Ours::new(&self.ownership, tables));
         let total = flows.len() as u64;
         if total == 0 {
             return None;
@@ -296,17 +296,19 @@ impl Controller {
     }
 
     fn drains_turn(&mut self, ours: &Ours, now: Instant) -> Vec<Action> {
-        let mut orders = Vec::new();
+        let mut admin_states = Vec::new();
         for number in self.backends.keys().filter(|number| !self.installed.is_tombstone(**number)) {
-            let said = self.name_of(*number).and_then(|name| self.orders.get(&name));
+            let said = self.name_of(*number).and_then(|name| self.admin_states.get(&name));
             let service = self.installed.backends.get(number).map_or(u16::MAX, |row| row.service);
-            orders.extend(said.map(|said| match said.order {
+            admin_states.extend(said.map(|said| match said.order {
                 // What is left at the deadline is reset by the host that has the address.
-                Order::Drain { rate, .. } if !self.is_ours(service) => (*number, Order::Drain { deadline: None, rate }),
+                AdminState::Drain { rate, .. } if !self.is_ours(service) => {
+                    (*number, AdminState::Drain { deadline: None, rate })
+                }
                 order => (*number, order),
             }));
         }
-        let happened = self.drains.turn(&orders, &mut self.resets, ours, now);
+        let happened = self.drains.turn(&admin_states, &mut self.resets, ours, now);
         let note = |(number, what): (u16, Happened)| {
             let (service, backend) = self.name_of(number)?;
             let text = match what {

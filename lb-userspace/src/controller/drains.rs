@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use lb_common::{time::Instant, verdict::Reason};
 
 use super::{
-    admin_state::Order,
+    admin_state::AdminState,
     resets::{Job, JobId, Only, Resets, Which},
 };
 use crate::tables::Tables;
@@ -57,16 +57,16 @@ impl Drains {
     /// A look at all backends that are drained.
     pub fn turn(
         &mut self,
-        orders: &[(u16, Order)],
+        admin_states: &[(u16, AdminState)],
         resets: &mut Resets,
         tables: &Tables,
         now: Instant,
     ) -> Vec<(u16, Happened)> {
-        self.by_backend.retain(|backend, _| orders.iter().any(|(number, _)| number == backend));
+        self.by_backend.retain(|backend, _| admin_states.iter().any(|(number, _)| number == backend));
         self.due = Instant::NEVER;
         let mut happened = Vec::new();
-        for (backend, order) in orders {
-            let Order::Drain { deadline, rate } = *order else { continue };
+        for (backend, order) in admin_states {
+            let AdminState::Drain { deadline, rate } = *order else { continue };
             let draining = self.by_backend.entry(*backend).or_default();
             let active = tables.active(*backend);
             if active == 0 && !draining.told_empty {

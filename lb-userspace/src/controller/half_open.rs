@@ -45,11 +45,6 @@ pub struct HalfOpen {
 }
 
 impl HalfOpen {
-    /// How many flows of a service were half-open at the last look.
-    pub fn open(&self, service: u16) -> u32 {
-        self.seen.get(&service).map_or(0, |seen| seen.open)
-    }
-
     /// Looks at the rings of `services`, each with its connect_timeout.
     pub fn look(&mut self, services: &[(u16, Duration)], ours: &Ours, now: Instant) -> Look {
         let mut look = Look { due: Vec::new(), next: now + period(services) };

@@ -15,7 +15,7 @@
 //! in the whole system; it swaps `OUT` for `UP` when the trial is answered. When every backend is out it gives them
 //! connections all the same; that needs nothing from here.
 //!
-//! With a probe (`[service.health]`) the [`Tally`] of its outcomes decides too, and alone brings the backend back,
+//! With a probe (`[service.health]`) the [`ProbeCount`] of its outcomes decides too, and alone brings the backend back,
 //! whatever has taken it out: no client is spent on a trial (`retry_at` is `NEVER`).
 
 use std::{collections::VecDeque, time::Duration};
@@ -26,7 +26,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::probe_count::{Outcome, Tally, Tries, Verdict};
+use super::probe_count::{Outcome, ProbeCount, Tries, Verdict};
 
 /// What the configuration says about one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -133,7 +133,7 @@ pub struct Health {
     /// The last failures while up, `max_fails` at most.
     failures: VecDeque<Instant>,
     /// Of the probes, if there are any.
-    tally: Option<(Tries, Tally)>,
+    probe_count: Option<(Tries, ProbeCount)>,
     /// When a probe passed last, and since when they fail; `ZERO`: none did.
     passed_at: Instant,
     failing_since: Instant,
@@ -146,7 +146,7 @@ impl Health {
         Health {
             state: State::Up,
             failures: VecDeque::new(),
-            tally: None,
+            probe_count: None,
             passed_at: Instant::ZERO,
             failing_since: Instant::ZERO,
             changed_at: now,
@@ -190,12 +190,12 @@ impl Health {
 
     /// Whether its last probe failed.
     pub fn is_failing(&self) -> bool {
-        self.tally.is_some_and(|(_, tally)| tally.is_failing())
+        self.probe_count.is_some_and(|(_, probe_count)| probe_count.is_failing())
     }
 
     /// Probes without an answer in a row.
     pub fn unanswered(&self) -> u32 {
-        self.tally.map_or(0, |(_, tally)| tally.unanswered())
+        self.probe_count.map_or(0, |(_, probe_count)| probe_count.unanswered())
     }
 
     /// Whether it has passed a probe since those of `other` fail: it is not the same that ails both.
@@ -260,7 +260,7 @@ impl Health {
 
     /// What probes have found until now counts no more.
     fn distrust_probes(&mut self) {
-        self.tally = self.tally.map(|(tries, _)| (tries, Tally::down()));
+        self.probe_count = self.probe_count.map(|(tries, _)| (tries, ProbeCount::down()));
     }
 
     fn enter(&mut self, state: State, at: Instant) {
@@ -281,14 +281,14 @@ impl Health {
 
     /// A probe has come to an end.
     pub fn probed(&mut self, settings: &Settings, outcome: Outcome, at: Instant) -> Change {
-        let Some((tries, mut tally)) = self.tally else { return Change::Nothing };
+        let Some((tries, mut probe_count)) = self.probe_count else { return Change::Nothing };
         if outcome == Outcome::Passed {
             self.passed_at = at;
-        } else if !tally.is_failing() {
+        } else if !probe_count.is_failing() {
             self.failing_since = at;
         }
-        let verdict = tally.count(outcome, tries);
-        self.tally = Some((tries, tally));
+        let verdict = probe_count.count(outcome, tries);
+        self.probe_count = Some((tries, probe_count));
         match (verdict, self.state) {
             (Verdict::Up, State::Up) | (Verdict::NotYet, State::NotReady | State::Out { .. }) => Change::Nothing,
             (Verdict::Up, _) => self.recovered(at),
@@ -347,10 +347,10 @@ impl Health {
     /// New settings: with `max_fails = 0` and no probe nothing keeps it out; without a probe it gets its trial.
     pub fn configured(&mut self, settings: &Settings, now: Instant) -> Change {
         let up = self.state == State::Up;
-        self.tally = settings.probe.map(|tries| match self.tally {
-            Some((before, tally)) if before == tries => (tries, tally),
-            _ if up => (tries, Tally::up(tries)),
-            _ => (tries, Tally::down()),
+        self.probe_count = settings.probe.map(|tries| match self.probe_count {
+            Some((before, probe_count)) if before == tries => (tries, probe_count),
+            _ if up => (tries, ProbeCount::up(tries)),
+            _ => (tries, ProbeCount::down()),
         });
         match self.state {
             State::Up => Change::Nothing,

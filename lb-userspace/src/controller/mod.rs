@@ -1,16 +1,25 @@
-//! The controller's decisions, without I/O and without a clock: what is to be written to the maps, which backend is out,
-//! which flow is to be closed. The shell (`daemon`) reads events, clocks, sockets and files, hands them in, and does
-//! what comes back.
+//! The controller's decisions, without I/O and without a clock: what is written to the maps, which
+//! backend is out, which flow is closed. The shell (`daemon`) reads events, clocks, sockets and files,
+//! passes them in and carries out what comes back.
 //!
-//! The contract of driving a [`Controller`]:
-//! - a configuration: [`plan`](Controller::plan), do its writes in order, [`commit`](Controller::commit). When a write
-//!   fails: [`reread`](Controller::reread), and the old configuration stays.
-//! - events of the ring buffer: [`event`](Controller::event), each in its turn.
-//! - time: [`turn`](Controller::turn) when [`deadline`](Controller::deadline) has come. With no connection that is once
-//!   a second.
+//! How to drive a [`Controller`]:
+//! - **Every call that returns actions:** carry them out in order, before the next call. That holds for
+//!   [`commit`](Controller::commit), [`event`](Controller::event), [`turn`](Controller::turn),
+//!   [`probed`](Controller::probed), [`next_hop`](Controller::next_hop),
+//!   [`found_elsewhere`](Controller::found_elsewhere),
+//!   [`set_admin_states`](Controller::set_admin_states) and [`adjust`](Controller::adjust).
+//! - A configuration: [`plan`](Controller::plan), carry out its writes in order, then `commit`. If a
+//!   write fails: [`reread`](Controller::reread); the old configuration stays in force.
+//! - Events of the ring buffer: `event`, one by one, in the order in which they were read.
+//! - Time: `turn` when [`deadline`](Controller::deadline) has passed. Every other call may bring the
+//!   deadline forward, so read it again after each. Without connections it comes once a second.
+//! - Whose flows this host may close: [`set_ownership`](Controller::set_ownership). It returns nothing;
+//!   what follows from it comes with the next `turn`.
+//! - What operators ask for, [`kill`](Controller::kill) and [`rebalance`](Controller::rebalance), begins
+//!   a task; its resets come with the following turns.
 //!
-//! What has to survive the end of the process stands in the maps, why and
-//! since when a backend is out too; failures that did not suffice to take a backend out are forgotten.
+//! What has to survive the process is in the maps, including why a backend is out and since when.
+//! Failures that were too few to take a backend out are forgotten.
 
 use std::{
     collections::BTreeMap,
@@ -22,29 +31,29 @@ use std::{
 use lb_common::{event::Event, time::Instant, verdict::Reason};
 use log::Level;
 
-pub mod admin_state;
-pub mod admission;
+pub(crate) mod admin_state;
+pub(crate) mod admission;
 mod backends;
-pub mod clients;
-pub mod commands;
-pub mod desired;
+pub(crate) mod clients;
+pub(crate) mod commands;
+pub(crate) mod desired;
 mod drains;
-pub mod half_open;
-pub mod health;
-pub mod next_hops;
+pub(crate) mod half_open;
+pub(crate) mod health;
+pub(crate) mod next_hops;
 mod now;
-pub mod ownership;
-pub mod plan;
-pub mod probe_count;
-pub mod rebalance;
+pub(crate) mod ownership;
+pub(crate) mod plan;
+pub(crate) mod probe_count;
+pub(crate) mod rebalance;
 mod rebalancing;
-pub mod reconcile;
-pub mod record;
-pub mod removal;
-pub mod reset_guard;
-pub mod resets;
-pub mod silence;
-pub mod sweep;
+pub(crate) mod reconcile;
+pub(crate) mod record;
+pub(crate) mod removal;
+pub(crate) mod reset_guard;
+pub(crate) mod resets;
+pub(crate) mod silence;
+pub(crate) mod sweep;
 mod tasks;
 
 #[cfg(test)]
@@ -52,12 +61,12 @@ mod testbed;
 #[cfg(test)]
 mod tests;
 
-use admin_state::Orders;
+use admin_state::AdminStates;
 pub use backends::cause_of;
 use desired::Desired;
 use health::Health;
 pub use now::Now;
-use ownership::{Ours, Territory};
+use ownership::{Ours, Ownership};
 use plan::{Plan, Write};
 use record::{Names, Recorder};
 use resets::Which;
@@ -158,7 +167,7 @@ pub struct Controller {
     /// Of every backend that is neither `down` nor a tombstone.
     health: BTreeMap<u16, Health>,
     silence: silence::Silence,
-    rails: reset_guard::Rails,
+    reset_guard: reset_guard::ResetGuard,
     /// When probes were last asked to hurry.
     hurried: BTreeMap<u16, Instant>,
     /// Failures known of by events: compared with the map's count when events were lost.
@@ -167,20 +176,20 @@ pub struct Controller {
     /// Events were lost at the turn before.
     loss_noticed: bool,
     names: Names,
-    reach: next_hops::Reach,
+    next_hops: next_hops::NextHops,
     half_open: half_open::HalfOpen,
     sweep: sweep::Sweep,
     resets: resets::Resets,
     /// What operators have said.
-    orders: Orders,
+    admin_states: AdminStates,
     drains: drains::Drains,
     tasks: tasks::Tasks,
-    retire: removal::Retire,
+    removal: removal::Removal,
     reconcile: reconcile::Reconcile,
     clients: clients::Clients,
     recorder: Recorder,
     /// Whose flows are ours to close.
-    territory: Territory,
+    ownership: Ownership,
     due: Due,
 }
 
@@ -202,8 +211,8 @@ const RESET_RATE: u32 = 5000;
 
 impl Controller {
     /// A controller for tables that hold `installed`, and what operators have said to the one before it.
-    pub fn new(installed: Installed, orders: Orders) -> Controller {
-        Controller { installed, orders, ..Controller::default() }
+    pub fn new(installed: Installed, admin_states: AdminStates) -> Controller {
+        Controller { installed, admin_states, ..Controller::default() }
     }
 
     /// The writes that lead from what is installed to `desired`; every error, when there is no way.
@@ -280,15 +289,15 @@ impl Controller {
                 .collect(),
             pools: installed.pools.clone(),
         };
-        self.reach.retain(|pool| installed.pools.contains_key(&pool));
+        self.next_hops.retain(|pool| installed.pools.contains_key(&pool));
     }
 
     /// Health goes on for backends that stay; that of a new one, or of one found at the start, is what the map says. Then
     /// the map is made to say what the file, operators and health say together.
     fn keep_health(&mut self, tables: &Tables, now: Instant) -> Vec<Action> {
-        let Controller { backends, health, rails, .. } = self;
+        let Controller { backends, health, reset_guard, .. } = self;
         health.retain(|number, _| backends.get(number).is_some_and(|facts| !facts.down));
-        rails.retain(|number| health.contains_key(&number));
+        reset_guard.retain(|number| health.contains_key(&number));
         let open: Vec<_> = self.backends.iter().filter(|(_, facts)| !facts.down).map(|(number, _)| *number).collect();
         let mut actions = Vec::new();
         for number in open {
@@ -297,7 +306,7 @@ impl Controller {
             if !self.health.contains_key(&number) {
                 let adopted = Health::adopted(&record, now);
                 if let Some(cause) = cause_of(&adopted) {
-                    self.rails.adopted(number, cause, adopted.changed_at(), now);
+                    self.reset_guard.adopted(number, cause, adopted.changed_at(), now);
                 }
                 self.health.insert(number, adopted);
             }
@@ -323,7 +332,7 @@ impl Controller {
     /// The next hop of a pool became known, or is not known any more: the kernel program passes a backend over that it
     /// cannot reach.
     pub fn next_hop(&mut self, pool: u16, known: bool, now: Instant) -> Vec<Action> {
-        let returned = self.reach.heard(pool, known, now);
+        let returned = self.next_hops.heard(pool, known, now);
         if !returned {
             return Vec::new();
         }
@@ -344,13 +353,13 @@ impl Controller {
 
     /// When [`turn`](Self::turn) is due.
     pub fn deadline(&self) -> Instant {
-        let paced = self.resets.deadline().min(self.rails.deadline()).min(self.silence.deadline());
+        let paced = self.resets.deadline().min(self.reset_guard.deadline()).min(self.silence.deadline());
         self.due.half_open.min(self.due.sweep).min(self.due.second).min(paced).min(self.operators_deadline())
     }
 
     /// Whatever is due at `now`. `lost` is how many events were lost so far.
     pub fn turn(&mut self, tables: &Tables, lost: u64, now: Instant) -> Vec<Action> {
-        let ours = Ours::new(&self.territory, tables);
+        let ours = Ours::new(&self.ownership, tables);
         let mut actions = Vec::new();
         if now >= self.due.half_open {
             let rows = self.installed.services.iter();
@@ -369,8 +378,8 @@ impl Controller {
         if now >= self.silence.deadline() {
             actions.extend(self.silence_turn(&ours, now));
         }
-        if now >= self.rails.deadline() {
-            actions.extend(self.rails_turn(tables, now));
+        if now >= self.reset_guard.deadline() {
+            actions.extend(self.reset_guard_turn(tables, now));
         }
         if now >= self.resets.deadline() {
             actions.extend(self.resets_turn(&ours, now));
@@ -379,7 +388,7 @@ impl Controller {
             actions.extend(self.heal(tables, lost, now));
             actions.extend(self.reconcile(tables));
             actions.extend(self.count_clients(tables, now));
-            actions.extend(self.retire.turn(&mut self.installed, tables, now).into_iter().map(Action::Write));
+            actions.extend(self.removal.turn(&mut self.installed, tables, now).into_iter().map(Action::Write));
             actions.extend(self.silent_hosts(now));
             self.forget_removed();
             self.due.second = now + Duration::from_secs(1);
@@ -480,7 +489,7 @@ impl Controller {
     }
 
     fn silent_hosts(&mut self, now: Instant) -> Vec<Action> {
-        let silent = self.reach.silent(now);
+        let silent = self.next_hops.silent(now);
         let of_pools: Vec<_> = silent.into_iter().flat_map(|pool| self.backends_of(pool)).collect();
         of_pools.iter().for_each(|backend| self.silence.point_at(*backend));
         let text = "gets no connections: its next hop does not answer ARP";
@@ -489,9 +498,9 @@ impl Controller {
 
     /// Whose flows are ours to close from now on. With those of a host whose place we take come connections of backends
     /// whose own were dealt with when they went out.
-    pub fn set_territory(&mut self, territory: Territory, now: Instant) {
-        let before = std::mem::replace(&mut self.territory, territory);
-        let more = |listener: &u16| self.territory.holds(*listener) && !before.holds(*listener);
+    pub fn set_ownership(&mut self, ownership: Ownership, now: Instant) {
+        let before = std::mem::replace(&mut self.ownership, ownership);
+        let more = |listener: &u16| self.ownership.holds(*listener) && !before.holds(*listener);
         if !self.installed.listeners.keys().any(more) {
             return;
         }
@@ -499,7 +508,7 @@ impl Controller {
             // Of its connections it is not known here who waits: it is asked.
             self.silence.point_at(*number);
             if let Some(cause) = cause_of(health) {
-                self.rails.reopen(*number, cause, health.changed_at(), now);
+                self.reset_guard.reopen(*number, cause, health.changed_at(), now);
             }
         }
     }
@@ -507,7 +516,7 @@ impl Controller {
     /// Whether this host has the address of any of a service's listeners.
     fn is_ours(&self, service: u16) -> bool {
         let mut listeners = self.installed.listeners.iter().filter(|(_, listener)| listener.service == service);
-        listeners.any(|(number, _)| self.territory.holds(*number))
+        listeners.any(|(number, _)| self.ownership.holds(*number))
     }
 
     /// What stands in the maps.
@@ -538,7 +547,7 @@ impl Controller {
     /// Whether the kernel program knows the way to a backend by any of its pools.
     pub fn is_reachable(&self, backend: u16) -> bool {
         let row = self.installed.backends.get(&backend);
-        row.is_some_and(|row| row.pools.iter().any(|pool| self.reach.is_known(*pool)))
+        row.is_some_and(|row| row.pools.iter().any(|pool| self.next_hops.is_known(*pool)))
     }
 
     /// Backends that an open connection has tried in vain, as far as events told of them.

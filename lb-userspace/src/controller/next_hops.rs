@@ -18,11 +18,11 @@ struct Hop {
 
 /// The machine.
 #[derive(Debug, Default)]
-pub struct Reach {
+pub struct NextHops {
     pools: BTreeMap<u16, Hop>,
 }
 
-impl Reach {
+impl NextHops {
     /// A pool's next hop is known, or not. Says whether this ends a silence that [`silent`](Self::silent) has told of.
     pub fn heard(&mut self, pool: u16, known: bool, now: Instant) -> bool {
         let hop = self.pools.entry(pool).or_insert(Hop { known: !known, since: now, told: false });

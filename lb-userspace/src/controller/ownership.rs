@@ -22,17 +22,17 @@ use crate::tables::{Head, Tables};
 
 /// The listeners whose flows are ours.
 #[derive(Clone, Debug, Default)]
-pub struct Territory {
+pub struct Ownership {
     /// By number, and since when; nothing: there is no other host, all are.
     ours: Option<Arc<BTreeMap<u16, Instant>>>,
     /// How far the other host's news of a flow's last packet may lie behind.
     lag: Duration,
 }
 
-impl Territory {
+impl Ownership {
     /// Beside another host. `ours` are the numbers of the listeners that are this host's, and since when; `lag` is how old the other host's news of an idle flow may get.
-    pub fn beside_another(ours: BTreeMap<u16, Instant>, lag: Duration) -> Territory {
-        Territory { ours: Some(Arc::new(ours)), lag }
+    pub fn beside_another(ours: BTreeMap<u16, Instant>, lag: Duration) -> Ownership {
+        Ownership { ours: Some(Arc::new(ours)), lag }
     }
 
     /// Whether the flows of a listener are ours.
@@ -51,7 +51,7 @@ impl Territory {
 
 /// The tables without the flows that are another host's. Everything else is read as it is.
 pub struct Ours<'a> {
-    territory: Territory,
+    ownership: Ownership,
     tables: &'a Tables,
 }
 
@@ -65,12 +65,12 @@ impl Deref for Ours<'_> {
 
 impl<'a> Ours<'a> {
     /// Looks at `tables`.
-    pub fn new(territory: &Territory, tables: &'a Tables) -> Ours<'a> {
-        Ours { territory: territory.clone(), tables }
+    pub fn new(ownership: &Ownership, tables: &'a Tables) -> Ours<'a> {
+        Ours { ownership: ownership.clone(), tables }
     }
 
     fn holds(&self, key: Key) -> bool {
-        self.territory.holds(key.listener())
+        self.ownership.holds(key.listener())
     }
 
     /// The cells of a service's ring of half-open flows, as [`Tables::half_open`].
@@ -83,7 +83,7 @@ impl<'a> Ours<'a> {
     pub fn heads(&self, pool: u16, range: Range<u32>) -> impl Iterator<Item = Head> {
         let heads = self.tables.heads(pool, range);
         let heads = heads.filter(|head| head.flow.ctl.state() == State::Abandoned || self.holds(head.key));
-        heads.map(|head| Head { last_seen: self.territory.seen_by(head.listener(), head.last_seen), ..head })
+        heads.map(|head| Head { last_seen: self.ownership.seen_by(head.listener(), head.last_seen), ..head })
     }
 }
 

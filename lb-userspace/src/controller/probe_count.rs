@@ -45,22 +45,22 @@ pub enum Verdict {
 
 /// The counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tally {
+pub struct ProbeCount {
     health: u32,
     /// Failures without an answer in a row.
     unanswered: u32,
     last: Option<Outcome>,
 }
 
-impl Tally {
+impl ProbeCount {
     /// A backend nothing is known about is up.
-    pub fn up(tries: Tries) -> Tally {
-        Tally { health: tries.rise + tries.fall - 1, unanswered: 0, last: None }
+    pub fn up(tries: Tries) -> ProbeCount {
+        ProbeCount { health: tries.rise + tries.fall - 1, unanswered: 0, last: None }
     }
 
     /// One that is out for another reason: it takes `rise` passes from now.
-    pub fn down() -> Tally {
-        Tally { health: 0, unanswered: 0, last: None }
+    pub fn down() -> ProbeCount {
+        ProbeCount { health: 0, unanswered: 0, last: None }
     }
 
     /// Failures without an answer in a row.
@@ -117,9 +117,9 @@ mod tests {
             let tries = Tries { rise, fall };
             for code in 0..4_usize.pow(7) {
                 let sequence: Vec<_> = (0..7).map(|at| OUTCOMES[code >> (2 * at) & 3]).collect();
-                let mut tally = Tally::up(tries);
+                let mut probe_count = ProbeCount::up(tries);
                 for end in 1..=7 {
-                    law(tries, &sequence[..end], tally.count(sequence[end - 1], tries));
+                    law(tries, &sequence[..end], probe_count.count(sequence[end - 1], tries));
                 }
             }
         }
@@ -171,12 +171,12 @@ mod tests {
     #[test]
     fn after_another_reason_to_be_out_rise_passes_are_needed() {
         let tries = Tries { rise: 2, fall: 3 };
-        let mut tally = Tally::down();
-        assert!(!tally.is_failing());
-        assert_eq!(tally.count(Outcome::Passed, tries), Verdict::NotYet);
-        assert_eq!(tally.count(Outcome::Refused, tries), Verdict::NotYet);
-        assert!(tally.is_failing());
-        assert_eq!(tally.count(Outcome::Passed, tries), Verdict::NotYet);
-        assert_eq!(tally.count(Outcome::Passed, tries), Verdict::Up);
+        let mut probe_count = ProbeCount::down();
+        assert!(!probe_count.is_failing());
+        assert_eq!(probe_count.count(Outcome::Passed, tries), Verdict::NotYet);
+        assert_eq!(probe_count.count(Outcome::Refused, tries), Verdict::NotYet);
+        assert!(probe_count.is_failing());
+        assert_eq!(probe_count.count(Outcome::Passed, tries), Verdict::NotYet);
+        assert_eq!(probe_count.count(Outcome::Passed, tries), Verdict::Up);
     }
 }

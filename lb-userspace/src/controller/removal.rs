@@ -22,11 +22,11 @@ enum Leaving {
 
 /// The machine: since when what leaves has been seen empty.
 #[derive(Debug, Default)]
-pub struct Retire {
+pub struct Removal {
     empty_since: BTreeMap<Leaving, Instant>,
 }
 
-impl Retire {
+impl Removal {
     /// Writes that remove what has been empty long enough; `installed` is kept in step.
     pub fn turn(&mut self, installed: &mut Installed, tables: &Tables, now: Instant) -> Vec<Write> {
         let leaving = leaving(installed);

@@ -3,7 +3,8 @@
 //! *Refused*: its kernel resets what it had; two seconds later every flow that is still established is dead. *Silent*, or
 //! no answer to probes: they are reset at once. *Timeout* of SYNs alone says nothing about established connections.
 //!
-//! The rails: a balancer that is mistaken must not throw every client at servers that are overloaded already.
+//! The guard: a balancer that is mistaken must not drive every client to servers that are already
+//! overloaded.
 //! - When half or more of the backends of a service fail together, nothing is reset: their connections stay. What ails them
 //!   together shows at the one that is probed first, so that for a reset by probes the others have to pass one first.
 //! - Probes alone reset the connections of one backend at a time; for a second one the flows themselves have to say that
@@ -32,7 +33,8 @@ const ITS_OWN: Duration = Duration::from_secs(2);
 /// How long after it went out a packet of a silent backend may still have been on its way.
 const LATE: Duration = Duration::from_secs(1);
 
-/// One backend of a service, as far as the rails need it. None of those that the file or an operator has taken out.
+/// One backend of a service, as the guard sees it. Backends that the file or an operator has taken
+/// out are not among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
     /// Which.
@@ -120,13 +122,13 @@ impl Case {
 
 /// The machine.
 #[derive(Debug, Default)]
-pub struct Rails {
+pub struct ResetGuard {
     cases: BTreeMap<u16, Case>,
     /// Backends whose connections were reset for want of answers to probes, while they are out.
     by_probe: BTreeSet<u16>,
 }
 
-impl Rails {
+impl ResetGuard {
     /// A backend went out.
     pub fn went_out(&mut self, backend: u16, cause: Cause, now: Instant) {
         let due = match cause {

@@ -16,7 +16,7 @@ use lb_common::{
 
 use super::{
     Action,
-    ownership::{Ours, Territory},
+    ownership::{Ours, Ownership},
     sweep::Step,
 };
 use crate::tables::{
@@ -198,7 +198,7 @@ impl Testbed {
 
     /// The tables as they look if all flows are this host's.
     pub fn ours(&self) -> Ours<'_> {
-        Ours::new(&Territory::default(), &self.tables)
+        Ours::new(&Ownership::default(), &self.tables)
     }
 
     /// Makes backend `number` with one pool of `ports` ports, whose row is `number` too.

@@ -37,7 +37,7 @@ impl World {
     /// The process is killed and another one starts with the same file.
     pub fn restart(&mut self, now: Instant) {
         let desired = self.controller.desired().clone();
-        self.controller = Controller::new(self.tables.read(), self.controller.orders().clone());
+        self.controller = Controller::new(self.tables.read(), self.controller.admin_states().clone());
         self.configure(desired.services, now);
     }
 
@@ -170,7 +170,7 @@ fn a_restart_changes_no_number_and_writes_nothing() {
     let mut world = World::new(&[10, 11, 12]);
     let before = world.tables.installed();
     let desired = world.controller.desired().clone();
-    let anew = Controller::new(world.tables.installed(), Orders::default());
+    let anew = Controller::new(world.tables.installed(), AdminStates::default());
     assert_eq!(anew.plan(&desired).expect("a plan").writes, []);
     world.restart(START + SECOND);
     assert_eq!(world.tables.installed(), before);

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     controller::{
         Now,
-        admin_state::{Name, Order, Orders, Said},
+        admin_state::{AdminEntry, AdminState, AdminStates, Name},
     },
     words::AdminWord,
 };
@@ -73,9 +73,10 @@ impl AdminFile {
 
     /// Loads what was in force. A file that cannot be used is moved aside, for the operator to look
     /// into, and the error names the consequences.
-    pub fn load(&self, now: Now) -> Result<Orders> {
-        let orders = self.read().and_then(|contents| contents.map_or(Ok(Orders::default()), |all| orders(all, now)));
-        orders.map_err(|error| {
+    pub fn load(&self, now: Now) -> Result<AdminStates> {
+        let admin_states =
+            self.read().and_then(|contents| contents.map_or(Ok(AdminStates::default()), |all| admin_states(all, now)));
+        admin_states.map_err(|error| {
             let aside = self.path.with_extension("json.bad");
             let shown = self.path.display();
             let kept = match fs::rename(&self.path, &aside) {
@@ -112,13 +113,13 @@ impl AdminFile {
         Ok(Some(contents))
     }
 
-    /// Replaces the file's content with `orders`, completely or not at all.
-    pub fn save(&self, orders: &Orders, now: Now) -> Result<()> {
-        let entry = |(name, said)| entry(name, said, orders.decided_at(name), now);
-        let taken_back = orders.decided().filter(|(name, _)| orders.get(name).is_none());
+    /// Replaces the file's content with `admin_states`, completely or not at all.
+    pub fn save(&self, admin_states: &AdminStates, now: Now) -> Result<()> {
+        let entry = |(name, said)| entry(name, said, admin_states.decided_at(name), now);
+        let taken_back = admin_states.decided().filter(|(name, _)| admin_states.get(name).is_none());
         let contents = Contents {
             version: VERSION,
-            backends: orders.iter().map(entry).collect(),
+            backends: admin_states.iter().map(entry).collect(),
             ready: taken_back.map(ready).collect(),
         };
         self.replace(&serde_json::to_vec_pretty(&contents)?)
@@ -146,37 +147,37 @@ fn ready(((service, backend), decided_at): (&Name, u64)) -> Ready {
     Ready { service: service.clone(), backend: backend.clone(), since: timestamp(decided_at) }
 }
 
-fn entry((service, backend): &Name, said: &Said, decided_at: u64, now: Now) -> Entry {
+fn entry((service, backend): &Name, said: &AdminEntry, decided_at: u64, now: Now) -> Entry {
     let (order, deadline, rate) = match said.order {
-        Order::Drain { deadline, rate } => (AdminWord::Drain, deadline.map(|at| now.wall_at(at)), Some(rate)),
-        Order::Maint => (AdminWord::Maint, None, None),
+        AdminState::Drain { deadline, rate } => (AdminWord::Drain, deadline.map(|at| now.wall_at(at)), Some(rate)),
+        AdminState::Maint => (AdminWord::Maint, None, None),
     };
     let (service, backend) = (service.clone(), backend.clone());
     Entry { service, backend, order, since: timestamp(decided_at), by: said.by.clone(), deadline, rate }
 }
 
-fn orders(contents: Contents, now: Now) -> Result<Orders> {
-    let mut orders = Orders::default();
+fn admin_states(contents: Contents, now: Now) -> Result<AdminStates> {
+    let mut admin_states = AdminStates::default();
     for Entry { service, backend, order, since, by, deadline, rate } in contents.backends {
         ensure!(by.len() <= 64 && by.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "a `by` is not plain text");
         let order = match (order, deadline, rate) {
             (AdminWord::Drain, deadline, Some(rate)) if rate > 0 => {
-                Order::Drain { deadline: deadline.map(|at| now.monotonic_at(at)), rate }
+                AdminState::Drain { deadline: deadline.map(|at| now.monotonic_at(at)), rate }
             }
-            (AdminWord::Maint, None, None) => Order::Maint,
+            (AdminWord::Maint, None, None) => AdminState::Maint,
             _ => bail!("the order for backend {backend} of service {service} is invalid"),
         };
-        let said = Said { order, since: now.monotonic_at(since), by };
+        let said = AdminEntry { order, since: now.monotonic_at(since), by };
         ensure!(
-            orders.say((service.clone(), backend.clone()), said, milliseconds(since)).is_none(),
+            admin_states.say((service.clone(), backend.clone()), said, milliseconds(since)).is_none(),
             "backend {backend} of service {service} is listed twice"
         );
     }
     for Ready { service, backend, since } in contents.ready {
-        let taken_back = orders.take_back(&(service.clone(), backend.clone()), milliseconds(since));
+        let taken_back = admin_states.take_back(&(service.clone(), backend.clone()), milliseconds(since));
         ensure!(taken_back.is_none(), "backend {backend} of service {service} is listed twice");
     }
-    Ok(orders)
+    Ok(admin_states)
 }
 
 /// Milliseconds since 1970.

@@ -17,7 +17,7 @@ use crate::{
     },
     config::model::Weight,
     controller::{
-        admin_state::{Name, Order, Orders, Said},
+        admin_state::{AdminEntry, AdminState, AdminStates, Name},
         commands::{Uneven, Whose},
         rebalance::spread,
         resets::Only,
@@ -53,7 +53,7 @@ impl Daemon {
         let now = now();
         let after = asked.deadline_ms.map(Duration::from_millis);
         let deadline = after.map(|after| now.monotonic + after);
-        let order = Order::Drain { deadline, rate: asked.rate.get() };
+        let order = AdminState::Drain { deadline, rate: asked.rate.get() };
         let changed = self.order(number, Some(order), peer)?;
         let rest = match after {
             Some(after) => format!("those left after {} s are reset at {}/s", after.as_secs_f64(), asked.rate),
@@ -69,7 +69,7 @@ impl Daemon {
 
     fn maint(&mut self, asked: &Maint, peer: &Peer) -> Outcome<Changed> {
         let number = self.find(&asked.backend, asked.service.as_deref())?;
-        let mut changed = self.order(number, Some(Order::Maint), peer)?;
+        let mut changed = self.order(number, Some(AdminState::Maint), peer)?;
         if asked.reset {
             let tables = self.dataplane.tables().clone();
             // Clients whose SYN is not answered yet are served elsewhere when they repeat it.
@@ -104,36 +104,36 @@ impl Daemon {
     }
 
     /// Puts a backend into a state, or with `None` back into service.
-    fn order(&mut self, number: u16, order: Option<Order>, peer: &Peer) -> Outcome<Changed> {
+    fn order(&mut self, number: u16, order: Option<AdminState>, peer: &Peer) -> Outcome<Changed> {
         let now = now();
         let was = self.changed(number);
         let Some(name) = self.controller.name_of(number) else {
             return Err(refused("the backend has just been removed"));
         };
-        let mut orders = self.controller.orders().clone();
+        let mut admin_states = self.controller.admin_states().clone();
         let decided_at = milliseconds(now.wall);
         match order {
             Some(order) => {
-                let said = Said { order, since: now.monotonic, by: peer.to_string().into() };
-                orders.say(name, said, decided_at);
+                let said = AdminEntry { order, since: now.monotonic, by: peer.to_string().into() };
+                admin_states.say(name, said, decided_at);
             }
             // A backend in no such state needs none revoked.
-            None if orders.get(&name).is_some() => _ = orders.take_back(&name, decided_at),
+            None if admin_states.get(&name).is_some() => _ = admin_states.take_back(&name, decided_at),
             None => {}
         }
-        self.set_orders(orders)?;
+        self.set_admin_states(admin_states)?;
         Ok(Changed { was: was.state, ..self.changed(number) })
     }
 
     /// Saves first: a daemon that is killed in between continues with what was decided.
-    pub(super) fn set_orders(&mut self, orders: Orders) -> Outcome<()> {
+    pub(super) fn set_admin_states(&mut self, admin_states: AdminStates) -> Outcome<()> {
         let now = now();
-        if orders == *self.controller.orders() {
+        if admin_states == *self.controller.admin_states() {
             return Ok(());
         }
-        self.admin_file.save(&orders, now).map_err(|error| refused(format!("{error:#}; nothing has changed")))?;
+        self.admin_file.save(&admin_states, now).map_err(|error| refused(format!("{error:#}; nothing has changed")))?;
         let tables = self.dataplane.tables().clone();
-        let actions = self.controller.set_orders(orders, &*tables, now.monotonic);
+        let actions = self.controller.set_admin_states(admin_states, &*tables, now.monotonic);
         self.act(actions);
         self.tell_peers_of_backends();
         Ok(())
@@ -141,9 +141,9 @@ impl Daemon {
 
     /// Forgets the states of backends that a reload has removed.
     pub(super) fn keep_orders(&mut self) {
-        let mut orders = self.controller.orders().clone();
-        orders.retain(|(service, backend)| self.controller.find(backend, Some(service)).is_ok());
-        if let Err(refused) = self.set_orders(orders) {
+        let mut admin_states = self.controller.admin_states().clone();
+        admin_states.retain(|(service, backend)| self.controller.find(backend, Some(service)).is_ok());
+        if let Err(refused) = self.set_admin_states(admin_states) {
             warn!("{}", refused.errors.join("\n"));
         }
     }
@@ -253,14 +253,14 @@ impl Daemon {
 
     pub(super) fn in_force(&self) -> Vec<InForce> {
         let now = now();
-        let in_force = |(name, said): (&Name, &Said)| {
+        let in_force = |(name, said): (&Name, &AdminEntry)| {
             let (service, backend) = name.clone();
             let number = self.controller.find(&backend, Some(&service)).ok()?;
             let (order, deadline, rate) = match said.order {
-                Order::Drain { deadline, rate } => {
+                AdminState::Drain { deadline, rate } => {
                     (AdminWord::Drain, deadline.map(|at| now.wall_at(at)), deadline.is_some().then_some(rate))
                 }
-                Order::Maint => (AdminWord::Maint, None, None),
+                AdminState::Maint => (AdminWord::Maint, None, None),
             };
             Some(InForce {
                 service,
@@ -273,7 +273,7 @@ impl Daemon {
                 active: self.dataplane.tables().active(number).into(),
             })
         };
-        self.controller.orders().iter().filter_map(in_force).collect()
+        self.controller.admin_states().iter().filter_map(in_force).collect()
     }
 
     /// The state of a backend after a command.
@@ -284,8 +284,8 @@ impl Daemon {
         let slow_until = self.dataplane.tables().slow_start(number).until;
         let standing = self.controller.standing(number, slow_until, now.monotonic);
         let name = (facts.service.clone(), facts.name.clone());
-        let deadline = match self.controller.orders().get(&name).map(|said| said.order) {
-            Some(Order::Drain { deadline, .. }) => deadline.map(|at| now.wall_at(at)),
+        let deadline = match self.controller.admin_states().get(&name).map(|said| said.order) {
+            Some(AdminState::Drain { deadline, .. }) => deadline.map(|at| now.wall_at(at)),
             _ => None,
         };
         Changed {

@@ -18,8 +18,8 @@ use crate::{
     api::types::SyncStatus,
     config::model::{self, Config},
     controller::{
-        admin_state::{Heard, HeardState, Name, Order, Orders},
-        ownership::Territory,
+        admin_state::{AdminState, AdminStates, Heard, HeardState, Name},
+        ownership::Ownership,
         plan,
     },
     notice::{Kind, Notice, Subject},
@@ -154,7 +154,7 @@ impl Daemon {
             }
         }
         self.direct_sync();
-        self.set_territory();
+        self.set_ownership();
         Ok(())
     }
 
@@ -188,7 +188,7 @@ impl Daemon {
             backend: backend.to_string(),
             reason: cause.map_or(0, |cause| cause.to_reason() as u8),
         });
-        BackendKnowledge { admin: decisions(self.controller.orders()), health: health.collect() }
+        BackendKnowledge { admin: decisions(self.controller.admin_states()), health: health.collect() }
     }
 
     fn directory(&self) -> Directory {
@@ -232,14 +232,14 @@ impl Daemon {
     }
 
     /// Tells the controller which listeners are ours: flows of the others are not ours to close.
-    fn set_territory(&mut self) {
-        let territory = if self.sync.is_running() {
+    fn set_ownership(&mut self) {
+        let ownership = if self.sync.is_running() {
             let lag = refresh(&self.config) + self.config.sync.as_ref().map_or(Duration::ZERO, |sync| 2 * sync.batch);
-            Territory::beside_another(self.sync.state.master_of.clone(), lag)
+            Ownership::beside_another(self.sync.state.master_of.clone(), lag)
         } else {
-            Territory::default()
+            Ownership::default()
         };
-        self.controller.set_territory(territory, clock::monotonic());
+        self.controller.set_ownership(ownership, clock::monotonic());
     }
 
     // ---- what the thread reports ----
@@ -249,13 +249,13 @@ impl Daemon {
         match news {
             Ok(SyncNews::Host(state)) => {
                 self.sync.state = state;
-                self.set_territory();
+                self.set_ownership();
                 self.tell_vrrp_of_flows();
             }
             Ok(SyncNews::Peer(news)) => self.peer_said(news),
             Err(error) => {
                 self.sync.end();
-                self.set_territory();
+                self.set_ownership();
                 self.tell_vrrp_of_flows();
                 let text = format!("{error:#}: connections would not survive a failover; restart evenkeel");
                 self.tell(Notice::daemon(Level::Error, Kind::Sync, text));
@@ -343,8 +343,8 @@ impl Daemon {
         if self.controller.find(&backend, Some(&service)).is_err() {
             return;
         }
-        let Some(merged) = self.controller.orders().merge(&heard, now()) else { return };
-        let done = self.set_orders(merged.orders);
+        let Some(merged) = self.controller.admin_states().merge(&heard, now()) else { return };
+        let done = self.set_admin_states(merged.admin_states);
         if !merged.is_news && done.is_ok() {
             return;
         }
@@ -352,8 +352,8 @@ impl Daemon {
             (Err(refused), _) => {
                 (Level::Error, format!("cannot follow the other host {peer}: {}", refused.errors.join("; ")))
             }
-            (Ok(()), Some(Order::Drain { .. })) => (Level::Info, format!("is drained, as on {peer}")),
-            (Ok(()), Some(Order::Maint)) => (Level::Info, format!("is put into maintenance, as on {peer}")),
+            (Ok(()), Some(AdminState::Drain { .. })) => (Level::Info, format!("is drained, as on {peer}")),
+            (Ok(()), Some(AdminState::Maint)) => (Level::Info, format!("is put into maintenance, as on {peer}")),
             (Ok(()), None) => (Level::Info, format!("is made ready, as on {peer}")),
         };
         self.tell(Notice { level, kind: Kind::Admin, subject: Subject::Backend { service, backend }, text });
@@ -375,21 +375,21 @@ fn heard(peer: SocketAddr, admin: &AdminDecision) -> Heard {
 }
 
 /// The operators' decisions here, for the peers.
-fn decisions(orders: &Orders) -> Vec<AdminDecision> {
+fn decisions(admin_states: &AdminStates) -> Vec<AdminDecision> {
     let now = now();
     let decision = |(name, decided_at): (&Name, u64)| {
-        let decision = match orders.get(name).map(|said| said.order) {
+        let decision = match admin_states.get(name).map(|said| said.order) {
             None => Decision::Ready,
-            Some(Order::Drain { deadline, rate }) => {
+            Some(AdminState::Drain { deadline, rate }) => {
                 // To a tenth of a second: the two clocks do not keep step to the last millisecond.
                 let deadline = deadline.map(|at| milliseconds(now.wall_at(at)).next_multiple_of(100));
                 Decision::Drain { deadline, rate }
             }
-            Some(Order::Maint) => Decision::Maint,
+            Some(AdminState::Maint) => Decision::Maint,
         };
         AdminDecision { service: name.0.to_string(), backend: name.1.to_string(), decision, decided_at }
     };
-    orders.decided().map(decision).collect()
+    admin_states.decided().map(decision).collect()
 }
 
 fn state_notice(peer: SocketAddr, state: SyncState, version: &str) -> Notice {

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     api::{self, Server},
     config::model::Config,
-    controller::{Controller, admin_state::Orders, desired::Desired},
+    controller::{Controller, admin_state::AdminStates, desired::Desired},
     dataplane::{Dataplane, Options, Prepared},
     handover::{self, Predecessor},
     notice::{History, Kind, Notice},
@@ -92,7 +92,7 @@ impl Opened {
     fn take_over(&self, predecessor: &mut Predecessor, history: &History) -> Result<Vec<Remembered>> {
         // The time to find out that the tables have no room for our configuration is now.
         let installed = self.prepared.tables()?.read();
-        Controller::new(installed, Orders::default()).plan(&self.desired).map_err(several)?;
+        Controller::new(installed, AdminStates::default()).plan(&self.desired).map_err(several)?;
         let memory = predecessor.ready(env!("CARGO_PKG_VERSION"))?;
         history.go_on(memory.events);
         Ok(memory.vrrp)
@@ -111,11 +111,11 @@ impl Opened {
             tokio::spawn(log.run());
         }
         let admin_file = AdminFile::new(&config.daemon.state_dir);
-        let orders = admin_file.load(now()).unwrap_or_else(|error| {
+        let admin_states = admin_file.load(now()).unwrap_or_else(|error| {
             history.tell(Notice::daemon(Level::Warn, Kind::Admin, format!("{error:#}")), Timestamp::now());
-            Orders::default()
+            AdminStates::default()
         });
-        let controller = Controller::new(dataplane.tables().read(), orders);
+        let controller = Controller::new(dataplane.tables().read(), admin_states);
         let (ask, requests) = mpsc::channel(api::QUEUE);
         let api = api::Daemon::new(ask, history.clone());
         let (events, serving) = begin_inputs(&self.server, &dataplane, &api)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{Name, Order, Orders, Said};
+use super::{AdminEntry, AdminState, AdminStates, Name};
 use crate::controller::Now;
 
 /// A decision that another host has sent. Its times are milliseconds since 1970, because the wall
@@ -41,15 +41,15 @@ pub enum HeardState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merged {
     /// All states, this one included.
-    pub orders: Orders,
+    pub admin_states: AdminStates,
     /// The backend's state; `None`: in service.
-    pub order: Option<Order>,
+    pub order: Option<AdminState>,
     /// Whether the backend was in another state before. If not, only details such as the deadline
     /// may have changed, and the operator need not hear of it.
     pub is_news: bool,
 }
 
-impl Orders {
+impl AdminStates {
     /// Merges a decision from another host. The later decision prevails; of two from the same
     /// millisecond, the one that is here already. `None`: the one that is here prevails.
     pub fn merge(&self, heard: &Heard, now: Now) -> Option<Merged> {
@@ -61,23 +61,23 @@ impl Orders {
             HeardState::Ready => None,
             HeardState::Drain { deadline, rate } => {
                 let deadline = deadline.and_then(timestamp).map(|at| now.monotonic_at(at));
-                Some(Order::Drain { deadline, rate: rate.max(1) })
+                Some(AdminState::Drain { deadline, rate: rate.max(1) })
             }
-            HeardState::Maint => Some(Order::Maint),
+            HeardState::Maint => Some(AdminState::Maint),
         };
         let before = self.get(name).map(|said| said.order.admin());
-        let is_news = before != order.map(Order::admin);
-        let mut orders = self.clone();
+        let is_news = before != order.map(AdminState::admin);
+        let mut admin_states = self.clone();
         match order {
             Some(order) => {
                 // The other host's clock may be ahead of ours.
                 let since = timestamp(*decided_at).map_or(now.monotonic, |at| now.monotonic_at(at));
-                let said = Said { order, since: since.min(now.monotonic), by: by.clone() };
-                orders.say(name.clone(), said, *decided_at);
+                let said = AdminEntry { order, since: since.min(now.monotonic), by: by.clone() };
+                admin_states.say(name.clone(), said, *decided_at);
             }
-            None => _ = orders.take_back(name, *decided_at),
+            None => _ = admin_states.take_back(name, *decided_at),
         }
-        Some(Merged { orders, order, is_news })
+        Some(Merged { admin_states, order, is_news })
     }
 }
 
@@ -114,9 +114,9 @@ mod tests {
     }
 
     /// What is here after `state` was decided at `decided_at`, if anything was.
-    fn here(state: Option<HeardState>, decided_at: u64) -> Orders {
-        let merged = state.and_then(|state| Orders::default().merge(&heard(state, decided_at), now()));
-        merged.map_or_else(Orders::default, |merged| merged.orders)
+    fn here(state: Option<HeardState>, decided_at: u64) -> AdminStates {
+        let merged = state.and_then(|state| AdminStates::default().merge(&heard(state, decided_at), now()));
+        merged.map_or_else(AdminStates::default, |merged| merged.admin_states)
     }
 
     const STATES: [HeardState; 3] =
@@ -126,13 +126,13 @@ mod tests {
     fn the_later_decision_prevails_whatever_the_two_are() {
         let known = [None].into_iter().chain(STATES.map(Some));
         for (before, state) in known.flat_map(|before| STATES.map(|state| (before, state))) {
-            let orders = here(before, WALL);
+            let admin_states = here(before, WALL);
             for (decided_at, is_later) in [(WALL - 1, false), (WALL, false), (WALL + 1, true)] {
-                let merged = orders.merge(&heard(state, decided_at), now());
+                let merged = admin_states.merge(&heard(state, decided_at), now());
                 assert_eq!(merged.is_some(), is_later || before.is_none(), "{before:?} {state:?} {decided_at}");
                 let Some(merged) = merged else { continue };
-                assert_eq!(merged.orders.decided_at(&name()), decided_at, "a revocation is remembered, too");
-                assert_eq!(merged.orders.get(&name()).map(|said| said.order), merged.order);
+                assert_eq!(merged.admin_states.decided_at(&name()), decided_at, "a revocation is remembered, too");
+                assert_eq!(merged.admin_states.get(&name()).map(|said| said.order), merged.order);
                 let was = before.unwrap_or(HeardState::Ready);
                 assert_eq!(merged.is_news, was != state, "{before:?} {state:?}");
             }
@@ -144,11 +144,11 @@ mod tests {
         let decisions = STATES.map(|first| STATES.map(|second| [heard(first, WALL - 2), heard(second, WALL - 1)]));
         for [first, second] in decisions.into_iter().flatten() {
             let all = |order: [&Heard; 2]| {
-                let merge = |orders: Orders, heard: &&Heard| match orders.merge(heard, now()) {
-                    Some(merged) => merged.orders,
-                    None => orders,
+                let merge = |admin_states: AdminStates, heard: &&Heard| match admin_states.merge(heard, now()) {
+                    Some(merged) => merged.admin_states,
+                    None => admin_states,
                 };
-                order.iter().fold(Orders::default(), merge)
+                order.iter().fold(AdminStates::default(), merge)
             };
             assert_eq!(all([&first, &second]), all([&second, &first]), "{first:?} {second:?}");
         }
@@ -156,31 +156,31 @@ mod tests {
 
     #[test]
     fn a_deadline_and_the_time_of_the_decision_are_put_on_this_hosts_clock() {
-        let merged = Orders::default().merge(&heard(drain(Some(WALL + 60_000)), WALL - 10_000), now()).unwrap();
+        let merged = AdminStates::default().merge(&heard(drain(Some(WALL + 60_000)), WALL - 10_000), now()).unwrap();
         let deadline = Some(Instant((UPTIME + 60) * SECOND));
-        assert_eq!(merged.order, Some(Order::Drain { deadline, rate: 50 }));
-        let said = merged.orders.get(&name()).unwrap();
+        assert_eq!(merged.order, Some(AdminState::Drain { deadline, rate: 50 }));
+        let said = merged.admin_states.get(&name()).unwrap();
         assert_eq!((said.since, &*said.by), (Instant((UPTIME - 10) * SECOND), "peer 10.0.1.2"));
     }
 
     #[test]
     fn another_deadline_is_taken_over_and_is_no_news() {
-        let orders = here(Some(drain(None)), WALL);
-        let merged = orders.merge(&heard(drain(Some(WALL + 1_000)), WALL + 1), now()).unwrap();
+        let admin_states = here(Some(drain(None)), WALL);
+        let merged = admin_states.merge(&heard(drain(Some(WALL + 1_000)), WALL + 1), now()).unwrap();
         let deadline = Some(Instant((UPTIME + 1) * SECOND));
-        assert_eq!((merged.order, merged.is_news), (Some(Order::Drain { deadline, rate: 50 }), false));
+        assert_eq!((merged.order, merged.is_news), (Some(AdminState::Drain { deadline, rate: 50 }), false));
     }
 
     #[test]
     fn a_peer_whose_clock_is_ahead_or_wrong_does_no_harm() {
         for decided_at in [WALL + 3_600_000, u64::MAX] {
-            let merged = Orders::default().merge(&heard(HeardState::Maint, decided_at), now()).unwrap();
-            assert_eq!(merged.orders.get(&name()).unwrap().since, now().monotonic, "never in the future");
+            let merged = AdminStates::default().merge(&heard(HeardState::Maint, decided_at), now()).unwrap();
+            assert_eq!(merged.admin_states.get(&name()).unwrap().since, now().monotonic, "never in the future");
         }
-        let long_ago = Orders::default().merge(&heard(HeardState::Maint, 1), now()).unwrap();
-        assert_eq!(long_ago.orders.get(&name()).unwrap().since, Instant::ZERO, "before this host booted");
+        let long_ago = AdminStates::default().merge(&heard(HeardState::Maint, 1), now()).unwrap();
+        assert_eq!(long_ago.admin_states.get(&name()).unwrap().since, Instant::ZERO, "before this host booted");
         let never = heard(HeardState::Drain { deadline: Some(u64::MAX), rate: 0 }, WALL);
-        let merged = Orders::default().merge(&never, now()).unwrap();
-        assert_eq!(merged.order, Some(Order::Drain { deadline: None, rate: 1 }), "a rate of 0 would never end");
+        let merged = AdminStates::default().merge(&never, now()).unwrap();
+        assert_eq!(merged.order, Some(AdminState::Drain { deadline: None, rate: 1 }), "a rate of 0 would never end");
     }
 }

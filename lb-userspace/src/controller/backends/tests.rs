@@ -3,7 +3,7 @@
 use lb_common::{event::TRY_FAILED, slot::State as FlowState, time::Ticks};
 
 use super::super::{
-    ownership::Territory,
+    ownership::Ownership,
     plan::tests::service,
     probe_count::Tries,
     tests::{SECOND, START, World},
@@ -172,8 +172,8 @@ fn a_controller_that_was_killed_before_all_connections_were_reset_has_the_next_o
 #[test]
 fn a_host_that_takes_another_ones_place_resets_what_that_one_had_on_a_backend_that_is_dead() {
     let mut world = world(&[10, 11, 12]);
-    let elsewhere = Territory::beside_another([].into(), SECOND);
-    world.controller.set_territory(elsewhere, START);
+    let elsewhere = Ownership::beside_another([].into(), SECOND);
+    world.controller.set_ownership(elsewhere, START);
     // The other host's, who sends them here as they are.
     let flows = opened(&mut world, 3);
     probe(&mut world, 0, Failed, START);
@@ -185,7 +185,7 @@ fn a_host_that_takes_another_ones_place_resets_what_that_one_had_on_a_backend_th
     let installed = world.tables.installed();
     let listeners = installed.listeners.keys().copied().chain([0]);
     let ours = listeners.map(|number| (number, START + 10 * SECOND)).collect();
-    world.controller.set_territory(Territory::beside_another(ours, SECOND), START + 10 * SECOND);
+    world.controller.set_ownership(Ownership::beside_another(ours, SECOND), START + 10 * SECOND);
     world.run(START + 10 * SECOND, START + 11 * SECOND, 0);
     assert_eq!(flows.iter().map(|flow| is_open(&world, *flow)).collect::<Vec<_>>(), [false, true, true]);
 }
@@ -194,7 +194,7 @@ fn a_host_that_takes_another_ones_place_resets_what_that_one_had_on_a_backend_th
 fn a_host_that_takes_another_ones_place_asks_every_backend_though_all_connections_are_idle() {
     let mut world = World::new(&[10, 11, 12]);
     world.configure(vec![service("api", "10.0.1.100:6443", &[10, 11, 12])], START);
-    world.controller.set_territory(Territory::beside_another([].into(), SECOND), START);
+    world.controller.set_ownership(Ownership::beside_another([].into(), SECOND), START);
     let flows = opened(&mut world, 3);
     // Whatever goes to them and comes from them goes through the other host.
     let pools: Vec<_> = world.tables.installed().backends.values().flat_map(|row| row.pools.clone()).collect();
@@ -207,7 +207,7 @@ fn a_host_that_takes_another_ones_place_asks_every_backend_though_all_connection
     let installed = world.tables.installed();
     let listeners = installed.listeners.keys().copied().chain([0]);
     let ours = listeners.map(|number| (number, START + 10 * SECOND)).collect();
-    world.controller.set_territory(Territory::beside_another(ours, SECOND), START + 10 * SECOND);
+    world.controller.set_ownership(Ownership::beside_another(ours, SECOND), START + 10 * SECOND);
     world.run(START + 10 * SECOND, START + 11 * SECOND, 0);
     assert!(flows.iter().all(|flow| world.tables.asked.contains(flow)), "{:?}", world.tables.asked);
 }

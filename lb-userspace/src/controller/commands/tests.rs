@@ -1,6 +1,6 @@
 use super::*;
 use crate::controller::{
-    admin_state::{Order, Said},
+    admin_state::{AdminEntry, AdminState},
     health::State as HealthState,
     plan::tests::service,
     tests::{SECOND, START, World},
@@ -12,18 +12,20 @@ use lb_common::{
     slot::State,
 };
 
-const DRAIN: Order = Order::Drain { deadline: None, rate: 50 };
+const DRAIN: AdminState = AdminState::Drain { deadline: None, rate: 50 };
 
 impl World {
     /// Says something about a backend, or takes it back.
-    fn say(&mut self, backend: u16, order: Option<Order>, now: Instant) {
+    fn say(&mut self, backend: u16, order: Option<AdminState>, now: Instant) {
         let name = self.controller.name_of(backend).expect("a backend");
-        let mut orders = self.controller.orders().clone();
+        let mut admin_states = self.controller.admin_states().clone();
         match order {
-            Some(order) => drop(orders.say(name, Said { order, since: now, by: "uid 0".into() }, now.0 / 1_000_000)),
-            None => drop(orders.take_back(&name, now.0 / 1_000_000)),
+            Some(order) => {
+                drop(admin_states.say(name, AdminEntry { order, since: now, by: "uid 0".into() }, now.0 / 1_000_000))
+            }
+            None => drop(admin_states.take_back(&name, now.0 / 1_000_000)),
         }
-        let actions = self.controller.set_orders(orders, &self.tables, now);
+        let actions = self.controller.set_admin_states(admin_states, &self.tables, now);
         self.act(&actions);
     }
 
@@ -40,7 +42,7 @@ fn admin(state: &str) -> (String, Option<String>) {
 #[test]
 fn drained_and_in_maintenance_are_out_in_the_map_and_ready_brings_them_back() {
     let mut world = World::new(&[10, 11]);
-    for (order, state) in [(DRAIN, "draining"), (Order::Maint, "maint")] {
+    for (order, state) in [(DRAIN, "draining"), (AdminState::Maint, "maint")] {
         world.say(0, Some(order), START);
         assert_eq!((world.tables.admission(0), world.shown(0)), (NONE, admin(state)));
         assert_eq!(world.tables.admission(1), UP);
@@ -69,7 +71,7 @@ fn it_holds_through_reloads_and_restarts_and_goes_with_the_backend() {
 #[test]
 fn ready_does_not_touch_what_health_has_found() {
     let mut world = World::new(&[10, 11]);
-    world.say(0, Some(Order::Maint), START);
+    world.say(0, Some(AdminState::Maint), START);
     for _ in 0..3 {
         world.event(TRY_FAILED, Reason::Refused, 0, START);
     }
@@ -86,7 +88,7 @@ fn down_in_the_file_wins() {
     let mut down = service("api", "10.0.1.100:6443", &[10, 11]);
     down.backends[0].down = true;
     world.configure(vec![down], START);
-    for order in [Some(DRAIN), Some(Order::Maint), None] {
+    for order in [Some(DRAIN), Some(AdminState::Maint), None] {
         world.say(0, order, START);
         assert_eq!((world.tables.admission(0), world.shown(0)), (NONE, ("down".into(), Some("config".into()))));
     }

@@ -20,7 +20,7 @@ fn tables() -> Testbed {
 /// Turns whenever one is due; what happened when, and when connections were closed.
 fn run(
     (drains, resets): (&mut Drains, &mut Resets),
-    orders: &[(u16, Order)],
+    admin_states: &[(u16, AdminState)],
     tables: &mut Testbed,
     (from, to): (Instant, Instant),
 ) -> (Vec<(Duration, Happened)>, Vec<Instant>) {
@@ -28,7 +28,7 @@ fn run(
     let mut now = from;
     while now < to {
         if now >= drains.deadline() {
-            let seen = drains.turn(orders, resets, tables, now);
+            let seen = drains.turn(admin_states, resets, tables, now);
             happened.extend(seen.into_iter().map(|(_, what)| (now - START, what)));
         }
         let turn = resets.turn(&tables.installed(), &tables.ours(), now);
@@ -45,7 +45,7 @@ fn at_the_deadline_the_rest_is_reset_at_the_rate_and_not_before() {
     for slot in 0..500 {
         tables.open(slot % 2, slot, State::Established, 0, START);
     }
-    let order = Order::Drain { deadline: Some(START + 5 * SECOND), rate: 50 };
+    let order = AdminState::Drain { deadline: Some(START + 5 * SECOND), rate: 50 };
     let span = (START, START + 20 * SECOND);
     let (happened, closed) = run((&mut drains, &mut resets), &[(0, order)], &mut tables, span);
     assert_eq!(closed.len(), 250);
@@ -65,12 +65,12 @@ fn one_that_is_made_after_the_deadline_is_met_too_and_one_that_is_not_made_is_le
     tables.add_ring(0, 8);
     tables.open(0, 1, State::Established, 0, START);
     let half_open = tables.open(0, 2, State::HalfOpen, 0, START);
-    let orders = [(0, Order::Drain { deadline: Some(START), rate: 50 })];
-    run((&mut drains, &mut resets), &orders, &mut tables, (START, START + 5 * SECOND));
+    let admin_states = [(0, AdminState::Drain { deadline: Some(START), rate: 50 })];
+    run((&mut drains, &mut resets), &admin_states, &mut tables, (START, START + 5 * SECOND));
     assert_eq!(tables.state(half_open), State::HalfOpen);
     tables.change_slot(half_open.at, |slot| slot.ctl = slot.ctl.with_state(State::Established));
     let span = (START + 5 * SECOND, START + 7 * SECOND);
-    let (happened, closed) = run((&mut drains, &mut resets), &orders, &mut tables, span);
+    let (happened, closed) = run((&mut drains, &mut resets), &admin_states, &mut tables, span);
     assert_eq!((closed.len(), &happened[..]), (1, &[(6 * SECOND, Happened::Empty)][..]));
 }
 
@@ -78,13 +78,13 @@ fn one_that_is_made_after_the_deadline_is_met_too_and_one_that_is_not_made_is_le
 fn without_a_deadline_nothing_is_ever_reset() {
     let (mut drains, mut resets, mut tables) = (Drains::default(), Resets::default(), tables());
     let held = tables.open(0, 1, State::Established, 0, START);
-    let orders = [(0, Order::Drain { deadline: None, rate: 50 }), (1, Order::Maint)];
+    let admin_states = [(0, AdminState::Drain { deadline: None, rate: 50 }), (1, AdminState::Maint)];
     let span = (START, START + 3600 * SECOND);
-    let (happened, closed) = run((&mut drains, &mut resets), &orders, &mut tables, span);
+    let (happened, closed) = run((&mut drains, &mut resets), &admin_states, &mut tables, span);
     assert!(happened.is_empty() && closed.is_empty());
     tables.end(held);
     let span = (START + 3600 * SECOND, START + 3610 * SECOND);
-    let (happened, _) = run((&mut drains, &mut resets), &orders, &mut tables, span);
+    let (happened, _) = run((&mut drains, &mut resets), &admin_states, &mut tables, span);
     assert_eq!(happened.iter().map(|(_, what)| *what).collect::<Vec<_>>(), [Happened::Empty], "told once");
 }
 
@@ -94,8 +94,8 @@ fn a_drain_that_is_taken_back_stops_its_resets() {
     for slot in 0..100 {
         tables.open(0, slot, State::Established, 0, START);
     }
-    let orders = [(0, Order::Drain { deadline: Some(START), rate: 10 })];
-    let (_, closed) = run((&mut drains, &mut resets), &orders, &mut tables, (START, START + 2 * SECOND));
+    let admin_states = [(0, AdminState::Drain { deadline: Some(START), rate: 10 })];
+    let (_, closed) = run((&mut drains, &mut resets), &admin_states, &mut tables, (START, START + 2 * SECOND));
     drains.forget(0, &mut resets);
     let (_, more) = run((&mut drains, &mut resets), &[], &mut tables, (START + 2 * SECOND, START + 9 * SECOND));
     assert_eq!((closed.len(), more.len()), (20, 0));

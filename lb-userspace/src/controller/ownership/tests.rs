@@ -18,31 +18,31 @@ fn tables() -> Testbed {
     tables
 }
 
-fn ours(since: Instant, lag: Duration) -> Territory {
-    Territory::beside_another([(0, since)].into(), lag)
+fn ours(since: Instant, lag: Duration) -> Ownership {
+    Ownership::beside_another([(0, since)].into(), lag)
 }
 
 /// When the sweep suspects the flow, in seconds after its last packet as it is known here; nothing within 40 s.
-fn suspected_after(territory: &Territory) -> Option<u32> {
+fn suspected_after(ownership: &Ownership) -> Option<u32> {
     let tables = tables();
     let mut sweep = Sweep::default();
     let limits = |_| Limits { service: 0, idle_timeout: 10 * SECOND, connecting: SECOND, reset_rate: 100 };
     (0..400).find_map(|tenth| {
         let now = START + tenth * SECOND / 10;
-        let steps = sweep.turn(&[0], &limits, 2 * SECOND, &Ours::new(territory, &tables), now);
+        let steps = sweep.turn(&[0], &limits, 2 * SECOND, &Ours::new(ownership, &tables), now);
         steps.iter().any(|step| matches!(step, Step::Suspect(_))).then_some(tenth / 10)
     })
 }
 
 #[test]
 fn without_another_host_every_flow_is_ours() {
-    assert!(Territory::default().holds(77));
-    assert!((10..12).contains(&suspected_after(&Territory::default()).unwrap()));
+    assert!(Ownership::default().holds(77));
+    assert!((10..12).contains(&suspected_after(&Ownership::default()).unwrap()));
 }
 
 #[test]
 fn a_host_that_has_not_the_address_suspects_nobody() {
-    let elsewhere = Territory::beside_another(BTreeMap::new(), SECOND);
+    let elsewhere = Ownership::beside_another(BTreeMap::new(), SECOND);
     assert!(!elsewhere.holds(0));
     assert_eq!(suspected_after(&elsewhere), None);
     assert_eq!(Ours::new(&elsewhere, &tables()).heads(0, 0..100).count(), 0);

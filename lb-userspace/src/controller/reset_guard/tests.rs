@@ -19,10 +19,10 @@ fn service(count: u16, out: &[u16], unfit: &[u16]) -> Vec<Member> {
 
 /// Backend 0 goes out for `cause` at NOW; what is decided when that is due.
 fn decided(cause: Cause, members: &[Member]) -> Vec<Ruling> {
-    let mut rails = Rails::default();
-    rails.went_out(0, cause, NOW);
-    let due = rails.deadline();
-    if due == Instant::NEVER { Vec::new() } else { rails.turn(&|_| members.to_vec(), due) }
+    let mut reset_guard = ResetGuard::default();
+    reset_guard.went_out(0, cause, NOW);
+    let due = reset_guard.deadline();
+    if due == Instant::NEVER { Vec::new() } else { reset_guard.turn(&|_| members.to_vec(), due) }
 }
 
 fn reset(cause: Cause) -> Vec<Ruling> {
@@ -34,11 +34,11 @@ fn one_of_many_is_reset_when_it_is_silent_at_once_and_when_it_refuses_after_two_
     for (cause, after) in
         [(Cause::Silent, Duration::ZERO), (Cause::ProbeTimeout, Duration::ZERO), (Cause::Refused, 2 * SECOND)]
     {
-        let mut rails = Rails::default();
-        rails.went_out(0, cause, NOW);
-        assert_eq!(rails.deadline(), NOW + after);
-        assert_eq!(rails.turn(&|_| service(3, &[0], &[]), NOW + after), reset(cause));
-        assert_eq!(rails.deadline(), Instant::NEVER);
+        let mut reset_guard = ResetGuard::default();
+        reset_guard.went_out(0, cause, NOW);
+        assert_eq!(reset_guard.deadline(), NOW + after);
+        assert_eq!(reset_guard.turn(&|_| service(3, &[0], &[]), NOW + after), reset(cause));
+        assert_eq!(reset_guard.deadline(), Instant::NEVER);
     }
 }
 
@@ -80,79 +80,79 @@ fn every_service_of_up_to_eight_is_spared_exactly_when_half_or_more_fail_togethe
 
 #[test]
 fn probes_alone_reset_one_backend_at_a_time_and_the_next_when_the_first_is_back() {
-    let mut rails = Rails::default();
-    rails.went_out(0, Cause::ProbeTimeout, NOW);
+    let mut reset_guard = ResetGuard::default();
+    reset_guard.went_out(0, Cause::ProbeTimeout, NOW);
     let mut members = service(8, &[0], &[]);
-    assert_eq!(rails.turn(&|_| members.clone(), NOW).len(), 1);
+    assert_eq!(reset_guard.turn(&|_| members.clone(), NOW).len(), 1);
     members = service(8, &[0, 1], &[]);
-    rails.went_out(1, Cause::ProbeTimeout, NOW + SECOND);
-    assert_eq!(rails.turn(&|_| members.clone(), NOW + SECOND), [Ruling::Spare(1, Spared::OneAtATime)]);
-    assert!(rails.is_spared(1) && !rails.is_spared(0));
-    assert_eq!(rails.turn(&|_| members.clone(), NOW + 2 * SECOND), [], "told once");
-    rails.came_back(0);
+    reset_guard.went_out(1, Cause::ProbeTimeout, NOW + SECOND);
+    assert_eq!(reset_guard.turn(&|_| members.clone(), NOW + SECOND), [Ruling::Spare(1, Spared::OneAtATime)]);
+    assert!(reset_guard.is_spared(1) && !reset_guard.is_spared(0));
+    assert_eq!(reset_guard.turn(&|_| members.clone(), NOW + 2 * SECOND), [], "told once");
+    reset_guard.came_back(0);
     members = service(8, &[1], &[]);
     let reset = Reset { backend: 1, cause: Cause::ProbeTimeout, begun_by: NOW + SECOND };
     // Of its last three probes all may have begun before what ailed them was over.
     for (unanswered, seconds) in [(3, 3), (4, 4), (0, 5), (1, 6)] {
         members[1].unanswered = unanswered;
-        assert_eq!(rails.turn(&|_| members.clone(), NOW + seconds * SECOND), [], "{unanswered} in a row");
+        assert_eq!(reset_guard.turn(&|_| members.clone(), NOW + seconds * SECOND), [], "{unanswered} in a row");
     }
     members[1].unanswered = 2;
-    assert_eq!(rails.turn(&|_| members.clone(), NOW + 7 * SECOND), [Ruling::Reset(reset)]);
-    assert!(!rails.is_spared(1));
+    assert_eq!(reset_guard.turn(&|_| members.clone(), NOW + 7 * SECOND), [Ruling::Reset(reset)]);
+    assert!(!reset_guard.is_spared(1));
 }
 
 #[test]
 fn the_flows_may_say_what_probes_alone_may_not() {
-    let mut rails = Rails::default();
-    rails.went_out(0, Cause::ProbeTimeout, NOW);
+    let mut reset_guard = ResetGuard::default();
+    reset_guard.went_out(0, Cause::ProbeTimeout, NOW);
     let members = service(8, &[0, 1], &[]);
-    rails.turn(&|_| members.clone(), NOW);
-    rails.went_out(1, Cause::ProbeTimeout, NOW);
-    rails.turn(&|_| members.clone(), NOW);
-    rails.went_out(1, Cause::Silent, NOW + SECOND);
+    reset_guard.turn(&|_| members.clone(), NOW);
+    reset_guard.went_out(1, Cause::ProbeTimeout, NOW);
+    reset_guard.turn(&|_| members.clone(), NOW);
+    reset_guard.went_out(1, Cause::Silent, NOW + SECOND);
     let reset = Reset { backend: 1, cause: Cause::Silent, begun_by: NOW + SECOND };
-    assert_eq!(rails.turn(&|_| members.clone(), NOW + SECOND), [Ruling::Reset(reset)]);
+    assert_eq!(reset_guard.turn(&|_| members.clone(), NOW + SECOND), [Ruling::Reset(reset)]);
 }
 
 #[test]
 fn a_backend_that_was_spared_is_reset_when_the_others_are_well_again_and_it_is_not() {
-    let mut rails = Rails::default();
-    rails.went_out(0, Cause::Silent, NOW);
-    assert_eq!(rails.turn(&|_| service(3, &[0, 1], &[]), NOW), [Ruling::Spare(0, Spared::TooMany)]);
-    assert_eq!(rails.deadline(), NOW + SECOND);
+    let mut reset_guard = ResetGuard::default();
+    reset_guard.went_out(0, Cause::Silent, NOW);
+    assert_eq!(reset_guard.turn(&|_| service(3, &[0, 1], &[]), NOW), [Ruling::Spare(0, Spared::TooMany)]);
+    assert_eq!(reset_guard.deadline(), NOW + SECOND);
     let mut members = service(3, &[0], &[]);
     members[0].heard = NOW + 3 * SECOND;
-    assert_eq!(rails.turn(&|_| members.clone(), NOW + 4 * SECOND), [], "something came from it since");
-    assert_eq!(rails.turn(&|_| service(3, &[0], &[]), NOW + 5 * SECOND), reset(Cause::Silent));
+    assert_eq!(reset_guard.turn(&|_| members.clone(), NOW + 4 * SECOND), [], "something came from it since");
+    assert_eq!(reset_guard.turn(&|_| service(3, &[0], &[]), NOW + 5 * SECOND), reset(Cause::Silent));
 }
 
 #[test]
 fn what_came_back_in_time_keeps_its_connections_but_not_those_from_before_a_restart() {
     for cause in CAUSES {
-        let mut rails = Rails::default();
-        rails.went_out(0, cause, NOW);
-        rails.came_back(0);
+        let mut reset_guard = ResetGuard::default();
+        reset_guard.went_out(0, cause, NOW);
+        reset_guard.came_back(0);
         let members = service(3, &[], &[]);
         let expected = if cause == Cause::Refused { reset(cause) } else { Vec::new() };
-        assert_eq!(rails.turn(&|_| members.clone(), NOW + 2 * SECOND), expected, "{cause:?}");
+        assert_eq!(reset_guard.turn(&|_| members.clone(), NOW + 2 * SECOND), expected, "{cause:?}");
     }
 }
 
 #[test]
 fn a_restart_of_many_is_forgotten_when_they_are_back() {
-    let mut rails = Rails::default();
-    rails.went_out(0, Cause::Refused, NOW);
-    assert_eq!(rails.turn(&|_| service(2, &[0, 1], &[]), NOW + 2 * SECOND).len(), 1);
-    rails.came_back(0);
-    assert_eq!(rails.turn(&|_| service(2, &[], &[1]), NOW + 3 * SECOND), []);
-    assert_eq!(rails.deadline(), Instant::NEVER);
+    let mut reset_guard = ResetGuard::default();
+    reset_guard.went_out(0, Cause::Refused, NOW);
+    assert_eq!(reset_guard.turn(&|_| service(2, &[0, 1], &[]), NOW + 2 * SECOND).len(), 1);
+    reset_guard.came_back(0);
+    assert_eq!(reset_guard.turn(&|_| service(2, &[], &[1]), NOW + 3 * SECOND), []);
+    assert_eq!(reset_guard.deadline(), Instant::NEVER);
 }
 
 #[test]
 fn a_backend_that_is_gone_is_forgotten() {
-    let mut rails = Rails::default();
-    rails.went_out(0, Cause::Silent, NOW);
-    rails.retain(|backend| backend != 0);
-    assert_eq!(rails.deadline(), Instant::NEVER);
+    let mut reset_guard = ResetGuard::default();
+    reset_guard.went_out(0, Cause::Silent, NOW);
+    reset_guard.retain(|backend| backend != 0);
+    assert_eq!(reset_guard.deadline(), Instant::NEVER);
 }

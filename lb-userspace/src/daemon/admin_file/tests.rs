@@ -18,20 +18,20 @@ fn name(backend: &str) -> (Arc<str>, Arc<str>) {
     ("kube-apiserver".into(), backend.into())
 }
 
-fn some() -> Orders {
-    let mut orders = Orders::default();
-    let drain = Order::Drain { deadline: Some(at(5_060)), rate: 50 };
+fn some() -> AdminStates {
+    let mut admin_states = AdminStates::default();
+    let drain = AdminState::Drain { deadline: Some(at(5_060)), rate: 50 };
     let mut say = |backend: &str, order, seconds: u64, by: &str| {
-        let said = Said { order, since: at(seconds), by: by.into() };
+        let said = AdminEntry { order, since: at(seconds), by: by.into() };
         // As the clocks of `now` stand to each other.
-        orders.say(name(backend), said, (1_800_000_000 - 5_000 + seconds) * 1_000);
+        admin_states.say(name(backend), said, (1_800_000_000 - 5_000 + seconds) * 1_000);
     };
     say("cp01", drain, 4_990, "uid 0");
-    let drain = Order::Drain { deadline: None, rate: 7 };
+    let drain = AdminState::Drain { deadline: None, rate: 7 };
     say("cp02", drain, 10, "uid 1000");
-    say("cp03", Order::Maint, 5_000, "uid 0");
-    orders.take_back(&name("cp04"), 1_799_999_999_123);
-    orders
+    say("cp03", AdminState::Maint, 5_000, "uid 0");
+    admin_states.take_back(&name("cp04"), 1_799_999_999_123);
+    admin_states
 }
 
 fn file() -> (TempDir, AdminFile) {
@@ -43,13 +43,13 @@ fn file() -> (TempDir, AdminFile) {
 #[test]
 fn what_was_saved_is_loaded_and_nobody_else_may_read_it() {
     let (folder, file) = file();
-    assert_eq!(file.load(now()).unwrap(), Orders::default(), "nothing was ever decided");
+    assert_eq!(file.load(now()).unwrap(), AdminStates::default(), "nothing was ever decided");
     file.save(&some(), now()).unwrap();
     assert_eq!(file.load(now()).unwrap(), some());
     let path = folder.path().join("admin.json");
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    file.save(&Orders::default(), now()).unwrap();
-    assert_eq!(file.load(now()).unwrap(), Orders::default());
+    file.save(&AdminStates::default(), now()).unwrap();
+    assert_eq!(file.load(now()).unwrap(), AdminStates::default());
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
 }
 
@@ -59,9 +59,9 @@ fn deadlines_are_moments_of_the_wall_clock_through_a_restart_of_the_host() {
     file.save(&some(), now()).unwrap();
     // Forty seconds later, on a host that has been up for twenty.
     let later = Now { monotonic: at(20), wall: now().wall + SignedDuration::from_secs(40) };
-    let orders = file.load(later).unwrap();
-    let first = orders.get(&name("cp01")).unwrap();
-    assert_eq!(first.order, Order::Drain { deadline: Some(at(40)), rate: 50 });
+    let admin_states = file.load(later).unwrap();
+    let first = admin_states.get(&name("cp01")).unwrap();
+    assert_eq!(first.order, AdminState::Drain { deadline: Some(at(40)), rate: 50 });
     assert_eq!(first.since, Instant::ZERO, "before the host started");
 }
 
@@ -102,7 +102,7 @@ fn an_invalid_file_is_reported_moved_aside_and_replaced() {
         let error = format!("{:#}", file.load(now()).expect_err(why));
         assert!(error.contains(why) && error.contains("get connections again"), "{why}: {error}");
         assert_eq!(fs::read(folder.path().join("admin.json.bad")).unwrap(), bytes);
-        assert_eq!(file.load(now()).unwrap(), Orders::default(), "the next start finds nothing");
+        assert_eq!(file.load(now()).unwrap(), AdminStates::default(), "the next start finds nothing");
         file.save(&some(), now()).unwrap();
         assert_eq!(file.load(now()).unwrap(), some());
     }
@@ -136,10 +136,10 @@ fn a_deadline_that_cannot_be_is_far_away_or_now_and_never_a_panic() {
             r#"{{"version":1,"backends":[{{"service":"s","backend":"b","order":"drain","rate":5,"since":"{deadline}","by":"","deadline":"{deadline}"}}]}}"#
         );
         fs::write(folder.path().join("admin.json"), text).unwrap();
-        let orders = file.load(now()).unwrap();
-        let said = orders.get(&("s".into(), "b".into())).unwrap();
-        assert_eq!(said.order, Order::Drain { deadline: Some(expected), rate: 5 });
-        file.save(&orders, now()).unwrap();
+        let admin_states = file.load(now()).unwrap();
+        let said = admin_states.get(&("s".into(), "b".into())).unwrap();
+        assert_eq!(said.order, AdminState::Drain { deadline: Some(expected), rate: 5 });
+        file.save(&admin_states, now()).unwrap();
     }
 }
 
@@ -148,7 +148,7 @@ fn what_cannot_be_written_changes_nothing() {
     let (folder, file) = file();
     file.save(&some(), now()).unwrap();
     fs::create_dir(folder.path().join("admin.json.new")).unwrap();
-    let error = format!("{:#}", file.save(&Orders::default(), now()).expect_err("no room for the new one"));
+    let error = format!("{:#}", file.save(&AdminStates::default(), now()).expect_err("no room for the new one"));
     assert!(error.contains("admin.json cannot be written"), "{error}");
     assert_eq!(file.load(now()).unwrap(), some());
 }
