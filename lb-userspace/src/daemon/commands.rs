@@ -74,7 +74,7 @@ impl Daemon {
             let tables = self.dataplane.tables().clone();
             // Clients whose SYN is not answered yet are served elsewhere when they repeat it.
             let how = (Only::Connected, Reason::Maintenance);
-            changed.task = self.controller.kill(Whose::Backend(number), how, &*tables, now().monotonic);
+            changed.task = self.controller.kill(Whose::Backend(number), how, &tables, now().monotonic);
         }
         let what = if asked.reset { "are reset" } else { "stay" };
         let active = changed.active;
@@ -133,7 +133,7 @@ impl Daemon {
         }
         self.admin_file.save(&admin_states, now).map_err(|error| refused(format!("{error:#}; nothing has changed")))?;
         let tables = self.dataplane.tables().clone();
-        let actions = self.controller.set_admin_states(admin_states, &*tables, now.monotonic);
+        let actions = self.controller.set_admin_states(admin_states, &tables, now.monotonic);
         self.act(actions);
         self.tell_peers_of_backends();
         Ok(())
@@ -184,7 +184,7 @@ impl Daemon {
             }
         };
         let tables = self.dataplane.tables().clone();
-        let task = self.controller.kill(whose, (Only::Open, Reason::Killed), &*tables, now().monotonic);
+        let task = self.controller.kill(whose, (Only::Open, Reason::Killed), &tables, now().monotonic);
         let task = task.ok_or_else(|| refused(format!("there is no {shown}")))?;
         let text = format!("every {shown} is reset by {peer}: {} at {}/s", task.total, task.rate);
         self.tell(Notice::daemon(Level::Info, Kind::Admin, text));
@@ -194,7 +194,7 @@ impl Daemon {
     fn rebalance(&mut self, asked: &Rebalance, peer: &Peer) -> Outcome<Rebalanced> {
         let tables = self.dataplane.tables().clone();
         let (now, rate) = (now().monotonic, asked.rate.get());
-        let found = self.controller.uneven(asked.service.as_deref(), asked.tolerance.get(), &*tables, now);
+        let found = self.controller.uneven(asked.service.as_deref(), asked.tolerance.get(), &tables, now);
         let found = found.map_err(refused)?;
         let mut tasks = Vec::new();
         if !asked.dry_run {

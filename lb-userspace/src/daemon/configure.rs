@@ -172,7 +172,7 @@ impl Daemon {
 
     pub(super) fn commit(&mut self, desired: Desired, plan: plan::Plan) {
         let tables = self.dataplane.tables().clone();
-        let actions = self.controller.commit(desired, plan, &*tables, clock::monotonic());
+        let actions = self.controller.commit(desired, plan, &tables, clock::monotonic());
         self.act(actions);
         self.keep_orders();
         self.probes.watch(&self.controller);

@@ -133,13 +133,12 @@ mod tests {
     use super::*;
 
     fn flow(state: State, flags: u8) -> Flow {
-        let mut record = Slot::default();
-        record.key = Key::of("10.0.1.7:50123".parse().unwrap(), 300);
+        let key = Key::of("10.0.1.7:50123".parse().unwrap(), 300);
+        let (end_client, end_backend) = (500, 1001 + (1 << 33) + 1);
+        let record = Slot { key, end_client, end_backend, ..Slot::default() };
         let mut opening = Opening { connect_us: 77, ..Opening::default() };
         opening.words[OPENING_ISN_CLIENT] = u32::MAX;
         opening.words[OPENING_ISN_BACKEND] = 1000;
-        record.end_client = 500;
-        record.end_backend = 1001 + (1 << 33) + 1;
         Flow { at: SlotAt::new(3, 9), ctl: Ctl::new(1, state).with_flags(flags), record, opening }
     }
 

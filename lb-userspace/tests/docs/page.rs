@@ -35,7 +35,7 @@ pub fn section<'a>(page: &'a str, heading: &str) -> &'a str {
 pub fn rows(text: &str) -> Vec<Vec<String>> {
     let lines: Vec<_> = text.lines().collect();
     let is_rule = |line: &&str| line.starts_with("|---");
-    let is_head = |at: usize| lines.get(at + 1).is_some_and(|next| is_rule(next));
+    let is_head = |at: usize| lines.get(at + 1).is_some_and(is_rule);
     let body = |at: &usize| lines[*at].starts_with('|') && !is_rule(&lines[*at]) && !is_head(*at);
     (0..lines.len()).filter(body).map(|at| cells(lines[at])).collect()
 }

@@ -35,10 +35,8 @@ fn pool() -> Pool {
 
 /// A flow of 10.0.2.7:50123 (0xc3cb) on slot 9, SNAT port 10249 (0x2809).
 fn flow(ctl: Ctl) -> Flow {
-    let mut record = lb_common::layout::Slot::default();
-    record.key = Key::of("10.0.2.7:50123".parse().unwrap(), 0);
-    record.hop = Hop::new(CLIENT_MAC, 0);
-    record.ctl = ctl;
+    let (key, hop) = (Key::of("10.0.2.7:50123".parse().unwrap(), 0), Hop::new(CLIENT_MAC, 0));
+    let record = lb_common::layout::Slot { ctl, key, hop, ..Default::default() };
     Flow { at: SlotAt::new(0, 9), ctl, record, opening: Default::default() }
 }
 
