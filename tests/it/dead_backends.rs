@@ -269,7 +269,7 @@ fn one_that_comes_back_starts_slowly_though_it_has_the_fewest_connections() {
     cluster.standins[2].revive().expect("a start");
     cluster.wait_state("cp03", "slow_start", SOON);
     let refused = cluster.evenkeel.command(&["rebalance"]).expect("rebalance");
-    assert!(refused.code == 1 && refused.err.contains("a backend of it starts slowly"), "{refused:?}");
+    assert!(refused.code == 1 && refused.err.contains("one of its backends is in slow start"), "{refused:?}");
     // A third of all is its full share, of which it gets nothing at first; without slow_start it
     // would get all of them.
     let mut shares = Vec::new();

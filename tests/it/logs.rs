@@ -95,7 +95,7 @@ fn a_full_disk_costs_no_line_while_they_can_wait_and_a_torn_one_stands_alone() {
     let is_whole = |line: &str| line.starts_with('<') && line.ends_with('>');
     // At some 70 bytes per line the disk is full after 240 lines, and takes a part of one more.
     connections(&cluster, 400);
-    told(&cluster, "access.log: No space left on device (os error 28): 32768 lines may wait");
+    told(&cluster, "access.log: No space left on device (os error 28): up to 32768 lines are queued");
     let full = fs::read(&path).expect("the log");
     assert!(full.len() == 16 << 10 && full.last() != Some(&b'\n'), "the disk took {} bytes", full.len());
     connections(&cluster, 100);

@@ -29,7 +29,7 @@ impl Batch {
         Some(&self.text.as_bytes()[self.taken..*end])
     }
 
-    /// The target has taken so many bytes more.
+    /// The target has taken this many more bytes.
     pub fn take(&mut self, bytes: usize) {
         self.taken += bytes;
     }

@@ -86,7 +86,8 @@ enum Message {
     Wake,
 }
 
-/// Lines that are made when they are written, for there may be more than the queue holds.
+/// Lines that are formatted only when they are written, because there may be more than the queue
+/// holds.
 struct Listing {
     records: Box<dyn Iterator<Item = Record> + Send>,
     format: Arc<Format>,
@@ -160,7 +161,7 @@ impl Targets {
         }
     }
 
-    /// Opens every target anew (SIGUSR1). If one cannot be opened, its lines go on to where they went.
+    /// Reopens every target (SIGUSR1). If one cannot be reopened, its lines still go to the old one.
     pub fn reopen(&self) {
         for target in self.open.iter().filter_map(|(_, target)| target.upgrade()) {
             target.flags.reopen.store(true, Ordering::Release);
@@ -254,7 +255,7 @@ impl Lines {
         match Output::open(&self.target, &self.journal) {
             Ok(output) => {
                 self.output = Some(output);
-                // Who asked may have lost patience, and it is well all the same.
+                // The requester may have given up waiting.
                 _ = told.send(Ok(()));
                 true
             }
@@ -283,7 +284,8 @@ impl Lines {
         }
     }
 
-    /// Waits for something to write and makes lines of it until the batch is large enough. Nothing comes any more: false.
+    /// Waits for something to write and formats lines until the batch is large enough. False: there will
+    /// be no more.
     fn gather(&mut self) -> bool {
         if self.listings.is_empty() {
             match self.messages.try_recv() {
@@ -365,13 +367,14 @@ impl Lines {
         Ok(())
     }
 
-    /// The target is opened anew before it gets the rest of the batch, from the beginning of the line that was cut.
+    /// The target is reopened before it gets the rest of the batch, from the beginning of the line that
+    /// was cut.
     fn failed(&mut self, error: &io::Error) {
         self.output = None;
         self.batch.rewind();
         if self.failing_since.is_none() {
             self.failing_since = Some(Instant::now());
-            let text = format!("{}: {error}: {QUEUE} lines may wait, what comes then is lost", self.name);
+            let text = format!("{}: {error}: up to {QUEUE} lines are queued, further ones are lost", self.name);
             tell(&self.history, Level::Error, text);
         }
     }
@@ -382,7 +385,7 @@ impl Lines {
         let queued = self.messages.iter().filter(is_line).count() as u64;
         let lost = self.batch.lines_left() + queued;
         self.losses.lost.fetch_add(lost, Ordering::Relaxed);
-        log::error!("{}: its last {lost} line(s) are lost, it does not take them", self.name);
+        log::error!("{}: the last {lost} line(s) are lost: the target did not take them", self.name);
     }
 
     fn reopen(&mut self) {
@@ -391,10 +394,10 @@ impl Lines {
                 self.output = Some(output);
                 self.batch.rewind();
             }
-            // One that fails is opened anew as it is.
+            // A failing target is reopened anyway.
             Err(_) if self.output.is_none() => {}
             Err(error) => {
-                let text = format!("{}: cannot be opened anew, the lines go on to where they went: {error}", self.name);
+                let text = format!("{}: cannot be reopened, lines still go to the old one: {error}", self.name);
                 tell(&self.history, Level::Error, text);
             }
         }

@@ -1,8 +1,9 @@
-//! What operators have said about backends: drained, or in maintenance. It holds until they take it back, through reloads
-//! and restarts, by the names of service and backend; a backend that leaves the configuration takes it along.
+//! The states that operators give to backends: drained, or in maintenance. A state holds through reloads
+//! and restarts until it is taken back. It is kept by the names of service and backend and ends when the
+//! backend leaves the configuration.
 //!
-//! Of a pair of hosts both hold what was said on either: the later word counts. So what was taken back is remembered too,
-//! with its time.
+//! Both hosts of a pair hold the states that were set on either; the later one prevails. So a state that
+//! was taken back is remembered too, with its time.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -17,7 +18,7 @@ pub use merge::{Heard, HeardState};
 /// A backend by the names in the file: its service's and its own.
 pub type Name = (Arc<str>, Arc<str>);
 
-/// What can be said.
+/// A state that an operator sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdminState {
     /// No new connections; those it has go on, until the deadline.
@@ -41,18 +42,18 @@ impl AdminState {
     }
 }
 
-/// What was said, when and by whom.
+/// A state, the time it was set, and who set it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminEntry {
-    /// What.
+    /// The state.
     pub order: AdminState,
-    /// When.
+    /// When it was set.
     pub since: Instant,
     /// As the log names them.
     pub by: Arc<str>,
 }
 
-/// All that is in force.
+/// All states in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdminStates {
     by_name: BTreeMap<Name, AdminEntry>,
@@ -61,7 +62,7 @@ pub struct AdminStates {
 }
 
 impl AdminStates {
-    /// About one backend.
+    /// The state of one backend; `None`: in service.
     pub fn get(&self, name: &Name) -> Option<&AdminEntry> {
         self.by_name.get(name)
     }
@@ -71,13 +72,13 @@ impl AdminStates {
         self.get(name).map_or(Admin::None, |said| said.order.admin())
     }
 
-    /// Says it, in place of what was said before: that is returned. `decided_at` in milliseconds since 1970.
+    /// Sets a state and returns the one before. `decided_at` in milliseconds since 1970.
     pub fn say(&mut self, name: Name, said: AdminEntry, decided_at: u64) -> Option<AdminEntry> {
         self.decided.insert(name.clone(), decided_at);
         self.by_name.insert(name, said)
     }
 
-    /// Takes it back; what it was.
+    /// Takes a state back and returns it.
     pub fn take_back(&mut self, name: &Name, decided_at: u64) -> Option<AdminEntry> {
         self.decided.insert(name.clone(), decided_at);
         self.by_name.remove(name)

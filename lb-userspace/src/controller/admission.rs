@@ -36,7 +36,7 @@ pub enum Admin {
 /// All there is to know about one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// `down = true`, or not in the file any more.
+    /// `down = true`, or no longer in the file.
     pub down: bool,
     /// The operator's word.
     pub admin: Admin,

@@ -57,7 +57,7 @@ impl Controller {
         actions
     }
 
-    /// Has a backend probed soon, if it is probed; not again and again for a flood of failures.
+    /// Has a backend probed soon, if it is probed; a flood of failures asks for it only now and then.
     pub(super) fn hurry(&mut self, backend: u16, now: Instant) -> Option<Action> {
         self.backends.get(&backend)?.settings.probe?;
         let last = self.hurried.get(&backend).copied();
@@ -68,7 +68,7 @@ impl Controller {
         Some(Action::Hurry(backend))
     }
 
-    /// A probe of a backend has come to an end; `detail` says how, for the log.
+    /// A probe of a backend has ended; `detail` says how, for the log.
     pub fn probed(&mut self, backend: u16, outcome: Outcome, detail: &str, now: Instant) -> Vec<Action> {
         let is_failing = |controller: &Controller| controller.health.get(&backend).is_some_and(Health::is_failing);
         let failed_before = is_failing(self);
@@ -202,7 +202,7 @@ impl Controller {
         Some(facts.note(level, text))
     }
 
-    /// Why and since when it is as it is, for the next controller.
+    /// Its state, the reason and the time of the last change, for the next controller.
     pub(super) fn remember(&self, backend: u16) -> Option<Action> {
         let health = self.health.get(&backend)?;
         Some(Action::Remember { backend, out_reason: health.out_reason(), changed_at: health.changed_at() })
@@ -215,15 +215,16 @@ impl Controller {
         let look = self.silence.turn(&self.subjects(), ours, now);
         let mut actions: Vec<_> = look.ask.into_iter().map(Action::Ask).collect();
         for backend in look.silent {
-            let detail = "nothing comes from it any more, on no connection";
+            let detail = "no packet from it on any connection";
             actions.extend(self.with_health(backend, detail, now, |health, settings| health.silent(settings, now)));
             actions.extend(self.hurry(backend, now));
         }
         actions
     }
 
-    /// Whom to watch: everybody who may be taken out by what clients meet and is not known to be dead. Of one whose
-    /// connections were spared the flows may tell more than its probes. A host that has not the address sees no packet.
+    /// The backends to watch: all that the clients' connections may take out and that are not known to
+    /// be dead. If a backend's connections were spared, its flows may say more than its probes. A host
+    /// that does not hold the address sees no packets.
     fn subjects(&self) -> Vec<Subject> {
         let watched = |number: &u16, health: &Health| {
             let settings = self.backends.get(number)?.settings;

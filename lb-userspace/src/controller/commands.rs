@@ -50,7 +50,7 @@ pub struct Uneven {
 }
 
 impl Controller {
-    /// The backend of this name in the configuration; or what is wrong with the name, for whoever gave it.
+    /// The backend of this name in the configuration; or what is wrong with the name.
     pub fn find(&self, backend: &str, service: Option<&str>) -> Result<u16, String> {
         let all = self.backends.iter().filter(|(number, _)| !self.installed.is_tombstone(**number));
         let all: Vec<_> = all.collect();
@@ -65,7 +65,7 @@ impl Controller {
             [] => Err(unknown("backend", backend, candidates().map(|(_, facts)| &*facts.name))),
             _ => {
                 let services: Vec<_> = found.iter().map(|(_, facts)| format!("--service {}", facts.service)).collect();
-                Err(format!("{} services have a backend {backend}: say which: {}", found.len(), services.join(" or ")))
+                Err(format!("{} services have a backend {backend}: choose one with {}", found.len(), services.join(" or ")))
             }
         }
     }
@@ -140,7 +140,7 @@ impl Controller {
         actions
     }
 
-    /// The table of a service that hashes, for the weights as they stand.
+    /// The Maglev table of a service with `balance = "hash"`, for the current weights.
     fn maglev_anew(&self, number: u16) -> Option<Write> {
         let row = self.installed.services.get(&number).filter(|row| row.balance == schedule::HASH)?;
         let name = &self.services.get(&number)?.name;
@@ -242,14 +242,14 @@ impl Controller {
         let loads: Vec<_> = row.backends.iter().filter(takes_part).map(load).collect();
         let is_under_way = self.tasks.is_rebalancing(service);
         let skipped = match row.balance {
-            _ if is_under_way => Some("a rebalancing of it is under way"),
-            _ if !self.is_ours(service) => Some("another host has its address: rebalance there"),
+            _ if is_under_way => Some("a rebalancing is already running"),
+            _ if !self.is_ours(service) => Some("another host holds its address: rebalance there"),
             _ if loads.iter().any(|load| tables.slow_start(load.backend).until > now) => {
-                Some("a backend of it starts slowly: who comes back would be given to the others")
+                Some("one of its backends is in slow start: returning clients would go to the others")
             }
-            schedule::HASH => Some("balance = \"hash\": a client comes back to the backend it had"),
+            schedule::HASH => Some("balance = \"hash\": a client returns to the backend it had"),
             schedule::ROUND_ROBIN => {
-                Some("balance = \"round_robin\": who comes back is not given to the least busy backend")
+                Some("balance = \"round_robin\": a returning client does not go to the least busy backend")
             }
             _ => None,
         };
@@ -274,7 +274,7 @@ impl Controller {
         self.tasks.get(id, |job| self.resets.closed(job))
     }
 
-    /// Ends a task; what it has not reset stays.
+    /// Stops a task; the connections it has not reset yet stay.
     pub fn stop_task(&mut self, id: u64) -> Option<Task> {
         let resets = &self.resets;
         if let Some(job) = self.tasks.end(id, TaskState::Stopped, |job| resets.closed(job)) {
@@ -313,7 +313,7 @@ impl Controller {
             let (service, backend) = self.name_of(number)?;
             let text = match what {
                 Happened::Deadline(left) => {
-                    format!("has reached the deadline of its drain: {left} connection(s) are reset")
+                    format!("reached its drain deadline: resetting {left} connection(s)")
                 }
                 Happened::Empty => String::from("is drained: no connection is left"),
             };
@@ -350,7 +350,7 @@ impl Controller {
     }
 }
 
-/// A name that nobody has.
+/// The error for a name that does not exist.
 fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let known: BTreeSet<_> = known.collect();
     let near = did_you_mean(name, known.iter().copied()).map(|near| format!(": did you mean {near}?"));

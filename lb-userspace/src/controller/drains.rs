@@ -1,7 +1,8 @@
-//! Drains under way: at the deadline what is left is reset at the drain's rate, until nothing is left.
+//! Running drains: at the deadline the remaining connections are reset at the drain's rate, until none
+//! is left.
 //!
-//! A job of resets ends when it finds nothing more; a connection that was half-open meanwhile and is made after that is
-//! met by the next look, a second later.
+//! A reset job ends when it finds no more connections. A connection that was half-open then and is
+//! established later is found by the next look, a second later.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -19,7 +20,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// What happened to a backend that is drained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Happened {
-    /// Its deadline has come with so many connections left.
+    /// The deadline passed with this many connections open.
     Deadline(u32),
     /// Its last connection has ended.
     Empty,
@@ -41,7 +42,7 @@ pub struct Drains {
 }
 
 impl Drains {
-    /// When the next look is due; `NEVER` if nobody is drained.
+    /// When the next look is due; `NEVER` if no backend is being drained.
     pub fn deadline(&self) -> Instant {
         self.due
     }

@@ -57,7 +57,7 @@ pub enum Cause {
     Refused,
     /// It did not answer SYNs in time.
     Timeout,
-    /// Nothing came from it any more, on any connection, though it was asked.
+    /// It sent no packet on any connection although it was asked for one.
     Silent,
     /// It did not answer probes.
     ProbeTimeout,
@@ -98,7 +98,7 @@ pub enum State {
     },
 }
 
-/// What is to be done after an input.
+/// What follows from an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Nothing.
@@ -119,8 +119,8 @@ pub enum Change {
     Recovered,
 }
 
-/// A trial is told from a connection begun before its backend went out by when it began, which is known from the coarse
-/// clock: 4 to 10 ms a step.
+/// A trial is distinguished from a connection begun before its backend went out by the time it began,
+/// which comes from the coarse clock with its steps of 4 to 10 ms.
 const CLOCK_STEP: Duration = Duration::from_millis(20);
 
 /// The most failure times kept; `max_fails` above it counts as this many.
@@ -158,7 +158,7 @@ impl Health {
         let reason = u8::try_from(record.out_reason).ok().and_then(Reason::from_number);
         let not_ready = record.out_reason == NOT_READY;
         let is_out = record.admission == OUT;
-        // While nobody watched, the kernel program may have taken it in again without a word about when.
+        // While no controller ran, the kernel program may have taken it back without recording when.
         let known = (Instant(1)..=now).contains(&record.changed_at) && (is_out || record.out_reason == 0);
         let mut health = Health::new(if known { record.changed_at } else { now });
         if is_out {
@@ -208,7 +208,7 @@ impl Health {
         self.state == State::Up && !self.is_failing()
     }
 
-    /// A try that began before failed at `at` for `reason`.
+    /// A connection attempt failed at `at` for `reason`.
     pub fn failed(&mut self, settings: &Settings, reason: Reason, at: Instant) -> Change {
         if settings.max_fails == 0 {
             return Change::Nothing;
@@ -258,7 +258,7 @@ impl Health {
         Change::TakenOut { retry_at }
     }
 
-    /// What probes have found until now counts no more.
+    /// Discards what the probes have found so far.
     fn distrust_probes(&mut self) {
         self.probe_count = self.probe_count.map(|(tries, _)| (tries, ProbeCount::down()));
     }
@@ -268,7 +268,7 @@ impl Health {
         self.changed_at = at;
     }
 
-    /// Nothing came from it any more, though it was asked again and again.
+    /// It sent no packet although it was asked repeatedly.
     pub fn silent(&mut self, settings: &Settings, at: Instant) -> Change {
         match self.state {
             State::Out { cause: Some(Cause::Silent), .. } => Change::Nothing,
@@ -333,7 +333,7 @@ impl Health {
         Change::Recovered
     }
 
-    /// The host answers ARP again after a silence: the next connection may try it.
+    /// The host answers ARP again after a silence: the next connection may be its trial.
     pub fn reachable(&mut self, settings: &Settings, now: Instant) -> Change {
         match self.state {
             State::Out { retry_at, cause } if retry_at > now && settings.probe.is_none() => {

@@ -95,7 +95,7 @@ pub enum Action {
         /// For its record: until then it gets less than its share; `ZERO`: it gets all of it.
         slow_until: Instant,
     },
-    /// Write down how a backend stands, for the controller after this one.
+    /// Record the state of a backend for the next controller.
     Remember {
         /// The backend.
         backend: u16,
@@ -147,7 +147,7 @@ pub struct BackendFacts {
     pub address: SocketAddrV4,
     /// For its health.
     pub settings: health::Settings,
-    /// `down = true`, or not in the file any more.
+    /// `down = true`, or no longer in the file.
     pub down: bool,
 }
 
@@ -204,9 +204,9 @@ struct Due {
     second: Instant,
 }
 
-/// An idle timeout for flows whose service is not known any more: nginx's default.
+/// The idle timeout of flows whose service has been removed: nginx's default.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
-/// Connections closed in a second, for the same.
+/// Resets per second for the same flows.
 const RESET_RATE: u32 = 5000;
 
 impl Controller {
@@ -266,7 +266,7 @@ impl Controller {
         self.hurried.retain(|number, _| installed.backends.contains_key(number));
         for (number, row) in &installed.backends {
             let Some(address) = installed.backend_address(row) else { continue };
-            // A tombstone found at the start: the file does not know its name any more.
+            // A tombstone found at the start: its name is no longer in the file.
             self.backends.entry(*number).or_insert_with(|| BackendFacts {
                 service: self.services.get(&row.service).map_or_else(|| Arc::from("-"), |facts| facts.name.clone()),
                 name: Arc::from(address.to_string()),
@@ -438,10 +438,11 @@ impl Controller {
         steps.chain(notes).collect()
     }
 
-    /// What events may not have told: recoveries, always; failures, when events were lost.
+    /// Catches up on what events may have missed: recoveries always, failures if events were lost.
     fn heal(&mut self, tables: &Tables, lost: u64, now: Instant) -> Vec<Action> {
         let numbers: Vec<_> = self.health.keys().copied().collect();
-        // A turn later, when those that were told before the loss are taken in: they must not count twice.
+        // One turn later, when the events from before the loss have been read: they must not count
+        // twice.
         let noticed = std::mem::replace(&mut self.lost_before, lost) != lost;
         let events_lost = std::mem::replace(&mut self.loss_noticed, noticed);
         let mut actions = Vec::new();
@@ -544,13 +545,13 @@ impl Controller {
         self.health.get(&backend)
     }
 
-    /// Whether the kernel program knows the way to a backend by any of its pools.
+    /// Whether the next hop of any of a backend's pools is known.
     pub fn is_reachable(&self, backend: u16) -> bool {
         let row = self.installed.backends.get(&backend);
         row.is_some_and(|row| row.pools.iter().any(|pool| self.next_hops.is_known(*pool)))
     }
 
-    /// Backends that an open connection has tried in vain, as far as events told of them.
+    /// The backends that an open connection has tried without success, as far as events reported them.
     pub fn failed_tries(&self, client: SocketAddr, listener: u16, started: Instant) -> Vec<SocketAddr> {
         self.recorder.failed(client, listener, started)
     }

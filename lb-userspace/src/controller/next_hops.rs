@@ -1,5 +1,6 @@
-//! Which pools have a known next hop. A host that answers no ARP gets no connections (the kernel program passes it
-//! over, which costs no client a connect_timeout), counts as down for the operator, and is tried at once when it answers.
+//! Which pools have a known next hop. A host that does not answer ARP gets no connections (the kernel
+//! program skips it, so no client waits for a connect_timeout), is shown as down, and is tried at once
+//! when it answers again.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -23,7 +24,8 @@ pub struct NextHops {
 }
 
 impl NextHops {
-    /// A pool's next hop is known, or not. Says whether this ends a silence that [`silent`](Self::silent) has told of.
+    /// Notes whether a pool's next hop is known. True if this ends a silence that
+    /// [`silent`](Self::silent) has reported.
     pub fn heard(&mut self, pool: u16, known: bool, now: Instant) -> bool {
         let hop = self.pools.entry(pool).or_insert(Hop { known: !known, since: now, told: false });
         if hop.known == known {
@@ -34,7 +36,7 @@ impl NextHops {
         returned
     }
 
-    /// Pools that have been without a next hop for a while; each is told once.
+    /// Pools that have been without a next hop for a while; each silence is reported once.
     pub fn silent(&mut self, now: Instant) -> Vec<u16> {
         let late = |hop: &Hop| !hop.known && !hop.told && hop.since.age(now) >= PATIENCE;
         let silent = self.pools.iter_mut().filter(|(_, hop)| late(hop));

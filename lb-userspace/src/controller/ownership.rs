@@ -1,6 +1,6 @@
-//! Whose flows are this host's to close. Of a pair that syncs its flows both hosts have them all, but only the one that has
-//! a listener's address may suspect, reset or move them: the other one sees none of their packets, and every flow looks
-//! idle to it.
+//! Which flows this host may close. In a pair with flow sync both hosts have all flows, but only the host
+//! that holds a listener's address may suspect, reset or move them: the other one sees none of their
+//! packets, so every flow looks idle to it.
 //!
 //! [`Ours`] shows the tables with the flows of other hosts left out. Whatever acts on flows looks through it; what only
 //! counts them does not.
@@ -23,7 +23,7 @@ use crate::tables::{Head, Tables};
 /// The listeners whose flows are ours.
 #[derive(Clone, Debug, Default)]
 pub struct Ownership {
-    /// By number, and since when; nothing: there is no other host, all are.
+    /// By number, with the time since when; `None`: there is no other host, all listeners are ours.
     ours: Option<Arc<BTreeMap<u16, Instant>>>,
     /// How far the other host's news of a flow's last packet may lie behind.
     lag: Duration,

@@ -1,6 +1,6 @@
-//! A rebalancing under way: the resets that [`rebalance`](super::rebalance) has found, a second's worth at a time. The idlest
-//! of that moment are taken, and of a backend that has come down to its share meanwhile none: its clients may leave
-//! by themselves.
+//! A running rebalancing: the resets that [`rebalance`](super::rebalance) has found, one second's worth at
+//! a time. Each batch takes the flows that are idlest at that moment, and none from a backend that has
+//! come down to its share meanwhile, because its clients may leave by themselves.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -64,7 +64,7 @@ impl Rebalancing {
         let mut batches = Vec::new();
         for ((donor, count), excess) in self.donors.iter_mut().zip(taken).zip(excess) {
             let flows = idlest(donor.backend, count, installed, ours, now);
-            // What it does not have any more, or cannot give, is not asked for again.
+            // Connections that are gone, or that it cannot give, are not asked for again.
             donor.left = excess - count;
             batches.push(flows.into_iter());
         }

@@ -1,5 +1,5 @@
-//! What was closed by a plan is removed when its last flow has ended: tombstones, closing listeners, services and pools
-//! that nothing names any more.
+//! What a plan has closed is removed when its last flow has ended: tombstones, closing listeners, and
+//! services and pools that nothing refers to.
 
 use std::{collections::BTreeMap, time::Duration};
 

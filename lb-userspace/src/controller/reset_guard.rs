@@ -1,18 +1,20 @@
-//! What becomes of the connections of a backend that is out: whether they are reset, and when.
+//! Whether and when the connections of a backend that is out are reset.
 //!
-//! *Refused*: its kernel resets what it had; two seconds later every flow that is still established is dead. *Silent*, or
-//! no answer to probes: they are reset at once. *Timeout* of SYNs alone says nothing about established connections.
+//! *Refused*: its kernel resets the connections it had; a flow still established two seconds later is
+//! dead. *Silent*, or no answer to probes: they are reset at once. *Timeout* of SYNs alone says nothing
+//! about established connections.
 //!
 //! The guard: a balancer that is mistaken must not drive every client to servers that are already
 //! overloaded.
-//! - When half or more of the backends of a service fail together, nothing is reset: their connections stay. What ails them
-//!   together shows at the one that is probed first, so that for a reset by probes the others have to pass one first.
-//! - Probes alone reset the connections of one backend at a time; for a second one the flows themselves have to say that
-//!   it is silent.
-//! - Without another backend that is well nobody is reset: there is nowhere to go.
+//! - If half or more of a service's backends fail together, nothing is reset: their connections stay. A
+//!   common cause shows first at the backend that is probed first, so before a reset by probes the
+//!   others have to pass a probe.
+//! - Probes alone reset the connections of one backend at a time; for a second one its flows have to show
+//!   that it is silent.
+//! - If no other backend is well, nothing is reset: there is nowhere to go.
 //!
-//! A backend that is spared is looked at again each second, for as long as it is out. What was wrong may be over for all of
-//! them, and it the last to be asked: it has to show that it is still dead before its connections are reset.
+//! A spared backend is checked again every second while it is out. The common cause may be over and this
+//! backend merely the last to be probed, so it has to prove dead again before its connections are reset.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -89,7 +91,7 @@ pub struct Reset {
 pub enum Ruling {
     /// Reset them.
     Reset(Reset),
-    /// Not; told once.
+    /// Spare them; reported once.
     Spare(u16, Spared),
 }
 

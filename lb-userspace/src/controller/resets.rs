@@ -3,8 +3,8 @@
 //!
 //! A [`Job`] says which. The walk over the slots goes on in pieces, a few milliseconds apart, so that nothing else waits
 //! for it; each piece yields as many steps as the job's rate allows. A step is a compare-and-swap of the slot's word:
-//! whoever loses it meets the flow again in the next walk. A job is over when a whole walk found nothing more; flows that
-//! began after `begun_by` are none of its business, so that it ends however many come anew.
+//! if the swap fails, the next walk meets the flow again. A job is over when a whole walk found nothing
+//! more. It ignores flows that began after `begun_by`, so it ends however many new ones arrive.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -149,12 +149,12 @@ impl Resets {
         id
     }
 
-    /// Drops a job: what it has not closed stays. Says whether it was still there.
+    /// Drops a job; the flows it has not closed stay. True if the job was still running.
     pub fn cancel(&mut self, id: JobId) -> bool {
         self.jobs.remove(&id).is_some()
     }
 
-    /// How many steps were handed out for a job so far; nothing when it is over.
+    /// How many steps were handed out for a job so far; `None` when it is over.
     pub fn closed(&self, id: JobId) -> Option<u64> {
         self.jobs.get(&id).map(|running| running.closed)
     }

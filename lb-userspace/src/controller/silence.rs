@@ -1,4 +1,5 @@
-//! Silent death, seen in the flows: a backend from which nothing comes any more, on no connection, though it was asked.
+//! Silent death, seen in the flows: a backend that sends no packet on any connection although it is asked
+//! for one.
 //!
 //! That nothing comes proves nothing: watches are idle. So a backend that is quiet while something waits for it (a client
 //! has sent and got no answer, a SYN was not answered, its host answers no ARP) is asked: some of its connections get what
@@ -82,7 +83,7 @@ struct Watch {
     rest_until: Instant,
     /// When clients had sent last as the walk began; nothing if so lately that more may have been sent without a stamp.
     sent: Option<Ticks>,
-    /// The same of the last whole walk that found nobody who waits.
+    /// Likewise for the last complete walk that found no waiting client.
     nobody_since: Option<Ticks>,
 }
 

@@ -2,7 +2,8 @@
 //! and nothing stays half-open for ever.
 //!
 //! An idle flow is put under suspicion first, by compare-and-swap; any packet clears it. One that is still suspect a
-//! second later is closed, and both sides get a RST: paced, for thousands of watches may go idle at once.
+//! second later is closed, and both sides get a RST, at a limited rate because thousands of watches may
+//! go idle at once.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -90,7 +91,7 @@ impl Sweep {
         steps
     }
 
-    /// Visits the next `share` slots, pool by pool, beginning anew after the last one.
+    /// Visits the next `share` slots, pool by pool, and starts over after the last one.
     fn walk(&mut self, pools: &[u16], mut share: u64, ours: &Ours, visit: &mut dyn FnMut(&mut Sweep, Head)) {
         while share > 0 && !pools.is_empty() {
             let Some(pool) = pools.iter().copied().find(|pool| *pool >= self.next.0) else {

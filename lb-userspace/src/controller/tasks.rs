@@ -23,7 +23,7 @@ pub enum Work {
 #[derive(Debug)]
 struct Entry {
     shown: Task,
-    /// Nothing: it is over.
+    /// `None`: it is over.
     work: Option<Work>,
 }
 

@@ -50,7 +50,7 @@ impl History {
         });
     }
 
-    /// Goes on after what an earlier daemon has told.
+    /// Continues the history of an earlier daemon.
     pub fn go_on(&self, events: Vec<Event>) {
         let mut kept = self.kept();
         let surplus = events.len().saturating_sub(KEPT);
@@ -80,13 +80,13 @@ impl History {
         (latest != CLOSED || !new.is_empty()).then_some(new)
     }
 
-    /// There will be no more: whoever waits is told so, once the last ones are read.
+    /// Ends the history: readers that wait learn it once they have read the last events.
     pub fn close(&self) {
         self.latest.send_replace(CLOSED);
     }
 
     fn kept(&self) -> MutexGuard<'_, VecDeque<Arc<Event>>> {
-        // Whole at every moment, whoever panicked while holding it.
+        // Consistent even if a thread panicked while holding the lock.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

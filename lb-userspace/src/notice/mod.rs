@@ -31,7 +31,7 @@ pub struct Notice {
 /// Whom a notice is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// The daemon, or nobody in particular.
+    /// The daemon, or nothing in particular.
     Daemon,
     /// A service, by name.
     Service(Arc<str>),

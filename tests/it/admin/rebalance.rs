@@ -108,7 +108,7 @@ fn ctrl_c_stops_it_and_another_one_at_the_same_time_is_refused() {
     }
     let other = cluster.command(&["rebalance"]);
     assert_eq!(other.code, 1);
-    assert!(other.err.contains("a rebalancing of it is under way"), "{}", other.err);
+    assert!(other.err.contains("a rebalancing is already running"), "{}", other.err);
     process.signal(Signal::SIGINT).expect("Ctrl-C");
     assert_eq!(process.wait(SOON).expect("its end").code(), Some(1));
     assert!(process.log().contains("stopped before the backends were even"), "{}", process.log());
@@ -127,7 +127,7 @@ fn a_service_that_hashes_is_left_alone_with_the_reason() {
     let answer = cluster.command(&["rebalance"]);
     assert_eq!(answer.code, 1);
     assert!(
-        answer.err.contains("kube-apiserver: balance = \"hash\": a client comes back to the backend"),
+        answer.err.contains("kube-apiserver: balance = \"hash\": a client returns to the backend"),
         "{}",
         answer.err
     );

@@ -67,7 +67,7 @@ fn a_name_that_two_services_have_needs_the_service() {
     for command in [&["drain", "cp01"][..], &["maint", "cp01"], &["ready", "cp01"], &["kill", "--backend", "cp01"]] {
         let answer = cluster.command(command);
         assert_eq!(answer.code, 1);
-        let why = "2 services have a backend cp01: say which: --service kube-apiserver or --service other\n";
+        let why = "2 services have a backend cp01: choose one with --service kube-apiserver or --service other\n";
         assert_eq!(answer.err, why, "{command:?}");
     }
     cluster.done(&["drain", "cp01", "--service", "other"]);

@@ -325,6 +325,6 @@ fn a_full_disk_is_told_once_and_does_not_keep_the_end_waiting() {
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert_eq!(losses.lost.load(Ordering::Relaxed), 10);
     let told = told(&history);
-    let wanted = "access log /dev/full: No space left on device (os error 28): 32768 lines may wait, ";
+    let wanted = "access log /dev/full: No space left on device (os error 28): up to 32768 lines are queued, ";
     assert!(told.len() == 1 && told[0].starts_with(wanted), "{told:?}");
 }

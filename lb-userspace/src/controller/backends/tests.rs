@@ -268,7 +268,7 @@ fn one_that_comes_back_starts_slowly_and_nothing_is_rebalanced_until_it_has_its_
         let uneven = world.controller.uneven(None, 1, &world.tables, now).expect("a service").remove(0);
         (uneven.shares.iter().map(|share| share.resets).sum::<u32>(), uneven.skipped)
     };
-    let why = "a backend of it starts slowly: who comes back would be given to the others";
+    let why = "one of its backends is in slow start: returning clients would go to the others";
     assert_eq!(resets(until - Duration::from_nanos(1)), (0, Some(why)));
     assert_eq!(resets(until), (10, None));
 }

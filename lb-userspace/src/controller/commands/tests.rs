@@ -106,7 +106,7 @@ fn names_are_found_and_what_is_wrong_with_them_is_said() {
     let other = find("cp11", Some("etcd")).expect("the other one");
     assert_eq!(&*world.controller.backends()[&other].service, "etcd");
     let wrong = |backend: &str, service: Option<&str>| find(backend, service).expect_err("wrong");
-    assert_eq!(wrong("cp11", None), "2 services have a backend cp11: say which: --service api or --service etcd");
+    assert_eq!(wrong("cp11", None), "2 services have a backend cp11: choose one with --service api or --service etcd");
     assert_eq!(wrong("cp1", None), "there is no backend cp1: did you mean cp12? There are cp10, cp11, cp12");
     assert_eq!(wrong("db", None), "there is no backend db. There are cp10, cp11, cp12");
     assert_eq!(wrong("cp12", Some("api")), "there is no backend cp12: did you mean cp11? There are cp10, cp11");
@@ -196,7 +196,7 @@ fn a_rebalancing_makes_even_what_is_up_and_is_told_of_once() {
     world.notes.clear();
     let task = world.controller.rebalance(&uneven, 10, START).expect("something to do");
     let again = world.controller.uneven(None, 1, &world.tables, START).expect("services").remove(0);
-    assert_eq!(again.skipped, Some("a rebalancing of it is under way"));
+    assert_eq!(again.skipped, Some("a rebalancing is already running"));
     world.run(START, START + 10 * SECOND, 0);
     let over = world.controller.task(task.id).expect("a task");
     assert_eq!((over.reset, over.total, over.state), (20, 20, TaskState::Done));
