@@ -65,7 +65,11 @@ impl Controller {
             [] => Err(unknown("backend", backend, candidates().map(|(_, facts)| &*facts.name))),
             _ => {
                 let services: Vec<_> = found.iter().map(|(_, facts)| format!("--service {}", facts.service)).collect();
-                Err(format!("{} services have a backend {backend}: choose one with {}", found.len(), services.join(" or ")))
+                Err(format!(
+                    "{} services have a backend {backend}: choose one with {}",
+                    found.len(),
+                    services.join(" or ")
+                ))
             }
         }
     }
