@@ -1,5 +1,5 @@
-//! Lines on their way to the target. How many of them it has taken is known at every moment, also when it takes half a
-//! line and then nothing more.
+//! Lines on their way to the target. It is always known how many of them it has taken, even when it
+//! takes half a line and then nothing more.
 
 /// Lines that are written together.
 #[derive(Default)]
@@ -34,7 +34,7 @@ impl Batch {
         self.taken += bytes;
     }
 
-    /// The line of which the target has taken a part only is to be written from its beginning.
+    /// The line of which the target has taken only a part is to be written from its beginning.
     pub fn rewind(&mut self) {
         self.taken = self.lines_taken().checked_sub(1).map_or(0, |last| self.ends[last]);
     }
@@ -44,7 +44,7 @@ impl Batch {
         (self.ends.len() - self.lines_taken()) as u64
     }
 
-    /// Bytes, those that were taken included.
+    /// Bytes, including those that were taken.
     pub fn len(&self) -> usize {
         self.text.len()
     }

@@ -85,8 +85,8 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// The host's name is the only value that may hold any character: names in the configuration may not, and all else is
-    /// made of numbers.
+    /// The host's name is the only value that may hold any character: names in the configuration
+    /// may not, and everything else is made of numbers.
     pub fn new(zone: TimeZone, hostname: &str, pid: u32) -> Surroundings {
         Surroundings { zone, hostname: escaped(hostname), pid }
     }
@@ -185,8 +185,8 @@ fn write_variable(
         Variable::BytesSent => write!(line, "{}", record.bytes_sent),
         Variable::BytesReceived => write!(line, "{}", record.bytes_received),
         Variable::SessionTime => write_seconds(record.session, line),
-        // nginx writes the group's name when no server of it could be chosen; who was denied or over a limit got no further
-        // than before that.
+        // nginx writes the group's name when no server of it could be chosen; a client that was
+        // denied or over a limit does not get that far.
         Variable::UpstreamAddr if record.tries.is_empty() && record.status == Status::NoBackend => {
             write!(line, "{}", record.service)
         }

@@ -1,5 +1,5 @@
-//! Where lines go: a file, a FIFO, standard output, the journal. All of it on the target's own thread, for any of it may
-//! hang.
+//! Where lines go: a file, a FIFO, standard output, the journal. All of it runs on the target's own
+//! thread, because any of it may hang.
 
 use super::batch::Batch;
 use super::format::{Format, Surroundings};
@@ -29,7 +29,7 @@ pub enum Output {
 }
 
 impl Output {
-    /// Does not wait for the reader of a FIFO, but for a disk or a server that hangs.
+    /// Does not wait for the reader of a FIFO, but does wait for a disk or a server that hangs.
     pub fn open(target: &LogTarget, journal: &Path) -> io::Result<Output> {
         match target {
             LogTarget::File(path) => {
@@ -107,7 +107,7 @@ impl Output {
         Ok(refused)
     }
 
-    /// Waits until there may be room again, or for a time.
+    /// Waits until there may be room again, at most for a given time.
     pub fn wait(&self, time: Duration) {
         let descriptor = match self {
             Output::Stream { file, .. } => file.as_fd(),
@@ -117,7 +117,8 @@ impl Output {
     }
 }
 
-/// Whether a file's last byte is none that ends a line. What cannot be read is taken for whole.
+/// Whether a file's last byte does not end a line. A file that cannot be read is taken to end with
+/// a whole line.
 fn ends_within_a_line(file: &File, path: &Path) -> bool {
     let last_byte = || {
         let about = file.metadata()?;
@@ -130,8 +131,8 @@ fn ends_within_a_line(file: &File, path: &Path) -> bool {
     last_byte().is_ok_and(|last| last != b'\n')
 }
 
-/// Whether an error may be over in a while, without anybody changing the configuration: a FIFO has no reader, a disk is
-/// full.
+/// Whether an error may go away by itself, without a change of the configuration: a FIFO has no
+/// reader, a disk is full.
 pub fn may_pass(error: &io::Error) -> bool {
     let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
     is_full || error.raw_os_error() == Some(Errno::ENXIO as i32)

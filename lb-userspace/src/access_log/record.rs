@@ -21,12 +21,12 @@ pub struct Record {
     /// Payload bytes that the client received.
     pub bytes_sent: u64,
     pub status: Status,
-    /// The backends that were tried, in order; the last one is that which served, if any did.
+    /// The backends that were tried, in order; the last one is the one that served, if any did.
     pub tries: Vec<Try>,
     pub service: Arc<str>,
-    /// The backend's name; nothing if none was tried.
+    /// The backend's name; `None` if no backend was tried.
     pub backend: Option<Arc<str>>,
-    /// How it ended; nothing while it is open.
+    /// How it ended; `None` while it is open.
     pub reason: Option<Reason>,
     /// The source address that the backend saw.
     pub snat: Option<SocketAddr>,
@@ -38,7 +38,7 @@ pub struct Record {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Try {
     pub address: SocketAddr,
-    /// How long it took to answer; nothing if it did not connect.
+    /// How long it took to answer; `None` if it did not connect.
     pub connected_in: Option<Duration>,
 }
 

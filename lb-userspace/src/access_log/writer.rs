@@ -1,8 +1,9 @@
-//! Writing the lines, on a thread of each target's own. Whatever a target does, nobody else waits for it: lines wait in
-//! a queue, and those that find it full are lost and counted.
+//! Writing the lines, on a separate thread for each target. Whatever a target does, nothing else
+//! waits for it: lines wait in a queue, and those that find it full are lost and counted.
 //!
-//! A target that fails (a full disk, a FIFO without a reader, a journal that is started anew) is opened again and again
-//! until it takes lines; what has waited is written then, and no line is torn.
+//! A target that fails (a full disk, a FIFO without a reader, a journal that is restarted) is
+//! opened again and again until it takes lines; what has waited is then written, and no line is
+//! torn.
 
 use super::batch::Batch;
 use super::format::{Format, Surroundings};
@@ -33,8 +34,8 @@ const RETRY: Duration = Duration::from_millis(250);
 /// How long the end waits for a target that hangs.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// All targets. Dropping it waits for the last lines, but not for a target that hangs; its writers have to be dropped
-/// before.
+/// All targets. Dropping it waits for the last lines, but not for a target that hangs; its writers
+/// have to be dropped first.
 pub struct Targets {
     open: Vec<(LogTarget, Weak<Target>)>,
     losses: Arc<Losses>,
@@ -62,7 +63,8 @@ pub struct Writer {
     listing: Arc<()>,
 }
 
-/// A target as those see it that write to it. Dropping it lets its thread end after the lines that wait.
+/// A target as seen by those that write to it. Dropping it lets its thread end after the lines that
+/// wait.
 struct Target {
     queue: SyncSender<Message>,
     flags: Arc<Flags>,
@@ -70,7 +72,7 @@ struct Target {
     name: String,
 }
 
-/// What is said to a thread that may be too busy to read its queue, and by it.
+/// What is said to a thread that may be too busy to read its queue, and what the thread says.
 #[derive(Default)]
 struct Flags {
     reopen: AtomicBool,
@@ -95,7 +97,7 @@ struct Listing {
 }
 
 impl Targets {
-    /// Tells `history` when a target fails and when it is well again.
+    /// Reports to `history` when a target fails and when it is well again.
     pub fn new(history: Arc<History>) -> Targets {
         Targets::with_journal(history, JOURNAL.into())
     }
@@ -170,8 +172,8 @@ impl Targets {
         }
     }
 
-    /// Lines that could not be written, for the queue was full or the target failed until the end; and lines left out by
-    /// the limit.
+    /// Lines that could not be written, because the queue was full or the target failed until the
+    /// end; and lines left out by the limit.
     pub fn losses(&self) -> (u64, u64) {
         (self.losses.lost.load(Ordering::Relaxed), self.losses.suppressed.load(Ordering::Relaxed))
     }
@@ -200,8 +202,8 @@ impl Writer {
         }
     }
 
-    /// Lets the target's thread make and write as many lines as there are, and returns at once. Whether it does: not
-    /// while it has the listing before in hand.
+    /// Lets the target's thread make and write as many lines as there are, and returns at once.
+    /// `false`: it does not, because it is still busy with the previous listing.
     pub fn list(&self, records: impl Iterator<Item = Record> + Send + 'static) -> bool {
         let (records, format) = (Box::new(records), self.format.clone());
         let listing = Listing { records, format, _under_way: self.listing.clone() };
@@ -250,7 +252,8 @@ struct Lines {
 }
 
 impl Lines {
-    /// Opens the target and says how that went, if somebody still waits to hear it; whether there is anything to be done.
+    /// Opens the target and says how that went, if the caller still waits to hear it. Returns
+    /// whether there is anything to be done.
     fn begin(&mut self, told: &SyncSender<io::Result<()>>) -> bool {
         match Output::open(&self.target, &self.journal) {
             Ok(output) => {
@@ -302,7 +305,7 @@ impl Lines {
         {
             self.take(message);
         }
-        // Listings beside the lines, whichever are more.
+        // Listings get their part of every batch, however many lines there are.
         let Some(mut listing) = self.listings.pop_front() else { return true };
         let enough = self.batch.len() + BATCH_BYTES;
         while self.batch.len() < enough {
@@ -325,7 +328,8 @@ impl Lines {
         Output::add(&self.target, format, record, &self.surroundings, &mut self.batch);
     }
 
-    /// Writes the batch, however long that takes; false: the target does not take it, and nobody wants to wait longer.
+    /// Writes the batch, however long that takes. `false`: the target does not take it, and nothing
+    /// is to wait any longer.
     fn write(&mut self) -> bool {
         let mut farewell: Option<Instant> = None;
         loop {

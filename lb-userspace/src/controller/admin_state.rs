@@ -57,7 +57,8 @@ pub struct AdminEntry {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdminStates {
     by_name: BTreeMap<Name, AdminEntry>,
-    /// When the last word about a backend was said, that it is taken back included; milliseconds since 1970.
+    /// When the last word about a backend was said, taking it back included; milliseconds since
+    /// 1970.
     decided: BTreeMap<Name, u64>,
 }
 
@@ -89,12 +90,12 @@ impl AdminStates {
         self.decided.get(name).copied().unwrap_or(0)
     }
 
-    /// The backends about which anything was ever said, and when: what was taken back too.
+    /// The backends about which anything was ever said, and when; also if it was taken back.
     pub fn decided(&self) -> impl Iterator<Item = (&Name, u64)> {
         self.decided.iter().map(|(name, at)| (name, *at))
     }
 
-    /// All of them, in the order of the names.
+    /// All of them, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&Name, &AdminEntry)> {
         self.by_name.iter()
     }

@@ -44,7 +44,8 @@ pub struct Facts {
     pub health: State,
     /// Its next hop is known.
     pub reachable: bool,
-    /// Its established connections stay although it is out: too many backends failed together.
+    /// Its established connections stay although it is out, because too many backends failed
+    /// together.
     pub spared: bool,
     /// It gets less than its share until then.
     pub slow_until: Instant,

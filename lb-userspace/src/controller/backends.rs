@@ -1,5 +1,6 @@
-//! The part of the core that decides about backends: what comes in about their health goes through their machines, and
-//! what follows from it comes out: admission, the fate of their connections, a word to the operator.
+//! The part of the core that decides about backends: what comes in about their health goes through
+//! their state machines, and what follows from it comes out: admission, the fate of their
+//! connections, a notice for the operator.
 
 use std::time::Duration;
 
@@ -82,8 +83,8 @@ impl Controller {
         actions
     }
 
-    /// What another host, which has the service's address, has found out about a backend of ours that is not probed; its
-    /// name is `peer`.
+    /// What another host, named `peer`, has found out about a backend of ours that is not probed.
+    /// That host has the service's address.
     pub fn found_elsewhere(&mut self, (service, backend): &Name, reason: u8, peer: &str, now: Instant) -> Vec<Action> {
         let Ok(number) = self.find(backend, Some(service)) else { return Vec::new() };
         let ours = self.installed.backends.get(&number).is_none_or(|row| self.is_ours(row.service));
@@ -96,7 +97,8 @@ impl Controller {
         self.with_health(number, &detail, now, |health, settings| health.found_elsewhere(settings, cause, now))
     }
 
-    /// The backends that are not probed, of services whose address is here, and why each is out, if it is.
+    /// The backends that are not probed, of services whose address is on this host, and why each is
+    /// out, if it is.
     pub fn found_here(&self) -> Vec<(Name, Option<Cause>)> {
         let is_told = |number: &u16| {
             let facts = self.backends.get(number)?;
@@ -188,7 +190,7 @@ impl Controller {
                     Some(_) => "until its probe passes".to_owned(),
                     None => format!("for {:.1} s", retry_at.left(now).as_secs_f64()),
                 };
-                // What clients met is counted, all else says what happened.
+                // What clients met is counted; every other cause says what happened.
                 let why = if detail.is_empty() { format!(" ({} failures)", facts.settings.max_fails) } else { why };
                 (Level::Warn, format!("is out {until}: {word}{why}"))
             }
@@ -263,7 +265,8 @@ impl Controller {
             let out = matches!(health.state(), State::Out { .. }).then(|| cause_of(health)).flatten();
             let unanswered = health.unanswered();
             let heard = silence::heard_at(&self.installed.backends.get(&number)?.pools, tables, now);
-            // What an operator has taken out is no refuge, and no sign that the others are in trouble.
+            // A backend that an operator has taken out is no refuge, and no sign that the others
+            // are in trouble.
             let counts = self.admin(number) == Admin::None || number == of;
             counts.then_some(Member { backend: number, fit, vouched, unanswered, heard, out })
         };
@@ -303,7 +306,7 @@ impl Controller {
     }
 }
 
-/// Why a backend is out, if it is and that is known.
+/// Why a backend is out, if it is out and the reason is known.
 pub fn cause_of(health: &Health) -> Option<Cause> {
     match health.state() {
         State::Out { cause, .. } => cause,

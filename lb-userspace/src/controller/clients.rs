@@ -1,10 +1,11 @@
 //! The counts of `per_client_connections` against the slots: a client's count must equal the number of its open flows
 //! that are marked as counted.
 //!
-//! A controller that was killed between the end of a flow and the change of its client's count leaves one too many.
-//! Flows come and go while they are counted here, so only clients are compared whose word is the same before and after;
-//! and a count is changed an instant before or after the flow's own word, so a difference is believed when two looks in a
-//! row find the same. Flows that are not counted though their service has a limit (it is newer than they are, or the
+//! A controller that was killed between the end of a flow and the change of its client's count
+//! leaves one too many. Flows come and go while they are counted here, so only clients whose word
+//! is the same before and after are compared; and a count is changed an instant before or after the
+//! flow's own word, so a difference is believed only when two looks in a row find the same one.
+//! Flows that are not counted though their service has a limit (it is newer than they are, or the
 //! table was full) are brought into the count.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -19,7 +20,7 @@ use crate::tables::{FlowAt, Tables};
 
 /// Between two looks: a look reads every flow of a service.
 const PERIOD: Duration = Duration::from_secs(5);
-/// The second look after one that has found something.
+/// How soon the second look follows one that has found something.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Most flows that one look brings into the count.
 const ADOPTED: usize = 4096;
@@ -40,7 +41,7 @@ pub enum Step {
     },
 }
 
-/// What the table says about a client: its connections, and its words, which tell of every change.
+/// What the table says about a client: its connections, and its words, which show every change.
 type Counted = (i64, Vec<u64>);
 
 /// The machine; one for all services.
@@ -49,7 +50,7 @@ pub struct Clients {
     due: Instant,
     /// Where the round goes on.
     next: u16,
-    /// Differences that the last look has found, by client.
+    /// The differences that the last look found, by client.
     suspected: Option<(u16, BTreeMap<u32, i32>)>,
     /// Corrections so far, in connections: the metric, which must stay 0.
     corrected: u64,
@@ -61,8 +62,8 @@ impl Clients {
         self.corrected
     }
 
-    /// One turn: looks at one of the services that have a limit, if it is time. `pools` are those of all backends, and
-    /// `service_of` says whose a backend is.
+    /// One turn: looks at one of the services that have a limit, if it is time. `pools` are those
+    /// of all backends, and `service_of` says which service a backend belongs to.
     pub fn turn(
         &mut self,
         limited: &[u16],

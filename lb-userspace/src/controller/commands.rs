@@ -74,8 +74,8 @@ impl Controller {
         }
     }
 
-    /// Whether connections may be to a backend of this name, of whichever service; also to one that has left the
-    /// configuration.
+    /// Whether there may be connections to a backend of this name, in any service; also to one that
+    /// has left the configuration.
     pub fn knows_backend(&self, name: &str) -> Result<(), String> {
         let names = || self.backends.values().map(|facts| &*facts.name);
         if names().any(|known| known == name) { Ok(()) } else { Err(unknown("backend", name, names())) }
@@ -118,7 +118,7 @@ impl Controller {
                 continue;
             }
             self.drains.forget(number, &mut self.resets);
-            // What was in maintenance may be another machine now, and cold.
+            // A backend that was in maintenance may be another machine now, and cold.
             let slow_until =
                 if before.admin(&name) == Admin::Maint { self.slow_until(number, now) } else { Instant::ZERO };
             actions.extend(self.admit_anew(number, tables, slow_until, now));
@@ -126,7 +126,7 @@ impl Controller {
         actions
     }
 
-    /// Brings a backend's admission in the map to what file, operators and health say together.
+    /// Sets a backend's admission in the map to what the file, operators and health say together.
     pub(super) fn admit_anew(&self, number: u16, tables: &Tables, slow_until: Instant, now: Instant) -> Option<Action> {
         let from = tables.backend(number).admission;
         let Standing { admission: to, retry_at, .. } = self.standing(number, Instant::ZERO, now);
@@ -156,7 +156,7 @@ impl Controller {
         Some(Write::Maglev { service: number, backends: super::plan::maglev_entries(&backends) })
     }
 
-    /// Has connections reset; nothing if there are none.
+    /// Has connections reset; `None` if there are none.
     pub fn kill(
         &mut self,
         whose: Whose,
@@ -213,7 +213,8 @@ impl Controller {
         flows
     }
 
-    /// How far from even the backends of a service are, and what would make them even. Of all services, or of one.
+    /// How far from even the backends of a service are, and what would make them even; of all
+    /// services, or of one.
     pub fn uneven(
         &self,
         service: Option<&str>,
@@ -263,7 +264,8 @@ impl Controller {
         Uneven { service, shares, skipped }
     }
 
-    /// Carries out what [`uneven`](Self::uneven) has found for one service; nothing if that is nothing.
+    /// Carries out what [`uneven`](Self::uneven) has found for one service; `None` if it has found
+    /// nothing.
     pub fn rebalance(&mut self, uneven: &Uneven, rate: u32, now: Instant) -> Option<Task> {
         let total: u64 = uneven.shares.iter().map(|share| u64::from(share.resets)).sum();
         if total == 0 {
@@ -273,7 +275,7 @@ impl Controller {
         Some(self.tasks.begin(total, rate, work))
     }
 
-    /// How far a task is.
+    /// How far a task has got.
     pub fn task(&self, id: u64) -> Option<Task> {
         self.tasks.get(id, |job| self.resets.closed(job))
     }
@@ -287,12 +289,12 @@ impl Controller {
         self.task(id)
     }
 
-    /// When what operators have begun goes on.
+    /// When the tasks that operators have begun go on.
     pub(super) fn operators_deadline(&self) -> Instant {
         self.tasks.deadline().min(self.drains.deadline())
     }
 
-    /// Drains and rebalancings go on, with resets of their own.
+    /// Drains and rebalancings go on, with their own resets.
     pub(super) fn operators_turn(&mut self, ours: &Ours, now: Instant) -> Vec<Action> {
         let mut actions = self.rebalancings_turn(ours, now);
         actions.extend(self.drains_turn(ours, now));
@@ -305,7 +307,7 @@ impl Controller {
             let said = self.name_of(*number).and_then(|name| self.admin_states.get(&name));
             let service = self.installed.backends.get(number).map_or(u16::MAX, |row| row.service);
             admin_states.extend(said.map(|said| match said.order {
-                // What is left at the deadline is reset by the host that has the address.
+                // The host that has the address resets what is left at the deadline.
                 AdminState::Drain { rate, .. } if !self.is_ours(service) => {
                     (*number, AdminState::Drain { deadline: None, rate })
                 }

@@ -41,9 +41,9 @@ pub struct DesiredService {
     pub first_port: u16,
     /// How many SNAT ports there are.
     pub ports: u16,
-    /// Connections a second, when many must be closed.
+    /// How many connections are closed per second, when many must be.
     pub reset_rate: u32,
-    /// How many probes bring a backend up or take it down, if it is probed.
+    /// How many probes in a row bring a backend up or take it down, if it is probed.
     pub probe: Option<Tries>,
     /// In the order of the file.
     pub backends: Vec<DesiredBackend>,
@@ -62,9 +62,9 @@ pub struct DesiredBackend {
     pub max_conns: u32,
     /// Failed tries within `fail_timeout` that take it out; 0: nothing does.
     pub max_fails: u32,
-    /// For how long it is out, and within how long it has to fail.
+    /// How long it is out, and within how long the failures have to come.
     pub fail_timeout: Duration,
-    /// For how long it gets less than its share when it has come back.
+    /// How long it gets less than its share after it has come back.
     pub slow_start: Duration,
     /// Used only when no other backend is up.
     pub backup: bool,
@@ -131,7 +131,7 @@ fn row(service: &model::Service, synced: bool) -> ServiceRow {
         balance: balance(service.balance),
         tries: service.tries().max(1),
         half_open_cells: service.max_half_open.get(),
-        // Flow sync lives on these events too.
+        // Flow sync depends on these events too.
         log: service.access_log.is_some() || synced,
         rules: service.rules.iter().map(rule).collect(),
         client_limit: service.per_client_connections,

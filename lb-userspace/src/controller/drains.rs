@@ -14,7 +14,7 @@ use super::{
 };
 use crate::tables::Tables;
 
-/// While anything is drained: between two looks.
+/// The time between two looks, while anything is drained.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// What happened to a backend that is drained.
@@ -94,7 +94,7 @@ impl Drains {
 fn job(backend: u16, rate: u32, now: Instant) -> Job {
     Job {
         which: Which::Backend(backend),
-        // Half-open ones are made or go on to another backend within connect_timeout.
+        // Half-open ones are established or go on to another backend within connect_timeout.
         only: Only::Connected,
         reason: Reason::Drained,
         rate,

@@ -33,11 +33,11 @@ use super::probe_count::{Outcome, ProbeCount, Tries, Verdict};
 pub struct Settings {
     /// Failures that take it out; 0: none do.
     pub max_fails: u32,
-    /// Within how long, and for how long.
+    /// Within how long the failures have to come, and how long it is then out.
     pub fail_timeout: Duration,
     /// How long a try lasted that ended in `ConnectTimeout`.
     pub connect_timeout: Duration,
-    /// For how long it gets less than its share after it has come back; 0: not at all.
+    /// How long it gets less than its share after it has come back; 0: not at all.
     pub slow_start: Duration,
     /// With a probe: how many it takes.
     pub probe: Option<Tries>,
@@ -64,7 +64,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// How a record says it, and how connections end that are reset for it.
+    /// How a record says it, and how the connections end that are reset because of it.
     pub fn to_reason(self) -> Reason {
         match self {
             Cause::Refused => Reason::Refused,
@@ -74,7 +74,7 @@ impl Cause {
         }
     }
 
-    /// The other way round.
+    /// The reverse.
     pub fn from_reason(reason: Reason) -> Option<Cause> {
         let all = [Cause::Refused, Cause::Timeout, Cause::Silent, Cause::ProbeTimeout];
         all.into_iter().find(|cause| cause.to_reason() == reason)
@@ -90,8 +90,8 @@ pub enum State {
     NotReady,
     /// Not before `retry_at`, and then one trial connection.
     Out {
-        /// The earliest trial, as this machine has set it; the kernel program moves the word in the map. `NEVER` with a
-        /// probe.
+        /// The earliest trial, as this state machine has set it; the kernel program moves the word
+        /// in the map. `NEVER` with a probe.
         retry_at: Instant,
         /// Unknown if an earlier version took it out.
         cause: Option<Cause>,
@@ -103,7 +103,7 @@ pub enum State {
 pub enum Change {
     /// Nothing.
     Nothing,
-    /// Take it out until then; or it was out already, and now there is another cause.
+    /// Take it out until then; or it was already out, and the cause is now another one.
     TakenOut {
         /// For the map.
         retry_at: Instant,
@@ -123,7 +123,7 @@ pub enum Change {
 /// which comes from the coarse clock with its steps of 4 to 10 ms.
 const CLOCK_STEP: Duration = Duration::from_millis(20);
 
-/// The most failure times kept; `max_fails` above it counts as this many.
+/// The most failure times kept; a higher `max_fails` counts as this many.
 const MAX_KEPT: u32 = 1024;
 
 /// The machine.
@@ -198,7 +198,8 @@ impl Health {
         self.probe_count.map_or(0, |(_, probe_count)| probe_count.unanswered())
     }
 
-    /// Whether it has passed a probe since those of `other` fail: it is not the same that ails both.
+    /// Whether it has passed a probe since those of `other` began to fail: then the two do not
+    /// share a cause.
     pub fn is_vouched_against(&self, other: &Health) -> bool {
         self.passed_at >= other.failing_since
     }
@@ -218,10 +219,11 @@ impl Health {
         let began = if timed_out { at - settings.connect_timeout } else { at };
         match self.state {
             State::Up | State::NotReady => self.counted(settings, cause, at),
-            // Given a connection because every backend is out; the probe will tell.
+            // Given a connection because every backend is out; the probe will decide.
             State::Out { .. } if settings.probe.is_some() => Change::Nothing,
-            // Begun while it was up, or because every backend was out: no trial, and no news. The kernel program has put
-            // the next trial off all the same; before its time that can be taken back without a second trial beside one.
+            // Begun while it was up, or because every backend was out: no trial, and no news. The
+            // kernel program has put the next trial off all the same; before its time comes, that
+            // can be taken back without two trials at once.
             State::Out { retry_at, .. } if at < retry_at => Change::StaysOut { retry_at },
             State::Out { retry_at, .. } if began + CLOCK_STEP < retry_at => Change::Nothing,
             // From the beginning of the trial, so that a backend that is back is used within fail_timeout.
@@ -313,7 +315,8 @@ impl Health {
         }
     }
 
-    /// What the host has found out whose clients' connections show it. Where the backend is probed its own probe decides.
+    /// What another host has found out from its clients' connections. Where the backend is probed,
+    /// its own probe decides.
     pub fn found_elsewhere(&mut self, settings: &Settings, cause: Option<Cause>, at: Instant) -> Change {
         match (cause, self.state) {
             _ if settings.probe.is_some() || settings.max_fails == 0 => Change::Nothing,
@@ -366,7 +369,8 @@ impl Health {
         }
     }
 
-    /// Compares with the map, where the kernel program may have swapped `OUT` for `UP` without the event reaching us.
+    /// Compares with the map, where the kernel program may have swapped `OUT` for `UP` in a change
+    /// whose event did not reach us.
     pub fn compared(&mut self, settings: &Settings, admission: u32, now: Instant) -> Change {
         if admission == UP && settings.probe.is_none() { self.recovered(now) } else { Change::Nothing }
     }

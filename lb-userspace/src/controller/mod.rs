@@ -13,10 +13,10 @@
 //! - Events of the ring buffer: `event`, one by one, in the order in which they were read.
 //! - Time: `turn` when [`deadline`](Controller::deadline) has passed. Every other call may bring the
 //!   deadline forward, so read it again after each. Without connections it comes once a second.
-//! - Whose flows this host may close: [`set_ownership`](Controller::set_ownership). It returns nothing;
-//!   what follows from it comes with the next `turn`.
-//! - What operators ask for, [`kill`](Controller::kill) and [`rebalance`](Controller::rebalance), begins
-//!   a task; its resets come with the following turns.
+//! - Whose flows this host may close: [`set_ownership`](Controller::set_ownership). It returns no
+//!   actions; what follows from it comes with the next `turn`.
+//! - What operators ask for: [`kill`](Controller::kill) and [`rebalance`](Controller::rebalance)
+//!   begin a task, whose resets come with the following turns.
 //!
 //! What has to survive the process is in the maps, including why a backend is out and since when.
 //! Failures that were too few to take a backend out are forgotten.
@@ -82,7 +82,7 @@ use crate::{
 pub enum Action {
     /// Write to the maps.
     Write(Write),
-    /// Let a backend take part, or not: swap its admission, and nothing if it is another one by now.
+    /// Let a backend take part, or not: swap its admission, unless it is another one by now.
     Admit {
         /// The backend.
         backend: u16,
@@ -92,7 +92,7 @@ pub enum Action {
         to: u32,
         /// For its record.
         retry_at: Instant,
-        /// For its record: until then it gets less than its share; `ZERO`: it gets all of it.
+        /// For its record: it gets less than its share until then; `ZERO`: it gets all of it.
         slow_until: Instant,
     },
     /// Record the state of a backend for the next controller.
@@ -104,7 +104,7 @@ pub enum Action {
         /// Since when it is as it is.
         changed_at: Instant,
     },
-    /// Something speaks against a backend, or for it: have it probed soon.
+    /// There is a sign that a backend has failed, or has come back: have it probed soon.
     Hurry(u16),
     /// Ask the backend of a connection for a sign of life.
     Ask(FlowAt),
@@ -112,7 +112,7 @@ pub enum Action {
     Step(sweep::Step),
     /// A half-open flow's backend was silent for connect_timeout: run the client's SYN through the program once more.
     Retry(FlowAt),
-    /// Take a drift out of a backend's `active`.
+    /// Correct a drift in a backend's `active`.
     Correct(reconcile::Drift),
     /// Bring a client's count in line.
     Client(clients::Step),
@@ -123,11 +123,11 @@ pub enum Action {
         /// The line.
         record: Box<Record>,
     },
-    /// Tell the operator.
+    /// Notify the operator.
     Note(Notice),
 }
 
-/// What is known about a service by number; of a removed one until it is empty.
+/// What is known about a service by number; a removed one is kept until it is empty.
 #[derive(Clone, Debug)]
 pub struct ServiceFacts {
     /// Its name in the file.
@@ -170,7 +170,7 @@ pub struct Controller {
     reset_guard: reset_guard::ResetGuard,
     /// When probes were last asked to hurry.
     hurried: BTreeMap<u16, Instant>,
-    /// Failures known of by events: compared with the map's count when events were lost.
+    /// Failures that events reported: compared with the map's count when events were lost.
     failures_seen: BTreeMap<u16, u64>,
     lost_before: u64,
     /// Events were lost at the turn before.
@@ -188,7 +188,7 @@ pub struct Controller {
     reconcile: reconcile::Reconcile,
     clients: clients::Clients,
     recorder: Recorder,
-    /// Whose flows are ours to close.
+    /// Which flows are ours to close.
     ownership: Ownership,
     due: Due,
 }
@@ -215,13 +215,14 @@ impl Controller {
         Controller { installed, admin_states, ..Controller::default() }
     }
 
-    /// The writes that lead from what is installed to `desired`; every error, when there is no way.
+    /// The writes that lead from what is installed to `desired`; every error, if that is not
+    /// possible.
     pub fn plan(&self, desired: &Desired) -> Result<Plan, Vec<String>> {
         let known = self.services.iter().map(|(number, facts)| (facts.name.clone(), *number)).collect();
         plan::plan(&self.installed, desired, &known)
     }
 
-    /// A plan's writes were done: `desired` is the configuration from now on.
+    /// A plan's writes have been carried out: `desired` is the configuration from now on.
     pub fn commit(&mut self, desired: Desired, plan: Plan, tables: &Tables, now: Instant) -> Vec<Action> {
         self.installed = plan.after;
         self.backends.values_mut().for_each(|facts| facts.down = true);
@@ -257,7 +258,8 @@ impl Controller {
         self.forget_removed();
     }
 
-    /// Drops what is known of numbers that are not in use, and names those that were found.
+    /// Drops what is known of numbers that are not in use, and gives names to those that were
+    /// found.
     fn forget_removed(&mut self) {
         let installed = &self.installed;
         self.services.retain(|number, _| installed.services.contains_key(number));
@@ -329,8 +331,8 @@ impl Controller {
         actions
     }
 
-    /// The next hop of a pool became known, or is not known any more: the kernel program passes a backend over that it
-    /// cannot reach.
+    /// The next hop of a pool became known, or is no longer known: the kernel program passes over a
+    /// backend that it cannot reach.
     pub fn next_hop(&mut self, pool: u16, known: bool, now: Instant) -> Vec<Action> {
         let returned = self.next_hops.heard(pool, known, now);
         if !returned {
@@ -497,8 +499,9 @@ impl Controller {
         of_pools.into_iter().map(|number| self.backends[&number].note(Level::Warn, text)).collect()
     }
 
-    /// Whose flows are ours to close from now on. With those of a host whose place we take come connections of backends
-    /// whose own were dealt with when they went out.
+    /// Which flows are ours to close from now on. If we take the place of another host, its flows
+    /// may include connections to backends whose connections here were dealt with when they went
+    /// out.
     pub fn set_ownership(&mut self, ownership: Ownership, now: Instant) {
         let before = std::mem::replace(&mut self.ownership, ownership);
         let more = |listener: &u16| self.ownership.holds(*listener) && !before.holds(*listener);
@@ -506,7 +509,7 @@ impl Controller {
             return;
         }
         for (number, health) in &self.health {
-            // Of its connections it is not known here who waits: it is asked.
+            // It is not known here which of its connections wait for an answer, so it is asked.
             self.silence.point_at(*number);
             if let Some(cause) = cause_of(health) {
                 self.reset_guard.reopen(*number, cause, health.changed_at(), now);
@@ -520,7 +523,7 @@ impl Controller {
         listeners.any(|(number, _)| self.ownership.holds(*number))
     }
 
-    /// What stands in the maps.
+    /// What is in the maps.
     pub fn installed(&self) -> &Installed {
         &self.installed
     }
@@ -540,7 +543,7 @@ impl Controller {
         &self.backends
     }
 
-    /// The health of a backend; nothing for one that is `down` or a tombstone.
+    /// The health of a backend; `None` for one that is `down` or a tombstone.
     pub fn health(&self, backend: u16) -> Option<&Health> {
         self.health.get(&backend)
     }

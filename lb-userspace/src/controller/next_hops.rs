@@ -48,7 +48,7 @@ impl NextHops {
             .collect()
     }
 
-    /// Whether the next hop is known, as far as anything was heard.
+    /// Whether the next hop is known, as far as anything was reported.
     pub fn is_known(&self, pool: u16) -> bool {
         self.pools.get(&pool).is_none_or(|hop| hop.known)
     }

@@ -30,7 +30,8 @@ pub struct Ownership {
 }
 
 impl Ownership {
-    /// Beside another host. `ours` are the numbers of the listeners that are this host's, and since when; `lag` is how old the other host's news of an idle flow may get.
+    /// With another host. `ours` are the numbers of the listeners that are this host's, and since
+    /// when; `lag` is how old the other host's news of an idle flow may be.
     pub fn beside_another(ours: BTreeMap<u16, Instant>, lag: Duration) -> Ownership {
         Ownership { ours: Some(Arc::new(ours)), lag }
     }
@@ -40,8 +41,8 @@ impl Ownership {
         self.ours.as_ref().is_none_or(|ours| ours.contains_key(&listener))
     }
 
-    /// When the flow was seen last, at the latest that it can have been. What was seen before the listener became ours is
-    /// known from the other host, which does not tell of every packet.
+    /// The latest time at which the flow can have been seen last. What was seen before the listener
+    /// became ours is known from the other host, which does not report every packet.
     fn seen_by(&self, listener: u16, last_seen: Ticks) -> Ticks {
         let since = self.ours.as_ref().and_then(|ours| ours.get(&listener));
         let behind = since.map_or(0, |since| last_seen.age_in_ticks(since.ticks()));
@@ -79,7 +80,8 @@ impl<'a> Ours<'a> {
         self.tables.half_open(service).into_iter().filter(is_ours)
     }
 
-    /// The slots of a range of a pool, as [`Tables::heads`]. A slot that is held back is nobody's flow.
+    /// The slots of a range of a pool, as [`Tables::heads`]. A slot that is held back holds no
+    /// host's flow.
     pub fn heads(&self, pool: u16, range: Range<u32>) -> impl Iterator<Item = Head> {
         let heads = self.tables.heads(pool, range);
         let heads = heads.filter(|head| head.flow.ctl.state() == State::Abandoned || self.holds(head.key));

@@ -35,11 +35,12 @@ pub struct Plan {
     pub after: Installed,
     /// The number of each desired service and those of its backends, in the order of the file.
     pub places: Vec<(u16, Vec<u16>)>,
-    /// What the file asks for but tables in use do not allow.
+    /// What the file asks for but the tables in use do not allow.
     pub warnings: Vec<String>,
 }
 
-/// The way from `installed` to `desired`. If there is none: every error, and no write.
+/// The writes that lead from `installed` to `desired`. If that is not possible: every error, and no
+/// write.
 ///
 /// `known` are the numbers of services by name, as far as this process has seen them: a service whose
 /// listen address changes keeps its number.
@@ -318,7 +319,7 @@ fn covers(pool: &Pool, port: u16) -> bool {
     port.checked_sub(pool.first_port).is_some_and(|slot| slot < pool.ports)
 }
 
-/// What a reload changes, for the operator: one line per change.
+/// What a reload changes, as one line per change for the operator.
 pub fn changes(old: &Desired, new: &Desired) -> Vec<String> {
     let mut lines = Vec::new();
     for service in &new.services {
@@ -346,7 +347,7 @@ fn service_changes(old: &DesiredService, new: &DesiredService, lines: &mut Vec<S
     lines.extend(
         gone.map(|backend| format!("service {}: backend {} ({}) removed", new.name, backend.name, backend.address)),
     );
-    // `tries` follows from the number of backends, which has lines of its own.
+    // `tries` follows from the number of backends, whose changes have their own lines.
     let settings = |service: &DesiredService| {
         let row = ServiceRow { tries: 0, ..service.row.clone() };
         DesiredService { backends: Vec::new(), row, ..service.clone() }

@@ -5,13 +5,14 @@
 //! 0 ....................... rise .................... rise + fall - 1
 //! down, passes count up     up, failures count down   a pass puts it here
 //! ```
-//! How it is down depends on what it answered last: a status that is not listed means alive but not ready, whatever it
-//! did not answer before; only `fall` failures without any answer in a row mean dead.
+//! In which way it is down depends on what it answered last: a status that is not listed means
+//! alive but not ready, however many probes it left unanswered before; only `fall` failures in a
+//! row without any answer mean dead.
 
-/// What one probe came to.
+/// The outcome of one probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Answered as it shall.
+    /// Answered as it should.
     Passed,
     /// Answered with a status that is not listed.
     NotReady,

@@ -1,13 +1,14 @@
 //! Which connections to reset so that backends get even. After an API server has restarted, its watches sit on the others
 //! for hours; a client that is reset comes back at once, and the scheduler gives it to the least busy backend.
 //!
-//! Even within a tolerance of T: no backend that has more than its share (by weight) would, with T connections fewer, still
-//! be busier (connections by weight) than another one. With equal weights: the most and the fewest connections differ by T
-//! at most. For T = 1 least_conn makes that of any number of connections that come one after the other, so it can always be
-//! reached.
+//! Even within a tolerance of T: no backend that has more than its share (by weight) would, with T
+//! connections fewer, still be busier (connections by weight) than another one. With equal weights:
+//! the most and the fewest connections differ by T at most. With T = 1 that is what least_conn
+//! makes of any number of connections that come one after the other, so it can always be reached.
 //!
-//! The fewest resets: one connection at a time is moved from the busiest backend to the least busy one until it is even.
-//! Each move takes away from what any solution has to take away: see the tests, which compare with all other ways.
+//! The fewest resets: one connection at a time is moved from the busiest backend to the least busy
+//! one until it is even. Each move takes a connection away that any solution has to take away: see
+//! the tests, which compare with all other ways.
 
 use std::cmp::Ordering;
 
@@ -47,8 +48,8 @@ pub fn shares(loads: &[Load], tolerance: u32) -> Vec<Share> {
     shares
 }
 
-/// How far from even: the smallest tolerance that these `(connections, weight)` satisfy. With equal weights the most less
-/// the fewest.
+/// How far from even: the smallest tolerance that these `(connections, weight)` satisfy. With equal
+/// weights: the most minus the fewest.
 pub fn spread(loads: impl Iterator<Item = (u32, u32)> + Clone) -> u32 {
     let whole = sum(loads.clone());
     let Some(fewest) = loads.clone().min_by(|a, b| busier(*a, *b)) else { return 0 };
@@ -59,7 +60,8 @@ pub fn spread(loads: impl Iterator<Item = (u32, u32)> + Clone) -> u32 {
     loads.filter(|load| is_above_share(*load, whole)).map(over).max().unwrap_or(0)
 }
 
-/// From the busiest to the least busy one that has room; nothing when that would not make it more even.
+/// From the busiest to the least busy one that has room; `None` if that would not make it more
+/// even.
 fn next_move(shares: &[Share], whole: (u64, u64), tolerance: u32) -> Option<(usize, usize)> {
     let with_room = |share: &Share| share.load.max_conns == 0 || share.after < share.load.max_conns;
     let to = (0..shares.len()).filter(|place| with_room(&shares[*place]));

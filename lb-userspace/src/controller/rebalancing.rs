@@ -32,14 +32,14 @@ pub struct Rebalancing {
 }
 
 impl Rebalancing {
-    /// From what was found; `rate` resets a second.
+    /// Makes one from what was found, with `rate` resets a second.
     pub fn new(service: u16, shares: &[Share], rate: u32, now: Instant) -> Rebalancing {
         let donor = |share: &Share| Donor { backend: share.load.backend, left: share.resets, keeps: share.after };
         let donors = shares.iter().filter(|share| share.resets > 0).map(donor).collect();
         Rebalancing { service, donors, rate: rate.max(1), next: now, job: None }
     }
 
-    /// Of which service.
+    /// Which service it belongs to.
     pub fn service(&self) -> u16 {
         self.service
     }
@@ -49,7 +49,7 @@ impl Rebalancing {
         self.rate
     }
 
-    /// When there is something to do; nothing while a batch is under way.
+    /// When there is something to do; `None` while a batch is under way.
     pub fn deadline(&self) -> Option<Instant> {
         self.job.is_none().then_some(self.next)
     }
@@ -74,7 +74,8 @@ impl Rebalancing {
     }
 }
 
-/// Takes `count` in all, each from where most are left. How many from each.
+/// Takes `count` in all, each from the backend that has most left. Returns how many are taken from
+/// each.
 fn take_from_largest(left: &[u32], count: u32) -> Vec<u32> {
     let mut taken = vec![0; left.len()];
     for _ in 0..count {

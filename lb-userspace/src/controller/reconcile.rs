@@ -1,8 +1,9 @@
 //! least_conn's counters against the slots: a backend's `active` must equal the number of its open flows.
 //!
-//! Slots are read one after the other while connections come and go, so a difference only means something beyond what
-//! can have changed meanwhile; and a claim is counted an instant before its slot says so. Hence a drift is believed, and
-//! corrected, when two counts in a row find the same.
+//! Slots are read one after the other while connections come and go, so a difference means
+//! something only beyond what can have changed in between; and a claim is counted an instant before
+//! its slot says so. Hence a drift is believed, and corrected, when two counts in a row find the
+//! same one.
 
 use lb_common::layout::Backend;
 

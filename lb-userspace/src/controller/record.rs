@@ -36,7 +36,7 @@ pub struct Names {
     pub pools: BTreeMap<u16, Pool>,
 }
 
-/// One connection: its first SYN tells it from another of the same client port.
+/// One connection: its first SYN distinguishes it from another one from the same client port.
 type Connection = (SocketAddr, u16, Instant);
 
 /// The machine.
@@ -55,7 +55,7 @@ pub fn connection_number(pool: u16, slot: u16, generation: u32) -> u64 {
 }
 
 impl Recorder {
-    /// Takes an event; gives a record for one that ends a connection.
+    /// Takes an event; returns a record if it ends a connection.
     pub fn event(&mut self, event: &Event, names: &Names, now: Now) -> Option<Record> {
         let client = event.client();
         let connection = (client, event.listener, event.started);
@@ -104,7 +104,7 @@ impl Recorder {
         connection_number(event.pool, event.slot, event.generation)
     }
 
-    /// The tries of a connection that is still open that have failed so far.
+    /// The failed tries so far of a connection that is still open.
     pub fn failed(&self, client: SocketAddr, listener: u16, started: Instant) -> Vec<SocketAddr> {
         let tries = self.failed.get(&(client, listener, started)).into_iter().flatten();
         tries.map(|failed| failed.address).collect()

@@ -25,14 +25,15 @@ use lb_common::time::Instant;
 
 use super::health::Cause;
 
-/// How long the others have for a probe that passes, before it is assumed that they cannot, and how often that is looked at.
+/// How long the others have to pass a probe, before it is assumed that they cannot, and how often
+/// that is looked at.
 const PATIENCE: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(50);
 /// Between two looks at a backend that is spared, or not yet known to be dead.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long the kernel of a backend that refuses has to reset its own connections.
 const ITS_OWN: Duration = Duration::from_secs(2);
-/// How long after it went out a packet of a silent backend may still have been on its way.
+/// How long a packet of a silent backend may still have been on its way after the backend went out.
 const LATE: Duration = Duration::from_secs(1);
 
 /// One backend of a service, as the guard sees it. Backends that the file or an operator has taken
@@ -43,7 +44,7 @@ pub struct Member {
     pub backend: u16,
     /// It is up and nothing speaks against it, a failed probe or an unanswered question included.
     pub fit: bool,
-    /// It has passed a probe since those of the backend in question fail.
+    /// It has passed a probe since those of the backend in question began to fail.
     pub vouched: bool,
     /// Probes without an answer in a row.
     pub unanswered: u32,
@@ -142,12 +143,13 @@ impl ResetGuard {
         self.cases.insert(backend, Case { cause, due, begun_by: now, spared, unanswered: None });
     }
 
-    /// A backend that an earlier controller took out at `since`: what that one has not come to is done now, by the same
-    /// rules. Of several that are out by their probes it is not known whose connections were reset; then no more are.
+    /// A backend that an earlier controller took out at `since`: what that controller had not yet
+    /// done is done now, by the same rules. If several are out because of their probes, it is not
+    /// known whose connections were reset, so no more are.
     pub fn adopted(&mut self, backend: u16, cause: Cause, since: Instant, now: Instant) {
         self.reopen(backend, cause, since, now);
         if let Some(case) = self.cases.get_mut(&backend) {
-            // It may be long back.
+            // It may have been back for long.
             case.unanswered = Some(0);
         }
         if cause == Cause::ProbeTimeout {
@@ -155,7 +157,8 @@ impl ResetGuard {
         }
     }
 
-    /// There are more connections of a backend that is out since `since`: those of another host whose place this one takes.
+    /// There are more connections of a backend that went out at `since`: those of another host
+    /// whose place this one takes.
     pub fn reopen(&mut self, backend: u16, cause: Cause, since: Instant, now: Instant) {
         if self.cases.contains_key(&backend) {
             return;
@@ -166,7 +169,7 @@ impl ResetGuard {
         }
     }
 
-    /// A backend answers again. What it refused for stays dead.
+    /// A backend answers again. The connections that it had when it refused stay dead.
     pub fn came_back(&mut self, backend: u16) {
         self.by_probe.remove(&backend);
         if let Some(case) = self.cases.get_mut(&backend) {

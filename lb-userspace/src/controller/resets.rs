@@ -1,5 +1,6 @@
-//! Connections that are to be closed and reset on both sides, at a pace: those of a backend that died, is drained or in
-//! maintenance, those that an operator kills, those that a rebalancing moves.
+//! Connections that are to be closed and reset on both sides, at a limited rate: those of a backend
+//! that died, is drained or in maintenance, those that an operator kills, those that a rebalancing
+//! moves.
 //!
 //! A [`Job`] says which. The walk over the slots goes on in pieces, a few milliseconds apart, so that nothing else waits
 //! for it; each piece yields as many steps as the job's rate allows. A step is a compare-and-swap of the slot's word:
@@ -91,7 +92,7 @@ pub struct JobId(u64);
 /// A job that is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Over {
-    /// Which.
+    /// Which job.
     pub id: JobId,
     /// What it was; of `Flows` none are left.
     pub job: Job,
@@ -99,7 +100,7 @@ pub struct Over {
     pub closed: u64,
 }
 
-/// What a turn has to give.
+/// What a turn returns.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Turn {
     /// Each a `Step::Close`.
@@ -195,7 +196,7 @@ impl Running {
         steps: &mut Vec<Step>,
     ) -> bool {
         let gap = Duration::from_secs(1) / self.job.rate.max(1);
-        // What it could not use in time it does not get later, but for a small part.
+        // It does not get later what it could not use in time, except for a small part.
         self.next = self.next.max(now - BURST.max(gap));
         let waited = self.next.age(now).as_nanos().checked_div(gap.as_nanos());
         let allowed = waited.map_or(budget.steps, |gaps| gaps as usize + 1);

@@ -40,10 +40,11 @@ const PIECE: u32 = 256;
 const SOON: Duration = Duration::from_millis(10);
 /// The least and the most time between two rounds.
 const STEP: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
-/// The longest time between two turns, and how long a backend rests of which nothing can be said.
+/// The longest time between two turns, and how long a backend about which nothing can be said is
+/// left alone.
 const PERIOD: Duration = Duration::from_secs(1);
-/// A client's packet this much later than the last one of the backend is one that waits for an answer, not the
-/// acknowledgement of what the backend has sent (at most 200 ms late in Linux).
+/// A client's packet that is this much later than the backend's last one waits for an answer, and
+/// is not the acknowledgement of what the backend has sent (at most 200 ms late in Linux).
 const UNANSWERED: Duration = Duration::from_millis(250);
 /// How far a stamp may lie ahead, in ticks: a minute.
 const AHEAD: u32 = 1 << 16;
@@ -77,11 +78,12 @@ struct Watch {
     at: (usize, u32),
     /// Slots looked at since the walk began.
     walked: u32,
-    /// It is being asked.
+    /// Set while it is being asked.
     doubt: Option<Doubt>,
-    /// Not to be walked over before.
+    /// It is not walked over before this time.
     rest_until: Instant,
-    /// When clients had sent last as the walk began; nothing if so lately that more may have been sent without a stamp.
+    /// When clients had last sent as the walk began; `None` if that was so recent that more may
+    /// have been sent without a stamp.
     sent: Option<Ticks>,
     /// Likewise for the last complete walk that found no waiting client.
     nobody_since: Option<Ticks>,
@@ -89,7 +91,7 @@ struct Watch {
 
 #[derive(Clone, Copy, Debug)]
 struct Doubt {
-    /// When it was heard last, before it was asked.
+    /// When it was last heard, before it was asked.
     heard: Ticks,
     rounds: u32,
     /// When the answer to the last question is due.
@@ -179,7 +181,8 @@ impl Watch {
         self.walked = 0;
     }
 
-    /// Looks for a connection whose client waits for an answer, if anybody may: idle connections are not walked over.
+    /// Looks for a connection whose client waits for an answer, if there may be one: idle
+    /// connections are not walked over.
     fn search(&mut self, heard: Ticks, subject: &Subject, step: Duration, turn: &mut Turn) -> Instant {
         let now = turn.now;
         if now < self.rest_until {
@@ -205,7 +208,7 @@ impl Watch {
         self.rest_until
     }
 
-    /// One round: asks a few connections, others than the round before if there are others.
+    /// One round: asks on a few connections, other ones than the round before if there are any.
     fn ask(&mut self, doubt: Doubt, subject: &Subject, step: Duration, turn: &mut Turn) -> Instant {
         let flows = self.walk(subject, ASKED, turn, &|_| true);
         if flows.is_empty() && !self.is_round(subject, turn.ours) {
@@ -269,8 +272,8 @@ fn last_sent(subject: &Subject, tables: &Tables, now: Instant) -> Ticks {
     subject.pools.iter().map(|pool| tables.sent(*pool)).min_by_key(|sent| since(*sent, now)).unwrap_or_default()
 }
 
-/// Whether the last segment that was sent on can be one that [`spoke_after`] the backend; the time of it is up to
-/// `HEARD_STEP` behind.
+/// Whether the last segment that was sent on can be one that [`spoke_after`] the backend; its time
+/// is up to `HEARD_STEP` behind.
 fn may_wait(sent: Ticks, heard: Ticks, now: Instant) -> bool {
     since(heard, now) >= since(sent, now) + UNANSWERED.saturating_sub(BEHIND)
 }
@@ -280,8 +283,9 @@ pub fn heard_at(pools: &[u16], tables: &Tables, now: Instant) -> Instant {
     pools.iter().map(|pool| now - since(tables.heard(*pool), now)).max().unwrap_or_default()
 }
 
-/// How long ago a stamp was. Not [`Ticks::age`], which takes what is older than 26 days for one that lies ahead: a standby
-/// host may hear nothing for weeks, and its stamps must be old when it takes over. So only a minute counts as ahead.
+/// How long ago a stamp was. Not [`Ticks::age`], which takes a stamp that is older than 26 days for
+/// one that lies ahead: a standby host may hear nothing for weeks, and its stamps must count as old
+/// when it takes over. So only a minute counts as ahead.
 fn since(stamp: Ticks, now: Instant) -> Duration {
     if now.ticks().0.wrapping_sub(stamp.0) > u32::MAX - AHEAD {
         return Duration::ZERO;

@@ -1,5 +1,5 @@
-//! The walk over the slots, a share each second: idle flows are suspected and then closed, slots held back are released,
-//! and nothing stays half-open for ever.
+//! The walk over the slots, a share each second: idle flows are suspected and then closed, slots
+//! held back are released, and nothing stays half-open forever.
 //!
 //! An idle flow is put under suspicion first, by compare-and-swap; any packet clears it. One that is still suspect a
 //! second later is closed, and both sides get a RST, at a limited rate because thousands of watches may
@@ -16,11 +16,11 @@ use crate::tables::{FlowAt, Head};
 const HELD_BACK: Duration = Duration::from_secs(60);
 /// How long a suspect has to show a sign of life.
 const SUSPICION: Duration = Duration::from_secs(1);
-/// A walk takes half the shortest idle_timeout, within these bounds.
+/// A walk over all slots takes half the shortest idle_timeout, within these bounds.
 const WALK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// The longest time between two turns; a turn that comes later walks no further than this is worth.
 const PERIOD: Duration = Duration::from_secs(1);
-/// While suspects wait for their end.
+/// The time between two turns while suspects wait for their end.
 const SOON: Duration = Duration::from_millis(100);
 
 /// What the sweep needs to know about the service of a flow.
@@ -135,8 +135,8 @@ impl Sweep {
         self.suspects.insert(flow.at, Suspect { flow, since });
     }
 
-    /// Those whose second is over, as many as the rate of each service allows. Whoever gave a sign of life since has
-    /// another word, and the swap will fail.
+    /// The suspects whose second is over, as many as the rate of each service allows. A flow that
+    /// has shown a sign of life since then has another word, and the swap fails.
     fn close_suspects(
         &mut self,
         limits: &dyn Fn(u16) -> Limits,

@@ -1,5 +1,5 @@
-//! Resets that an operator has asked for and may look at: kills, a maintenance with `--reset`, rebalancings. A number
-//! names each; those that are over are remembered for a while.
+//! Resets that an operator has asked for and can watch: kills, a maintenance with `--reset`,
+//! rebalancings. A number names each; those that are over are remembered for a while.
 
 use std::collections::BTreeMap;
 
@@ -47,7 +47,7 @@ impl Tasks {
         shown
     }
 
-    /// How far one is. `closed_by` says what a job that still runs has closed so far.
+    /// How far one has got. `closed_by` says what a job that is still running has closed so far.
     pub fn get(&self, id: u64, closed_by: impl Fn(JobId) -> Option<u64>) -> Option<Task> {
         let entry = self.tasks.get(&id)?;
         let job = entry.work.as_ref().and_then(Work::job);
@@ -84,7 +84,7 @@ impl Tasks {
         self.tasks.values().filter_map(next).min().unwrap_or(Instant::NEVER)
     }
 
-    /// Those that go on with a job of their own making.
+    /// Those that go on with a job that they make themselves.
     pub fn rebalancings(&mut self) -> impl Iterator<Item = (u64, &mut Rebalancing)> {
         self.tasks.iter_mut().filter_map(|(id, entry)| match &mut entry.work {
             Some(Work::Rebalancing(rebalancing)) => Some((*id, rebalancing)),

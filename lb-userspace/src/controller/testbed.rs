@@ -147,7 +147,7 @@ impl Testbed {
         }
     }
 
-    /// What the writes have installed. The tables say the same when they are read, but for the
+    /// What the writes have installed. The tables say the same when they are read, except for the
     /// admission, which is the core's.
     pub fn installed(&self) -> Installed {
         let (mut read, mut written) = (self.tables.read(), self.installed.clone());
@@ -178,7 +178,7 @@ impl Testbed {
         for action in actions {
             match action {
                 Action::Write(write) => self.write(write),
-                // To take it out counts, whatever the kernel program has made of it meanwhile.
+                // Taking it out counts, whatever the kernel program has made of it in between.
                 Action::Admit { backend, to: NONE, retry_at, .. } => self.admit(*backend, NONE, *retry_at),
                 Action::Admit { backend, from, to, retry_at, slow_until } => {
                     self.swap_admission(*backend, (*from, *to), *retry_at, *slow_until);

@@ -1,8 +1,9 @@
-//! Which hook an interface gets, and putting the program there: first time, after a restart, and from one hook to
-//! another without a gap.
+//! Which hook an interface gets, and putting the program there: for the first time, after a
+//! restart, and from one hook to another without a gap.
 //!
-//! Two hooks of one interface may hold the program at once for a moment: XDP sees a frame first and TC only what XDP
-//! has passed on as not ours, tcx sees it before clsact and has the last word. No frame is forwarded twice.
+//! Two hooks of one interface may hold the program at once for a moment: XDP sees a frame first,
+//! and TC only what XDP has passed on as not ours; tcx sees it before clsact and has the last word.
+//! No frame is forwarded twice.
 
 use std::{collections::BTreeMap, io::ErrorKind, path::Path};
 
@@ -23,7 +24,7 @@ use crate::sys::{
     netlink,
 };
 
-/// Where our clsact filter stands, so that it is found again: it has no link.
+/// Where our clsact filter is, so that it can be found again: it has no link.
 const FILTER_PRIORITY: u16 = 0x4556;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
@@ -127,7 +128,7 @@ pub struct Hooks<'a> {
 }
 
 impl Hooks<'_> {
-    /// Puts the program on an interface and takes it from the hooks it was on before.
+    /// Puts the program on an interface and takes it off the hooks it was on before.
     pub fn attach(&mut self, device: &Device, requested: Requested, clsact: bool) -> Result<(Mode, String)> {
         ensure!(device.ethernet, "{} carries no Ethernet frames", device.name);
         let mut refused = String::new();
@@ -250,13 +251,14 @@ impl Hooks<'_> {
 
     fn attach_clsact(&mut self, device: &Device, hook: Hook, way: TcAttachType) -> Result<()> {
         let path = self.pins.link(device.ifindex, hook);
-        // The sign before the filter: what it stands for may be missing, but no filter is without its sign.
+        // The sign comes before the filter: a sign may lack its filter, but no filter lacks its
+        // sign.
         make_sign(&path)?;
         let ours = path.join(QDISC);
         let was_ours = make_sign(&ours)?;
         match tc::qdisc_add_clsact(&device.name) {
             Err(error) if !is_already_there(&error) => return Err(error).context("cannot add the clsact qdisc"),
-            // Somebody else's, who may want to keep it.
+            // It belongs to somebody else, who may want to keep it.
             Err(_) if !was_ours => remove_file(&ours)?,
             _ => {}
         }
@@ -276,7 +278,7 @@ impl Hooks<'_> {
     }
 }
 
-/// Makes a folder that stands for something; whether it was there already.
+/// Makes a folder that stands for something; returns whether it was there already.
 fn make_sign(path: &Path) -> Result<bool> {
     match std::fs::create_dir(path) {
         Ok(()) => Ok(false),
@@ -285,7 +287,7 @@ fn make_sign(path: &Path) -> Result<bool> {
     }
 }
 
-/// Takes the program from one hook. Fine if it is not there, or the interface is gone.
+/// Takes the program off one hook. It is no error if it is not there, or if the interface is gone.
 pub fn detach(pins: &Pins, ifindex: u32, hook: Hook) -> Result<()> {
     let path = pins.link(ifindex, hook);
     if matches!(hook, Hook::Clsact | Hook::ClsactOut) {
@@ -310,15 +312,15 @@ pub fn detach(pins: &Pins, ifindex: u32, hook: Hook) -> Result<()> {
         }
         return remove_file(&path);
     }
-    // With our descriptor open, the pin's is not the last: closing ours then detaches before it returns, while a link that
-    // loses its pin last is detached some time later.
+    // With our descriptor open, the pin is not the last reference: closing ours then detaches
+    // before it returns, while a link that loses its pin last is detached some time later.
     let link = pinned_link(&path)?;
     remove_file(&path)?;
     drop(link);
     Ok(())
 }
 
-/// Detaches everything that is pinned for interfaces that exist no more, and returns the others.
+/// Detaches everything that is pinned for interfaces that no longer exist, and returns the others.
 pub fn left_behind(pins: &Pins) -> Result<BTreeMap<u32, String>> {
     let mut found = BTreeMap::new();
     for (ifindex, hook) in pins.all_links()? {

@@ -11,8 +11,8 @@ use lb_common::{
 
 use crate::sys::readiness::Readiness;
 
-/// How long events gather before they are read: a reader that runs after every event makes each ten times as dear for
-/// the kernel program.
+/// How long events gather before they are read: a reader that runs after every event makes each
+/// event ten times as expensive for the kernel program.
 const GATHER: Duration = Duration::from_millis(10);
 /// Most events of one batch: the shell has other work too.
 const BATCH: usize = 4096;
@@ -40,7 +40,8 @@ impl Events {
         tokio::time::sleep(GATHER).await;
         while batch.len() < BATCH {
             let Some(item) = self.ring.next() else {
-                // Armed again only now: what comes after the look into the empty ring wakes us.
+                // Armed again only now: an event that comes after the look into the empty ring
+                // wakes us.
                 ready.clear_ready();
                 break;
             };

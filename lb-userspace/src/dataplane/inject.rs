@@ -86,8 +86,8 @@ impl Dataplane {
         (hop.is_known() && ifindex != 0).then_some(ifindex)
     }
 
-    /// Asks the backend of an open flow for a sign of life: an answer is forwarded to the client, which takes it for one
-    /// to its own keepalive.
+    /// Asks the backend of an open flow for a sign of life: an answer is forwarded to the client,
+    /// which takes it for the answer to a keepalive that it sent itself.
     pub fn ask(&self, flow: &Flow) -> Result<()> {
         let pool = self.tables.pool(flow.at.pool());
         let interface = self.tables.interface(pool.hop.interface());

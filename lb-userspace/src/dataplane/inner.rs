@@ -18,7 +18,7 @@ use crate::{
     tables::{EXTENT, Extents, Maps, Outer},
 };
 
-/// The maps that are reached by system calls.
+/// The maps that are accessed by system calls.
 pub struct Kernel {
     /// In the order of [`Outer::ALL`]; each a second time, because [`ArrayOfMaps`] does not lend its descriptor.
     outer: Vec<(Mutex<ArrayOfMaps<MapData>>, MapData)>,
@@ -113,8 +113,8 @@ impl Maps for Kernel {
         Ok(values.iter().sum())
     }
 
-    /// All CPUs' values are written, so what the kernel program added meanwhile would be lost: hence only reasons that it
-    /// never counts.
+    /// The values of all CPUs are written, so what the kernel program adds in between would be
+    /// lost: hence only for reasons that it never counts.
     fn count(&self, reason: Reason) -> Result<()> {
         let mut counters = lock(&self.counters);
         let mut values = counters.get(&(reason as u32), 0).context("cannot read COUNTERS")?.to_vec();

@@ -1,6 +1,7 @@
-//! What the kernel program says to a developer (`evenkeel run --kernel-log LEVEL`): refusals, failed tries, moves and
-//! state changes, each with its connection. `aya-log` carries the records in a ring buffer of their own, which ends with
-//! the process; the level is a constant of the loaded program, so a program loaded without one has no logging code left.
+//! What the kernel program says to a developer (`evenkeel run --kernel-log LEVEL`): refusals,
+//! failed tries, moves and state changes, each with its connection. `aya-log` carries the records
+//! in a separate ring buffer, which ends with the process; the level is a constant of the loaded
+//! program, so a program loaded without one has no logging code left.
 
 use std::os::fd::AsFd;
 

@@ -41,7 +41,7 @@ pub struct Loaded {
     /// `None`: the programs were loaded without a log.
     pub log: Option<KernelLog>,
     pub meta: Meta,
-    /// The tables were there already.
+    /// The tables were already there.
     pub adopted: bool,
 }
 
@@ -55,7 +55,7 @@ pub fn load(pins: &Pins, max_connections: u32, kernel_log: LevelFilter) -> Resul
     let mut ebpf = load_object(pins, &meta, kernel_log)?;
     if !adopted {
         compare(&pins.maps(), meta.buckets).context("this binary's program and its controller do not fit together")?;
-        // Last of all: tables without it are taken for half made.
+        // Written last: tables without it are taken for half made.
         let table = Table::<Meta>::map(open_meta(pins)?.fd().as_fd(), 1)?;
         table.publish(0, &meta, offset_of!(Meta, layout));
     }
@@ -107,7 +107,7 @@ fn pinned_tables(pins: &Pins) -> Result<Option<Meta>> {
         Some(meta) if meta.layout != 0 => {
             bail!("{}: they have layout {:#x}, this version works on {:#x}", refusal(pins), meta.layout, layout::HASH)
         }
-        // A run that ended while it made the tables. Nothing can be attached to them yet.
+        // Left by a run that ended while it made the tables. Nothing can be attached to them yet.
         _ => {
             let in_use = !pins.are_new() && !pins.all_links()?.is_empty();
             ensure!(!in_use, "{}: they are incomplete but in use", refusal(pins));
@@ -130,7 +130,7 @@ fn open_meta(pins: &Pins) -> Result<MapData> {
     MapData::from_pin(pins.maps().join("META")).context("cannot open map META")
 }
 
-/// What stands in META.
+/// What META says.
 pub fn read_meta(pins: &Pins) -> Result<Meta> {
     let map = open_meta(pins)?;
     let info = map.info()?;
@@ -196,7 +196,7 @@ fn next(pins: &Pins, program: &str) -> PathBuf {
     pins.programs().join(format!("{program}-next"))
 }
 
-/// What stands there was left by a run that ended before its programs were in use.
+/// What is there was left by a run that ended before its programs were in use.
 fn replace_pin(path: PathBuf, pin: impl FnOnce(&PathBuf) -> Result<()>) -> Result<()> {
     remove_file(&path)?;
     pin(&path).with_context(|| format!("cannot pin the program at {}", path.display()))

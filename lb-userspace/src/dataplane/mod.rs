@@ -54,9 +54,9 @@ use crate::{
 pub struct Options {
     /// A folder on a mounted bpffs, of this instance alone.
     pub bpffs: PathBuf,
-    /// Upper limit of flows. Taken when the tables are made; those that are there keep theirs.
+    /// Upper limit of flows. It is used when the tables are made; existing tables keep theirs.
     pub max_connections: u32,
-    /// Begin with new tables; those that are there are given up when the new ones are in use.
+    /// Begin with new tables; existing ones are given up when the new ones are in use.
     pub reset: bool,
     /// What the kernel program says to a developer; `Off`: nothing, and it has no code for it.
     pub kernel_log: LevelFilter,
@@ -157,7 +157,7 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Whether the tables were there already.
+    /// Whether the tables were already there.
     pub fn adopted(&self) -> bool {
         self.adopted
     }
@@ -190,8 +190,8 @@ impl Dataplane {
         Events::open(&self.pins.maps())
     }
 
-    /// Puts the program on an interface, or brings it up to date there: another hook takes over without a gap. The
-    /// interface is entered in the tables first.
+    /// Puts the program on an interface, or updates it there: another hook takes over without a
+    /// gap. The interface is entered in the tables first.
     pub fn attach(&mut self, interface: &str, requested: Requested, clsact: bool) -> Result<Attached> {
         let device = netdev::by_name(interface).with_context(|| format!("no interface {interface}"))?;
         let number = self.tables.place_interface(device.ifindex, device.mac)?;

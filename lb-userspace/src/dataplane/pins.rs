@@ -39,8 +39,8 @@ const NEXT_MAPS: &str = "maps-next";
 /// How long an earlier run may take to end.
 const PREDECESSOR: Duration = Duration::from_secs(5);
 
-/// How a program hangs on an interface. In the order in which they are taken away: the queueing discipline goes with the
-/// last of its filters.
+/// How a program hangs on an interface. In the order in which they are removed: the queueing
+/// discipline goes with the last of its filters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
     /// TC by a link, on the way out.
@@ -97,7 +97,7 @@ impl Pins {
         Ok(pins)
     }
 
-    /// The folder at `root` as it is; nothing if it does not exist.
+    /// The folder at `root` as it is; `None` if it does not exist.
     pub fn existing(root: &Path) -> Option<Pins> {
         root.is_dir().then(|| Pins { root: root.to_owned(), maps: MAPS })
     }
@@ -111,7 +111,7 @@ impl Pins {
         Ok(file)
     }
 
-    /// The same folder with new maps, to be made beside the old ones.
+    /// The same folder with new maps, to be made next to the old ones.
     pub fn with_new_maps(self) -> Result<Pins> {
         self.remove_new_maps()?;
         let pins = Pins { maps: NEXT_MAPS, ..self };
@@ -119,12 +119,12 @@ impl Pins {
         Ok(pins)
     }
 
-    /// Whether the maps are made beside others that are in use.
+    /// Whether the maps are made next to others that are in use.
     pub fn are_new(&self) -> bool {
         self.maps == NEXT_MAPS
     }
 
-    /// Takes away what a run has left that ended before its new maps were in use everywhere.
+    /// Removes what was left by a run that ended before its new maps were in use everywhere.
     pub fn remove_new_maps(&self) -> Result<()> {
         let folder = self.root.join(NEXT_MAPS);
         remove_files(&folder)?;
@@ -175,12 +175,13 @@ impl Pins {
         self.maps().join(name).exists()
     }
 
-    /// Takes away all pinned maps; they are gone once no program and no process holds them.
+    /// Removes all pinned maps; they are gone once no program and no process holds them.
     pub fn remove_maps(&self) -> Result<()> {
         remove_files(&self.maps())
     }
 
-    /// Takes away the whole folder. The links come first: with the last one gone, nothing runs that needs the maps.
+    /// Removes the whole folder. The links come first: once the last one is gone, nothing that
+    /// needs the maps is running.
     pub fn remove(self) -> Result<()> {
         remove_files(&self.links())?;
         remove_files(&self.programs())?;
@@ -205,7 +206,7 @@ fn make(folder: &Path) -> Result<()> {
     made.with_context(|| format!("cannot make the folder {}", folder.display()))
 }
 
-/// Unpins or removes a path; fine if there is none.
+/// Unpins or removes a path; no error if it does not exist.
 pub fn remove_file(path: &Path) -> Result<()> {
     let removed = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
     missing_is_fine(removed).with_context(|| format!("cannot remove {}", path.display()))

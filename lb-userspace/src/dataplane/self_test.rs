@@ -16,8 +16,8 @@ impl Dataplane {
         Ok(())
     }
 
-    /// The interfaces on which the program is a filter of clsact, with the filter's priority and handle: it has no link,
-    /// so whether it is still there only netlink tells.
+    /// The interfaces on which the program is a filter of clsact, with the filter's priority and
+    /// handle: it has no link, so only netlink shows whether it is still there.
     pub fn clsact(&self) -> Vec<(Attached, (u16, u32))> {
         let is_clsact = |attached: &&Attached| self.pins.link(attached.ifindex, Hook::Clsact).exists();
         self.attached.values().filter(is_clsact).map(|it| (it.clone(), super::attach::FILTER)).collect()

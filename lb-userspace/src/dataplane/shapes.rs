@@ -85,8 +85,8 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
     ]
 }
 
-/// The maps without which connections cannot go on. Any other may be missing, for an older version had none of this name:
-/// it is made, and filled before the program comes to the links.
+/// The maps without which connections cannot go on. Any other may be missing, because an older
+/// version had none of this name: it is made, and filled before the program is put on the links.
 const NEEDED: [&str; 14] = [
     "META",
     "LISTENERS",
@@ -152,7 +152,8 @@ mod tests {
                 }
                 MapType::Array => assert!(memory::FIXED.contains(&(name, record, records)), "{name}: {shape}"),
                 MapType::ArrayOfMaps => assert!(memory::OUTER.contains(&(name, records)), "{name}: {shape}"),
-                // A page or less on any machine, but for the ring buffer, which is counted by its size.
+                // A page or less on any machine, except for the ring buffer, which is counted by
+                // its size.
                 _ => assert!(["LINKS", "COUNTERS", "RST_TOKENS", "EVENTS"].contains(&name), "{name}: {shape}"),
             }
         }

@@ -3,7 +3,7 @@
 //!
 //! The question is written to TRACE, the SYN goes through the program that is attached to the
 //! interface, in a test run, and the program answers in TRACE instead of opening a connection. Only
-//! the daemon's loop asks, one question at a time.
+//! the daemon's loop asks questions, one at a time.
 
 use std::{mem::offset_of, net::SocketAddr, sync::atomic::Ordering};
 
@@ -35,7 +35,8 @@ pub enum Answer {
         position: u32,
         /// One of `schedule::{CHOSEN_UP, CHOSEN_BACKUP, CHOSEN_FAIL_OPEN, CHOSEN_TRIAL}`.
         how: u32,
-        /// The rule that lets it in, by its position in the list; `None` if no rule is about this client.
+        /// The rule that lets it in, by its position in the list; `None` if no rule matches this
+        /// client.
         rule: Option<usize>,
         /// The frame that would be sent to the backend.
         frame: Vec<u8>,

@@ -59,7 +59,7 @@ impl History {
         self.reopen();
     }
 
-    /// After all there will be more.
+    /// There will be more after all.
     pub fn reopen(&self) {
         let last = self.kept().back().map_or(0, |last| last.number);
         self.latest.send_replace(last);
@@ -72,7 +72,7 @@ impl History {
         kept.range(seen..).cloned().collect()
     }
 
-    /// Waits for any after a number; nothing when there will be no more.
+    /// Waits for any after a number; none when there will be no more.
     pub async fn wait(&self, number: u64) -> Option<Vec<Arc<Event>>> {
         let mut latest = self.latest.subscribe();
         let latest = *latest.wait_for(|latest| *latest > number).await.ok()?;

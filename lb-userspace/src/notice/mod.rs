@@ -1,7 +1,7 @@
 //! What an operator should hear of. It all goes through one door, [`History::tell`], which writes it to the daemon's log
 //! and keeps it for `evenkeel events`. The core says such things as actions; nothing else may log what belongs here.
 //!
-//! A [`Notice`] is a sentence in two parts: whom it is about, and what is to be said. The log shows
+//! A [`Notice`] is a sentence in two parts: what it is about, and what is to be said. The log shows
 //! `backend cp01 of service kube-apiserver is up`, `evenkeel events` shows the parts in columns.
 
 mod history;
@@ -18,17 +18,17 @@ pub use history::{History, KEPT};
 /// One thing to be said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// How bad it is. `Level::Info` is nothing to worry about.
+    /// How bad it is. `Level::Info` is no cause for worry.
     pub level: Level,
     /// What it belongs to.
     pub kind: Kind,
-    /// Whom it is about.
+    /// What it is about.
     pub subject: Subject,
     /// What is to be said; begins with the verb, unless it is about the daemon.
     pub text: String,
 }
 
-/// Whom a notice is about.
+/// What a notice is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// The daemon, or nothing in particular.

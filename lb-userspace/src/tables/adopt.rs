@@ -22,7 +22,8 @@ use super::{Tables, flow::Flow, index::Entered};
 /// A flow of the other host, in the numbers of our own tables and by the clock of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Foreign {
-    /// Its slot: the pool of its backend and SNAT address, and in it its SNAT port less the pool's first.
+    /// Its slot: the pool of its backend and SNAT address, and within it the SNAT port minus the
+    /// pool's first.
     pub at: SlotAt,
     /// The backend.
     pub backend: u16,

@@ -63,8 +63,8 @@ impl Tables {
         }
     }
 
-    /// The controller's part of a backend; `None` if the row is not in use. A record carries no mark of its own: it is in
-    /// use if it names a pool.
+    /// The controller's part of a backend; `None` if the row is not in use. A record carries no
+    /// separate mark: it is in use if it names a pool.
     pub fn backend_row(&self, number: u16) -> Option<BackendRow> {
         let record = self.backend(number);
         let pools = record.pools.get(..usize::from(record.pool_count))?;
@@ -118,7 +118,7 @@ impl Tables {
 
     /// How many connections are open to a backend.
     pub fn active(&self, backend: u16) -> u32 {
-        // Read between two changes it may be one below zero for an instant.
+        // If it is read between two changes, it may be one below zero for an instant.
         self.backend(backend).active.cast_signed().max(0).cast_unsigned()
     }
 

@@ -33,7 +33,7 @@ pub struct Flow {
     pub opening: Opening,
 }
 
-/// The part of a flow that one cache line tells: what a sweep over all slots needs.
+/// The part of a flow that is in one cache line: what a sweep over all slots needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     /// The slot and its word.

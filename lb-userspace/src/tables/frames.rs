@@ -196,7 +196,7 @@ pub fn keepalive(flow: &Flow, pool: &Pool, mac: [u8; 6]) -> Option<Vec<u8>> {
         seq: flow.record.ack_backend.wrapping_sub(1),
         ack: flow.record.ack_client,
         flags: ACK,
-        // Not acceptable, so nobody looks at it.
+        // Not acceptable, so nothing looks at it.
         window: [0xff, 0xff],
         tos: 0,
         options: &[],
@@ -225,7 +225,7 @@ pub fn self_test(listener: &Listener, mac: [u8; 6], number: u32) -> Option<Vec<u
 const SELF_TEST: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 1);
 const SELF_TEST_ACK: u32 = 0x4556_4b4c;
 
-/// Whether a frame is the right answer to [`self_test`]: the RST of the listener.
+/// Whether a frame is the right answer to [`self_test`]: the listener's RST.
 pub fn answers_self_test(frame: &[u8], listener: &Listener) -> bool {
     let tcp = frame.get(ETHERNET + IPV4..);
     let sequence = tcp.and_then(|tcp| tcp.get(4..8)).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);

@@ -51,7 +51,7 @@ impl Tables {
         self.fixed.leases.word64(number.into(), offset_of!(Lease, until)).load(Ordering::Acquire)
     }
 
-    /// Who has claimed an address while we held it.
+    /// The host that has claimed an address while we held it.
     pub fn claims(&self, number: u16) -> Claims {
         let lease = self.fixed.leases.read(number.into());
         Claims { count: lease.claims, by: lease.claimed_by }

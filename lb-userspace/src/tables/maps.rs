@@ -104,7 +104,8 @@ impl Extents {
 
 /// What the tables need of their maps beyond mapped memory.
 pub trait Maps: Send + Sync {
-    /// Makes inner maps for `entries` records of `record` bytes, zeroed. Nobody else can reach them yet.
+    /// Makes inner maps for `entries` records of `record` bytes, zeroed. Nothing else can reach
+    /// them yet.
     fn make(&self, outer: Outer, record: u32, entries: u32) -> Result<Extents>;
     /// Opens the inner maps of a pool or service; `None` if it has none.
     fn open(&self, outer: Outer, number: u16) -> Result<Option<Extents>>;
@@ -168,7 +169,7 @@ impl Maps for Memory {
     }
 }
 
-/// Inner maps that nobody else can reach yet, with their records mapped.
+/// Inner maps that nothing else can reach yet, with their records mapped.
 pub(super) struct Made<T> {
     pub table: Table<T>,
     pub maps: Extents,

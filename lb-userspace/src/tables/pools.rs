@@ -37,7 +37,7 @@ impl Tables {
         Ticks(self.fixed.pools.word32(pool.into(), offset_of!(Pool, heard)).load(Ordering::Relaxed))
     }
 
-    /// When a client's segment was sent on to a pool's backend last, likewise.
+    /// When a client's segment was last sent on to a pool's backend; up to the same step behind.
     pub fn sent(&self, pool: u16) -> Ticks {
         Ticks(self.fixed.pools.word32(pool.into(), offset_of!(Pool, sent)).load(Ordering::Relaxed))
     }
@@ -46,8 +46,9 @@ impl Tables {
     /// ([`Installed::free_pool_row`](super::Installed)). The ports in `withheld` are never used: they are those of
     /// listeners at the SNAT address.
     ///
-    /// `upper_first`: the upper half of the ports is handed out first. The other host of a pair begins with the lower one,
-    /// so that the two seldom meet when both hand out ports for a while.
+    /// `upper_first`: the upper half of the ports is handed out first. The other host of a pair
+    /// begins with the lower one, so that the two seldom collide when both hand out ports for a
+    /// while.
     pub fn put_pool(&self, row: u16, pool: &Pool, withheld: &[u16], upper_first: bool) -> Result<()> {
         let ports = u32::from(pool.ports);
         ensure!(ports > 0 && u32::from(pool.first_port) + ports <= 1 << 16, "no valid range of SNAT ports");
@@ -90,8 +91,8 @@ impl Tables {
         Ok(())
     }
 
-    /// Takes a port out of use for good, because a listener was added at the SNAT address. `false`: a connection has it at
-    /// the moment, ask again later.
+    /// Takes a port out of use for good, because a listener was added at the SNAT address. `false`:
+    /// a connection has it at the moment; ask again later.
     pub fn withhold_port(&self, pool: u16, port: u16) -> bool {
         let Some(slots) = self.slots_of(pool) else { return true };
         match port.checked_sub(self.pool(pool).first_port) {

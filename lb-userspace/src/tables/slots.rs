@@ -143,7 +143,7 @@ impl Slots {
         ctl.state() == State::Abandoned && self.swap(slot, ctl, ctl.with_state(State::Closed))
     }
 
-    /// Takes a slot out of use for good, if it holds no flow: it looks claimed for ever, so it is
+    /// Takes a slot out of use for good, if it holds no flow: it looks claimed forever, so it is
     /// skipped when it is popped. The flag distinguishes it from a claim of the kernel program.
     pub fn retire(&self, slot: u16) -> bool {
         let ctl = self.ctl(slot);
@@ -219,7 +219,7 @@ impl Slots {
         self.free.word32(place >> 4, (place & 15) * 4).store(cell, Ordering::Release);
     }
 
-    /// Fills a new ring with all slots but those that `skip` names, beginning with `first`. Nobody
+    /// Fills a new ring with all slots but those that `skip` names, beginning with `first`. Nothing
     /// else may use the pool yet.
     pub fn fill(&self, rings: &Table<Ring>, first: u16, skip: impl Fn(u16) -> bool) {
         let bits = ring_bits(self.len());

@@ -256,7 +256,7 @@ fn the_journal_gets_a_datagram_a_line_with_fields_to_search_by() {
     assert_eq!(receive(&journal), format!("{fields}{served}"));
     assert_eq!(receive(&journal), format!("{fields}EVENKEEL_REASON=no_backend\nMESSAGE=42 \"-\"\n"));
 
-    // Started anew, as by an update of systemd.
+    // Restarted, as by an update of systemd.
     drop(journal);
     fs::remove_file(&path).unwrap();
     (2..100).for_each(|number| log.write(numbered(number), Instant::now()));

@@ -1,4 +1,4 @@
-//! Of a pair of hosts both hold what operators have decided on either: whose word prevails.
+//! Both hosts of a pair hold what operators have decided on either: which decision prevails.
 
 use std::sync::Arc;
 
@@ -50,8 +50,8 @@ pub struct Merged {
 }
 
 impl AdminStates {
-    /// Merges a decision from another host. The later decision prevails; of two from the same
-    /// millisecond, the one that is here already. `None`: the one that is here prevails.
+    /// Merges a decision from another host. The later decision prevails; of two made in the same
+    /// millisecond, the one that is already here. `None`: the one that is here prevails.
     pub fn merge(&self, heard: &Heard, now: Now) -> Option<Merged> {
         let Heard { name, state, decided_at, by } = heard;
         if *decided_at <= self.decided_at(name) {
