@@ -35,7 +35,7 @@ pub const fn port_word(port: u16) -> u16 {
 }
 
 /// What the kernel program must know about an address family. The engine is generic over it: IPv6
-/// is one more implementation, and what IPv4 has no need of is gone when the program is compiled.
+/// is one more implementation, and what IPv4 does not need is compiled away.
 pub trait Family: Copy {
     /// An address as it lies in a packet.
     type Address: Copy + Eq;
@@ -45,7 +45,7 @@ pub trait Family: Copy {
     const HEADER: usize;
     /// The first byte of the address in a record's sixteen.
     const IN_RECORD: usize;
-    /// Whether a key's address word is the whole address. If not, whoever finds a flow by its key
+    /// Whether a key's address word is the whole address. If not, code that finds a flow by its key
     /// compares [`Opening::client6`](crate::layout::Opening::client6) as well.
     const WORD_IS_ADDRESS: bool;
 

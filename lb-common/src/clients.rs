@@ -14,8 +14,8 @@
 
 use crate::hash::{buckets, mix};
 
-/// Buckets of a service's table: room for 32,768 clients, and practically none is left out below
-/// half of that.
+/// Buckets of a service's table: room for 32,768 clients; below half of that practically no client
+/// is left out.
 pub const CLIENT_BUCKETS: u32 = 4096;
 /// The highest limit, and the most connections that are counted for one client.
 pub const MOST: u32 = u16::MAX as u32;

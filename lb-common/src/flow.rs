@@ -1,5 +1,5 @@
-//! What names a flow: its key in the index, the slot it stands in, and what its connection attempts
-//! have tried so far. Each is one word of a record, with a type around it.
+//! What identifies a flow: its key in the index, the slot it is in, and what its connection
+//! attempts have tried so far. Each is one word of a record, with a type around it.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 

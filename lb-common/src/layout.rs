@@ -116,8 +116,7 @@ pub struct Listener {
 }
 
 /// Where a frame goes: the MAC address of the next hop, our interface, and whether both are known.
-/// One
-/// 64-bit word, so that it is read and written whole.
+/// It is one 64-bit word, so that it is read and written whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Hop(pub u64);
@@ -271,8 +270,9 @@ pub struct Slot {
     pub started: Instant,
 }
 
-/// OPENINGS, in extents as SLOTS: the rest of a flow, for its beginning and its end. It has arrays
-/// of its own: if only every second line were in use, only half of a processor's caches would be.
+/// OPENINGS, in extents as SLOTS: the rest of a flow, for its beginning and its end. It is kept in
+/// separate arrays: if only every second line were in use, only half of a processor's caches would
+/// be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Opening {
@@ -354,7 +354,7 @@ pub struct Backend {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SlowStart {
-    /// When it gets its whole share again. Written by whichever lets it take part again: the
+    /// When it gets its whole share again. Written by the side that lets it take part again: the
     /// controller, or the kernel program after a trial.
     pub until: Instant,
     /// slow_start in milliseconds; 0: none. Written by the controller.
@@ -395,8 +395,8 @@ pub struct Service {
     pub flags: u32,
     /// Most connections of one client, at most `clients::MOST`; 0: unlimited.
     pub client_limit: u32,
-    /// The latest [`SlowStart::until`] of its backends: later, none of them is starting slowly.
-    /// Written with those.
+    /// The latest [`SlowStart::until`] of its backends: after that, none of them is starting
+    /// slowly. Written together with them.
     pub slow_until: Instant,
     /// Zero.
     pub reserved: [u32; 6],
@@ -407,7 +407,7 @@ pub struct Service {
     pub half_open: u32,
     /// The stretch of time that `turned_away` is about, see [`turned_away_stretch`].
     pub turned_away_in: u32,
-    /// Clients that were turned away in it and that events told of.
+    /// Clients that were turned away in it and that events reported.
     pub turned_away: u32,
     /// Zero.
     pub reserved2: [u32; 12],
@@ -472,7 +472,7 @@ pub struct Trace {
     pub at: SlotAt,
     /// That slot's generation, if it belongs to it.
     pub generation: u32,
-    /// The rule that decides: its number << 8 | its verdict; 0: no rule is about this client.
+    /// The rule that decides: its number << 8 | its verdict; 0: no rule matches this client.
     pub rule: u32,
     /// The backend that it would go to.
     pub chosen: Chosen,

@@ -52,8 +52,8 @@ pub const fn slow_share(left: u64, slow_ms: u32, weight: u32, total: u32) -> u32
 /// The Maglev table of backends with these `(hash of the name, weight)`: entry → position in the
 /// list.
 ///
-/// Every backend walks the entries in an order of its own and takes the next free one at its turn,
-/// as many per turn as its weight. Removing a backend moves few entries of the others.
+/// Every backend walks the entries in its own order and takes the next free one at its turn, as
+/// many per turn as its weight. Removing a backend moves few entries of the others.
 pub fn maglev(backends: &[(u64, u32)], table: &mut [u16; MAGLEV_PLACES as usize]) {
     const NONE: u16 = u16::MAX;
     table.fill(NONE);

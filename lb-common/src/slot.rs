@@ -47,7 +47,7 @@ impl State {
         State::Abandoned,
     ];
 
-    /// The state with this number. An unknown number counts as `Claiming`, which nobody touches.
+    /// The state with this number. An unknown number counts as `Claiming`, which nothing touches.
     #[inline(always)]
     pub const fn from_number(number: u8) -> State {
         match number {

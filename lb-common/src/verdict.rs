@@ -1,5 +1,5 @@
 //! The one list of reasons: the program's verdict, the counter, the metric's label, the word in the
-//! CLI and in the log are all one of these. It only grows, and a number keeps its meaning for ever,
+//! CLI and in the log are all one of these. It only grows, and a number keeps its meaning forever,
 //! because counters outlive the program.
 
 macro_rules! reasons {
@@ -107,7 +107,7 @@ reasons! {
     Damaged = 30, "damaged", "a record contradicts itself or the other tables: the segment is dropped";
 }
 
-/// What a reason is counted for: each group is a metric of its own, whose sum has a meaning.
+/// What a reason is counted for: each group is a separate metric, whose sum has a meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Group {
     /// A packet that was not simply forwarded.

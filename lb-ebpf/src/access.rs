@@ -20,7 +20,7 @@ use crate::{
 const LINE: usize = core::mem::size_of::<RuleLine>() / core::mem::size_of::<lb_common::layout::Rule>();
 
 /// What the service's rules say about a client: `number of the rule << 8 | verdict`, or 0 if none
-/// is about it. The list is looked up once, so that one that is replaced meanwhile is not mixed
+/// matches it. The list is looked up once, so that a list that is replaced in between is not mixed
 /// with the new one.
 #[inline(always)]
 pub fn ruled(service: u32, client: u32) -> u32 {
@@ -100,8 +100,8 @@ fn is_not_zero(number: u64) -> u64 {
 }
 
 /// Adds a connection to the client's word at a position (`bucket << 3 | position in it`), or writes
-/// the first word of a client that comes at an empty one; with `limit` 0 takes one away. 1 if that
-/// was done: by now the word may be another one, or at the limit.
+/// the first word of a client that comes at an empty one; with `limit` 0 takes one away. Returns 1
+/// if that was done: by now the word may be another one, or at the limit.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn change_count_global(service: u32, position: u32, client: u32, limit: u32) -> u32 {
@@ -120,8 +120,8 @@ extern "C" fn change_count_global(service: u32, position: u32, client: u32, limi
 /// The new connection is one too many.
 pub const OVER: u32 = 1 << 8;
 
-/// Counts a new connection for its client, if the service has a limit: the flag for its slot's
-/// word, 0 if it is not counted, or `OVER`.
+/// Counts a new connection for its client, if the service has a limit. Returns the flag for its
+/// slot's word, 0 if it is not counted, or `OVER`.
 #[inline(always)]
 pub fn count_client(service: u32, client: u32) -> u32 {
     match limit_of(service) {
@@ -183,7 +183,7 @@ extern "C" fn connections_global(service: u32, client: u32) -> u32 {
     Seen(client_in_global(service, first, client)).connections() + b
 }
 
-/// Takes a flow that is over from its client's count, if it is in it.
+/// Takes a flow that is over out of its client's count, if it is counted.
 #[inline(always)]
 pub fn uncount_flow(ctl: Ctl, service: u16, key: Key) {
     if ctl.flags() & COUNTED != 0 {
@@ -191,8 +191,8 @@ pub fn uncount_flow(ctl: Ctl, service: u16, key: Key) {
     }
 }
 
-/// Takes back what [`count_client`] has counted. If it misses it, the controller finds it by
-/// comparing.
+/// Takes back what [`count_client`] has counted. If that fails, the controller finds the difference
+/// by comparing.
 #[inline(always)]
 pub fn uncount_client(service: u32, client: u32) {
     uncount_client_global(service, client);

@@ -1,4 +1,4 @@
-//! What the kernel knows and no table: the time, and random numbers.
+//! What the kernel knows and no table holds: the time, and random numbers.
 //!
 //! The time is CLOCK_MONOTONIC, coarse where a few milliseconds do not matter: that costs 2 ns
 //! instead of 28.

@@ -148,7 +148,7 @@ pub trait Frame: Copy {
     fn network_length(self) -> u32;
     /// The interface it came in on.
     fn ingress(self) -> u32;
-    /// Whether it carries a VLAN tag beside its bytes.
+    /// Whether it carries a VLAN tag outside its bytes.
     fn is_tagged(self) -> bool;
     /// Whether it was flooded to us: its destination is not the MAC address of the interface.
     fn is_flooded(self, interface: Held<Interface>) -> bool;

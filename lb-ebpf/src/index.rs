@@ -70,8 +70,8 @@ pub fn fetch_second(hashed: Hashed) {
 
 /// Looks a client up. Closed flows are found too, for their late segments.
 ///
-/// The client's own position in the primary bucket comes first, inlined: most flows stand there, so
-/// the processor predicts how this ends, which it cannot for a search.
+/// The client's own position in the primary bucket comes first, inlined: most flows are there, so
+/// the processor predicts how this ends, which it cannot do for a search.
 #[inline(always)]
 pub fn find(hashed: Hashed) -> Option<Found> {
     let (primary, _) = buckets(hashed.hash, maps::buckets());
@@ -166,8 +166,8 @@ extern "C" fn has_room_global(bucket: u32) -> u32 {
     0
 }
 
-/// The position of another flow's live entry for the same client in either bucket. There is none,
-/// nearly always.
+/// The position of another flow's live entry for the same client in either bucket; nearly always,
+/// there is no such entry.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn twin_global(primary: u32, secondary: u32, own: u64, key: u64, tag: u64) -> i64 {
@@ -198,7 +198,7 @@ fn twin_in(bucket: u32, own: u64, key: Key, tag: u64) -> i64 {
 }
 
 /// Puts an entry at an empty position of the bucket, or else over an entry whose flow has ended.
-/// Its position; none if the bucket is full.
+/// Returns its position; `NONE` if the bucket is full.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn put_global(bucket: u32, entry: u64) -> i64 {
@@ -320,7 +320,7 @@ extern "C" fn beaten_by_global(own: u64, twin: u64) -> u32 {
     if !entry.is_provisional() || twin < own {
         return 1;
     }
-    // Committed in this very moment: it stands.
+    // Committed at this very moment: it stays.
     (word.compare_swap(entry.0, 0) == entry.committed().0) as u32
 }
 
@@ -331,7 +331,8 @@ pub fn forget(key: Key, at: SlotAt, ctl: Ctl) {
     replace(hashed, hashed.entry(at, ctl.generation()), Entry(0));
 }
 
-/// Swaps the entry of a flow for another one (0: removes it). False if it no longer stands there.
+/// Swaps the entry of a flow for another one (0: removes it). Returns false if it is no longer
+/// there.
 #[inline(always)]
 pub fn replace(hashed: Hashed, old: Entry, new: Entry) -> bool {
     let (primary, secondary) = buckets(hashed.hash, maps::buckets());

@@ -111,7 +111,7 @@ pub fn outgoing(frame: TcFrame) -> i32 {
     }
 }
 
-/// The address whose MAC address an ARP packet tells.
+/// The address whose MAC address an ARP packet announces.
 #[inline(always)]
 fn said_by_arp(bytes: Bytes) -> Option<Address> {
     if !bytes.has(arp::END) || bytes.read::<u32>(arp::KIND) != ARP_IPV4 {
@@ -120,7 +120,7 @@ fn said_by_arp(bytes: Bytes) -> Option<Address> {
     Some(ipv4(bytes.read(arp::SENDER)))
 }
 
-/// The address whose MAC address a packet of neighbour discovery tells.
+/// The address whose MAC address a packet of neighbour discovery announces.
 #[inline(always)]
 fn said_by_nd(bytes: Bytes) -> Option<Address> {
     if !bytes.has(nd::END) || bytes.read::<u8>(nd::NEXT_HEADER) != IpProto::Ipv6Icmp as u8 {
@@ -150,8 +150,7 @@ fn is_not_ours(address: Address) -> Option<Reason> {
 }
 
 /// Whether another host claims an address that we hold; noted for the controller. Two claims at
-/// once on two CPUs may leave a MAC address of mixed bytes: it is shown, and nothing is decided by
-/// it.
+/// once on two CPUs may leave a MAC address of mixed bytes: it is only shown, and decides nothing.
 #[inline(always)]
 fn claims<F: Frame>(frame: F, address: Address, mac: [u8; 6]) -> bool {
     let Some(lease) = find(address) else { return false };

@@ -3,19 +3,18 @@
 //! ```text
 //! parse → whose? → flow → (new: choose → claim a slot) → rewrite → transmit
 //! ```
-//! `cursor` is the only packet arithmetic, `records` the only way to what stands in the tables
-//! (`maps`); `lb_common::layout` describes it. `unsafe` stands in `cursor`, `records`, `maps`,
-//! `atomic` and `clock` and nowhere else; a new SAFETY comment names the bound and where it was
-//! checked.
+//! `cursor` is the only packet arithmetic, `records` the only way to what is in the tables
+//! (`maps`); `lb_common::layout` describes it. `unsafe` is in `cursor`, `records`, `maps`, `atomic`
+//! and `clock` and nowhere else; a new SAFETY comment names the bound and where it was checked.
 //!
 //! Loops over table entries and everything off the fast path are global functions, which the
 //! verifier looks at once, whatever calls them. They take and return numbers, at most five of them.
-//! One rule for names: the plain name is the safe, inlined face with types, `*_global` behind it is
+//! One rule for names: the plain name is the safe, inlined face with types; `*_global` behind it is
 //! what the verifier sees once.
 //!
-//! No file uses another one that uses it: `walk` → `lease`, `reply`, `flow` → `trace` → `select`,
-//! `access` → `slots` → `index` → `report` → `cursor` → `records` → `maps` → `atomic`; `klog`, the log
-//! for developers, stands beside `report`.
+//! The files use one another in one direction only: `walk` → `lease`, `reply`, `flow` → `trace` →
+//! `select`, `access` → `slots` → `index` → `report` → `cursor` → `records` → `maps` → `atomic`;
+//! `klog`, the log for developers, is on the same level as `report`.
 
 #![no_std]
 #![no_main]

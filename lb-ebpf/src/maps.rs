@@ -96,8 +96,8 @@ static SEED: u64 = 0;
 /// Buckets of the flow index, set at load from META.
 #[unsafe(no_mangle)]
 static BUCKETS: u32 = 1;
-/// Lines of the log: the stretch of time of the last one in the upper half, those in it in the
-/// lower.
+/// Lines of the log: the upper half is the stretch of time of the last line, the lower half is the
+/// number of lines in that stretch.
 #[unsafe(no_mangle)]
 pub static mut LOG_LINES: u64 = 0;
 
@@ -123,6 +123,6 @@ static mut ZERO: u64 = 0;
 /// result to the end of the next loop.
 #[inline(always)]
 pub fn forgotten(number: u64) -> u64 {
-    // SAFETY: an aligned word of this program's own, which nobody writes.
+    // SAFETY: an aligned word of this program's own, which nothing writes.
     number ^ unsafe { atomic::load(&raw const ZERO) }
 }

@@ -40,13 +40,13 @@ impl Outcome {
         Self::new(Self::OPENED, 0, at)
     }
 
-    /// Replace it by the saved SYN of the flow, to that flow's backend.
+    /// Replace it with the saved SYN of the flow, to that flow's backend.
     #[inline(always)]
     pub const fn send_syn(at: SlotAt) -> Outcome {
         Self::new(Self::SEND_SYN, 0, at)
     }
 
-    /// Replace it by a RST that refuses the client of the flow.
+    /// Replace it with a RST that refuses the client of the flow.
     #[inline(always)]
     pub const fn refuse(at: SlotAt) -> Outcome {
         Self::new(Self::REFUSE, 0, at)
@@ -108,8 +108,8 @@ impl Outcome {
     }
 }
 
-/// What a global function answers that has found nothing: it returns numbers only. Its plain face
-/// gives an `Option`.
+/// What a global function returns if it has found nothing: it returns numbers only. Its plain face
+/// returns an `Option`.
 pub const NONE: i64 = -1;
 
 /// The answer of a global function as an option.

@@ -38,7 +38,7 @@ impl<V: Family> Segment<V> {
         self.sequence.wrapping_add(self.payload).wrapping_add(control)
     }
 
-    /// Whether it is the controller's own test packet: from the address that is none (never on a
+    /// Whether it is the controller's own test packet: from the unspecified address (never on a
     /// wire, RFC 1122 section 3.2.1.3), with a number that only the controller knows.
     #[inline(always)]
     pub fn is_self_test(&self) -> bool {

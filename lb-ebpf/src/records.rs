@@ -1,8 +1,8 @@
 //! The records of the tables, as handles.
 //!
-//! A [`Held`] is made by a map look-up of this file and by nothing else, so whoever has one may
-//! read and write the record without `unsafe`: the map value is whole, aligned, and stays as long
-//! as the program runs (arrays are never freed under it; an inner map that is taken out of its
+//! A [`Held`] is made by a map look-up of this file and by nothing else, so the code that has one
+//! may read and write the record without `unsafe`: the map value is whole, aligned, and stays as
+//! long as the program runs (arrays are never freed under it; an inner map that is taken out of its
 //! outer one lives until the programs that have looked it up are done). What a record *means* may
 //! change in that time: a slot changes hands. That is what its word is for, see `lb_common::slot`.
 //!
@@ -113,7 +113,7 @@ pub fn pool(row: u32) -> Option<Held<Pool>> {
     maps::POOLS.get_ptr_mut(row).map(Held)
 }
 
-/// A slot. Nobody has checked whether its pool has that many: the slots behind the last one are
+/// A slot. Nothing has checked whether its pool has that many: the slots behind the last one are
 /// `Free` and in no ring.
 #[inline(always)]
 pub fn slot(at: SlotAt) -> Option<Held<Slot>> {
@@ -169,7 +169,7 @@ pub fn lease(row: u32) -> Option<Held<Lease>> {
     maps::LEASES.get_ptr_mut(row).map(Held)
 }
 
-/// The one question and answer.
+/// The one record for a question and its answer.
 #[inline(always)]
 pub fn trace() -> Option<Held<Trace>> {
     maps::TRACE.get_ptr_mut(0).map(Held)
@@ -202,7 +202,8 @@ pub fn maglev(service: u32, point: u32) -> u32 {
     unsafe { *line.cast::<u16>().add(masked::<3>(point) as usize) as u32 }
 }
 
-/// Puts a flow into a cell of a service's ring of half-open flows; what it held before.
+/// Puts a flow into a cell of a service's ring of half-open flows; returns what the cell held
+/// before.
 #[inline(always)]
 pub fn swap_half_open(service: u32, cell: u32, new: HalfOpenCell) -> Option<HalfOpenCell> {
     let word = maps::HALF_OPEN.get_value_ptr_mut(service, &cell)?;
@@ -311,7 +312,7 @@ macro_rules! fields {
     };
 }
 
-/// Of fields that are only written here.
+/// For fields that are only written here.
 mod write {
     pub use super::plain::write;
 }
@@ -394,7 +395,7 @@ impl Held<Pool> {
         }
     }
 
-    /// Notes that a client's segment was sent on to the backend, as seldom.
+    /// Notes that a client's segment was sent on to the backend, equally seldom.
     #[inline(always)]
     pub fn note_sent(self, now: Ticks) {
         if now.0.wrapping_sub(self.sent().0) >= HEARD_STEP {
@@ -559,7 +560,7 @@ impl Held<Backend> {
         unsafe { (*self.0).pools[0] as u32 }
     }
 
-    /// Whether it gets no new connections, by an operator's will.
+    /// Whether it gets no new connections because an operator said so.
     #[inline(always)]
     pub fn is_closed(self) -> bool {
         self.admission() == NONE
@@ -720,11 +721,11 @@ fields! { Trace:
 }
 
 impl Held<Trace> {
-    /// Writes the answer. There is one question at a time, and its asker reads the answer when the
-    /// program has run.
+    /// Writes the answer. There is one question at a time, and the controller reads the answer when
+    /// the program has run.
     #[inline(always)]
     pub fn write(self, answer: impl FnOnce(&mut Trace)) {
-        // SAFETY: the record is held, and nobody else uses it now.
+        // SAFETY: the record is held, and nothing else uses it now.
         answer(unsafe { &mut *self.0 });
     }
 }

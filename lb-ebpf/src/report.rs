@@ -1,4 +1,4 @@
-//! Counting and telling: one counter per reason, one event per connection that ends or fails.
+//! Counting and reporting: one counter per reason, one event per connection that ends or fails.
 //! Nothing per packet of an established flow.
 
 use lb_common::{
@@ -65,7 +65,7 @@ pub fn bytes(slot: Held<Slot>, opening: Held<Opening>, ctl: Ctl) -> (u64, u64) {
     )
 }
 
-/// Tells what happened to the flow in a slot.
+/// Reports what happened to the flow in a slot.
 #[inline(always)]
 pub fn flow(kind: u8, reason: u8, at: SlotAt, slot: Held<Slot>, ctl: Ctl, service: u16) {
     let Some(opening) = records::opening(at) else { return };
@@ -92,7 +92,7 @@ pub fn flow(kind: u8, reason: u8, at: SlotAt, slot: Held<Slot>, ctl: Ctl, servic
     });
 }
 
-/// Tells that a new connection was turned away before it had a slot, but not more often than
+/// Reports that a new connection was turned away before it had a slot, but not more often than
 /// [`TURNED_AWAY_EVENTS`].
 #[inline(always)]
 pub fn turned_away(key: Key, service: u16, reason: Reason) {
@@ -120,13 +120,13 @@ pub fn turned_away(key: Key, service: u16, reason: Reason) {
     });
 }
 
-/// Whether one more client that is turned away may be told of. A flood pays for two reads here.
+/// Whether one more client that is turned away may be reported. A flood pays for two reads here.
 #[inline(always)]
 fn may_tell(service: u16) -> bool {
     let Some(service) = records::service(service as u32) else { return false };
     let now = turned_away_stretch(clock::ticks());
     // Two CPUs that begin a stretch at once may both set the count to zero, and those that count at
-    // once may both find it below the limit: then a few more events are told of, and every client
+    // once may both find it below the limit: then a few more events are reported, and every client
     // is counted all the same.
     if service.turned_away_in() != now {
         service.set_turned_away(0);

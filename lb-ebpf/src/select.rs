@@ -16,18 +16,18 @@ use crate::{
     report, slots,
 };
 
-/// Who may be given a connection: a set of classes, see [`class`]. Here: backends that are UP and
-/// no backups.
+/// Which backends may be given a connection: a set of classes, see [`class`]. This one: those that
+/// are UP and no backups.
 const PRIMARY: u32 = 1 << (UP << 1);
 /// Backups that are UP.
 const SPARE: u32 = 1 << (UP << 1 | BACKUP);
 /// All that are not administratively out: nothing better is left.
 const ANY: u32 = PRIMARY | SPARE | trials(PRIMARY) | trials(SPARE);
-/// One mode after the other, from the lowest byte on. An array would stand on the stack, of which
-/// the deepest chain of calls has nothing left.
+/// One mode after the other, from the lowest byte on. An array would be on the stack, and the
+/// deepest chain of calls has no room left there.
 const MODES: u32 = PRIMARY << (8 * CHOSEN_UP) | SPARE << (8 * CHOSEN_BACKUP) | ANY << (8 * CHOSEN_FAIL_OPEN);
-/// Beside one of the three: `trace` only asks who would be chosen, and nobody's turn passes by
-/// that. The highest bit, which is no class.
+/// In addition to one of the three: `trace` only asks which backend would be chosen, and no backend
+/// loses its turn by that. It is the highest bit, which is no class.
 pub const ASKED: u32 = 1 << 31;
 
 /// Whether it is the last of the three.
@@ -253,8 +253,8 @@ extern "C" fn held_back_global(service: u32, tried: u64, mode: u32) -> u64 {
     if until <= now || is_any(mode) {
         return 0;
     }
-    // A method that prefers the less busy would give it everything, so its share of all is counted.
-    // The others choose it as often as its weight says.
+    // A method that prefers the less busy backend would give it everything, so its share of all
+    // connections is counted. The others choose it as often as its weight says.
     let prefers = balance == schedule::LEAST_CONN || balance == schedule::RANDOM_TWO;
     let total = if prefers { total_weight_global(service, tried, mode) } else { 0 };
     let count = backend_count(service);
@@ -273,7 +273,7 @@ extern "C" fn held_back_global(service: u32, tried: u64, mode: u32) -> u64 {
 }
 
 /// Adds to what a backend has saved up of its share since it came back. 1: that makes a whole
-/// connection, or it has its whole share. If it is only `asked`, nothing is added.
+/// connection, or it has its whole share. If `asked` is set, nothing is added.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn save_up_global(service: u32, position: u32, total: u32, now: u64, asked: u32) -> u32 {
@@ -296,7 +296,7 @@ extern "C" fn save_up_global(service: u32, position: u32, total: u32, now: u64, 
 
 /// A bounded lock. Its holder runs a few hundred instructions and cannot be interrupted by another
 /// holder on the same CPU. A CPU that does not get it goes on without it, and may unlock what
-/// another one holds: the price is a share that is given twice, and nobody ever waits for good.
+/// another one holds; the price is a share that is given twice, and no CPU ever waits forever.
 #[inline(always)]
 fn lock(service: Held<Service>) {
     for _ in 0..LOCK_TRIES {
@@ -347,9 +347,9 @@ fn pick(service: u32, tried: u64, mode: u32, client: u32, balance: u32) -> i32 {
             return position;
         }
     }
-    // Connections end while loads are compared, so the least load may be nobody's any longer: any
-    // that may take the connection takes it. Only if there is none at all it is the next mode's
-    // turn.
+    // Connections end while loads are compared, so the least load may no longer be that of any
+    // backend: then any backend that may take the connection takes it. Only if no backend may take
+    // it is it the next mode's turn.
     round_robin_global(service, tried, mode, MOST_LOADED)
 }
 
@@ -485,9 +485,9 @@ extern "C" fn round_robin_global(service: u32, tried: u64, mode: u32, least: u64
     best
 }
 
-/// Moves a backend's current weight, unless it is only asked; its new value. Under the service's
-/// lock: a CPU that went on without it may lose another one's step, and the weights come out even
-/// again.
+/// Moves a backend's current weight, unless the caller only asks; returns the new value. Under the
+/// service's lock: a CPU that went on without it may lose another one's step, and the weights come
+/// out even again.
 #[inline(always)]
 fn add_current(record: Held<Backend>, change: i32, mode: u32) -> i32 {
     let current = (record.current() as i32).wrapping_add(change);
@@ -551,8 +551,8 @@ extern "C" fn total_weight_global(service: u32, tried: u64, mode: u32) -> u32 {
     total
 }
 
-/// hash: the client's point of the Maglev table, or the next points while their backends may take
-/// nothing.
+/// hash: the client's point of the Maglev table, or the next points while their backends may not
+/// take the connection.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn hashed_global(service: u32, tried: u64, mode: u32, client: u32) -> i32 {

@@ -162,7 +162,7 @@ fn ring_cell(pool: u32, ring: Held<Ring>, position: u32) -> Option<Word<u32>> {
     Some(records::free_line(pool, cell >> 4)?.cell(cell))
 }
 
-/// Gives a slot back to the ring. Only whoever closed the flow does this, once.
+/// Gives a slot back to the ring. Only the CPU that closed the flow does this, once.
 #[inline(always)]
 pub fn release(at: SlotAt) {
     let pool = at.pool() as u32;
@@ -173,8 +173,8 @@ pub fn release(at: SlotAt) {
 }
 
 /// Makes a free or closed slot ours. A slot that has changed since it was pushed is left alone; if
-/// it holds a flow of the other host's, that flow is told that its port no longer waits in the
-/// ring.
+/// it holds a flow of the other host, that flow's `IN_RING` is cleared, because its port no longer
+/// waits in the ring.
 #[inline(always)]
 fn take(at: SlotAt) -> bool {
     let Some(slot) = records::slot(at) else { return false };
@@ -185,7 +185,7 @@ fn take(at: SlotAt) -> bool {
             _ if ctl.flags() & IN_RING == 0 => return false,
             _ => {}
         }
-        // The loser looks again: the flow may have ended in this moment.
+        // The loser looks again: the flow may have ended at this moment.
         slot.swap(ctl, ctl.without_flags(IN_RING));
     }
     false

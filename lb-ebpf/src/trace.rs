@@ -1,12 +1,13 @@
-//! `evenkeel trace`: what would become of a SYN now, found out by the program itself and without
-//! leaving a trace of its own.
+//! `evenkeel trace`: what would become of a SYN now, found out by the program itself, without any
+//! side effect.
 //!
 //! The controller writes into TRACE which SYN it asks about, by key and initial sequence number,
 //! and runs the attached program on that SYN (`BPF_PROG_TEST_RUN`). It is an ordinary SYN and takes
 //! the ordinary way: it is parsed, looked up, ruled on, and its backend chosen by the functions
-//! that choose for every other one. Where those would take, they only look: nothing is counted,
-//! claimed, moved or told. The answer stands in TRACE, and the frame is what would be sent. No
-//! other SYN is taken for it: the number is drawn at random for every question.
+//! that choose for every other one. Where those functions would claim something, they only look:
+//! nothing is counted, claimed, moved or reported. The answer is in TRACE, and the frame is what
+//! would be sent. No other SYN is mistaken for it, because the number is drawn at random for every
+//! question.
 
 use lb_common::{
     flow::{Chosen, Key, SlotAt, Tried},

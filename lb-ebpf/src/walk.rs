@@ -174,9 +174,9 @@ fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: boo
     }
 }
 
-/// Whether a segment's numbers are to be believed before anything else is known of it. Those of a
-/// RST are checked first; a SYN's are no part of an open connection; a closed flow's slot may have
-/// the next owner in the next moment.
+/// Whether a segment's numbers are to be believed before anything else is known about it. Those of
+/// a RST are checked first; a SYN's are no part of an open connection; a closed flow's slot may
+/// have its next owner a moment later.
 #[inline(always)]
 fn is_tracked(segment: Segment, state: State) -> bool {
     let open = matches!(state, State::Established | State::ClosingClient | State::ClosingBackend | State::Suspect);
@@ -192,13 +192,13 @@ fn is_plain(segment: Segment, ctl: Ctl) -> bool {
 /// Notes sequence end, acknowledgement, time and next hop of a segment from the client.
 ///
 /// These are plain reads and writes: an atomic operation would cost every packet more than all of
-/// them. A card hands one direction of a connection to one CPU (RSS), so two CPUs are here at once
-/// for one field only when the direction moves to another queue, or on a veth. Then the older end
-/// or acknowledgement may be stored last. The next segment that goes further stores one that is
-/// right again, and for the sum of bytes only the last end counts; until then a RST of ours may
-/// carry a number that is too low by the segments that overtook each other, which its receiver
-/// answers with a challenge ACK (RFC 5961 section 3.2), and a RST of the peer at the newest number
-/// may be forwarded without ending the flow, which idle_timeout ends.
+/// them. A card hands one direction of a connection to one CPU (RSS), so two CPUs write one field
+/// at once only when the direction moves to another queue, or on a veth. Then the older end or
+/// acknowledgement may be stored last. The next segment that goes further stores one that is right
+/// again, and for the sum of bytes only the last end counts; until then a RST of ours may carry a
+/// number that is too low by the segments that overtook each other, which its receiver answers with
+/// a challenge ACK (RFC 5961 section 3.2), and a RST of the peer at the newest number may be
+/// forwarded without ending the flow, which idle_timeout ends.
 #[inline(always)]
 fn note_client<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>, pool: Held<Pool>) {
     let now = clock::ticks();
@@ -292,8 +292,8 @@ fn to_backend<F: Frame>(frame: F, segment: Segment, pool: Held<Pool>, at: SlotAt
     send(frame, segment, pool.hop(), from, (pool.backend::<V4>(), pool.backend_port()))
 }
 
-/// Sends a segment of the backend on to the client. If the slot changes hands in this moment, the
-/// segment goes to the next client, which drops it by its sequence number.
+/// Sends a segment of the backend on to the client. If the slot changes hands at this moment, the
+/// segment goes to the next client, which drops it because of its sequence number.
 #[inline(always)]
 fn to_client<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>) -> i32 {
     let (key, hop) = (slot.key(), slot.hop());

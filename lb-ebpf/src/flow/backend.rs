@@ -22,7 +22,7 @@ use crate::{
     report,
 };
 
-/// Beside the flags of TCP: the segment carries data.
+/// In addition to the flags of TCP: the segment carries data.
 pub const PAYLOAD: u32 = 1 << 8;
 
 /// How many ports may be left behind because the backend still holds an older connection on them.
@@ -159,14 +159,14 @@ extern "C" fn readmit_global(at: u32, ctl: u64, number: u32) -> u32 {
     if let Some(slow) = records::slow_start(number)
         && slow.ms() != 0
     {
-        // Before it takes part, so that it never has its whole share.
+        // Written before it takes part, so that it does not begin with its whole share.
         let until = Instant(clock::coarse().0 + slow.ms() as u64 * 1_000_000);
         slow.set_until(until);
         if let Some(service) = records::service(service as u32)
             && service.slow_until() < until
         {
-            // Two backends that come back at once on two CPUs may leave the earlier moment: the
-            // later one has its whole share that much sooner, by the difference of two packets.
+            // If two backends come back at once on two CPUs, the earlier moment may remain: the
+            // later backend then has its whole share sooner, by the time between two packets.
             service.set_slow_until(until);
         }
     }

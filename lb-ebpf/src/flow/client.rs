@@ -63,7 +63,7 @@ extern "C" fn from_client_global(at: u32, flags: u32, sequence: u32) -> u64 {
 #[inline(always)]
 fn reset(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32) {
     let (expected, end) = (slot.ack_backend(), slot.end_client() as u32);
-    // A flow that another CPU has ended meanwhile is over all the same.
+    // A flow that another CPU has ended in between is over all the same.
     if ctl.state() == State::HalfOpen {
         if sequence == end {
             close(at, ctl, Reason::ClientAborted);
@@ -94,10 +94,10 @@ extern "C" fn from_client_syn_global(at: u32, ctl: u64, sequence: u32) -> u64 {
         }
         State::HalfOpen | State::Closed => {}
         // Its backend answers with a challenge ACK (RFC 5961 section 4), and the client, if it has
-        // forgotten the connection, with a RST. Only a backend that is out cannot be expected to
-        // answer.
+        // forgotten the connection, with a RST. Only of a backend that is out can no answer be
+        // expected.
         _ if is_up_global(backend as u32) != 0 => return Outcome::forward(at).0,
-        // Another CPU or the controller ended it in this moment: the client sends again.
+        // Another CPU or the controller has ended it at this moment: the client sends again.
         _ if !close(at, ctl, Reason::Replaced) => return Outcome::drop(Reason::LostRace).0,
         _ => {}
     }

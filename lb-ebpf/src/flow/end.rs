@@ -45,8 +45,8 @@ pub fn ends(at: SlotAt, slot: Held<Slot>, ctl: Ctl, (side, step): (Side, Step), 
     if done { Ended::Forward } else { Ended::Again }
 }
 
-/// Ends a flow, if its word still is `ctl` (but for flags that are to be set with the end). True
-/// for the one who has ended it.
+/// Ends a flow, if its word still is `ctl` (except for flags that are to be set with the end).
+/// Returns true if this call has ended it.
 #[inline(always)]
 pub fn close(at: SlotAt, ctl: Ctl, reason: Reason) -> bool {
     close_global(at.0, ctl.0, reason as u32) != 0
@@ -57,7 +57,7 @@ pub fn close(at: SlotAt, ctl: Ctl, reason: Reason) -> bool {
 extern "C" fn close_global(at: u32, ctl: u64, reason: u32) -> u32 {
     let Some(slot) = records::slot(SlotAt(at)) else { return 0 };
     let now = slot.ctl();
-    // Flags are only ever added: those that the caller knows, and those that were added meanwhile.
+    // Flags are only ever added: those that the caller knows, and those that were added in between.
     // Only IN_RING is taken away.
     let ended = now.with_flags(Ctl(ctl).without_flags(IN_RING).flags()).closed(reason as u8);
     let same = now.state() == Ctl(ctl).state() && now.generation() == Ctl(ctl).generation();

@@ -9,7 +9,7 @@ use lb_common::{
 use super::end;
 use crate::records;
 
-/// Enters a half-open flow in its service's ring. A flow that still is half-open in that cell is
+/// Enters a half-open flow in its service's ring. A flow in that cell that is still half-open is
 /// the oldest one, and is closed.
 #[inline(always)]
 pub fn enter(service: u32, at: SlotAt, generation: u32) {

@@ -60,9 +60,8 @@ extern "C" fn move_on_global(at: u32, reason: u32) -> u64 {
     hand_over(at, next, ctl, NEXT_BACKEND, service as u32).0
 }
 
-/// A refused try leaves nothing at the backend, and of an older connection nobody knows when it
-/// ends: the port goes to the end of the ring. The port towards a backend that was silent is held
-/// back.
+/// A refused try leaves nothing at the backend, and it is not known when an older connection ends:
+/// the port goes to the end of the ring. The port towards a backend that was silent is held back.
 #[inline(always)]
 fn release_closed(at: SlotAt, ctl: Ctl) {
     if ctl.state() == State::Closed {
@@ -70,9 +69,9 @@ fn release_closed(at: SlotAt, ctl: Ctl) {
     }
 }
 
-/// Counts and tells a failed try. If it was the trial of a backend that is out, the next one is due
-/// after fail_timeout. A backend that is left because it is closed has not failed, but the access
-/// log lists the try.
+/// Counts and reports a failed try. If it was the trial of a backend that is out, the next one is
+/// due after fail_timeout. A backend that is left because it is closed has not failed, but the
+/// access log lists the try.
 #[inline(always)]
 fn failed(backend: Held<Backend>, at: SlotAt, reason: u8) {
     let Some(slot) = records::slot(at) else { return };
@@ -80,7 +79,7 @@ fn failed(backend: Held<Backend>, at: SlotAt, reason: u8) {
         backend.add_connect_failures(1);
     }
     if backend.admission() == OUT && backend.retry_at() != Instant::NEVER {
-        // Two tries that fail at once both write their own moment, which differ by less than a
+        // Two tries that fail at once each write their own moment; the two differ by less than a
         // tick. If the controller admits the backend in between, the word is not looked at.
         backend.set_retry_at(Instant(clock::coarse().0 + backend.retry_after()));
     }
@@ -99,7 +98,7 @@ fn next_backend(slot: Held<Slot>, service: u32, left: Held<Backend>) -> Choice {
     select::backend(service, slot.tried(), hash::client(slot.key()))
 }
 
-/// Copies what a flow began with; its next try begins at `sent_us`. A function of its own, because
+/// Copies what a flow began with; its next try begins at `sent_us`. A separate function, because
 /// the stack of the deepest chain of calls is nearly full.
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -156,7 +155,7 @@ extern "C" fn hand_over_global(from: u32, next: u64, generation: u32, to: u32, s
     let ctl = new.publish(old.ctl().flags() & COUNTED);
     let hashed = Hashed::new(key);
     if !index::replace(hashed, hashed.entry(from, generation), hashed.entry(at, ctl.generation())) {
-        // The client began again meanwhile: nobody waits for this try any longer.
+        // The client has begun again in between: nothing waits for this try any longer.
         unfill(at, ctl);
         return Outcome::drop(Reason::LostRace).0;
     }

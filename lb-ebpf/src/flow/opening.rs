@@ -100,7 +100,7 @@ extern "C" fn fill_global(key: u64, initial: u32, at: u32, start: u32, service: 
     let position = start.chosen().position();
     let Some(backend) = select::backend_at(service, position) else { return Outcome::impossible().0 };
     let now = clock::exact();
-    // Ours alone while its word says Claiming.
+    // The slot is ours alone while its word says Claiming.
     slot.set_key(key);
     slot.set_end_client(initial.wrapping_add(1) as u64);
     slot.set_end_backend(0);
@@ -131,8 +131,8 @@ extern "C" fn fill_global(key: u64, initial: u32, at: u32, start: u32, service: 
     }
 }
 
-/// Gives back a slot that never became a flow, unless a segment of the backend has ended it
-/// meanwhile.
+/// Gives back a slot that never became a flow, unless a segment of the backend has ended it in
+/// between.
 #[inline(always)]
 pub fn unfill(at: SlotAt, ctl: Ctl) {
     unfill_global(at.0, ctl.0);
