@@ -10,7 +10,7 @@
 //! - when an operator's decision is saved: for the disk;
 //! - in an upgrade, after everything has stopped: for the new daemon to act (15 s at most).
 //!
-//! VRRP, probes, flow sync, long answers and access logs have threads of their own.
+//! VRRP, probes, flow sync, long answers and access logs have their own threads.
 
 mod admin_file;
 mod answers;
@@ -85,7 +85,7 @@ pub struct RunOptions {
 /// The name of the lock on the pins among the descriptors handed over.
 const BPFFS: &str = "bpffs";
 
-/// Runs the daemon until it is told to end.
+/// Runs the daemon until it is asked to end.
 pub fn run(options: RunOptions) -> Result<ExitCode> {
     let mut predecessor = Predecessor::inherited()?;
     let loaded = match config::load(&options.config) {
@@ -110,7 +110,7 @@ pub fn run(options: RunOptions) -> Result<ExitCode> {
         let end = daemon.serve(inputs).await?;
         daemon.end(end).await
     })?;
-    // Nobody is left to receive the answers that are still being put together.
+    // No requester is left to receive the answers that are still being put together.
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
 }
@@ -201,11 +201,11 @@ impl Signals {
 
 /// How the loop ends.
 enum End {
-    /// The daemon was told to end.
+    /// The daemon was asked to end.
     Stop {
         /// Whether the datapath is detached as well.
         detach: bool,
-        /// Who is to hear that the datapath is in its final state.
+        /// The requester to notify when the datapath is in its final state.
         reply: Option<Reply<Result<(), Refused>>>,
     },
     /// Another daemon has taken over.

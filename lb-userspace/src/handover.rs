@@ -17,7 +17,7 @@
 //! ```
 //! The two never act at the same time, except that where this host is VRRP's MASTER, the old one
 //! advertises until the new one does. Any failure before `Acting` ends the new daemon, and the old
-//! one acts again. If the old one dies meanwhile, the new one acts at once. The datapath notices
+//! one acts again. If the old one dies in between, the new one acts at once. The datapath notices
 //! none of this; commands that arrive in between wait in the socket's queue.
 //!
 //! Messages are lines of JSON. A field that only the other version knows is ignored; one that the

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The rooms of the crate, from the bottom up. A room may use only rooms that stand before it.
+/// The rooms of the crate, from the bottom up. A room may use only rooms that come before it.
 const FLOORS: [&str; 17] = [
     "words",
     "sys",

@@ -1,4 +1,4 @@
-//! The listener of `[api]`, on a thread of its own: whatever arrives there, the daemon's loop sees
+//! The listener of `[api]`, on a separate thread: whatever arrives there, the daemon's loop sees
 //! only one question at a time.
 //!
 //! Everything is limited: the number of connections, the size and duration of a request's head, the

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{handover::Upgraded, words::Task};
 
-/// Length of the request queue. Requests beyond it are told to try again.
+/// Length of the request queue. Requests beyond it are answered with a request to try again.
 pub const QUEUE: usize = 64;
 
 /// The channel for an answer. The requester may have hung up: sending then fails, which is fine.

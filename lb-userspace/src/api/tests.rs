@@ -131,7 +131,7 @@ fn a_filter_takes_what_fits_all_that_was_given() {
     }
 }
 
-/// A server on a thread of its own, whose daemon answers with fixed values.
+/// A server on a separate thread, whose daemon answers with fixed values.
 struct Running {
     folder: TempDir,
     history: Arc<History>,
@@ -212,7 +212,7 @@ fn task(id: u64) -> Task {
     Task { id, state: TaskState::Running, total: 10, reset: 3, rate: 5 }
 }
 
-/// Tells what arrived in a refusal, so that a test can see it.
+/// Says what arrived in a refusal, so that a test can see it.
 fn carry_out(order: Order, peer: Peer) {
     assert_eq!(peer.uid, Some(nix::unistd::geteuid().as_raw()), "who asks is known from the socket");
     let seen = |asked: &dyn std::fmt::Debug| Refused { errors: vec![format!("{asked:?}")] };
@@ -347,7 +347,7 @@ fn events_are_listed_newest_last_and_followed_until_the_daemon_ends() {
     let mut seen = Vec::new();
     let ended = client.follow("/api/v1/events?follow=true&limit=1", |event: Event| {
         seen.push(event.number);
-        // What is told now comes as well; the end of the history ends the answer.
+        // What is reported now comes as well; the end of the history ends the answer.
         if event.number < 5 {
             tell(history, "more")
         } else {
@@ -406,7 +406,7 @@ fn a_daemon_that_does_not_answer_is_told_from_one_that_is_not_there() {
     let runtime = runtime();
     let guard = runtime.enter();
     let server = Server::bind(&socket, "").unwrap();
-    // Nobody takes requests: the queue's other end is gone.
+    // Nothing takes requests: the queue's other end is gone.
     let (requests, asked) = mpsc::channel(1);
     drop(asked);
     drop(guard);

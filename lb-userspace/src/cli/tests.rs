@@ -326,12 +326,12 @@ fn every_command_has_a_manual_page_that_renders() {
     assert!(manual::page(&["fly".into()]).is_err() && manual::page(&["drain".into(), "cp01".into()]).is_err());
 }
 
-/// Whether the renderer is there; a page that it has something against fails.
+/// Whether the renderer is there; a page that it objects to fails.
 fn renders(groff: &str, page: &str) -> bool {
     use std::{io::Write, process};
     let mut command = process::Command::new(groff);
     command.args(["-man", "-Tascii", "-ww", "-z"]).stdin(process::Stdio::piped()).stderr(process::Stdio::piped());
-    // Not everybody has it; what does not depend on it was looked at before.
+    // Not every machine has it; what does not depend on it was checked before.
     let Ok(mut child) = command.spawn() else { return false };
     child.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();

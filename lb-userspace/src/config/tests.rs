@@ -20,7 +20,7 @@ name = "cp01"
 address = "10.0.1.10:6443"
 "#;
 
-/// Files in a folder of their own; the first is the main one.
+/// Files in a separate folder; the first is the main one.
 fn load_files(files: &[(&str, &str)]) -> (TempDir, Result<Loaded, Problems>) {
     let folder = tempfile::tempdir().unwrap();
     for (name, text) in files {

@@ -103,7 +103,7 @@ fn the_third_refusal_takes_a_backend_out_and_an_answered_trial_brings_it_back() 
     }
     assert_eq!((world.tables.admission(1), world.tables.backend(1).retry_at), (OUT, START + 10 * SECOND));
     assert_eq!(world.notes, ["backend cp11 of service api is out for 10.0 s: refused (3 failures)"]);
-    // The kernel program swaps the word itself, then tells.
+    // The kernel program swaps the word itself, then reports it.
     world.tables.change_backend(1, |record| record.admission = UP);
     world.event(RECOVERED, Reason::NotOurs, 1, START + 11 * SECOND);
     assert_eq!(world.tables.admission(1), UP);

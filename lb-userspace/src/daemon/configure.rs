@@ -224,7 +224,7 @@ mod tests {
 
     use super::*;
 
-    /// A configuration with these lines under `[daemon]`, beside others for what is not in them.
+    /// A configuration with these lines under `[daemon]`, and other lines for what they leave out.
     fn config(changed: &[(&str, &str)]) -> Config {
         let usual = [
             ("state_dir", "\"/run/one\""),

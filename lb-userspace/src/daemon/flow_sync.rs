@@ -57,7 +57,7 @@ struct Running {
 }
 
 impl FlowSync {
-    /// Waits for the thread's next news; for ever if it does not run.
+    /// Waits for the thread's next news; forever if it does not run.
     pub async fn news(&mut self) -> Result<SyncNews> {
         match &mut self.running {
             Some(running) => running.thread.news().await,

@@ -100,8 +100,8 @@ fn requested_by(service: &Service) -> Requested {
     }
 }
 
-/// Nobody answers ARP for an address that no interface has. The kernel knows which addresses the host
-/// has: it refuses to bind to any other.
+/// No host answers ARP for an address that no interface has. The kernel knows which addresses the
+/// host has: it refuses to bind to any other.
 fn no_such_address(service: &Service, address: IpAddr) -> Option<String> {
     let missing =
         UdpSocket::bind((address, 0)).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrNotAvailable);

@@ -16,7 +16,7 @@ use log::{Level, LevelFilter, Record};
 
 use crate::{dataplane::KERNEL_LOG_TARGET, sys::wake};
 
-/// Begins to log; the kernel program's records have a level of their own. `RUST_LOG` takes precedence
+/// Begins to log; the kernel program's records have their own level. `RUST_LOG` takes precedence
 /// over both.
 pub fn begin(level: LevelFilter, kernel_log: LevelFilter) {
     let mut builder = env_logger::Builder::new();

@@ -1,5 +1,5 @@
-//! The ring buffer's reader: a task of its own, because in the loop every wake-up for something
-//! else would restart its wait.
+//! The ring buffer's reader: a separate task, because in the loop every wake-up for something else
+//! would restart its wait.
 
 use lb_common::event::Event;
 use log::error;

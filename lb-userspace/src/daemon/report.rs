@@ -1,6 +1,6 @@
 //! The report and the answer to `conns`: what the tables hold, with the names of the configuration.
 //!
-//! They are built on a thread of their own from a snapshot of what the controller knows: reading
+//! They are built on a separate thread from a snapshot of what the controller knows: reading
 //! 100,000 connections takes tens of milliseconds.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -208,7 +208,7 @@ fn row(
         backup: view.backup,
         reason: view.reason,
         weight: view.weight,
-        // Read between two changes it may be one below zero for an instant.
+        // If it is read between two changes, it may be one below zero for an instant.
         active: u64::from(record.active.cast_signed().max(0).cast_unsigned()),
         half_open: live.half_open,
         total: record.opened,

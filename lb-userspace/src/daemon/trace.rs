@@ -77,7 +77,7 @@ impl Daemon {
             Answer::Known { at, generation } => {
                 let flow = self.dataplane.tables().flow(at);
                 let same = |flow: &Flow| flow.ctl.generation() == generation && flow.ctl.state().is_active();
-                // It may have ended in this moment.
+                // It may have ended at this moment.
                 if let Some(flow) = flow.filter(same) {
                     trace.connections.extend(self.connection(service, listen, &flow));
                 }

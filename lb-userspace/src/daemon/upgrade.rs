@@ -1,5 +1,5 @@
-//! An upgrade as the old daemon sees it: another daemon gets ready beside it, then takes over. See
-//! [`handover`].
+//! An upgrade as the old daemon sees it: another daemon gets ready while it runs, then takes over.
+//! See [`handover`].
 //!
 //! [`handover`]: crate::handover
 
@@ -18,19 +18,19 @@ use crate::{
     vrrp::report::Remembered,
 };
 
-/// The requester, who waits for the outcome.
+/// The requester, which waits for the outcome.
 pub type Asked = Reply<Result<Upgraded, Refused>>;
 /// The process that is to take over, and its version, or why it is not ready.
 pub type Readiness = (Successor, Result<String>);
 
-/// A daemon that is getting ready beside this one.
+/// A daemon that is getting ready while this one runs.
 pub struct Upgrading {
     task: JoinHandle<Readiness>,
     asked: Option<Asked>,
 }
 
 impl Upgrading {
-    /// Waits until it is ready or has failed; without an upgrade, for ever.
+    /// Waits until it is ready or has failed; without an upgrade, forever.
     pub async fn outcome(upgrading: &mut Option<Upgrading>) -> Readiness {
         if let Some(upgrading) = upgrading
             && let Ok(readiness) = (&mut upgrading.task).await

@@ -1,4 +1,5 @@
-//! VRRP in the daemon: tells the instances how usable this host is, and passes on what they report.
+//! VRRP in the daemon: tells the instances how usable this host is, and passes on what they
+//! report.
 
 use std::{
     collections::BTreeMap,
@@ -37,7 +38,7 @@ const CONFIGURED_WITHIN: Duration = Duration::from_secs(1);
 /// How long a failover may take before it is answered without its outcome.
 const FAILOVER_WITHIN: Duration = Duration::from_secs(8);
 
-/// What the instances depend on besides interfaces and scripts.
+/// What the instances depend on, apart from interfaces and scripts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Dependencies {
     /// Why the datapath fails, if it does.
@@ -80,7 +81,7 @@ impl Vrrp {
         self.router.is_some()
     }
 
-    /// Waits for events; for ever if there are no instances.
+    /// Waits for events; forever if there are no instances.
     pub async fn events(&self) -> Result<Vec<InstanceEvent>> {
         match &self.router {
             Some(router) => router.events().await,
@@ -157,7 +158,7 @@ impl Daemon {
     }
 
     /// Ends the instances in order: they resign and remove their addresses. Waits for that, but not
-    /// for ever.
+    /// forever.
     pub(super) async fn end_vrrp(&mut self) -> Result<()> {
         let Some(router) = self.vrrp.router.take() else { return Ok(()) };
         let events = tokio::task::spawn_blocking(move || router.end()).await?;

@@ -1,8 +1,8 @@
 //! Active probes (`[service.health]`): every backend is probed at its own pace, over a connection
 //! from the host's own address that bypasses the datapath.
 //!
-//! Probes run on a thread of their own, so that nothing else in the daemon delays them: an answer
-//! left unread would look like a missing one. The controller receives what they find and decides.
+//! Probes run on a separate thread, so that nothing else in the daemon delays them: an answer left
+//! unread would look like a missing one. The controller receives what they find and decides.
 
 mod check;
 mod pace;

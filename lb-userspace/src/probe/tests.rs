@@ -1,4 +1,4 @@
-//! Probes of servers on loopback: what each way of answering, and of not answering, comes to.
+//! Probes of servers on loopback: the outcome of each way of answering, and of not answering.
 
 use std::{num::NonZeroU32, path::PathBuf};
 
@@ -47,7 +47,7 @@ async fn listen() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// Serves one connection over TLS: reads the request, answers with `answer`, and gives what was
+/// Serves one connection over TLS: reads the request, answers with `answer`, and returns what was
 /// asked and how it ended.
 async fn serve(listener: &TcpListener, config: Arc<ServerConfig>, answer: &str) -> (String, std::io::Result<usize>) {
     let (stream, _) = listener.accept().await.expect("a connection");

@@ -15,8 +15,8 @@
 //! A host sends the flows of those listeners whose address it holds. For the other listeners it
 //! takes whatever arrives; for its own it takes only flows that it does not have (after a split
 //! both hosts may have held the address). A lost datagram shows by its number, and a full copy
-//! makes up for it; besides, every flow is sent again in turn, with its sequence numbers and its
-//! idle time. Half-open connections are not synced: their clients repeat the SYN.
+//! makes up for it. In addition, every flow is sent again in turn, with its sequence numbers and
+//! its idle time. Half-open connections are not synced: their clients repeat the SYN.
 
 pub mod link;
 pub mod mastership;

@@ -1,5 +1,5 @@
-//! What is on its way to one peer: a bounded queue of changes and, beside it, a full copy that goes
-//! out in parts, one per turn.
+//! What is on its way to one peer: a bounded queue of changes and, in addition, a full copy that
+//! goes out in parts, one per turn.
 
 use std::{
     collections::{HashSet, VecDeque},

@@ -1,5 +1,5 @@
-//! Flow sync on the real host: a thread of its own with the socket, the clocks and the addresses,
-//! so that the daemon and flow sync do not delay each other.
+//! Flow sync on the real host: a separate thread with the socket, the clocks and the addresses, so
+//! that the daemon and flow sync do not delay each other.
 //!
 //! A host is master of a listener while it holds the listener's address, see
 //! [`mastership`](super::mastership).
@@ -416,7 +416,7 @@ impl Shell {
     }
 }
 
-/// Waits for a datagram; without a socket, for ever.
+/// Waits for a datagram; without a socket, forever.
 async fn readable(socket: Option<&UdpSocket>) {
     match socket {
         // An error is found by the next read.

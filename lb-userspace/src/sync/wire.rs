@@ -128,8 +128,7 @@ pub struct BackendHealth {
 /// A message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// The sender is there: a random number of its own, the last one received from us, and its
-    /// version.
+    /// The sender is there: its own random number, the last one received from us, and its version.
     Hello {
         /// The random number, which the receiver echoes.
         challenge: [u8; 16],

@@ -10,7 +10,7 @@ use std::{
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Locks a file or folder, and waits up to `patience` for a process that is ending. `false`:
-/// somebody else still holds it. `is_hopeless` ends the wait early.
+/// another process still holds it. `is_hopeless` ends the wait early.
 pub fn exclusive(file: &File, patience: Duration, is_hopeless: impl Fn() -> bool) -> io::Result<bool> {
     let began = Instant::now();
     loop {

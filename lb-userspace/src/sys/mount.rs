@@ -22,7 +22,7 @@ pub fn is_bpffs(path: &Path) -> bool {
 }
 
 /// Mounts a bpffs for `path` on the host's side, that is in the mount namespace of process 1, so
-/// that it outlives this process even where this process has mounts of its own (`ip netns exec`, a
+/// that it outlives this process even where this process has its own mounts (`ip netns exec`, a
 /// unit's private mounts). Does nothing if `path` already lies on one.
 pub fn mount_bpffs(path: &Path) -> Result<()> {
     if is_bpffs(path) {
@@ -86,8 +86,8 @@ fn unmount(place: &Path) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Runs `work` on a thread of its own that has joined the mount namespace of process 1: a thread
-/// that shares its root and working directory with others may not change namespaces (setns(2)).
+/// Runs `work` on a separate thread that has joined the mount namespace of process 1: a thread that
+/// shares its root and working directory with others may not change namespaces (setns(2)).
 fn on_the_hosts_side(work: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
     let join = || -> io::Result<()> {
         let namespace = match File::open("/proc/1/ns/mnt") {

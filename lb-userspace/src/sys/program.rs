@@ -35,7 +35,7 @@ pub enum Outcome {
     Stopped,
 }
 
-/// Runs a program for at most `time`, in a process group of its own. Ringing `stop` ends it early.
+/// Runs a program for at most `time`, in its own process group. Ringing `stop` ends it early.
 pub fn run(command: &mut Command, time: Duration, stop: &Bell) -> Outcome {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     let started = command.spawn().and_then(|child| Ok((end_of(&child)?, child)));

@@ -10,7 +10,7 @@ use tokio::io::{
     unix::{AsyncFd, AsyncFdReadyGuard},
 };
 
-/// Tells when a descriptor becomes readable. Holds a duplicate of the descriptor.
+/// Reports when a descriptor becomes readable. Holds a duplicate of the descriptor.
 pub struct Readiness(AsyncFd<OwnedFd>);
 
 impl Readiness {

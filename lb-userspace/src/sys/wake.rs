@@ -41,7 +41,7 @@ impl AsFd for Bell {
     }
 }
 
-/// Waits until one of several descriptors is readable, or until `time` is over; tells which ones
+/// Waits until one of several descriptors is readable, or until `time` is over; returns which ones
 /// are. A signal ends the wait, too.
 pub fn wait(descriptors: &[BorrowedFd], time: Option<Duration>) -> io::Result<Vec<bool>> {
     let mut polled: Vec<_> = descriptors.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();

@@ -157,7 +157,7 @@ impl Signals {
         let [first, second, third, fourth] = kinds.map(signal);
         Ok(Signals {
             end: [first?, second?, third?, fourth?],
-            // SIGCONT has no constructor of its own in tokio.
+            // tokio has no constructor for SIGCONT.
             go_on: signal(SignalKind::from_raw(nix::sys::signal::Signal::SIGCONT as i32))?,
         })
     }

@@ -23,7 +23,7 @@ struct Member {
     usable: Usable,
 }
 
-/// What the host has said of one member, its group aside.
+/// What the host has said about one member, without regard to its group.
 #[derive(Clone, Copy, Debug)]
 enum Usable {
     /// Nothing yet.

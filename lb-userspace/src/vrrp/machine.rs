@@ -58,7 +58,7 @@ pub struct Settings {
 /// Something that happens to the machine.
 #[derive(Clone, Copy, Debug)]
 pub enum Input {
-    /// The host can be a router, with this address of its own; or it cannot.
+    /// The host can be a router, with this address as its own; or it cannot.
     Usable(Option<IpAddr>),
     /// The sum of the weights of everything that is tracked.
     Weight(i32),
@@ -180,8 +180,8 @@ struct Candidate {
     weight: i32,
     /// Preempting a MASTER now would lose its connections.
     lacks_flows: bool,
-    /// The other owner of the addresses did not give in: this one counts as 254 until it is
-    /// configured again.
+    /// The other owner of the addresses did not give in: this host's priority counts as 254 until
+    /// it is configured again.
     gave_in: bool,
 }
 
@@ -337,7 +337,7 @@ impl Machine {
             (Input::Claimed, Phase::Master(master)) => master.claimed(now, &mut out),
             (Input::GiveAway, Phase::Master(_)) => self.give_away(now, &mut out),
             (Input::StepDown, Phase::Master(_)) => self.leave_master(State::Backup, Why::Group, now, &mut out),
-            // A member that was ready by itself has waited for its group for a reason of its own.
+            // A member that was ready by itself has waited for its group for its own reason.
             (Input::Promote, Phase::Backup(backup)) => {
                 let why = backup.why();
                 self.promote(why, now, &mut out);
@@ -457,7 +457,8 @@ impl Machine {
         out.push(moved);
     }
 
-    /// Nobody has noticed that the process has changed, so the segment is not told again.
+    /// No host has noticed that the process has changed, so nothing is announced to the segment
+    /// again.
     fn resume(&mut self, now: Instant, out: &mut Vec<Output>) {
         let moved = self.enter(State::Master, Why::Resumed, now);
         self.continue_past();
@@ -468,7 +469,7 @@ impl Machine {
         out.extend([Output::Release, self.enter(to, why, now)]);
     }
 
-    /// Every phase begins with timers of its own. Returns the change for the shell.
+    /// Every phase begins with its own timers. Returns the change for the shell.
     fn enter(&mut self, to: State, why: Why, now: Instant) -> Output {
         let from = self.state();
         if let Phase::Master(master) = &self.phase {

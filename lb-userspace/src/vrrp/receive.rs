@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 use super::wire::{self, Packet, View, v2, v3};
 use crate::words::{AdvertRefusal, VrrpVersion};
 
-/// What an instance accepts as an advertisement of its own virtual router.
+/// What an instance accepts as an advertisement of its virtual router.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expectation {
     /// The configured version.
@@ -54,8 +54,8 @@ pub struct Heard {
 pub struct RefusedAdvert {
     /// The first check that it failed.
     pub why: AdvertRefusal,
-    /// How its addresses agree with the configured ones, if they can be read: that tells a peer
-    /// with another configuration from somebody else's router.
+    /// How its addresses agree with the configured ones, if they can be read: that distinguishes a
+    /// peer with another configuration from somebody else's router.
     pub agreement: Option<Agreement>,
 }
 
@@ -149,7 +149,7 @@ pub struct Voice {
     pub dialect: v3::Dialect,
     /// The virtual router's addresses, in the order in which they are sent.
     pub addresses: Vec<IpAddr>,
-    /// The only routers that are told; empty: the multicast group.
+    /// The only routers that advertisements are sent to; empty: the multicast group.
     pub peers: Vec<IpAddr>,
 }
 

@@ -9,7 +9,7 @@ use super::page::{blocks, quoted, read, rows, section};
 
 const PAGE: &str = "docs/configuration.md";
 
-/// A file with every table, and nothing in them but what is required.
+/// A file with every table, each with nothing but what is required.
 const SMALLEST: &str = r#"
 [daemon]
 [api]

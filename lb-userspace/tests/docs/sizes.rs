@@ -74,7 +74,7 @@ fn sizing_shows_the_last_run_of_the_packets() {
     assert_shows(&said.replace(',', ""), life, "begin and end");
 }
 
-/// Bytes of the tables for so many backends with these ports.
+/// Bytes of the tables for this many backends with these ports.
 fn bytes(backends: u32, ports: &str, max_connections: u32) -> u64 {
     let mut text = format!(
         "[daemon]\nmax_connections = {max_connections}\n[[service]]\nname = \"s\"\nlisten = \"10.0.1.100:6443\"\n\

@@ -158,7 +158,7 @@ fn a_reader_that_is_started_anew_gets_whole_lines_and_all_of_those_that_waited()
     let mut first = [0; 10_001];
     fs::File::open(&path).unwrap().read_exact(&mut first).unwrap();
     poll("it sees that its reader is gone", || told(&history).iter().any(|text| text.contains("Broken pipe")));
-    // What stood in the pipe went with the reader, and nobody can count that.
+    // What was in the pipe went with the reader, and cannot be counted.
     let reader = read_to_the_end(&path);
     drop(log);
     drop(targets);
@@ -194,7 +194,7 @@ fn a_target_that_hangs_costs_lines_and_nothing_else() {
     let mut read = String::new();
     // The rest of the pipe comes with its end, when what hung is given up.
     (&reader).read_to_string(&mut read).unwrap();
-    // A line that was cut is lost, and what there is of it was read.
+    // A line that was cut is lost, and the part of it that was written was read.
     let whole = read.bytes().filter(|byte| *byte == b'\n').count() as u64;
     assert_eq!(whole + lost(), written);
 }
@@ -265,7 +265,7 @@ fn the_journal_gets_a_datagram_a_line_with_fields_to_search_by() {
     for number in 2..100 {
         assert!(receive(&journal).ends_with(&format!("MESSAGE={number} \"cp02\"\n")), "{number}");
     }
-    // A journal that does not read holds up nobody, and what it has no room for waits.
+    // A journal that does not read holds nothing up, and what it has no room for waits.
     (100..2000).for_each(|number| log.write(numbered(number), Instant::now()));
     for number in 100..2000 {
         assert!(receive(&journal).ends_with(&format!("MESSAGE={number} \"cp02\"\n")), "{number}");

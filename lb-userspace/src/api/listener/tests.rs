@@ -43,7 +43,7 @@ fn connect(listener: &Listener) -> std::net::TcpStream {
 /// What comes back until the other side closes.
 fn rest(mut stream: std::net::TcpStream) -> String {
     let mut text = Vec::new();
-    // A reset counts as the end: what was not read any more is answered by one.
+    // A reset counts as the end: the answer to data that is no longer read is a reset.
     _ = stream.read_to_end(&mut text);
     String::from_utf8_lossy(&text).into_owned()
 }
@@ -109,7 +109,7 @@ fn the_page_allows_its_own_script_and_no_other_and_names_nothing_outside() {
     assert!(first.contains("default-src 'none'") && first.contains("frame-ancestors 'none'"));
     assert_eq!(first.matches(&format!("nonce=\"{number}\"")).count(), 2, "the style and the script");
     assert!(!first.contains("{{"), "a part of the page is missing");
-    // The names of the SVG language are no places to fetch from.
+    // The names of the SVG language are not places to fetch from.
     let outside = first.replace("http://www.w3.org/2000/svg", "");
     assert!(!outside.contains("http://") && !outside.contains("https://") && !outside.contains("src=\""));
 }

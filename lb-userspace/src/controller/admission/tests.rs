@@ -12,7 +12,7 @@ fn healths() -> Vec<State> {
     two.into_iter().chain(CAUSES.into_iter().flat_map(out)).collect()
 }
 
-/// Every combination there is.
+/// Every possible combination.
 fn every(mut law: impl FnMut(Facts, Standing)) {
     for health in healths() {
         for admin in ADMINS {

@@ -1,4 +1,5 @@
-//! Probes in the core: what they find, what becomes of connections, and what another controller makes of it.
+//! Probes in the core: what they find, what happens to connections, and what another controller
+//! makes of it.
 
 use lb_common::{event::TRY_FAILED, slot::State as FlowState, time::Ticks};
 
@@ -174,7 +175,7 @@ fn a_host_that_takes_another_ones_place_resets_what_that_one_had_on_a_backend_th
     let mut world = world(&[10, 11, 12]);
     let elsewhere = Ownership::beside_another([].into(), SECOND);
     world.controller.set_ownership(elsewhere, START);
-    // The other host's, who sends them here as they are.
+    // They are the other host's, which sends them here as they are.
     let flows = opened(&mut world, 3);
     probe(&mut world, 0, Failed, START);
     (1..3).for_each(|well| _ = probe(&mut world, well, Passed, START + MILLISECOND));

@@ -61,7 +61,7 @@ fn it_holds_through_reloads_and_restarts_and_goes_with_the_backend() {
     assert_eq!((world.tables.admission(0), world.tables.row(0).weight), (NONE, 7));
     world.restart(START + 2 * SECOND);
     assert_eq!((world.tables.admission(0), world.shown(0)), (NONE, admin("draining")));
-    // In the moment between, the map said so by itself.
+    // In between, the map said so by itself.
     let anew = world.controller.plan(world.controller.desired()).expect("a plan");
     assert_eq!(anew.writes, []);
     world.say(0, None, START + 3 * SECOND);

@@ -17,7 +17,7 @@ fn tables() -> Testbed {
     tables
 }
 
-/// Turns whenever one is due; what happened when, and when connections were closed.
+/// Turns whenever one is due; returns what happened when, and when connections were closed.
 fn run(
     (drains, resets): (&mut Drains, &mut Resets),
     admin_states: &[(u16, AdminState)],

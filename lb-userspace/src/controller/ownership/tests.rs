@@ -22,7 +22,8 @@ fn ours(since: Instant, lag: Duration) -> Ownership {
     Ownership::beside_another([(0, since)].into(), lag)
 }
 
-/// When the sweep suspects the flow, in seconds after its last packet as it is known here; nothing within 40 s.
+/// When the sweep suspects the flow, in seconds after its last packet as it is known here; `None`:
+/// not within 40 s.
 fn suspected_after(ownership: &Ownership) -> Option<u32> {
     let tables = tables();
     let mut sweep = Sweep::default();
@@ -50,9 +51,10 @@ fn a_host_that_has_not_the_address_suspects_nobody() {
 
 #[test]
 fn what_the_other_host_has_told_may_be_behind_and_that_is_granted_once() {
-    // The address came 20 s after what is known as the last packet, of which the other host tells every 15 s.
+    // The address came 20 s after the last packet as it is known here; the other host reports it
+    // every 15 s.
     assert!((25..27).contains(&suspected_after(&ours(START + 20 * SECOND, 15 * SECOND)).unwrap()));
-    // Not beyond the moment in which we began to see for ourselves.
+    // Not beyond the moment at which we began to see for ourselves.
     assert!((13..15).contains(&suspected_after(&ours(START + 3 * SECOND, 15 * SECOND)).unwrap()));
     // A packet that came here is known exactly.
     assert!((10..12).contains(&suspected_after(&ours(START - SECOND, 15 * SECOND)).unwrap()));

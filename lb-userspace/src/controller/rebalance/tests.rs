@@ -120,7 +120,7 @@ fn laws_hold_for_large_clusters() {
                 assert_eq!(share.after + share.resets, share.load.active, "gives or gets, not both");
             }
         }
-        // As uneven as the tolerance says, and not better at anybody's cost.
+        // As uneven as the tolerance allows, and not better at the cost of any backend.
         assert!(spread(after.iter().copied()) <= tolerance);
         if spread(of.iter().copied()) <= tolerance {
             assert_eq!(after, of);

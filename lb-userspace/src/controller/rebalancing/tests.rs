@@ -27,7 +27,8 @@ fn loads(tables: &Testbed) -> Vec<Load> {
     (0..3).map(load).collect()
 }
 
-/// Runs it to its end; when which flows were reset. `meanwhile` happens between the turns.
+/// Runs it to its end; returns when which flows were reset. `meanwhile` is called between the
+/// turns.
 fn run(tables: &mut Testbed, rate: u32, mut meanwhile: impl FnMut(&mut Testbed, Instant)) -> Vec<(Instant, FlowAt)> {
     let mut rebalancing = Rebalancing::new(0, &shares(&loads(tables), 1), rate, START);
     let mut resets = Resets::default();
@@ -62,7 +63,7 @@ fn run(tables: &mut Testbed, rate: u32, mut meanwhile: impl FnMut(&mut Testbed, 
 fn the_idlest_go_first_at_the_rate_and_only_as_many_as_needed() {
     let mut tables = tables();
     for slot in 0..300_u16 {
-        // The higher the slot the longer without a packet.
+        // The higher the slot, the longer it is without a packet.
         tables.open(slot % 2, slot, State::Established, 0, START - u32::from(slot) * SECOND);
     }
     let reset = run(&mut tables, 10, |_, _| {});
@@ -85,7 +86,7 @@ fn clients_that_leave_by_themselves_are_resets_saved() {
     let flows: Vec<_> = (0..300).map(|slot| tables.open(slot % 2, slot, State::Established, 0, START)).collect();
     let mut leaving = flows.iter().filter(|flow| flow.at.pool() == 0).copied().collect::<Vec<_>>().into_iter().rev();
     let reset = run(&mut tables, 10, |tables, now| {
-        // From the second second on, one of cp01's each turn, until it has its share.
+        // From the second second on, one of cp01's connections each turn, until it has its share.
         if now > START + 2 * SECOND && tables.backend(0).active > 100 {
             leaving.by_ref().take(1).for_each(|flow| tables.end(flow));
         }

@@ -4,7 +4,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const NOW: Instant = Instant(100_000_000_000);
 const CAUSES: [Cause; 4] = [Cause::Refused, Cause::Timeout, Cause::Silent, Cause::ProbeTimeout];
 
-/// A service of which backend 0 is out, and so are others; `unfit` are up but their last probe failed.
+/// A service whose backend 0 is out, and so are others; those in `unfit` are up but their last
+/// probe failed.
 fn service(count: u16, out: &[u16], unfit: &[u16]) -> Vec<Member> {
     let member = |backend| Member {
         backend,
@@ -17,7 +18,7 @@ fn service(count: u16, out: &[u16], unfit: &[u16]) -> Vec<Member> {
     (0..count).map(member).collect()
 }
 
-/// Backend 0 goes out for `cause` at NOW; what is decided when that is due.
+/// Backend 0 goes out for `cause` at NOW; returns what is decided when that is due.
 fn decided(cause: Cause, members: &[Member]) -> Vec<Ruling> {
     let mut reset_guard = ResetGuard::default();
     reset_guard.went_out(0, cause, NOW);
@@ -92,7 +93,7 @@ fn probes_alone_reset_one_backend_at_a_time_and_the_next_when_the_first_is_back(
     reset_guard.came_back(0);
     members = service(8, &[1], &[]);
     let reset = Reset { backend: 1, cause: Cause::ProbeTimeout, begun_by: NOW + SECOND };
-    // Of its last three probes all may have begun before what ailed them was over.
+    // All of its last three probes may have begun before the trouble was over.
     for (unanswered, seconds) in [(3, 3), (4, 4), (0, 5), (1, 6)] {
         members[1].unanswered = unanswered;
         assert_eq!(reset_guard.turn(&|_| members.clone(), NOW + seconds * SECOND), [], "{unanswered} in a row");

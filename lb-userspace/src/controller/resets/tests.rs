@@ -23,7 +23,8 @@ fn job(which: Which) -> Job {
     Job { which, only, reason: Reason::BackendSilent, rate: 5000, not_before: START, begun_by: START }
 }
 
-/// Turns whenever one is due until no job is left; every step with its time, and what is over.
+/// Turns whenever one is due until no job is left; returns every step with its time, and what is
+/// over.
 fn run(resets: &mut Resets, tables: &mut Testbed, from: Instant) -> (Vec<(Instant, FlowAt)>, Vec<Over>) {
     let (mut now, mut steps, mut over) = (from, Vec::new(), Vec::new());
     while resets.deadline() != Instant::NEVER {

@@ -53,7 +53,8 @@ impl World {
         }
     }
 
-    /// Turns whenever one is due, with `each` called every 10 ms; when a backend was found silent, and which.
+    /// Turns whenever one is due, with `each` called every 10 ms; returns when a backend was found
+    /// silent, and which.
     fn run(&mut self, from: Instant, to: Instant, mut each: impl FnMut(&mut World, Instant)) -> Option<(Instant, u16)> {
         self.turns = 0;
         for now in (from.0..to.0).step_by(10_000_000).map(Instant) {

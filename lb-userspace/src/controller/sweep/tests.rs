@@ -21,7 +21,7 @@ fn tables(pools: u16) -> Testbed {
     tables
 }
 
-/// Turns whenever one is due until `end`, doing what comes out; every step with its time.
+/// Turns whenever one is due until `end`, doing what comes out; returns every step with its time.
 fn run(
     sweep: &mut Sweep,
     tables: &mut Testbed,
@@ -134,7 +134,8 @@ fn a_flow_that_no_ring_knows_does_not_stay_half_open_for_ever() {
 #[test]
 fn every_slot_is_visited_once_in_a_walk() {
     let mut tables = tables(3);
-    // A slot that was held back long enough is released by every visit, and nobody carries it out here.
+    // A slot that was held back long enough is released by every visit, because nothing carries the
+    // release out here.
     for (pool, slot) in (0..3).flat_map(|pool| (0..PORTS).map(move |slot| (pool, slot))) {
         tables.open(pool, slot, State::Abandoned, 0, START - 61 * SECOND);
     }

@@ -16,7 +16,7 @@ fn link(seed: u8) -> Link {
     Link::new(&key(), [seed; 16], [seed + 100; 16], "0.1.0")
 }
 
-/// Random numbers for one test: every call another one.
+/// Random numbers for one test: every call returns another one.
 struct Fresh(u8);
 
 impl Fresh {

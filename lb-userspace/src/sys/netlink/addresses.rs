@@ -77,7 +77,7 @@ impl Addresses {
         }
     }
 
-    /// Those interfaces of these names that exist.
+    /// The interfaces with these names, as far as they exist.
     pub async fn interfaces(&self, names: &BTreeSet<String>) -> Result<Vec<Interface>> {
         let links = all_links(&self.handle).await?;
         let mut found: Vec<_> = links
@@ -112,8 +112,8 @@ impl Addresses {
     /// source by itself: no route, no duplicate address detection. Succeeds if the address is
     /// already there.
     pub async fn add(&self, ifindex: u32, address: IpNet) -> Result<()> {
-        // An address of scope host is never chosen as a source (inet_select_addr). Beside an
-        // address of the same subnet the kernel insists on that one's scope, but then ours is a
+        // An address of scope host is never chosen as a source (inet_select_addr). If there is an
+        // address of the same subnet, the kernel insists on that one's scope, but then ours is a
         // secondary address, which is not chosen either.
         let added = match self.add_with(ifindex, address, AddressScope::Host).await? {
             Err(INVALID) if address.addr().is_ipv4() => self.add_with(ifindex, address, AddressScope::Universe).await?,

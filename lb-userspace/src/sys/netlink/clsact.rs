@@ -7,7 +7,7 @@ use rtnetlink::{Handle, packet_route::tc::TcHandle};
 use super::wire::patiently;
 
 /// Removes the clsact queueing discipline from an interface unless it has filters: then somebody
-/// else uses it. Returns whether it was removed. Runs on a thread of its own, so that it can be
+/// else uses it. Returns whether it was removed. Runs on a separate thread, so that it can be
 /// called from anywhere.
 pub fn remove_unused_clsact(ifindex: u32) -> Result<bool> {
     let asked = std::thread::spawn(move || {

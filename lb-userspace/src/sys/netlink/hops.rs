@@ -38,7 +38,7 @@ pub enum Change {
     NextHop {
         /// The destination.
         destination: Destination,
-        /// Its next hop; `None`: there is none.
+        /// Its next hop; `None`: it has no next hop.
         hop: Option<NextHop>,
     },
     /// A network interface is new or has changed; all of them are reported at the start.
@@ -119,7 +119,7 @@ impl Hops {
         self.neighbours.retain(|neighbour, _| used.contains(neighbour));
     }
 
-    /// News of a neighbour. Most concern none of ours and cost one look-up.
+    /// News of a neighbour. Most of it concerns none of ours and costs one look-up.
     pub fn neighbour(&mut self, neighbour: Neighbour, mac: Option<[u8; 6]>) {
         if let Some(known) = self.neighbours.get_mut(&neighbour) {
             known.valid = mac.is_some();

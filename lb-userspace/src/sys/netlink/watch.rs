@@ -27,8 +27,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// How often a neighbour that does not answer is solicited again (the kernel itself tries three
 /// times, a second apart).
 const RETRY: Duration = Duration::from_secs(1);
-/// How often the kernel is told that a neighbour is in use: more often than it takes the kernel to
-/// doubt one (base_reachable_time / 2, 15 s).
+/// How often the kernel is notified that a neighbour is in use: more often than it takes the kernel
+/// to doubt one (base_reachable_time / 2, 15 s).
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// A handle to the task, which ends when the handle is dropped.

@@ -19,7 +19,7 @@ use rtnetlink::{
 
 use super::hops::{Destination, Neighbour};
 
-/// The kernel answers at once; a socket that lost the answer must not stall the task for ever.
+/// The kernel answers at once; a socket that lost the answer must not stall the task forever.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a message says of a link.
@@ -125,7 +125,7 @@ pub async fn all_links(handle: &Handle) -> Result<Vec<LinkMessage>> {
     patiently(handle.link().get().execute().try_collect()).await?.context("cannot list links")
 }
 
-/// Tells the kernel that a neighbour is in use, so that it resolves it if necessary and keeps it
+/// Notifies the kernel that a neighbour is in use, so that it resolves it if necessary and keeps it
 /// fresh. A refusal (the link is down) is no error: the caller asks again later.
 pub async fn resolve(handle: &Handle, (ifindex, address): Neighbour) -> Result<()> {
     let request = handle.neighbours().add(ifindex, address).replace();

@@ -16,7 +16,7 @@ use crate::tables::{
     tests::{address, put_pool},
 };
 
-/// Tables in plain memory with one pool of `ports` slots, and what the kernel program does with them.
+/// Tables in plain memory with one pool of `ports` slots, and what the kernel program does with it.
 struct Program {
     tables: Tables,
     pool: u16,

@@ -41,7 +41,7 @@ pub struct Master {
 /// addresses from each other again and again cause no storm either.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spoken {
-    /// When the segment was last told.
+    /// When the addresses were last announced to the segment.
     announced: Instant,
     /// When a lower MASTER was last answered.
     answered: Instant,
@@ -195,7 +195,7 @@ impl Master {
         self.contest.take_if(|contest| contest.over <= now);
     }
 
-    /// Has the segment told where the addresses are.
+    /// Has the addresses announced to the segment.
     pub fn announce(&mut self, now: Instant, out: &mut Vec<Output>) {
         self.spoken.announced = now;
         out.push(Output::Announce);

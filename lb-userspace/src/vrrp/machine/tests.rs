@@ -296,7 +296,7 @@ fn the_answer_to_a_lower_master_does_not_move_the_beat_and_a_storm_is_not_answer
         announced += out.iter().filter(|output| **output == Announce).count();
     }
     assert_eq!((sent, announced, beat(&host)), (10, 1, due));
-    // When it has fallen silent, the segment is told once more.
+    // When it has fallen silent, the addresses are announced once more.
     let all = host.run(SECOND / 2);
     assert!(all.contains(&(SECOND / 2, Output::Contention(Contention::SplitHealed))), "{all:?}");
     assert!(all.contains(&(SECOND / 2, Announce)));

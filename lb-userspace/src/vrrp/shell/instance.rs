@@ -20,7 +20,7 @@ const ROUTERS: usize = 16;
 pub struct Instance {
     pub setup: Setup,
     pub facts: InstanceFacts,
-    /// What the machine was last told about the host; `None`: nothing yet.
+    /// What the machine last learned about the host; `None`: nothing yet.
     pub usability: Option<Usability>,
     pub counters: Counters,
     pub peers: Vec<HeardRouter>,

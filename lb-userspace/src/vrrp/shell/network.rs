@@ -254,7 +254,7 @@ impl Work<'_> {
     }
 }
 
-/// Makes every interface answer only for addresses of its own (`arp_ignore`), and the host's ARP
+/// Makes every interface answer only for its own addresses (`arp_ignore`), and makes the host's ARP
 /// requests carry only an address of the sending interface (`arp_announce`). Otherwise another
 /// interface would answer for an address whose lease has run out, and the host would keep telling
 /// the segment that the address is here. Applies to all interfaces, later ones included;

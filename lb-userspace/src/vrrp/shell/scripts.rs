@@ -1,5 +1,5 @@
 //! The operator's programs: `track_script`, one thread each, and `notify`, one thread for all. A
-//! program may hang or fork: only its own thread waits for it, and not for ever.
+//! program may hang or fork: only its own thread waits for it, and not forever.
 
 use std::{
     collections::BTreeMap,
@@ -96,7 +96,7 @@ fn repeat((instance, number): (Arc<str>, usize), script: &TrackScript, shared: &
     }
 }
 
-/// What is wrong with a script that neither passed nor failed; empty: nothing.
+/// What is wrong with a script that neither passed nor failed; empty: nothing is wrong.
 fn trouble(script: &TrackScript, outcome: &Outcome) -> String {
     let name = script.command.display();
     match outcome {

@@ -42,9 +42,9 @@ use crate::{
     },
 };
 
-/// How soon a mailbox is tried again whose lock was taken.
+/// How soon a mailbox whose lock was taken is tried again.
 const AGAIN: Duration = Duration::from_millis(1);
-/// How soon it is tried again to put addresses on the interface.
+/// How soon putting addresses on the interface is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 /// Packets of one socket in one turn: far more than arrive while the host is well, and few enough
 /// to be handled at once.
@@ -69,14 +69,14 @@ pub struct Thread {
     next: InstanceId,
     sockets: BTreeMap<SocketKey, RawIp>,
     host: HostFacts,
-    /// The interfaces were read: one that is not known does not exist.
+    /// The interfaces have been read: one that is not known does not exist.
     interfaces_known: bool,
     /// What another process of this daemon has left of instances that have not begun yet.
     remembered: Vec<Remembered>,
     limit: TroubleLimit,
     events: VecDeque<InstanceEvent>,
     network: VecDeque<NetworkOrder>,
-    /// Tells the daemon that the reports are about the instances that were configured.
+    /// Notifies the daemon that the reports are about the instances that were configured.
     configured: Vec<oneshot::Sender<()>>,
     /// A lock was taken: come again soon.
     again: bool,

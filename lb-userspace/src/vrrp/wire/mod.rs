@@ -118,7 +118,8 @@ fn begin(version: u8, router: u8, priority: u8, timing: [u8; 2], addresses: &[Ip
     message
 }
 
-/// Puts the checksum into a message. `beside` is the sum of what is covered besides the message.
+/// Puts the checksum into a message. `beside` is the sum of what is covered in addition to the
+/// message.
 fn seal(message: &mut [u8], beside: u64) {
     let sum = checksum::finish(sum(message) + beside);
     message[field::CHECKSUM..field::CHECKSUM + 2].copy_from_slice(&sum.to_ne_bytes());

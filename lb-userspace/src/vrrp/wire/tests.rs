@@ -94,7 +94,7 @@ fn every_flipped_bit_breaks_the_checksum_and_every_cut_is_noticed() {
     };
     for message in [two, three] {
         assert!(intact(&message));
-        // After the version: another version is another format.
+        // After the version, because another version is another format.
         for bit in 8..message.len() * 8 {
             let mut broken = message.clone();
             broken[bit / 8] ^= 0x80 >> (bit % 8);

@@ -1,5 +1,5 @@
-//! Brings the instances in line with the configuration, and tells the machines how usable the host
-//! is for them.
+//! Brings the instances in line with the configuration, and tells the machines how usable the
+//! host is for them.
 
 use ipnet::IpNet;
 use lb_common::time::Instant;
