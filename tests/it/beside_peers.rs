@@ -1,4 +1,4 @@
-//! nginx and HAProxy beside us, in front of the same backends at the same time: what a client sees
+//! nginx and HAProxy next to us, in front of the same backends at the same time: what a client sees
 //! of each.
 
 use lab::{

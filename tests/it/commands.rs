@@ -106,7 +106,7 @@ const CASES: &[Case] = &[
 /// Commands without JSON output, with a correct call and a part of what it prints.
 const PLAIN: &[(&str, &str)] =
     &[("completions bash", "complete -F _evenkeel"), ("man", ".TH evenkeel 1"), ("man drain", ".TH evenkeel-drain 1")];
-/// Commands that run until they are told to end; they have tests of their own.
+/// Commands that run until they are stopped; they have their own tests.
 const ENDLESS: &[&str] = &["run", "top"];
 
 /// Commands that need no daemon.

@@ -31,7 +31,7 @@ fn with_setup(setup: Setup, case: impl Fn(&mut Bench) + Copy + Send) {
     std::thread::scope(|scope| {
         for hook in HOOKS {
             let setup = setup.clone();
-            // A bench moves its thread into namespaces of its own.
+            // A bench moves its thread into its own namespaces.
             let case = scope.spawn(move || case(&mut Bench::with(hook, setup))).join();
             assert!(case.is_ok(), "failed on {hook:?}");
         }

@@ -1,5 +1,5 @@
-//! Many connections, opened and closed in every way beside others that are held: none fails, and
-//! nothing is left over.
+//! Many connections, opened and closed in every way while others are held: none fails, and nothing
+//! is left over.
 
 use std::time::{Duration, Instant};
 

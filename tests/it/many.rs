@@ -1,4 +1,4 @@
-//! A hundred thousand connections: how long the daemon's answers take then, beside traffic.
+//! A hundred thousand connections: how long the daemon's answers take then, during traffic.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},

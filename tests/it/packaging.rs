@@ -88,7 +88,7 @@ fn systemd_accepts_the_unit_and_the_group() {
     assert_eq!((unit("Group"), unit("Type")), ("evenkeel", "notify"));
 }
 
-/// What systemd is told.
+/// What systemd is notified of.
 struct Manager(UnixDatagram);
 
 impl Manager {

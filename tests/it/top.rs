@@ -143,7 +143,7 @@ fn a_screen_under_traffic_costs_little_and_ends_in_order_whatever_ends_it() {
 #[test]
 fn ctrl_z_stops_it_and_the_shell_brings_it_back() {
     let cluster = Cluster::new("tc", |service| service);
-    // A shell with job control: it stops with its child, and continues when told.
+    // A shell with job control: it stops with its child, and continues on `fg`.
     let evenkeel = binaries::evenkeel().expect("evenkeel");
     let script = format!("set -m; {} top; echo stopped: $?; fg; echo over: $?", evenkeel.display());
     let mut terminal =

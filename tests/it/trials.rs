@@ -40,7 +40,7 @@ fn a_silent_backend_that_is_out_meets_one_client_per_fail_timeout() {
         let trials: Vec<Duration> = trials.into_iter().copied().collect();
         let slow = report.slow;
         println!("{hook}: {} SYNs until it was out, then {} trials; {slow} clients waited", before.len(), trials.len());
-        // Each trial costs its client connect_timeout, and nobody else anything.
+        // Each trial costs its client connect_timeout, and no other client anything.
         assert_eq!((report.failures(), slow), (0, seen.len() as u64), "{hook}: {report:?}");
         assert!(report.max_ms < 800.0, "{hook}: {report:?}");
         for pair in trials.windows(2) {

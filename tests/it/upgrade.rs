@@ -259,7 +259,7 @@ fn a_second_daemon_is_refused_whatever_it_shares_with_the_first() {
     };
     let same = start(&config);
     assert!(same.code == 1 && same.err.contains("another evenkeel runs with state_dir"), "{same:?}");
-    // A state_dir of its own, but the same pins.
+    // A separate state_dir, but the same pins.
     let other = cluster.lab.folder().join("other.toml");
     let text = fs::read_to_string(&config).expect("the configuration");
     let state_dir = cluster.lab.folder().join("other").display().to_string();

@@ -231,7 +231,7 @@ impl Evenkeel {
         Ok(Answer { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) })
     }
 
-    /// Starts a command that runs beside the daemon until the guard is dropped.
+    /// Starts a command that runs next to the daemon until the guard is dropped.
     pub fn client(&self, args: &[&str]) -> Result<Process> {
         let mut command = self.host.command(binaries::evenkeel()?);
         self.host.start(&args.join("-"), command.args(args).env("EVENKEEL_SOCKET", self.socket()))

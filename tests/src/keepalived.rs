@@ -1,4 +1,4 @@
-//! keepalived on a host of the lab, as people run it beside a balancer: evenkeel's VRRP has to
+//! keepalived on a host of the lab, as people run it next to a balancer: evenkeel's VRRP has to
 //! interoperate with it.
 
 use std::{fs, path::PathBuf};

@@ -1,7 +1,7 @@
 //! The real programs, loaded and attached, run on one frame at a time by `BPF_PROG_TEST_RUN`.
 //!
-//! A [`Bench`] has its thread in a network and a mount namespace of its own: a test that ends
-//! leaves nothing behind.
+//! A [`Bench`] has its thread in its own network and mount namespaces: a test that ends leaves
+//! nothing behind.
 
 use std::{
     collections::BTreeMap,

@@ -270,7 +270,7 @@ impl Lab {
 
     fn add_switch(&self, name: &str) -> Result<Host> {
         let host = self.add_host(name)?;
-        // No delay for learning, and no IPv6 packets of its own.
+        // No delay for learning, and no IPv6 packets from the switch itself.
         configure(&host, &["link add br0 type bridge forward_delay 0".into(), "link set br0 up".into()])?;
         // A switch does not pass every frame through the IP firewall, as a kernel with br_netfilter
         // does for a bridge.

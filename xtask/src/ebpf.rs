@@ -43,7 +43,8 @@ impl fmt::Display for Compiler {
     }
 }
 
-/// A package of the workspace that is built for the BPF target. It has one binary, of its own name.
+/// A package of the workspace that is built for the BPF target. It has one binary, named like the
+/// package.
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
     pub package: &'static str,

@@ -52,7 +52,7 @@ pub fn hash_tc(ctx: TcContext) -> i32 {
 #[xdp]
 pub fn lines_xdp(ctx: XdpContext) -> u32 {
     match scattered(ctx.data(), ctx.data_end()).and_then(line_of) {
-        // Nobody writes the lines, so it is never 1.
+        // Nothing writes the lines, so it is never 1.
         Some(line) if line != 1 => xdp_action::XDP_TX,
         _ => xdp_action::XDP_DROP,
     }
@@ -103,7 +103,7 @@ pub fn enter_xdp(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn is_known(start: usize, end: usize) -> bool {
     match client(start, end) {
-        // SAFETY: nobody removes entries while the program runs.
+        // SAFETY: nothing removes entries while the program runs.
         Some(key) => unsafe { FLOWS.get(key) }.is_some_and(|line| line[0] == key),
         None => false,
     }

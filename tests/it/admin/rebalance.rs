@@ -83,7 +83,7 @@ fn a_dry_run_says_the_same_and_does_nothing() {
 fn weights_count_and_the_idle_ones_go_first() {
     let (cluster, mut held) = after_a_restart(60);
     cluster.done(&["set", "cp03", "weight=2"]);
-    // All of these send data; another sixty that never do are opened beside them.
+    // All of these send data; another sixty that never do are opened in addition.
     let mut others = cluster.hold(&[]);
     cluster.done(&["drain", "cp03"]);
     all_served(&others.open(60).expect("open"), 60, "the others");

@@ -30,7 +30,7 @@ fn setup(balance: u32, weights: &[u32]) -> Setup {
     setup.weights = weights.to_vec();
     setup.max_connections = 32_768;
     setup.service.balance = balance;
-    // Nobody answers the SYNs of these tests.
+    // Nothing answers the SYNs of these tests.
     setup.service.half_open_cells = 8192;
     setup
 }
@@ -113,7 +113,7 @@ fn under_the_other_methods_it_grows_too() {
             let since = come_back(bench);
             let half = since + TIME / 2;
             let (first, _, most) = given(bench, &mut clients, since, 1.0 / 3.0, |now| now < half);
-            // A third of its own moments, in turn or at random.
+            // A third of these moments, in turn or at random.
             assert!(f64::from(first) < most * 1.5 + 10.0, "{first} of {most}");
             let end = since + TIME;
             let (second, least, _) = given(bench, &mut clients, since, 1.0 / 3.0, |now| now < end);

@@ -158,7 +158,7 @@ pub fn talk(to: SocketAddrV4, talk: Talk) -> io::Result<Seen> {
     Ok(Seen { port, sent, received: talk.down })
 }
 
-/// Runs each connection of several clients, at most so many at the same time.
+/// Runs each connection of several clients, at most this many at the same time.
 pub fn all(host: &Host, to: (Ipv4Addr, u16), talks: &[Talk], parallel: usize) -> Vec<(Talk, Seen)> {
     let to = SocketAddrV4::new(to.0, to.1);
     let share = talks.len().div_ceil(parallel).max(1);

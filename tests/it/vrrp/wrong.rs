@@ -58,7 +58,7 @@ fn somebody_else_s_virtual_router_with_our_number_is_distinguished_from_a_peer_w
     let lab = lab();
     let one = evenkeel(&lab, &lab.balancer, &instance(150, &["advert_interval = \"100ms\""]));
     becomes(&one, "MASTER");
-    // keepalived, with our number for an address of its own.
+    // keepalived, with our number for an address that only it has.
     let strange = keepalived("MASTER", 50, &["version 3", "advert_int 0.1"]).replace(VIP, "10.0.1.77");
     let mut theirs = Keepalived::start(second(&lab), &strange).expect("keepalived");
     // It gives way at once, but sends one advertisement before.

@@ -4,7 +4,7 @@ use std::{fs, process::Command, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-/// What the figures depend on, for the reader to know.
+/// What the figures depend on, so that the reader knows it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// The processor's name.

@@ -1,7 +1,7 @@
 //! An FRR that speaks both dialects of VRRP version 3's checksum.
 //!
 //! The option came with FRR 8.5, and Debian 12 has 8.4. There, setup unpacks Debian 13's FRR with
-//! its libraries beside the system's and leaves the system alone; both use the users that the
+//! its libraries next to the system's and leaves the system alone; both use the users that the
 //! system's package has made.
 
 use std::{fs, path::Path};
@@ -70,7 +70,7 @@ fn knows_the_option(vrrpd: &Path) -> bool {
     fs::read(vrrpd).is_ok_and(|bytes| bytes.windows(OPTION.len()).any(|window| window == OPTION))
 }
 
-/// Downloads with package lists of its own; the system's stay as they are.
+/// Downloads with separate package lists; the system's stay as they are.
 fn take(download: &Path, unpacked: &Path) -> Result<()> {
     let (lists, packages) = (download.join("lists"), download.join("packages"));
     for folder in [&lists.join("partial"), &packages, &unpacked.to_owned()] {

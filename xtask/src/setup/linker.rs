@@ -28,7 +28,7 @@ pub fn provide() -> Result<Outcome> {
 fn llvm() -> Result<PathBuf> {
     let prefix = format!("/usr/lib/llvm-{}", ebpf::LLVM);
     let prefix = Path::new(&prefix);
-    // llvm-sys also links Polly, which is in a package of its own.
+    // llvm-sys also links Polly, which is in a separate package.
     if !prefix.join("include/llvm-c").is_dir() || !prefix.join("lib/libPolly.a").is_file() {
         let packages = [format!("llvm-{}-dev", ebpf::LLVM), format!("libpolly-{}-dev", ebpf::LLVM)];
         apt::install(&packages.each_ref().map(String::as_str))?;

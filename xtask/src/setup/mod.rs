@@ -54,7 +54,7 @@ const PARTS: [(Part, &[Task]); 21] = [
     (Package("sysctl", "procps"), LAB),
     (Package("nsenter", "util-linux"), LAB),
     (Own("kubectl", kubectl::provide), &[Run, Test]),
-    // What evenkeel is compared with, and works beside.
+    // What evenkeel is compared with, and interoperates with.
     (Package("nginx", "nginx-light"), &[Test, Bench]),
     (Package("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"), &[Test, Bench]),
     (Package("haproxy", "haproxy"), &[Test, Bench]),

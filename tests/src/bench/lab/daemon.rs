@@ -18,8 +18,8 @@ use crate::{
     topology::{PORT, Topology, VIP},
 };
 
-/// How many client hosts and backends so many connections need: a process holds at most 20,000, and
-/// above 32,000 connections from an address to one port each connect searches among the taken
+/// How many client hosts and backends this many connections need: a process holds at most 20,000,
+/// and above 32,000 connections from an address to one port each connect searches among the taken
 /// ports.
 const CLIENTS: u8 = 4;
 const BACKENDS: u8 = 8;

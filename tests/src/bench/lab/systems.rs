@@ -76,7 +76,7 @@ impl System {
         }
     }
 
-    /// Whether it terminates connections in a process of its own.
+    /// Whether it terminates connections in its own process.
     pub const fn is_proxy(self) -> bool {
         matches!(self, System::Nginx | System::Haproxy)
     }
@@ -221,7 +221,7 @@ fn nft(lab: &Lab) -> Result<()> {
     let file = lab.folder().join("bench.nft");
     fs::write(&file, rules).with_context(|| file.display().to_string())?;
     lab.balancer.sysctl("net.ipv4.ip_forward", "1")?;
-    // Everything is on one segment: the kernel would tell the clients about a shorter way.
+    // Everything is on one segment: the kernel would point the clients to a shorter way.
     for name in ["all", "eth0"] {
         lab.balancer.sysctl(&format!("net.ipv4.conf.{name}.send_redirects"), "0")?;
     }

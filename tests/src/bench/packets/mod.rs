@@ -56,7 +56,7 @@ pub fn run(only: Option<&str>, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// A bench moves its thread into namespaces of its own, which end with the thread.
+/// A bench moves its thread into its own namespaces, which end with the thread.
 fn in_own_network<T: Send>(part: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let pinned = || pin().and_then(|()| part());
     std::thread::scope(|scope| scope.spawn(pinned).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))

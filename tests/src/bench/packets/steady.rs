@@ -182,7 +182,7 @@ fn refused(replay: &Replay, segment: &Segment, flow: u32) -> Segment {
     Segment { window: 0, ..rst }.macs(replay.bench.mac, segment.from_mac)
 }
 
-/// Measures all cases in each round, each beside the making of its packets.
+/// Measures all cases in each round, each together with the making of its packets.
 fn measure(replay: &mut Replay, name: &str, cases: &[Case], results: &mut Results) -> Result<()> {
     for round in 0..ROUNDS {
         for case in cases {
