@@ -5,7 +5,7 @@
 //! 63                32 31      16 15     0
 //! |      client       |  changes |  count |       0: empty
 //! ```
-//! The words stand in buckets of eight; a client's word is in one of two buckets. A word whose
+//! The words are kept in buckets of eight; a client's word is in one of two buckets. A word whose
 //! count falls to 0 becomes empty at once, so nothing has to be searched for or cleaned up. If a
 //! word is emptied at the moment when two CPUs count a connection of the same client, the client
 //! may get two words. That is harmless: its count is their sum.
@@ -62,7 +62,7 @@ impl ClientCount {
     }
 }
 
-/// The two buckets where a client's word may stand.
+/// The two buckets that may hold a client's word.
 #[inline(always)]
 pub const fn buckets_of(seed: u64, client: u32) -> (u32, u32) {
     buckets(mix(seed, client as u64), CLIENT_BUCKETS)

@@ -5,7 +5,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 use crate::address::{port_word, word};
 
-/// The key of a flow in the index, as it stands in its slot's first cache line: the client's
+/// The key of a flow in the index, as it is kept in its slot's first cache line: the client's
 /// address word and port as they lie in the packet, and the listener.
 ///
 /// ```text
@@ -13,7 +13,7 @@ use crate::address::{port_word, word};
 /// | listener |  port |  address word   |
 /// ```
 /// The address word of an IPv4 client is its address, that of an IPv6 client a fold of it: the
-/// whole address stands on the slot's second line
+/// whole address is on the slot's second line
 /// ([`Opening::client6`](crate::layout::Opening::client6)) and is compared only after tag,
 /// generation and this word agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -93,7 +93,7 @@ impl SlotAt {
 }
 
 /// The backends that a connection has tried, as a mask of positions in its service's list (at most
-/// 64). While a slot is half-open the mask stands in `ack_client` (lower half) and `ack_backend`
+/// 64). While a slot is half-open, the mask is in `ack_client` (lower half) and `ack_backend`
 /// (upper half).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]

@@ -50,7 +50,7 @@ pub const fn scale(hash: u32, buckets: u32) -> u32 {
     ((hash as u64 * buckets as u64) >> 32) as u32
 }
 
-/// The two buckets where a key with this hash may stand.
+/// The two buckets that may hold a key with this hash.
 #[inline(always)]
 pub const fn buckets(hash: u64, count: u32) -> (u32, u32) {
     (scale((hash >> 32) as u32, count), scale(hash as u32, count))
@@ -62,7 +62,7 @@ pub const fn tag(hash: u64) -> u64 {
     ((hash & 0x3f) | (hash >> 32 & 0x7f) << 6) & TAG_MASK
 }
 
-/// The position in its primary bucket where a key with this hash stands if it can: the first and
+/// The position in its primary bucket where a key with this hash is put if possible: the first and
 /// mostly the only one that is read.
 #[inline(always)]
 pub const fn position(hash: u64) -> u32 {
@@ -150,8 +150,8 @@ impl Entry {
 /// further away.
 pub const PROBES: u32 = 4;
 
-/// The rows of an open-addressed table of `1 << bits` rows in which a record may stand, from the
-/// row that its hash names on. A search ends at an `EMPTY` row and passes over a `DELETED` one
+/// The rows of an open-addressed table of `1 << bits` rows in which a record may be, from the row
+/// that its hash names on. A search ends at an `EMPTY` row and passes over a `DELETED` one
 /// (`layout`).
 #[inline(always)]
 pub fn probe(start: u32, bits: u32, probes: u32) -> impl Iterator<Item = u32> {

@@ -1,4 +1,4 @@
-//! The records that stand in the BPF maps, byte for byte.
+//! The records in the BPF maps, byte for byte.
 //!
 //! No record contains padding, a bool, an enum or a usize. Addresses and ports of packets are bytes
 //! in network order, all other numbers are the host's. IPv4 addresses are v4-mapped (see
@@ -229,12 +229,11 @@ pub const MAGLEV_LINES: u32 = crate::schedule::MAGLEV_PLACES.div_ceil(4);
 /// CONNECT_TIMES\[backend\]: a histogram of connect times; see [`connect_time_bucket`].
 pub type ConnectTimes = [u32; CONNECT_TIME_BUCKETS];
 
-/// Slots of one extent, as bits. The slots of a pool stand in as many arrays of this size as are
+/// Slots of one extent, as bits. The slots of a pool are in as many arrays of this size as are
 /// needed: in an array of known size a look-up is a few instructions, in one of any size it is a
 /// call.
 pub const EXTENT_BITS: u32 = 13;
-/// Most extents of a pool; its first one stands in SLOTS and OPENINGS at this multiple of its
-/// number.
+/// Most extents of a pool; its first one is in SLOTS and OPENINGS at this multiple of its number.
 pub const POOL_EXTENTS: u32 = 1 << (16 - EXTENT_BITS);
 
 /// SLOTS[at >> EXTENT_BITS], where `at` is a [`SlotAt`]: what the packets of one flow need of it,
@@ -447,7 +446,7 @@ pub struct Rule {
     pub network: [u8; 16],
     /// How many bits must be equal: at most 32, or 128 for IPv6.
     pub prefix: u8,
-    /// 4 or 6; `rules::EVERY_FAMILY`: everybody.
+    /// 4 or 6; `rules::EVERY_FAMILY`: every client.
     pub family: u8,
     /// `rules::{ALLOW, DENY}`; 0: the list ends here.
     pub verdict: u8,

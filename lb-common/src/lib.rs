@@ -1,5 +1,5 @@
-//! What the kernel program and the controller share: the records that stand in the BPF maps, and
-//! the decisions about them as plain functions.
+//! What the kernel program and the controller share: the records in the BPF maps, and the decisions
+//! about them as plain functions.
 //!
 //! Nothing here does I/O, reads a clock or knows a map: to read this crate is to learn what happens
 //! to a packet without meeting a pointer. The kernel program (`lb-ebpf`) and the controller

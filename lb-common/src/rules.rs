@@ -30,7 +30,7 @@ impl Rule {
         Rule { network, prefix, family: 6, verdict, reserved: [0; 5] }
     }
 
-    /// Whether the rule is for an IPv4 client, whose address is given as it stands in the packet.
+    /// Whether the rule is for an IPv4 client, whose address is given as in the packet.
     #[inline(always)]
     pub const fn matches_v4(&self, address: u32) -> bool {
         if self.family != 4 {

@@ -1,11 +1,11 @@
 //! The TCP life of a flow as seen from the middle: a pure function of state, side and flags.
 //!
-//! It is no TCP implementation: it decides when a connection is made, when it is over, and which
+//! It is not a TCP implementation: it decides when a connection is made, when it is over, and which
 //! segments need a closer look. The caller checks sequence numbers where a step says so.
 
 use crate::slot::State;
 
-/// Who sent the segment.
+/// Which side sent the segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// The client of the VIP.
@@ -14,7 +14,7 @@ pub enum Side {
     Backend,
 }
 
-/// TCP flags as they stand in the header's 14th byte (RFC 9293 section 3.1).
+/// TCP flags as in the header's 14th byte (RFC 9293 section 3.1).
 pub const FIN: u8 = 0x01;
 /// Synchronise sequence numbers.
 pub const SYN: u8 = 0x02;

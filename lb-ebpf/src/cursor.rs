@@ -1,5 +1,5 @@
-//! The only packet arithmetic: where the headers stand, and how a frame is read, rewritten,
-//! replaced and sent on both hooks.
+//! The only packet arithmetic: where the headers are, and how a frame is read, rewritten, replaced
+//! and sent on both hooks.
 //!
 //! The engine is generic over [`Frame`]. What differs between XDP and TC is here and nowhere else:
 //! on TC a checksum may be unfinished (CHECKSUM_PARTIAL), which only the kernel's helpers know; XDP

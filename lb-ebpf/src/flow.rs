@@ -1,5 +1,5 @@
 //! The life of a flow: opened by a SYN, moved to the next backend, connected, closed. Everything
-//! here is off the fast path and works on slots alone; what becomes of the frame is the answer, an
+//! here is off the fast path and works on slots alone; what happens to the frame is the answer, an
 //! [`Outcome`](crate::outcome::Outcome).
 //!
 //! Every change of state is one compare-and-swap of the slot's word. The winner carries out the

@@ -139,7 +139,7 @@ fn word(number: u64) -> Option<Word<u64>> {
     Some(records::bucket((number >> 3) as u32)?.masked_word(number as u32))
 }
 
-/// Stores `new` at a position of the whole index if `old` stands there.
+/// Stores `new` at a position of the whole index if `old` is there.
 #[inline(always)]
 fn swap(number: u64, old: u64, new: u64) -> bool {
     let Some(word) = word(number) else { return false };
@@ -249,8 +249,7 @@ fn emptier(primary: u32, secondary: u32) -> (u32, u32) {
 }
 
 /// Enters a flow. Two SYNs of one client may come at once on two CPUs, so the entry is provisional
-/// until no other entry for the same client is found that is committed or stands at a lower
-/// position.
+/// until no other entry for the same client is found that is committed or is at a lower position.
 #[inline(always)]
 pub fn insert(hashed: Hashed, entry: Entry) -> Inserted {
     match insert_global(hashed.key.0, hashed.hash, entry.provisional().0) {

@@ -1,4 +1,4 @@
-//! Who may answer for a virtual address: only a host whose VRRP lease holds.
+//! Which host may answer for a virtual address: only one whose VRRP lease holds.
 //!
 //! Without a lease, ARP requests and neighbour solicitations for the address are dropped, so that a
 //! controller that was killed or stopped does not leave a second host that answers. What the host's

@@ -1,4 +1,4 @@
-//! What becomes of a frame: the answer of the slow path to the walk.
+//! What happens to a frame: the slow path's answer to the walk.
 
 use lb_common::{flow::SlotAt, verdict::Reason};
 

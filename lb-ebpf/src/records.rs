@@ -193,8 +193,8 @@ pub fn free_line(pool: u32, line: u32) -> Option<Held<FreeLine>> {
     maps::FREE.get_value_ptr_mut(pool, &line).map(Held)
 }
 
-/// Which backend stands at a point of a service's Maglev table: its position in the list;
-/// `u32::MAX` if there is no table.
+/// Which backend is at a point of a service's Maglev table: its position in the list; `u32::MAX` if
+/// there is no table.
 #[inline(always)]
 pub fn maglev(service: u32, point: u32) -> u32 {
     let Some(line) = maps::MAGLEV.get_value_ptr_mut(service, &(point >> 2)) else { return u32::MAX };

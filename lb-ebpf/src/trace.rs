@@ -1,4 +1,4 @@
-//! `evenkeel trace`: what would become of a SYN now, found out by the program itself, without any
+//! `evenkeel trace`: what would happen to a SYN now, found out by the program itself, without any
 //! side effect.
 //!
 //! The controller writes into TRACE which SYN it asks about, by key and initial sequence number,

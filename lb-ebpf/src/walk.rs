@@ -24,7 +24,7 @@ use crate::{
     report::{count, count_number, dropped, impossible, passed},
 };
 
-/// Who sent a segment of ours.
+/// Which side sent a segment of ours.
 #[derive(Clone, Copy)]
 enum Sender {
     /// A client: its key, and the interface that the frame came in by, if that was looked up

@@ -63,7 +63,7 @@ fn becomes(cluster: &Cluster, name: &str, state: &str, reason: Option<&str>, sin
     since.elapsed()
 }
 
-/// Opens connections and ends them at once; returns who served them.
+/// Opens connections and ends them at once; returns which backends served them.
 fn served_by(cluster: &Cluster, count: u64, what: &str) -> Vec<String> {
     let mut held = cluster.hold(&[]);
     let opened = held.open(count).expect("open");
@@ -205,7 +205,7 @@ fn connections_that_a_restarted_host_s_kernel_does_not_reset_are_reset_two_secon
     both_at_once(|hook| {
         let mut cluster = Cluster::new(hook, |service| probed(service, 2));
         let mut held = hold(&cluster, 30, hook);
-        // As after a crash, nobody ends its old connections, and new ones are refused.
+        // As after a crash, nothing ends its old connections, and new ones are refused.
         let fins = format!("tcp sport {PORT} tcp flags & fin == fin drop");
         cluster.lab.backends[0].firewall(&[], &[&fins]).expect("nft");
         cluster.standins[0].kill();
@@ -323,7 +323,7 @@ fn a_reload_or_a_restart_forgets_nothing_and_a_ca_that_cannot_be_used_changes_no
     cluster.standins[0].readyz(200).expect("a command");
     cluster.wait_state("cp01", "up", SOON);
 
-    // Another authority: all of them fail, so nobody is reset and everybody is served.
+    // Another authority: all of them fail, so no client is reset and every client is served.
     let mut held = cluster.hold(&[]);
     all_served(&held.open(30).expect("open"), 30, "30");
     cluster.reload(&foreign);

@@ -137,7 +137,7 @@ fn a_fifo_without_a_reader_holds_up_nobody_and_neither_does_one_that_is_not_read
     }
     assert_eq!(lines(&read, |line| line.contains(" 10.0.1.101 200 ")), 50, "{read}");
 
-    // More than a pipe holds, and nobody reads any longer.
+    // More than a pipe holds, and nothing reads it any longer.
     connections(&cluster, 3000);
     let began = Instant::now();
     cluster.reload(&cluster.service);

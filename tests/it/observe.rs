@@ -82,7 +82,7 @@ fn turn_api_on(cluster: &Cluster) {
     cluster.evenkeel.done(&["reload"]).expect("reload");
 }
 
-/// What the client host gets from `[api]`: the status and the body; `000` if nobody listens.
+/// What the client host gets from `[api]`: the status and the body; `000` if nothing listens.
 fn fetch(cluster: &Cluster, path: &str) -> (String, String) {
     let mut curl = cluster.lab.client().command("curl");
     let output =

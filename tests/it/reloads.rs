@@ -103,7 +103,7 @@ fn a_reload_that_fails_half_way_leaves_what_was_there() {
 /// Checks that both listeners serve, with the three backends of the old configuration.
 fn as_before(cluster: &Cluster, told: &str) {
     for port in [PORT, 6444] {
-        // A closed listener lets nobody in.
+        // A closed listener lets no client in.
         let vip = VIP.replace("6443", &port.to_string());
         let mut held = Holding::start(cluster.lab.client(), &[&vip]).expect("hold");
         let opened = held.open(6).expect("open");

@@ -23,7 +23,7 @@ use crate::{Capture, Host, host::NETNS};
 
 /// The pause between two requests for an address.
 const BEAT: Duration = Duration::from_millis(20);
-/// Where the requested address stands in a request.
+/// Where a request has the requested address.
 const TARGET: std::ops::Range<usize> = 38..42;
 
 /// A host that asks its segment for addresses, again and again, until it is dropped.

@@ -145,7 +145,7 @@ fn cells(count: u16) -> Result<NonZeroU16> {
     NonZeroU16::new(count).context("a terminal without rows or columns")
 }
 
-/// Runs until nobody holds the other side.
+/// Runs until nothing holds the other side.
 fn read(mut from: File, screen: &Mutex<vt100::Parser>, written: &AtomicU64) {
     let mut block = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut block) {

@@ -78,7 +78,7 @@ impl Toolchain {
         })
     }
 
-    /// For the build script of a package whose folder stands at the top of the workspace: builds a
+    /// For the build script of a package whose folder is at the top of the workspace: builds a
     /// program when its sources have changed, and gives the package the path of the object. What
     /// fails becomes an error of the build.
     pub fn build_from_script(package: &str) {

@@ -1,6 +1,6 @@
 //! HTTP and JSON, served twice: over the control socket in `state_dir`, whose users may do
-//! everything, and over TCP (`[api]`), where everybody may read: the status page, metrics, health
-//! and the same JSON.
+//! everything, and over TCP (`[api]`), where anyone may read: the status page, metrics, health and
+//! the same JSON.
 
 pub mod admin;
 mod commands;

@@ -1,7 +1,7 @@
 //! The routes. They only pass questions on: every answer comes from the daemon.
 //!
-//! The routes of [`reading`] change nothing: `[api]` serves them to everybody. [`all`] also has the
-//! routes that act on the daemon.
+//! The routes of [`reading`] change nothing: `[api]` serves them to every client. [`all`] also has
+//! the routes that act on the daemon.
 
 use std::{
     convert::Infallible,

@@ -1,7 +1,7 @@
 //! The commands that act: `drain`, `maint`, `ready`, `set`, `kill`, `rebalance`, `vrrp failover`.
 //!
 //! The daemon does the work on its own; a command that waits only watches. Ctrl-C ends the
-//! watching, except for a rebalancing: that one stops, as nobody else may want it completed.
+//! watching, except for a rebalancing: that one stops, because no one else may want it completed.
 
 use std::{
     io::IsTerminal,

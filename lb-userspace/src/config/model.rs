@@ -97,7 +97,7 @@ pub struct Service {
     /// The source addresses that backends see: one to eight, each once.
     pub snat: Vec<IpAddr>,
     pub snat_ports: PortRange,
-    /// The first match decides; empty: everybody is allowed.
+    /// The first match decides; empty: every client is allowed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
     /// Connections reset per second.

@@ -64,7 +64,7 @@ pub struct Standing {
     pub retry_at: Instant,
 }
 
-/// How a backend stands at `now`.
+/// The state of a backend at `now`.
 pub fn standing(facts: &Facts, now: Instant) -> Standing {
     let (state, reason) = shown(facts, now);
     let (admission, retry_at) = match facts.health {

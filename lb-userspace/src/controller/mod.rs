@@ -101,7 +101,7 @@ pub enum Action {
         backend: u16,
         /// `layout::Backend::out_reason`.
         out_reason: u32,
-        /// Since when it is as it is.
+        /// When it entered its present state.
         changed_at: Instant,
     },
     /// There is a sign that a backend has failed, or has come back: have it probed soon.

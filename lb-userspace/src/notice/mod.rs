@@ -60,7 +60,7 @@ impl Notice {
 }
 
 impl fmt::Display for Notice {
-    /// As it stands in the log.
+    /// As the log shows it.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match &self.subject {
             Subject::Daemon => {}

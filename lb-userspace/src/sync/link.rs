@@ -1,10 +1,10 @@
-//! One peer: whom to believe, what was lost, when to request a copy. Without socket, clock or
-//! source of randomness: time and random numbers are arguments.
+//! One peer: which session to believe, what was lost, when to request a copy. Without socket, clock
+//! or source of randomness: time and random numbers are arguments.
 //!
-//! **Whom to believe.** Every datagram is sealed, but somebody could replay an old one. So a
-//! session of the peer is accepted only by a `Hello` that echoes our challenge, and our challenge
-//! changes with every acceptance: neither a datagram of an older session nor its `Hello` revives
-//! that session. Within a session the replay window discards duplicates.
+//! **Which session to believe.** Every datagram is sealed, but an attacker could replay an old one.
+//! So a session of the peer is accepted only by a `Hello` that echoes our challenge, and our
+//! challenge changes with every acceptance: neither a datagram of an older session nor its `Hello`
+//! revives that session. Within a session the replay window discards duplicates.
 //!
 //! **What was lost.** A gap in the numbers means that datagrams were lost: a full copy is
 //! requested, at most once per second. A copy is complete if as many flows arrived as its end says

@@ -256,7 +256,7 @@ pub enum SyncNews {
     Host(HostState),
 }
 
-/// A number that nobody can guess, for sessions and challenges.
+/// A number that cannot be guessed, for sessions and challenges.
 fn fresh() -> Session {
     /// Used only if the kernel fails to give a random number, which it does not once it has given
     /// one.

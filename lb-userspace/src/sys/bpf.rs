@@ -160,7 +160,7 @@ pub fn pinned_link(path: &Path) -> io::Result<LinkState> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a descriptor just opened, owned by nobody else.
+    // SAFETY: a descriptor just opened, owned by nothing else.
     let link = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let mut info = LinkInfo::default();
     let mut attributes =
@@ -212,6 +212,6 @@ pub fn create_array(name: &str, value_size: u32, entries: u32, flags: u32) -> io
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a descriptor just opened, owned by nobody else.
+    // SAFETY: a descriptor just opened, owned by nothing else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

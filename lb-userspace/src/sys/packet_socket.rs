@@ -18,7 +18,7 @@ impl PacketSocket {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: a descriptor just opened, owned by nobody else.
+        // SAFETY: a descriptor just opened, owned by nothing else.
         let socket = PacketSocket(unsafe { OwnedFd::from_raw_fd(fd) });
         socket.bypass_queueing()?;
         Ok(socket)

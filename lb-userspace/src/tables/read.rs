@@ -1,5 +1,5 @@
-//! What stands in the tables, as the rows that the controller's plans are made of: the other direction of
-//! [`write`](Tables::write).
+//! What is in the tables, as the rows that the controller's plans are made of: the other direction
+//! of [`write`](Tables::write).
 
 use std::collections::BTreeSet;
 

@@ -3,10 +3,10 @@
 //! interface: every decision is a list of [`HoldingOrder`]s for the shell, to be carried out in
 //! order.
 //!
-//! A lease says until when this host answers for an address; its record stands in the kernel
-//! program's table for as long as the address is VRRP's. An address that the configuration drops is
-//! *leaving* until the kernel has taken it off the interface: its lease stays, ended, so that the
-//! host does not answer for it in the meantime. After that the address is the operator's own.
+//! A lease says until when this host answers for an address; its record is in the kernel program's
+//! table for as long as the address is VRRP's. An address that the configuration drops is *leaving*
+//! until the kernel has taken it off the interface: its lease stays, ended, so that the host does
+//! not answer for it in the meantime. After that the address is the operator's own.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -134,7 +134,7 @@ fn interval(view: View) -> Duration {
     }
 }
 
-/// What an instance advertises, and to whom.
+/// What an instance advertises, and to which routers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Voice {
     /// The configured version.

@@ -26,7 +26,7 @@ pub struct Setup {
     pub ipv4: bool,
     /// `priority`
     pub priority: u8,
-    /// The addresses, as they stand on the interface.
+    /// The addresses, as they are on the interface.
     pub addresses: Vec<IpNet>,
     /// `group`
     pub group: Option<String>,

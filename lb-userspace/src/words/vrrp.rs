@@ -16,7 +16,7 @@ pub enum VrrpVersion {
 }
 
 impl VrrpVersion {
-    /// As it stands in the configuration and in every advertisement.
+    /// As in the configuration and in every advertisement.
     pub fn number(self) -> u8 {
         match self {
             VrrpVersion::V2 => 2,

@@ -64,7 +64,7 @@ fn the_map_of_the_code_has_every_crate_and_every_module() {
     let modules = modules.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
     let workspace: toml::Table = read("Cargo.toml").parse().expect("TOML");
     let members = workspace["workspace"]["members"].as_array().expect("a list");
-    // tests/ebpf stands in the row of tests.
+    // tests/ebpf is in the row of tests.
     let members = members.iter().filter_map(|member| member.as_str()).filter(|member| !member.contains('/'));
     let mut wanted: Vec<_> = members.chain(modules).chain(["packaging"]).map(str::to_owned).collect();
     wanted.sort();

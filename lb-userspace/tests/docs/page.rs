@@ -23,7 +23,7 @@ pub fn pages() -> Vec<String> {
     pages.chain(["README.md".to_owned()]).collect()
 }
 
-/// What stands under a heading of level 2, up to the next one.
+/// The text under a heading of level 2, up to the next one.
 pub fn section<'a>(page: &'a str, heading: &str) -> &'a str {
     let title = format!("\n## {heading}\n");
     let from = page.find(&title).unwrap_or_else(|| panic!("no section {heading:?}")) + title.len();

@@ -27,8 +27,8 @@ fn talks() -> Vec<Talk> {
 }
 
 /// One frame in forty is lost on its way in and on its way out, and one in forty leaves twice. RSTs
-/// are never lost, because nobody would send them again. The sender's TCP learns of a frame lost on
-/// its way out (`EPERM`) and takes it as never sent. So that frame must not have been duplicated
+/// are never lost, because no host would send them again. The sender's TCP learns of a frame lost
+/// on its way out (`EPERM`) and takes it as never sent. So that frame must not have been duplicated
 /// first: the sender would refuse its acknowledgement forever.
 fn make_lossy(host: &Host) {
     let lose = "tcp flags & rst == 0 numgen random mod 40 0 drop";

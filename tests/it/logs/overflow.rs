@@ -37,7 +37,7 @@ fn what_the_ring_has_no_room_for_is_counted_to_the_last_line_and_the_controller_
     storm(&cluster, RING + 500, "mixed");
     let ended = || (lost() == 500).then_some(());
     wait::until("500 events lost", SOON, ended).unwrap_or_else(|error| panic!("{error:#}: {}", lost()));
-    // Nobody takes a backend out in the meantime; each client is given to it first, because it has
+    // Nothing takes a backend out in the meantime; each client is given to it first, because it has
     // the fewest connections.
     cluster.standins[0].kill();
     storm(&cluster, 300, "client-fin");

@@ -94,7 +94,7 @@ fn a_master_stopped_for_ten_seconds_is_replaced_never_answers_beside_its_success
 /// What the host's own kernel would send: it is made to speak from the VIP to a neighbour that it
 /// does not know.
 fn speak_from(host: &Host, source: &str, neighbour: &str) {
-    // Whether anybody answers or refuses does not matter: only the question counts.
+    // Whether any host answers or refuses does not matter: only the question counts.
     let url =
         if neighbour.contains(':') { format!("http://[{neighbour}]:9/") } else { format!("http://{neighbour}:9/") };
     _ = host.run("curl", &["-s", "-m", "1", "--interface", source, &url]);
@@ -186,7 +186,7 @@ fn over_ipv6_the_host_s_own_questions_do_not_reveal_an_address_whose_lease_has_r
     }
 }
 
-/// The counter in the kernel: a stopped controller answers nobody.
+/// The counter in the kernel: a stopped controller answers no request.
 fn lease_lapsed(evenkeel: &Evenkeel) -> u64 {
     let tables = evenkeel::dataplane::tables_beside(evenkeel.bpffs()).expect("the tables");
     let counters = tables.counters().expect("counters");

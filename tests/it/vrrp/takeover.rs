@@ -1,4 +1,4 @@
-//! How long nobody holds an address: a master that crashes, loses its cable, or stops in order;
+//! How long no host holds an address: a master that crashes, loses its cable, or stops in order;
 //! compared with keepalived in the same run, for the same settings. At full size (`--full`) it runs
 //! twenty rounds of each with the limits of the README; otherwise a few rounds with limits that a
 //! busy machine keeps.

@@ -43,7 +43,7 @@ pub fn bars(file: &Path, words: &Words, groups: &[&str], rows: &[Row]) -> Result
             .x_label_area_size(42)
             .y_label_area_size(64)
             .build_cartesian_2d(0.0..width * groups.len() as f64, 0.0..highest.max(1e-9) * 1.08)?;
-        // A label stands at the middle of its group; the other positions have none.
+        // A label is at the middle of its group; the other positions have none.
         let label = |x: &f64| {
             let group = (x / width).floor();
             let is_middle = (x - (group + 0.5) * width).abs() < 0.26;

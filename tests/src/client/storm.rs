@@ -211,7 +211,7 @@ impl Storm {
     }
 }
 
-/// One connection from the connect to its end; `answered` is by whom and when.
+/// One connection from the connect to its end; `answered` is by which server and when.
 async fn one(storm: &Storm, number: u64, answered: &mut Option<(String, Instant)>) -> Result<(), Failure> {
     let target = &storm.options.target;
     let whole = async {

@@ -12,7 +12,8 @@ const COLORS: [&str; 16] = [
 const FOREGROUND: &str = COLORS[7];
 const BACKGROUND: &str = "#1c2128";
 
-/// The page: one element for each cell, so that every character stands in its column whatever the font has.
+/// The page: one element for each cell, so that every character is in its column, whatever the
+/// font.
 pub fn page(screen: &Screen) -> String {
     let (rows, columns) = screen.size();
     let mut page = format!(

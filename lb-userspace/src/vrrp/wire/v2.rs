@@ -22,7 +22,7 @@ pub const PASSWORD: u8 = 1;
 /// Bytes of a password that count.
 pub const PASSWORD_BYTES: usize = 8;
 
-/// A password as it stands in the packet: cut, or padded with zeros.
+/// A password as the packet carries it: cut, or padded with zeros.
 pub type Password = [u8; PASSWORD_BYTES];
 
 /// The bytes of a password that are sent.

@@ -165,7 +165,7 @@ fn parents() -> BTreeMap<u32, u32> {
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let parent = |id: u32| {
         let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-        // The name stands in parentheses and may contain anything.
+        // The name is in parentheses and may contain anything.
         stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
     };
     numbers.filter_map(|id| Some((id, parent(id)?))).collect()
