@@ -454,7 +454,7 @@ pub struct Rule {
     pub reserved: [u8; 5],
 }
 
-/// TRACE: one record. The controller asks what would become of a SYN, and the kernel program
+/// TRACE: one record. The controller asks what would happen to a SYN, and the kernel program
 /// answers when the SYN comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

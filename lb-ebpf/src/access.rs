@@ -117,7 +117,7 @@ extern "C" fn change_count_global(service: u32, position: u32, client: u32, limi
     word.swap(old.0, new.0) as u32
 }
 
-/// The new connection is one too many.
+/// The new connection would be one too many.
 pub const OVER: u32 = 1 << 8;
 
 /// Counts a new connection for its client, if the service has a limit. Returns the flag for its

@@ -50,7 +50,7 @@ pub struct Found {
 /// What came of entering a flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Inserted {
-    /// The entry stands.
+    /// The flow is entered.
     Won,
     /// Another CPU has entered the same client first.
     Lost,

@@ -1,5 +1,5 @@
-//! The tables. `lb_common::layout` says who writes what and what each record means; `records` is
-//! the only way to them.
+//! The tables. `lb_common::layout` says which side writes what and what each record means;
+//! `records` is the only way to them.
 //!
 //! All are fixed arrays, allocated when they are made: no packet allocates anything, and no table
 //! is full by surprise. Sizes that are given as 1 here are set by the controller when it loads the

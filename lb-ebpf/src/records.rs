@@ -41,7 +41,7 @@ impl<T> Clone for Held<T> {
 
 impl<T> Copy for Held<T> {}
 
-/// A number of a table, cut to `MASK`, a power of two less one. LLVM knows where the mask is
+/// A number of a table, cut to `MASK`, a power of two minus one. LLVM knows where the mask is
 /// superfluous and deletes it; the verifier does not know, and refuses the access behind it.
 #[inline(always)]
 pub fn masked<const MASK: i32>(number: u32) -> u32 {

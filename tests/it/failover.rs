@@ -162,8 +162,8 @@ fn all_answer(holding: &mut Holding, count: u64, pair: &Pair) -> f64 {
     asked.slowest_ms
 }
 
-/// Of the connections opened in the meantime only those may have failed that were established in
-/// the last 50 ms before a failover, and none has waited for more than one repeated SYN.
+/// The only connections opened in the meantime that may have failed are those established in the
+/// last 50 ms before a failover, and none has waited for more than one repeated SYN.
 #[track_caller]
 fn few_failed(report: &Report, failovers: u64, rate: u64, pair: &Pair) {
     let most = failovers * rate / 20;

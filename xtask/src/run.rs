@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{setup, shell};
 
-/// Of the workspace's Cargo.toml.
+/// The profile of this name is in the workspace's Cargo.toml.
 const PROFILE: &str = "look";
 
 /// Builds the lab without what only tests and benchmarks use, quickly rather than well (profile

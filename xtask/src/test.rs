@@ -24,7 +24,7 @@ fn check() -> Result<()> {
         cargo(&["clippy", "--workspace", "--exclude", "lb-ebpf", "--all-targets", "--", "--deny", "warnings"])?;
         lint::kernel_programs()
     })?;
-    // Of the default members; those of the package tests run with the lab.
+    // Those of the default members; the tests of the package tests run with the lab.
     step("unit tests", || cargo(&["test"]))
 }
 

@@ -58,8 +58,7 @@ extern "C" fn from_client_global(at: u32, flags: u32, sequence: u32) -> u64 {
 }
 
 /// A RST of the client ends the flow if the backend can be expecting its sequence number (RFC 5961
-/// section
-/// 3).
+/// section 3).
 #[inline(always)]
 fn reset(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32) {
     let (expected, end) = (slot.ack_backend(), slot.end_client() as u32);

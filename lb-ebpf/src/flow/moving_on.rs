@@ -80,7 +80,7 @@ fn failed(backend: Held<Backend>, at: SlotAt, reason: u8) {
     }
     if backend.admission() == OUT && backend.retry_at() != Instant::NEVER {
         // Two tries that fail at once each write their own moment; the two differ by less than a
-        // tick. If the controller admits the backend in between, the word is not looked at.
+        // tick. If the controller admits the backend in between, the word is not read.
         backend.set_retry_at(Instant(clock::coarse().0 + backend.retry_after()));
     }
     report::flow(TRY_FAILED, reason, at, slot, slot.ctl(), backend.service());

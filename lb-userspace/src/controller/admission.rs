@@ -33,7 +33,7 @@ pub enum Admin {
     Maint,
 }
 
-/// All there is to know about one backend.
+/// Everything that decides the state of one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// `down = true`, or no longer in the file.
@@ -51,7 +51,7 @@ pub struct Facts {
     pub slow_until: Instant,
 }
 
-/// How a backend stands.
+/// The state of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// The word for it.

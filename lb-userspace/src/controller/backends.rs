@@ -111,7 +111,7 @@ impl Controller {
 
     // ---- what follows ----
 
-    /// How a backend stands. `slow_until` is that of its record.
+    /// The state of a backend. `slow_until` is that of its record.
     pub fn standing(&self, number: u16, slow_until: Instant, now: Instant) -> Standing {
         let facts = Facts {
             down: self.backends.get(&number).is_none_or(|facts| facts.down),

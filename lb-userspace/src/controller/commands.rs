@@ -94,7 +94,7 @@ impl Controller {
         self.backends.get(&number).map(|facts| (facts.service.clone(), facts.name.clone()))
     }
 
-    /// When it last changed how a backend stands, if that is known.
+    /// When the state of a backend last changed, if that is known.
     pub fn changed_at(&self, number: u16) -> Option<Instant> {
         let said = self.name_of(number).and_then(|name| self.admin_states.get(&name).map(|said| said.since));
         said.or_else(|| self.health(number).map(Health::changed_at))

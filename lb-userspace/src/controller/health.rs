@@ -11,9 +11,10 @@
 //! `fail_timeout` after the last one, so that three failures a minute apart take a backend out. Here a failure is
 //! forgotten after `fail_timeout`, and a success in between forgives nothing.
 //!
-//! The trial is the kernel program's: it moves `retry_at` forward by compare-and-swap, so there is one trial at a time
-//! in the whole system; it swaps `OUT` for `UP` when the trial is answered. When every backend is out it gives them
-//! connections all the same; that needs nothing from here.
+//! The trial is the kernel program's: it moves `retry_at` forward by compare-and-swap, so there is
+//! one trial at a time in the whole system; it swaps `OUT` for `UP` when the trial is answered.
+//! When every backend is out, it gives them connections all the same; nothing here is needed for
+//! that.
 //!
 //! With a probe (`[service.health]`) the [`ProbeCount`] of its outcomes decides too, and alone brings the backend back,
 //! whatever has taken it out: no client is spent on a trial (`retry_at` is `NEVER`).
@@ -169,7 +170,7 @@ impl Health {
         health
     }
 
-    /// Where it stands.
+    /// Its present state.
     pub fn state(&self) -> State {
         self.state
     }

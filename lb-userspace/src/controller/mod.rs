@@ -82,7 +82,7 @@ use crate::{
 pub enum Action {
     /// Write to the maps.
     Write(Write),
-    /// Let a backend take part, or not: swap its admission, unless it is another one by now.
+    /// Let a backend take part, or not: swap its admission, unless that has changed by now.
     Admit {
         /// The backend.
         backend: u16,
@@ -193,7 +193,7 @@ pub struct Controller {
     due: Due,
 }
 
-/// When what goes on by itself is due.
+/// When the controller's own periodic work is due.
 #[derive(Debug, Default)]
 struct Due {
     /// The next look at the rings of half-open flows.

@@ -25,7 +25,7 @@ pub struct Load {
     pub max_conns: u32,
 }
 
-/// What becomes of it.
+/// What happens to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// As it is.

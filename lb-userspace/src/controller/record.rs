@@ -127,7 +127,7 @@ impl Recorder {
 
 /// In an event: no slot was claimed.
 const NO_SLOT: u16 = u16::MAX;
-/// For an event of a listener that is gone from our books.
+/// For an event of a listener that is no longer known here.
 const UNKNOWN: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 0));
 
 /// Whether the connection that ended had been answered by its backend: there are ends before that. Half-open ones that the

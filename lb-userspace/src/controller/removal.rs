@@ -11,7 +11,7 @@ use crate::tables::{Installed, Tables, Write};
 /// packet under way in the kernel program can still open one, and the time in which a last FIN may be sent again.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Something that goes when it is empty.
+/// Something that is removed when it is empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Leaving {
     Listener(u16),
@@ -20,7 +20,7 @@ enum Leaving {
     Pool(u16),
 }
 
-/// The machine: since when what leaves has been seen empty.
+/// The machine: since when each thing that is to go has been seen empty.
 #[derive(Debug, Default)]
 pub struct Removal {
     empty_since: BTreeMap<Leaving, Instant>,

@@ -127,7 +127,7 @@ impl Case {
 #[derive(Debug, Default)]
 pub struct ResetGuard {
     cases: BTreeMap<u16, Case>,
-    /// Backends whose connections were reset for want of answers to probes, while they are out.
+    /// Backends whose connections were reset because probes were not answered, while they are out.
     by_probe: BTreeSet<u16>,
 }
 

@@ -1,12 +1,13 @@
 //! Silent death, seen in the flows: a backend that sends no packet on any connection although it is asked
 //! for one.
 //!
-//! That nothing comes proves nothing: watches are idle. So a backend that is quiet while something waits for it (a client
-//! has sent and got no answer, a SYN was not answered, its host answers no ARP) is asked: some of its connections get what
-//! a keepalive of the client would be, a segment with the sequence number before the next, which every TCP answers with
-//! an acknowledgement (RFC 9293 section 3.10.7.4; RFC 1122 section 4.2.3.6). The kernel of a server that is slow, full or
-//! hung answers too. Only a host that leaves several such questions on several connections unanswered, for a whole
-//! connect_timeout, is silent.
+//! Hearing nothing from a backend proves nothing: watches are idle. So a backend that is quiet
+//! while something waits for it (a client has sent and got no answer, a SYN was not answered, its
+//! host answers no ARP) is asked: some of its connections get what a keepalive of the client would
+//! be, a segment with the sequence number before the next, which every TCP answers with an
+//! acknowledgement (RFC 9293 section 3.10.7.4; RFC 1122 section 4.2.3.6). The kernel of a server
+//! that is slow, full or hung answers too. Only a host that leaves several such questions on
+//! several connections unanswered, for a whole connect_timeout, is silent.
 //!
 //! ```text
 //! quiet ── something waits ──▶ asked ── no answer ──▶ asked again ─ ... ─▶ silent     ROUNDS of them, connect_timeout / ROUNDS apart
@@ -152,7 +153,7 @@ struct Turn<'a> {
 }
 
 impl Watch {
-    /// Looks at one backend; when it is to be looked at next.
+    /// Looks at one backend; returns when the next look is due.
     fn look(&mut self, subject: &Subject, pointed_at: bool, turn: &mut Turn) -> Instant {
         let now = turn.now;
         let step = (subject.connect_timeout / ROUNDS).clamp(STEP.0, STEP.1);

@@ -47,7 +47,7 @@ pub enum Step {
     Release(FlowAt),
 }
 
-/// A suspect and since when.
+/// A suspect, and the time since when it is one.
 #[derive(Clone, Copy, Debug)]
 struct Suspect {
     /// With the word it has while suspect.

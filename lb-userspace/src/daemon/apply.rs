@@ -41,8 +41,8 @@ pub fn write(
     Ok(())
 }
 
-/// Changes one flow, if its word still is what it was. A flow that this closes gives the event that the kernel program
-/// would have sent.
+/// Changes one flow, if its word is still the same. If this closes the flow, it makes the event
+/// that the kernel program would have sent.
 pub fn step(dataplane: &Dataplane, step: &Step) -> Option<Event> {
     let tables = dataplane.tables();
     match step {

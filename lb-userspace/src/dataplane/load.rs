@@ -55,7 +55,7 @@ pub fn load(pins: &Pins, max_connections: u32, kernel_log: LevelFilter) -> Resul
     let mut ebpf = load_object(pins, &meta, kernel_log)?;
     if !adopted {
         compare(&pins.maps(), meta.buckets).context("this binary's program and its controller do not fit together")?;
-        // Written last: tables without it are taken for half made.
+        // Written last: tables without it count as half made.
         let table = Table::<Meta>::map(open_meta(pins)?.fd().as_fd(), 1)?;
         table.publish(0, &meta, offset_of!(Meta, layout));
     }

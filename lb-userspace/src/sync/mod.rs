@@ -7,7 +7,7 @@
 //! seal        encryption, authentication, sessions, the replay window
 //! link        one peer, as a machine without I/O: whom to believe, what was lost, when to copy
 //! mirror      between slots and records: the only part that touches the tables
-//! peer        what is on its way to one peer: a queue of changes, and a full copy beside it
+//! peer        what is on its way to one peer: a queue of changes, and a full copy as well
 //! station     one host with all its peers, without socket and clock
 //! mastership  which listeners this host is master of
 //! shell       the thread: socket, clock, turns

@@ -311,7 +311,7 @@ impl Shell {
                     changed?;
                     match addresses.everywhere().await {
                         Ok(found) => self.addresses = found,
-                        // A busy kernel; what was known stands until the next change.
+                        // A busy kernel; what was known applies until the next change.
                         Err(error) => log::warn!("flow sync: {error:#}"),
                     }
                 }

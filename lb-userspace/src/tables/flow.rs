@@ -10,8 +10,8 @@ use lb_common::{
     time::{Instant, Ticks},
 };
 
-/// A slot and its word, as it was read. A change of the flow swaps the word, and does nothing if it is
-/// another one by then.
+/// A slot and its word, as it was read. A change of the flow swaps the word, and does nothing if
+/// the word has changed by then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowAt {
     /// The slot.

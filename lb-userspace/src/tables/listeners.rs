@@ -11,11 +11,11 @@ use super::{
 };
 
 impl Tables {
-    /// Puts a listener into the row that was chosen for it ([`Installed::free_listener_row`](super::Installed)), or
-    /// changes the one that stands there. `ACTIVE`: it takes connections from now on; `CLOSING`: no new ones, those it has
-    /// go on.
+    /// Puts a listener into the row that was chosen for it
+    /// ([`Installed::free_listener_row`](super::Installed)), or changes the one that is there.
+    /// `ACTIVE`: it takes connections from now on; `CLOSING`: no new ones, those it has go on.
     pub fn put_listener(&self, row: u16, listener: &Listener) -> Result<()> {
-        // What stands there can always be closed, however it was damaged.
+        // What is there can always be closed, however it was damaged.
         let closes = Listener { state: CLOSING, ..self.listener(row) } == *listener;
         if !closes {
             self.check_listener(row, listener)?;
@@ -24,7 +24,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Whether the kernel program would find a listener in this row, and nothing else stands there.
+    /// Whether the kernel program would find a listener in this row, and nothing else is there.
     fn check_listener(&self, row: u16, listener: &Listener) -> Result<()> {
         ensure!(u32::from(listener.service) < MAX_SERVICES, "service number {} is out of range", listener.service);
         ensure!(listener.family == 4, "the datapath has no IPv6 yet");

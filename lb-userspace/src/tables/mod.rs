@@ -301,7 +301,7 @@ impl Tables {
         }
     }
 
-    /// Returns a slot that was held back to the ring. The caller has looked at its `last_seen`.
+    /// Returns a slot that was held back to the ring. The caller has checked its `last_seen`.
     pub fn release_abandoned(&self, flow: FlowAt) -> bool {
         let Some(slots) = self.slots_of(flow.at.pool()) else { return false };
         let won = slots.release(flow.at.slot(), flow.ctl);

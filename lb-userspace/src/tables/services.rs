@@ -61,8 +61,8 @@ impl Tables {
             self.make_clients(number)?;
         }
         store(offset_of!(Service, client_limit), row.client_limit);
-        // The list before its length: what stands beyond the length is never read. While the list changes, the SYNs of
-        // these nanoseconds may meet a backend twice or not at all.
+        // The list before its length: what is beyond the length is never read. While the list
+        // changes, the SYNs of these nanoseconds may meet a backend twice or not at all.
         for (pair, two) in row.backends.chunks(2).enumerate() {
             let second = two.get(1).copied().unwrap_or(0);
             store(offset_of!(Service, backends) + pair * 4, word_of(two[0], second));

@@ -1,5 +1,5 @@
-//! `evenkeel-lab hold`: holds connections open, and reports on request who serves them and how they
-//! ended.
+//! `evenkeel-lab hold`: holds connections open, and reports on request which servers serve them and
+//! how they ended.
 //!
 //! It reads commands from standard input, one per line, and answers each with one line of JSON:
 //!
@@ -253,7 +253,7 @@ impl Holder {
     }
 }
 
-/// Opens one connection; returns how long it took and who serves it.
+/// Opens one connection; returns how long it took and which server serves it.
 async fn open(
     options: Options,
     tls: Option<TlsConnector>,

@@ -92,7 +92,7 @@ impl Report {
         self.failed.values().sum()
     }
 
-    /// Adds what another process saw. Of the times only the slowest is right for both.
+    /// Adds what another process saw. Among the times, only the slowest is right for both.
     pub fn add(&mut self, other: &Self) {
         self.done += other.done;
         self.slow += other.slow;

@@ -82,7 +82,7 @@ fn when_half_fail_together_nobody_is_reset_whatever_the_order_of_their_probes() 
     for silent in [vec![1], vec![1, 2], vec![1, 2, 3]] {
         let mut world = world(&[10, 11, 12, 13]);
         let flows = opened(&mut world, 4);
-        // cp10 is known to be dead before a probe of the others has come to its end.
+        // cp10 is known to be dead before a probe of the others has ended.
         probe(&mut world, 0, Failed, START);
         probe(&mut world, 0, Failed, START + 10 * MILLISECOND);
         world.run(START + 10 * MILLISECOND, START + 500 * MILLISECOND, 0);

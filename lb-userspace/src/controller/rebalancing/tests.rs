@@ -27,7 +27,7 @@ fn loads(tables: &Testbed) -> Vec<Load> {
     (0..3).map(load).collect()
 }
 
-/// Runs it to its end; returns when which flows were reset. `meanwhile` is called between the
+/// Runs it to its end; returns which flows were reset, and when. `meanwhile` is called between the
 /// turns.
 fn run(tables: &mut Testbed, rate: u32, mut meanwhile: impl FnMut(&mut Testbed, Instant)) -> Vec<(Instant, FlowAt)> {
     let mut rebalancing = Rebalancing::new(0, &shares(&loads(tables), 1), rate, START);

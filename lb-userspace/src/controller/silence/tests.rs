@@ -138,7 +138,8 @@ fn an_idle_backend_is_never_asked_and_one_that_answers_never_called_silent() {
 fn a_backend_that_is_slow_but_alive_answers_when_asked_and_that_is_the_end_of_it() {
     let mut world = World::new(1, SECOND);
     let flows = world.open(0, 100);
-    // The server hangs: its clients' packets are acknowledged late, by chance never before they are looked at.
+    // The server hangs: its clients' packets are acknowledged late, by chance always after the look
+    // at them.
     let speaks = |world: &mut World, now: Instant| {
         world.tables.speak(flows[5], now);
         if now.0.is_multiple_of(700_000_000) {

@@ -163,7 +163,7 @@ fn without_colour_nothing_is_coloured_and_without_unicode_all_is_ascii() {
         assert!(cells.iter().all(|cell| cell.fg == Color::Reset && cell.bg == Color::Reset));
         assert!(cells.iter().all(|cell| cell.symbol().is_ascii()), "{}", text_with(&state, &plain, 160, 50));
     }
-    // And what colour says stands there in words.
+    // And what colour says is also there in words.
     holds(&text_with(&state, &plain, 160, 50), &["down refused", "MASTER", "warn", "live"]);
     let coloured = drawn(&state, &look(), 160, 50);
     assert!(coloured.backend().buffer().content().iter().any(|cell| cell.fg == Color::Red));

@@ -55,7 +55,7 @@ fn interface(name: &str, up: bool, addresses: &[&str]) -> (String, Interface) {
     (name.into(), interface)
 }
 
-/// A host on which everything is well.
+/// A host on which nothing is wrong.
 fn host() -> HostFacts {
     let eth0 = interface("eth0", true, &["10.0.1.100/32", "10.0.1.99/32", "10.0.1.1/24", "fe80::1/64"]);
     HostFacts { interfaces: [eth0, interface("eth1", true, &[])].into(), ..HostFacts::default() }

@@ -40,7 +40,7 @@ pub struct Idle {
     pub compared: u32,
     /// Of the daemon's own figures.
     pub own: u32,
-    /// How long the daemon is looked at while nothing happens: several rounds of its slower timers.
+    /// How long the daemon is observed while nothing happens: several rounds of its slower timers.
     pub seconds: f64,
 }
 
