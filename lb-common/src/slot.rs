@@ -23,7 +23,7 @@ pub enum State {
     ClosingClient = 4,
     /// The backend has sent its FIN.
     ClosingBackend = 5,
-    /// Idle for too long; any packet swings it back to the previous state.
+    /// Idle for too long; any packet returns it to the previous state.
     Suspect = 6,
     /// Over. The translation stays until the slot is claimed again, so that a repeated last FIN is
     /// still forwarded.

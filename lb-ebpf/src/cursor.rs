@@ -207,8 +207,8 @@ fn differences(old: &Translation, new: &Translation) -> (u64, u64) {
     )
 }
 
-/// Writes everything of a translation but the TCP checksum. The caller has checked the frame up to
-/// `PAYLOAD`.
+/// Writes everything of a translation except the TCP checksum. The caller has checked the frame up
+/// to `PAYLOAD`.
 #[inline(always)]
 unsafe fn write_translation(start: usize, new: &Translation, addresses: u64) {
     let mac = new.hop.0;
@@ -246,9 +246,8 @@ impl XdpFrame {
     #[inline(always)]
     fn length(self) -> usize {
         let mut length = self.end() - self.start();
-        // LLVM would subtract in 32 bits where the result is used so, which the verifier allows for
-        // no pointer.
-        // SAFETY: touches one register.
+        // LLVM would subtract in 32 bits where the result is used in that way, which the verifier
+        // does not allow for pointers. SAFETY: touches one register.
         unsafe { core::arch::asm!("{0} += 0", inout(reg) length) };
         length
     }
@@ -311,7 +310,7 @@ impl Frame for XdpFrame {
         true
     }
 
-    /// Always by the head: a small frame has hardly any room at its tail on native veth.
+    /// Always at the head: a small frame has hardly any room at its tail on native veth.
     #[inline(always)]
     fn replace(self, headers: &mut Headers, tcp_length: u32) -> bool {
         let wanted = field::TCP as i32 + tcp_length as i32;

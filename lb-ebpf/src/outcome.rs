@@ -83,8 +83,8 @@ impl Outcome {
         Self::new(Self::END, 0, SlotAt(0))
     }
 
-    /// For what cannot be and only the verifier thinks possible: a look-up by a number that the
-    /// table has for certain. Nothing leads here, so nothing is counted.
+    /// For what cannot happen and only the verifier considers possible: a look-up by a number that
+    /// is certainly in the table. Nothing leads here, so nothing is counted.
     #[inline(always)]
     pub const fn impossible() -> Outcome {
         Self::new(Self::END, 0, SlotAt(0))

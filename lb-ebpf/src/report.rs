@@ -45,9 +45,9 @@ pub fn dropped<F: Frame>(reason: Reason) -> i32 {
     F::DROP
 }
 
-/// For what cannot be and only the verifier thinks possible: a range of the frame that was checked
-/// before, or a look-up by a number that the table has for certain. Nothing leads here, so nothing
-/// is counted.
+/// For what cannot happen and only the verifier considers possible: a range of the frame that was
+/// checked before, or a look-up by a number that is certainly in the table. Nothing leads here, so
+/// nothing is counted.
 #[inline(always)]
 pub const fn impossible<F: Frame>() -> i32 {
     F::DROP

@@ -1,4 +1,4 @@
-//! The way of a packet.
+//! The path of a packet.
 
 use lb_common::{
     address::V4,
@@ -140,7 +140,7 @@ fn ended<F: Frame>(segment: Segment, reason: Reason) -> i32 {
     dropped::<F>(reason)
 }
 
-/// Does with the frame what was decided. Whatever ends it is counted.
+/// Carries out the decision about the frame. Whatever ends it is counted.
 #[inline(always)]
 fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: bool) -> i32 {
     let at = outcome.at();

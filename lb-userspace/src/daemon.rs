@@ -71,7 +71,7 @@ use vrrp::Vrrp;
 pub struct RunOptions {
     /// The configuration file.
     pub config: PathBuf,
-    /// Mount a bpffs if `bpffs` does not lie on one.
+    /// Mount a bpffs if `bpffs` is not on one.
     pub mount_bpffs: bool,
     /// Attach TC programs with clsact, as on kernels before 6.6.
     pub clsact: bool,

@@ -1,4 +1,5 @@
-//! The limit on lines of connections that were turned away: a flood must not become a flood of the disk.
+//! The limit on lines of connections that were turned away: a flood of connections must not flood
+//! the disk.
 
 use std::time::{Duration, Instant};
 

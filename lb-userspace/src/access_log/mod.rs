@@ -1,4 +1,4 @@
-//! The access log: one line a connection, in the words of nginx's `log_format`.
+//! The access log: one line per connection, in the words of nginx's `log_format`.
 
 mod batch;
 mod format;

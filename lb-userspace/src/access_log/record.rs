@@ -71,7 +71,8 @@ impl Status {
 }
 
 impl Record {
-    /// Whether the client was sent away before any backend was asked. Attackers choose how many such lines there are.
+    /// Whether the client was turned away before any backend was tried. Attackers choose how many
+    /// such lines there are.
     pub fn is_turned_away(&self) -> bool {
         self.tries.is_empty() && !matches!(self.status, Status::Open | Status::Served)
     }

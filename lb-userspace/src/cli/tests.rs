@@ -244,7 +244,7 @@ fn every_command_has_help_with_examples_that_are_accepted() {
         let words = words.join(" ");
         assert!(command.get_about().is_some(), "{words} does not say what it does");
         let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-        // A line is a command, and what a shell makes of it or a remark (behind two spaces).
+        // A line is a command, with shell syntax around it or a remark after two spaces.
         let lines = help.lines().map(|line| line.trim().trim_start_matches("Example: "));
         let commands = lines.flat_map(|line| line.split(&['|', '>'][..])).flat_map(|part| part.split("&& "));
         let examples: Vec<_> = commands

@@ -7,7 +7,7 @@ use super::{
     *,
 };
 
-/// A service that is right; tests add what they are about.
+/// A valid service; tests add what they are about.
 const SERVICE: &str = r#"
 [[service]]
 name = "api"
@@ -272,7 +272,7 @@ fn what_stands_twice_points_at_where_it_stood_first() {
     assert!(shown[1].starts_with("e.toml:10:13: virtual address 10.0.1.9 appears twice"), "{shown:#?}");
 }
 
-/// An instance that is right, from line 1; keys are added from line 6.
+/// A valid instance, from line 1; keys are added from line 6.
 fn instance(keys: &str) -> String {
     format!(
         "[[vrrp]]\nname = \"VI\"\ninterface = \"eth0\"\nvirtual_router_id = 51\naddresses = \"10.0.1.100/24\"\n{keys}\n"

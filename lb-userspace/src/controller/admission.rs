@@ -60,7 +60,7 @@ pub struct Standing {
     pub reason: Option<BackendReason>,
     /// For the map: `NONE`, `OUT` or `UP`.
     pub admission: u32,
-    /// For the map: from when on a trial connection may be made.
+    /// For the map: the time from which a trial connection may be made.
     pub retry_at: Instant,
 }
 

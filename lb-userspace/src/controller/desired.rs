@@ -33,7 +33,7 @@ pub struct DesiredService {
     pub listen: Vec<SocketAddrV4>,
     /// How it balances, as it is written to the tables; its backends are not in it yet.
     pub row: ServiceRow,
-    /// After how long without a packet a connection is reset.
+    /// How long a connection may be without a packet before it is reset.
     pub idle_timeout: Duration,
     /// The addresses that backends see.
     pub snat: Vec<Ipv4Addr>,

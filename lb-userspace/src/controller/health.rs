@@ -11,7 +11,7 @@
 //! `fail_timeout` after the last one, so that three failures a minute apart take a backend out. Here a failure is
 //! forgotten after `fail_timeout`, and a success in between forgives nothing.
 //!
-//! The trial is the kernel program's: it moves `retry_at` forward by compare-and-swap, so there is
+//! The kernel program makes the trial: it moves `retry_at` forward by compare-and-swap, so there is
 //! one trial at a time in the whole system; it swaps `OUT` for `UP` when the trial is answered.
 //! When every backend is out, it gives them connections all the same; nothing here is needed for
 //! that.
@@ -36,7 +36,7 @@ pub struct Settings {
     pub max_fails: u32,
     /// Within how long the failures have to come, and how long it is then out.
     pub fail_timeout: Duration,
-    /// How long a try lasted that ended in `ConnectTimeout`.
+    /// How long a try that ended in `ConnectTimeout` lasted.
     pub connect_timeout: Duration,
     /// How long it gets less than its share after it has come back; 0: not at all.
     pub slow_start: Duration,
@@ -135,7 +135,7 @@ pub struct Health {
     failures: VecDeque<Instant>,
     /// Of the probes, if there are any.
     probe_count: Option<(Tries, ProbeCount)>,
-    /// When a probe passed last, and since when they fail; `ZERO`: none did.
+    /// When a probe last passed, and since when they have failed; `ZERO`: none did.
     passed_at: Instant,
     failing_since: Instant,
     changed_at: Instant,

@@ -25,7 +25,7 @@ use crate::tables::{Head, Tables};
 pub struct Ownership {
     /// By number, with the time since when; `None`: there is no other host, all listeners are ours.
     ours: Option<Arc<BTreeMap<u16, Instant>>>,
-    /// How far the other host's news of a flow's last packet may lie behind.
+    /// How far the other host's news of a flow's last packet may be behind.
     lag: Duration,
 }
 

@@ -216,7 +216,7 @@ impl Watch {
             return turn.now + SOON;
         }
         if flows.is_empty() {
-            // It has no connection that could be asked, or be reset.
+            // It has no connection to ask on, or to reset.
             *self = Watch { rest_until: turn.now + PERIOD, ..Watch::default() };
             return self.rest_until;
         }
@@ -227,8 +227,8 @@ impl Watch {
         due
     }
 
-    /// Goes on over the slots until `most` connections of the backend are found that `takes` takes, or the turn's budget
-    /// is used up, or it has been everywhere.
+    /// Continues over the slots until it has found `most` connections of the backend that `takes`
+    /// accepts, the turn's budget is used up, or all slots have been visited.
     fn walk(&mut self, subject: &Subject, most: usize, turn: &mut Turn, takes: &dyn Fn(&Head) -> bool) -> Vec<FlowAt> {
         let mut found = Vec::new();
         while turn.budget > 0 && found.len() < most && !self.is_round(subject, turn.ours) {

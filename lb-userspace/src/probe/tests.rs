@@ -24,8 +24,8 @@ fn https() -> Check {
     Check::new(&settings(model::Probe::Https, None)).expect("a check")
 }
 
-/// A CA's certificate, and what a server needs that this CA vouches for under a name that no probe
-/// asks for.
+/// A CA's certificate, and what a server needs to show a certificate that this CA has signed, for a
+/// name that no probe asks for.
 fn certificates() -> (String, Arc<ServerConfig>) {
     let mut ca = CertificateParams::default();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -180,7 +180,7 @@ async fn a_tcp_probe_passes_without_the_server_ever_hearing_of_it() {
     for _ in 0..20 {
         assert_eq!(Check::Tcp.run(address, TIMEOUT).await.expect("an outcome").0, Outcome::Passed);
     }
-    // What it accepts first is the connection after them.
+    // The first connection that it accepts is the one after the probes.
     let client = TcpStream::connect(address).await.expect("a connection");
     let (_, first) = listener.accept().await.expect("a connection");
     assert_eq!(first, client.local_addr().expect("an address"));

@@ -26,7 +26,7 @@ pub fn time(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-/// Seconds after a beginning that is always the same on the wall.
+/// Seconds after a start whose wall-clock time is always the same.
 pub struct Clock(Instant);
 
 impl Clock {

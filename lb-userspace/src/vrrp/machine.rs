@@ -170,7 +170,7 @@ enum Phase {
     Fault,
 }
 
-/// What this host brings into the election, whatever the phase.
+/// What this host brings to the election, in every phase.
 #[derive(Clone, Debug)]
 struct Candidate {
     settings: Settings,

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::api::{QUEUE, tests::answer};
 
-/// Nothing here takes longer, on however busy a machine.
+/// Nothing here takes longer, however busy the machine.
 const SOON: Duration = Duration::from_secs(20);
 
 const SHORT: Limits = Limits { connections: 3, head: Duration::from_millis(300), life: Duration::from_millis(900) };

@@ -21,7 +21,7 @@ fn tables() -> Testbed {
     tables
 }
 
-/// Looks whenever a look is due, until `end`; returns the times at which each flow was due.
+/// Looks whenever a look is due until `end`; returns the times at which each flow was due.
 fn run(watch: &mut HalfOpen, tables: &mut Testbed, from: Instant, end: Instant) -> (Vec<(Instant, FlowAt)>, u32) {
     let (mut now, mut due, mut looks) = (from, Vec::new(), 0);
     while now < end {

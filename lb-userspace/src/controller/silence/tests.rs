@@ -1,4 +1,5 @@
-//! A backend in these tests is a function of time: what it lets be heard, and whether it answers when asked.
+//! A backend in these tests is a function of time: what is heard from it, and whether it answers
+//! when asked.
 
 use super::*;
 use crate::{
@@ -39,7 +40,7 @@ impl World {
         (0..count).map(|n| self.tables.open(backend, n * 20, State::Established, 0, START)).collect()
     }
 
-    /// A client of the flow sends something; a backend that lives answers.
+    /// A client of the flow sends something; a live backend answers.
     fn client_speaks(&mut self, flow: FlowAt, now: Instant) {
         self.tables.speak(flow, now);
         if self.alive.contains(&flow.at.pool()) {

@@ -23,7 +23,7 @@ fn some() -> AdminStates {
     let drain = AdminState::Drain { deadline: Some(at(5_060)), rate: 50 };
     let mut say = |backend: &str, order, seconds: u64, by: &str| {
         let said = AdminEntry { order, since: at(seconds), by: by.into() };
-        // As the clocks of `now` stand to each other.
+        // With the same difference between the two clocks as in `now`.
         admin_states.say(name(backend), said, (1_800_000_000 - 5_000 + seconds) * 1_000);
     };
     say("cp01", drain, 4_990, "uid 0");

@@ -58,7 +58,7 @@ impl Program {
         }
     }
 
-    /// Claims a slot for a client and lets it be established.
+    /// Claims a slot for a client and establishes its flow.
     fn open(&self, client: SocketAddr) -> Option<(u16, Ctl)> {
         let SocketAddr::V4(client) = client else { panic!("IPv4 only") };
         let slots = self.slots();
@@ -68,7 +68,7 @@ impl Program {
         assert!(slots.swap(slot, free, free.claimed()), "popped twice");
         let mut record = Slot::default();
         record.key = Key::of(client, 5);
-        // All words say the generation: a copy that mixes two is seen.
+        // All words hold the generation, so a copy that mixes two is noticed.
         record.end_backend = u64::from(free.claimed().generation());
         record.started = lb_common::time::Instant(record.end_backend);
         record.ctl = free.claimed();

@@ -38,7 +38,7 @@ fn one(last: &[u8]) -> Holdings {
     holdings
 }
 
-/// The leases that are removed of a table with these addresses.
+/// The leases that are removed from a table with these addresses.
 fn forgotten(holdings: &Holdings, table: &[u8]) -> Vec<HoldingOrder> {
     holdings.forget_strangers(table.iter().map(|last| ((*last).into(), ip(*last))))
 }
