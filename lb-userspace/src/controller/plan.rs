@@ -1,10 +1,11 @@
 //! From what the tables hold to what the configuration asks for: the ordered list of writes.
 //!
-//! The order keeps every packet in between right: a pool exists before a backend names it, a backend
-//! before a service lists it, a service before a listener leads to it; and the reverse when something
-//! goes. What goes is only closed here (a listener becomes `CLOSING`, a backend a tombstone that gets
-//! no connections); it is removed by [`removal`](super::removal) when its last flow has ended. A
-//! backend or a listener that comes back before that takes its old row again, with its flows.
+//! The order is such that every packet in between is handled correctly: a pool exists before a
+//! backend names it, a backend before a service lists it, a service before a listener leads to it;
+//! and the reverse when something goes. What goes is only closed here (a listener becomes
+//! `CLOSING`, a backend a tombstone that gets no connections); it is removed by
+//! [`removal`](super::removal) when its last flow has ended. A backend or a listener that comes
+//! back before that takes its old row again, with its flows.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,5 +1,6 @@
-//! Which connections to reset so that backends get even. After an API server has restarted, its watches sit on the others
-//! for hours; a client that is reset comes back at once, and the scheduler gives it to the least busy backend.
+//! Which connections to reset so that backends become even. After an API server has restarted, its
+//! watches sit on the others for hours; a client that is reset comes back at once, and the
+//! scheduler gives it to the least busy backend.
 //!
 //! Even within a tolerance of T: no backend that has more than its share (by weight) would, with T
 //! connections fewer, still be busier (connections by weight) than another one. With equal weights:

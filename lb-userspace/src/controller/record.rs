@@ -149,7 +149,7 @@ fn status(event: &Event) -> Status {
 }
 
 fn session(event: &Event) -> Duration {
-    // `at` is read from the coarse clock, which may lie behind the exact one of `started`.
+    // `at` is read from the coarse clock, which may be behind the exact one of `started`.
     let began = if event.started == Instant::ZERO { event.at } else { event.started };
     began.age(event.at)
 }

@@ -107,8 +107,8 @@ struct Case {
 }
 
 impl Case {
-    /// Whether a backend that was spared or adopted is dead for all that is known now: two more probes without an answer, of which the
-    /// second began later; or not a packet of it.
+    /// Whether a backend that was spared or adopted is dead by all that is known now: two more
+    /// probes without an answer, of which the second began later; or no packet from it.
     fn is_confirmed(&mut self, member: &Member) -> bool {
         match self.cause {
             _ if !self.spared && self.unanswered.is_none() => true,

@@ -81,7 +81,7 @@ pub struct Job {
     pub rate: u32,
     /// When it begins.
     pub not_before: Instant,
-    /// Flows whose first SYN came later are left alone. Means nothing for `Flows`.
+    /// Flows whose first SYN came later are left alone. It has no meaning for `Flows`.
     pub begun_by: Instant,
 }
 

@@ -92,7 +92,7 @@ impl Tasks {
         })
     }
 
-    /// Ends one; the job that is to be called off, of which `closed` were handed out.
+    /// Ends one; returns the job that is to be called off, of which `closed` were handed out.
     pub fn end(&mut self, id: u64, state: TaskState, closed_by: impl Fn(JobId) -> Option<u64>) -> Option<JobId> {
         let entry = self.tasks.get_mut(&id)?;
         let job = entry.work.as_ref().and_then(Work::job);

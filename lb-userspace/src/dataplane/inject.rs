@@ -30,7 +30,8 @@ const XDP_REDIRECT: u32 = 4;
 const TC_REDIRECT: u32 = 7;
 
 impl Dataplane {
-    /// Runs a frame through the program of the interface it is said to have come in by. Nothing is sent.
+    /// Runs a frame through the program of an interface, as if it had come in there. Nothing is
+    /// sent.
     pub fn inject(&self, ifindex: u32, frame: &[u8]) -> Result<Injected> {
         let attached = self.attached.get(&ifindex).with_context(|| format!("no program on interface {ifindex}"))?;
         let mut output = vec![0; OUTPUT];

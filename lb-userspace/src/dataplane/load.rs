@@ -169,7 +169,7 @@ fn is_known<T>(name: &str, known: &[(&str, T)]) -> bool {
     name.starts_with('.') || name == kernel_log::MAP || known.iter().any(|(wanted, _)| *wanted == name)
 }
 
-/// The kernel takes longest for verifying the two large ones, so all are loaded at the same time.
+/// Verifying the two large ones takes the kernel longest, so all are loaded at the same time.
 fn load_and_pin(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
     thread::scope(|scope| {
         let loading: Vec<_> =
