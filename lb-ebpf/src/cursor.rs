@@ -247,7 +247,8 @@ impl XdpFrame {
     fn length(self) -> usize {
         let mut length = self.end() - self.start();
         // LLVM would subtract in 32 bits where the result is used in that way, which the verifier
-        // does not allow for pointers. SAFETY: touches one register.
+        // does not allow for pointers.
+        // SAFETY: touches one register.
         unsafe { core::arch::asm!("{0} += 0", inout(reg) length) };
         length
     }

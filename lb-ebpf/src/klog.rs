@@ -4,9 +4,9 @@
 //!
 //! The level is a constant of the loaded program (`evenkeel run --kernel-log LEVEL`). Without one
 //! the verifier knows that no line is ever written and the kernel removes the calls: an ordinary
-//! run has not a single instruction of it. No packet that is forwarded is logged at any level. A
-//! line costs microseconds and wakes its reader, so there are at most [`LINES`] a second; the next
-//! line says how many were left out.
+//! run does not have a single instruction of it. No packet that is forwarded is logged at any
+//! level. A line costs microseconds and wakes its reader, so there are at most [`LINES`] a second;
+//! the next line says how many were left out.
 //!
 //! Reasons and states are written as `reason#N` and `state#N`; user space puts their names there.
 

@@ -93,8 +93,8 @@ extern "C" fn from_client_syn_global(at: u32, ctl: u64, sequence: u32) -> u64 {
         }
         State::HalfOpen | State::Closed => {}
         // Its backend answers with a challenge ACK (RFC 5961 section 4), and the client, if it has
-        // forgotten the connection, with a RST. Only of a backend that is out can no answer be
-        // expected.
+        // forgotten the connection, with a RST. A backend that is out is the only one that cannot
+        // be expected to answer.
         _ if is_up_global(backend as u32) != 0 => return Outcome::forward(at).0,
         // Another CPU or the controller has ended it at this moment: the client sends again.
         _ if !close(at, ctl, Reason::Replaced) => return Outcome::drop(Reason::LostRace).0,
