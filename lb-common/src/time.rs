@@ -116,16 +116,16 @@ impl Ticks {
 pub struct Micros(pub u32);
 
 impl Micros {
-    /// How long ago the stamp was at `now`. A stamp that lies ahead, by up to half of the range, has
-    /// the age zero.
+    /// How long ago the stamp was at `now`. A stamp that lies ahead, by up to half of the range,
+    /// has the age zero.
     #[inline(always)]
     pub const fn age(self, now: Instant) -> Duration {
         Duration::from_micros(age_of(self.0, (now.0 / 1000) as u32) as u64)
     }
 }
 
-/// **The one rule for a stamp that lies ahead**: it has just been set, by a CPU whose clock is ahead
-/// of ours or after `now` was read.
+/// **The one rule for a stamp that lies ahead**: it has just been set, by a CPU whose clock is
+/// ahead of ours or after `now` was read.
 #[inline(always)]
 const fn age_of(stamp: u32, now: u32) -> u32 {
     let age = now.wrapping_sub(stamp);

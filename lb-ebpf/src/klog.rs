@@ -37,7 +37,8 @@ const RESET: u32 = 0;
 /// A segment ends here.
 const DROPPED: u32 = 1;
 
-/// The sender of a segment is answered with a RST, by the number of a reason; a RST is not answered.
+/// The sender of a segment is answered with a RST, by the number of a reason; a RST is not
+/// answered.
 #[inline(always)]
 pub fn reset(segment: Segment, reason: u32) {
     turned_away(segment, if segment.flags & RST == 0 { RESET } else { DROPPED }, reason);
@@ -183,8 +184,8 @@ fn backend(at: SlotAt) -> ([u8; 4], u16) {
     }
 }
 
-/// Whether one more line may be written. The first line of a stretch of time says how many were left
-/// out in the one before.
+/// Whether one more line may be written. The first line of a stretch of time says how many were
+/// left out in the one before.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn may_log_global() -> u32 {

@@ -242,8 +242,8 @@ pub fn rst_tokens() -> Option<Held<RstTokens>> {
 pub fn next_log_line(now: Ticks) -> (u32, u32) {
     let stretch = now.0 >> 10;
     let word = &raw mut maps::LOG_LINES;
-    // SAFETY: an aligned word of this program's own. Two CPUs that begin a stretch at once may write
-    // a line more or less.
+    // SAFETY: an aligned word of this program's own. Two CPUs that begin a stretch at once may
+    // write a line more or less.
     unsafe {
         let lines = atomic::load(word);
         if (lines >> 32) as u32 != stretch {

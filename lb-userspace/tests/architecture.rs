@@ -1,5 +1,5 @@
-//! The invariants of docs/architecture.md that can be read off the source: which room may use which, and where `aya`,
-//! `unsafe` and clocks may appear.
+//! The invariants of docs/architecture.md that can be read off the source: which room may use
+//! which, and where `aya`, `unsafe` and clocks may appear.
 
 use std::{
     collections::BTreeSet,
@@ -100,7 +100,8 @@ fn used_rooms(text: &str) -> BTreeSet<String> {
     rooms
 }
 
-/// The items of a list in braces, without what they have in braces themselves. The text begins behind the first brace.
+/// The items of a list in braces, without what they have in braces themselves. The text begins
+/// behind the first brace.
 fn outer_items(text: &str) -> Vec<String> {
     let mut items = vec![String::new()];
     let mut depth = 0;

@@ -1,5 +1,5 @@
-//! What the documentation lists is what the program has: configuration keys and their defaults, commands and options,
-//! reasons, memory, what `check` prints; and links lead somewhere.
+//! What the documentation lists is what the program has: configuration keys and their defaults,
+//! commands and options, reasons, memory, what `check` prints; and links lead somewhere.
 
 mod docs {
     pub mod commands;

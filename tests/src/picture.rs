@@ -1,5 +1,5 @@
-//! `evenkeel-lab picture`: takes the pictures of the status page and of `evenkeel top` in docs/, from a
-//! lab whose traffic makes a hundred seconds look like a day, and prints `top` as text.
+//! `evenkeel-lab picture`: takes the pictures of the status page and of `evenkeel top` in docs/,
+//! from a lab whose traffic makes a hundred seconds look like a day, and prints `top` as text.
 
 use std::{
     path::Path,

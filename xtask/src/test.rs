@@ -11,7 +11,8 @@ pub fn run(filter: Option<&str>, full: bool) -> Result<()> {
     setup::run(Some(setup::Task::Test), setup::Report::Changes)?;
     match filter {
         None => check()?,
-        // The tests of upgrades need an evenkeel that was built differently. The unit tests build it too.
+        // The tests of upgrades need an evenkeel that was built differently. The unit tests build
+        // it too.
         Some(_) => step("debug build", || cargo(&["build", "--package", "lb-userspace", "--bin", "evenkeel"]))?,
     }
     lab(filter, full)

@@ -70,7 +70,8 @@ impl Output {
         });
     }
 
-    /// Writes what is left of a batch; returns lines that it cannot take at all. `WouldBlock`: it has no room just now.
+    /// Writes what is left of a batch; returns lines that it cannot take at all. `WouldBlock`: it
+    /// has no room just now.
     pub fn write(&mut self, batch: &mut Batch) -> io::Result<u64> {
         let mut refused = 0;
         match self {
@@ -94,7 +95,8 @@ impl Output {
                     match socket.send(line) {
                         Ok(_) => batch.take(length),
                         Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                        // Longer than a datagram can be: some 200 kB. No second try makes it shorter.
+                        // Longer than a datagram can be: some 200 kB. No second try makes it
+                        // shorter.
                         Err(error) if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) => {
                             batch.take(length);
                             refused += 1;

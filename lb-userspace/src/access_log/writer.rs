@@ -27,7 +27,8 @@ use std::time::{Duration, Instant};
 const QUEUE: usize = 32_768;
 /// Bytes handed to the kernel at once.
 const BATCH_BYTES: usize = 64 * 1024;
-/// How long a configuration waits to hear that a target cannot be opened. One that hangs is opened later.
+/// How long a configuration waits to hear that a target cannot be opened. One that hangs is opened
+/// later.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How long a target that fails is left alone.
 const RETRY: Duration = Duration::from_millis(250);
@@ -108,7 +109,8 @@ impl Targets {
         Targets { open: Vec::new(), losses: Arc::default(), history, journal, alive: Some(alive), ended }
     }
 
-    /// A writer for a log, whose target is opened unless it is open. The folder of a file has to exist.
+    /// A writer for a log, whose target is opened unless it is open. The folder of a file has to
+    /// exist.
     pub fn writer(&mut self, log: &AccessLog) -> Result<Writer> {
         self.open.retain(|(_, target)| target.strong_count() > 0);
         let known = self.open.iter().find(|(target, _)| *target == log.target).and_then(|(_, known)| known.upgrade());
@@ -163,7 +165,8 @@ impl Targets {
         }
     }
 
-    /// Reopens every target (SIGUSR1). If one cannot be reopened, its lines still go to the old one.
+    /// Reopens every target (SIGUSR1). If one cannot be reopened, its lines still go to the old
+    /// one.
     pub fn reopen(&self) {
         for target in self.open.iter().filter_map(|(_, target)| target.upgrade()) {
             target.flags.reopen.store(true, Ordering::Release);
@@ -189,7 +192,8 @@ impl Drop for Targets {
 }
 
 impl Writer {
-    /// Queues a line; never waits. Lines of connections that were turned away are limited to 100 a second.
+    /// Queues a line; never waits. Lines of connections that were turned away are limited to 100 a
+    /// second.
     pub fn write(&mut self, record: Record, now: Instant) {
         if record.is_turned_away() && !self.limit.allows(now) {
             self.losses.suppressed.fetch_add(1, Ordering::Relaxed);
@@ -287,8 +291,8 @@ impl Lines {
         }
     }
 
-    /// Waits for something to write and formats lines until the batch is large enough. False: there will
-    /// be no more.
+    /// Waits for something to write and formats lines until the batch is large enough. False: there
+    /// will be no more.
     fn gather(&mut self) -> bool {
         if self.listings.is_empty() {
             match self.messages.try_recv() {
@@ -371,8 +375,8 @@ impl Lines {
         Ok(())
     }
 
-    /// The target is reopened before it gets the rest of the batch, from the beginning of the line that
-    /// was cut.
+    /// The target is reopened before it gets the rest of the batch, from the beginning of the line
+    /// that was cut.
     fn failed(&mut self, error: &io::Error) {
         self.output = None;
         self.batch.rewind();

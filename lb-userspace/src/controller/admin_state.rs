@@ -1,9 +1,9 @@
-//! The states that operators give to backends: drained, or in maintenance. A state holds through reloads
-//! and restarts until it is taken back. It is kept by the names of service and backend and ends when the
-//! backend leaves the configuration.
+//! The states that operators give to backends: drained, or in maintenance. A state holds through
+//! reloads and restarts until it is taken back. It is kept by the names of service and backend and
+//! ends when the backend leaves the configuration.
 //!
-//! Both hosts of a pair hold the states that were set on either; the later one prevails. So a state that
-//! was taken back is remembered too, with its time.
+//! Both hosts of a pair hold the states that were set on either; the later one prevails. So a state
+//! that was taken back is remembered too, with its time.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -1,5 +1,5 @@
-//! Whether a backend gets connections: what the file says, what an operator said and what its health is, brought together
-//! in one place.
+//! Whether a backend gets connections: what the file says, what an operator said and what its
+//! health is, brought together in one place.
 //!
 //! | in the file | operator | health | state | new connections |
 //! |---|---|---|---|---|

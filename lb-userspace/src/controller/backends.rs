@@ -58,7 +58,8 @@ impl Controller {
         actions
     }
 
-    /// Has a backend probed soon, if it is probed; a flood of failures asks for it only now and then.
+    /// Has a backend probed soon, if it is probed; a flood of failures asks for it only now and
+    /// then.
     pub(super) fn hurry(&mut self, backend: u16, now: Instant) -> Option<Action> {
         self.backends.get(&backend)?.settings.probe?;
         let last = self.hurried.get(&backend).copied();
@@ -172,7 +173,8 @@ impl Controller {
         (from != to || to == OUT).then_some(Action::Admit { backend, from, to, retry_at, slow_until })
     }
 
-    /// Until when a backend gets less than its share if it comes back now; `ZERO`: it does not start slowly.
+    /// Until when a backend gets less than its share if it comes back now; `ZERO`: it does not
+    /// start slowly.
     pub(super) fn slow_until(&self, backend: u16, now: Instant) -> Instant {
         let slow_start = self.backends.get(&backend).map_or(Duration::ZERO, |facts| facts.settings.slow_start);
         if slow_start.is_zero() { Instant::ZERO } else { now + slow_start }
@@ -212,7 +214,8 @@ impl Controller {
 
     // ---- in its turn ----
 
-    /// Asks backends that are quiet while something waits for them, and takes out those that are silent.
+    /// Asks backends that are quiet while something waits for them, and takes out those that are
+    /// silent.
     pub(super) fn silence_turn(&mut self, ours: &Ours, now: Instant) -> Vec<Action> {
         let look = self.silence.turn(&self.subjects(), ours, now);
         let mut actions: Vec<_> = look.ask.into_iter().map(Action::Ask).collect();
@@ -224,9 +227,9 @@ impl Controller {
         actions
     }
 
-    /// The backends to watch: all that the clients' connections may take out and that are not known to
-    /// be dead. If a backend's connections were spared, its flows may say more than its probes. A host
-    /// that does not hold the address sees no packets.
+    /// The backends to watch: all that the clients' connections may take out and that are not known
+    /// to be dead. If a backend's connections were spared, its flows may say more than its probes.
+    /// A host that does not hold the address sees no packets.
     fn subjects(&self) -> Vec<Subject> {
         let watched = |number: &u16, health: &Health| {
             let settings = self.backends.get(number)?.settings;

@@ -1,5 +1,5 @@
-//! The counts of `per_client_connections` against the slots: a client's count must equal the number of its open flows
-//! that are marked as counted.
+//! The counts of `per_client_connections` against the slots: a client's count must equal the number
+//! of its open flows that are marked as counted.
 //!
 //! A controller that was killed between the end of a flow and the change of its client's count
 //! leaves one too many. Flows come and go while they are counted here, so only clients whose word

@@ -1,4 +1,5 @@
-//! What operators ask for: backends taken out and in, other settings, connections reset, rebalancing.
+//! What operators ask for: backends taken out and in, other settings, connections reset,
+//! rebalancing.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -105,7 +106,8 @@ impl Controller {
         &self.admin_states
     }
 
-    /// What operators say from now on. The actions bring the map up to date; `ready` backends begin slowly.
+    /// What operators say from now on. The actions bring the map up to date; `ready` backends begin
+    /// slowly.
     pub fn set_admin_states(&mut self, admin_states: AdminStates, tables: &Tables, now: Instant) -> Vec<Action> {
         let before = std::mem::replace(&mut self.admin_states, admin_states);
         let numbers: Vec<_> =

@@ -73,8 +73,8 @@ pub struct DesiredBackend {
 }
 
 impl Desired {
-    /// Translates a validated configuration. It refuses IPv6, so every address is IPv4; one that is not would be
-    /// named here all the same.
+    /// Translates a validated configuration. It refuses IPv6, so every address is IPv4; one that is
+    /// not would be named here all the same.
     pub fn new(config: &model::Config) -> Result<Desired, Vec<String>> {
         let mut errors = Vec::new();
         let synced = config.sync.is_some();

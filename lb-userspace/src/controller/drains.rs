@@ -1,5 +1,5 @@
-//! Running drains: at the deadline the remaining connections are reset at the drain's rate, until none
-//! is left.
+//! Running drains: at the deadline the remaining connections are reset at the drain's rate, until
+//! none is left.
 //!
 //! A reset job ends when it finds no more connections. A connection that was half-open then and is
 //! established later is found by the next look, a second later.

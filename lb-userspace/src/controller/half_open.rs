@@ -1,10 +1,10 @@
-//! `connect_timeout` without waiting for the client to send its SYN again: which half-open flows are due, and when to
-//! look next.
+//! `connect_timeout` without waiting for the client to send its SYN again: which half-open flows
+//! are due, and when to look next.
 //!
 //! A SYN costs user space nothing, so no event announces a half-open flow. Their ring is read every
-//! [`period`], which is well below connect_timeout, and while it holds any, when the oldest is due. The
-//! SYN of a flow that is due goes through the kernel program once more, which moves the flow to another
-//! backend or refuses it: one engine decides.
+//! [`period`], which is well below connect_timeout, and while it holds any, when the oldest is due.
+//! The SYN of a flow that is due goes through the kernel program once more, which moves the flow to
+//! another backend or refuses it: one engine decides.
 
 use std::{collections::BTreeMap, time::Duration};
 

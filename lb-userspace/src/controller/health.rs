@@ -1,4 +1,5 @@
-//! Health of one backend: from tries that failed, probes and silence to whether it gets connections.
+//! Health of one backend: from tries that failed, probes and silence to whether it gets
+//! connections.
 //!
 //! ```text
 //!          max_fails failures within fail_timeout
@@ -6,18 +7,20 @@
 //!       ▲                                            │       ▲        │ the kernel program gives it one
 //!       └──── a trial connection is answered ────────┘       └────────┘ connection from retry_at on; it fails
 //! ```
-//! nginx's rule as it is documented ("the number of unsuccessful attempts ... that should happen in the duration set by
-//! the fail_timeout parameter"), not as it behaves: there failures add up until a connection succeeds that was picked
-//! `fail_timeout` after the last one, so that three failures a minute apart take a backend out. Here a failure is
-//! forgotten after `fail_timeout`, and a success in between forgives nothing.
+//! nginx's rule as it is documented ("the number of unsuccessful attempts ... that should happen in
+//! the duration set by the fail_timeout parameter"), not as it behaves: there failures add up until
+//! a connection succeeds that was picked `fail_timeout` after the last one, so that three failures
+//! a minute apart take a backend out. Here a failure is forgotten after `fail_timeout`, and a
+//! success in between forgives nothing.
 //!
 //! The kernel program makes the trial: it moves `retry_at` forward by compare-and-swap, so there is
 //! one trial at a time in the whole system; it swaps `OUT` for `UP` when the trial is answered.
 //! When every backend is out, it gives them connections all the same; nothing here is needed for
 //! that.
 //!
-//! With a probe (`[service.health]`) the [`ProbeCount`] of its outcomes decides too, and alone brings the backend back,
-//! whatever has taken it out: no client is spent on a trial (`retry_at` is `NEVER`).
+//! With a probe (`[service.health]`) the [`ProbeCount`] of its outcomes decides too, and alone
+//! brings the backend back, whatever has taken it out: no client is spent on a trial (`retry_at` is
+//! `NEVER`).
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -120,8 +123,8 @@ pub enum Change {
     Recovered,
 }
 
-/// A trial is distinguished from a connection begun before its backend went out by the time it began,
-/// which comes from the coarse clock with its steps of 4 to 10 ms.
+/// A trial is distinguished from a connection begun before its backend went out by the time it
+/// began, which comes from the coarse clock with its steps of 4 to 10 ms.
 const CLOCK_STEP: Duration = Duration::from_millis(20);
 
 /// The most failure times kept; a higher `max_fails` counts as this many.
@@ -159,7 +162,8 @@ impl Health {
         let reason = u8::try_from(record.out_reason).ok().and_then(Reason::from_number);
         let not_ready = record.out_reason == NOT_READY;
         let is_out = record.admission == OUT;
-        // While no controller ran, the kernel program may have taken it back without recording when.
+        // While no controller ran, the kernel program may have taken it back without recording
+        // when.
         let known = (Instant(1)..=now).contains(&record.changed_at) && (is_out || record.out_reason == 0);
         let mut health = Health::new(if known { record.changed_at } else { now });
         if is_out {
@@ -205,7 +209,8 @@ impl Health {
         self.passed_at >= other.failing_since
     }
 
-    /// Whether clients can be sent there with confidence: it is up, and its last probe did not fail.
+    /// Whether clients can be sent there with confidence: it is up, and its last probe did not
+    /// fail.
     pub fn is_fit(&self) -> bool {
         self.state == State::Up && !self.is_failing()
     }
@@ -227,7 +232,8 @@ impl Health {
             // can be taken back without two trials at once.
             State::Out { retry_at, .. } if at < retry_at => Change::StaysOut { retry_at },
             State::Out { retry_at, .. } if began + CLOCK_STEP < retry_at => Change::Nothing,
-            // From the beginning of the trial, so that a backend that is back is used within fail_timeout.
+            // From the beginning of the trial, so that a backend that is back is used within
+            // fail_timeout.
             State::Out { cause: before, .. } => {
                 let retry_at = (began + settings.fail_timeout).max(at);
                 let silent = before.filter(|before| timed_out && *before == Cause::Silent);
@@ -348,7 +354,8 @@ impl Health {
         }
     }
 
-    /// New settings: with `max_fails = 0` and no probe nothing keeps it out; without a probe it gets its trial.
+    /// New settings: with `max_fails = 0` and no probe nothing keeps it out; without a probe it
+    /// gets its trial.
     pub fn configured(&mut self, settings: &Settings, now: Instant) -> Change {
         let up = self.state == State::Up;
         self.probe_count = settings.probe.map(|tries| match self.probe_count {

@@ -1,18 +1,18 @@
 //! The controller's decisions, without I/O and without a clock: what is written to the maps, which
-//! backend is out, which flow is closed. The shell (`daemon`) reads events, clocks, sockets and files,
-//! passes them in and carries out what comes back.
+//! backend is out, which flow is closed. The shell (`daemon`) reads events, clocks, sockets and
+//! files, passes them in and carries out what comes back.
 //!
 //! How to drive a [`Controller`]:
-//! - **Every call that returns actions:** carry them out in order, before the next call. That holds for
-//!   [`commit`](Controller::commit), [`event`](Controller::event), [`turn`](Controller::turn),
+//! - **Every call that returns actions:** carry them out in order, before the next call. That holds
+//!   for [`commit`](Controller::commit), [`event`](Controller::event), [`turn`](Controller::turn),
 //!   [`probed`](Controller::probed), [`next_hop`](Controller::next_hop),
 //!   [`found_elsewhere`](Controller::found_elsewhere),
 //!   [`set_admin_states`](Controller::set_admin_states) and [`adjust`](Controller::adjust).
-//! - A configuration: [`plan`](Controller::plan), carry out its writes in order, then `commit`. If a
-//!   write fails: [`reread`](Controller::reread); the old configuration stays in force.
+//! - A configuration: [`plan`](Controller::plan), carry out its writes in order, then `commit`. If
+//!   a write fails: [`reread`](Controller::reread); the old configuration stays in force.
 //! - Events of the ring buffer: `event`, one by one, in the order in which they were read.
-//! - Time: `turn` when [`deadline`](Controller::deadline) has passed. Every other call may bring the
-//!   deadline forward, so read it again after each. Without connections it comes once a second.
+//! - Time: `turn` when [`deadline`](Controller::deadline) has passed. Every other call may bring
+//!   the deadline forward, so read it again after each. Without connections it comes once a second.
 //! - Whose flows this host may close: [`set_ownership`](Controller::set_ownership). It returns no
 //!   actions; what follows from it comes with the next `turn`.
 //! - What operators ask for: [`kill`](Controller::kill) and [`rebalance`](Controller::rebalance)
@@ -110,7 +110,8 @@ pub enum Action {
     Ask(FlowAt),
     /// Change one flow.
     Step(sweep::Step),
-    /// A half-open flow's backend was silent for connect_timeout: run the client's SYN through the program once more.
+    /// A half-open flow's backend was silent for connect_timeout: run the client's SYN through the
+    /// program once more.
     Retry(FlowAt),
     /// Correct a drift in a backend's `active`.
     Correct(reconcile::Drift),
@@ -210,7 +211,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 const RESET_RATE: u32 = 5000;
 
 impl Controller {
-    /// A controller for tables that hold `installed`, and what operators have said to the one before it.
+    /// A controller for tables that hold `installed`, and what operators have said to the one
+    /// before it.
     pub fn new(installed: Installed, admin_states: AdminStates) -> Controller {
         Controller { installed, admin_states, ..Controller::default() }
     }
@@ -294,8 +296,9 @@ impl Controller {
         self.next_hops.retain(|pool| installed.pools.contains_key(&pool));
     }
 
-    /// Health goes on for backends that stay; that of a new one, or of one found at the start, is what the map says. Then
-    /// the map is made to say what the file, operators and health say together.
+    /// Health goes on for backends that stay; that of a new one, or of one found at the start, is
+    /// what the map says. Then the map is made to say what the file, operators and health say
+    /// together.
     fn keep_health(&mut self, tables: &Tables, now: Instant) -> Vec<Action> {
         let Controller { backends, health, reset_guard, .. } = self;
         health.retain(|number, _| backends.get(number).is_some_and(|facts| !facts.down));
@@ -461,7 +464,8 @@ impl Controller {
             }
             *seen = record.connect_failures;
             for _ in 0..missed.min(u64::from(self.backends[&number].settings.max_fails)) {
-                // A flood of events, which is what fills the ring, is one of refusals: silence is slow.
+                // A flood of events, which is what fills the ring, is one of refusals: silence is
+                // slow.
                 let fail = |health: &mut Health, settings: &_| health.failed(settings, Reason::Refused, now);
                 actions.extend(self.with_health(number, "", now, fail));
             }
@@ -554,7 +558,8 @@ impl Controller {
         row.is_some_and(|row| row.pools.iter().any(|pool| self.next_hops.is_known(*pool)))
     }
 
-    /// The backends that an open connection has tried without success, as far as events reported them.
+    /// The backends that an open connection has tried without success, as far as events reported
+    /// them.
     pub fn failed_tries(&self, client: SocketAddr, listener: u16, started: Instant) -> Vec<SocketAddr> {
         self.recorder.failed(client, listener, started)
     }

@@ -1,13 +1,13 @@
-//! Which pools have a known next hop. A host that does not answer ARP gets no connections (the kernel
-//! program skips it, so no client waits for a connect_timeout), is shown as down, and is tried at once
-//! when it answers again.
+//! Which pools have a known next hop. A host that does not answer ARP gets no connections (the
+//! kernel program skips it, so no client waits for a connect_timeout), is shown as down, and is
+//! tried at once when it answers again.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use lb_common::time::Instant;
 
-/// How long the first answer may take before the operator hears of it: three ARP requests a second apart
-/// (the kernel's mcast_solicit and retrans_time).
+/// How long the first answer may take before the operator hears of it: three ARP requests a second
+/// apart (the kernel's mcast_solicit and retrans_time).
 const PATIENCE: Duration = Duration::from_millis(3500);
 
 #[derive(Clone, Copy, Debug)]

@@ -1,9 +1,9 @@
-//! Which flows this host may close. In a pair with flow sync both hosts have all flows, but only the host
-//! that holds a listener's address may suspect, reset or move them: the other one sees none of their
-//! packets, so every flow looks idle to it.
+//! Which flows this host may close. In a pair with flow sync both hosts have all flows, but only
+//! the host that holds a listener's address may suspect, reset or move them: the other one sees
+//! none of their packets, so every flow looks idle to it.
 //!
-//! [`Ours`] shows the tables with the flows of other hosts left out. Whatever acts on flows looks through it; what only
-//! counts them does not.
+//! [`Ours`] shows the tables with the flows of other hosts left out. Whatever acts on flows looks
+//! through it; what only counts them does not.
 
 use std::{
     collections::BTreeMap,

@@ -43,8 +43,8 @@ pub struct Plan {
 /// The writes that lead from `installed` to `desired`. If that is not possible: every error, and no
 /// write.
 ///
-/// `known` are the numbers of services by name, as far as this process has seen them: a service whose
-/// listen address changes keeps its number.
+/// `known` are the numbers of services by name, as far as this process has seen them: a service
+/// whose listen address changes keeps its number.
 pub fn plan(installed: &Installed, desired: &Desired, known: &BTreeMap<Arc<str>, u16>) -> Result<Plan, Vec<String>> {
     let mut planner = Planner { plan: Plan { after: installed.clone(), ..Plan::default() }, errors: Vec::new() };
     planner.close_listeners(desired);
@@ -63,8 +63,8 @@ pub fn plan(installed: &Installed, desired: &Desired, known: &BTreeMap<Arc<str>,
 }
 
 /// Makes room for the flows of a backend that only the other host of a pair has: a tombstone, which
-/// gets no connections and goes when its last flow has ended. `None` if there is no such service, or
-/// no free row.
+/// gets no connections and goes when its last flow has ended. `None` if there is no such service,
+/// or no free row.
 pub fn tombstone(
     installed: &Installed,
     desired: &Desired,
@@ -95,8 +95,8 @@ pub fn tombstone(
     Some(planner.plan)
 }
 
-/// The number of every desired service: that of the first of its listeners that is installed, else the
-/// one known for its name, else a free one.
+/// The number of every desired service: that of the first of its listeners that is installed, else
+/// the one known for its name, else a free one.
 fn service_places(installed: &Installed, desired: &Desired, known: &BTreeMap<Arc<str>, u16>) -> Vec<Option<u16>> {
     let mut taken = BTreeSet::new();
     let mut places: Vec<Option<u16>> = Vec::new();
@@ -159,7 +159,8 @@ impl Planner {
         self.plan.places.push((number, backends));
     }
 
-    /// The pool of a backend and a SNAT address, made if it does not exist; `None` if no row is free.
+    /// The pool of a backend and a SNAT address, made if it does not exist; `None` if no row is
+    /// free.
     fn pool(
         &mut self,
         service: &DesiredService,
@@ -219,7 +220,8 @@ impl Planner {
         }
     }
 
-    /// Empties the lists of services that the file no longer has; their listeners are closing already.
+    /// Empties the lists of services that the file no longer has; their listeners are closing
+    /// already.
     fn empty_other_services(&mut self) {
         let kept: BTreeSet<_> = self.plan.places.iter().map(|(number, _)| *number).collect();
         let others: Vec<_> = self.plan.after.services.keys().filter(|number| !kept.contains(number)).copied().collect();
@@ -247,8 +249,8 @@ impl Planner {
         }
     }
 
-    /// A SNAT port must never equal a listen port of the same address: a backend's answer would look
-    /// like a client's packet.
+    /// A SNAT port must never equal a listen port of the same address: a backend's answer would
+    /// look like a client's packet.
     fn withhold(&mut self, address: SocketAddrV4) {
         let new: BTreeSet<_> = self
             .plan

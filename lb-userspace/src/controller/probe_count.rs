@@ -1,5 +1,5 @@
-//! Probes counted: `rise` that pass in a row bring a backend up, `fall` that fail in a row take it down (HAProxy's
-//! counter, check.c).
+//! Probes counted: `rise` that pass in a row bring a backend up, `fall` that fail in a row take it
+//! down (HAProxy's counter, check.c).
 //!
 //! ```text
 //! 0 ....................... rise .................... rise + fall - 1
@@ -112,7 +112,8 @@ mod tests {
 
     const OUTCOMES: [Outcome; 4] = [Outcome::Passed, Outcome::NotReady, Outcome::Refused, Outcome::Failed];
 
-    /// Every sequence of seven probes for every rise and fall up to three, with the verdict after each.
+    /// Every sequence of seven probes for every rise and fall up to three, with the verdict after
+    /// each.
     fn every(mut law: impl FnMut(Tries, &[Outcome], Verdict)) {
         for (rise, fall) in (1..=3).flat_map(|rise| (1..=3).map(move |fall| (rise, fall))) {
             let tries = Tries { rise, fall };

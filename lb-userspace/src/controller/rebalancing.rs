@@ -1,6 +1,6 @@
-//! A running rebalancing: the resets that [`rebalance`](super::rebalance) has found, one second's worth at
-//! a time. Each batch takes the flows that are idlest at that moment, and none from a backend that has
-//! come down to its share meanwhile, because its clients may leave by themselves.
+//! A running rebalancing: the resets that [`rebalance`](super::rebalance) has found, one second's
+//! worth at a time. Each batch takes the flows that are idlest at that moment, and none from a
+//! backend that has come down to its share meanwhile, because its clients may leave by themselves.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -88,7 +88,8 @@ fn take_from_largest(left: &[u32], count: u32) -> Vec<u32> {
     taken
 }
 
-/// The `count` established flows of a backend that have been without a packet for longest, the idlest first.
+/// The `count` established flows of a backend that have been without a packet for longest, the
+/// idlest first.
 fn idlest(backend: u16, count: u32, installed: &Installed, ours: &Ours, now: Instant) -> Vec<FlowAt> {
     let pools = installed.backends.get(&backend).map(|row| row.pools.as_slice()).unwrap_or_default();
     let mut flows = Vec::new();

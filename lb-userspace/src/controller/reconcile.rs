@@ -1,4 +1,5 @@
-//! least_conn's counters against the slots: a backend's `active` must equal the number of its open flows.
+//! least_conn's counters against the slots: a backend's `active` must equal the number of its open
+//! flows.
 //!
 //! Slots are read one after the other while connections come and go, so a difference means
 //! something only beyond what can have changed in between; and a claim is counted an instant before

@@ -1,4 +1,5 @@
-//! From events to lines of the access log: the tries of one connection are put together, words become a status.
+//! From events to lines of the access log: the tries of one connection are put together, words
+//! become a status.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -19,8 +20,8 @@ use super::Now;
 use crate::access_log::{Record, Status, Try};
 use crate::tables::rows::pool_snat;
 
-/// Most connections whose failed tries are remembered until they end. A connection that is forgotten is logged with its
-/// last try only. About 100 bytes each.
+/// Most connections whose failed tries are remembered until they end. A connection that is
+/// forgotten is logged with its last try only. About 100 bytes each.
 const REMEMBERED: usize = 16_384;
 
 /// What the controller knows about the numbers in events.
@@ -49,7 +50,8 @@ pub struct Recorder {
     turned_away: u32,
 }
 
-/// `$connection`: the use of a slot, which no other connection has had. All lines of a connection have the same number.
+/// `$connection`: the use of a slot, which no other connection has had. All lines of a connection
+/// have the same number.
 pub fn connection_number(pool: u16, slot: u16, generation: u32) -> u64 {
     u64::from(generation) << 32 | u64::from(pool) << 16 | u64::from(slot)
 }
@@ -130,15 +132,16 @@ const NO_SLOT: u16 = u16::MAX;
 /// For an event of a listener that is no longer known here.
 const UNKNOWN: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 0));
 
-/// Whether the connection that ended had been answered by its backend: there are ends before that. Half-open ones that the
-/// controller closes have no connect time.
+/// Whether the connection that ended had been answered by its backend: there are ends before that.
+/// Half-open ones that the controller closes have no connect time.
 fn is_connected(event: &Event) -> bool {
     let reason = Reason::from_number(event.reason);
     let before = [Reason::ClientAborted, Reason::HalfOpenEvicted, Reason::ConnectTimeout];
     event.kind == ENDED && event.connect_us > 0 && !reason.is_some_and(|reason| before.contains(&reason))
 }
 
-/// nginx's words: 200 served, 403 denied, 502 no backend could be connected, 503 over a limit of ours.
+/// nginx's words: 200 served, 403 denied, 502 no backend could be connected, 503 over a limit of
+/// ours.
 fn status(event: &Event) -> Status {
     match Reason::from_number(event.reason) {
         _ if is_connected(event) => Status::Served,

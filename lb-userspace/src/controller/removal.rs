@@ -1,5 +1,5 @@
-//! What a plan has closed is removed when its last flow has ended: tombstones, closing listeners, and
-//! services and pools that nothing refers to.
+//! What a plan has closed is removed when its last flow has ended: tombstones, closing listeners,
+//! and services and pools that nothing refers to.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,7 +8,8 @@ use lb_common::{flow::Key, layout::CLOSING, time::Instant};
 use crate::tables::{Installed, Tables, Write};
 
 /// How long something must have been without flows before it goes. Well above the time in which a
-/// packet under way in the kernel program can still open one, and the time in which a last FIN may be sent again.
+/// packet under way in the kernel program can still open one, and the time in which a last FIN may
+/// be sent again.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// Something that is removed when it is empty.

@@ -1,20 +1,21 @@
 //! Whether and when the connections of a backend that is out are reset.
 //!
-//! *Refused*: its kernel resets the connections it had; a flow still established two seconds later is
-//! dead. *Silent*, or no answer to probes: they are reset at once. *Timeout* of SYNs alone says nothing
-//! about established connections.
+//! *Refused*: its kernel resets the connections it had; a flow still established two seconds later
+//! is dead. *Silent*, or no answer to probes: they are reset at once. *Timeout* of SYNs alone says
+//! nothing about established connections.
 //!
 //! The guard: a balancer that is mistaken must not drive every client to servers that are already
 //! overloaded.
-//! - If half or more of a service's backends fail together, nothing is reset: their connections stay. A
-//!   common cause shows first at the backend that is probed first, so before a reset by probes the
-//!   others have to pass a probe.
-//! - Probes alone reset the connections of one backend at a time; for a second one its flows have to show
-//!   that it is silent.
+//! - If half or more of a service's backends fail together, nothing is reset: their connections
+//!   stay. A common cause shows first at the backend that is probed first, so before a reset by
+//!   probes the others have to pass a probe.
+//! - Probes alone reset the connections of one backend at a time; for a second one its flows have
+//!   to show that it is silent.
 //! - If no other backend is well, nothing is reset: there is nowhere to go.
 //!
-//! A spared backend is checked again every second while it is out. The common cause may be over and this
-//! backend merely the last to be probed, so it has to prove dead again before its connections are reset.
+//! A spared backend is checked again every second while it is out. The common cause may be over and
+//! this backend merely the last to be probed, so it has to prove dead again before its connections
+//! are reset.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -102,7 +103,8 @@ struct Case {
     due: Instant,
     begun_by: Instant,
     spared: bool,
-    /// Spared until now, or adopted: how many probes had gone without an answer when it could have been reset.
+    /// Spared until now, or adopted: how many probes had gone without an answer when it could have
+    /// been reset.
     unanswered: Option<u32>,
 }
 
@@ -194,7 +196,8 @@ impl ResetGuard {
         self.cases.values().map(|case| case.due).min().unwrap_or(Instant::NEVER)
     }
 
-    /// Decides what is due. `members` gives the backends of the service that a backend belongs to, itself included.
+    /// Decides what is due. `members` gives the backends of the service that a backend belongs to,
+    /// itself included.
     pub fn turn(&mut self, members: &dyn Fn(u16) -> Vec<Member>, now: Instant) -> Vec<Ruling> {
         let due: Vec<_> = self.cases.iter().filter(|(_, case)| case.due <= now).map(|(b, case)| (*b, *case)).collect();
         let mut rulings = Vec::new();

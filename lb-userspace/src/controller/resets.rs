@@ -2,10 +2,11 @@
 //! that died, is drained or in maintenance, those that an operator kills, those that a rebalancing
 //! moves.
 //!
-//! A [`Job`] says which. The walk over the slots goes on in pieces, a few milliseconds apart, so that nothing else waits
-//! for it; each piece yields as many steps as the job's rate allows. A step is a compare-and-swap of the slot's word:
-//! if the swap fails, the next walk meets the flow again. A job is over when a whole walk found nothing
-//! more. It ignores flows that began after `begun_by`, so it ends however many new ones arrive.
+//! A [`Job`] says which. The walk over the slots goes on in pieces, a few milliseconds apart, so
+//! that nothing else waits for it; each piece yields as many steps as the job's rate allows. A step
+//! is a compare-and-swap of the slot's word: if the swap fails, the next walk meets the flow again.
+//! A job is over when a whole walk found nothing more. It ignores flows that began after
+//! `begun_by`, so it ends however many new ones arrive.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -24,7 +25,8 @@ use crate::tables::{Flow, FlowAt, Head, Installed};
 
 /// Between two turns: 5,000 resets a second are 25 a turn.
 const PERIOD: Duration = Duration::from_millis(5);
-/// Most steps of one turn, all jobs together: a step is a swap and two to four frames, some ten microseconds.
+/// Most steps of one turn, all jobs together: a step is a swap and two to four frames, some ten
+/// microseconds.
 const STEPS: usize = 250;
 /// Most slots looked at in one turn, all jobs together: a cache line each.
 const SLOTS: u32 = 16_384;

@@ -1,5 +1,5 @@
-//! Silent death, seen in the flows: a backend that sends no packet on any connection although it is asked
-//! for one.
+//! Silent death, seen in the flows: a backend that sends no packet on any connection although it is
+//! asked for one.
 //!
 //! Hearing nothing from a backend proves nothing: watches are idle. So a backend that is quiet
 //! while something waits for it (a client has sent and got no answer, a SYN was not answered, its
@@ -49,7 +49,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 const UNANSWERED: Duration = Duration::from_millis(250);
 /// How far a stamp may lie ahead, in ticks: a minute.
 const AHEAD: u32 = 1 << 16;
-/// How far [`Tables::heard`] and [`Tables::sent`] may lie behind: the step of their stamps, and a tick for the rounding.
+/// How far [`Tables::heard`] and [`Tables::sent`] may lie behind: the step of their stamps, and a
+/// tick for the rounding.
 const BEHIND: Duration = Ticks(0).age(Ticks(HEARD_STEP + 1));
 
 /// A backend that is watched.

@@ -1,9 +1,9 @@
 //! The walk over the slots, a share each second: idle flows are suspected and then closed, slots
 //! held back are released, and nothing stays half-open forever.
 //!
-//! An idle flow is put under suspicion first, by compare-and-swap; any packet clears it. One that is still suspect a
-//! second later is closed, and both sides get a RST, at a limited rate because thousands of watches may
-//! go idle at once.
+//! An idle flow is put under suspicion first, by compare-and-swap; any packet clears it. One that
+//! is still suspect a second later is closed, and both sides get a RST, at a limited rate because
+//! thousands of watches may go idle at once.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -70,8 +70,9 @@ impl Sweep {
         now + if self.suspects.is_empty() { PERIOD } else { SOON }
     }
 
-    /// One turn: closes suspects of the turns before, and walks on by as many slots as the time since the last turn is
-    /// worth. `limits` gives those of a backend's service; `shortest_idle_timeout` is that of all services.
+    /// One turn: closes suspects of the turns before, and walks on by as many slots as the time
+    /// since the last turn is worth. `limits` gives those of a backend's service;
+    /// `shortest_idle_timeout` is that of all services.
     pub fn turn(
         &mut self,
         pools: &[u16],

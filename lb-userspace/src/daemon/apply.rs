@@ -19,8 +19,8 @@ use crate::{
     tables::{Flow, FlowAt, Tables, Write, rows::pool_backend},
 };
 
-/// Carries out one write, with what the daemon knows beyond the plan: the next hop of a new pool, and ports to try again
-/// (`waiting`), because a connection has them.
+/// Carries out one write, with what the daemon knows beyond the plan: the next hop of a new pool,
+/// and ports to try again (`waiting`), because a connection has them.
 pub fn write(
     tables: &Tables,
     hops: &Hops,
@@ -73,7 +73,8 @@ pub fn client(tables: &Tables, step: clients::Step) {
     }
 }
 
-/// The client's SYN once more, through the kernel program, which moves the flow to the next backend.
+/// The client's SYN once more, through the kernel program, which moves the flow to the next
+/// backend.
 pub fn retry(dataplane: &Dataplane, flow: &FlowAt) {
     let current = dataplane.tables().flow(flow.at);
     let Some(current) = current.filter(|current| current.ctl == flow.ctl) else { return };

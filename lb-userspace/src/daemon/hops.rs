@@ -36,18 +36,18 @@ impl Hops {
         self.watch.want(backends.into_iter().map(|address| Destination { address, interface: None }).collect());
     }
 
-    /// The word for a pool towards `backend`. `None` before netlink has reported it: what an earlier run
-    /// has found out is still better than nothing. An unknown hop while the neighbour does not answer,
-    /// or answers on an interface that has no number yet.
+    /// The word for a pool towards `backend`. `None` before netlink has reported it: what an
+    /// earlier run has found out is still better than nothing. An unknown hop while the neighbour
+    /// does not answer, or answers on an interface that has no number yet.
     pub fn hop(&self, tables: &Tables, backend: IpAddr) -> Option<Hop> {
         let hop = self.hops.get(&backend)?;
         let numbered = hop.and_then(|hop| Some((hop.mac, tables.interface_number(hop.ifindex)?)));
         Some(numbered.map_or(Hop::default(), |(mac, interface)| Hop::new(mac, interface)))
     }
 
-    /// Takes in a change. An interface through which a backend is reached may not be attached yet; the
-    /// backend's answers come in there, so it is attached now. `wanted` says whether and how a link is
-    /// to be attached because of its name.
+    /// Takes in a change. An interface through which a backend is reached may not be attached yet;
+    /// the backend's answers come in there, so it is attached now. `wanted` says whether and how a
+    /// link is to be attached because of its name.
     pub fn change(
         &mut self,
         change: Change,

@@ -1,6 +1,6 @@
 //! The interfaces that need the program: those through which clients come; those through which
-//! backends are reached, because their answers come in there; and those of the VRRP instances, where
-//! it keeps two hosts from answering for one address.
+//! backends are reached, because their answers come in there; and those of the VRRP instances,
+//! where it keeps two hosts from answering for one address.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,8 +35,8 @@ pub struct Wanted {
 /// The loopback device: the host's own addresses lead there, and no frame of ours passes it.
 const LOOPBACK: &str = "lo";
 
-/// Finds the interfaces of all services from the configuration and the routes. A service without one
-/// is an error.
+/// Finds the interfaces of all services from the configuration and the routes. A service without
+/// one is an error.
 pub async fn wanted(config: &Config) -> Result<Wanted, Vec<String>> {
     let mut wanted = Wanted::default();
     let mut errors = Vec::new();

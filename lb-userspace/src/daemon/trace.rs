@@ -1,5 +1,6 @@
-//! `trace`: what the attached program says about a client's SYN, put into words. An open connection is
-//! found by the program's own look-up, so no table is searched, however many connections there are.
+//! `trace`: what the attached program says about a client's SYN, put into words. An open connection
+//! is found by the program's own look-up, so no table is searched, however many connections there
+//! are.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -85,8 +85,8 @@ pub struct Attached {
     pub reason: String,
 }
 
-/// Devices that look like cards (they sit on a bus) but are paravirtual, or carry other devices: there offloads matter
-/// more than the copy that XDP saves.
+/// Devices that look like cards (they sit on a bus) but are paravirtual, or carry other devices:
+/// there offloads matter more than the copy that XDP saves.
 const VIRTUAL: [&str; 12] = [
     "virtio_net",
     "veth",
@@ -153,7 +153,8 @@ impl Hooks<'_> {
                 return self.keep_only(device, hook);
             }
         };
-        // A device takes native or generic XDP, not both: TC stands in while one is exchanged for the other.
+        // A device takes native or generic XDP, not both: TC stands in while one is exchanged for
+        // the other.
         if before.iter().any(|hook| is_xdp(hook) && *hook != wanted) {
             self.attach_tc(device, clsact, TcAttachType::Ingress)?;
             let old = if wanted == Hook::Xdp { Hook::Generic } else { Hook::Xdp };

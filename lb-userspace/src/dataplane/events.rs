@@ -32,8 +32,9 @@ impl Events {
         Ok(Events { ring, readiness, malformed: 0 })
     }
 
-    /// Waits for events, lets them gather for 10 ms and puts what is there into `batch`, which is emptied first. No timer
-    /// runs while nothing happens. May be dropped while it waits: no event is lost.
+    /// Waits for events, lets them gather for 10 ms and puts what is there into `batch`, which is
+    /// emptied first. No timer runs while nothing happens. May be dropped while it waits: no event
+    /// is lost.
     pub async fn next_batch(&mut self, batch: &mut Vec<Event>) -> Result<()> {
         batch.clear();
         let mut ready = self.readiness.readable().await?;

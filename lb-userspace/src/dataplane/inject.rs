@@ -1,5 +1,5 @@
-//! Sending frames that answer no packet: through the program itself, so that one engine decides about
-//! every frame, and out by a packet socket.
+//! Sending frames that answer no packet: through the program itself, so that one engine decides
+//! about every frame, and out by a packet socket.
 
 use anyhow::{Context, Result, bail};
 use aya::{TestRunOptions, programs::TestRun};
@@ -56,8 +56,8 @@ impl Dataplane {
         self.socket.send(ifindex, frame)
     }
 
-    /// For a half-open flow whose backend is silent: the client's SYN again, so that the program moves the flow on to the
-    /// next backend or refuses the client. `true`: a frame went out.
+    /// For a half-open flow whose backend is silent: the client's SYN again, so that the program
+    /// moves the flow on to the next backend or refuses the client. `true`: a frame went out.
     pub fn resend_syn(&self, flow: &Flow) -> Result<bool> {
         let listener = self.tables.listener(flow.listener());
         let inside = self.tables.interface(flow.record.hop.interface());
@@ -73,7 +73,8 @@ impl Dataplane {
         Ok(true)
     }
 
-    /// The interface by which a frame about this flow leaves: towards its client, or towards the backend of a pool.
+    /// The interface by which a frame about this flow leaves: towards its client, or towards the
+    /// backend of a pool.
     fn outlet(&self, flow: &Flow, frame: &[u8]) -> Option<u32> {
         let (source, target) = frames::endpoints(frame)?;
         let listener = self.tables.listener(flow.listener());
@@ -98,7 +99,8 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Resets both sides of a flow that [`Tables::close`](crate::tables::Tables::close) has just given us.
+    /// Resets both sides of a flow that [`Tables::close`](crate::tables::Tables::close) has just
+    /// given us.
     pub fn reset(&self, flow: &Flow) -> Result<()> {
         let listener = self.tables.listener(flow.listener());
         let pool = self.tables.pool(flow.at.pool());
@@ -111,13 +113,14 @@ impl Dataplane {
     }
 }
 
-/// `struct xdp_md` (linux/bpf.h): data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+/// `struct xdp_md` (linux/bpf.h): data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+/// egress_ifindex.
 fn xdp_context(ifindex: u32, len: u32) -> [u8; 24] {
     words([0, len, 0, ifindex, 0, 0])
 }
 
-/// The beginning of `struct __sk_buff` (linux/bpf.h), up to `ifindex`: with it the kernel takes the frame for one that
-/// came in by that interface (`pkt_type`).
+/// The beginning of `struct __sk_buff` (linux/bpf.h), up to `ifindex`: with it the kernel takes the
+/// frame for one that came in by that interface (`pkt_type`).
 fn skb_context(ifindex: u32) -> [u8; 44] {
     words([0, 0, 0, 0, 0, 0, 0, 0, 0, ifindex, ifindex])
 }

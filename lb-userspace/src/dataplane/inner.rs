@@ -1,6 +1,7 @@
-//! The maps inside maps: extents of slots and of what they began with, and one ring for each pool; one ring of half-open
-//! flows, one Maglev table, one table of clients and one list of rules for each service. They are made here when a pool or
-//! service first appears; the pinned outer map keeps them alive.
+//! The maps inside maps: extents of slots and of what they began with, and one ring for each pool;
+//! one ring of half-open flows, one Maglev table, one table of clients and one list of rules for
+//! each service. They are made here when a pool or service first appears; the pinned outer map
+//! keeps them alive.
 
 use std::{
     os::fd::AsFd,
@@ -20,7 +21,8 @@ use crate::{
 
 /// The maps that are accessed by system calls.
 pub struct Kernel {
-    /// In the order of [`Outer::ALL`]; each a second time, because [`ArrayOfMaps`] does not lend its descriptor.
+    /// In the order of [`Outer::ALL`]; each a second time, because [`ArrayOfMaps`] does not lend
+    /// its descriptor.
     outer: Vec<(Mutex<ArrayOfMaps<MapData>>, MapData)>,
     links: Mutex<HashMap<MapData, u32, u32>>,
     counters: Mutex<PerCpuArray<MapData, u64>>,

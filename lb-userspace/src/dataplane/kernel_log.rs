@@ -18,7 +18,8 @@ pub const TARGET: &str = "kernel";
 
 /// The map that `aya-log` makes in the object.
 pub(super) const MAP: &str = "AYA_LOGS";
-/// Bytes of that map while nothing is logged: the least a ring buffer may have. The loader rounds it up to a page.
+/// Bytes of that map while nothing is logged: the least a ring buffer may have. The loader rounds
+/// it up to a page.
 const UNUSED_BYTES: u32 = 4096;
 
 /// The number that the program compares a record's level with; 0 is below all of them.
@@ -64,7 +65,8 @@ impl KernelLog {
     }
 }
 
-/// A logger that puts names in place of the numbers which the kernel program writes: `reason#12` and `state#3`.
+/// A logger that puts names in place of the numbers which the kernel program writes: `reason#12`
+/// and `state#3`.
 struct Named<L>(L);
 
 impl<L: Log> Log for Named<L> {

@@ -45,8 +45,8 @@ pub struct Loaded {
     pub adopted: bool,
 }
 
-/// Loads the programs onto the tables that are pinned, or onto new ones for `max_connections`. The programs that an
-/// earlier run has pinned stay where they are until [`in_use`].
+/// Loads the programs onto the tables that are pinned, or onto new ones for `max_connections`. The
+/// programs that an earlier run has pinned stay where they are until [`in_use`].
 pub fn load(pins: &Pins, max_connections: u32, kernel_log: LevelFilter) -> Result<Loaded> {
     let (meta, adopted) = match pinned_tables(pins)? {
         Some(meta) => (meta, true),
@@ -71,8 +71,8 @@ pub fn load(pins: &Pins, max_connections: u32, kernel_log: LevelFilter) -> Resul
     Ok(Loaded { programs, log, meta, adopted })
 }
 
-/// The programs that were loaded take the place of those that an earlier run has pinned. Where those are attached, they
-/// go on until their links are given the new ones.
+/// The programs that were loaded take the place of those that an earlier run has pinned. Where
+/// those are attached, they go on until their links are given the new ones.
 pub fn in_use(pins: &Pins) -> Result<()> {
     for name in [XDP, TC, OUT] {
         let place = pins.programs().join(name);
@@ -164,7 +164,8 @@ fn load_object(pins: &Pins, meta: &Meta, kernel_log: LevelFilter) -> Result<Ebpf
     }
 }
 
-/// Maps whose names begin with a dot are the program's own data sections. The log's map ends with the process.
+/// Maps whose names begin with a dot are the program's own data sections. The log's map ends with
+/// the process.
 fn is_known<T>(name: &str, known: &[(&str, T)]) -> bool {
     name.starts_with('.') || name == kernel_log::MAP || known.iter().any(|(wanted, _)| *wanted == name)
 }

@@ -1,8 +1,8 @@
-//! The datapath as the controller sees it: programs, links and maps of the kernel, and typed access to the tables in
-//! them. The only place with aya.
+//! The datapath as the controller sees it: programs, links and maps of the kernel, and typed access
+//! to the tables in them. The only place with aya.
 //!
-//! Everything is pinned on a bpffs and outlives the process: a controller that starts finds the tables, flows and
-//! counters as they are, brings its own program to the links, and goes on.
+//! Everything is pinned on a bpffs and outlives the process: a controller that starts finds the
+//! tables, flows and counters as they are, brings its own program to the links, and goes on.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -62,7 +62,8 @@ pub struct Options {
     pub kernel_log: LevelFilter,
 }
 
-/// Programs that are loaded onto the tables and not in use yet. Until they are, an earlier run may go on.
+/// Programs that are loaded onto the tables and not in use yet. Until they are, an earlier run may
+/// go on.
 pub struct Prepared {
     pins: Pins,
     loaded: Loaded,
@@ -117,13 +118,14 @@ impl Prepared {
 }
 
 impl Dataplane {
-    /// Loads the programs onto the pinned tables, or onto new ones. Tables of another layout are refused.
+    /// Loads the programs onto the pinned tables, or onto new ones. Tables of another layout are
+    /// refused.
     pub fn open(options: &Options) -> Result<Dataplane> {
         Dataplane::prepare(options, None)?.take()
     }
 
-    /// The part of [`open`](Self::open) that may fail and changes nothing. `lock` is the one that the
-    /// daemon that hands over has taken.
+    /// The part of [`open`](Self::open) that may fail and changes nothing. `lock` is the one that
+    /// the daemon that hands over has taken.
     pub fn prepare(options: &Options, lock: Option<File>) -> Result<Prepared> {
         let mut pins = Pins::make(&options.bpffs)?;
         let lock = lock.map_or_else(|| pins.lock(), Ok)?;
@@ -167,8 +169,8 @@ impl Dataplane {
         shapes::index_capacity(self.meta.buckets)
     }
 
-    /// How many instructions the verifier had to look at for each program: near 1,000,000 the kernel
-    /// refuses it. For tests.
+    /// How many instructions the verifier had to look at for each program: near 1,000,000 the
+    /// kernel refuses it. For tests.
     #[doc(hidden)]
     pub fn verified_instructions(&self) -> Result<[(&'static str, u32); 2]> {
         let of = |info: aya::programs::ProgramInfo| info.verified_instruction_count().unwrap_or(0);
@@ -180,7 +182,8 @@ impl Dataplane {
         &self.tables
     }
 
-    /// The log of the kernel program; `None` if it was loaded without one, or the log was taken before.
+    /// The log of the kernel program; `None` if it was loaded without one, or the log was taken
+    /// before.
     pub fn take_kernel_log(&mut self) -> Option<KernelLog> {
         self.log.take()
     }
@@ -238,8 +241,8 @@ impl Dataplane {
         self.attached.values().cloned().collect()
     }
 
-    /// Interfaces on which an earlier run has left its program and on which this one has not been asked
-    /// to attach yet.
+    /// Interfaces on which an earlier run has left its program and on which this one has not been
+    /// asked to attach yet.
     pub fn left_attached(&self) -> Result<Vec<String>> {
         let mut found = left_behind(&self.pins)?;
         found.retain(|ifindex, _| !self.attached.contains_key(ifindex));

@@ -102,7 +102,8 @@ impl Pins {
         root.is_dir().then(|| Pins { root: root.to_owned(), maps: MAPS })
     }
 
-    /// Takes the folder for this process: two daemons with the same pins would undo each other's work.
+    /// Takes the folder for this process: two daemons with the same pins would undo each other's
+    /// work.
     pub fn lock(&self) -> Result<File> {
         let folder = self.root.display();
         let file = File::open(&self.root).with_context(|| format!("cannot open {folder}"))?;

@@ -1,4 +1,5 @@
-//! Whether the datapath would do its work now: the program is on every interface it was put on, and answers a packet.
+//! Whether the datapath would do its work now: the program is on every interface it was put on, and
+//! answers a packet.
 
 use lb_common::layout::{ACTIVE, CLOSING};
 
@@ -6,8 +7,8 @@ use super::{Attached, Dataplane, pins::Hook};
 use crate::{sys::bpf, tables::frames};
 
 impl Dataplane {
-    /// Looks at every interface and runs a test packet through the program there. The error is for an operator. What
-    /// hangs on clsact is not looked for here: see [`clsact`](Self::clsact).
+    /// Looks at every interface and runs a test packet through the program there. The error is for
+    /// an operator. What hangs on clsact is not looked for here: see [`clsact`](Self::clsact).
     pub fn self_test(&self) -> Result<(), String> {
         for attached in self.attached.values() {
             self.is_attached(attached)?;

@@ -1,5 +1,5 @@
-//! The type, sizes and flags of every map, compared before a program is loaded onto pinned maps: the
-//! loader does not check what it finds.
+//! The type, sizes and flags of every map, compared before a program is loaded onto pinned maps:
+//! the loader does not check what it finds.
 
 use std::{fmt, path::Path};
 
@@ -36,8 +36,8 @@ impl fmt::Display for Shape {
     }
 }
 
-/// The buckets of a flow index for this many connections: at most half of the entries are in use. At
-/// that load no tuple finds both its buckets full, as a test of `lb_common::hash` shows.
+/// The buckets of a flow index for this many connections: at most half of the entries are in use.
+/// At that load no tuple finds both its buckets full, as a test of `lb_common::hash` shows.
 pub fn index_buckets(max_connections: u32) -> u32 {
     (u64::from(max_connections) * 2).div_ceil(u64::from(hash::BUCKET)).clamp(1, u64::from(u32::MAX)) as u32
 }

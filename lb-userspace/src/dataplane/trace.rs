@@ -53,7 +53,8 @@ pub enum Answer {
 }
 
 impl Dataplane {
-    /// Asks about a SYN of `client` to a listener, as if it came in by an interface with the program on it.
+    /// Asks about a SYN of `client` to a listener, as if it came in by an interface with the
+    /// program on it.
     pub fn foretell(&self, ifindex: u32, client: SocketAddr, listener: u16) -> Result<Answer> {
         let record = self.tables.listener(listener);
         let attached = self.attached.get(&ifindex).with_context(|| format!("no program on interface {ifindex}"))?;

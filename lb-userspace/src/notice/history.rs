@@ -1,4 +1,5 @@
-//! The last notices, in memory: readers on any thread take what they have not seen yet, and can wait for more.
+//! The last notices, in memory: readers on any thread take what they have not seen yet, and can
+//! wait for more.
 
 use std::{
     collections::VecDeque,
@@ -19,7 +20,8 @@ const TEXT: usize = 1000;
 /// What [`History::latest`] says when there will be no more.
 const CLOSED: u64 = u64::MAX;
 
-/// The history. One number after the other, beginning with 1: a gap is what a reader was too slow for.
+/// The history. One number after the other, beginning with 1: a gap is what a reader was too slow
+/// for.
 #[derive(Debug)]
 pub struct History {
     kept: Mutex<VecDeque<Arc<Event>>>,

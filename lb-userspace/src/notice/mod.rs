@@ -1,5 +1,6 @@
-//! What an operator should hear of. It all goes through one door, [`History::tell`], which writes it to the daemon's log
-//! and keeps it for `evenkeel events`. The core says such things as actions; nothing else may log what belongs here.
+//! What an operator should hear of. It all goes through one door, [`History::tell`], which writes
+//! it to the daemon's log and keeps it for `evenkeel events`. The core says such things as actions;
+//! nothing else may log what belongs here.
 //!
 //! A [`Notice`] is a sentence in two parts: what it is about, and what is to be said. The log shows
 //! `backend cp01 of service kube-apiserver is up`, `evenkeel events` shows the parts in columns.

@@ -2,8 +2,8 @@
 //! ended silently, because the master sends whatever is to be sent.
 //!
 //! The slot is the SNAT port, so a flow has the same slot on both hosts. It is claimed by
-//! compare-and-swap like any other, against the kernel program and against ourselves, but not through
-//! the ring of free ports: the port stays in the ring, as the flag `IN_RING` says.
+//! compare-and-swap like any other, against the kernel program and against ourselves, but not
+//! through the ring of free ports: the port stays in the ring, as the flag `IN_RING` says.
 
 use std::{mem::offset_of, sync::atomic::Ordering};
 
@@ -132,16 +132,16 @@ impl Tables {
         Err(refusal)
     }
 
-    /// Removes the ports of adopted flows from a pool's ring of free ports. The kernel program skips a
-    /// few of them per claim, but gives up on a long run.
+    /// Removes the ports of adopted flows from a pool's ring of free ports. The kernel program
+    /// skips a few of them per claim, but gives up on a long run.
     pub fn weed(&self, pool: u16) {
         if let Some(slots) = self.slots_of(pool) {
             slots.weed(&self.fixed.rings);
         }
     }
 
-    /// Brings a flow up to date with what the other host has seen of it. No value goes back: what was
-    /// seen here in the meantime counts.
+    /// Brings a flow up to date with what the other host has seen of it. No value goes back: what
+    /// was seen here in the meantime counts.
     pub fn refresh(&self, current: &Flow, foreign: &Foreign) {
         let Some(slots) = self.slots_of(foreign.at.pool()) else { return };
         let table = slots.table();
@@ -172,8 +172,8 @@ impl Tables {
     }
 
     /// Ends a flow that has ended on the other host: no RST, no event, no counter but the backend's
-    /// active connections. Late segments are still translated, as after any end that both sides know
-    /// of.
+    /// active connections. Late segments are still translated, as after any end that both sides
+    /// know of.
     pub fn end_quietly(&self, at: SlotAt, is_meant: impl Fn(&Flow) -> bool) -> bool {
         let Some(slots) = self.slots_of(at.pool()) else { return false };
         for _ in 0..4 {

@@ -14,7 +14,8 @@ use super::{Tables, word_of};
 pub struct BackendRow {
     /// Its service, a row of SERVICES.
     pub service: u16,
-    /// Its pools, one per SNAT address of the service: at least one, at most [`MAX_SNAT`](lb_common::layout::MAX_SNAT).
+    /// Its pools, one per SNAT address of the service: at least one, at most
+    /// [`MAX_SNAT`](lb_common::layout::MAX_SNAT).
     pub pools: Vec<u16>,
     /// Its share of new connections; at least 1.
     pub weight: u32,
@@ -38,8 +39,8 @@ impl Tables {
         self.fixed.slow_starts.publish(number.into(), &SlowStart::default(), 0);
     }
 
-    /// Writes the controller's part of a backend; its counters are left alone. Its admission becomes `NONE` if the row is
-    /// closed, and otherwise stays as it is.
+    /// Writes the controller's part of a backend; its counters are left alone. Its admission
+    /// becomes `NONE` if the row is closed, and otherwise stays as it is.
     pub fn configure_backend(&self, number: u16, row: &BackendRow) {
         let index = usize::from(number);
         let store =
@@ -80,15 +81,16 @@ impl Tables {
         })
     }
 
-    /// Decides what a backend may be given: `NONE`, `OUT` (a trial connection from `retry_at` on) or `UP`.
+    /// Decides what a backend may be given: `NONE`, `OUT` (a trial connection from `retry_at` on)
+    /// or `UP`.
     pub fn admit(&self, backend: u16, admission: u32, retry_at: Instant) {
         let index = usize::from(backend);
         self.fixed.backends.word64(index, offset_of!(Backend, retry_at)).store(retry_at.0, Ordering::Release);
         self.fixed.backends.word32(index, offset_of!(Backend, admission)).store(admission, Ordering::Release);
     }
 
-    /// [`admit`](Self::admit), unless the kernel program has changed the admission in the meantime (a trial succeeded).
-    /// Until `slow_until` the backend gets less than its share.
+    /// [`admit`](Self::admit), unless the kernel program has changed the admission in the meantime
+    /// (a trial succeeded). Until `slow_until` the backend gets less than its share.
     pub fn swap_admission(&self, backend: u16, (from, to): (u32, u32), retry_at: Instant, slow_until: Instant) -> bool {
         let index = usize::from(backend);
         let word = self.fixed.backends.word32(index, offset_of!(Backend, admission));
@@ -100,7 +102,8 @@ impl Tables {
         word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Records why a backend is out, and when its state changed last; the kernel program reads neither.
+    /// Records why a backend is out, and when its state changed last; the kernel program reads
+    /// neither.
     pub fn remember_standing(&self, backend: u16, out_reason: u32, changed_at: Instant) {
         let index = usize::from(backend);
         self.fixed.backends.word32(index, offset_of!(Backend, out_reason)).store(out_reason, Ordering::Relaxed);
@@ -127,8 +130,8 @@ impl Tables {
         self.fixed.backends.read(number.into())
     }
 
-    /// Corrects the count of active connections: by the drift that a full count has shown, or for a flow of the other
-    /// host.
+    /// Corrects the count of active connections: by the drift that a full count has shown, or for a
+    /// flow of the other host.
     pub fn correct_active(&self, backend: u16, by: i32) {
         if usize::from(backend) >= self.fixed.backends.len() {
             return;

@@ -19,8 +19,8 @@ use super::{
 use crate::sys::memory::Table;
 
 impl Tables {
-    /// Makes the table of a service's clients, if there is none. It stays until the service goes, so
-    /// that connections that were counted are uncounted even if the limit is gone by then.
+    /// Makes the table of a service's clients, if there is none. It stays until the service goes,
+    /// so that connections that were counted are uncounted even if the limit is gone by then.
     pub(super) fn make_clients(&self, service: u16) -> Result<()> {
         if self.clients.of(service).is_some() {
             return Ok(());
@@ -36,8 +36,8 @@ impl Tables {
         words.filter(|word| *word != 0).map(ClientCount).collect()
     }
 
-    /// Changes a client's count by this many connections, if the client is in the table or a place is
-    /// free.
+    /// Changes a client's count by this many connections, if the client is in the table or a place
+    /// is free.
     pub fn move_client_count(&self, service: u16, client: u32, by: i32) {
         let Some(table) = self.clients.of(service) else { return };
         let mut left = by;
@@ -56,8 +56,8 @@ impl Tables {
         }
     }
 
-    /// A word of the client: its bucket, its offset in bytes and its value; or, if asked for, an empty
-    /// one.
+    /// A word of the client: its bucket, its offset in bytes and its value; or, if asked for, an
+    /// empty one.
     fn client_word(
         &self,
         table: &Table<ClientLine>,
@@ -73,8 +73,8 @@ impl Tables {
         own.or_else(|| places.map(word).find(|(.., word)| or_empty && word.0 == 0))
     }
 
-    /// Counts an open connection that was not counted when it began, because the limit is newer or the
-    /// table was full.
+    /// Counts an open connection that was not counted when it began, because the limit is newer or
+    /// the table was full.
     pub fn count_flow(&self, seen: FlowAt) -> bool {
         let Some(slots) = self.slots_of(seen.at.pool()) else { return false };
         let Some(flow) = self.flow(seen.at).filter(|flow| flow.ctl == seen.ctl) else { return false };

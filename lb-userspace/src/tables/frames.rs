@@ -13,7 +13,8 @@ use lb_common::{
 
 use super::flow::Flow;
 
-/// Ethernet header (IEEE 802.3), IPv4 header without options (RFC 791), TCP header without options (RFC 9293).
+/// Ethernet header (IEEE 802.3), IPv4 header without options (RFC 791), TCP header without options
+/// (RFC 9293).
 const ETHERNET: usize = 14;
 const IPV4: usize = 20;
 const TCP: usize = 20;
@@ -93,8 +94,8 @@ fn sum(bytes: &[u8]) -> u64 {
     bytes.chunks(2).map(|pair| u64::from(u16::from_ne_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum()
 }
 
-/// The client's first SYN as it came in, from a flow that is half-open: the program must see it again
-/// to move on to the next backend. `mac` is our interface's.
+/// The client's first SYN as it came in, from a flow that is half-open: the program must see it
+/// again to move on to the next backend. `mac` is our interface's.
 pub fn client_syn(flow: &Flow, listener: &Listener, mac: [u8; 6]) -> Option<Vec<u8>> {
     let options: Vec<u8> = flow.opening.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let segment = Segment {
@@ -134,12 +135,13 @@ pub fn first_syn(client: SocketAddr, listener: &Listener, mac: [u8; 6], initial:
     Some(segment.frame())
 }
 
-/// Resets for both sides of a flow that we have closed. `mac` gives the MAC address of one of our interfaces.
+/// Resets for both sides of a flow that we have closed. `mac` gives the MAC address of one of our
+/// interfaces.
 ///
 /// A reset is accepted only at exactly the next sequence number that its receiver expects (RFC 5961
 /// section 3.2): the last acknowledgement seen from it or, if data beyond that was forwarded to it,
-/// the end of that data. A second reset covers the second case. Both acknowledge all that the receiver
-/// has sent, so that they are accepted in SYN-SENT too.
+/// the end of that data. A second reset covers the second case. Both acknowledge all that the
+/// receiver has sent, so that they are accepted in SYN-SENT too.
 pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) -> [u8; 6]) -> Vec<Outgoing> {
     let endpoints = || {
         let vip = v4(socket_address(listener.address, listener.port))?;
@@ -154,8 +156,8 @@ pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) ->
     let (to_client, to_backend) = if flow.is_connected() {
         (sequences(record.ack_client, end_backend), sequences(record.ack_backend, end_client))
     } else {
-        // The client waits in SYN-SENT, where only the acknowledgement counts; the backend, if it has answered at all,
-        // expects what follows the SYN.
+        // The client waits in SYN-SENT, where only the acknowledgement counts; the backend, if it
+        // has answered at all, expects what follows the SYN.
         (vec![0], vec![end_client])
     };
     let ack_backend = if flow.is_connected() { end_backend } else { 0 };
@@ -184,9 +186,9 @@ pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) ->
     frames
 }
 
-/// A keepalive as the client would send it (RFC 1122 section 4.2.3.6): the sequence number before the
-/// one that the backend expects, and no data. The backend must acknowledge it, and it changes nothing.
-/// `None` if the way to the backend is not known.
+/// A keepalive as the client would send it (RFC 1122 section 4.2.3.6): the sequence number before
+/// the one that the backend expects, and no data. The backend must acknowledge it, and it changes
+/// nothing. `None` if the way to the backend is not known.
 pub fn keepalive(flow: &Flow, pool: &Pool, mac: [u8; 6]) -> Option<Vec<u8>> {
     let segment = Segment {
         source_mac: mac,
@@ -204,8 +206,8 @@ pub fn keepalive(flow: &Flow, pool: &Pool, mac: [u8; 6]) -> Option<Vec<u8>> {
     (flow.is_connected() && pool.hop.is_known()).then(|| segment.frame())
 }
 
-/// The controller's own test packet to a listener: a segment of no connection, from no address, with
-/// the number by which the program knows it.
+/// The controller's own test packet to a listener: a segment of no connection, from no address,
+/// with the number by which the program knows it.
 pub fn self_test(listener: &Listener, mac: [u8; 6], number: u32) -> Option<Vec<u8>> {
     let segment = Segment {
         source_mac: [2, 0, 0, 0, 0, 0],
@@ -235,8 +237,8 @@ pub fn answers_self_test(frame: &[u8], listener: &Listener) -> bool {
     (ends, sequence, flags) == (Some((vip, SELF_TEST)), Some(SELF_TEST_ACK), Some(&RST))
 }
 
-/// The sequence numbers that the receiver of a reset may expect: the one that it acknowledged last, or
-/// the end of what was sent to it.
+/// The sequence numbers that the receiver of a reset may expect: the one that it acknowledged last,
+/// or the end of what was sent to it.
 fn sequences(acknowledged: u32, sent: u32) -> Vec<u32> {
     if seq::before(acknowledged, sent) { vec![acknowledged, sent] } else { vec![acknowledged] }
 }

@@ -2,8 +2,8 @@
 //! the same protocol.
 //!
 //! It is needed for flows that come from the other host; the kernel program enters its own flows
-//! itself. An entry is a hint that its slot confirms (see `lb_common::hash`), so a stale entry does no
-//! harm and is overwritten.
+//! itself. An entry is a hint that its slot confirms (see `lb_common::hash`), so a stale entry does
+//! no harm and is overwritten.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -73,9 +73,9 @@ impl Tables {
         self.fixed.index.places(hash).find_map(|place| self.confirmed(place.load(Ordering::Acquire), key, tag(hash)))
     }
 
-    /// Enters a flow whose slot is filled and published: provisionally first, then committed unless a
-    /// twin is found that is committed or has a lower position. The kernel program enters flows at the
-    /// same time in the same way.
+    /// Enters a flow whose slot is filled and published: provisionally first, then committed unless
+    /// a twin is found that is committed or has a lower position. The kernel program enters flows
+    /// at the same time in the same way.
     pub(super) fn enter(&self, key: Key, at: SlotAt, generation: u32) -> Entered {
         let hash = self.fixed.index.hash(key);
         let entry = Entry::new(tag(hash), at, generation);

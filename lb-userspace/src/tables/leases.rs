@@ -1,5 +1,5 @@
-//! The leases of virtual addresses: while a lease holds, this host answers for its address. Renewing
-//! one is a store to mapped memory and never waits.
+//! The leases of virtual addresses: while a lease holds, this host answers for its address.
+//! Renewing one is a store to mapped memory and never waits.
 
 use std::{mem::offset_of, net::IpAddr, sync::atomic::Ordering};
 
@@ -22,8 +22,8 @@ pub struct Claims {
 }
 
 impl Tables {
-    /// The row of an address's lease, which is made if there is none: from then on the host answers for
-    /// the address only while the lease holds.
+    /// The row of an address's lease, which is made if there is none: from then on the host answers
+    /// for the address only while the lease holds.
     pub fn place_lease(&self, address: IpAddr) -> Result<u16> {
         let octets = to_mapped(address);
         let (first, second) = halves(octets);
@@ -57,7 +57,8 @@ impl Tables {
         Claims { count: lease.claims, by: lease.claimed_by }
     }
 
-    /// Removes a lease: VRRP no longer carries the address, and any host that holds it answers for it.
+    /// Removes a lease: VRRP no longer carries the address, and any host that holds it answers for
+    /// it.
     pub fn remove_lease(&self, number: u16) {
         let lease = Lease { state: DELETED, ..Lease::default() };
         self.fixed.leases.publish(number.into(), &lease, offset_of!(Lease, state));

@@ -1,4 +1,5 @@
-//! Where the maps of the tables live: in the kernel (`dataplane`), or in plain memory for tests and simulations.
+//! Where the maps of the tables live: in the kernel (`dataplane`), or in plain memory for tests and
+//! simulations.
 
 use std::{
     ops::Range,
@@ -109,7 +110,8 @@ pub trait Maps: Send + Sync {
     fn make(&self, outer: Outer, record: u32, entries: u32) -> Result<Extents>;
     /// Opens the inner maps of a pool or service; `None` if it has none.
     fn open(&self, outer: Outer, number: u16) -> Result<Option<Extents>>;
-    /// Puts the inner maps of a pool or service into the array: from now on the kernel program finds them.
+    /// Puts the inner maps of a pool or service into the array: from now on the kernel program
+    /// finds them.
     fn install(&self, outer: Outer, number: u16, made: &Extents) -> Result<()>;
     /// Takes the inner maps of a pool or service out of the array, if there are any.
     fn delete(&self, outer: Outer, number: u16) -> Result<()>;
@@ -210,7 +212,8 @@ impl Tables {
         Ok(Made { table: maps.table(entries)?, maps })
     }
 
-    /// Opens the inner maps of a pool as one table of `len` records; `None` if there are none, or of another size.
+    /// Opens the inner maps of a pool as one table of `len` records; `None` if there are none, or
+    /// of another size.
     pub(super) fn open_inner<T: Record>(&self, outer: Outer, number: u16, len: u32) -> Result<Option<Table<T>>> {
         let Some(mut opened) = self.maps.open(outer, number)? else { return Ok(None) };
         let (each, count) = if outer.has_extents() { (EXTENT, len.div_ceil(EXTENT)) } else { (len, 1) };
@@ -219,8 +222,8 @@ impl Tables {
         fits.then(|| opened.table(len)).transpose()
     }
 
-    /// Puts what [`make`](Self::make) made in place of the service's table: the kernel program uses the old one or the
-    /// new one, whole.
+    /// Puts what [`make`](Self::make) made in place of the service's table: the kernel program uses
+    /// the old one or the new one, whole.
     pub(super) fn replace<T: Record>(&self, inner: &Inner<T>, number: u16, made: Made<T>) -> Result<()> {
         self.maps.install(inner.outer, number, &made.maps)?;
         write(&inner.tables)[usize::from(number)] = Some(Arc::new(made.table));

@@ -266,7 +266,8 @@ impl Tables {
         self.slots_of(flow.at.pool()).is_some_and(|slots| slots.suspect(flow.at.slot(), flow.ctl))
     }
 
-    /// Ends a flow, if its word is still the same. `Some`: we won, and all consequences but the RSTs are carried out, once.
+    /// Ends a flow, if its word is still the same. `Some`: we won, and all consequences but the
+    /// RSTs are carried out, once.
     pub fn close(&self, flow: FlowAt, reason: Reason) -> Option<Flow> {
         let slots = self.slots_of(flow.at.pool())?;
         let flow = slots.close(flow.at.slot(), flow.ctl, reason)?;
@@ -312,14 +313,14 @@ impl Tables {
     }
 }
 
-/// The row of the record that `is_meant`, as the kernel program finds it in an open-addressed table:
-/// an `EMPTY` row ends the search, a `DELETED` one is passed over.
+/// The row of the record that `is_meant`, as the kernel program finds it in an open-addressed
+/// table: an `EMPTY` row ends the search, a `DELETED` one is passed over.
 fn find_row(rows: impl Iterator<Item = u16>, state: impl Fn(u16) -> u8, is_meant: impl Fn(u16) -> bool) -> Option<u16> {
     rows.take_while(|row| state(*row) != EMPTY).find(|row| state(*row) != DELETED && is_meant(*row))
 }
 
-/// Whether the kernel program would find a record in `row`: it is one of the `rows` that it looks at,
-/// and the search does not end before.
+/// Whether the kernel program would find a record in `row`: it is one of the `rows` that it looks
+/// at, and the search does not end before.
 fn check_reach(mut rows: impl Iterator<Item = u16>, row: u16, state: impl Fn(u16) -> u8) -> Result<()> {
     match rows.find(|other| *other == row || state(*other) == EMPTY) {
         Some(found) if found == row => Ok(()),

@@ -43,8 +43,8 @@ impl Tables {
     }
 
     /// Makes a pool, with all its slots free, in the row that was chosen for it
-    /// ([`Installed::free_pool_row`](super::Installed)). The ports in `withheld` are never used: they are those of
-    /// listeners at the SNAT address.
+    /// ([`Installed::free_pool_row`](super::Installed)). The ports in `withheld` are never used:
+    /// they are those of listeners at the SNAT address.
     ///
     /// `upper_first`: the upper half of the ports is handed out first. The other host of a pair
     /// begins with the lower one, so that the two seldom collide when both hand out ports for a

@@ -11,8 +11,8 @@ use lb_common::{
 use super::{Installed, Tables};
 
 impl Tables {
-    /// Everything that is installed. The records of services carry no mark: one is in use if it takes connections, or if a
-    /// listener or a backend names it.
+    /// Everything that is installed. The records of services carry no mark: one is in use if it
+    /// takes connections, or if a listener or a backend names it.
     pub fn read(&self) -> Installed {
         let plain = |pool: Pool| Pool { hop: Hop::default(), heard: Ticks(0), sent: Ticks(0), ..pool };
         let mut installed = Installed {

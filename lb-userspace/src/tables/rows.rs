@@ -1,8 +1,9 @@
 //! Everything that the controller has installed, by row, and the rows in which a record may stand.
 //!
-//! Numbers are rows of the tables and mean nothing by themselves. What a record is follows from its content: a listener
-//! is its address, a pool its backend and SNAT address, a backend its service and address. So a controller that was
-//! killed finds everything again, even if the configuration has changed in the meantime.
+//! Numbers are rows of the tables and mean nothing by themselves. What a record is follows from its
+//! content: a listener is its address, a pool its backend and SNAT address, a backend its service
+//! and address. So a controller that was killed finds everything again, even if the configuration
+//! has changed in the meantime.
 
 use std::{
     collections::BTreeMap,
@@ -54,12 +55,14 @@ impl Installed {
         of_service.find(|(_, row)| self.backend_address(row) == Some(address)).map(|(number, _)| *number)
     }
 
-    /// A free row for a listener that is to be made; `None` if all rows in which it can be found are taken.
+    /// A free row for a listener that is to be made; `None` if all rows in which it can be found
+    /// are taken.
     pub fn free_listener_row(&self, address: SocketAddrV4) -> Option<u16> {
         listener_rows(address).find(|row| !self.listeners.contains_key(row))
     }
 
-    /// A free row for a pool that is to be made; `None` if all rows in which it can be found are taken.
+    /// A free row for a pool that is to be made; `None` if all rows in which it can be found are
+    /// taken.
     pub fn free_pool_row(&self, backend: SocketAddrV4, snat: Ipv4Addr) -> Option<u16> {
         pool_rows(backend, snat).find(|row| !self.pools.contains_key(row))
     }

@@ -28,7 +28,8 @@ pub struct ServiceRow {
     /// Which clients are let in; the first rule that matches decides. Empty: all clients. At most
     /// [`MAX_RULES`](lb_common::layout::MAX_RULES).
     pub rules: Vec<Rule>,
-    /// The most connections of one client, at most [`MOST`](lb_common::clients::MOST); 0: unlimited.
+    /// The most connections of one client, at most [`MOST`](lb_common::clients::MOST); 0:
+    /// unlimited.
     pub client_limit: u32,
     /// Its backends in the order of the file, rows of BACKENDS; at most
     /// [`MAX_SERVICE_BACKENDS`](lb_common::layout::MAX_SERVICE_BACKENDS).
@@ -41,8 +42,8 @@ impl Tables {
         self.fixed.services.read(number.into())
     }
 
-    /// Writes the controller's part of a service. Its ring of half-open flows is made if it has none of this size; the
-    /// flows in the old one are carried over.
+    /// Writes the controller's part of a service. Its ring of half-open flows is made if it has
+    /// none of this size; the flows in the old one are carried over.
     pub fn configure_service(&self, number: u16, row: &ServiceRow) -> Result<()> {
         let most = MAX_SERVICE_BACKENDS as usize;
         ensure!(row.backends.len() <= most, "{} backends, at most {most} are possible", row.backends.len());
@@ -73,7 +74,8 @@ impl Tables {
         Ok(())
     }
 
-    /// The controller's part of a service, as [`configure_service`](Self::configure_service) has written it.
+    /// The controller's part of a service, as [`configure_service`](Self::configure_service) has
+    /// written it.
     pub fn service_row(&self, number: u16) -> ServiceRow {
         let record = self.service(number);
         ServiceRow {
@@ -116,8 +118,8 @@ impl Tables {
         self.remove(&self.rules, number)
     }
 
-    /// Replaces the table of `balance = "hash"`, whole. Each entry is a position in the service's list
-    /// of backends.
+    /// Replaces the table of `balance = "hash"`, whole. Each entry is a position in the service's
+    /// list of backends.
     pub fn set_maglev(&self, service: u16, places: &[u16]) -> Result<()> {
         ensure!(places.len() == MAGLEV_PLACES as usize, "a Maglev table has {MAGLEV_PLACES} places");
         let inner = self.make::<MaglevLine>(Outer::Maglev, MAGLEV_LINES)?;
@@ -129,14 +131,16 @@ impl Tables {
         self.maps.install(Outer::Maglev, service, &inner.maps)
     }
 
-    /// The cells in use of a service's ring of half-open flows. A flow may have left its slot long ago.
+    /// The cells in use of a service's ring of half-open flows. A flow may have left its slot long
+    /// ago.
     pub fn half_open(&self, service: u16) -> Vec<HalfOpenCell> {
         let Some(ring) = self.half_open.of(service) else { return Vec::new() };
         (0..ring.len()).map(|cell| HalfOpenCell(ring.read(cell))).filter(|cell| cell.is_used()).collect()
     }
 
-    /// The cells that a service's ring of half-open flows was given after its first `since` flows (modulo 2^32), and the
-    /// number of flows it has had by now. Cells that were overwritten since are not among them.
+    /// The cells that a service's ring of half-open flows was given after its first `since` flows
+    /// (modulo 2^32), and the number of flows it has had by now. Cells that were overwritten since
+    /// are not among them.
     pub fn half_open_since(&self, service: u16, since: u32) -> (Vec<HalfOpenCell>, u32) {
         let head = self.fixed.services.word32(service.into(), offset_of!(Service, half_open)).load(Ordering::Acquire);
         let Some(ring) = self.half_open.of(service) else {

@@ -121,8 +121,8 @@ impl Slots {
         ctl.state().is_active() && self.swap(slot, ctl, ctl.with_flags(flag))
     }
 
-    /// Ends a flow whose word is still `ctl`. The winner gets the flow as it was and owes the consequences: counters,
-    /// [`push`](Self::push), RSTs.
+    /// Ends a flow whose word is still `ctl`. The winner gets the flow as it was and owes the
+    /// consequences: counters, [`push`](Self::push), RSTs.
     pub fn close(&self, slot: u16, ctl: Ctl, reason: Reason) -> Option<Flow> {
         if !ctl.state().is_active() {
             return None;
@@ -200,8 +200,8 @@ impl Slots {
         }
     }
 
-    /// Whether a port that was taken from the ring belongs in it. If a flow has it, its word now says
-    /// that the port is not in the ring.
+    /// Whether a port that was taken from the ring belongs in it. If a flow has it, its word now
+    /// says that the port is not in the ring.
     fn is_free(&self, slot: u16) -> bool {
         loop {
             let ctl = self.ctl(slot);

@@ -1,4 +1,5 @@
-//! What the controller's plans consist of, carried out on the tables. [`read`](super::read) is the other direction.
+//! What the controller's plans consist of, carried out on the tables. [`read`](super::read) is the
+//! other direction.
 
 use anyhow::{Context, Result};
 use lb_common::{
@@ -15,7 +16,8 @@ use super::{
 /// One change of the tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// Makes the slots and the ring of free ones, then the record. The ports in `withheld` never enter the ring.
+    /// Makes the slots and the ring of free ones, then the record. The ports in `withheld` never
+    /// enter the ring.
     NewPool {
         /// Its row in POOLS.
         number: u16,
@@ -38,15 +40,16 @@ pub enum Write {
         /// The controller's part.
         row: BackendRow,
     },
-    /// Changes the controller's part. The admission becomes `NONE` if the row is closed; otherwise it stays as it is, and
-    /// the controller decides about it afterwards.
+    /// Changes the controller's part. The admission becomes `NONE` if the row is closed; otherwise
+    /// it stays as it is, and the controller decides about it afterwards.
     SetBackend {
         /// Its row in BACKENDS.
         number: u16,
         /// The controller's part.
         row: BackendRow,
     },
-    /// Writes the controller's part of a service, and makes its ring of half-open flows if it has none of this size.
+    /// Writes the controller's part of a service, and makes its ring of half-open flows if it has
+    /// none of this size.
     SetService {
         /// Its row in SERVICES.
         number: u16,
@@ -57,7 +60,8 @@ pub enum Write {
     Maglev {
         /// The service, a row of SERVICES.
         service: u16,
-        /// The hash of the address and the weight of each backend, in the order of the service's list.
+        /// The hash of the address and the weight of each backend, in the order of the service's
+        /// list.
         backends: Vec<(u64, u32)>,
     },
     /// Writes a listener: `ACTIVE`, or `CLOSING`.
@@ -90,9 +94,9 @@ pub enum Write {
 }
 
 impl Tables {
-    /// Carries out one write. `upper_first`: which half of the ports of a new pool is handed out first, see
-    /// [`put_pool`](Self::put_pool). `false`: a connection has the port that is to be withheld, so
-    /// [`withhold_port`](Self::withhold_port) has to be asked again.
+    /// Carries out one write. `upper_first`: which half of the ports of a new pool is handed out
+    /// first, see [`put_pool`](Self::put_pool). `false`: a connection has the port that is to be
+    /// withheld, so [`withhold_port`](Self::withhold_port) has to be asked again.
     pub fn write(&self, write: &Write, upper_first: bool) -> Result<bool> {
         match write {
             Write::NewPool { number, pool, withheld } => self

@@ -60,7 +60,8 @@ fn errors(text: &str) -> String {
     config::load(&file).err().map(|problems| problems.to_string()).unwrap_or_default()
 }
 
-/// The keys that the parser knows in a table: it lists them where it meets one that it does not know.
+/// The keys that the parser knows in a table: it lists them where it meets one that it does not
+/// know.
 fn known_keys(line: &str) -> BTreeSet<String> {
     let unknown = "zzzzzzzz = 0\n";
     let text = match line {

@@ -23,7 +23,8 @@ fn median(mut rounds: Vec<f64>) -> f64 {
     rounds[rounds.len() / 2]
 }
 
-/// What a system adds to a connection without a balancer, as docs/bench works it out: the median of the rounds.
+/// What a system adds to a connection without a balancer, as docs/bench works it out: the median of
+/// the rounds.
 fn added(lab: &Value, work: &str, system: &str, what: &str) -> f64 {
     let of = |system: &str| rounds(lab, &format!("lab/{work}/{system}/{what}"));
     median(of(system).iter().zip(of("direct")).map(|(with, without)| with - without).collect())

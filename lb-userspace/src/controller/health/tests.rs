@@ -1,5 +1,5 @@
-//! nginx's documented behaviour is the oracle (ngx_stream_upstream_module: max_fails, fail_timeout); where evenkeel
-//! departs from it, the test's name says so.
+//! nginx's documented behaviour is the oracle (ngx_stream_upstream_module: max_fails,
+//! fail_timeout); where evenkeel departs from it, the test's name says so.
 
 use super::*;
 

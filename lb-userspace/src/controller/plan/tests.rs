@@ -298,7 +298,8 @@ fn every_way_to_a_configuration_ends_where_a_fresh_install_does() {
     }
 }
 
-/// What a client and a backend see of the tables, without numbers and without what is only there for old flows.
+/// What a client and a backend see of the tables, without numbers and without what is only there
+/// for old flows.
 fn meaning(installed: &Installed) -> BTreeMap<SocketAddrV4, Vec<String>> {
     let backend = |number: &u16| {
         let row = &installed.backends[number];

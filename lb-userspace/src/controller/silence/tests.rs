@@ -122,7 +122,8 @@ fn an_idle_backend_is_never_asked_and_one_that_answers_never_called_silent() {
     let mut world = World::new(3, 2 * SECOND);
     let flows = world.open(0, 1000);
     world.open(1, 1000);
-    // Ten minutes of one keepalive every 20 s to backend 0, which answers; backend 1 is quiet all the time.
+    // Ten minutes of one keepalive every 20 s to backend 0, which answers; backend 1 is quiet all
+    // the time.
     for minute in 0..10 {
         let from = START + minute * 60 * SECOND;
         let speaks = |world: &mut World, now: Instant| {

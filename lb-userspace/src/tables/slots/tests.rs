@@ -222,8 +222,8 @@ fn a_hundred_thousand_flows_are_read_in_well_under_a_tenth_of_a_second() {
     assert!(took.as_millis() < limit, "{took:?}");
 }
 
-/// Two threads open flows and close them as the kernel program does, two close, suspect and release them as the
-/// controller does, one copies them.
+/// Two threads open flows and close them as the kernel program does, two close, suspect and release
+/// them as the controller does, one copies them.
 #[test]
 fn races_of_claim_close_push_and_pop_lose_no_slot_and_double_none() {
     const FLOWS: u64 = 60_000;
@@ -282,7 +282,8 @@ fn races_of_claim_close_push_and_pop_lose_no_slot_and_double_none() {
                     );
                 }
             }
-            // The openers check the same count and end too; what they opened last is swept afterwards.
+            // The openers check the same count and end too; what they opened last is swept
+            // afterwards.
             stop.store(true, Ordering::Release);
         });
     });
