@@ -114,7 +114,7 @@ fn drain_and_wait_returns_when_the_last_one_has_left_by_itself() {
     cluster.active([10, 10, 10]);
     let (mut process, mut said) = cluster.evenkeel.begin(&["drain", "cp02", "--wait"]).expect("drain");
     let first = said.hear().expect("a line");
-    assert!(first.ends_with("no new connections, 10 active; they stay open until they end\n"), "{first}");
+    assert!(first.ends_with("no new connections, 10 active; they stay until they end\n"), "{first}");
     assert_eq!(said.hear().expect("a line"), "10 active\n");
     held.close(10, "cp02", "fin").expect("close");
     assert_eq!(said.hear().expect("a line"), "cp02 of kube-apiserver is empty\n");

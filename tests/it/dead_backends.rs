@@ -300,7 +300,7 @@ fn a_reload_or_a_restart_forgets_nothing_and_a_ca_that_cannot_be_used_changes_no
     cluster.standins[0].readyz(500).expect("a command");
     cluster.wait_state("cp01", "draining", SOON);
     for (wrong, why) in
-        [(&missing, "no.crt: I/O error: No such file"), (&no_certificate, "admin.key: it contains no certificate")]
+        [(&missing, "no.crt: I/O error: No such file"), (&no_certificate, "admin.key: there is no certificate in it")]
     {
         cluster.evenkeel.write(&wrong.toml()).expect("a configuration");
         let answer = cluster.evenkeel.command(&["reload"]).expect("reload");

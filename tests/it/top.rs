@@ -80,7 +80,7 @@ fn the_screen_shows_the_backends_and_drains_one_and_gives_the_terminal_back() {
     cluster.evenkeel.signal(Signal::SIGSTOP).expect("SIGSTOP");
     sees(&terminal, &["no answer since"]);
     terminal.press("d").expect("a key");
-    sees(&terminal, &["does not answer: commands are not possible"]);
+    sees(&terminal, &["does not answer: nothing"]);
     cluster.evenkeel.signal(Signal::SIGCONT).expect("SIGCONT");
     sees(&terminal, &["live "]);
     cluster.evenkeel.upgrade().expect("an upgrade");

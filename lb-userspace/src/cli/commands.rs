@@ -55,7 +55,7 @@ pub fn drain(client: &Client, which: BackendArg, args: DrainArgs, format: Format
 fn drained(changed: &Changed, rate: NonZeroU32) -> String {
     let rest = match changed.deadline {
         Some(deadline) => format!("connections still open at {} are reset at {rate}/s", clock(deadline)),
-        None => "they stay open until they end".into(),
+        None => "they stay until they end".into(),
     };
     format!("{}: no new connections, {} active; {rest}\n", standing(changed), changed.active)
 }

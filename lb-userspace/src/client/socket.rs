@@ -161,7 +161,7 @@ impl Client {
 
     fn unreachable(&self, why: &str) -> Failure {
         Failure::Unreachable(format!(
-            "cannot reach the daemon at {}: {why}\nIs it running (evenkeel run), and with this state_dir? \
+            "the daemon cannot be reached at {}: {why}\nIs it running (evenkeel run), and with this state_dir? \
              For another socket, use --socket or EVENKEEL_SOCKET.",
             self.socket.display()
         ))

@@ -15,7 +15,7 @@ pub fn authorities(file: &Path) -> Result<RootCertStore> {
         for certificate in CertificateDer::pem_file_iter(file)? {
             roots.add(certificate?)?;
         }
-        ensure!(!roots.is_empty(), "it contains no certificate");
+        ensure!(!roots.is_empty(), "there is no certificate in it");
         Ok(())
     };
     read().with_context(|| file.display().to_string())?;

@@ -360,7 +360,7 @@ impl State {
 
     fn propose(&mut self, verb: Verb) {
         if self.silence.is_some() {
-            return self.notify("the daemon does not answer: commands are not possible".into());
+            return self.notify("the daemon does not answer: nothing was sent".into());
         }
         let Some(backend) = self.selected() else { return };
         let (service, backend) = key(backend);

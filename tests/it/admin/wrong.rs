@@ -83,7 +83,7 @@ fn without_a_daemon_every_one_of_them_is_exit_2() {
     for command in COMMANDS {
         let answer = cluster.command(command);
         assert_eq!((answer.code, answer.out.as_str()), (2, ""), "{command:?}: {}", answer.err);
-        assert!(answer.err.contains("cannot reach the daemon at"), "{command:?}: {}", answer.err);
+        assert!(answer.err.contains("the daemon cannot be reached at"), "{command:?}: {}", answer.err);
     }
     // --socket means the same as the environment variable.
     let answer = cluster.command(&["drain", "cp01", "--socket", "/nonexistent/control.sock"]);
