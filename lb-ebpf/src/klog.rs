@@ -1,6 +1,8 @@
-//! What the program reports to a developer, through `aya-log`: segments that are answered with a
-//! RST or dropped, tries that fail, moves to another backend or port (debug), and every change of
-//! an open flow's state (trace). Each line names its connection.
+//! What the program reports to a developer, through `aya-log`: segments that the slow
+//! path answers with a RST or drops, tries that fail, moves to another backend or port (debug), and
+//! every change of an open flow's state (trace). Each line names its connection. Drops on the way
+//! out (no next hop, time to live over) have their counters only: a look at the level there costs
+//! the verifier two thousand instructions.
 //!
 //! The level is a constant of the loaded program (`evenkeel run --kernel-log LEVEL`). Without one
 //! the verifier knows that no line is ever written and the kernel removes the calls: an ordinary
