@@ -25,9 +25,7 @@ pub use opening::open;
 #[inline(always)]
 fn change(at: SlotAt, slot: Held<Slot>, old: Ctl, new: Ctl) -> bool {
     let won = slot.swap(old, new);
-    if won {
-        klog::changed(at, slot, old, new);
-    }
+    klog::changed(at, slot, (old, new), won);
     won
 }
 

@@ -1,8 +1,6 @@
-//! What the program reports to a developer, through `aya-log`: segments that the slow
-//! path answers with a RST or drops, tries that fail, moves to another backend or port (debug), and
-//! every change of an open flow's state (trace). Each line names its connection. Drops on the way
-//! out (no next hop, time to live over) have their counters only: a look at the level there costs
-//! the verifier two thousand instructions.
+//! What the program reports to a developer, through `aya-log`: segments that are answered with a
+//! RST or dropped, tries that fail, moves to another backend or port (debug), and every change of
+//! an open flow's state (trace). Each line names its connection.
 //!
 //! The level is a constant of the loaded program (`evenkeel run --kernel-log LEVEL`). Without one
 //! the verifier knows that no line is ever written and the kernel removes the calls: an ordinary
@@ -27,6 +25,7 @@ use lb_common::{
 
 use crate::{
     clock,
+    outcome::Outcome,
     parse::Segment,
     records::{self, Held},
 };
@@ -43,21 +42,23 @@ const DROPPED: u32 = 1;
 /// answered.
 #[inline(always)]
 pub fn reset(segment: Segment, reason: u32) {
-    turned_away(segment, if segment.flags & RST == 0 { RESET } else { DROPPED }, reason);
+    if level_enabled(Level::Debug) {
+        turned_away(segment, if segment.flags & RST == 0 { RESET } else { DROPPED }, reason);
+    }
 }
 
 /// A segment of ours is dropped, by the number of a reason.
 #[inline(always)]
 pub fn dropped(segment: Segment, reason: u32) {
-    turned_away(segment, DROPPED, reason);
+    if level_enabled(Level::Debug) {
+        turned_away(segment, DROPPED, reason);
+    }
 }
 
 #[inline(always)]
 fn turned_away(segment: Segment, what: u32, reason: u32) {
-    if level_enabled(Level::Debug) {
-        let ports = (segment.source_port as u32) << 16 | segment.destination_port as u32;
-        turned_away_global(segment.source, segment.destination, ports, what, reason);
-    }
+    let ports = (segment.source_port as u32) << 16 | segment.destination_port as u32;
+    turned_away_global(segment.source, segment.destination, ports, what, reason);
 }
 
 /// A try failed.
@@ -83,8 +84,9 @@ pub fn refused(at: SlotAt, slot: Held<Slot>, reason: u32) {
 
 /// A connection goes on in another slot, towards the next backend or the same one.
 #[inline(always)]
-pub fn moved(from: SlotAt, to: SlotAt) {
+pub fn moved(from: SlotAt, to: SlotAt, outcome: Outcome) {
     if level_enabled(Level::Debug)
+        && outcome.kind() == Outcome::SEND_SYN
         && let Some(slot) = records::slot(to)
     {
         moved_global(from.0, to.0, slot.key().0);
@@ -93,8 +95,8 @@ pub fn moved(from: SlotAt, to: SlotAt) {
 
 /// The state of a flow has changed.
 #[inline(always)]
-pub fn changed(at: SlotAt, slot: Held<Slot>, old: Ctl, new: Ctl) {
-    if level_enabled(Level::Trace) && old.0 as u8 != new.0 as u8 {
+pub fn changed(at: SlotAt, slot: Held<Slot>, (old, new): (Ctl, Ctl), won: bool) {
+    if level_enabled(Level::Trace) && won && old.0 as u8 != new.0 as u8 {
         changed_global(at.0, slot.key().0, old.0, new.0);
     }
 }

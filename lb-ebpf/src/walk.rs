@@ -133,6 +133,13 @@ fn settle<F: Frame>(frame: F, segment: Segment, outcome: Outcome, sender: Sender
     carry_out(frame, segment, outcome, matches!(sender, Sender::Client(..)))
 }
 
+/// What cannot be forwarded ends here, and is counted.
+#[inline(always)]
+fn ended<F: Frame>(segment: Segment, reason: Reason) -> i32 {
+    klog::dropped(segment, reason as u32);
+    dropped::<F>(reason)
+}
+
 /// Carries out the decision about the frame. Whatever ends it is counted.
 #[inline(always)]
 fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: bool) -> i32 {
@@ -163,7 +170,7 @@ fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: boo
     }
     match records::slot(at) {
         Some(slot) => to_client(frame, segment, slot),
-        None => dropped::<F>(Reason::LostRace),
+        None => ended::<F>(segment, Reason::LostRace),
     }
 }
 
@@ -290,7 +297,7 @@ fn to_backend<F: Frame>(frame: F, segment: Segment, pool: Held<Pool>, at: SlotAt
 #[inline(always)]
 fn to_client<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>) -> i32 {
     let (key, hop) = (slot.key(), slot.hop());
-    let Some(listener) = records::listener(key.listener() as u32) else { return dropped::<F>(Reason::Damaged) };
+    let Some(listener) = records::listener(key.listener() as u32) else { return ended::<F>(segment, Reason::Damaged) };
     let from = (listener.address::<V4>(), listener.port());
     send(frame, segment, hop, from, (key.address_word(), key.port()))
 }
@@ -298,13 +305,13 @@ fn to_client<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>) -> i32 {
 #[inline(always)]
 fn send<F: Frame>(frame: F, segment: Segment, hop: Hop, from: (u32, u16), to: (u32, u16)) -> i32 {
     if segment.ttl <= 1 {
-        return dropped::<F>(Reason::TtlExpired);
+        return ended::<F>(segment, Reason::TtlExpired);
     }
     if !hop.is_known() {
-        return dropped::<F>(Reason::NoNextHop);
+        return ended::<F>(segment, Reason::NoNextHop);
     }
     let Some(interface) = records::interface(hop.interface() as u32) else {
-        return dropped::<F>(Reason::NoNextHop);
+        return ended::<F>(segment, Reason::NoNextHop);
     };
     let old = Translation {
         source: segment.source,
@@ -317,7 +324,7 @@ fn send<F: Frame>(frame: F, segment: Segment, hop: Hop, from: (u32, u16), to: (u
     let new =
         Translation { source: from.0, destination: to.0, source_port: from.1, destination_port: to.1, hop, interface };
     if !frame.translate(&old, &new) {
-        return dropped::<F>(Reason::RewriteFailed);
+        return ended::<F>(segment, Reason::RewriteFailed);
     }
     frame.send(interface.ifindex())
 }

@@ -118,9 +118,7 @@ const SAME_BACKEND: u32 = 1;
 #[inline(always)]
 fn hand_over(from: SlotAt, next: Choice, ctl: Ctl, to: u32, service: u32) -> Outcome {
     let moved = Outcome(hand_over_global(from.0, next.0, ctl.generation(), to, service));
-    if moved.kind() == Outcome::SEND_SYN {
-        klog::moved(from, next.at());
-    }
+    klog::moved(from, next.at(), moved);
     release_closed(from, ctl);
     moved
 }
