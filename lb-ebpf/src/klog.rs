@@ -3,8 +3,9 @@
 //! an open flow's state (trace). Each line names its connection.
 //!
 //! The level is a constant of the loaded program (`evenkeel run --kernel-log LEVEL`). Without one
-//! the verifier knows that no line is ever written and the kernel removes the calls: an ordinary
-//! run does not have a single instruction of it. No packet that is forwarded is logged at any
+//! the verifier knows that no line is ever written, and the kernel removes the calls. What is left
+//! is a read of the constant where something is refused, dropped, moved or changed; a packet that
+//! is forwarded on the established path meets not one instruction of this, and is logged at no
 //! level. A line costs microseconds and wakes its reader, so there are at most [`LINES`] a second;
 //! the next line says how many were left out.
 //!
