@@ -63,10 +63,13 @@ pub static CONNECT_TIMES: Array<ConnectTimes, { MAX_BACKENDS as usize }, MAPPED>
 pub static SLOW_STARTS: Array<SlowStart, { MAX_BACKENDS as usize }, MAPPED> = Array::new();
 #[btf_map]
 pub static INDEX: Array<Bucket, 1, MAPPED> = Array::new();
+// One record in an array: kernels before 6.2 note of an inner map whose value is a structure that it
+// has no timer (-ENOENT), of any other that it cannot have one (-EINVAL), and take only inner maps
+// with the same note (`bpf_map_meta_equal`). Those of the controller have no BTF: -EINVAL.
 #[btf_map]
-pub static SLOTS: ArrayOfMaps<Array<Slot, { 1 << EXTENT_BITS }, MAPPED>, EXTENTS_LEN> = ArrayOfMaps::new();
+pub static SLOTS: ArrayOfMaps<Array<[Slot; 1], { 1 << EXTENT_BITS }, MAPPED>, EXTENTS_LEN> = ArrayOfMaps::new();
 #[btf_map]
-pub static OPENINGS: ArrayOfMaps<Array<Opening, { 1 << EXTENT_BITS }, MAPPED>, EXTENTS_LEN> = ArrayOfMaps::new();
+pub static OPENINGS: ArrayOfMaps<Array<[Opening; 1], { 1 << EXTENT_BITS }, MAPPED>, EXTENTS_LEN> = ArrayOfMaps::new();
 #[btf_map]
 pub static FREE: ArrayOfMaps<Array<FreeLine, 1, INNER>, POOLS_LEN> = ArrayOfMaps::new();
 #[btf_map]

@@ -117,13 +117,15 @@ pub fn pool(row: u32) -> Option<Held<Pool>> {
 /// `Free` and in no ring.
 #[inline(always)]
 pub fn slot(at: SlotAt) -> Option<Held<Slot>> {
-    maps::SLOTS.get_value_ptr_mut(at.0 >> EXTENT_BITS, &(at.0 & ((1 << EXTENT_BITS) - 1))).map(Held)
+    let record = maps::SLOTS.get_value_ptr_mut(at.0 >> EXTENT_BITS, &(at.0 & ((1 << EXTENT_BITS) - 1)))?;
+    Some(Held(record.cast()))
 }
 
 /// The rest of the flow in a slot.
 #[inline(always)]
 pub fn opening(at: SlotAt) -> Option<Held<Opening>> {
-    maps::OPENINGS.get_value_ptr_mut(at.0 >> EXTENT_BITS, &(at.0 & ((1 << EXTENT_BITS) - 1))).map(Held)
+    let record = maps::OPENINGS.get_value_ptr_mut(at.0 >> EXTENT_BITS, &(at.0 & ((1 << EXTENT_BITS) - 1)))?;
+    Some(Held(record.cast()))
 }
 
 /// The ring of free slots of a pool.

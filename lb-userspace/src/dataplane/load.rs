@@ -202,3 +202,6 @@ fn replace_pin(path: PathBuf, pin: impl FnOnce(&PathBuf) -> Result<()>) -> Resul
     remove_file(&path)?;
     pin(&path).with_context(|| format!("cannot pin the program at {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests;
