@@ -33,6 +33,8 @@ pub mod standin;
 #[cfg(feature = "full")]
 pub mod terminal;
 pub mod topology;
+#[cfg(feature = "full")]
+pub mod verified;
 pub mod wait;
 pub mod xdp_pass;
 

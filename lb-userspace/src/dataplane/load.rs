@@ -20,7 +20,7 @@ use super::{
 use crate::sys::{allocator, memory::Table, random};
 
 /// The kernel programs and maps, compiled into this binary.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EVENKEEL_BPF"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EVENKEEL_BPF"));
 
 const XDP: &str = "evenkeel_xdp";
 /// The name of the TC program, which a clsact filter carries too.
@@ -146,13 +146,7 @@ fn load_object(pins: &Pins, meta: &Meta, kernel_log: LevelFilter) -> Result<Ebpf
     let maps = pins.maps();
     let known = shapes(meta.buckets);
     let level = kernel_log::level_number(kernel_log);
-    let mut loader = EbpfLoader::new();
-    kernel_log::set_level(&mut loader, &level);
-    loader.map_max_entries("INDEX", meta.buckets).override_global("SEED", &meta.seed, true).override_global(
-        "BUCKETS",
-        &meta.buckets,
-        true,
-    );
+    let mut loader = loader(meta, &level);
     for (name, _) in &known {
         loader.map_pin_path(name, maps.join(name));
     }
@@ -162,6 +156,18 @@ fn load_object(pins: &Pins, meta: &Meta, kernel_log: LevelFilter) -> Result<Ebpf
         Some(name) => bail!("the program has a map {name} that its controller does not know"),
         None => Ok(ebpf),
     }
+}
+
+/// Loads the object with its constants and with tables of the size in `meta`.
+pub fn loader<'a>(meta: &'a Meta, level: &'a u8) -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    kernel_log::set_level(&mut loader, level);
+    loader.map_max_entries("INDEX", meta.buckets).override_global("SEED", &meta.seed, true).override_global(
+        "BUCKETS",
+        &meta.buckets,
+        true,
+    );
+    loader
 }
 
 /// Maps whose names begin with a dot are the program's own data sections. The log's map ends with

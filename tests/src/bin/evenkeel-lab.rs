@@ -27,6 +27,9 @@ enum Program {
     #[cfg(feature = "full")]
     #[command(flatten)]
     Bench(lab::bench::Program),
+    /// Show what the kernel's verifier makes of the kernel program: instructions and stack
+    #[cfg(feature = "full")]
+    Verified(lab::verified::Options),
     /// Run a stand-in API server
     Apiserver(apiserver::Options),
     /// Hold connections, directed by commands on standard input
@@ -59,6 +62,8 @@ fn main() -> Result<()> {
         Program::Run { once, kernel_log } => round::run(once, kernel_log.as_deref()),
         #[cfg(feature = "full")]
         Program::Bench(program) => program.run(),
+        #[cfg(feature = "full")]
+        Program::Verified(options) => lab::verified::run(&options),
         Program::Apiserver(options) => on_one_thread(apiserver::run(options)),
         Program::Hold(options) => on_one_thread(client::hold::run(options)),
         Program::Storm(options) => on_one_thread(client::storm::run(options)),
