@@ -19,8 +19,7 @@ use crate::{
 };
 
 /// Most of it is for loading and verifying the programs.
-const START: Duration = Duration::from_secs(20);
-const STOP: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The daemon and its files.
 pub struct Evenkeel {
@@ -33,6 +32,8 @@ pub struct Evenkeel {
     options: Vec<String>,
     /// More environment variables.
     environment: Vec<(String, String)>,
+    /// How long it may take to start, to be upgraded or to stop.
+    patience: Duration,
     process: Option<Process>,
 }
 
@@ -67,7 +68,8 @@ impl Evenkeel {
         let bpffs = lab.bpffs().join(&name);
         let binary = binaries::evenkeel()?;
         let (host, options, environment) = (host.clone(), Vec::new(), Vec::new());
-        let evenkeel = Self { host, folder, bpffs, binary, options, environment, process: None };
+        let patience = PATIENCE;
+        let evenkeel = Self { host, folder, bpffs, binary, options, environment, patience, process: None };
         evenkeel.write(services)?;
         Ok(evenkeel)
     }
@@ -104,6 +106,11 @@ impl Evenkeel {
         self.options.push(option.to_owned());
     }
 
+    /// Waits longer than usual for it to start, to be upgraded or to stop.
+    pub fn be_patient(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// Replaces the program that the daemon is started from, the way a package does.
     pub fn install(&mut self, program: &Path) -> Result<()> {
         let (place, new) = (self.folder.join("bin-evenkeel"), self.folder.join("bin-evenkeel.new"));
@@ -129,7 +136,7 @@ impl Evenkeel {
         command.args(["run", "-c"]).arg(self.config()).args(&self.options);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut process = self.host.start("evenkeel", &mut command)?;
-        let ready = wait::until("evenkeel answers", START, || {
+        let ready = wait::until("evenkeel answers", self.patience, || {
             let is_over = !process.is_running();
             is_over.then(|| Err(process.log())).or_else(|| self.status().ok().map(Ok))
         });
@@ -160,7 +167,7 @@ impl Evenkeel {
     /// old process has ended with success and another one answers.
     pub fn after_upgrade(&mut self) -> Result<()> {
         let process = self.process.as_mut().context("evenkeel does not run")?;
-        process.succeed(START)?;
+        process.succeed(self.patience)?;
         let id = self.pid()?;
         self.process.as_mut().context("evenkeel does not run")?.continue_as(id)
     }
@@ -191,14 +198,14 @@ impl Evenkeel {
     /// Sends SIGTERM and waits for the end.
     pub fn terminate(&mut self) -> Result<()> {
         self.signal(Signal::SIGTERM)?;
-        self.process.take().context("evenkeel does not run")?.succeed(STOP)
+        self.process.take().context("evenkeel does not run")?.succeed(self.patience)
     }
 
     /// `evenkeel stop --detach`: leaves nothing in the kernel.
     pub fn stop_detach(&mut self) -> Result<()> {
         self.done(&["stop", "--detach"])?;
         if let Some(mut process) = self.process.take() {
-            process.succeed(STOP)?;
+            process.succeed(self.patience)?;
         }
         Ok(())
     }

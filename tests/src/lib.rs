@@ -18,6 +18,8 @@ pub mod daemon;
 pub mod frr;
 pub mod host;
 pub mod keepalived;
+#[cfg(feature = "full")]
+pub mod kernels;
 pub mod packet;
 pub mod peers;
 #[cfg(feature = "full")]

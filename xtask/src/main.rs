@@ -1,9 +1,10 @@
-//! Development tasks: `cargo xtask setup | build | run | test | bench`.
+//! Development tasks: `cargo xtask setup | build | run | test | bench | kernels`.
 
 mod bench;
 mod build;
 #[expect(dead_code, reason = "build scripts include this file too, and only they build")]
 mod ebpf;
+mod kernels;
 mod lint;
 mod run;
 mod setup;
@@ -54,6 +55,13 @@ enum Task {
         #[arg(long)]
         full: bool,
     },
+    /// Boot other kernels in qemu and look at what evenkeel does on each; see `kernels --help`
+    #[command(disable_help_flag = true)]
+    Kernels {
+        /// Options of `evenkeel-lab kernels`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<OsString>,
+    },
     /// Measure how fast evenkeel is, compared with what people use today (as root); see `bench
     /// --help`
     #[command(disable_help_flag = true)]
@@ -71,6 +79,7 @@ fn main() -> ExitCode {
         Task::Run { once, kernel_log, daemon } if daemon.is_empty() => run::lab(once, kernel_log.as_deref()),
         Task::Run { kernel_log, daemon, .. } => run::daemon(kernel_log.as_deref(), &daemon),
         Task::Test { filter, full } => test::run(filter.as_deref(), full),
+        Task::Kernels { options } => kernels::run(&options),
         Task::Bench { options } => bench::run(&options),
     };
     match done {

@@ -30,6 +30,9 @@ enum Program {
     /// Show what the kernel's verifier makes of the kernel program: instructions and stack
     #[cfg(feature = "full")]
     Verified(lab::verified::Options),
+    #[cfg(feature = "full")]
+    #[command(flatten)]
+    Kernels(lab::kernels::Program),
     /// Run a stand-in API server
     Apiserver(apiserver::Options),
     /// Hold connections, directed by commands on standard input
@@ -64,6 +67,8 @@ fn main() -> Result<()> {
         Program::Bench(program) => program.run(),
         #[cfg(feature = "full")]
         Program::Verified(options) => lab::verified::run(&options),
+        #[cfg(feature = "full")]
+        Program::Kernels(program) => program.run(),
         Program::Apiserver(options) => on_one_thread(apiserver::run(options)),
         Program::Hold(options) => on_one_thread(client::hold::run(options)),
         Program::Storm(options) => on_one_thread(client::storm::run(options)),

@@ -24,9 +24,10 @@ pub enum Task {
     Run,
     Test,
     Bench,
+    Kernels,
 }
 
-use Task::{Bench, Build, Run, Test};
+use Task::{Bench, Build, Kernels, Run, Test};
 
 /// Something that has to be installed.
 #[derive(Clone, Copy)]
@@ -41,12 +42,14 @@ type Provide = fn() -> Result<Outcome>;
 
 use Part::{Own, Package};
 
-const LAB: &[Task] = &[Run, Test, Bench];
+const LAB: &[Task] = &[Run, Test, Bench, Kernels];
+/// A machine that boots other kernels. The tests boot one too.
+const VIRTUAL: &[Task] = &[Test, Kernels];
 
 /// Everything that is ever needed, and the commands that need it.
-const PARTS: [(Part, &[Task]); 21] = [
-    (Own("BPF compiler", compiler::provide), &[Build, Run, Test, Bench]),
-    (Own("bpf-linker", linker::provide), &[Build, Run, Test, Bench]),
+const PARTS: [(Part, &[Task]); 29] = [
+    (Own("BPF compiler", compiler::provide), &[Build, Run, Test, Bench, Kernels]),
+    (Own("bpf-linker", linker::provide), &[Build, Run, Test, Bench, Kernels]),
     // The lab itself: hosts, cables, firewalls.
     (Package("ip", "iproute2"), LAB),
     (Package("ethtool", "ethtool"), LAB),
@@ -62,13 +65,22 @@ const PARTS: [(Part, &[Task]); 21] = [
     (Package("/usr/lib/frr/vrrpd", "frr"), &[Test]),
     (Own("FRR", frr::provide), &[Test]),
     // What looks at evenkeel from outside.
-    (Package("bpftool", "bpftool"), &[Test, Bench]),
+    (Package("bpftool", "bpftool"), &[Test, Bench, Kernels]),
     (Package("curl", "curl"), &[Test]),
     (Package("tcpdump", "tcpdump"), &[Test]),
     (Package("promtool", "prometheus"), &[Test]),
     (Package("chromium", "chromium"), &[Test]),
     (Package("systemd-analyze", "systemd"), &[Test]),
     (Package("groff", "groff-base"), &[Test]),
+    // Other kernels.
+    (Package("qemu-system-x86_64", "qemu-system-x86"), VIRTUAL),
+    (Package("/usr/share/seabios/bios-256k.bin", "seabios"), VIRTUAL),
+    (Package("cpio", "cpio"), VIRTUAL),
+    (Package("depmod", "kmod"), VIRTUAL),
+    (Package("xz", "xz-utils"), VIRTUAL),
+    (Package("zstd", "zstd"), VIRTUAL),
+    (Package("strip", "binutils"), VIRTUAL),
+    (Package("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"), VIRTUAL),
 ];
 
 /// How much to print.

@@ -1,0 +1,164 @@
+//! What host and guest say to each other: orders go in with the initramfs, results come out as
+//! lines on the serial console.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+/// Begins each line that is for the host; the kernel and the programs write to the console too.
+const MARK: &str = "@evenkeel ";
+
+/// The file in the guest with its [`Orders`].
+pub const ORDERS: &str = "/orders.json";
+/// The folder in the guest with the kernel's modules.
+pub const MODULES: &str = "/modules";
+
+/// What a guest does.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Orders {
+    /// Files in [`MODULES`], each after those that it needs.
+    pub modules: Vec<String>,
+    pub rows: Vec<Row>,
+    /// `false`: BPF programs are interpreted, and every stack frame is rounded up to 32 bytes.
+    pub jit: bool,
+    /// Whether evenkeel has to refuse this kernel.
+    pub is_too_old: bool,
+}
+
+/// A way of putting the program on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hook {
+    /// `datapath = "tc"`: tcx, or clsact where the kernel has no tcx.
+    Tc,
+    /// `evenkeel run --clsact`.
+    Clsact,
+    Xdp,
+    XdpGeneric,
+}
+
+/// What the VIP is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Device {
+    Cable,
+    Vlan,
+    /// Two cables, of which one is in use (active-backup).
+    Bond,
+}
+
+/// A round of checks: a row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    pub hook: Hook,
+    pub device: Device,
+}
+
+impl Hook {
+    pub const ALL: [Hook; 4] = [Hook::Tc, Hook::Clsact, Hook::Xdp, Hook::XdpGeneric];
+
+    /// The word in the configuration file.
+    pub const fn datapath(self) -> &'static str {
+        match self {
+            Hook::Tc | Hook::Clsact => "tc",
+            Hook::Xdp => "xdp",
+            Hook::XdpGeneric => "xdp-generic",
+        }
+    }
+
+    pub const fn is_xdp(self) -> bool {
+        matches!(self, Hook::Xdp | Hook::XdpGeneric)
+    }
+}
+
+impl Device {
+    /// Its name on the balancer.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Device::Cable => "eth0",
+            Device::Vlan => "eth0.100",
+            Device::Bond => "bond0",
+        }
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self.hook {
+            Hook::Tc => "tcx",
+            Hook::Clsact => "clsact",
+            Hook::Xdp => "xdp",
+            Hook::XdpGeneric => "xdp-generic",
+        })?;
+        match self.device {
+            Device::Cable => Ok(()),
+            Device::Vlan => f.write_str(", VLAN"),
+            Device::Bond => f.write_str(", bond"),
+        }
+    }
+}
+
+/// A result, or how far the guest is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Said {
+    /// The kernel has booted.
+    Kernel {
+        release: String,
+    },
+    /// What follows is about this row.
+    Row {
+        name: String,
+    },
+    /// evenkeel answers: the seconds from its start until then, and the verified instructions of
+    /// each program.
+    Loaded {
+        seconds: f64,
+        verified: BTreeMap<String, u32>,
+    },
+    Check {
+        name: String,
+        outcome: Outcome,
+        seconds: f64,
+    },
+    /// All orders are carried out.
+    Over,
+}
+
+/// How a check ended, and what was seen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Ok(String),
+    Failed(String),
+    /// This kernel does not have what would be checked.
+    Absent(String),
+}
+
+impl Said {
+    /// Prints it for the host.
+    pub fn say(&self) {
+        let text = serde_json::to_string(self).expect("it has no maps with other keys than strings");
+        // In a line of its own, whatever was printed before.
+        println!("\n{MARK}{text}");
+    }
+
+    /// Finds it in a line of the console.
+    pub fn hear(line: &str) -> Option<Said> {
+        let (_, text) = line.split_once(MARK)?;
+        serde_json::from_str(text.trim_end()).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_is_heard_behind_whatever_the_kernel_has_printed_in_its_line() {
+        let said =
+            Said::Check { name: "traffic".into(), outcome: Outcome::Failed("2 of 20\nlost".into()), seconds: 0.5 };
+        let text = format!("[    3.14] noise {MARK}{}\r\n", serde_json::to_string(&said).unwrap());
+        assert_eq!(Said::hear(&text), Some(said));
+        assert_eq!(Said::hear("[    3.14] noise"), None);
+        assert_eq!(Said::hear(&format!("{MARK}{{\"row\":")), None, "cut off");
+    }
+}
