@@ -29,6 +29,7 @@ mod report;
 mod start;
 mod trace;
 mod upgrade;
+mod verifier_log;
 mod vrrp;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Instant};

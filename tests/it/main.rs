@@ -21,6 +21,7 @@ mod nexthops;
 mod observe;
 mod packaging;
 mod page;
+mod refusal;
 mod reloads;
 mod top;
 mod topologies;

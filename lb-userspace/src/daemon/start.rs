@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use jiff::Timestamp;
 use log::{Level, warn};
 use sd_notify::NotifyState;
@@ -21,19 +21,19 @@ use super::{
     now,
     probes::Probes,
     pump::Pump,
-    several, tell_systemd,
+    several, tell_systemd, verifier_log,
     vrrp::Vrrp,
 };
 use crate::{
     api::{self, Server},
     config::model::Config,
     controller::{Controller, admin_state::AdminStates, desired::Desired},
-    dataplane::{Dataplane, Options, Prepared},
+    dataplane::{self, Dataplane, Options, Prepared},
     handover::{self, Predecessor},
     notice::{History, Kind, Notice},
     probe::Finding,
     sync::seal::SharedKey,
-    sys::{clock, mount, netlink},
+    sys::{clock, host, mount, netlink},
     vrrp::report::Remembered,
 };
 
@@ -59,7 +59,10 @@ impl Opened {
         history: &Arc<History>,
         mut predecessor: Option<&mut Predecessor>,
     ) -> Result<Opened> {
-        // Comes first: it makes sure that no other daemon runs, or that the other one hands over.
+        if let Some(lacking) = dataplane::lacking_rights(host::capabilities()) {
+            bail!("{lacking}");
+        }
+        // Comes next: it makes sure that no other daemon runs, or that the other one hands over.
         let server = match &mut predecessor {
             Some(predecessor) => Server::inherit(&config.daemon.socket(), predecessor)?,
             None => Server::bind(&config.daemon.socket(), &config.daemon.socket_group)?,
@@ -81,7 +84,8 @@ impl Opened {
             reset: options.reset_state && predecessor.is_none(),
             kernel_log: options.kernel_log,
         };
-        let prepared = Dataplane::prepare(&tables, lock.transpose()?)?;
+        let prepared = Dataplane::prepare(&tables, lock.transpose()?)
+            .map_err(|error| verifier_log::kept(error, &config.daemon.state_dir))?;
         let (watch, changes) = netlink::Watch::start()?;
         let wanted = interfaces::wanted(config).await.map_err(several)?;
         wanted.warnings.iter().for_each(|warning| warn!("{warning}"));

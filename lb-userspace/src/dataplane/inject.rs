@@ -115,14 +115,16 @@ impl Dataplane {
 
 /// `struct xdp_md` (linux/bpf.h): data, data_end, data_meta, ingress_ifindex, rx_queue_index,
 /// egress_ifindex.
-fn xdp_context(ifindex: u32, len: u32) -> [u8; 24] {
+pub(super) fn xdp_context(ifindex: u32, len: u32) -> [u8; 24] {
     words([0, len, 0, ifindex, 0, 0])
 }
 
 /// The beginning of `struct __sk_buff` (linux/bpf.h), up to `ifindex`: with it the kernel takes the
-/// frame for one that came in by that interface (`pkt_type`).
+/// frame for one that came in by that interface (`pkt_type`). On the ingress hook of TC `ifindex` is
+/// always what `ingress_ifindex` is (`__netif_receive_skb_core`), and a test run's context with
+/// `ingress_ifindex` is refused before 5.16.
 fn skb_context(ifindex: u32) -> [u8; 44] {
-    words([0, 0, 0, 0, 0, 0, 0, 0, 0, ifindex, ifindex])
+    words([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ifindex])
 }
 
 fn words<const N: usize, const BYTES: usize>(words: [u32; N]) -> [u8; BYTES] {
@@ -131,4 +133,17 @@ fn words<const N: usize, const BYTES: usize>(words: [u32; N]) -> [u8; BYTES] {
         to.copy_from_slice(&from.to_ne_bytes());
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Before 5.16 a context with `ingress_ifindex`, the word before, is refused.
+    #[test]
+    fn the_context_of_a_frame_on_tc_names_only_its_interface() {
+        let mut expected = [0; 44];
+        expected[40..].copy_from_slice(&7_u32.to_ne_bytes());
+        assert_eq!(skb_context(7), expected);
+    }
 }

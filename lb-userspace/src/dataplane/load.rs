@@ -10,11 +10,12 @@ use aya::{
 };
 use aya_obj::programs::XdpAttachType;
 use lb_common::layout::{self, Meta};
-use log::LevelFilter;
+use log::{LevelFilter, warn};
 
 use super::{
     kernel_log::{self, KernelLog},
     pins::{Pins, remove_file},
+    refusal::Refusal,
     shapes::{compare, index_buckets, shapes},
 };
 use crate::sys::{allocator, memory::Table, random};
@@ -48,10 +49,27 @@ pub struct Loaded {
 /// Loads the programs onto the tables that are pinned, or onto new ones for `max_connections`. The
 /// programs that an earlier run has pinned stay where they are until [`in_use`].
 pub fn load(pins: &Pins, max_connections: u32, kernel_log: LevelFilter) -> Result<Loaded> {
-    let (meta, adopted) = match pinned_tables(pins)? {
-        Some(meta) => (meta, true),
-        None => (new_meta(max_connections)?, false),
-    };
+    if let Some(meta) = pinned_tables(pins)? {
+        return load_onto(pins, meta, true, kernel_log);
+    }
+    if let Some(refusal) = Refusal::before_loading() {
+        return Err(refusal.into());
+    }
+    let loaded = load_onto(pins, new_meta(max_connections)?, false, kernel_log);
+    if loaded.is_err() {
+        // A refused start leaves nothing behind. Why it was refused matters more than what happens
+        // here.
+        _ = remove_unused(pins);
+    }
+    loaded
+}
+
+fn remove_unused(pins: &Pins) -> Result<()> {
+    [XDP, TC, OUT].iter().try_for_each(|name| remove_file(&next(pins, name)))?;
+    pins.remove_maps()
+}
+
+fn load_onto(pins: &Pins, meta: Meta, adopted: bool, kernel_log: LevelFilter) -> Result<Loaded> {
     let mut ebpf = load_object(pins, &meta, kernel_log)?;
     if !adopted {
         compare(&pins.maps(), meta.buckets).context("this binary's program and its controller do not fit together")?;
@@ -68,6 +86,12 @@ pub fn load(pins: &Pins, max_connections: u32, kernel_log: LevelFilter) -> Resul
         out: SchedClassifier::from_pin(next(pins, OUT))?,
     };
     allocator::trim();
+    if programs.tc.info()?.size_jitted() == 0 {
+        warn!(
+            "the kernel's compiler for BPF is off: every packet costs several times as much time. Turn it on with \
+             `sysctl net.core.bpf_jit_enable=1` and restart evenkeel"
+        );
+    }
     Ok(Loaded { programs, log, meta, adopted })
 }
 
@@ -150,7 +174,7 @@ fn load_object(pins: &Pins, meta: &Meta, kernel_log: LevelFilter) -> Result<Ebpf
     for (name, _) in &known {
         loader.map_pin_path(name, maps.join(name));
     }
-    let ebpf = loader.load(OBJECT).context("the kernel does not take the program's maps")?;
+    let ebpf = loader.load(OBJECT).map_err(Refusal::of_maps)?;
     let strange = ebpf.maps().map(|(name, _)| name).find(|name| !is_known(name, &known));
     match strange {
         Some(name) => bail!("the program has a map {name} that its controller does not know"),
@@ -196,7 +220,7 @@ fn load_program(name: &str, program: &mut Program) -> Result<()> {
         Program::SchedClassifier(tc) => tc.load(),
         _ => bail!("the object has a program {name} of a kind that its controller does not know"),
     };
-    loaded.with_context(|| format!("the kernel refuses the program {name}"))
+    loaded.map_err(|error| Refusal::of_program(name, error))
 }
 
 fn next(pins: &Pins, program: &str) -> PathBuf {

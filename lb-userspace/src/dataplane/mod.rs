@@ -23,7 +23,9 @@ mod inject;
 mod inner;
 mod kernel_log;
 mod load;
+mod needs;
 mod pins;
+mod refusal;
 mod self_test;
 mod shapes;
 mod trace;
@@ -32,6 +34,8 @@ pub use attach::{Attached, Mode, Requested};
 pub use events::Events;
 pub use inject::Injected;
 pub use kernel_log::{KernelLog, TARGET as KERNEL_LOG_TARGET};
+pub use needs::{Need, missing};
+pub use refusal::{Refusal, lacking_rights};
 pub use shapes::index_buckets;
 pub use trace::Answer;
 // For the lab, which shows what the verifier makes of the programs.

@@ -177,6 +177,7 @@ pub fn pinned_link(path: &Path) -> io::Result<LinkState> {
 
 /// The part of `union bpf_attr` for BPF_MAP_CREATE (linux/bpf.h) that an array needs.
 #[repr(C)]
+#[derive(Default)]
 struct CreateMap {
     map_type: u32,
     key_size: u32,
@@ -190,6 +191,7 @@ struct CreateMap {
 
 const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_RINGBUF: u32 = 27;
 
 /// Creates an array of `entries` values of `value_size` bytes. `name` is cut to 15 bytes.
 pub fn create_array(name: &str, value_size: u32, entries: u32, flags: u32) -> io::Result<OwnedFd> {
@@ -199,19 +201,118 @@ pub fn create_array(name: &str, value_size: u32, entries: u32, flags: u32) -> io
         value_size,
         max_entries: entries,
         map_flags: flags,
-        inner_map_fd: 0,
-        numa_node: 0,
-        name: [0; 16],
+        ..CreateMap::default()
     };
     for (to, from) in attributes.name.iter_mut().take(15).zip(name.bytes()) {
         *to = from;
     }
+    create_map(&attributes)
+}
+
+/// Creates a ring buffer of `bytes`: a power of two, in whole pages.
+pub fn create_ring_buffer(bytes: u32) -> io::Result<OwnedFd> {
+    create_map(&CreateMap { map_type: BPF_MAP_TYPE_RINGBUF, max_entries: bytes, ..CreateMap::default() })
+}
+
+fn create_map(attributes: &CreateMap) -> io::Result<OwnedFd> {
+    let size = size_of::<CreateMap>();
     // SAFETY: the attributes live through the call; the kernel reads `size_of` bytes and writes
     // nothing.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, &raw const attributes, size_of::<CreateMap>()) };
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, std::ptr::from_ref(attributes), size) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: a descriptor just opened, owned by nothing else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// The part of `union bpf_attr` for BPF_PROG_LOAD.
+#[repr(C)]
+struct LoadProgram {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+}
+
+const BPF_PROG_LOAD: libc::c_int = 5;
+/// `BPF_PROG_TYPE_SCHED_CLS`.
+pub const TC: u32 = 3;
+/// `BPF_PROG_TYPE_XDP`.
+pub const XDP: u32 = 6;
+
+/// What the verifier says of a program of few instructions that it refuses.
+#[derive(Debug)]
+pub struct NotTaken {
+    pub error: io::Error,
+    pub log: String,
+}
+
+/// Loads a program of few instructions, to find out whether the kernel takes it. `kind`: [`TC`] or
+/// [`XDP`].
+pub fn load_program(kind: u32, instructions: &[u64]) -> Result<OwnedFd, NotTaken> {
+    let mut log = vec![0_u8; 4096];
+    let attributes = LoadProgram {
+        kind,
+        count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log_level: 1,
+        log_size: log.len() as u32,
+        log: log.as_mut_ptr() as u64,
+        kernel_version: 0,
+        flags: 0,
+    };
+    // SAFETY: instructions and license live through the call, the former `count` long; the kernel
+    // writes at most `log_size` bytes to the log, which is that long.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<LoadProgram>()) };
+    if fd < 0 {
+        let error = io::Error::last_os_error();
+        log.truncate(log.iter().position(|byte| *byte == 0).unwrap_or(log.len()));
+        return Err(NotTaken { error, log: String::from_utf8_lossy(&log).into_owned() });
+    }
+    // SAFETY: a descriptor just opened, owned by nothing else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// The part of `union bpf_attr` for BPF_PROG_TEST_RUN.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    verdict: u32,
+    size_in: u32,
+    size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+}
+
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
+
+/// Runs a program once on a frame, as if it had come in as `context` says.
+pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], context: &[u8]) -> io::Result<()> {
+    let mut attributes = TestRun {
+        program: program.as_raw_fd() as u32,
+        size_in: frame.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        context_size_in: context.len() as u32,
+        context_in: context.as_ptr() as u64,
+        ..TestRun::default()
+    };
+    let size = size_of::<TestRun>();
+    // SAFETY: frame and context live through the call and are as long as their sizes say; there is
+    // no room for output, and the kernel writes only to the attributes.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

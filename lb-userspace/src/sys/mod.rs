@@ -5,6 +5,7 @@ pub mod allocator;
 pub mod append;
 pub mod bpf;
 pub mod clock;
+pub mod host;
 pub mod inherit;
 pub mod lock;
 pub mod memory;

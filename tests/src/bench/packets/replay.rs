@@ -172,7 +172,7 @@ impl Replay {
             let program: &Xdp = program.try_into()?;
             program.test_run(options)?
         } else {
-            let context = context([0, 0, 0, 0, 0, 0, 0, 0, 0, ifindex, ifindex]);
+            let context = context([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ifindex]);
             options.ctx_in = Some(&context);
             let program: &SchedClassifier = program.try_into()?;
             program.test_run(options)?

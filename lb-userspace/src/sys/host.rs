@@ -1,0 +1,61 @@
+//! What the kernel says of itself and of this process's rights. What cannot be read (no /proc, no
+//! securityfs) counts as not restricted.
+
+use std::fs;
+
+/// The kernel's release and machine, as `uname -rm` prints them.
+pub fn kernel() -> String {
+    let read = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
+    format!("{} {}", read("osrelease").trim(), std::env::consts::ARCH).trim().to_owned()
+}
+
+/// The effective capabilities of this thread, one bit each (capabilities(7)).
+pub fn capabilities() -> u64 {
+    status("CapEff").and_then(|word| u64::from_str_radix(&word, 16).ok()).unwrap_or(u64::MAX)
+}
+
+/// Whether system calls of this thread pass a filter (seccomp(2)).
+pub fn has_seccomp_filter() -> bool {
+    status("Seccomp").is_some_and(|mode| mode == "2")
+}
+
+fn status(field: &str) -> Option<String> {
+    let status = fs::read_to_string("/proc/thread-self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.map(|value| value.trim().to_owned())
+}
+
+/// Whether this process is in a user namespace other than the first, whose IDs are all mapped to
+/// themselves.
+pub fn in_user_namespace() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.is_empty() && !map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// The kernel's lockdown: `none`, `integrity` or `confidentiality`.
+pub fn lockdown() -> String {
+    let modes = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    let chosen = modes.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    chosen.map_or("none", |(mode, _)| mode).to_owned()
+}
+
+/// How many bytes this process may lock in memory; `None`: as many as there are.
+pub fn locked_memory() -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_answers_every_question() {
+        assert!(kernel().starts_with(|first: char| first.is_ascii_digit()), "{}", kernel());
+        assert!(kernel().ends_with(std::env::consts::ARCH));
+        assert_ne!(capabilities(), u64::MAX);
+        assert!(status("Seccomp").is_some());
+        assert!(["none", "integrity", "confidentiality"].contains(&lockdown().as_str()));
+    }
+}
