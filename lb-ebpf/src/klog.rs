@@ -43,7 +43,7 @@ const DROPPED: u32 = 1;
 /// answered.
 #[inline(always)]
 pub fn reset(segment: Segment, reason: u32) {
-    if level_enabled(Level::Debug) {
+    if logs(Level::Debug) {
         turned_away(segment, if segment.flags & RST == 0 { RESET } else { DROPPED }, reason);
     }
 }
@@ -51,7 +51,7 @@ pub fn reset(segment: Segment, reason: u32) {
 /// A segment of ours is dropped, by the number of a reason.
 #[inline(always)]
 pub fn dropped(segment: Segment, reason: u32) {
-    if level_enabled(Level::Debug) {
+    if logs(Level::Debug) {
         turned_away(segment, DROPPED, reason);
     }
 }
@@ -70,7 +70,7 @@ const REFUSED: u32 = 1;
 /// A try failed, by the number of a reason.
 #[inline(always)]
 pub fn try_failed(at: SlotAt, slot: Held<Slot>, reason: u32) {
-    if level_enabled(Level::Debug) {
+    if logs(Level::Debug) {
         try_global(at.0, slot.key().0, FAILED, reason);
     }
 }
@@ -78,7 +78,7 @@ pub fn try_failed(at: SlotAt, slot: Held<Slot>, reason: u32) {
 /// No try is left for a client, by the number of the last one's reason.
 #[inline(always)]
 pub fn refused(at: SlotAt, slot: Held<Slot>, reason: u32) {
-    if level_enabled(Level::Debug) {
+    if logs(Level::Debug) {
         try_global(at.0, slot.key().0, REFUSED, reason);
     }
 }
@@ -89,6 +89,7 @@ pub fn moved(from: SlotAt, to: SlotAt, outcome: Outcome) {
     if level_enabled(Level::Debug)
         && outcome.kind() == Outcome::SEND_SYN
         && let Some(slot) = records::slot(to)
+        && may_log_global() != 0
     {
         moved_global(from.0, to.0, slot.key().0);
     }
@@ -97,7 +98,7 @@ pub fn moved(from: SlotAt, to: SlotAt, outcome: Outcome) {
 /// The state of a flow has changed.
 #[inline(always)]
 pub fn changed(at: SlotAt, slot: Held<Slot>, (old, new): (Ctl, Ctl), won: bool) {
-    if level_enabled(Level::Trace) && won && old.0 as u8 != new.0 as u8 {
+    if level_enabled(Level::Trace) && won && old.0 as u8 != new.0 as u8 && may_log_global() != 0 {
         changed_global(at.0, slot.key().0, old.0, new.0);
     }
 }
@@ -105,9 +106,6 @@ pub fn changed(at: SlotAt, slot: Held<Slot>, (old, new): (Ctl, Ctl), won: bool) 
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn turned_away_global(source: u32, destination: u32, ports: u32, what: u32, reason: u32) -> u32 {
-    if may_log_global() == 0 {
-        return 0;
-    }
     let (from, to) = (source.to_ne_bytes(), destination.to_ne_bytes());
     let (from_port, to_port) = (u16::from_be((ports >> 16) as u16), u16::from_be(ports as u16));
     if what == RESET {
@@ -121,9 +119,6 @@ extern "C" fn turned_away_global(source: u32, destination: u32, ports: u32, what
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn try_global(at: u32, key: u64, what: u32, reason: u32) -> u32 {
-    if may_log_global() == 0 {
-        return 0;
-    }
     let (client, client_port) = client(Key(key));
     let (backend, port) = backend(SlotAt(at));
     if what == FAILED {
@@ -145,9 +140,6 @@ extern "C" fn try_global(at: u32, key: u64, what: u32, reason: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn moved_global(from: u32, to: u32, key: u64) -> u32 {
-    if may_log_global() == 0 {
-        return 0;
-    }
     let (client, client_port) = client(Key(key));
     let (backend, port) = backend(SlotAt(to));
     debug!(
@@ -161,9 +153,6 @@ extern "C" fn moved_global(from: u32, to: u32, key: u64) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn changed_global(at: u32, key: u64, old: u64, new: u64) -> u32 {
-    if may_log_global() == 0 {
-        return 0;
-    }
     let (client, client_port) = client(Key(key));
     let (backend, port) = backend(SlotAt(at));
     trace!(
@@ -187,6 +176,14 @@ fn backend(at: SlotAt) -> ([u8; 4], u16) {
         Some(pool) => (pool.backend::<V4>().to_ne_bytes(), u16::from_be(pool.backend_port())),
         None => ([0; 4], 0),
     }
+}
+
+/// Whether a line of this level is to be written. The level is looked at first: without a log the
+/// verifier drops the rest. The functions that write a line do not ask it themselves: that would
+/// put one more call on top of the deepest chain.
+#[inline(always)]
+fn logs(level: Level) -> bool {
+    level_enabled(level) && may_log_global() != 0
 }
 
 /// Whether one more line may be written. The first line of a stretch of time says how many were
