@@ -14,7 +14,7 @@ mod opening;
 
 use lb_common::{flow::SlotAt, layout::Slot, slot::Ctl};
 
-use crate::{klog, records::Held};
+use crate::{klog, outcome::Outcome, records::Held};
 
 pub use backend::{PAYLOAD, from_backend};
 pub use client::from_client;
@@ -31,3 +31,17 @@ fn change(at: SlotAt, slot: Held<Slot>, old: Ctl, new: Ctl) -> bool {
 
 /// Compare-and-swaps that may fail before the segment is forwarded as it is.
 const SWAPS: u32 = 3;
+
+/// Looks at a flow again as long as another CPU changes it meanwhile. What is done each time is a
+/// call: with more than that in the loop, the compiler may close it without a jump, which kernels
+/// before 6.8 refuse.
+#[inline(always)]
+fn persist(at: SlotAt, look: impl Fn() -> Outcome) -> Outcome {
+    for _ in 0..SWAPS {
+        let outcome = look();
+        if outcome.kind() != Outcome::AGAIN {
+            return outcome;
+        }
+    }
+    Outcome::forward(at)
+}

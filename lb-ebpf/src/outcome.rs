@@ -22,6 +22,8 @@ impl Outcome {
     pub const MOVE_ON: u64 = 7;
     pub const OPEN: u64 = 8;
     pub const END: u64 = 9;
+    pub const ADMITTED: u64 = 10;
+    pub const AGAIN: u64 = 11;
 
     #[inline(always)]
     const fn new(kind: u64, reason: u64, at: SlotAt) -> Outcome {
@@ -75,6 +77,19 @@ impl Outcome {
     #[inline(always)]
     pub const fn open() -> Outcome {
         Self::new(Self::OPEN, 0, SlotAt(0))
+    }
+
+    /// Another CPU has changed the flow: look again.
+    #[inline(always)]
+    pub const fn again() -> Outcome {
+        Self::new(Self::AGAIN, 0, SlotAt(0))
+    }
+
+    /// A new connection may be opened at a service, which `at` numbers; `flags` are for its slot's
+    /// word.
+    #[inline(always)]
+    pub const fn admitted(service: u16, flags: u8) -> Outcome {
+        Self::new(Self::ADMITTED, flags as u64, SlotAt(service as u32))
     }
 
     /// It was a question of `evenkeel trace`, which leaves no trace, not even in a counter.

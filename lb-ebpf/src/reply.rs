@@ -13,7 +13,7 @@ use network_types::{eth::EtherType, ip::IpProto};
 use crate::{
     clock,
     cursor::{Frame, Headers, field},
-    parse::Segment,
+    parse,
     records::{self, Held, OPENING_WORDS},
     report::{count, dropped, impossible},
 };
@@ -26,7 +26,8 @@ const RST_PER_TICK: u64 = 10;
 /// Answers the sender of a segment with a RST that it accepts (RFC 9293 section 3.10.7.1). A RST is
 /// never answered. The caller has counted why.
 #[inline(never)]
-pub fn reset<F: Frame>(frame: F, segment: Segment) -> i32 {
+pub fn reset<F: Frame>(frame: F) -> i32 {
+    let Ok(segment) = parse::segment(frame) else { return impossible::<F>() };
     if segment.flags & RST != 0 || !(segment.is_self_test() || allowed()) {
         return F::DROP;
     }

@@ -2,6 +2,7 @@
 
 use lb_common::{
     flow::{Chosen, SlotAt, Tried},
+    hash,
     layout::{BACKUP, Backend, MAX_SERVICE_BACKENDS, MAX_SNAT, OUT, Service, UP},
     schedule::{self, CHOSEN_BACKUP, CHOSEN_FAIL_OPEN, CHOSEN_TRIAL, CHOSEN_UP, MAGLEV_PLACES, less_loaded},
     time::Instant,
@@ -59,8 +60,8 @@ pub const FULL_POOLS: u32 = 4;
 /// number, so that global functions can return it.
 ///
 /// ```text
-/// 63     48 47    40 39    32 31        0
-/// |    0   | reason | chosen |    slot    |
+/// 63   49 48   48 47    40 39    32 31        0
+/// |   0  | same  | reason | chosen |    slot    |
 /// ```
 #[derive(Clone, Copy)]
 pub struct Choice(pub u64);
@@ -76,12 +77,24 @@ impl Choice {
         Choice((chosen.0 as u64) << 32 | at.0 as u64)
     }
 
+    /// Another slot towards the backend that the flow is at.
+    #[inline(always)]
+    pub const fn same_backend(at: SlotAt) -> Choice {
+        Choice(1 << 48 | at.0 as u64)
+    }
+
+    /// Whether it is [`same_backend`](Self::same_backend).
+    #[inline(always)]
+    pub const fn is_same_backend(self) -> bool {
+        self.0 >> 48 != 0
+    }
+
     /// Why nothing was chosen.
     #[inline(always)]
     pub const fn refusal(self) -> Option<Reason> {
-        match self.0 >> 40 {
+        match (self.0 >> 40) as u8 {
             0 => None,
-            reason if reason == Reason::NoSlot as u64 => Some(Reason::NoSlot),
+            reason if reason == Reason::NoSlot as u8 => Some(Reason::NoSlot),
             _ => Some(Reason::NoBackend),
         }
     }
@@ -99,29 +112,46 @@ impl Choice {
     }
 }
 
-/// Chooses a backend that was not tried, counts the flow in its `active`, and claims a slot.
-/// `client` is a hash of the client's address.
+/// The first backend of a new connection. `client` is a hash of the client's address.
 #[inline(always)]
-pub fn backend(service: u32, tried: Tried, client: u32) -> Choice {
-    Choice(backend_global(service, tried.0, client))
+pub fn first(service: u32, client: u32) -> Choice {
+    Choice(first_global(service, client))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn backend_global(service: u32, tried: u64, client: u32) -> u64 {
-    let mut tried = Tried(tried);
-    let mut failure = Choice::NO_BACKEND;
-    for _ in 0..FULL_POOLS {
-        let Some(chosen) = choose(service, tried, client, 0) else { return failure.0 };
-        let Some(backend) = backend_at(service, chosen.position()) else { return failure.0 };
+extern "C" fn first_global(service: u32, client: u32) -> u64 {
+    backend(service, Tried::default(), client).0
+}
+
+/// The next backend of the flow in a slot: one that it has not tried.
+#[inline(always)]
+pub fn next(at: SlotAt) -> Choice {
+    Choice(next_global(at.0))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn next_global(at: u32) -> u64 {
+    let Some(slot) = records::slot(SlotAt(at)) else { return Choice::NO_BACKEND.0 };
+    let Some(left) = records::backend(slot.backend() as u32) else { return Choice::NO_BACKEND.0 };
+    backend(left.service() as u32, slot.tried(), hash::client(slot.key())).0
+}
+
+/// Chooses a backend that was not tried, counts the flow in its `active`, and claims a slot.
+#[inline(always)]
+fn backend(service: u32, mut tried: Tried, client: u32) -> Choice {
+    for turn in 0..FULL_POOLS {
+        let failure = if turn == 0 { Choice::NO_BACKEND } else { Choice::NO_SLOT };
+        let Some(chosen) = choose(service, tried, client, 0) else { return failure };
+        let Some(backend) = backend_at(service, chosen.position()) else { return failure };
         if let Some(at) = claim_towards(backend, client) {
-            return Choice::new(chosen, at).0;
+            return Choice::new(chosen, at);
         }
         count_out_global(backend);
         tried = tried.with(chosen.position());
-        failure = Choice::NO_SLOT;
     }
-    failure.0
+    Choice::NO_SLOT
 }
 
 /// A slot towards the backend, from one of its SNAT addresses. Used for a fresh port to the same
@@ -226,8 +256,8 @@ extern "C" fn choose_global(service: u32, tried: u64, client: u32, asked: u32) -
     for how in CHOSEN_UP..=CHOSEN_FAIL_OPEN {
         let mode = MODES >> (8 * how) & 0xff | asked;
         let is_slow = record.slow_until() != Instant::ZERO;
-        let held_back = if is_slow { held_back_global(service, tried, mode) } else { 0 };
         let balance = record.balance();
+        let held_back = if is_slow { held_back(service, tried, mode, balance) } else { 0 };
         let mut picked = pick(service, tried | held_back, mode, client, balance);
         if picked < 0 && held_back != 0 {
             picked = pick(service, tried, mode, client, balance);
@@ -244,21 +274,25 @@ extern "C" fn choose_global(service: u32, tried: u64, client: u32, asked: u32) -
 
 /// Backends that came back a short while ago and have had their share of that time: a mask of
 /// positions.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn held_back_global(service: u32, tried: u64, mode: u32) -> u64 {
-    let Some(record) = records::service(service) else { return 0 };
-    let now = clock::coarse();
-    let (until, balance) = (record.slow_until(), record.balance());
-    if until <= now || is_any(mode) {
-        return 0;
-    }
+#[inline(always)]
+fn held_back(service: u32, tried: u64, mode: u32, balance: u32) -> u64 {
     // A method that prefers the less busy backend would give it everything, so its share of all
     // connections is counted. The others choose it as often as its weight says.
     let prefers = balance == schedule::LEAST_CONN || balance == schedule::RANDOM_TWO;
     let total = if prefers { total_weight_global(service, tried, mode) } else { 0 };
-    let count = backend_count(service);
-    let mut held_back = 0;
+    held_back_global(service, tried, mode, total)
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn held_back_global(service: u32, tried: u64, mode: u32, total: u32) -> u64 {
+    let Some(record) = records::service(service) else { return 0 };
+    let now = clock::coarse();
+    if record.slow_until() <= now || is_any(mode) {
+        return 0;
+    }
+    let count = record.backend_count();
+    let mut held_back = forgotten(0);
     for position in 0..MAX_SERVICE_BACKENDS {
         if position >= count {
             break;
@@ -266,7 +300,7 @@ extern "C" fn held_back_global(service: u32, tried: u64, mode: u32) -> u64 {
         if eligible_global(service, position, tried, mode) != 0
             && save_up_global(service, position, total, now.0, mode & ASKED) == 0
         {
-            held_back |= 1 << position;
+            held_back |= forgotten(1 << position);
         }
     }
     held_back
@@ -336,7 +370,7 @@ fn pick(service: u32, tried: u64, mode: u32, client: u32, balance: u32) -> i32 {
         }
     }
     if balance == schedule::RANDOM_TWO {
-        let position = of_two_global(service, tried, mode);
+        let position = of_two(service, tried, mode);
         if position >= 0 {
             return position;
         }
@@ -498,27 +532,30 @@ fn add_current(record: Held<Backend>, change: i32, mode: u32) -> i32 {
 }
 
 /// random_two: the less loaded of two that are drawn by weight.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn of_two_global(service: u32, tried: u64, mode: u32) -> i32 {
-    let first = drawn_global(service, tried, mode);
+#[inline(always)]
+fn of_two(service: u32, tried: u64, mode: u32) -> i32 {
+    let first = drawn_global(service, tried, mode, total_weight_global(service, tried, mode));
     if first < 0 {
         return first;
     }
-    let second = drawn_global(service, tried | 1 << (first & 63), mode);
-    if second < 0 {
-        return first;
-    }
-    let a = eligible_global(service, first as u32, tried, mode);
-    let b = eligible_global(service, second as u32, tried, mode);
-    if less_loaded((b >> 32) as u32, b as u32, (a >> 32) as u32, a as u32) { second } else { first }
+    let others = tried | 1 << (first & 63);
+    let second = drawn_global(service, others, mode, total_weight_global(service, others, mode));
+    if second < 0 || less_loaded_global(service, second as u32, first as u32) == 0 { first } else { second }
 }
 
-/// One drawn by weight.
+/// Whether the backend at one position is less loaded than the one at another.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn drawn_global(service: u32, tried: u64, mode: u32) -> i32 {
-    let total = total_weight_global(service, tried, mode);
+extern "C" fn less_loaded_global(service: u32, position: u32, than: u32) -> u32 {
+    let Some((list, _)) = list_of(service) else { return 0 };
+    let (Some(one), Some(other)) = (member(list, position), member(list, than)) else { return 0 };
+    less_loaded(one.active(), one.weight(), other.active(), other.weight()) as u32
+}
+
+/// One drawn by weight, of backends whose weights are `total` together.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn drawn_global(service: u32, tried: u64, mode: u32, total: u32) -> i32 {
     if total == 0 {
         return -1;
     }

@@ -59,6 +59,9 @@ extern "C" fn explain_global(key: u64) -> u64 {
     if ruled as u8 == DENY {
         return turned_away(Reason::Denied, ruled).0;
     }
+    if state != ACTIVE {
+        return turned_away(Reason::NoBackend, ruled).0;
+    }
     if access::is_over_limit(service, key.address_word()) {
         return turned_away(Reason::ClientLimit, ruled).0;
     }
@@ -66,8 +69,7 @@ extern "C" fn explain_global(key: u64) -> u64 {
     let mut failure = Reason::NoBackend;
     let mut tried = Tried::default();
     for _ in 0..FULL_POOLS {
-        let chosen = if state == ACTIVE { select::choose(service, tried, client, ASKED) } else { None };
-        let Some(chosen) = chosen else { break };
+        let Some(chosen) = select::choose(service, tried, client, ASKED) else { break };
         let backend = select::backend_at(service, chosen.position());
         if let Some(at) = backend.and_then(|backend| select::peek_towards(backend, client)) {
             return opens(key, at, chosen, ruled).0;

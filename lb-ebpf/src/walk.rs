@@ -90,7 +90,7 @@ fn turned_away<F: Frame>(frame: F, segment: Segment, listener: Held<Listener>, l
         let reason = if segment.is_self_test() { Reason::SelfTest } else { Reason::UnknownFlow };
         count(reason);
         klog::reset(segment, reason as u32);
-        return Some(reply::reset(frame, segment));
+        return Some(reply::reset(frame));
     }
     None
 }
@@ -117,9 +117,9 @@ fn from_backend<F: Frame>(frame: F, segment: Segment, row: u32, pool: Held<Pool>
     settle(frame, segment, outcome, Sender::Backend)
 }
 
-/// Carries out what the slow path has decided, on both sides: a new connection is opened and a
-/// failed try moved on here and not below, where the stack of the deepest chain of calls is nearly
-/// full.
+/// Carries out what the slow path has decided, on both sides. A new connection is opened and a
+/// failed try moved on from here and not from below: a chain of calls has 512 bytes of stack, and
+/// this is where it is shortest.
 #[inline(always)]
 fn settle<F: Frame>(frame: F, segment: Segment, outcome: Outcome, sender: Sender) -> i32 {
     let outcome = match (outcome.kind(), sender) {
@@ -127,6 +127,8 @@ fn settle<F: Frame>(frame: F, segment: Segment, outcome: Outcome, sender: Sender
         (Outcome::MOVE_ON, _) => flow::move_on(outcome.at(), outcome.reason()),
         _ => outcome,
     };
+    // Read again rather than kept: what is kept during the calls above is on the stack below them.
+    let Ok(segment) = parse::segment(frame) else { return impossible::<F>() };
     if let (Outcome::OPENED, Sender::Client(_, link)) = (outcome.kind(), sender) {
         save_syn(frame, segment, outcome.at(), link);
     }
@@ -153,7 +155,7 @@ fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: boo
         Outcome::RESET => {
             count_number(outcome.reason());
             klog::reset(segment, outcome.reason());
-            return reply::reset(frame, segment);
+            return reply::reset(frame);
         }
         Outcome::DROP => {
             count_number(outcome.reason());

@@ -12,8 +12,9 @@ use lb_common::{
 };
 
 use super::{
-    SWAPS, change,
-    end::{Ended, close, ends},
+    change,
+    end::{close, ends},
+    persist,
 };
 use crate::{
     clock,
@@ -39,60 +40,56 @@ pub fn from_backend(at: SlotAt, flags: u32, sequence: u32, acknowledgement: u32)
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn from_backend_global(at: u32, flags: u32, sequence: u32, acknowledgement: u32) -> u64 {
-    let at = SlotAt(at);
-    let Some(slot) = records::slot(at) else { return Outcome::drop(Reason::LostRace).0 };
-    for _ in 0..SWAPS {
-        let ctl = slot.ctl();
-        if ctl.state() == State::Suspect {
-            change(at, slot, ctl, ctl.cleared());
-            continue;
-        }
-        let is_ours = acknowledgement == slot.end_client() as u32;
-        match step(ctl.state(), Side::Backend, flags as u8) {
-            Step::Connected if is_ours => {
-                let connected = ctl.with_state(State::Established).with_flags(CONNECTED);
-                if !change(at, slot, ctl, connected) {
-                    continue;
-                }
-                connect_global(at.0, connected.0, sequence, acknowledgement);
-            }
-            Step::Refused if flags as u8 & ACK != 0 && is_ours => match leave(at, slot, ctl, Reason::Refused) {
-                Some(outcome) => return outcome.0,
-                None => continue,
-            },
-            Step::Stale if slot.attempt().port_retries() < PORT_RETRIES => {
-                match leave(at, slot, ctl, Reason::TimeWait) {
-                    Some(outcome) => return outcome.0,
-                    None => continue,
-                }
-            }
-            // The client answers it with a RST, which ends the older connection, and sends its SYN
-            // again; Linux does so at once.
-            Step::Stale if flags == ACK as u32 => report::count(Reason::TimeWait),
-            Step::Stale => return junk(0).0,
-            Step::Connected | Step::Refused => return junk(flags).0,
-            Step::GivenUp => return given_up(flags).0,
-            Step::Forward if ctl.state() == State::Closed && ctl.flags() & CONNECTED == 0 => {
-                return given_up(flags).0;
-            }
-            Step::Forward if ctl.state() == State::Closed && ctl.flags() & KILLED != 0 => {
-                return Outcome::reset(Reason::AfterClose).0;
-            }
-            step => match ends(at, slot, ctl, (Side::Backend, step), || reset(at, slot, ctl, sequence)) {
-                Ended::Forward => {}
-                Ended::Again => continue,
-                Ended::Unknown(outcome) => return outcome.0,
-            },
-        }
-        break;
-    }
-    Outcome::forward(at).0
+    persist(SlotAt(at), || Outcome(backend_step_global(at, flags, sequence, acknowledgement))).0
 }
 
-/// Takes a flow out of `HalfOpen`: this try is over. `None`: another CPU has changed the flow.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn backend_step_global(at: u32, flags: u32, sequence: u32, acknowledgement: u32) -> u64 {
+    let at = SlotAt(at);
+    let Some(slot) = records::slot(at) else { return Outcome::drop(Reason::LostRace).0 };
+    let ctl = slot.ctl();
+    if ctl.state() == State::Suspect {
+        change(at, slot, ctl, ctl.cleared());
+        return Outcome::again().0;
+    }
+    let is_ours = acknowledgement == slot.end_client() as u32;
+    match step(ctl.state(), Side::Backend, flags as u8) {
+        Step::Connected if is_ours => connected(at, slot, ctl, sequence, acknowledgement).0,
+        Step::Refused if flags as u8 & ACK != 0 && is_ours => leave(at, slot, ctl, Reason::Refused).0,
+        Step::Stale if slot.attempt().port_retries() < PORT_RETRIES => leave(at, slot, ctl, Reason::TimeWait).0,
+        // The client answers it with a RST, which ends the older connection, and sends its SYN
+        // again; Linux does so at once.
+        Step::Stale if flags == ACK as u32 => {
+            report::count(Reason::TimeWait);
+            Outcome::forward(at).0
+        }
+        Step::Stale => junk(0).0,
+        Step::Connected | Step::Refused => junk(flags).0,
+        Step::GivenUp => given_up(flags).0,
+        Step::Forward if ctl.state() == State::Closed && ctl.flags() & CONNECTED == 0 => given_up(flags).0,
+        Step::Forward if ctl.state() == State::Closed && ctl.flags() & KILLED != 0 => {
+            Outcome::reset(Reason::AfterClose).0
+        }
+        step => ends(at, slot, ctl, (Side::Backend, step), || reset(at, slot, ctl, sequence)).0,
+    }
+}
+
+/// The SYN-ACK that answers our SYN.
 #[inline(always)]
-fn leave(at: SlotAt, slot: Held<Slot>, ctl: Ctl, reason: Reason) -> Option<Outcome> {
-    if change(at, slot, ctl, ctl.closed(reason as u8)) { Some(Outcome::move_on(reason, at)) } else { None }
+fn connected(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32, acknowledgement: u32) -> Outcome {
+    let connected = ctl.with_state(State::Established).with_flags(CONNECTED);
+    if !change(at, slot, ctl, connected) {
+        return Outcome::again();
+    }
+    connect_global(at.0, connected.0, sequence, acknowledgement);
+    Outcome::forward(at)
+}
+
+/// Takes a flow out of `HalfOpen`: this try is over.
+#[inline(always)]
+fn leave(at: SlotAt, slot: Held<Slot>, ctl: Ctl, reason: Reason) -> Outcome {
+    if change(at, slot, ctl, ctl.closed(reason as u8)) { Outcome::move_on(reason, at) } else { Outcome::again() }
 }
 
 /// An answer that does not fit our SYN: one that asks for an answer gets a RST, the rest is

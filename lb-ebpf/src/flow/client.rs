@@ -5,13 +5,14 @@ use lb_common::{
     layout::{OPENING_ISN_CLIENT, Slot, UP},
     seq::within,
     slot::{CONNECTED, Ctl, KILLED, State},
-    tcp::{CONTROL, SYN, Side, Step, step},
+    tcp::{RST, SYN, Side, Step, step},
     verdict::Reason,
 };
 
 use super::{
-    SWAPS, change,
-    end::{Ended, close, ends},
+    change,
+    end::{close, ends},
+    persist,
 };
 use crate::{
     clock, index,
@@ -23,38 +24,35 @@ use crate::{
 /// A segment of a client with a flow, off the fast path.
 #[inline(always)]
 pub fn from_client(at: SlotAt, flags: u8, sequence: u32) -> Outcome {
+    if flags & (SYN | RST) == SYN {
+        return Outcome(from_client_syn_global(at.0, sequence));
+    }
     Outcome(from_client_global(at.0, flags as u32, sequence))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn from_client_global(at: u32, flags: u32, sequence: u32) -> u64 {
-    let (at, flags) = (SlotAt(at), flags as u8);
+    persist(SlotAt(at), || Outcome(client_step_global(at, flags, sequence))).0
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn client_step_global(at: u32, flags: u32, sequence: u32) -> u64 {
+    let at = SlotAt(at);
     let Some(slot) = records::slot(at) else { return Outcome::drop(Reason::LostRace).0 };
-    if flags & CONTROL == SYN && trace::is_asked(slot.key(), sequence) {
-        return trace::known(at, slot.ctl()).0;
+    let ctl = slot.ctl();
+    if ctl.state() == State::Suspect {
+        change(at, slot, ctl, ctl.cleared());
+        return Outcome::again().0;
     }
-    for _ in 0..SWAPS {
-        let ctl = slot.ctl();
-        if ctl.state() == State::Suspect {
-            change(at, slot, ctl, ctl.cleared());
-            continue;
+    match step(ctl.state(), Side::Client, flags as u8) {
+        Step::Forward if ctl.state() == State::Closed && ctl.flags() & KILLED != 0 => {
+            Outcome::reset(Reason::AfterClose).0
         }
-        match step(ctl.state(), Side::Client, flags) {
-            Step::Syn => return from_client_syn_global(at.0, ctl.0, sequence),
-            Step::Forward if ctl.state() == State::Closed && ctl.flags() & KILLED != 0 => {
-                return Outcome::reset(Reason::AfterClose).0;
-            }
-            Step::GivenUp => return Outcome::drop(Reason::HalfOpenJunk).0,
-            step => match ends(at, slot, ctl, (Side::Client, step), || reset(at, slot, ctl, sequence)) {
-                Ended::Forward => {}
-                Ended::Again => continue,
-                Ended::Unknown(outcome) => return outcome.0,
-            },
-        }
-        break;
+        Step::GivenUp => Outcome::drop(Reason::HalfOpenJunk).0,
+        step => ends(at, slot, ctl, (Side::Client, step), || reset(at, slot, ctl, sequence)).0,
     }
-    Outcome::forward(at).0
 }
 
 /// A RST of the client ends the flow if the backend can be expecting its sequence number (RFC 5961
@@ -78,15 +76,30 @@ fn reset(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32) {
 /// port.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn from_client_syn_global(at: u32, ctl: u64, sequence: u32) -> u64 {
-    let (at, ctl) = (SlotAt(at), Ctl(ctl));
+extern "C" fn from_client_syn_global(at: u32, sequence: u32) -> u64 {
+    let at = SlotAt(at);
     let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else {
         return Outcome::drop(Reason::LostRace).0;
     };
+    if trace::is_asked(slot.key(), sequence) {
+        return trace::known(at, slot.ctl()).0;
+    }
+    let mut ctl = slot.ctl();
+    if ctl.state() == State::Suspect {
+        if !change(at, slot, ctl, ctl.cleared()) {
+            return Outcome::drop(Reason::LostRace).0;
+        }
+        ctl = ctl.cleared();
+    }
+    match step(ctl.state(), Side::Client, SYN) {
+        Step::Syn => {}
+        Step::GivenUp => return Outcome::drop(Reason::HalfOpenJunk).0,
+        _ => return Outcome::reset(Reason::UnknownFlow).0,
+    }
     let (key, end, backend) = (slot.key(), slot.end_client() as u32, slot.backend());
     let initial = opening.word(OPENING_ISN_CLIENT);
     match ctl.state() {
-        State::HalfOpen if sequence.wrapping_add(1) == end => return retransmitted(at, ctl).0,
+        State::HalfOpen if sequence.wrapping_add(1) == end => return retransmitted_global(at.0, ctl.0),
         State::HalfOpen if !close(at, ctl, Reason::ClientAborted) => return Outcome::drop(Reason::LostRace).0,
         _ if ctl.flags() & CONNECTED != 0 && sequence == initial && ctl.flags() & KILLED == 0 => {
             return Outcome::forward(at).0;
@@ -112,23 +125,25 @@ extern "C" fn is_up_global(backend: u32) -> u32 {
 
 /// The client's SYN again: to the same backend, until connect_timeout is over or that backend gets
 /// no more new connections (drained, in maintenance, removed). Then it goes to the next one.
-#[inline(always)]
-fn retransmitted(at: SlotAt, ctl: Ctl) -> Outcome {
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn retransmitted_global(at: u32, ctl: u64) -> u64 {
+    let (at, ctl) = (SlotAt(at), Ctl(ctl));
     let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else {
-        return Outcome::drop(Reason::LostRace);
+        return Outcome::drop(Reason::LostRace).0;
     };
-    let Some(backend) = records::backend(slot.backend() as u32) else { return Outcome::drop(Reason::Damaged) };
-    let Some(service) = records::service(backend.service() as u32) else { return Outcome::drop(Reason::Damaged) };
+    let Some(backend) = records::backend(slot.backend() as u32) else { return Outcome::drop(Reason::Damaged).0 };
+    let Some(service) = records::service(backend.service() as u32) else { return Outcome::drop(Reason::Damaged).0 };
     let waited = clock::microseconds().wrapping_sub(opening.connect_us()) as u64 * 1000;
     let reason = if waited >= service.connect_timeout() {
         Reason::ConnectTimeout
     } else if backend.is_closed() {
         Reason::MovedOn
     } else {
-        return Outcome::forward(at);
+        return Outcome::forward(at).0;
     };
     if !change(at, slot, ctl, ctl.with_state(State::Abandoned)) {
-        return Outcome::drop(Reason::LostRace);
+        return Outcome::drop(Reason::LostRace).0;
     }
-    Outcome::move_on(reason, at)
+    Outcome::move_on(reason, at).0
 }

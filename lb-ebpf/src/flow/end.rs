@@ -17,20 +17,10 @@ use crate::{
     report, slots,
 };
 
-/// What came of a step towards the end of a flow.
-pub enum Ended {
-    /// It is done, or there was nothing to do: the segment is forwarded.
-    Forward,
-    /// Another CPU has changed the flow: look again.
-    Again,
-    /// The slot holds no flow.
-    Unknown(Outcome),
-}
-
 /// The steps that both sides have in common: a FIN of one side, the second FIN, a RST (`reset`
 /// looks at its number), a segment of no flow.
 #[inline(always)]
-pub fn ends(at: SlotAt, slot: Held<Slot>, ctl: Ctl, (side, step): (Side, Step), reset: impl FnOnce()) -> Ended {
+pub fn ends(at: SlotAt, slot: Held<Slot>, ctl: Ctl, (side, step): (Side, Step), reset: impl FnOnce()) -> Outcome {
     let fin = if matches!(side, Side::Client) { FIN_CLIENT } else { FIN_BACKEND };
     let done = match step {
         Step::Closing(state) => change(at, slot, ctl, ctl.with_state(state).with_flags(fin)),
@@ -39,10 +29,10 @@ pub fn ends(at: SlotAt, slot: Held<Slot>, ctl: Ctl, (side, step): (Side, Step), 
             reset();
             true
         }
-        Step::Unknown => return Ended::Unknown(Outcome::reset(Reason::UnknownFlow)),
+        Step::Unknown => return Outcome::reset(Reason::UnknownFlow),
         _ => true,
     };
-    if done { Ended::Forward } else { Ended::Again }
+    if done { Outcome::forward(at) } else { Outcome::again() }
 }
 
 /// Ends a flow, if its word still is `ctl` (except for flags that are to be set with the end).
@@ -73,9 +63,9 @@ extern "C" fn close_global(at: u32, ctl: u64, reason: u32) -> u32 {
 fn finish(at: SlotAt, ctl: Ctl) {
     let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else { return };
     if let Some(backend) = records::backend(slot.backend() as u32) {
-        let (bytes_in, bytes_out) = report::bytes(slot, opening, ctl);
         backend.one_less();
         access::uncount_flow(ctl, backend.service(), slot.key());
+        let (bytes_in, bytes_out) = report::bytes(slot, opening, ctl);
         backend.add_bytes_in(bytes_in);
         backend.add_bytes_out(bytes_out);
         if ctl.flags() & CONNECTED != 0 && ctl.reason() != Reason::Closed as u8 {

@@ -7,24 +7,31 @@ use lb_common::{
 };
 
 use super::end;
-use crate::records;
+use crate::{outcome::Outcome, records};
 
-/// Enters a half-open flow in its service's ring. A flow in that cell that is still half-open is
-/// the oldest one, and is closed.
+/// Enters a flow that is to be connected now in its service's ring. A flow in that cell that is
+/// still half-open is the oldest one, and is closed.
 #[inline(always)]
-pub fn enter(service: u32, at: SlotAt, generation: u32) {
-    enter_half_open_global(service, at.0, generation);
+pub fn enter(outcome: Outcome) {
+    if matches!(outcome.kind(), Outcome::OPENED | Outcome::SEND_SYN) {
+        enter_half_open_global(outcome.at().0);
+    }
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn enter_half_open_global(service: u32, at: u32, generation: u32) -> u32 {
-    let Some(record) = records::service(service) else { return 0 };
-    let (cells, turn) = (record.half_open_cells(), record.next_half_open());
+extern "C" fn enter_half_open_global(at: u32) -> u32 {
+    let at = SlotAt(at);
+    let Some(slot) = records::slot(at) else { return 0 };
+    let generation = slot.ctl().generation();
+    let Some(backend) = records::backend(slot.backend() as u32) else { return 0 };
+    let number = backend.service() as u32;
+    let Some(service) = records::service(number) else { return 0 };
+    let (cells, turn) = (service.half_open_cells(), service.next_half_open());
     if cells == 0 {
         return 0;
     }
-    match records::swap_half_open(service, turn % cells, HalfOpenCell::new(SlotAt(at), generation)) {
+    match records::swap_half_open(number, turn % cells, HalfOpenCell::new(at, generation)) {
         Some(old) if old.is_used() => evict(old),
         _ => 0,
     }

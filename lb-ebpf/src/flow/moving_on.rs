@@ -3,9 +3,9 @@
 
 use lb_common::{
     event::{TRY_FAILED, TURNED_AWAY},
-    flow::{Attempt, Chosen, SlotAt},
+    flow::{Attempt, SlotAt},
     hash,
-    layout::{Backend, OUT, Slot},
+    layout::{Backend, OUT},
     slot::{COUNTED, Ctl, State},
     time::Instant,
     verdict::Reason,
@@ -16,7 +16,7 @@ use crate::{
     access, clock,
     index::{self, Hashed},
     klog,
-    outcome::Outcome,
+    outcome::{NONE, Outcome},
     records::{self, Held},
     report,
     select::{self, Choice},
@@ -24,40 +24,66 @@ use crate::{
 };
 
 /// A try is over without a connection, and the caller has taken the flow out of `HalfOpen`. Moves
-/// it to the next backend, or to another port of the same one; or refuses the client.
+/// it to the next backend, or to another port of the same one; or refuses the client. Each step is
+/// called from the walk, as in [`open`](super::open).
 #[inline(always)]
 pub fn move_on(at: SlotAt, reason: u32) -> Outcome {
-    Outcome(move_on_global(at.0, reason))
+    let next = match leave_global(at.0, reason) {
+        NEXT => select::next(at),
+        NONE => Choice::NO_BACKEND,
+        fresh => Choice::same_backend(SlotAt(fresh as u32)),
+    };
+    if next.refusal().is_some() {
+        return Outcome(refuse_global(at.0, reason));
+    }
+    let moved = Outcome(hand_over_global(at.0, next.0));
+    klog::moved(at, next.at(), moved);
+    half_open::enter(moved);
+    moved
 }
 
+/// What [`leave_global`] returns, if not a fresh port to the same backend: another backend is to be
+/// chosen. `NONE`: there is no try left.
+const NEXT: i64 = -2;
+
+/// The consequences of a failed try. One that met an older connection gets a fresh port to the same
+/// backend: its slot is returned.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn move_on_global(at: u32, reason: u32) -> u64 {
+extern "C" fn leave_global(at: u32, reason: u32) -> i64 {
     let at = SlotAt(at);
-    let Some(slot) = records::slot(at) else { return Outcome::drop(Reason::LostRace).0 };
+    let Some(slot) = records::slot(at) else { return NONE };
     report::count_number(reason);
-    let ctl = slot.ctl();
     let number = slot.backend() as u32;
-    let Some(backend) = records::backend(number) else { return Outcome::drop(Reason::Damaged).0 };
-    let service = backend.service();
+    let Some(backend) = records::backend(number) else { return NONE };
     if reason != Reason::TimeWait as u32 {
         failed(backend, at, reason as u8);
     } else if !backend.is_closed()
-        && let Some(to) = select::claim_towards(number, hash::client(slot.key()))
+        && let Some(fresh) = select::claim_towards(number, hash::client(slot.key()))
     {
-        return hand_over(at, Choice::new(Chosen(0), to), ctl, SAME_BACKEND, service as u32).0;
+        return fresh.0 as i64;
     }
     backend.one_less();
-    let next = next_backend(slot, service as u32, backend);
-    if next.refusal().is_some() {
-        report::flow(TURNED_AWAY, reason as u8, at, slot, ctl, service);
-        klog::refused(at, slot, reason);
-        access::uncount_flow(ctl, service, slot.key());
-        index::forget(slot.key(), at, ctl);
-        release_closed(at, ctl);
-        return Outcome::refuse(at).0;
-    }
-    hand_over(at, next, ctl, NEXT_BACKEND, service as u32).0
+    let Some(service) = records::service(backend.service() as u32) else { return NONE };
+    // A flow that leaves a closed backend may try as many as there are.
+    if slot.tries() as u32 >= service.tries() && !backend.is_closed() { NONE } else { NEXT }
+}
+
+/// No try is left: the client is refused.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn refuse_global(at: u32, reason: u32) -> u64 {
+    let at = SlotAt(at);
+    let Some(slot) = records::slot(at) else { return Outcome::drop(Reason::LostRace).0 };
+    let Some(backend) = records::backend(slot.backend() as u32) else { return Outcome::drop(Reason::Damaged).0 };
+    // The slot is ours alone: the caller has closed it, and it is not in the ring yet.
+    let (ctl, service) = (slot.ctl(), backend.service());
+    report::flow(TURNED_AWAY, reason as u8, at, slot, ctl, service);
+    klog::refused(at, slot, reason);
+    access::uncount_flow(ctl, service, slot.key());
+    index::forget(slot.key(), at, ctl);
+    release_closed(at, ctl);
+    Outcome::refuse(at).0
 }
 
 /// A refused try leaves nothing at the backend, and it is not known when an older connection ends:
@@ -87,19 +113,7 @@ fn failed(backend: Held<Backend>, at: SlotAt, reason: u8) {
     klog::try_failed(at, slot, reason as u32);
 }
 
-/// The next backend that this flow has not tried. A flow that leaves a closed backend may try as
-/// many as there are.
-#[inline(always)]
-fn next_backend(slot: Held<Slot>, service: u32, left: Held<Backend>) -> Choice {
-    let Some(record) = records::service(service) else { return Choice::NO_BACKEND };
-    if slot.tries() as u32 >= record.tries() && !left.is_closed() {
-        return Choice::NO_BACKEND;
-    }
-    select::backend(service, slot.tried(), hash::client(slot.key()))
-}
-
-/// Copies what a flow began with; its next try begins at `sent_us`. A separate function, because
-/// the stack of the deepest chain of calls is nearly full.
+/// Copies what a flow began with; its next try begins at `sent_us`.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn copy_opening_global(from: u32, to: u32, sent_us: u32) -> u32 {
@@ -109,31 +123,21 @@ extern "C" fn copy_opening_global(from: u32, to: u32, sent_us: u32) -> u32 {
     0
 }
 
-/// Where a flow goes: to another backend, or to another port of the same one.
-const NEXT_BACKEND: u32 = 0;
-const SAME_BACKEND: u32 = 1;
-
 /// Copies a flow into the slot claimed for it, lets the index entry point there, and gives the old
 /// slot back.
-#[inline(always)]
-fn hand_over(from: SlotAt, next: Choice, ctl: Ctl, to: u32, service: u32) -> Outcome {
-    let moved = Outcome(hand_over_global(from.0, next.0, ctl.generation(), to, service));
-    klog::moved(from, next.at(), moved);
-    release_closed(from, ctl);
-    moved
-}
-
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn hand_over_global(from: u32, next: u64, generation: u32, to: u32, service: u32) -> u64 {
-    let (from, next, is_same) = (SlotAt(from), Choice(next), to == SAME_BACKEND);
+extern "C" fn hand_over_global(from: u32, next: u64) -> u64 {
+    let (from, next) = (SlotAt(from), Choice(next));
     let at = next.at();
     let (Some(old), Some(new)) = (records::slot(from), records::slot(at)) else {
         return Outcome::drop(Reason::LostRace).0;
     };
     let position = next.chosen().position();
+    let is_same = next.is_same_backend();
     // The port that is left and the fresh one lead to the same backend, whatever its service lists.
-    let number = if is_same { Some(old.backend() as u32) } else { select::backend_at(service, position) };
+    let left = old.backend() as u32;
+    let number = if is_same { Some(left) } else { listed_beside(left, position) };
     let Some(number) = number else { return Outcome::impossible().0 };
     let now = clock::exact();
     // The new slot is ours alone; the old one was taken out of `HalfOpen` by the caller.
@@ -150,13 +154,20 @@ extern "C" fn hand_over_global(from: u32, next: u64, generation: u32, to: u32, s
     new.set_started(old.started());
     copy_opening_global(from.0, at.0, (now.0 / 1000) as u32);
     old.set_last_seen(now.ticks());
-    let ctl = new.publish(old.ctl().flags() & COUNTED);
+    let before = old.ctl();
+    let ctl = new.publish(before.flags() & COUNTED);
     let hashed = Hashed::new(key);
-    if !index::replace(hashed, hashed.entry(from, generation), hashed.entry(at, ctl.generation())) {
+    let moved = index::replace(hashed, hashed.entry(from, before.generation()), hashed.entry(at, ctl.generation()));
+    if !moved {
         // The client has begun again in between: nothing waits for this try any longer.
         unfill(at, ctl);
-        return Outcome::drop(Reason::LostRace).0;
     }
-    half_open::enter(service, at, ctl.generation());
-    Outcome::send_syn(at).0
+    release_closed(from, before);
+    if moved { Outcome::send_syn(at).0 } else { Outcome::drop(Reason::LostRace).0 }
+}
+
+/// The backend at a position of the list that another backend is in.
+#[inline(always)]
+fn listed_beside(backend: u32, position: u32) -> Option<u32> {
+    select::backend_at(records::backend(backend)?.service() as u32, position)
 }

@@ -1,7 +1,7 @@
 //! A new connection: a SYN of a client that has no flow.
 
 use lb_common::{
-    flow::{Attempt, Chosen, Key, SlotAt, Tried},
+    flow::{Attempt, Key, SlotAt, Tried},
     hash,
     layout::ACTIVE,
     slot::{Ctl, State},
@@ -18,46 +18,41 @@ use crate::{
     slots, trace,
 };
 
-/// A SYN of a client that has no flow.
+/// A SYN of a client that has no flow: whether it may open one, which backend gets it, the flow
+/// itself. Each step is called from the walk and none calls the next, so that no chain of calls is
+/// deeper than one of them.
 #[inline(always)]
 pub fn open(key: Key, initial: u32) -> Outcome {
-    Outcome(open_global(key.0, initial))
+    if trace::is_asked(key, initial) {
+        return trace::explain(key);
+    }
+    let admitted = Outcome(admit_global(key.0));
+    if admitted.kind() != Outcome::ADMITTED {
+        return admitted;
+    }
+    let choice = select::first(admitted.at().0, hash::client(key));
+    let opened = Outcome(fill_global(key.0, initial, choice.0, admitted.0));
+    half_open::enter(opened);
+    opened
 }
 
+/// Whether a client may open a connection; if so, it is counted.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn open_global(key: u64, initial: u32) -> u64 {
+extern "C" fn admit_global(key: u64) -> u64 {
     let key = Key(key);
-    if trace::is_asked(key, initial) {
-        return trace::explain(key).0;
-    }
     let Some(listener) = records::listener(key.listener() as u32) else { return Outcome::impossible().0 };
-    let (service, state) = (listener.service(), listener.state());
+    let service = listener.service();
     if access::is_denied(service as u32, key.address_word()) {
         return turned_away(key, service, Reason::Denied).0;
     }
-    let counted = access::count_client(service as u32, key.address_word());
-    if counted == access::OVER {
-        return turned_away(key, service, Reason::ClientLimit).0;
+    if listener.state() != ACTIVE {
+        return turned_away(key, service, Reason::NoBackend).0;
     }
-    let choice = if state == ACTIVE {
-        select::backend(service as u32, Tried::default(), hash::client(key))
-    } else {
-        Choice::NO_BACKEND
-    };
-    let Some(reason) = choice.refusal() else {
-        return fill_global(
-            key.0,
-            initial,
-            choice.at().0,
-            Start::new(choice.chosen(), counted as u8).0,
-            service as u32,
-        );
-    };
-    if counted != 0 {
-        access::uncount_client(service as u32, key.address_word());
+    match access::count_client(service as u32, key.address_word()) {
+        access::OVER => turned_away(key, service, Reason::ClientLimit).0,
+        counted => Outcome::admitted(service, counted as u8).0,
     }
-    turned_away(key, service, reason).0
 }
 
 #[inline(always)]
@@ -66,38 +61,23 @@ fn turned_away(key: Key, service: u16, reason: Reason) -> Outcome {
     Outcome::reset(reason)
 }
 
-/// What a flow starts with, as one number so that a global function can take it: its backend, and
-/// flags for its slot's word from bit 8 on.
-#[derive(Clone, Copy)]
-struct Start(u32);
-
-impl Start {
-    #[inline(always)]
-    const fn new(chosen: Chosen, flags: u8) -> Start {
-        Start(chosen.0 as u32 | (flags as u32) << 8)
-    }
-
-    #[inline(always)]
-    const fn chosen(self) -> Chosen {
-        Chosen(self.0 as u8)
-    }
-
-    #[inline(always)]
-    const fn flags(self) -> u8 {
-        (self.0 >> 8) as u8
-    }
-}
-
-/// Fills a claimed slot and enters it in the index and in the ring of half-open flows. `start` is a
-/// [`Start`].
+/// Fills the claimed slot of a `choice` and enters it in the index; or turns the client away,
+/// because nothing was chosen.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn fill_global(key: u64, initial: u32, at: u32, start: u32, service: u32) -> u64 {
-    let (key, at, start) = (Key(key), SlotAt(at), Start(start));
+extern "C" fn fill_global(key: u64, initial: u32, choice: u64, admitted: u64) -> u64 {
+    let (key, choice, admitted) = (Key(key), Choice(choice), Outcome(admitted));
+    let (at, service, flags) = (choice.at(), admitted.at().0, admitted.reason() as u8);
+    if let Some(reason) = choice.refusal() {
+        if flags != 0 {
+            access::uncount_client(service, key.address_word());
+        }
+        return turned_away(key, service as u16, reason).0;
+    }
     let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else {
         return Outcome::drop(Reason::LostRace).0;
     };
-    let position = start.chosen().position();
+    let position = choice.chosen().position();
     let Some(backend) = select::backend_at(service, position) else { return Outcome::impossible().0 };
     let now = clock::exact();
     // The slot is ours alone while its word says Claiming.
@@ -108,18 +88,15 @@ extern "C" fn fill_global(key: u64, initial: u32, at: u32, start: u32, service: 
     slot.set_last_seen(now.ticks());
     slot.set_backend(backend as u16);
     slot.set_tries(1);
-    slot.set_attempt(Attempt::new(start.chosen().how()));
+    slot.set_attempt(Attempt::new(choice.chosen().how()));
     slot.set_started(now);
     opening.set_client6([0; 16]);
     opening.set_options_len(0);
     opening.set_connect_us((now.0 / 1000) as u32);
-    let ctl = slot.publish(start.flags());
+    let ctl = slot.publish(flags);
     let hashed = Hashed::new(key);
     match index::insert(hashed, hashed.entry(at, ctl.generation())) {
-        Inserted::Won => {
-            half_open::enter(service, at, ctl.generation());
-            Outcome::opened(at).0
-        }
+        Inserted::Won => Outcome::opened(at).0,
         Inserted::Lost => {
             unfill(at, ctl);
             again_global(key.0)
