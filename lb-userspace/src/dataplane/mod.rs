@@ -176,14 +176,6 @@ impl Dataplane {
         shapes::index_capacity(self.meta.buckets)
     }
 
-    /// How many instructions the verifier had to look at for each program: near 1,000,000 the
-    /// kernel refuses it. For tests.
-    #[doc(hidden)]
-    pub fn verified_instructions(&self) -> Result<[(&'static str, u32); 2]> {
-        let of = |info: aya::programs::ProgramInfo| info.verified_instruction_count().unwrap_or(0);
-        Ok([("xdp", of(self.programs.xdp.info()?)), ("tc", of(self.programs.tc.info()?))])
-    }
-
     /// The tables.
     pub fn tables(&self) -> &Arc<Tables> {
         &self.tables

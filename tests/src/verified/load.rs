@@ -3,7 +3,8 @@
 //! by a call of our own.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
+    ffi::CStr,
     io, mem,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
@@ -15,28 +16,39 @@ use aya::{
 };
 use aya_obj::{
     Function, Object, ProgramSection,
-    generated::{BPF_F_XDP_HAS_FRAGS, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type},
+    generated::{BPF_F_XDP_HAS_FRAGS, bpf_attach_type, bpf_attr, bpf_cmd, bpf_func_info, bpf_insn, bpf_prog_type},
 };
 use evenkeel::dataplane::{index_buckets, loader};
 use lb_common::layout::Meta;
 use nix::libc;
 
-/// What the kernel did with one program.
-pub struct Verification {
+use super::code::{Part, parts};
+
+/// A program of an object, and what the kernel said to it.
+pub struct Loading {
     pub name: String,
     /// The program's instructions.
     pub length: usize,
-    pub parts: Vec<Part>,
-    pub log: Vec<u8>,
-    pub refusal: Option<io::Error>,
+    /// Its functions, by name.
+    pub parts: Vec<(String, Part)>,
+    pub verdict: Verdict,
 }
 
-/// A function of a program.
-pub struct Part {
-    pub name: String,
-    /// Its first instruction.
-    pub start: usize,
-    pub calls: Vec<usize>,
+/// A program as the kernel takes it.
+pub struct Image<'a> {
+    pub name: &'a str,
+    pub section: &'a ProgramSection,
+    pub license: &'a CStr,
+    pub instructions: &'a [bpf_insn],
+    /// BTF, and what it says of the functions and lines. Without it no function is global.
+    pub types: Option<(BorrowedFd<'a>, &'a Function)>,
+}
+
+/// What the kernel said to a program.
+pub struct Verdict {
+    pub log: Vec<u8>,
+    /// `None`: it was loaded.
+    pub refusal: Option<io::Error>,
 }
 
 /// The longest log that the kernel writes. The memory is zero pages until the kernel writes there.
@@ -47,7 +59,7 @@ const LOG_LEVEL: u32 = 2 | 4;
 const CONNECTIONS: u32 = 262_144;
 
 /// Loads every program of the object, and lets go of it.
-pub fn load(bytes: &[u8]) -> Result<Vec<Verification>> {
+pub fn load(bytes: &[u8]) -> Result<Vec<Loading>> {
     let meta = Meta { layout: 0, seed: 1, buckets: index_buckets(CONNECTIONS), reserved: 0 };
     let maps = loader(&meta, &0).load(bytes).context("the kernel does not take the program's maps (root?)")?;
     let mut object = Object::parse(bytes).context("not an object with BPF programs")?;
@@ -61,14 +73,15 @@ pub fn load(bytes: &[u8]) -> Result<Vec<Verification>> {
     programs.sort_by_key(|(name, _)| *name);
     let load = |(name, program): (&String, &aya_obj::Program)| {
         let function = &object.functions[&program.function_key()];
-        let (log, loaded) = load_program(name, program, function, btf.as_fd())?;
-        Ok(Verification {
-            name: name.clone(),
-            length: function.instructions.len(),
-            parts: parts(function, &names),
-            log,
-            refusal: loaded.err(),
-        })
+        let verdict = verify(&Image {
+            name,
+            section: &program.section,
+            license: &program.license,
+            instructions: &function.instructions,
+            types: Some((btf.as_fd(), function)),
+        })?;
+        let length = function.instructions.len();
+        Ok(Loading { name: name.clone(), length, parts: named_parts(function, &names), verdict })
     };
     programs.into_iter().map(load).collect()
 }
@@ -115,26 +128,12 @@ fn data(map: &Map) -> Result<&MapData> {
     })
 }
 
-/// The functions of a linked program. The kernel numbers them in this order.
-fn parts(function: &Function, names: &HashMap<u32, String>) -> Vec<Part> {
-    let starts: Vec<usize> = function.func_info.func_info.iter().map(|info| info.insn_off as usize).collect();
-    let part = |(number, info): (usize, &aya_obj::generated::bpf_func_info)| {
-        let start = starts[number];
-        let end = starts.get(number + 1).copied().unwrap_or(function.instructions.len());
-        let callees = (start..end).filter_map(|at| callee(at, &function.instructions[at]));
-        let calls: BTreeSet<usize> = callees.filter_map(|at| starts.binary_search(&at).ok()).collect();
-        let name = names.get(&info.type_id).cloned().unwrap_or_else(|| format!("func#{number}"));
-        Part { name, start, calls: calls.into_iter().collect() }
-    };
-    function.func_info.func_info.iter().enumerate().map(part).collect()
-}
-
-/// Where an instruction calls, if it calls a function of the program.
-fn callee(at: usize, instruction: &bpf_insn) -> Option<usize> {
-    const CALL: u8 = 0x85;
-    const PSEUDO_CALL: u8 = 1;
-    let is_call = instruction.code == CALL && instruction.src_reg() == PSEUDO_CALL;
-    is_call.then(|| (at + 1).wrapping_add_signed(instruction.imm as isize))
+/// The functions of a linked program, by name.
+fn named_parts(function: &Function, names: &HashMap<u32, String>) -> Vec<(String, Part)> {
+    let infos = &function.func_info.func_info;
+    let starts: Vec<usize> = infos.iter().map(|info| info.insn_off as usize).collect();
+    let name = |info: &bpf_func_info| names.get(&info.type_id).cloned().unwrap_or_default();
+    infos.iter().map(name).zip(parts(&starts, &function.instructions)).collect()
 }
 
 fn load_btf(bytes: &[u8]) -> io::Result<OwnedFd> {
@@ -148,53 +147,53 @@ fn load_btf(bytes: &[u8]) -> io::Result<OwnedFd> {
     unsafe { bpf(bpf_cmd::BPF_BTF_LOAD, &mut attributes) }
 }
 
-/// The log, and whether the program was loaded.
-fn load_program(
-    name: &str,
-    program: &aya_obj::Program,
-    function: &Function,
-    btf: BorrowedFd<'_>,
-) -> Result<(Vec<u8>, io::Result<OwnedFd>)> {
+/// Loads a program with the verifier's whole log, and lets go of it.
+pub fn verify(image: &Image<'_>) -> Result<Verdict> {
+    let Image { name, section, license, instructions, types } = image;
     let mut log = vec![0; LOG_BYTES];
-    let (functions, lines) = (function.func_info.func_info_bytes(), function.line_info.line_info_bytes());
     // SAFETY: integers only, for which zeros are valid.
     let mut attributes: bpf_attr = unsafe { mem::zeroed() };
     // SAFETY: the command below reads this member.
     let wanted = unsafe { &mut attributes.__bindgen_anon_3 };
-    match program.section {
+    match section {
         ProgramSection::Xdp { frags, .. } => {
             wanted.prog_type = bpf_prog_type::BPF_PROG_TYPE_XDP as u32;
             wanted.expected_attach_type = bpf_attach_type::BPF_XDP as u32;
-            wanted.prog_flags = if frags { BPF_F_XDP_HAS_FRAGS } else { 0 };
+            wanted.prog_flags = if *frags { BPF_F_XDP_HAS_FRAGS } else { 0 };
         }
         ProgramSection::SchedClassifier => wanted.prog_type = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32,
-        _ => bail!("the object has a program {name} of a kind that the lab does not know"),
+        _ => bail!("the program {name} is of a kind that the lab does not know"),
     }
     for (to, from) in wanted.prog_name.iter_mut().take(15).zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    wanted.insns = function.instructions.as_ptr() as u64;
-    wanted.insn_cnt = function.instructions.len() as u32;
-    wanted.license = program.license.as_ptr() as u64;
-    wanted.prog_btf_fd = btf.as_raw_fd() as u32;
+    wanted.insns = instructions.as_ptr() as u64;
+    wanted.insn_cnt = instructions.len() as u32;
+    wanted.license = license.as_ptr() as u64;
+    let (mut functions, mut lines) = (Vec::new(), Vec::new());
+    if let Some((btf, function)) = types {
+        functions = function.func_info.func_info_bytes();
+        lines = function.line_info.line_info_bytes();
+        wanted.prog_btf_fd = btf.as_raw_fd() as u32;
+        wanted.func_info_cnt = function.func_info.len() as u32;
+        wanted.func_info_rec_size = function.func_info_rec_size as u32;
+        wanted.line_info_cnt = function.line_info.len() as u32;
+        wanted.line_info_rec_size = function.line_info_rec_size as u32;
+    }
     wanted.func_info = functions.as_ptr() as u64;
-    wanted.func_info_cnt = function.func_info.len() as u32;
-    wanted.func_info_rec_size = function.func_info_rec_size as u32;
     wanted.line_info = lines.as_ptr() as u64;
-    wanted.line_info_cnt = function.line_info.len() as u32;
-    wanted.line_info_rec_size = function.line_info_rec_size as u32;
     wanted.log_level = LOG_LEVEL;
     wanted.log_buf = log.as_mut_ptr() as u64;
     wanted.log_size = log.len() as u32;
     // SAFETY: all that is pointed to lives through the call; the kernel writes at most `log_size`
-    // bytes to the log, which is that long, and reads the rest.
-    let loaded = unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes) };
-    if loaded.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOSPC)) {
-        bail!("the verifier's log of {name} is longer than {LOG_BYTES} bytes, which no kernel writes");
+    // bytes to the log, which is that long, and reads the rest by the counts beside it.
+    let refusal = unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes) }.err();
+    if refusal.as_ref().is_some_and(|error| error.raw_os_error() == Some(libc::ENOSPC)) {
+        bail!("the verifier's log of {name} is longer than {LOG_BYTES} bytes, and no kernel writes more");
     }
     let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
     log.truncate(end);
-    Ok((log, loaded))
+    Ok(Verdict { log, refusal })
 }
 
 /// A command of `bpf(2)` that returns a descriptor.

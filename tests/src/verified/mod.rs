@@ -1,10 +1,11 @@
 //! `evenkeel-lab verified`: what the kernel's verifier makes of the programs. It shows how many
 //! instructions the verifier looks at in each function, and the deepest chains of calls with the
-//! stack that they take.
+//! stack that they take. docs/ebpf.md has the budget, and `it/datapath/verifier.rs` holds it.
 
 pub mod chains;
+pub mod code;
 mod load;
-pub mod log;
+mod log;
 mod report;
 
 use std::{fs, path::PathBuf};
@@ -13,8 +14,12 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use chains::{Chain, Rounding};
-use load::{Part, Verification};
+use code::Part;
+use load::Loading;
 use log::Log;
+
+pub use load::{Image, Verdict, verify};
+pub use report::names;
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
@@ -43,33 +48,43 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 /// What the verifier made of one program.
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 pub struct Program {
     pub name: String,
     /// The instructions that the program has.
     pub length: usize,
     /// How often the verifier looked at an instruction. The limit is 1,000,000.
     pub instructions: u32,
-    /// In the order in which they stand in the program.
+    /// In the order in which they stand in the program: the entry first.
     pub functions: Vec<Function>,
-    /// `None`: the program was loaded.
+    /// `None`: the kernel took the program.
     pub refusal: Option<String>,
 }
 
-/// A function of a program: the program's entry, or one that is called.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+/// A function of a program: its entry, or one that is called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Function {
     pub name: String,
-    /// How often the verifier looked at an instruction in it.
+    /// How often the verifier looked at an instruction in it. 0: since 6.8 kernels do not check
+    /// global functions that are never called; older ones check all.
     pub instructions: u32,
     /// The same with the static functions that it calls, if the verifier checks it by itself: the
     /// entry and the global functions.
     pub pass: Option<u32>,
-    /// The bytes of stack in use. `None`: the verifier never came here, and the kernel has removed
-    /// the function.
-    pub frame: Option<u32>,
+    /// The bytes of stack that its instructions use, reached or not.
+    pub frame: u32,
+    /// The bytes of stack that the verifier saw in use. `None`: it did not come here, or it refused
+    /// the program and may not have seen all of the function.
+    pub verified_frame: Option<u32>,
     /// The functions that it calls, by their positions in the program.
     pub calls: Vec<usize>,
+}
+
+impl Function {
+    /// The bytes of stack that count.
+    pub fn stack(&self) -> u32 {
+        self.verified_frame.unwrap_or(self.frame)
+    }
 }
 
 impl Program {
@@ -83,42 +98,40 @@ impl Program {
         chains::longest(&self.functions)
     }
 
-    fn of(verification: &Verification) -> Result<Program> {
-        let log = Log::read(&verification.log);
-        let refusal = verification.refusal.as_ref().map(|error| format!("{error}: {}", log.last));
-        let functions = functions(&verification.parts, verification.length, &log)
-            .with_context(|| format!("the verifier's log of {} is not understood", verification.name))?;
-        let Verification { name, length, .. } = verification;
-        Ok(Program { name: name.clone(), length: *length, instructions: log.processed, functions, refusal })
+    fn of(loading: Loading) -> Program {
+        let Loading { name, length, parts, verdict: Verdict { log, refusal } } = loading;
+        let log = Log::read(&log);
+        let mut functions: Vec<Function> =
+            parts.into_iter().enumerate().map(|(number, (name, part))| function(name, number, part, &log)).collect();
+        if refusal.is_none() {
+            note_frames(&mut functions, &log.frames);
+        }
+        let refusal = refusal.map(|error| format!("{error}: {}", log.last));
+        Program { name, length, instructions: log.processed, functions, refusal }
     }
 }
 
-/// Loads every program of an object, the ones of evenkeel in whatever state.
+/// Loads every program of an object of evenkeel.
 pub fn measure(object: &[u8]) -> Result<Vec<Program>> {
-    load::load(object)?.iter().map(Program::of).collect()
+    Ok(load::load(object)?.into_iter().map(Program::of).collect())
 }
 
-fn functions(parts: &[Part], length: usize, log: &Log) -> Result<Vec<Function>> {
-    let ends = parts.iter().skip(1).map(|part| part.start).chain([length]);
-    let functions = parts.iter().zip(ends).enumerate().map(|(number, (part, end))| Function {
-        name: part.name.clone(),
-        instructions: log.looked_at.range(part.start..end).map(|(_, count)| count).sum(),
+fn function(name: String, number: usize, part: Part, log: &Log) -> Function {
+    Function {
+        name,
+        instructions: log.looked_at.range(part.code).map(|(_, count)| count).sum(),
         pass: log.passes.get(&number).copied(),
-        frame: None,
-        calls: part.calls.clone(),
-    });
-    let mut functions: Vec<Function> = functions.collect();
-    let frames = log.frames.len();
-    if frames == functions.len() {
-        functions.iter_mut().zip(&log.frames).for_each(|(function, frame)| function.frame = Some(*frame));
-        return Ok(functions);
+        frame: part.frame,
+        verified_frame: None,
+        calls: part.calls,
     }
-    // Functions without an instruction that the verifier has looked at are removed before it
-    // writes the frames.
+}
+
+/// The kernel writes the frames at the very end, when it has removed the functions to which the
+/// verifier did not come.
+fn note_frames(functions: &mut [Function], frames: &[u32]) {
     let left: Vec<&mut Function> = functions.iter_mut().filter(|function| function.instructions > 0).collect();
-    if frames != left.len() {
-        bail!("it has {frames} frames for {} functions", left.len());
+    if left.len() == frames.len() {
+        left.into_iter().zip(frames).for_each(|(function, frame)| function.verified_frame = Some(*frame));
     }
-    left.into_iter().zip(&log.frames).for_each(|(function, frame)| function.frame = Some(*frame));
-    Ok(functions)
 }

@@ -56,8 +56,8 @@ impl<'a> Report<'a> {
 /// The names of a chain, each with its frame.
 pub fn names(program: &Program, chain: &Chain) -> String {
     let name = |number: &usize| {
-        let Function { name, frame, .. } = &program.functions[*number];
-        format!("{name} ({})", frame.unwrap_or(0))
+        let function = &program.functions[*number];
+        format!("{} ({})", function.name, function.stack())
     };
     chain.functions.iter().map(name).collect::<Vec<_>>().join(" > ")
 }
@@ -69,12 +69,13 @@ pub fn print(program: &Program) {
     if let Some(refusal) = refusal {
         println!("  REFUSED: {refusal}");
     }
-    println!("  {:<44} {:>9} {:>11} {:>6}", "function", "looked at", "whole pass", "frame");
+    println!("  {:<36} {:>9} {:>11} {:>6}", "function", "looked at", "whole pass", "frame");
     let mut sorted: Vec<&Function> = functions.iter().collect();
     sorted.sort_by_key(|function| (std::cmp::Reverse(function.instructions), &function.name));
-    for Function { name, instructions, pass, frame, .. } in sorted {
-        let or_dash = |number: &Option<u32>| number.map_or("-".to_owned(), |number| number.to_string());
-        println!("  {name:<44} {instructions:>9} {:>11} {:>6}", or_dash(pass), or_dash(frame));
+    for function in sorted {
+        let Function { name, instructions, pass, .. } = function;
+        let pass = pass.map_or("-".to_owned(), |count| count.to_string());
+        println!("  {name:<36} {instructions:>9} {pass:>11} {:>6}", function.stack());
     }
     for (rounding, to) in [(Rounding::Interpreted, 32), (Rounding::Compiled, 16)] {
         let chain = program.deepest(rounding);
