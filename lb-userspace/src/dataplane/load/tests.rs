@@ -1,4 +1,4 @@
-use aya_obj::{Object, maps::Map};
+use aya_obj::{Object, generated::bpf_insn, maps::Map};
 
 use super::*;
 use crate::tables::Outer;
@@ -46,4 +46,68 @@ fn no_inner_map_has_a_structure_for_a_value() {
         seen += 1;
     }
     assert_eq!(seen, Outer::ALL.len());
+}
+
+const CALL: u8 = 0x85;
+const EXIT: u8 = 0x95;
+/// Classes of operations.
+const JUMP: u8 = 0x05;
+const JUMP_32: u8 = 0x06;
+
+/// Where a function goes on after an instruction, in the order in which the verifier looks: the
+/// next one, and the target of a jump. The flag: whether the kernel allows a loop by this edge.
+fn edges(instructions: &[bpf_insn], at: usize) -> Vec<(usize, bool)> {
+    let instruction = &instructions[at];
+    let target = (at as i64 + 1 + i64::from(instruction.off)) as usize;
+    match instruction.code {
+        EXIT => vec![],
+        // Two instructions long: a 64-bit constant.
+        0x18 => vec![(at + 2, false)],
+        JUMP => vec![(target, true)],
+        CALL => vec![(at + 1, false)],
+        code if matches!(code & 7, JUMP | JUMP_32) => vec![(at + 1, true), (target, true)],
+        _ => vec![(at + 1, false)],
+    }
+}
+
+/// The first edge that closes a loop and is not a jump.
+fn loop_without_a_jump(instructions: &[bpf_insn]) -> Option<(usize, usize)> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Seen {
+        Not,
+        OnTheWay,
+        Done,
+    }
+    let mut seen = vec![Seen::Not; instructions.len()];
+    let mut way = vec![(0, 0)];
+    seen[0] = Seen::OnTheWay;
+    while let Some((at, taken)) = way.last_mut() {
+        let (from, edges) = (*at, edges(instructions, *at));
+        let Some((to, may_loop)) = edges.get(*taken).copied() else {
+            seen[from] = Seen::Done;
+            way.pop();
+            continue;
+        };
+        *taken += 1;
+        match seen[to] {
+            Seen::Not => {
+                seen[to] = Seen::OnTheWay;
+                way.push((to, 0));
+            }
+            Seen::OnTheWay if !may_loop => return Some((from, to)),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Before 6.7 the verifier takes a loop only if a jump closes it (`check_cfg`): one whose last
+/// instruction runs into its first is refused ("back-edge from insn").
+#[test]
+fn every_loop_is_closed_by_a_jump() {
+    let object = Object::parse(OBJECT).unwrap();
+    for function in object.functions.values() {
+        let found = loop_without_a_jump(&function.instructions);
+        assert_eq!(found, None, "{}: an instruction runs into the beginning of its loop", function.name);
+    }
 }
