@@ -6,7 +6,7 @@ use std::fmt;
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 use super::needs::{Need, missing};
-use crate::sys::host;
+use crate::sys::{bpf, host};
 
 /// The least release of Linux.
 pub const LEAST: (u32, u32) = (5, 15);
@@ -35,6 +35,8 @@ pub struct Facts {
     pub missing: Vec<Need>,
     /// See [`host::lockdown`].
     pub lockdown: String,
+    /// Even a map of one entry: so it is bpf(2) that is forbidden, and not this map or program.
+    pub forbids_every_map: bool,
     pub in_user_namespace: bool,
     pub has_seccomp_filter: bool,
     pub locked_memory: Option<u64>,
@@ -67,6 +69,8 @@ impl Facts {
             kernel: host::kernel(),
             missing: missing(),
             lockdown: host::lockdown(),
+            forbids_every_map: bpf::create_array("probe", 8, 1, 0)
+                .is_err_and(|error| error.raw_os_error() == Some(errno::EPERM)),
             in_user_namespace: host::in_user_namespace(),
             has_seccomp_filter: host::has_seccomp_filter(),
             locked_memory: host::locked_memory(),
@@ -130,7 +134,7 @@ pub fn sentence(facts: &Facts) -> String {
     }
     match facts.error {
         errno::ENOSYS => format!("{kernel} was built without BPF (CONFIG_BPF_SYSCALL). {}", least()),
-        errno::ENOMEM => format!(
+        errno::ENOMEM | errno::E2BIG if matches!(facts.step, Step::Map(_)) => format!(
             "{refuses}: it has no memory left for it. `evenkeel check` says how much the tables take; lower \
              max_connections, or the memory limit of the unit or container is too low"
         ),
@@ -166,12 +170,13 @@ const REPORT: &str = "It has everything that evenkeel asks for, so this is a fau
 
 /// Why the kernel may forbid what it could do. The capabilities were looked at before.
 fn forbidden(facts: &Facts) -> String {
-    if facts.in_user_namespace {
+    if facts.forbids_every_map && facts.in_user_namespace {
         return "this process has its capabilities in a user namespace only (a rootless container?), and programs and \
                 maps are for root of the host. Start evenkeel on the host, or in a container without a user namespace"
             .into();
     }
-    if facts.has_seccomp_filter {
+    // systemd's restrictions of a unit are such filters too, but permit bpf(2).
+    if facts.forbids_every_map && facts.has_seccomp_filter {
         return "a seccomp filter (of a container?) forbids bpf(2). Permit that call, or start the container with \
                 `--privileged`"
             .into();

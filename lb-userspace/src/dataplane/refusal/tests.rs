@@ -10,6 +10,7 @@ fn facts(step: Step, error: i32) -> Facts {
         kernel: "6.1.0-57-amd64 x86_64".into(),
         missing: Vec::new(),
         lockdown: "none".into(),
+        forbids_every_map: false,
         in_user_namespace: false,
         has_seccomp_filter: false,
         locked_memory: None,
@@ -60,20 +61,22 @@ fn memory_that_is_not_there_points_at_what_can_be_made_smaller() {
     let told = sentence(&map(errno::ENOMEM));
     assert!(told.starts_with("the kernel, Linux 6.1.0-57-amd64 x86_64, refuses the map EVENTS: it has no memory left"));
     assert!(told.contains("lower max_connections"), "{told}");
+    assert_eq!(sentence(&map(errno::E2BIG)), told);
 }
 
 #[test]
 fn the_nearest_reason_for_a_prohibition_is_named() {
-    let namespace = Facts { in_user_namespace: true, has_seccomp_filter: true, ..map(errno::EPERM) };
-    assert!(sentence(&namespace).contains("in a user namespace only"));
-    let filter = Facts { has_seccomp_filter: true, locked_memory: Some(65536), ..map(errno::EPERM) };
-    assert!(sentence(&filter).contains("a seccomp filter (of a container?) forbids bpf(2)"));
-    let limit = Facts { locked_memory: Some(65536), lockdown: "integrity".into(), ..map(errno::EPERM) };
-    let told = sentence(&limit);
+    let every =
+        Facts { forbids_every_map: true, has_seccomp_filter: true, locked_memory: Some(65536), ..map(errno::EPERM) };
+    assert!(sentence(&Facts { in_user_namespace: true, ..every.clone() }).contains("in a user namespace only"));
+    assert!(sentence(&every).contains("a seccomp filter (of a container?) forbids bpf(2)"));
+    // A small map is taken: it is about this one.
+    let told = sentence(&Facts { forbids_every_map: false, lockdown: "integrity".into(), ..every.clone() });
     assert!(told.contains("may lock no more than 64 KiB") && told.contains("LimitMEMLOCK=infinity"), "{told}");
-    let locked = Facts { locked_memory: Some(65536), lockdown: "integrity".into(), ..program(errno::EPERM, "") };
+    let program = |lockdown: &str| Facts { lockdown: lockdown.into(), ..program(errno::EPERM, "") };
+    let locked = Facts { locked_memory: Some(65536), has_seccomp_filter: true, ..program("integrity") };
     assert!(sentence(&locked).contains("it is locked down (integrity). Boot with `lockdown=none`"));
-    assert!(sentence(&program(errno::EPERM, "")).contains("A security module (SELinux, AppArmor) may be the reason"));
+    assert!(sentence(&program("none")).contains("A security module (SELinux, AppArmor) may be the reason"));
 }
 
 #[test]
