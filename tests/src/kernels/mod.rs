@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail, ensure};
 use boot::Machine;
 use image::Image;
 use registry::{Name, Registry};
-use said::{Device, Hook, Orders, Outcome, Row, Said};
+use said::{Device, Hook, Measured, Orders, Outcome, Row, Said};
 
 /// Where kernels, consoles and the tables of partial runs go.
 const FOLDER: &str = "target/kernels";
@@ -47,6 +47,9 @@ pub struct Options {
     /// Boot only 6.1, with two hooks: less than five minutes
     #[arg(long, conflicts_with = "names")]
     quick: bool,
+    /// Look only at the hooks whose names contain this: `xdp`, `bond`
+    #[arg(long)]
+    only: Option<String>,
     /// Use the CPU (KVM) instead of emulating one
     #[arg(long)]
     kvm: bool,
@@ -76,6 +79,8 @@ pub struct Booted {
     /// As the guest says it; until then the package's name.
     pub release: String,
     pub jit: bool,
+    /// What the verifier makes of each program, if that was asked for.
+    pub programs: Vec<Measured>,
     pub rows: Vec<Rounded>,
 }
 
@@ -102,19 +107,25 @@ struct Planned {
     name: Name,
     rows: Vec<Row>,
     jit: bool,
+    by_function: bool,
 }
 
 fn run(options: &Options) -> Result<()> {
     ensure!(cfg!(target_arch = "x86_64"), "the kernels are for x86-64, and this machine is not");
     let folder = Path::new(FOLDER);
     let mut registry = Registry::new(folder)?;
-    let planned = plan(options, &mut registry)?;
+    let mut planned = plan(options, &mut registry)?;
+    if let Some(only) = &options.only {
+        planned.iter_mut().for_each(|boot| boot.rows.retain(|row| row.to_string().contains(only)));
+        planned.retain(|boot| !boot.rows.is_empty());
+        ensure!(!planned.is_empty(), "no hook has a name with {only:?}");
+    }
     let shared = image::shared(folder)?;
     let mut booted = Vec::new();
     for boot in &planned {
         booted.push(one(boot, &mut registry, &shared, options.kvm)?);
     }
-    let is_whole = options.names.is_empty() && !options.quick;
+    let is_whole = options.names.is_empty() && !options.quick && options.only.is_none();
     let page = if is_whole { PathBuf::from(PAGE) } else { folder.join("kernels.md") };
     page::write(&page, &booted)?;
     println!("\n{}", page::table(&booted));
@@ -132,15 +143,16 @@ fn plan(options: &Options, registry: &mut Registry) -> Result<Vec<Planned>> {
     if options.quick {
         let name = registry.find(QUICK)?.with_context(|| format!("the registry has no {QUICK}"))?;
         let rows = [Hook::Tc, Hook::Xdp].map(|hook| Row { hook, device: Device::Cable });
-        return Ok(vec![Planned { name, rows: rows.to_vec(), jit: true }]);
+        return Ok(vec![Planned { name, rows: rows.to_vec(), jit: true, by_function: false }]);
     }
     let names = if options.names.is_empty() { whole(registry)? } else { named(&options.names, registry)? };
     let mut planned = Vec::new();
     for name in names {
         let without_jit = WITHOUT_JIT.contains(&name.series()).then(|| name.clone());
-        planned.push(Planned { rows: rows(&name), name, jit: true });
+        planned.push(Planned { rows: rows(&name), name, jit: true, by_function: true });
         let rows = [Hook::Tc, Hook::Xdp].map(|hook| Row { hook, device: Device::Cable });
-        planned.extend(without_jit.map(|name| Planned { name, rows: rows.to_vec(), jit: false }));
+        let rows = rows.to_vec();
+        planned.extend(without_jit.map(|name| Planned { name, rows, jit: false, by_function: false }));
     }
     Ok(planned)
 }
@@ -188,10 +200,12 @@ fn rows(name: &Name) -> Vec<Row> {
 
 /// Boots a kernel and prints what it says while it runs.
 fn one(boot: &Planned, registry: &mut Registry, shared: &Path, kvm: bool) -> Result<Booted> {
-    let Planned { name, rows, jit } = boot;
+    let Planned { name, rows, jit, by_function } = boot;
     let packages = registry.packages(name)?;
     let image = Image::unpack(&packages, &Path::new(FOLDER).join("boot"))?;
-    let orders = Orders { modules: Vec::new(), rows: rows.clone(), jit: *jit, is_too_old: name.series() < OLDEST };
+    let is_too_old = name.series() < OLDEST;
+    let by_function = *by_function && !is_too_old;
+    let orders = Orders { modules: Vec::new(), rows: rows.clone(), jit: *jit, by_function, is_too_old };
     let initramfs = image.initramfs(shared, orders)?;
     fs::create_dir_all(consoles())?;
     let console = consoles().join(format!("{}{}.log", name.short(), if *jit { "" } else { "-without-jit" }));
@@ -199,7 +213,7 @@ fn one(boot: &Planned, registry: &mut Registry, shared: &Path, kvm: bool) -> Res
     let machine = Machine { kernel: &image.kernel, initramfs: &initramfs, console: &console, limit, kvm };
     println!("── {}{}: at most {} s, {}", name.0, without(*jit), limit.as_secs(), console.display());
     let started = Instant::now();
-    let mut booted = Booted { release: name.0.clone(), jit: *jit, rows: Vec::new() };
+    let mut booted = Booted { release: name.0.clone(), jit: *jit, programs: Vec::new(), rows: Vec::new() };
     let trouble = machine.boot(|said| booted.hear(said))?;
     if let Some(why) = trouble {
         booted.hear(Said::Check { name: "the boot".into(), outcome: Outcome::Failed(why), seconds: 0.0 });
@@ -217,6 +231,12 @@ impl Booted {
     fn hear(&mut self, said: Said) {
         match said {
             Said::Kernel { release } => self.release = release,
+            Said::Verifier { programs } => {
+                for Measured { name, instructions, stack, .. } in &programs {
+                    println!("  {name}: {instructions} instructions, stack {} by 32, {} by 16", stack[0], stack[1]);
+                }
+                self.programs = programs;
+            }
             Said::Row { name } => {
                 println!("  {name}");
                 // A row that has shown only what the kernel lacks gets no other checks.

@@ -9,6 +9,8 @@ use super::{Booted, Rounded, said::Outcome, without};
 /// What is between them is written by the command, the rest of the page by people.
 const BEGIN: &str = "<!-- table -->";
 const END: &str = "<!-- /table -->";
+/// How many functions of a program the page names.
+const COSTLIEST: usize = 5;
 
 /// Replaces the table of a page. Without a page there is a new one.
 pub fn write(page: &Path, booted: &[Booted]) -> Result<()> {
@@ -21,13 +23,15 @@ pub fn write(page: &Path, booted: &[Booted]) -> Result<()> {
 
 /// One row per kernel and hook, and below them what failed.
 pub fn table(booted: &[Booted]) -> String {
-    let mut text =
-        String::from("| kernel | hook | verified instructions, tc / xdp | load, s | result |\n|---|---|---|---|---|\n");
+    let mut text = String::from(
+        "| kernel | hook | verified instructions | stack by 32 / 16 | load, s | result |\n|---|---|---|---|---|---|\n",
+    );
     let rows = || booted.iter().flat_map(|boot| boot.rows.iter().map(move |row| (boot, row)));
     for (boot, row) in rows() {
         let kernel = format!("{}{}", short(&boot.release), without(boot.jit));
         let load = row.load_seconds.map_or_else(|| "–".into(), |seconds| format!("{seconds:.1}"));
-        _ = writeln!(text, "| {kernel} | {} | {} | {load} | {} |", row.name, verified(row), result(row));
+        let (verified, stack) = (verified(row), stack(booted, boot, row));
+        _ = writeln!(text, "| {kernel} | {} | {verified} | {stack} | {load} | {} |", row.name, result(row));
     }
     let failures: Vec<_> =
         rows().flat_map(|(boot, row)| row.failures().map(move |failure| (boot, row, failure))).collect();
@@ -38,6 +42,7 @@ pub fn table(booted: &[Booted]) -> String {
             _ = writeln!(text, "| {kernel} | {} | {name} | {} |", row.name, in_a_cell(why));
         }
     }
+    text += &by_function(booted);
     _ = writeln!(text, "\nWritten by `cargo xtask kernels` with evenkeel {}.", env!("CARGO_PKG_VERSION"));
     text
 }
@@ -46,9 +51,36 @@ fn short(release: &str) -> &str {
     release.strip_suffix("-cloud-amd64").unwrap_or(release)
 }
 
+/// The program of a row: frames pass through it.
+fn program(row: &Rounded) -> &'static str {
+    if row.name.starts_with("xdp") { "xdp" } else { "tc" }
+}
+
 fn verified(row: &Rounded) -> String {
-    let of = |name: &str| row.verified.get(name).map_or_else(|| "–".into(), |count| in_thousands(*count));
-    format!("{} / {}", of("tc"), of("xdp"))
+    row.verified.get(program(row)).map_or_else(|| "–".into(), |count| in_thousands(*count))
+}
+
+/// The deepest chain of the row's program. The same with and without the JIT: the kernel's rounding
+/// differs, not the frames.
+fn stack(booted: &[Booted], boot: &Booted, row: &Rounded) -> String {
+    let name = format!("evenkeel_{}", program(row));
+    let mut programs = booted.iter().filter(|other| other.release == boot.release).flat_map(|boot| &boot.programs);
+    let measured = programs.find(|measured| measured.name == name);
+    measured.map_or_else(|| "–".into(), |measured| format!("{} / {}", measured.stack[0], measured.stack[1]))
+}
+
+/// The functions that cost most, on each kernel.
+fn by_function(booted: &[Booted]) -> String {
+    let mut text = String::new();
+    for (boot, measured) in booted.iter().flat_map(|boot| boot.programs.iter().map(move |it| (boot, it))) {
+        if text.is_empty() {
+            text += "\n| kernel | program | its costliest functions, verified instructions |\n|---|---|---|\n";
+        }
+        let functions = measured.functions.iter().take(COSTLIEST);
+        let functions: Vec<_> = functions.map(|(name, count)| format!("{name} {}", in_thousands(*count))).collect();
+        _ = writeln!(text, "| {} | {} | {} |", short(&boot.release), measured.name, functions.join(", "));
+    }
+    text
 }
 
 /// `107,813`
@@ -89,10 +121,11 @@ mod tests {
         let verified = BTreeMap::from([("tc".to_owned(), 107_813), ("xdp".to_owned(), 999)]);
         let checks = vec![("hook".to_owned(), Outcome::Ok("tcx".to_owned())), failed];
         let row = Rounded { name: "tcx".into(), load_seconds: Some(4.25), verified, checks };
-        let booted = [Booted { release: "6.1.0-57-cloud-amd64".into(), jit: false, rows: vec![row] }];
+        let booted =
+            [Booted { release: "6.1.0-57-cloud-amd64".into(), jit: false, programs: Vec::new(), rows: vec![row] }];
         let text = table(&booted);
         assert!(
-            text.contains("| 6.1.0-57, JIT off | tcx | 107,813 / 999 | 4.2 | **failed**: stop leaves nothing |\n"),
+            text.contains("| 6.1.0-57, JIT off | tcx | 107,813 | – | 4.2 | **failed**: stop leaves nothing |\n"),
             "{text}"
         );
         assert!(text.contains("| 6.1.0-57, JIT off | tcx | stop leaves nothing | pins: a \\| b |\n"), "{text}");

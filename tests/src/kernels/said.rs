@@ -21,6 +21,8 @@ pub struct Orders {
     pub rows: Vec<Row>,
     /// `false`: BPF programs are interpreted, and every stack frame is rounded up to 32 bytes.
     pub jit: bool,
+    /// Whether to show what the verifier makes of each function.
+    pub by_function: bool,
     /// Whether evenkeel has to refuse this kernel.
     pub is_too_old: bool,
 }
@@ -104,6 +106,10 @@ pub enum Said {
     Kernel {
         release: String,
     },
+    /// What this kernel's verifier makes of the programs.
+    Verifier {
+        programs: Vec<Measured>,
+    },
     /// What follows is about this row.
     Row {
         name: String,
@@ -121,6 +127,18 @@ pub enum Said {
     },
     /// All orders are carried out.
     Over,
+}
+
+/// What the verifier makes of one program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    pub name: String,
+    pub instructions: u32,
+    /// The functions that it checks by themselves, and the instructions of each; the costliest
+    /// first.
+    pub functions: Vec<(String, u32)>,
+    /// Bytes of the deepest chain of calls: with frames rounded up to 32, and to 16.
+    pub stack: [u32; 2],
 }
 
 /// How a check ended, and what was seen.

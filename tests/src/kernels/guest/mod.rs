@@ -5,6 +5,7 @@ mod devices;
 mod kernel_messages;
 mod round;
 mod stage;
+mod verifier;
 
 use std::{fs, path::Path, time::Instant};
 
@@ -48,6 +49,13 @@ fn carry_out() -> Result<()> {
         fs::write("/proc/sys/net/core/bpf_jit_enable", "0").context("bpf_jit_enable")?;
     }
     orders.modules.iter().try_for_each(|module| load(module))?;
+    if orders.by_function {
+        let started = Instant::now();
+        match verifier::measure() {
+            Ok(programs) => Said::Verifier { programs }.say(),
+            Err(error) => check("verified instructions by function", started, Err(error)),
+        }
+    }
     for row in &orders.rows {
         round::run(*row, orders.is_too_old);
     }
