@@ -50,7 +50,7 @@ use pins::Pins;
 use crate::{
     sys::{
         memory::{Record, Table},
-        netdev,
+        netdev::{self, Device},
         packet_socket::PacketSocket,
     },
     tables::{Fixed, Index, Tables},
@@ -201,15 +201,24 @@ impl Dataplane {
             && self.asked.get(&device.ifindex) == Some(&(requested, clsact))
         {
             attached.mac = device.mac;
-            return Ok(attached.clone());
+            let attached = attached.clone();
+            self.place_members(&device, &attached)?;
+            return Ok(attached);
         }
         let mut hooks = Hooks { pins: &self.pins, programs: &mut self.programs };
         let (mode, reason) = hooks.attach(&device, requested, clsact)?;
         let ifindex = device.ifindex;
-        let attached = Attached { interface: device.name, ifindex, number, mac: device.mac, mode, reason };
+        let attached = Attached { interface: device.name.clone(), ifindex, number, mac: device.mac, mode, reason };
+        self.place_members(&device, &attached)?;
         self.attached.insert(ifindex, attached.clone());
         self.asked.insert(ifindex, (requested, clsact));
         Ok(attached)
+    }
+
+    /// A bond gives its members the native XDP program: frames come in by those.
+    fn place_members(&self, device: &Device, attached: &Attached) -> Result<()> {
+        let members = if attached.mode == Mode::Xdp { device.members.as_slice() } else { &[] };
+        members.iter().try_for_each(|member| self.tables.place_member(*member, attached.number))
     }
 
     /// Puts the guard on an interface, or updates it there: it keeps the host from speaking for an
@@ -265,6 +274,8 @@ impl Dataplane {
         self.attached.remove(&ifindex);
         self.asked.remove(&ifindex);
         self.guarded.remove(&ifindex);
+        let members = netdev::by_name(interface).map_or_else(|_| Vec::new(), |device| device.members);
+        members.into_iter().try_for_each(|member| self.tables.remove_member(member))?;
         self.tables.remove_interface(ifindex)
     }
 

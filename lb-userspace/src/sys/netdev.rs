@@ -21,6 +21,8 @@ pub struct Device {
     /// Its driver and the bus on which the driver found it; empty for devices without a driver
     /// (many virtual ones).
     pub driver: Driver,
+    /// The indexes of a bond's members; none for any other device.
+    pub members: Vec<u32>,
 }
 
 /// The driver of an interface (`ethtool -i`).
@@ -37,12 +39,15 @@ pub fn by_name(name: &str) -> io::Result<Device> {
     let socket = control_socket()?;
     let ifindex = index_of(name)?;
     let hardware = hardware_address(&socket, name)?;
+    let driver = driver(&socket, name).unwrap_or_default();
+    let members = if driver.name == BOND { members(&socket, name)? } else { Vec::new() };
     Ok(Device {
         name: name.to_owned(),
         ifindex,
         mac: hardware.1,
         ethernet: hardware.0 == libc::ARPHRD_ETHER,
-        driver: driver(&socket, name).unwrap_or_default(),
+        driver,
+        members,
     })
 }
 
@@ -133,6 +138,55 @@ fn driver(socket: &OwnedFd, name: &str) -> io::Result<Driver> {
 }
 
 const _: () = assert!(size_of::<DriverInfo>() == 196);
+
+/// The driver of bonds.
+const BOND: &str = "bonding";
+
+/// `struct ifbond` (linux/if_bonding.h).
+#[repr(C)]
+struct BondInfo {
+    mode: i32,
+    members: i32,
+    miimon: i32,
+}
+
+/// `struct ifslave` (linux/if_bonding.h).
+#[repr(C)]
+struct BondMember {
+    id: i32,
+    name: [libc::c_char; libc::IF_NAMESIZE],
+    link: i8,
+    state: i8,
+    failures: u32,
+}
+
+const _: () = assert!(size_of::<BondInfo>() == 12 && size_of::<BondMember>() == 28);
+
+const SIOCBONDSLAVEINFOQUERY: libc::c_ulong = 0x8993;
+const SIOCBONDINFOQUERY: libc::c_ulong = 0x8994;
+
+fn members(socket: &OwnedFd, bond: &str) -> io::Result<Vec<u32>> {
+    let mut info = BondInfo { mode: 0, members: 0, miimon: 0 };
+    ask_bond(socket, bond, SIOCBONDINFOQUERY, &mut info)?;
+    let member = |id| {
+        let mut member = BondMember { id, name: [0; libc::IF_NAMESIZE], link: 0, state: 0, failures: 0 };
+        ask_bond(socket, bond, SIOCBONDSLAVEINFOQUERY, &mut member)?;
+        index_of(&text(&member.name))
+    };
+    (0..info.members).map(member).collect()
+}
+
+/// `answer` is the structure of the question.
+fn ask_bond<T>(socket: &OwnedFd, bond: &str, question: libc::c_ulong, answer: &mut T) -> io::Result<()> {
+    let mut request = request(bond)?;
+    request.ifr_ifru.ifru_data = (&raw mut *answer).cast();
+    // SAFETY: with these questions the kernel reads and writes one ifbond or ifslave at `ifru_data`;
+    // `answer` is that structure (sizes asserted above) and lives through the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), question as _, &raw mut request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
 
 /// The text up to the first zero, or all of it.
 fn text(chars: &[libc::c_char]) -> String {

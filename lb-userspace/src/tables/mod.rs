@@ -190,6 +190,17 @@ impl Tables {
         Ok(number)
     }
 
+    /// Enters a member of a bond, unless it is an interface of its own: frames that come in by it
+    /// are the bond's.
+    pub fn place_member(&self, ifindex: u32, number: u8) -> Result<()> {
+        if self.interface_number(ifindex).is_none() { self.maps.set_link(ifindex, number) } else { Ok(()) }
+    }
+
+    /// Forgets a member of a bond.
+    pub fn remove_member(&self, ifindex: u32) -> Result<()> {
+        if self.interface_number(ifindex).is_none() { self.maps.remove_link(ifindex) } else { Ok(()) }
+    }
+
     /// An interface's record.
     pub fn interface(&self, number: u8) -> Interface {
         // A hop that the kernel program wrote may carry any byte.
