@@ -4,11 +4,17 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use anyhow::{Context, Result};
 
-use super::{Booted, Rounded, said::Outcome, without};
+use super::{
+    Booted, Rounded,
+    said::{KERNEL, Outcome},
+    without,
+};
 
 /// What is between them is written by the command, the rest of the page by people.
 const BEGIN: &str = "<!-- table -->";
 const END: &str = "<!-- /table -->";
+/// The characters of a reason.
+const LONGEST: usize = 400;
 /// How many functions of a program the page names.
 const COSTLIEST: usize = 5;
 
@@ -26,7 +32,9 @@ pub fn table(booted: &[Booted]) -> String {
     let mut text = String::from(
         "| kernel | hook | verified instructions | stack by 32 / 16 | load, s | result |\n|---|---|---|---|---|---|\n",
     );
-    let rows = || booted.iter().flat_map(|boot| boot.rows.iter().map(move |row| (boot, row)));
+    // What is about the whole boot is worth a row only if it failed.
+    let is_shown = |row: &&Rounded| row.name != KERNEL || row.failures().next().is_some();
+    let rows = || booted.iter().flat_map(|boot| boot.rows.iter().filter(is_shown).map(move |row| (boot, row)));
     for (boot, row) in rows() {
         let kernel = format!("{}{}", short(&boot.release), without(boot.jit));
         let load = row.load_seconds.map_or_else(|| "–".into(), |seconds| format!("{seconds:.1}"));
@@ -103,10 +111,11 @@ fn result(row: &Rounded) -> String {
     }
 }
 
-/// Text that does not end the cell.
+/// Text that does not end the cell, and not too much of it.
 fn in_a_cell(text: &str) -> String {
-    let words: Vec<_> = text.split_whitespace().collect();
-    words.join(" ").replace('|', "\\|")
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
+    let is_long = words.chars().count() > LONGEST;
+    if is_long { words.chars().take(LONGEST).chain(['…']).collect() } else { words }
 }
 
 #[cfg(test)]

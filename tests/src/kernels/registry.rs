@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::process;
 
@@ -154,9 +154,17 @@ impl Registry {
     /// What the registry has.
     fn listed(&mut self) -> Result<&[Name]> {
         if self.listed.is_none() {
-            self.update()?;
+            let updated = self.update();
             let shown = self.apt("apt-cache", &["pkgnames", PREFIX])?;
-            self.listed = Some(shown.lines().filter_map(Name::parse).collect());
+            let listed: Vec<_> = shown.lines().filter_map(Name::parse).collect();
+            match updated {
+                Err(error) if listed.is_empty() => {
+                    return Err(error.context("there is no network, or no Debian to be reached, and no list of before"));
+                }
+                Err(_) => println!("not all of Debian's package lists can be fetched; what there is is used"),
+                Ok(()) => {}
+            }
+            self.listed = Some(listed);
         }
         Ok(self.listed.as_deref().unwrap_or_default())
     }
@@ -176,15 +184,9 @@ impl Registry {
         let sources: String =
             main.chain(SECURITY_SUITES.iter().map(|suite| archive("debian-security", suite))).collect();
         fs::write(self.sources(), sources)?;
-        fs::create_dir_all(self.folder.join("part"))?;
         println!("fetching Debian's package lists ...");
-        if let Err(error) = self.apt("apt-get", &["update", "--error-on=any"]) {
-            bail!(
-                "no kernels can be listed or fetched, and the wanted one was not fetched before: is there a network? {error:#}"
-            );
-        }
-        fs::write(&stamp, "")?;
-        Ok(())
+        self.apt("apt-get", &["update", "--error-on=any"])?;
+        fs::write(&stamp, "").with_context(|| stamp.display().to_string())
     }
 
     fn sources(&self) -> PathBuf {
@@ -200,6 +202,8 @@ impl Registry {
             format!("Dir::Cache={}", self.folder.join("apt").display()),
             "APT::Sandbox::User=root".into(),
             "Acquire::Languages=none".into(),
+            "Acquire::http::Timeout=30".into(),
+            "Acquire::Retries=1".into(),
         ];
         options.iter().for_each(|option| _ = apt.args(["-o", option]));
         process::output(apt.arg("-qq").args(args).current_dir(self.part()?))

@@ -13,6 +13,9 @@ pub const ORDERS: &str = "/orders.json";
 /// The folder in the guest with the kernel's modules.
 pub const MODULES: &str = "/modules";
 
+/// The name of the row for what is about the whole boot.
+pub const KERNEL: &str = "the kernel";
+
 /// What a guest does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Orders {

@@ -16,7 +16,7 @@ use nix::{
     sys::reboot::{RebootMode, reboot},
 };
 
-use super::said::{MODULES, ORDERS, Orders, Outcome, Said};
+use super::said::{KERNEL, MODULES, ORDERS, Orders, Outcome, Said};
 
 /// What a system has before its process 1 starts others.
 const MOUNTS: [(&str, &str); 7] = [
@@ -59,8 +59,8 @@ fn carry_out() -> Result<()> {
     for row in &orders.rows {
         round::run(*row, orders.is_too_old);
     }
-    Said::Row { name: "kernel".into() }.say();
-    check("no warning in the kernel's log", Instant::now(), kernel_messages::no_warnings());
+    Said::Row { name: KERNEL.into() }.say();
+    check("no warning in its log", Instant::now(), kernel_messages::no_warnings());
     Ok(())
 }
 
