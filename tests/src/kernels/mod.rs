@@ -36,6 +36,8 @@ const WITHOUT_JIT: [[u64; 2]; 2] = [[6, 1], [6, 12]];
 const QUICK: [u64; 2] = [6, 1];
 /// The first kernel that has all that evenkeel needs.
 const OLDEST: [u64; 2] = [5, 15];
+/// The hooks of a short boot.
+const TWO: [Row; 2] = [Row { hook: Hook::Tc, device: Device::Cable }, Row { hook: Hook::Xdp, device: Device::Cable }];
 /// How long a boot may take, and each of its rows.
 const BOOT: Duration = Duration::from_secs(90);
 const ROW: Duration = Duration::from_secs(240);
@@ -144,8 +146,7 @@ fn plan(options: &Options, registry: &mut Registry) -> Result<Vec<Planned>> {
     if options.quick {
         let wanted = format!("{}.{}", QUICK[0], QUICK[1]);
         let name = registry.find(&wanted)?.with_context(|| format!("Debian has no {wanted} any more"))?;
-        let rows = [Hook::Tc, Hook::Xdp].map(|hook| Row { hook, device: Device::Cable });
-        return Ok(vec![Planned { name, rows: rows.to_vec(), jit: true, by_function: false }]);
+        return Ok(vec![Planned { name, rows: TWO.to_vec(), jit: true, by_function: false }]);
     }
     let is_whole = options.names.is_empty();
     let names = if is_whole { whole(registry)? } else { named(&options.names, registry)? };
@@ -156,9 +157,7 @@ fn plan(options: &Options, registry: &mut Registry) -> Result<Vec<Planned>> {
         let with_devices = !is_whole || name.series() == QUICK || Some(name.series()) == newest;
         let without_jit = WITHOUT_JIT.contains(&name.series()).then(|| name.clone());
         planned.push(Planned { rows: rows(&name, with_devices), name, jit: true, by_function: true });
-        let rows = [Hook::Tc, Hook::Xdp].map(|hook| Row { hook, device: Device::Cable });
-        let rows = rows.to_vec();
-        planned.extend(without_jit.map(|name| Planned { name, rows, jit: false, by_function: false }));
+        planned.extend(without_jit.map(|name| Planned { name, rows: TWO.to_vec(), jit: false, by_function: false }));
     }
     Ok(planned)
 }

@@ -22,8 +22,8 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// that the checks use.
 const PREFIX: &str = "linux-image-";
 const FLAVOUR: &str = "-cloud-amd64";
-/// A kernel is in one package, or newer ones in three.
-const PARTS: [&str; 3] = ["image", "binary", "modules"];
+/// A kernel is in one package, or newer ones in four.
+const PARTS: [&str; 4] = ["image", "base", "binary", "modules"];
 /// Lists that are younger are not fetched again.
 const FRESH: Duration = Duration::from_secs(24 * 3600);
 
@@ -127,7 +127,10 @@ impl Registry {
         println!("fetching {} ...", name.0);
         self.listed()?;
         let wanted = PARTS.map(|part| format!("linux-{part}-{}", name.0));
-        let has = |package: &&String| self.apt("apt-cache", &["show", "--no-all-versions", package.as_str()]).is_ok();
+        // Prints nothing about a package that others only name.
+        let has = |package: &&String| {
+            self.apt("apt-cache", &["madison", package.as_str()]).is_ok_and(|shown| !shown.trim().is_empty())
+        };
         let wanted: Vec<_> = wanted.iter().filter(has).map(String::as_str).collect();
         // Moved when all of it is there: what was left unfinished never looks like a package.
         let part = self.folder.join("part");

@@ -51,10 +51,11 @@ fn carry_out() -> Result<()> {
     orders.modules.iter().try_for_each(|module| load(module))?;
     if orders.by_function {
         let started = Instant::now();
-        match verifier::measure() {
-            Ok(programs) => Said::Verifier { programs }.say(),
-            Err(error) => check("verified instructions by function", started, Err(error)),
+        let measured = verifier::measure();
+        if let Ok(programs) = &measured {
+            Said::Verifier { programs: programs.clone() }.say();
         }
+        check("budget", started, measured.and_then(|programs| verifier::within_budget(&programs)));
     }
     for row in &orders.rows {
         round::run(*row, orders.is_too_old);

@@ -3,11 +3,17 @@
 
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use super::super::said::Measured;
 use crate::{binaries, process};
+
+/// The bounds on the kernel that needs most, of the 1,000,000 instructions and 512 bytes that a
+/// kernel allows; docs/ebpf.md says why these.
+const PROGRAM: u32 = 400_000;
+const FUNCTION: u32 = 60_000;
+const STACK: u32 = 416;
 
 #[derive(Deserialize)]
 struct Report {
@@ -39,6 +45,18 @@ pub fn measure() -> Result<Vec<Measured>> {
     let shown = process::output(Command::new(binaries::lab()?).args(["verified", "--json"]))?;
     let report: Report = serde_json::from_str(&shown).context("`verified --json` prints something else")?;
     Ok(report.programs.into_iter().map(measured).collect())
+}
+
+/// Leaves room for kernels that need more.
+pub fn within_budget(programs: &[Measured]) -> Result<String> {
+    for Measured { name, instructions, functions, stack } in programs {
+        ensure!(*instructions < PROGRAM, "{name}: {instructions} instructions, the bound is {PROGRAM}");
+        ensure!(stack[0] <= STACK, "{name}: {} bytes of stack, the bound is {STACK}", stack[0]);
+        for (function, pass) in functions {
+            ensure!(*pass < FUNCTION, "{name}: {pass} instructions in {function}, the bound is {FUNCTION}");
+        }
+    }
+    Ok(String::new())
 }
 
 fn measured(program: Program) -> Measured {
