@@ -162,7 +162,9 @@ impl Registry {
             let listed: Vec<_> = shown.lines().filter_map(Name::parse).collect();
             match updated {
                 Err(error) if listed.is_empty() => {
-                    return Err(error.context("there is no network, or no Debian to be reached, and no list of before"));
+                    return Err(error.context(
+                        "Debian's kernels cannot be listed, and no list of before is there: is there a network?",
+                    ));
                 }
                 Err(_) => println!("not all of Debian's package lists can be fetched; what there is is used"),
                 Ok(()) => {}
