@@ -61,39 +61,62 @@ const BOND: [Check; 7] = [
     ("stop leaves nothing", stop),
 ];
 
-pub fn run(row: Row, is_too_old: bool) {
+/// A kernel without tcx.
+#[derive(PartialEq)]
+pub struct NoTcx;
+
+/// Runs the checks of a row; says if it has met a kernel without tcx.
+pub fn run(row: Row, is_too_old: bool) -> Option<NoTcx> {
     Said::Row { name: row.to_string() }.say();
     let started = Instant::now();
     let mut stage = match Stage::new(row) {
         Ok(stage) => stage,
-        Err(error) => return check("the lab", started, Err(error)),
+        Err(error) => {
+            check("the lab", started, Err(error));
+            return None;
+        }
     };
     let started = Instant::now();
     let loaded = stage.evenkeel.run();
     if is_too_old {
-        return check("refused in a sentence", started, refused(loaded));
+        check("refused in a sentence", started, refused(loaded));
+        return None;
     }
     if let Err(error) = loaded {
-        return check("load", started, Err(error));
-    }
-    if row.hook == Hook::Tc && stage.hooks().is_ok_and(|hooks| hooks.iter().any(|(kind, _)| kind == "clsact")) {
-        let why = "this kernel has no tcx (6.6 and newer): TC is clsact".to_owned();
-        Said::Check { name: "hook".into(), outcome: Outcome::Absent(why), seconds: since(started) }.say();
-        Said::Row { name: Row { hook: Hook::Clsact, ..row }.to_string() }.say();
+        check("load", started, Err(error));
+        return None;
     }
     let seconds = since(started);
+    let no_tcx = no_tcx(&stage, seconds);
     match verified() {
         Ok(verified) => Said::Loaded { seconds, verified }.say(),
         Err(error) => check("verified instructions", started, Err(error)),
     }
-    let checks: &[Check] = match row.device {
+    carry_out(&mut stage);
+    no_tcx
+}
+
+/// Where TC has turned out to be clsact, what follows is about that.
+fn no_tcx(stage: &Stage, seconds: f64) -> Option<NoTcx> {
+    let Row { hook, device } = stage.row;
+    let is_clsact = stage.hooks().is_ok_and(|hooks| hooks.iter().any(|(kind, _)| kind == "clsact"));
+    (hook == Hook::Tc && is_clsact).then(|| {
+        let why = "this kernel has no tcx (6.6 and newer): TC is clsact".to_owned();
+        Said::Check { name: "hook".into(), outcome: Outcome::Absent(why), seconds }.say();
+        Said::Row { name: Row { hook: Hook::Clsact, device }.to_string() }.say();
+        NoTcx
+    })
+}
+
+fn carry_out(stage: &mut Stage) {
+    let checks: &[Check] = match stage.row.device {
         Device::Cable => &WHOLE,
         Device::Vlan => &VLAN,
         Device::Bond => &BOND,
     };
     for (name, of) in checks {
         let started = Instant::now();
-        let done = of(&mut stage);
+        let done = of(stage);
         if done.is_err() {
             println!("the end of evenkeel's log:\n{}", end(&stage.evenkeel.log(), 12));
         }
