@@ -86,7 +86,8 @@ fn load_onto(pins: &Pins, meta: Meta, adopted: bool, kernel_log: LevelFilter) ->
         out: SchedClassifier::from_pin(next(pins, OUT))?,
     };
     allocator::trim();
-    if programs.tc.info()?.size_jitted() == 0 {
+    // Only for the warning: a kernel that does not answer is no reason to stop.
+    if programs.tc.info().is_ok_and(|info| info.size_jitted() == 0) {
         warn!(
             "the kernel's compiler for BPF is off: every packet costs several times as much time. Turn it on with \
              `sysctl net.core.bpf_jit_enable=1` and restart evenkeel"

@@ -39,7 +39,6 @@ pub struct Facts {
     pub forbids_every_map: bool,
     pub in_user_namespace: bool,
     pub has_seccomp_filter: bool,
-    pub locked_memory: Option<u64>,
 }
 
 /// The kernel does not take the programs.
@@ -70,10 +69,9 @@ impl Facts {
             missing: missing(),
             lockdown: host::lockdown(),
             forbids_every_map: bpf::create_array("probe", 8, 1, 0)
-                .is_err_and(|error| error.raw_os_error() == Some(errno::EPERM)),
+                .is_err_and(|error| matches!(error.raw_os_error(), Some(errno::EPERM | errno::EACCES))),
             in_user_namespace: host::in_user_namespace(),
             has_seccomp_filter: host::has_seccomp_filter(),
-            locked_memory: host::locked_memory(),
         }
     }
 }
@@ -113,12 +111,15 @@ impl Refusal {
     }
 }
 
-/// Error numbers (errno-base.h, errno.h).
+/// Error numbers (errno-base.h, errno.h; ENOTSUPP is the kernel's own, include/linux/errno.h).
 mod errno {
     pub const EPERM: i32 = 1;
     pub const E2BIG: i32 = 7;
+    pub const EAGAIN: i32 = 11;
     pub const ENOMEM: i32 = 12;
+    pub const EACCES: i32 = 13;
     pub const ENOSYS: i32 = 38;
+    pub const ENOTSUPP: i32 = 524;
 }
 
 /// What an operator is told.
@@ -133,17 +134,28 @@ pub fn sentence(facts: &Facts) -> String {
         return format!("{kernel} has no {}. {}", listed(&facts.missing), least());
     }
     match facts.error {
+        // A kernel without BPF has no bpffs either, and is refused before.
+        errno::ENOSYS if facts.has_seccomp_filter => format!("{refuses}: {FILTERED}"),
         errno::ENOSYS => format!("{kernel} was built without BPF (CONFIG_BPF_SYSCALL). {}", least()),
         errno::ENOMEM | errno::E2BIG if matches!(facts.step, Step::Map(_)) => format!(
             "{refuses}: it has no memory left for it. `evenkeel check` says how much the tables take; lower \
              max_connections, or the memory limit of the unit or container is too low"
         ),
-        errno::EPERM => format!("{refuses}: {}", forbidden(facts)),
+        errno::ENOMEM => format!(
+            "{refuses}: it has no memory left for it. The host's memory, or the memory limit of the unit or container, \
+             is too low"
+        ),
+        errno::ENOTSUPP => format!(
+            "{refuses}: it could not compile it, and runs nothing that is not compiled. Its memory for machine code may \
+             be used up: unload other BPF programs, or restart the host"
+        ),
+        errno::EAGAIN => format!("{refuses}: a signal has interrupted its verifier. Start evenkeel again"),
+        errno::EPERM | errno::EACCES if facts.log.trim().is_empty() => format!("{refuses}: {}", forbidden(facts)),
         error => format!("{refuses}: {}. {REPORT}", verdict(&facts.log, error)),
     }
 }
 
-/// `a (since Linux 5.11), b (5.12) and c (5.15)`.
+/// `a (since Linux 5.11), no b (since Linux 5.12) and no c (since Linux 5.15)`.
 fn listed(needs: &[Need]) -> String {
     let mut said = String::new();
     for (position, need) in needs.iter().enumerate() {
@@ -168,25 +180,26 @@ fn least() -> String {
 
 const REPORT: &str = "It has everything that evenkeel asks for, so this is a fault of evenkeel: please report it";
 
-/// Why the kernel may forbid what it could do. The capabilities were looked at before.
+const FILTERED: &str = "a seccomp filter (of a container?) forbids bpf(2). Permit that call, or start the container with \
+                        `--privileged`";
+
+const DENIED: &str = "it forbids that although this process has the capabilities for it. A security module (SELinux, \
+                      AppArmor) may be the reason: see `dmesg` and `ausearch -m avc`";
+
+/// Why the kernel may forbid what it could do. The capabilities were looked at before. Of what can
+/// forbid it only a security module says EACCES; the verifier says it too, but with a log.
 fn forbidden(facts: &Facts) -> String {
-    if facts.forbids_every_map && facts.in_user_namespace {
+    if facts.error == errno::EACCES {
+        return DENIED.into();
+    }
+    if facts.in_user_namespace {
         return "this process has its capabilities in a user namespace only (a rootless container?), and programs and \
                 maps are for root of the host. Start evenkeel on the host, or in a container without a user namespace"
             .into();
     }
     // systemd's restrictions of a unit are such filters too, but permit bpf(2).
     if facts.forbids_every_map && facts.has_seccomp_filter {
-        return "a seccomp filter (of a container?) forbids bpf(2). Permit that call, or start the container with \
-                `--privileged`"
-            .into();
-    }
-    if let (Step::Map(_), Some(bytes)) = (&facts.step, facts.locked_memory) {
-        return format!(
-            "this process may lock no more than {} KiB, and before Linux 5.11 maps count as locked memory. Raise the \
-             limit: `ulimit -l unlimited`, or LimitMEMLOCK=infinity in its unit",
-            bytes / 1024
-        );
+        return FILTERED.into();
     }
     if facts.lockdown != "none" {
         return format!(
@@ -194,9 +207,7 @@ fn forbidden(facts: &Facts) -> String {
             facts.lockdown
         );
     }
-    "it forbids that although this process has the capabilities for it. A security module (SELinux, AppArmor) may be \
-     the reason: see `dmesg` and `ausearch -m avc`"
-        .into()
+    DENIED.into()
 }
 
 /// What the verifier found, from the end of its log.

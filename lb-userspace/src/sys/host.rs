@@ -39,13 +39,6 @@ pub fn lockdown() -> String {
     chosen.map_or("none", |(mode, _)| mode).to_owned()
 }
 
-/// How many bytes this process may lock in memory; `None`: as many as there are.
-pub fn locked_memory() -> Option<u64> {
-    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,6 @@ fn facts(step: Step, error: i32) -> Facts {
         forbids_every_map: false,
         in_user_namespace: false,
         has_seccomp_filter: false,
-        locked_memory: None,
     }
 }
 
@@ -65,18 +64,68 @@ fn memory_that_is_not_there_points_at_what_can_be_made_smaller() {
 }
 
 #[test]
+fn a_program_without_memory_is_no_fault_of_ours() {
+    let told = sentence(&program(errno::ENOMEM, "processed 88328 insns (limit 1000000)"));
+    assert!(
+        told.contains("refuses the program evenkeel_tc: it has no memory left for it. The host's memory"),
+        "{told}"
+    );
+    assert!(!told.contains("max_connections") && !told.contains("report"), "{told}");
+}
+
+#[test]
+fn what_passes_or_can_be_raised_is_no_fault_of_ours() {
+    let told = sentence(&program(errno::ENOTSUPP, ""));
+    assert!(told.contains("could not compile it") && told.contains("unload other BPF programs"), "{told}");
+    assert!(!told.contains("report"), "{told}");
+    let told = sentence(&program(errno::EAGAIN, ""));
+    assert!(told.ends_with("a signal has interrupted its verifier. Start evenkeel again"), "{told}");
+}
+
+const FILTER: &str = "a seccomp filter (of a container?) forbids bpf(2)";
+const MODULE: &str = "A security module (SELinux, AppArmor) may be the reason";
+
+/// Some filters answer as a kernel without the call would.
+#[test]
+fn a_filter_that_hides_bpf_is_not_taken_for_a_kernel_without_it() {
+    let told = sentence(&Facts { has_seccomp_filter: true, ..map(errno::ENOSYS) });
+    assert!(told.contains(FILTER), "{told}");
+}
+
+#[test]
 fn the_nearest_reason_for_a_prohibition_is_named() {
-    let every =
-        Facts { forbids_every_map: true, has_seccomp_filter: true, locked_memory: Some(65536), ..map(errno::EPERM) };
-    assert!(sentence(&Facts { in_user_namespace: true, ..every.clone() }).contains("in a user namespace only"));
-    assert!(sentence(&every).contains("a seccomp filter (of a container?) forbids bpf(2)"));
-    // A small map is taken: it is about this one.
-    let told = sentence(&Facts { forbids_every_map: false, lockdown: "integrity".into(), ..every.clone() });
-    assert!(told.contains("may lock no more than 64 KiB") && told.contains("LimitMEMLOCK=infinity"), "{told}");
+    let every = Facts { forbids_every_map: true, has_seccomp_filter: true, ..map(errno::EPERM) };
+    assert!(sentence(&every).contains(FILTER));
+    // A small map is taken: the filter permits the call.
+    assert!(sentence(&Facts { forbids_every_map: false, ..every.clone() }).contains(MODULE));
+    for namespace in [every, map(errno::EPERM), program(errno::EPERM, "")] {
+        let told = sentence(&Facts { in_user_namespace: true, ..namespace });
+        assert!(told.contains("in a user namespace only"), "{told}");
+    }
     let program = |lockdown: &str| Facts { lockdown: lockdown.into(), ..program(errno::EPERM, "") };
-    let locked = Facts { locked_memory: Some(65536), has_seccomp_filter: true, ..program("integrity") };
+    let locked = Facts { has_seccomp_filter: true, ..program("integrity") };
     assert!(sentence(&locked).contains("it is locked down (integrity). Boot with `lockdown=none`"));
-    assert!(sentence(&program("none")).contains("A security module (SELinux, AppArmor) may be the reason"));
+    assert!(sentence(&program("none")).contains(MODULE));
+}
+
+/// The verifier has the same number, and a log.
+#[test]
+fn a_security_module_that_denies_is_told_from_the_verifier() {
+    for denied in [map(errno::EACCES), program(errno::EACCES, ""), program(errno::EACCES, "\n")] {
+        // Whatever else there is: it would say EPERM.
+        let denied = Facts {
+            forbids_every_map: true,
+            in_user_namespace: true,
+            has_seccomp_filter: true,
+            lockdown: "integrity".into(),
+            ..denied
+        };
+        assert!(sentence(&denied).contains(MODULE), "{}", sentence(&denied));
+    }
+    for error in [errno::EPERM, errno::EACCES] {
+        let told = sentence(&program(error, "combined stack size of 8 calls is 544. Too large"));
+        assert!(told.contains("more than the 512 bytes of stack") && told.ends_with("please report it"), "{told}");
+    }
 }
 
 #[test]
