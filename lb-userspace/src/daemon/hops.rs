@@ -75,12 +75,15 @@ impl Hops {
                 if self.hops.values().flatten().any(|hop| hop.ifindex == ifindex) {
                     self.attach_for(ifindex, dataplane, clsact);
                 }
+                // It may have joined a bond, or left one.
+                dataplane.renew_members()?;
             }
             Change::LinkGone { ifindex } => {
                 self.links.remove(&ifindex);
                 for hop in self.hops.values_mut() {
                     *hop = hop.filter(|hop| hop.ifindex != ifindex);
                 }
+                dataplane.renew_members()?;
             }
         }
         Ok(())

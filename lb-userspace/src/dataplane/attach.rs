@@ -393,7 +393,7 @@ mod tests {
 
     fn device(driver: &str, bus: &str) -> Device {
         let driver = Driver { name: driver.into(), bus: bus.into() };
-        Device { name: "eth0".into(), ifindex: 2, mac: [2; 6], ethernet: true, driver, members: Vec::new() }
+        Device { name: "eth0".into(), ifindex: 2, mac: [2; 6], ethernet: true, driver }
     }
 
     fn modes(requested: Requested, device: &Device) -> Vec<Mode> {

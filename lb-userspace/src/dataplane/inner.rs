@@ -110,6 +110,10 @@ impl Maps for Kernel {
         }
     }
 
+    fn links(&self) -> Result<Vec<(u32, u32)>> {
+        lock(&self.links).iter().collect::<Result<_, _>>().context("cannot read LINKS")
+    }
+
     fn counter(&self, reason: Reason) -> Result<u64> {
         let values = lock(&self.counters).get(&(reason as u32), 0).context("cannot read COUNTERS")?;
         Ok(values.iter().sum())

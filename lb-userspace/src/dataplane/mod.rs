@@ -50,7 +50,7 @@ use pins::Pins;
 use crate::{
     sys::{
         memory::{Record, Table},
-        netdev::{self, Device},
+        netdev,
         packet_socket::PacketSocket,
     },
     tables::{Fixed, Index, Tables},
@@ -197,28 +197,41 @@ impl Dataplane {
     pub fn attach(&mut self, interface: &str, requested: Requested, clsact: bool) -> Result<Attached> {
         let device = netdev::by_name(interface).with_context(|| format!("no interface {interface}"))?;
         let number = self.tables.place_interface(device.ifindex, device.mac)?;
+        // Before the hook: frames come in by the members from its first moment on. A bond gets
+        // native XDP only where that is asked for.
+        if requested == Requested::Xdp {
+            self.place_members(device.ifindex, number)?;
+        }
         if let Some(attached) = self.attached.get_mut(&device.ifindex)
             && self.asked.get(&device.ifindex) == Some(&(requested, clsact))
         {
             attached.mac = device.mac;
-            let attached = attached.clone();
-            self.place_members(&device, &attached)?;
-            return Ok(attached);
+            return Ok(attached.clone());
         }
         let mut hooks = Hooks { pins: &self.pins, programs: &mut self.programs };
         let (mode, reason) = hooks.attach(&device, requested, clsact)?;
+        if mode != Mode::Xdp {
+            self.tables.set_members(number, &[])?;
+        }
         let ifindex = device.ifindex;
         let attached = Attached { interface: device.name.clone(), ifindex, number, mac: device.mac, mode, reason };
-        self.place_members(&device, &attached)?;
         self.attached.insert(ifindex, attached.clone());
         self.asked.insert(ifindex, (requested, clsact));
         Ok(attached)
     }
 
     /// A bond gives its members the native XDP program: frames come in by those.
-    fn place_members(&self, device: &Device, attached: &Attached) -> Result<()> {
-        let members = if attached.mode == Mode::Xdp { device.members.as_slice() } else { &[] };
-        members.iter().try_for_each(|member| self.tables.place_member(*member, attached.number))
+    fn place_members(&self, ifindex: u32, number: u8) -> Result<()> {
+        let members = netdev::members(ifindex)
+            .with_context(|| format!("the bond with index {ifindex} does not say which members it has"))?;
+        self.tables.set_members(number, &members)
+    }
+
+    /// Enters the members that bonds with native XDP have now. The kernel announces the member that
+    /// joins or leaves, not its bond.
+    pub fn renew_members(&self) -> Result<()> {
+        let mut native = self.attached.values().filter(|attached| attached.mode == Mode::Xdp);
+        native.try_for_each(|attached| self.place_members(attached.ifindex, attached.number))
     }
 
     /// Puts the guard on an interface, or updates it there: it keeps the host from speaking for an
@@ -274,8 +287,6 @@ impl Dataplane {
         self.attached.remove(&ifindex);
         self.asked.remove(&ifindex);
         self.guarded.remove(&ifindex);
-        let members = netdev::by_name(interface).map_or_else(|_| Vec::new(), |device| device.members);
-        members.into_iter().try_for_each(|member| self.tables.remove_member(member))?;
         self.tables.remove_interface(ifindex)
     }
 

@@ -21,8 +21,6 @@ pub struct Device {
     /// Its driver and the bus on which the driver found it; empty for devices without a driver
     /// (many virtual ones).
     pub driver: Driver,
-    /// The indexes of a bond's members; none for any other device.
-    pub members: Vec<u32>,
 }
 
 /// The driver of an interface (`ethtool -i`).
@@ -40,15 +38,7 @@ pub fn by_name(name: &str) -> io::Result<Device> {
     let ifindex = index_of(name)?;
     let hardware = hardware_address(&socket, name)?;
     let driver = driver(&socket, name).unwrap_or_default();
-    let members = if driver.name == BOND { members(&socket, name)? } else { Vec::new() };
-    Ok(Device {
-        name: name.to_owned(),
-        ifindex,
-        mac: hardware.1,
-        ethernet: hardware.0 == libc::ARPHRD_ETHER,
-        driver,
-        members,
-    })
+    Ok(Device { name: name.to_owned(), ifindex, mac: hardware.1, ethernet: hardware.0 == libc::ARPHRD_ETHER, driver })
 }
 
 /// The index of the interface with this name.
@@ -165,15 +155,25 @@ const _: () = assert!(size_of::<BondInfo>() == 12 && size_of::<BondMember>() == 
 const SIOCBONDSLAVEINFOQUERY: libc::c_ulong = 0x8993;
 const SIOCBONDINFOQUERY: libc::c_ulong = 0x8994;
 
-fn members(socket: &OwnedFd, bond: &str) -> io::Result<Vec<u32>> {
+/// The indexes of a bond's members; none for any other device, or for one that is gone.
+pub fn members(ifindex: u32) -> io::Result<Vec<u32>> {
+    let socket = control_socket()?;
+    let Ok(bond) = name_of(ifindex) else { return Ok(Vec::new()) };
+    if driver(&socket, &bond).unwrap_or_default().name != BOND {
+        return Ok(Vec::new());
+    }
     let mut info = BondInfo { mode: 0, members: 0, miimon: 0 };
-    ask_bond(socket, bond, SIOCBONDINFOQUERY, &mut info)?;
-    let member = |id| {
+    ask_bond(&socket, &bond, SIOCBONDINFOQUERY, &mut info)?;
+    Ok(readable(info.members, |id| {
         let mut member = BondMember { id, name: [0; libc::IF_NAMESIZE], link: 0, state: 0, failures: 0 };
-        ask_bond(socket, bond, SIOCBONDSLAVEINFOQUERY, &mut member)?;
+        ask_bond(&socket, &bond, SIOCBONDSLAVEINFOQUERY, &mut member)?;
         index_of(&text(&member.name))
-    };
-    (0..info.members).map(member).collect()
+    }))
+}
+
+/// The members that can be read: one that cannot has left since they were counted.
+fn readable(count: i32, read: impl Fn(i32) -> io::Result<u32>) -> Vec<u32> {
+    (0..count).filter_map(|id| read(id).ok()).collect()
 }
 
 /// `answer` is the structure of the question.
@@ -204,6 +204,19 @@ mod tests {
         assert_eq!((device.ifindex, device.mac, device.ethernet), (index_of("lo").unwrap(), [0; 6], false));
         assert_eq!(device.driver, Driver::default());
         assert_eq!(name_of(device.ifindex).unwrap(), "lo");
+    }
+
+    #[test]
+    fn a_member_that_leaves_while_the_members_are_read_is_none() {
+        let read = |id: i32| if id == 1 { Err(io::Error::from_raw_os_error(libc::ENODEV)) } else { Ok(10 + id as u32) };
+        assert_eq!(readable(3, read), [10, 12]);
+        assert!(readable(0, read).is_empty());
+    }
+
+    #[test]
+    fn what_is_no_bond_or_is_gone_has_no_members() {
+        assert!(members(index_of("lo").unwrap()).unwrap().is_empty());
+        assert!(members(u32::MAX >> 1).unwrap().is_empty());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! simulations.
 
 use std::{
+    collections::BTreeMap,
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
@@ -119,6 +120,8 @@ pub trait Maps: Send + Sync {
     fn set_link(&self, ifindex: u32, number: u8) -> Result<()>;
     /// Removes the number of an interface, if there is one.
     fn remove_link(&self, ifindex: u32) -> Result<()>;
+    /// All indexes that were entered, each with its number.
+    fn links(&self) -> Result<Vec<(u32, u32)>>;
     /// One reason's count, over all CPUs.
     fn counter(&self, reason: Reason) -> Result<u64>;
     /// Adds one to a reason that the kernel program never counts.
@@ -127,12 +130,13 @@ pub trait Maps: Send + Sync {
 
 /// No kernel: the tables are memory of this process.
 pub struct Memory {
+    links: RwLock<BTreeMap<u32, u32>>,
     counters: [AtomicU64; REASON_LIMIT as usize],
 }
 
 impl Default for Memory {
     fn default() -> Memory {
-        Memory { counters: [const { AtomicU64::new(0) }; REASON_LIMIT as usize] }
+        Memory { links: RwLock::new(BTreeMap::new()), counters: [const { AtomicU64::new(0) }; REASON_LIMIT as usize] }
     }
 }
 
@@ -153,12 +157,18 @@ impl Maps for Memory {
         Ok(())
     }
 
-    fn set_link(&self, _: u32, _: u8) -> Result<()> {
+    fn set_link(&self, ifindex: u32, number: u8) -> Result<()> {
+        write(&self.links).insert(ifindex, number.into());
         Ok(())
     }
 
-    fn remove_link(&self, _: u32) -> Result<()> {
+    fn remove_link(&self, ifindex: u32) -> Result<()> {
+        write(&self.links).remove(&ifindex);
         Ok(())
+    }
+
+    fn links(&self) -> Result<Vec<(u32, u32)>> {
+        Ok(read(&self.links).iter().map(|(ifindex, number)| (*ifindex, *number)).collect())
     }
 
     fn counter(&self, reason: Reason) -> Result<u64> {

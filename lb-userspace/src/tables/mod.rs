@@ -190,15 +190,21 @@ impl Tables {
         Ok(number)
     }
 
-    /// Enters a member of a bond, unless it is an interface of its own: frames that come in by it
-    /// are the bond's.
-    pub fn place_member(&self, ifindex: u32, number: u8) -> Result<()> {
-        if self.interface_number(ifindex).is_none() { self.maps.set_link(ifindex, number) } else { Ok(()) }
-    }
-
-    /// Forgets a member of a bond.
-    pub fn remove_member(&self, ifindex: u32) -> Result<()> {
-        if self.interface_number(ifindex).is_none() { self.maps.remove_link(ifindex) } else { Ok(()) }
+    /// Enters the members of a bond in place of those that it had, of an earlier run too: frames
+    /// that come in by them are the bond's. One that is an interface of its own stays that.
+    pub fn set_members(&self, number: u8, members: &[u32]) -> Result<()> {
+        let bond = self.interface(number).ifindex;
+        let links = self.maps.links()?.into_iter();
+        let before: Vec<_> = links
+            .filter(|(member, of)| *of == u32::from(number) && *member != bond)
+            .map(|(member, _)| member)
+            .collect();
+        for left in before.iter().filter(|member| !members.contains(member)) {
+            self.maps.remove_link(*left)?;
+        }
+        let joined = members.iter().filter(|member| !before.contains(member));
+        let mut placed = joined.filter(|member| self.interface_number(**member).is_none());
+        placed.try_for_each(|member| self.maps.set_link(*member, number))
     }
 
     /// An interface's record.
@@ -216,10 +222,11 @@ impl Tables {
         numbered(&self.fixed.interfaces).find(|(_, record)| record.ifindex == ifindex).map(|(number, _)| number as u8)
     }
 
-    /// Forgets an interface.
+    /// Forgets an interface and its members.
     pub fn remove_interface(&self, ifindex: u32) -> Result<()> {
         self.maps.remove_link(ifindex)?;
         if let Some(number) = self.interface_number(ifindex) {
+            self.set_members(number, &[])?;
             self.fixed.interfaces.publish(number.into(), &Interface::default(), offset_of!(Interface, ifindex));
         }
         Ok(())

@@ -240,6 +240,23 @@ fn interfaces_keep_their_numbers() {
 }
 
 #[test]
+fn a_bond_has_the_members_that_were_set_last_and_takes_them_with_it() {
+    let tables = Tables::in_memory().unwrap();
+    let [bond, card] = [(7, [1; 6]), (9, [2; 6])].map(|(ifindex, mac)| tables.place_interface(ifindex, mac).unwrap());
+    let [bond, card] = [bond, card].map(u32::from);
+    let links = || tables.maps.links().unwrap();
+    tables.set_members(0, &[20, 21, 9]).unwrap();
+    assert_eq!(links(), [(7, bond), (9, card), (20, bond), (21, bond)], "9 is an interface of its own");
+    tables.set_members(1, &[30]).unwrap();
+    tables.set_members(0, &[21, 22]).unwrap();
+    assert_eq!(links(), [(7, bond), (9, card), (21, bond), (22, bond), (30, card)], "20 has left, 22 has joined");
+    tables.remove_interface(7).unwrap();
+    assert_eq!(links(), [(9, card), (30, card)]);
+    tables.set_members(1, &[]).unwrap();
+    assert_eq!(links(), [(9, card)]);
+}
+
+#[test]
 fn a_row_that_is_not_free_or_that_the_kernel_program_would_not_reach_is_an_error() {
     let tables = Tables::in_memory().unwrap();
     let listen = v4(address("10.0.1.100:6443"));
