@@ -34,7 +34,7 @@ const SWAPS: u32 = 3;
 
 /// Looks at a flow again as long as another CPU changes it meanwhile. What is done each time is a
 /// call: with more than that in the loop, the compiler may close it without a jump, which kernels
-/// before 6.8 refuse.
+/// before 6.7 refuse.
 #[inline(always)]
 fn persist(at: SlotAt, look: impl Fn() -> Outcome) -> Outcome {
     for _ in 0..SWAPS {

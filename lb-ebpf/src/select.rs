@@ -24,8 +24,8 @@ const PRIMARY: u32 = 1 << (UP << 1);
 const SPARE: u32 = 1 << (UP << 1 | BACKUP);
 /// All that are not administratively out: nothing better is left.
 const ANY: u32 = PRIMARY | SPARE | trials(PRIMARY) | trials(SPARE);
-/// One mode after the other, from the lowest byte on. An array would be on the stack, and the
-/// deepest chain of calls has no room left there.
+/// One mode after the other, from the lowest byte on. An array would be on the stack, of which
+/// every chain of calls below has so much less.
 const MODES: u32 = PRIMARY << (8 * CHOSEN_UP) | SPARE << (8 * CHOSEN_BACKUP) | ANY << (8 * CHOSEN_FAIL_OPEN);
 /// In addition to one of the three: `trace` only asks which backend would be chosen, and no backend
 /// loses its turn by that. It is the highest bit, which is no class.
@@ -255,9 +255,9 @@ extern "C" fn choose_global(service: u32, tried: u64, client: u32, asked: u32) -
     let mut chosen = -1;
     for how in CHOSEN_UP..=CHOSEN_FAIL_OPEN {
         let mode = MODES >> (8 * how) & 0xff | asked;
-        let is_slow = record.slow_until() != Instant::ZERO;
         let balance = record.balance();
-        let held_back = if is_slow { held_back(service, tried, mode, balance) } else { 0 };
+        let held_back =
+            if starts_slowly(record) && !is_any(mode) { held_back(service, tried, mode, balance) } else { 0 };
         let mut picked = pick(service, tried | held_back, mode, client, balance);
         if picked < 0 && held_back != 0 {
             picked = pick(service, tried, mode, client, balance);
@@ -270,6 +270,13 @@ extern "C" fn choose_global(service: u32, tried: u64, client: u32, asked: u32) -
     }
     record.unlock();
     chosen
+}
+
+/// Whether a backend of the service came back a short while ago. Most services never had one.
+#[inline(always)]
+fn starts_slowly(service: Held<Service>) -> bool {
+    let until = service.slow_until();
+    until != Instant::ZERO && until > clock::coarse()
 }
 
 /// Backends that came back a short while ago and have had their share of that time: a mask of
@@ -287,11 +294,7 @@ fn held_back(service: u32, tried: u64, mode: u32, balance: u32) -> u64 {
 #[unsafe(no_mangle)]
 extern "C" fn held_back_global(service: u32, tried: u64, mode: u32, total: u32) -> u64 {
     let Some(record) = records::service(service) else { return 0 };
-    let now = clock::coarse();
-    if record.slow_until() <= now || is_any(mode) {
-        return 0;
-    }
-    let count = record.backend_count();
+    let (now, count) = (clock::coarse(), record.backend_count());
     let mut held_back = forgotten(0);
     for position in 0..MAX_SERVICE_BACKENDS {
         if position >= count {
