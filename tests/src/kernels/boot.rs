@@ -69,10 +69,12 @@ impl Machine<'_> {
                 Ok(line) => {
                     writeln!(console, "{line}")?;
                     match Said::hear(&line) {
-                        Some(Said::Over) => return Ok(None),
-                        Some(said) => hear(said),
-                        None if line.is_empty() => {}
-                        None => last.push(line),
+                        Ok(Some(Said::Over)) => return Ok(None),
+                        Ok(Some(said)) => hear(said),
+                        Ok(None) if line.is_empty() => {}
+                        Ok(None) => last.push(line),
+                        // What it said is lost: perhaps that a check failed.
+                        Err(error) => return Ok(Some(format!("a result cannot be read: {error}: {line}"))),
                     }
                     continue;
                 }

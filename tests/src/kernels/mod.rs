@@ -36,6 +36,8 @@ const WITHOUT_JIT: [[u64; 2]; 2] = [[6, 1], [6, 12]];
 const QUICK: [u64; 2] = [6, 1];
 /// The first kernel that has all that evenkeel needs.
 const OLDEST: [u64; 2] = [5, 15];
+/// The first kernel with tcx.
+const TCX: [u64; 2] = [6, 6];
 /// The hooks of a short boot.
 const TWO: [Row; 2] = [Row { hook: Hook::Tc, device: Device::Cable }, Row { hook: Hook::Xdp, device: Device::Cable }];
 /// How long a boot may take, and each of its rows.
@@ -210,7 +212,8 @@ fn one(boot: &Planned, registry: &mut Registry, shared: &Path, kvm: bool) -> Res
     let image = Image::unpack(&packages, &Path::new(FOLDER).join("boot"))?;
     let is_too_old = name.series() < OLDEST;
     let by_function = *by_function && !is_too_old;
-    let orders = Orders { modules: Vec::new(), rows: rows.clone(), jit: *jit, by_function, is_too_old };
+    let has_tcx = name.series() >= TCX;
+    let orders = Orders { modules: Vec::new(), rows: rows.clone(), jit: *jit, by_function, is_too_old, has_tcx };
     let initramfs = image.initramfs(shared, orders)?;
     fs::create_dir_all(consoles())?;
     let console = consoles().join(format!("{}{}.log", name.short(), if *jit { "" } else { "-without-jit" }));

@@ -50,6 +50,10 @@ impl Name {
     }
 }
 
+fn is_image(file: &Path) -> bool {
+    file.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(PREFIX))
+}
+
 /// All numbers in a version, in their order: a newer kernel's compare greater.
 fn numbers(version: &str) -> Vec<u64> {
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
@@ -138,7 +142,10 @@ impl Registry {
         fs::create_dir_all(&part)?;
         self.apt("apt-get", &[&["download"], &wanted[..]].concat())
             .with_context(|| format!("kernel {} cannot be fetched", name.0))?;
-        for file in fs::read_dir(&part)?.flatten() {
+        // The image comes last: a kernel without one does not count as fetched.
+        let mut files: Vec<_> = fs::read_dir(&part)?.flatten().collect();
+        files.sort_by_key(|file| is_image(&file.path()));
+        for file in files {
             fs::rename(file.path(), self.debs().join(file.file_name()))?;
         }
         fs::remove_dir(&part)?;
@@ -151,7 +158,8 @@ impl Registry {
             let package = file.file_name().and_then(|file| file.to_str()?.split('_').next());
             PARTS.iter().any(|part| package == Some(format!("linux-{part}-{}", name.0).as_str()))
         };
-        Ok(files.filter(is_ours).collect())
+        let files: Vec<_> = files.filter(is_ours).collect();
+        Ok(if files.iter().any(|file| is_image(file)) { files } else { Vec::new() })
     }
 
     /// What the registry has.
@@ -204,6 +212,8 @@ impl Registry {
             format!("Dir::Etc::sourcelist={}", self.sources().display()),
             "Dir::Etc::sourceparts=/dev/null".into(),
             format!("Dir::State::lists={}", self.lists().display()),
+            // What is installed on this machine is not in the registry for that.
+            "Dir::State::status=/dev/null".into(),
             format!("Dir::Cache={}", self.folder.join("apt").display()),
             "APT::Sandbox::User=root".into(),
             "Acquire::Languages=none".into(),

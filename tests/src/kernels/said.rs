@@ -28,6 +28,8 @@ pub struct Orders {
     pub by_function: bool,
     /// Whether evenkeel has to refuse this kernel.
     pub is_too_old: bool,
+    /// Whether TC has to be tcx; older kernels only have clsact.
+    pub has_tcx: bool,
 }
 
 /// A way of putting the program on a device.
@@ -162,10 +164,11 @@ impl Said {
         println!("\n{MARK}{text}");
     }
 
-    /// Finds it in a line of the console.
-    pub fn hear(line: &str) -> Option<Said> {
-        let (_, text) = line.split_once(MARK)?;
-        serde_json::from_str(text.trim_end()).ok()
+    /// Finds it in a line of the console. The error: it was meant for the host, and something else
+    /// was printed into it.
+    pub fn hear(line: &str) -> Result<Option<Said>, serde_json::Error> {
+        let Some((_, text)) = line.split_once(MARK) else { return Ok(None) };
+        serde_json::from_str(text.trim_end()).map(Some)
     }
 }
 
@@ -178,8 +181,8 @@ mod tests {
         let said =
             Said::Check { name: "traffic".into(), outcome: Outcome::Failed("2 of 20\nlost".into()), seconds: 0.5 };
         let text = format!("[    3.14] noise {MARK}{}\r\n", serde_json::to_string(&said).unwrap());
-        assert_eq!(Said::hear(&text), Some(said));
-        assert_eq!(Said::hear("[    3.14] noise"), None);
-        assert_eq!(Said::hear(&format!("{MARK}{{\"row\":")), None, "cut off");
+        assert_eq!(Said::hear(&text).unwrap(), Some(said));
+        assert_eq!(Said::hear("[    3.14] noise").unwrap(), None);
+        assert!(Said::hear(&format!("{MARK}{{\"row\":")).is_err(), "cut off");
     }
 }

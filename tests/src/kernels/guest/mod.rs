@@ -17,7 +17,6 @@ use nix::{
 };
 
 use super::said::{Hook, KERNEL, MODULES, ORDERS, Orders, Outcome, Said};
-use round::NoTcx;
 
 /// What a system has before its process 1 starts others.
 const MOUNTS: [(&str, &str); 7] = [
@@ -58,11 +57,10 @@ fn carry_out() -> Result<()> {
         }
         check("budget", started, measured.and_then(|programs| verifier::within_budget(&programs)));
     }
-    let mut has_tcx = true;
     for row in &orders.rows {
         // Without tcx the row before was clsact too.
-        if has_tcx || row.hook != Hook::Clsact {
-            has_tcx &= round::run(*row, orders.is_too_old) != Some(NoTcx);
+        if orders.has_tcx || row.hook != Hook::Clsact {
+            round::run(*row, &orders);
         }
     }
     Said::Row { name: KERNEL.into() }.say();

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    super::said::{Device, Hook, Outcome, Row, Said},
+    super::said::{Device, Hook, Orders, Outcome, Row, Said},
     check, devices, since,
     stage::{DENIED, SOON, Stage, served, verified},
 };
@@ -61,51 +61,38 @@ const BOND: [Check; 7] = [
     ("stop leaves nothing", stop),
 ];
 
-/// A kernel without tcx.
-#[derive(PartialEq)]
-pub struct NoTcx;
-
-/// Runs the checks of a row; says if it has met a kernel without tcx.
-pub fn run(row: Row, is_too_old: bool) -> Option<NoTcx> {
+/// Runs the checks of a row.
+pub fn run(row: Row, orders: &Orders) {
     Said::Row { name: row.to_string() }.say();
     let started = Instant::now();
-    let mut stage = match Stage::new(row) {
+    let mut stage = match Stage::new(row, orders.has_tcx) {
         Ok(stage) => stage,
-        Err(error) => {
-            check("the lab", started, Err(error));
-            return None;
-        }
+        Err(error) => return check("the lab", started, Err(error)),
     };
     let started = Instant::now();
     let loaded = stage.evenkeel.run();
-    if is_too_old {
-        check("refused in a sentence", started, refused(loaded));
-        return None;
+    if orders.is_too_old {
+        return check("refused in a sentence", started, refused(loaded));
     }
     if let Err(error) = loaded {
-        check("load", started, Err(error));
-        return None;
+        return check("load", started, Err(error));
     }
     let seconds = since(started);
-    let no_tcx = no_tcx(&stage, seconds);
+    if row.hook == Hook::Tc && !orders.has_tcx {
+        goes_on_with_clsact(row, seconds);
+    }
     match verified() {
         Ok(verified) => Said::Loaded { seconds, verified }.say(),
         Err(error) => check("verified instructions", started, Err(error)),
     }
     carry_out(&mut stage);
-    no_tcx
 }
 
-/// Where TC has turned out to be clsact, what follows is about that.
-fn no_tcx(stage: &Stage, seconds: f64) -> Option<NoTcx> {
-    let Row { hook, device } = stage.row;
-    let is_clsact = stage.hooks().is_ok_and(|hooks| hooks.iter().any(|(kind, _)| kind == "clsact"));
-    (hook == Hook::Tc && is_clsact).then(|| {
-        let why = "this kernel has no tcx (6.6 and newer): TC is clsact".to_owned();
-        Said::Check { name: "hook".into(), outcome: Outcome::Absent(why), seconds }.say();
-        Said::Row { name: Row { hook: Hook::Clsact, device }.to_string() }.say();
-        NoTcx
-    })
+/// Without tcx, what follows is about clsact.
+fn goes_on_with_clsact(Row { device, .. }: Row, seconds: f64) {
+    let why = "this kernel has no tcx (6.6 and newer): TC is clsact".to_owned();
+    Said::Check { name: "hook".into(), outcome: Outcome::Absent(why), seconds }.say();
+    Said::Row { name: Row { hook: Hook::Clsact, device }.to_string() }.say();
 }
 
 fn carry_out(stage: &mut Stage) {
@@ -137,6 +124,7 @@ fn refused(loaded: Result<()>) -> Result<String> {
     let lines: Vec<_> = log.lines().filter(|line| !line.trim().is_empty()).collect();
     ensure!(lines.len() == 1, "{} lines instead of one: {}", lines.len(), end(log, 4));
     ensure!(lines[0].contains(&super::release()?), "it does not name the kernel: {}", lines[0]);
+    ensure!(lines[0].contains("evenkeel needs Linux"), "it does not say which kernel is enough: {}", lines[0]);
     Ok(lines[0].to_owned())
 }
 
@@ -147,13 +135,7 @@ fn hook(stage: &mut Stage) -> Result<String> {
     let Row { hook, device } = stage.row;
     ensure!(shown["interface"] == device.name() && shown["mode"] == hook.datapath(), "status shows {shown}");
     let kinds: Vec<_> = stage.hooks()?.into_iter().map(|(kind, _)| kind).collect();
-    let wanted: &[&str] = match hook {
-        Hook::Tc => &["tcx", "clsact"],
-        Hook::Clsact => &["clsact"],
-        Hook::Xdp => &["xdp"],
-        Hook::XdpGeneric => &["generic"],
-    };
-    ensure!(kinds.len() == 1 && wanted.contains(&kinds[0].as_str()), "it hangs on {kinds:?}");
+    ensure!(kinds == [stage.kind], "it hangs on {kinds:?}, not on {}", stage.kind);
     Ok(kinds[0].clone())
 }
 

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{super::said::Row, devices};
+use super::{
+    super::said::{Hook, Row},
+    devices,
+};
 use crate::{
     Evenkeel, Lab, Plan, StandIn,
     client::{
@@ -29,6 +32,8 @@ const PORTS: &str = "snat_ports = \"10240-11263\"";
 
 pub struct Stage {
     pub row: Row,
+    /// The kind of hook that the program has to hang on.
+    pub kind: &'static str,
     pub evenkeel: Evenkeel,
     pub standins: Vec<StandIn>,
     /// A client that holds connections through the whole round.
@@ -38,7 +43,7 @@ pub struct Stage {
 
 impl Stage {
     /// Builds everything; evenkeel is not started.
-    pub fn new(row: Row) -> Result<Stage> {
+    pub fn new(row: Row, has_tcx: bool) -> Result<Stage> {
         let plan = Plan::new(Topology::Segment);
         let lab = Lab::build(&if row.hook.is_xdp() { plan.for_xdp() } else { plan })?;
         // VRRP puts it there.
@@ -47,10 +52,16 @@ impl Stage {
         let standins = lab.backends.iter().map(StandIn::start).collect::<Result<Vec<_>>>()?;
         let mut evenkeel = Evenkeel::stopped(&lab, &config(&lab, row))?;
         evenkeel.be_patient(PATIENCE);
-        if row.hook == super::super::said::Hook::Clsact {
+        let kind = match row.hook {
+            Hook::Tc if has_tcx => "tcx",
+            Hook::Tc | Hook::Clsact => "clsact",
+            Hook::Xdp => "xdp",
+            Hook::XdpGeneric => "generic",
+        };
+        if row.hook == Hook::Clsact {
             evenkeel.run_option("--clsact");
         }
-        Ok(Stage { row, evenkeel, standins, held: None, lab })
+        Ok(Stage { row, kind, evenkeel, standins, held: None, lab })
     }
 
     /// The kinds of hooks on which the program gets frames: the folder of pins names them.

@@ -14,6 +14,8 @@ use crate::{binaries, process};
 const PROGRAM: u32 = 400_000;
 const FUNCTION: u32 = 60_000;
 const STACK: u32 = 416;
+/// For XDP, TC and the way out.
+const PROGRAMS: usize = 3;
 
 #[derive(Deserialize)]
 struct Report {
@@ -49,7 +51,14 @@ pub fn measure() -> Result<Vec<Measured>> {
 
 /// Leaves room for kernels that need more.
 pub fn within_budget(programs: &[Measured]) -> Result<String> {
+    ensure!(programs.len() == PROGRAMS, "{} programs, not {PROGRAMS}", programs.len());
     for Measured { name, instructions, functions, stack } in programs {
+        // Otherwise the log of this kernel was not understood.
+        let passes: u32 = functions.iter().map(|(_, pass)| pass).sum();
+        ensure!(
+            *instructions > 0 && passes == *instructions,
+            "{name}: {instructions} instructions, by function {passes}"
+        );
         ensure!(*instructions < PROGRAM, "{name}: {instructions} instructions, the bound is {PROGRAM}");
         ensure!(stack[0] <= STACK, "{name}: {} bytes of stack, the bound is {STACK}", stack[0]);
         for (function, pass) in functions {
