@@ -2,6 +2,7 @@
 //! instructions the verifier looks at in each function, and the deepest chains of calls with the
 //! stack that they take. docs/ebpf.md has the budget, and `it/datapath/verifier.rs` holds it.
 
+pub mod budget;
 pub mod chains;
 pub mod code;
 mod load;

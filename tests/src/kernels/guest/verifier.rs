@@ -7,13 +7,11 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use super::super::said::Measured;
-use crate::{binaries, process};
+use crate::{
+    binaries, process,
+    verified::budget::{PASS, PROGRAM, STACK},
+};
 
-/// The bounds on the kernel that needs most, of the 1,000,000 instructions and 512 bytes that a
-/// kernel allows; docs/ebpf.md says why these.
-const PROGRAM: u32 = 400_000;
-const FUNCTION: u32 = 60_000;
-const STACK: u32 = 416;
 /// For XDP, TC and the way out.
 const PROGRAMS: usize = 3;
 
@@ -62,7 +60,7 @@ pub fn within_budget(programs: &[Measured]) -> Result<String> {
         ensure!(*instructions < PROGRAM, "{name}: {instructions} instructions, the bound is {PROGRAM}");
         ensure!(stack[0] <= STACK, "{name}: {} bytes of stack, the bound is {STACK}", stack[0]);
         for (function, pass) in functions {
-            ensure!(*pass < FUNCTION, "{name}: {pass} instructions in {function}, the bound is {FUNCTION}");
+            ensure!(*pass < PASS, "{name}: {pass} instructions in {function}, the bound is {PASS}");
         }
     }
     Ok(String::new())
