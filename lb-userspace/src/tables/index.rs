@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lb_common::{
     flow::{Key, SlotAt},
-    hash::{BUCKET, Entry, buckets, mix, tag},
+    hash::{BUCKET, Entry, buckets, mix, position, tag},
     layout::Meta,
 };
 
@@ -39,12 +39,18 @@ pub enum Entered {
 }
 
 impl Index {
-    fn hash(&self, key: Key) -> u64 {
+    pub(super) fn hash(&self, key: Key) -> u64 {
         mix(self.meta.seed, key.0)
     }
 
+    /// The word at a key's own position, where the kernel program looks first.
+    pub(super) fn own_place(&self, hash: u64) -> &AtomicU64 {
+        let (primary, _) = buckets(hash, self.meta.buckets);
+        self.table.word64(primary as usize, position(hash) as usize * 8)
+    }
+
     /// The words of a key's two buckets, each once.
-    fn places(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> {
+    pub(super) fn places(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> {
         let (primary, secondary) = buckets(hash, self.meta.buckets);
         let second = (primary != secondary).then_some(secondary);
         let both = [Some(primary), second].into_iter().flatten();
@@ -55,7 +61,8 @@ impl Index {
 
 impl Tables {
     /// The slot of an entry and its word, if the entry is of this client and its slot confirms it.
-    fn confirmed(&self, word: u64, key: Key, tag: u64) -> Option<FlowAt> {
+    /// Its flow may have ended.
+    pub(super) fn confirmed(&self, word: u64, key: Key, tag: u64) -> Option<FlowAt> {
         let entry = Entry(word);
         if !entry.may_be(tag) {
             return None;
@@ -63,14 +70,15 @@ impl Tables {
         let at = entry.at();
         let slots = self.slots_of(at.pool()).filter(|slots| u32::from(at.slot()) < slots.len())?;
         let ctl = slots.ctl(at.slot());
-        let is_flow = entry.confirms(ctl, slots.key(at.slot()), key) && ctl.state().is_active();
-        is_flow.then_some(FlowAt { at, ctl })
+        entry.confirms(ctl, slots.key(at.slot()), key).then_some(FlowAt { at, ctl })
     }
 
     /// The open flow with a key.
     pub fn find_key(&self, key: Key) -> Option<FlowAt> {
         let hash = self.fixed.index.hash(key);
-        self.fixed.index.places(hash).find_map(|place| self.confirmed(place.load(Ordering::Acquire), key, tag(hash)))
+        let flows = self.fixed.index.places(hash);
+        let mut flows = flows.filter_map(|place| self.confirmed(place.load(Ordering::Acquire), key, tag(hash)));
+        flows.find(|flow| flow.ctl.state().is_active())
     }
 
     /// Enters a flow whose slot is filled and published: provisionally first, then committed unless
@@ -83,25 +91,27 @@ impl Tables {
         let put = |place: &&AtomicU64| {
             let old = place.load(Ordering::Acquire);
             let free = old == 0 || self.is_over(old);
-            free && place.compare_exchange(old, provisional, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            free && swapped(place, old, provisional).is_ok()
         };
-        let Some(own) = self.fixed.index.places(hash).find(put) else { return Entered::Full };
-        let position = std::ptr::from_ref(own).addr();
-        let lost = self.fixed.index.places(hash).any(|place| {
-            let word = place.load(Ordering::Acquire);
-            let other = std::ptr::from_ref(place).addr();
-            if other == position || self.confirmed(word, key, tag(hash)).is_none() {
-                return false;
-            }
-            // A provisional twin at a higher position gives way, unless it is just being committed.
-            let ours = Entry(word).is_provisional() && other > position;
-            !ours
-                || place.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Acquire)
-                    == Err(Entry(word).committed().0)
-        });
+        let index = &self.fixed.index;
+        let mut places = std::iter::once(index.own_place(hash)).chain(index.places(hash));
+        let Some(own) = places.find(put) else { return Entered::Full };
+        let lost = index.places(hash).any(|place| !std::ptr::eq(place, own) && self.yields_to(place, own, key));
         let settle = if lost { 0 } else { entry.committed().0 };
-        let settled = own.compare_exchange(provisional, settle, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        let settled = swapped(own, provisional, settle).is_ok();
         if settled && !lost { Entered::Won } else { Entered::Lost }
+    }
+
+    /// Whether our provisional entry at `own` loses against the one at `place`. An entry for the
+    /// same client that does not win is removed. So is that of an earlier flow of its, which has
+    /// ended: the kernel program takes the first entry that a slot confirms, and its late segments
+    /// belong to the open flow now.
+    fn yields_to(&self, place: &AtomicU64, own: &AtomicU64, key: Key) -> bool {
+        let word = place.load(Ordering::Acquire);
+        let Some(twin) = self.confirmed(word, key, tag(self.fixed.index.hash(key))) else { return false };
+        // A provisional twin at a higher position gives way, unless it is just being committed.
+        let stays = !Entry(word).is_provisional() || std::ptr::from_ref(place) < std::ptr::from_ref(own);
+        twin.ctl.state().is_active() && stays || swapped(place, word, 0) == Err(Entry(word).committed().0)
     }
 
     /// Removes the entry of a flow, if there is one.
@@ -110,7 +120,7 @@ impl Tables {
         let entry = Entry::new(tag(hash), at, generation).0;
         for place in self.fixed.index.places(hash) {
             // Another word means that the entry is gone already.
-            _ = place.compare_exchange(entry, 0, Ordering::AcqRel, Ordering::Acquire);
+            _ = swapped(place, entry, 0);
         }
     }
 
@@ -122,4 +132,9 @@ impl Tables {
         };
         entry.is_over(slots.ctl(entry.slot() as u16))
     }
+}
+
+/// Stores `new` if the place holds `old`; if not, returns what it holds.
+fn swapped(place: &AtomicU64, old: u64, new: u64) -> Result<u64, u64> {
+    place.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
 }

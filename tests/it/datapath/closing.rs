@@ -1,8 +1,15 @@
+use evenkeel::{sys::clock, tables::Foreign};
 use lab::{
     packet::{ACK, FIN, RST, SYN},
-    program::{VIP, Verdict, backend, backend_of},
+    program::{CLIENT_MAC, FIRST_PORT, VIP, Verdict, backend, backend_of},
 };
-use lb_common::{layout::NONE, slot::State, time::Instant, verdict::Reason};
+use lb_common::{
+    flow::{Key, SlotAt},
+    layout::{Hop, NONE},
+    slot::State,
+    time::Instant,
+    verdict::Reason,
+};
 
 use super::{client, on_every_hook};
 
@@ -161,5 +168,34 @@ fn suspicion_is_lifted_by_any_packet() {
             assert_eq!(bench.tables().find(flow.client.into())[0].ctl.state(), State::Established);
         }
         assert_eq!(bench.moved(), []);
+    });
+}
+
+#[test]
+fn a_flow_taken_over_is_found_and_not_the_closed_one_of_the_same_client() {
+    on_every_hook(|bench| {
+        for n in 0..40 {
+            let flow = bench.connect(client(n));
+            bench.close(&flow);
+            let other = (flow.backend + 1) % 3;
+            let slot = 63 - (flow.port - FIRST_PORT);
+            let taken_over = Foreign {
+                at: SlotAt::new(bench.pools[usize::from(other)], slot),
+                backend: other,
+                key: Key::of(flow.client, bench.tables().listeners()[0].0),
+                state: State::Established,
+                hop: Hop::new(CLIENT_MAC, 0),
+                initial: [8000, 9000],
+                ends: [8001, 9001],
+                acks: [9001, 8001],
+                started: clock::monotonic(),
+                last_seen: clock::coarse().ticks(),
+                connect_us: 40,
+                tries: 1,
+            };
+            bench.tables().adopt(&taken_over).expect("a free slot");
+            let out = bench.forward(&bench.from_client(flow.client, ACK).numbers(8001, 9001).payload(b"GET"));
+            assert_eq!((out.to, out.from.port()), (backend(other), FIRST_PORT + slot), "client {n}");
+        }
     });
 }

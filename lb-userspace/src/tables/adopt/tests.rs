@@ -1,8 +1,11 @@
-use lb_common::flow::Key;
+use lb_common::{
+    flow::Key,
+    hash::{Entry, tag},
+};
 
 use super::*;
 use crate::tables::{
-    Tables,
+    FlowAt, Tables,
     tests::{address, put_pool},
 };
 
@@ -73,6 +76,45 @@ fn an_end_frees_the_slot_for_the_next_flow_without_a_second_place_in_the_ring() 
     }
     assert_eq!((active(&tables), tables.free_slots(pool)), (0, free));
     assert!(!tables.end_quietly(SlotAt::new(pool, 9), |_| true), "nothing is open there");
+}
+
+#[test]
+fn of_a_client_whose_earlier_flow_has_ended_only_the_open_one_is_in_the_index() {
+    // Wherever in its two buckets the entry of the flow that has ended is, and the last free place.
+    for (ended, free) in (0..16).flat_map(|ended| (0..16).map(move |free| (ended, free))) {
+        let (tables, pool) = tables();
+        let client = key("10.0.1.7:5000");
+        let index = &tables.fixed.index;
+        let hash = index.hash(client);
+        let places: Vec<_> = index.places(hash).collect();
+        tables.adopt(&foreign(pool, 3, "10.0.1.8:5000")).unwrap();
+        let other = Entry::new(
+            !tag(hash),
+            SlotAt::new(pool, 3),
+            tables.occupant(SlotAt::new(pool, 3)).unwrap().ctl.generation(),
+        );
+        tables.adopt(&foreign(pool, 9, "10.0.1.7:5000")).unwrap();
+        let old = places.iter().map(|place| place.load(Ordering::Relaxed)).find(|word| *word != 0).unwrap();
+        assert!(tables.end_quietly(SlotAt::new(pool, 9), |_| true));
+        places.iter().for_each(|place| place.store(other.0, Ordering::Relaxed));
+        places[free].store(0, Ordering::Relaxed);
+        places[ended].store(old, Ordering::Relaxed);
+
+        tables.adopt(&foreign(pool, 10, "10.0.1.7:5000")).unwrap();
+        let words = places.iter().map(|place| place.load(Ordering::Relaxed));
+        let confirmed: Vec<_> = words.filter_map(|word| tables.confirmed(word, client, tag(hash))).collect();
+        let open = tables.occupant(SlotAt::new(pool, 10)).unwrap();
+        assert_eq!(confirmed, [FlowAt { at: SlotAt::new(pool, 10), ctl: open.ctl }], "ended {ended}, free {free}");
+    }
+}
+
+#[test]
+fn a_flow_is_entered_where_the_kernel_program_looks_first() {
+    let (tables, pool) = tables();
+    let client = key("10.0.1.7:5000");
+    tables.adopt(&foreign(pool, 9, "10.0.1.7:5000")).unwrap();
+    let own = tables.fixed.index.own_place(tables.fixed.index.hash(client)).load(Ordering::Relaxed);
+    assert_eq!(Entry(own).at(), SlotAt::new(pool, 9));
 }
 
 #[test]
