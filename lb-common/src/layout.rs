@@ -43,7 +43,7 @@ pub const CONNECT_TIME_BUCKETS: usize = 64;
 
 /// A number for all layouts of this file, raised by hand with every change of a record or of its
 /// meaning.
-pub const HASH: u64 = 0x4556_4b4c_0000_000a;
+pub const HASH: u64 = 0x4556_4b4c_0000_000b;
 
 /// The oldest layout whose tables may be taken over as they are: since then only words that were
 /// zero have got a meaning, for which zero is right, and maps were added. Any other change raises
@@ -188,9 +188,15 @@ pub struct Pool {
     /// When a client's segment was last sent on to the backend, in the same way; SYNs and RSTs do
     /// not count.
     pub sent: Ticks,
+    /// `LISTENED`.
+    pub flags: u32,
     /// Zero.
-    pub reserved: [u32; 2],
+    pub reserved: u32,
 }
+
+/// In [`Pool::flags`]: some listener has the SNAT address, which another host may hold at this
+/// moment. Of several pools, one like this is only used for clients that came by that address.
+pub const LISTENED: u32 = 1;
 
 /// How old [`Pool::heard`] and [`Pool::sent`] get before the kernel program writes them again, in
 /// ticks: every CPU reads their cache line for every packet, so it must not be written as often.

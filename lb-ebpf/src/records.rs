@@ -358,6 +358,7 @@ fields! { Pool:
     shared hop: Hop;
     plain heard: Ticks, set set_heard;
     plain sent: Ticks, set set_sent;
+    plain flags: u32;
 }
 
 impl Held<Pool> {

@@ -1,9 +1,10 @@
 //! Choosing a backend for a new connection, and claiming a port towards it.
 
 use lb_common::{
-    flow::{Chosen, SlotAt, Tried},
+    address::V4,
+    flow::{Chosen, Key, SlotAt, Tried},
     hash,
-    layout::{BACKUP, Backend, MAX_SERVICE_BACKENDS, MAX_SNAT, OUT, Service, UP},
+    layout::{BACKUP, Backend, LISTENED, MAX_SERVICE_BACKENDS, MAX_SNAT, OUT, Service, UP},
     schedule::{self, CHOSEN_BACKUP, CHOSEN_FAIL_OPEN, CHOSEN_TRIAL, CHOSEN_UP, MAGLEV_PLACES, less_loaded},
     time::Instant,
     verdict::Reason,
@@ -112,16 +113,39 @@ impl Choice {
     }
 }
 
-/// The first backend of a new connection. `client` is a hash of the client's address.
+/// What matters of a client for what it is given: a hash of its address, and above that the
+/// listener it came by. One number, so that global functions can take it.
+#[derive(Clone, Copy)]
+pub struct Client(u64);
+
+impl Client {
+    /// The client with a key.
+    #[inline(always)]
+    pub const fn of(key: Key) -> Client {
+        Client(hash::client(key) as u64 | (key.listener() as u64) << 32)
+    }
+
+    #[inline(always)]
+    const fn hash(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    const fn listener(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// The first backend of a new connection.
 #[inline(always)]
-pub fn first(service: u32, client: u32) -> Choice {
-    Choice(first_global(service, client))
+pub fn first(service: u32, client: Client) -> Choice {
+    Choice(first_global(service, client.0))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn first_global(service: u32, client: u32) -> u64 {
-    backend(service, Tried::default(), client).0
+extern "C" fn first_global(service: u32, client: u64) -> u64 {
+    backend(service, Tried::default(), Client(client)).0
 }
 
 /// The next backend of the flow in a slot: one that it has not tried.
@@ -135,12 +159,12 @@ pub fn next(at: SlotAt) -> Choice {
 extern "C" fn next_global(at: u32) -> u64 {
     let Some(slot) = records::slot(SlotAt(at)) else { return Choice::NO_BACKEND.0 };
     let Some(left) = records::backend(slot.backend() as u32) else { return Choice::NO_BACKEND.0 };
-    backend(left.service() as u32, slot.tried(), hash::client(slot.key())).0
+    backend(left.service() as u32, slot.tried(), Client::of(slot.key())).0
 }
 
 /// Chooses a backend that was not tried, counts the flow in its `active`, and claims a slot.
 #[inline(always)]
-fn backend(service: u32, mut tried: Tried, client: u32) -> Choice {
+fn backend(service: u32, mut tried: Tried, client: Client) -> Choice {
     for turn in 0..FULL_POOLS {
         let failure = if turn == 0 { Choice::NO_BACKEND } else { Choice::NO_SLOT };
         let Some(chosen) = choose(service, tried, client, 0) else { return failure };
@@ -157,58 +181,78 @@ fn backend(service: u32, mut tried: Tried, client: u32) -> Choice {
 /// A slot towards the backend, from one of its SNAT addresses. Used for a fresh port to the same
 /// backend too.
 #[inline(always)]
-pub fn claim_towards(backend: u32, client: u32) -> Option<SlotAt> {
-    found(claim_towards_global(backend, client)).map(SlotAt)
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn claim_towards_global(backend: u32, client: u32) -> i64 {
-    let Some(record) = records::backend(backend) else { return NONE };
-    let count = record.pool_count() as u32;
-    if count == 0 {
-        return NONE;
-    }
-    for i in 0..MAX_SNAT {
-        if i >= count {
-            break;
-        }
-        let pool = pool_at(record, i, client, count);
-        if let Some(slot) = slots::claim(pool) {
-            return (pool << 16 | slot) as i64;
-        }
-    }
-    NONE
+pub fn claim_towards(backend: u32, client: Client) -> Option<SlotAt> {
+    found(slot_towards_global(backend, client.0, 0)).map(SlotAt)
 }
 
 /// The slot that [`claim_towards`] would take.
 #[inline(always)]
-pub fn peek_towards(backend: u32, client: u32) -> Option<SlotAt> {
-    found(peek_towards_global(backend, client)).map(SlotAt)
+pub fn peek_towards(backend: u32, client: Client) -> Option<SlotAt> {
+    found(slot_towards_global(backend, client.0, ASKED)).map(SlotAt)
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn peek_towards_global(backend: u32, client: u32) -> i64 {
+extern "C" fn slot_towards_global(backend: u32, client: u64, asked: u32) -> i64 {
     let Some(record) = records::backend(backend) else { return NONE };
+    let client = Client(client);
+    let slot_of = |pool: u32| {
+        let slot = if asked == 0 { slots::claim(pool) } else { slots::peek(pool) };
+        slot.map_or(NONE, |slot| (pool << 16 | slot) as i64)
+    };
     let count = record.pool_count() as u32;
+    // Mostly there is one SNAT address, and nothing to choose or to divide.
+    if count == 1 {
+        return slot_of(record.first_pool());
+    }
+    let usable = usable_pools_global(backend, client.listener());
+    let own = usable >> OWN_SHIFT;
+    let start = if own != 0 { own - 1 } else { client.hash() };
     for i in 0..MAX_SNAT {
         if i >= count {
             break;
         }
-        let pool = pool_at(record, i, client, count);
-        if let Some(slot) = slots::peek(pool) {
-            return (pool << 16 | slot) as i64;
+        let which = start.wrapping_add(i) % count;
+        if usable >> (which & 31) & 1 != 0 {
+            let at = slot_of(record.pool(which));
+            if at >= 0 {
+                return at;
+            }
         }
     }
     NONE
 }
 
-/// The pool to try at the `i`th turn, of `count`: the client decides which one is first.
-#[inline(always)]
-fn pool_at(backend: Held<Backend>, i: u32, client: u32, count: u32) -> u32 {
-    // Mostly there is one SNAT address, and nothing to divide.
-    backend.pool(if count == 1 { 0 } else { client.wrapping_add(i) % count })
+/// Above the pools of [`usable_pools_global`].
+const OWN_SHIFT: u32 = MAX_SNAT;
+
+/// Which of the backend's pools a client of a listener may get a port from, one bit each, and above
+/// them which has the listener's own address, counted from 1; 0: none has.
+///
+/// The answers of the backend come to the SNAT address, so it is the address that the client came
+/// by if it is among them: both are on one host, whichever that is. Those that are no listener's
+/// address may serve too; another listener's may be held by another host. If there is nothing else,
+/// the operator has chosen so.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn usable_pools_global(backend: u32, listener: u32) -> u32 {
+    let (Some(record), Some(listener)) = (records::backend(backend), records::listener(listener)) else { return 0 };
+    let count = record.pool_count() as u32;
+    let mut own = forgotten(0) as u32;
+    let mut usable = forgotten(0) as u32;
+    for which in 0..MAX_SNAT {
+        if which >= count {
+            break;
+        }
+        let Some(pool) = records::pool(record.pool(which)) else { break };
+        if pool.snat::<V4>() == listener.address::<V4>() {
+            own = forgotten(which as u64 + 1) as u32;
+            usable |= forgotten(1 << which) as u32;
+        } else if pool.flags() & LISTENED == 0 {
+            usable |= forgotten(1 << which) as u32;
+        }
+    }
+    if usable == 0 { (1 << MAX_SNAT) - 1 } else { own << OWN_SHIFT | usable }
 }
 
 /// Takes back what `count_in` has counted: no flow came of it.
@@ -242,14 +286,15 @@ fn list_of(service: u32) -> Option<(Held<Service>, u32)> {
 
 /// The backend to use, already counted in its `active`. `asked` is 0 or [`ASKED`].
 #[inline(always)]
-pub fn choose(service: u32, tried: Tried, client: u32, asked: u32) -> Option<Chosen> {
-    let chosen = choose_global(service, tried.0, client, asked);
+pub fn choose(service: u32, tried: Tried, client: Client, asked: u32) -> Option<Chosen> {
+    let chosen = choose_global(service, tried.0, client.0, asked);
     if chosen < 0 { None } else { Some(Chosen(chosen as u8)) }
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn choose_global(service: u32, tried: u64, client: u32, asked: u32) -> i32 {
+extern "C" fn choose_global(service: u32, tried: u64, client: u64, asked: u32) -> i32 {
+    let client = Client(client).hash();
     let Some(record) = records::service(service) else { return -1 };
     lock(record);
     let mut chosen = -1;

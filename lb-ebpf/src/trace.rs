@@ -11,7 +11,6 @@
 
 use lb_common::{
     flow::{Chosen, Key, SlotAt, Tried},
-    hash,
     layout::{ACTIVE, TRACE_ASKED, TRACE_KNOWN, TRACE_OPENS, TRACE_TURNED_AWAY, Trace},
     rules::DENY,
     slot::Ctl,
@@ -22,7 +21,7 @@ use crate::{
     access, index,
     outcome::Outcome,
     records,
-    select::{self, ASKED, FULL_POOLS},
+    select::{self, ASKED, Client, FULL_POOLS},
 };
 
 /// Whether the controller asks about this SYN.
@@ -65,7 +64,7 @@ extern "C" fn explain_global(key: u64) -> u64 {
     if access::is_over_limit(service, key.address_word()) {
         return turned_away(Reason::ClientLimit, ruled).0;
     }
-    let client = hash::client(key);
+    let client = Client::of(key);
     let mut failure = Reason::NoBackend;
     let mut tried = Tried::default();
     for _ in 0..FULL_POOLS {

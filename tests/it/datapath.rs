@@ -13,6 +13,7 @@ mod rules;
 mod schedulers;
 mod signs;
 mod slow_starts;
+mod snat;
 mod trace;
 mod trying;
 mod verifier;

@@ -4,7 +4,6 @@
 use lb_common::{
     event::{TRY_FAILED, TURNED_AWAY},
     flow::{Attempt, SlotAt},
-    hash,
     layout::{Backend, OUT},
     slot::{COUNTED, Ctl, State},
     time::Instant,
@@ -19,7 +18,7 @@ use crate::{
     outcome::{NONE, Outcome},
     records::{self, Held},
     report,
-    select::{self, Choice},
+    select::{self, Choice, Client},
     slots,
 };
 
@@ -59,7 +58,7 @@ extern "C" fn leave_global(at: u32, reason: u32) -> i64 {
     if reason != Reason::TimeWait as u32 {
         failed(backend, at, reason as u8);
     } else if !backend.is_closed()
-        && let Some(fresh) = select::claim_towards(number, hash::client(slot.key()))
+        && let Some(fresh) = select::claim_towards(number, Client::of(slot.key()))
     {
         return fresh.0 as i64;
     }

@@ -2,7 +2,6 @@
 
 use lb_common::{
     flow::{Attempt, Key, SlotAt, Tried},
-    hash,
     layout::ACTIVE,
     slot::{Ctl, State},
     verdict::Reason,
@@ -14,7 +13,7 @@ use crate::{
     index::{self, Hashed, Inserted},
     outcome::Outcome,
     records, report,
-    select::{self, Choice},
+    select::{self, Choice, Client},
     slots, trace,
 };
 
@@ -30,7 +29,7 @@ pub fn open(key: Key, initial: u32) -> Outcome {
     if admitted.kind() != Outcome::ADMITTED {
         return admitted;
     }
-    let choice = select::first(admitted.at().0, hash::client(key));
+    let choice = select::first(admitted.at().0, Client::of(key));
     let opened = Outcome(fill_global(key.0, initial, choice.0, admitted.0));
     half_open::enter(opened);
     opened

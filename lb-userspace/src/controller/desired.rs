@@ -81,6 +81,12 @@ impl Desired {
         let services = config.services.iter().filter_map(|service| translate(service, synced, &mut errors)).collect();
         if errors.is_empty() { Ok(Desired { services }) } else { Err(errors) }
     }
+
+    /// Whether clients connect to an address, at any service.
+    pub fn is_listened(&self, address: Ipv4Addr) -> bool {
+        let mut all = self.services.iter().flat_map(|service| &service.listen);
+        all.any(|listen| *listen.ip() == address)
+    }
 }
 
 fn translate(service: &model::Service, synced: bool, errors: &mut Vec<String>) -> Option<DesiredService> {

@@ -16,7 +16,7 @@ use std::{
 
 use lb_common::{
     hash,
-    layout::{ACTIVE, CLOSING, Listener, MAX_BACKENDS, MAX_SERVICES, Pool},
+    layout::{ACTIVE, CLOSING, LISTENED, Listener, MAX_BACKENDS, MAX_SERVICES, Pool},
     schedule,
 };
 
@@ -168,17 +168,23 @@ impl Planner {
         snat: Ipv4Addr,
         desired: &Desired,
     ) -> Option<u16> {
+        let flags = if desired.is_listened(snat) { LISTENED } else { 0 };
         if let Some((number, pool)) = self.plan.after.pool(backend.address, snat) {
+            let pool = *pool;
             if (pool.first_port, pool.ports) != (service.first_port, service.ports) {
                 self.plan.warnings.push(format!(
                     "service {}: snat_ports of backend {} stay {}-{}, for its slots exist; they change when it is removed or the datapath is detached",
                     service.name, backend.name, pool.first_port, pool.first_port + (pool.ports - 1)
                 ));
             }
+            if pool.flags != flags {
+                self.after().pools.insert(number, Pool { flags, ..pool });
+                self.plan.writes.push(Write::FlagPool { number, flags });
+            }
             return Some(number);
         }
         let number = self.plan.after.free_pool_row(backend.address, snat)?;
-        let pool = pool_record(backend.address, snat, service.first_port, service.ports);
+        let pool = Pool { flags, ..pool_record(backend.address, snat, service.first_port, service.ports) };
         self.after().pools.insert(number, pool);
         let withheld = withheld_ports(&self.plan.after, desired, &pool);
         self.plan.writes.push(Write::NewPool { number, pool, withheld });

@@ -66,7 +66,9 @@ fn check(installed: &Installed, tables: &Tables, write: &Write) {
         Write::NewPool { number, .. } => {
             assert!(!installed.pools.contains_key(number), "pool {number} is in use");
         }
-        Write::WithholdPort { pool, .. } => assert!(installed.pools.contains_key(pool), "a pool"),
+        Write::WithholdPort { pool: number, .. } | Write::FlagPool { number, .. } => {
+            assert!(installed.pools.contains_key(number), "a pool");
+        }
         Write::NewBackend { number, row } => {
             assert!(!installed.backends.contains_key(number), "backend {number} is in use");
             check_pools(installed, row);
@@ -130,6 +132,9 @@ impl Testbed {
             }
             Write::WithholdPort { pool, port } => {
                 assert!(self.withheld.get_mut(pool).expect("a pool").insert(*port));
+            }
+            Write::FlagPool { number, flags } => {
+                installed.pools.get_mut(number).expect("a pool").flags = *flags;
             }
             Write::NewBackend { number, row } | Write::SetBackend { number, row } => {
                 installed.backends.insert(*number, row.clone());

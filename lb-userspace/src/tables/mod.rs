@@ -164,6 +164,11 @@ impl Tables {
         self.fixed.pools.word64(number.into(), offset_of!(Pool, hop)).store(hop.0, Ordering::Release);
     }
 
+    /// Sets a pool's flags.
+    pub fn set_pool_flags(&self, number: u16, flags: u32) {
+        self.fixed.pools.word32(number.into(), offset_of!(Pool, flags)).store(flags, Ordering::Release);
+    }
+
     /// How many slots wait in a pool's ring. For tests.
     #[doc(hidden)]
     pub fn free_slots(&self, pool: u16) -> u32 {

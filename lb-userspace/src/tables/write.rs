@@ -33,6 +33,13 @@ pub enum Write {
         /// The SNAT port.
         port: u16,
     },
+    /// Says whether the SNAT address of a pool is a listen address too.
+    FlagPool {
+        /// The pool, a row of POOLS.
+        number: u16,
+        /// `LISTENED`, or 0.
+        flags: u32,
+    },
     /// Clears totals and connect times, then writes the record: `UP`, or `NONE` if closed.
     NewBackend {
         /// Its row in BACKENDS.
@@ -103,6 +110,7 @@ impl Tables {
                 .put_pool(*number, pool, withheld, upper_first)
                 .with_context(|| format!("slots for backend {}", pool_backend(pool)))?,
             Write::WithholdPort { pool, port } => return Ok(self.withhold_port(*pool, *port)),
+            Write::FlagPool { number, flags } => self.set_pool_flags(*number, *flags),
             Write::NewBackend { number, row } => {
                 self.reset_backend(*number);
                 self.configure_backend(*number, row);

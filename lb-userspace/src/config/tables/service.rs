@@ -89,7 +89,8 @@ fn interfaces(table: &mut Table) -> Vec<String> {
     values(interfaces)
 }
 
-/// The SNAT addresses; by default the addresses of `listen`.
+/// The SNAT addresses; by default the addresses of `listen`. Which of them a connection gets follows
+/// the listener that its client came by, see `lb_common::layout::LISTENED`.
 fn snat<'a>(table: &mut Table<'a>, listen: &[At<'a, SocketAddr>]) -> Vec<At<'a, IpAddr>> {
     let listed = table.list("snat", units::address).filter(|list| !list.is_empty());
     let candidates =

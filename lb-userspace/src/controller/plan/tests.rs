@@ -63,6 +63,7 @@ fn kinds(plan: &Plan) -> Vec<&'static str> {
     let kind = |write: &Write| match write {
         Write::NewPool { .. } => "new pool",
         Write::WithholdPort { .. } => "withhold port",
+        Write::FlagPool { .. } => "flag pool",
         Write::NewBackend { .. } => "new backend",
         Write::SetBackend { row, .. } if row.closed => "close backend",
         Write::SetBackend { .. } => "set backend",
@@ -193,7 +194,7 @@ fn a_service_whose_address_changes_keeps_its_place_by_its_name() {
     moved.services[0].listen = vec![v4("10.0.1.99:6443")];
     let known = BTreeMap::from([(Arc::from("api"), 0)]);
     let plan = plan(&tables.installed(), &moved, &known).expect("a plan");
-    assert_eq!(kinds(&plan), ["close listener", "set listener"]);
+    assert_eq!(kinds(&plan), ["close listener", "flag pool", "set listener"]);
 }
 
 #[test]
@@ -312,4 +313,31 @@ fn meaning(installed: &Installed) -> BTreeMap<SocketAddrV4, Vec<String>> {
         (listener_address(listener), service.backends.iter().map(backend).collect())
     });
     lists.collect()
+}
+
+#[test]
+fn the_pools_of_every_snat_address_know_whether_it_is_a_listen_address_also_after_a_reload() {
+    let mut tables = Testbed::default();
+    let own = Ipv4Addr::new(10, 0, 1, 1);
+    let second = v4("10.0.1.101:6443");
+    let mut desired = one(&[10]);
+    desired.services[0].snat.extend([*second.ip(), own]);
+    apply(&mut tables, &desired);
+    let flags = |tables: &Testbed| {
+        let installed = tables.installed();
+        let of = |snat| installed.pool(v4("10.0.1.10:6443"), snat).map(|(_, pool)| pool.flags);
+        [Ipv4Addr::new(10, 0, 1, 100), *second.ip(), own].map(|snat| of(snat).expect("a pool"))
+    };
+    assert_eq!(flags(&tables), [LISTENED, 0, 0]);
+    desired.services[0].listen.push(second);
+    assert_eq!(kinds(&apply(&mut tables, &desired)), ["flag pool", "set listener"], "known before a client comes");
+    assert_eq!(flags(&tables), [LISTENED, LISTENED, 0]);
+    // Another service's listener counts as much.
+    desired.services[0].listen.pop();
+    desired.services.push(service("other", "10.0.1.101:7443", &[10]));
+    apply(&mut tables, &desired);
+    assert_eq!(flags(&tables), [LISTENED, LISTENED, 0]);
+    desired.services.pop();
+    apply(&mut tables, &desired);
+    assert_eq!(flags(&tables), [LISTENED, 0, 0]);
 }

@@ -29,7 +29,8 @@ fn pool() -> Pool {
         hop: Hop::new(BACKEND_MAC, 1),
         heard: Ticks::default(),
         sent: Ticks::default(),
-        reserved: [0; 2],
+        flags: 0,
+        reserved: 0,
     }
 }
 
