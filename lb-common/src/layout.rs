@@ -202,6 +202,20 @@ pub const LISTENED: u32 = 1;
 /// ticks: every CPU reads their cache line for every packet, so it must not be written as often.
 pub const HEARD_STEP: u32 = 32;
 
+/// A key of ADDRESSES: an address, v4-mapped, as two words of memory.
+pub type Address = [u64; 2];
+
+/// ADDRESSES: what the addresses of listeners and pools are used for, a set of `IS_LISTENER`,
+/// `IS_SNAT`, `IS_BACKEND`. Written by the controller, read for fragments, which have no ports by
+/// which a listener or a pool could be found.
+pub const MAX_ADDRESSES: u32 = (1 << LISTENER_BITS) + (2 << POOL_BITS);
+/// Clients connect to it.
+pub const IS_LISTENER: u32 = 1;
+/// Backends see it.
+pub const IS_SNAT: u32 = 2;
+/// A backend has it.
+pub const IS_BACKEND: u32 = 4;
+
 /// RINGS: the two ends of a pool's ring of free slots (the cells are in FREE), and the cursor of
 /// the emergency search. Both the kernel program and the controller write it, as they open and
 /// close flows.

@@ -36,10 +36,10 @@ macro_rules! reasons {
 reasons! {
     // Passed on to the host, untouched.
     NotOurs = 0, "not_ours", "a packet that belongs to no service and no flow: passed to the host";
-    Fragment = 1, "fragment", "an IP fragment for a service: passed to the host, which cannot place it";
-    IpOptions = 2, "ip_options", "a packet with IP options for a service: passed to the host";
-    Vlan = 3, "vlan", "a packet with a VLAN tag seen on the untagged device: passed to the host";
-    Malformed = 4, "malformed", "headers that are cut short or contradict themselves: passed to the host";
+    Fragment = 1, "fragment", "an IP fragment for a service, or one that may be a part of such a packet: dropped, it cannot be placed";
+    IpOptions = 2, "ip_options", "a packet for a service with IP options that say its way or cannot be read: dropped; any others are removed";
+    Vlan = 3, "vlan", "a packet with the tag of a VLAN seen on the untagged device: passed to the host";
+    Malformed = 4, "malformed", "headers that are cut short or contradict themselves: dropped if they name a service, else passed to the host";
     OtherHost = 5, "other_host", "a flooded frame whose MAC address is not ours, for no known flow: passed on";
 
     // ARP and neighbour discovery for a virtual address that VRRP carries.

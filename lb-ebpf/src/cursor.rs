@@ -6,10 +6,13 @@
 //! sees the bytes of the wire.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, xdp_action, xdp_md},
+    bindings::{
+        __sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_NET, xdp_action, xdp_md,
+    },
     helpers::{
-        bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
-        bpf_xdp_adjust_head,
+        bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_xdp_adjust_head,
     },
 };
 use lb_common::{
@@ -166,8 +169,17 @@ pub trait Frame: Copy {
     fn network_length(self) -> u32;
     /// The interface it came in on.
     fn ingress(self) -> u32;
-    /// Whether it carries a VLAN tag outside its bytes.
+    /// The same frame, of which the compiler knows nothing.
+    fn anew(self) -> Self;
+    /// Whether it carries a tag outside its bytes.
+    fn has_tag(self) -> bool;
+    /// Whether it carries the tag of a VLAN outside its bytes. VLAN 0 is none: such a tag only says
+    /// how urgent the frame is (802.1Q).
     fn is_tagged(self) -> bool;
+    /// Removes its tag, the outer one if there are two.
+    fn untag(self) -> bool;
+    /// Removes the options of an untagged IPv4 packet, which are `bytes` long.
+    fn strip(self, bytes: u32) -> bool;
     /// Whether it was flooded to us: its destination is not the MAC address of the interface.
     fn is_flooded(self, interface: Held<Interface>) -> bool;
     /// Rewrites addresses, ports, MAC addresses and checksums, and lowers the time to live by one.
@@ -206,6 +218,44 @@ impl Bytes {
         // SAFETY: the caller's check; the verifier refuses a program in which it is missing.
         unsafe { *((self.start + offset) as *const T) }
     }
+
+    /// Reads a field at an offset that is found out at run time, if the frame has it.
+    #[inline(always)]
+    pub fn at<T: Copy>(self, offset: usize) -> Option<T> {
+        let mut address = self.start + offset;
+        // The verifier follows one register from the check to the access; LLVM would add up anew.
+        // SAFETY: touches one register.
+        unsafe { core::arch::asm!("{0} += 0", inout(reg) address) };
+        if address + size_of::<T>() > self.end {
+            return None;
+        }
+        // SAFETY: checked just above.
+        Some(unsafe { *(address as *const T) })
+    }
+}
+
+/// The IPv4 header at the front of a frame with `bytes` of options behind it, as it is without
+/// them; `None` if the frame has none.
+#[inline(always)]
+fn without_options(frame: Bytes, bytes: u32) -> Option<[u32; 5]> {
+    if !frame.has(field::TCP) {
+        return None;
+    }
+    let mut header = [0; 5];
+    for (i, word) in header.iter_mut().enumerate() {
+        *word = frame.read(field::IP + i * 4);
+    }
+    let length = u16::from_be((header[0] >> 16) as u16);
+    // A packet above 64 KiB (BIG TCP) has no length there.
+    let length = if length == 0 { 0 } else { length.wrapping_sub(bytes as u16) };
+    header[0] = (length.to_be() as u32) << 16 | header[0] & 0xff00 | 0x45;
+    header[2] &= 0xffff;
+    let mut sum = 0;
+    for word in &header {
+        sum += *word as u64;
+    }
+    header[2] |= (finish(sum) as u32) << 16;
+    Some(header)
 }
 
 /// Writes a field; the caller has checked the bounds.
@@ -300,14 +350,72 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn anew(self) -> Self {
+        let mut md = self.0;
+        // SAFETY: touches one register.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) md) };
+        XdpFrame(md)
+    }
+
+    #[inline(always)]
+    fn has_tag(self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn is_tagged(self) -> bool {
         false
     }
 
     #[inline(always)]
+    fn untag(self) -> bool {
+        let bytes = self.bytes();
+        if !bytes.has(12) {
+            return false;
+        }
+        let macs: [u32; 3] = [bytes.read(0), bytes.read(4), bytes.read(8)];
+        // SAFETY: the helper takes the kernel's context and any difference; the bounds are checked
+        // again, because it moves the frame.
+        unsafe {
+            if bpf_xdp_adjust_head(self.0, 4) != 0 || !self.bytes().has(12) {
+                return false;
+            }
+            let start = self.start();
+            for (i, word) in macs.iter().enumerate() {
+                write(start, i * 4, *word);
+            }
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn strip(self, bytes: u32) -> bool {
+        let old = self.bytes();
+        let Some(header) = without_options(old, bytes) else { return false };
+        let macs: [u32; 3] = [old.read(0), old.read(4), old.read(8)];
+        let kind: u16 = old.read(field::ETHERTYPE);
+        // SAFETY: the helper takes the kernel's context and any difference; the bounds are checked
+        // again, because it moves the frame.
+        unsafe {
+            if bpf_xdp_adjust_head(self.0, bytes as i32) != 0 || !self.bytes().has(field::TCP) {
+                return false;
+            }
+            let start = self.start();
+            for (i, word) in macs.iter().enumerate() {
+                write(start, i * 4, *word);
+            }
+            write(start, field::ETHERTYPE, kind);
+            for (i, word) in header.iter().enumerate() {
+                write(start, field::IP + i * 4, *word);
+            }
+        }
+        true
+    }
+
+    #[inline(always)]
     fn is_flooded(self, interface: Held<Interface>) -> bool {
         let bytes = self.bytes();
-        if !bytes.has(field::PAYLOAD) {
+        if !bytes.has(field::IP) {
             return true;
         }
         bytes.read::<[u8; 6]>(0) != interface.mac()
@@ -382,6 +490,9 @@ pub struct TcFrame(pub *mut __sk_buff);
 /// Go on to the next program, or to the host (TCX_NEXT and TC_ACT_UNSPEC are the same number).
 const TC_NEXT: i32 = -1;
 const TC_SHOT: i32 = 2;
+/// Segments of a packet that is still to be cut stay as long as they are, and a checksum that was
+/// found right stays so.
+const SAME_SEGMENTS: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
 
 impl TcFrame {
     #[inline(always)]
@@ -477,8 +588,44 @@ impl Frame for TcFrame {
     }
 
     #[inline(always)]
-    fn is_tagged(self) -> bool {
+    fn anew(self) -> Self {
+        let mut skb = self.0;
+        // SAFETY: touches one register.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) skb) };
+        TcFrame(skb)
+    }
+
+    #[inline(always)]
+    fn has_tag(self) -> bool {
         self.skb().vlan_present != 0
+    }
+
+    #[inline(always)]
+    fn is_tagged(self) -> bool {
+        self.has_tag() && self.skb().vlan_tci & 0xfff != 0
+    }
+
+    #[inline(always)]
+    fn untag(self) -> bool {
+        // SAFETY: the helper takes the kernel's context; pointers are read again by the caller.
+        unsafe { bpf_skb_vlan_pop(self.0) == 0 }
+    }
+
+    /// The kernel keeps an unfinished checksum, and the sum of a card over the packet, right.
+    #[inline(always)]
+    fn strip(self, bytes: u32) -> bool {
+        let Some(header) = without_options(self.bytes(), bytes) else { return false };
+        // SAFETY: the helpers take the kernel's context; `header` is 20 bytes long.
+        unsafe {
+            bpf_skb_adjust_room(self.0, -(bytes as i32), BPF_ADJ_ROOM_NET, SAME_SEGMENTS) == 0
+                && bpf_skb_store_bytes(
+                    self.0,
+                    field::IP as u32,
+                    header.as_ptr().cast(),
+                    size_of_val(&header) as u32,
+                    BPF_F_RECOMPUTE_CSUM as u64,
+                ) == 0
+        }
     }
 
     #[inline(always)]

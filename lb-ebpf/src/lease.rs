@@ -33,12 +33,13 @@ const ADVERTISEMENT: u8 = 136;
 /// An address as its record holds it, in two words of memory.
 type Address = (u64, u64);
 
-/// The verdict on a frame that is no TCP segment over IPv4; `reason` says what it is instead. Not
-/// inlined: LLVM would take over the address of the frame from the caller in 32 bits.
+/// The verdict on a frame that is no TCP segment over IPv4. Not inlined: LLVM would take over the
+/// address of the frame from the caller in 32 bits.
 #[inline(never)]
-pub fn other<F: Frame>(frame: F, reason: Reason) -> i32 {
+pub fn other<F: Frame>(frame: F) -> i32 {
+    let reason = Reason::NotOurs;
     let bytes = frame.bytes();
-    // Frames shorter than TCP's headers were made readable to their end.
+    // The longest headers were made readable.
     if !bytes.has(arp::END) || frame.is_tagged() {
         return passed::<F>(reason);
     }

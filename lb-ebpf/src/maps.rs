@@ -6,7 +6,7 @@
 //! program.
 
 use aya_ebpf::{
-    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
@@ -14,9 +14,9 @@ use lb_common::{
     clients::CLIENT_BUCKETS,
     event::Event,
     layout::{
-        Backend, ClientLine, ConnectTimes, EVENTS_BYTES, EXTENT_BITS, FreeLine, Interface, LEASE_BITS, LISTENER_BITS,
-        Lease, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MaglevLine, Meta, Opening,
-        POOL_BITS, POOL_EXTENTS, Pool, Ring, RuleLine, Service, Slot, SlowStart, Trace,
+        Address, Backend, ClientLine, ConnectTimes, EVENTS_BYTES, EXTENT_BITS, FreeLine, Interface, LEASE_BITS,
+        LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES,
+        MaglevLine, Meta, Opening, POOL_BITS, POOL_EXTENTS, Pool, Ring, RuleLine, Service, Slot, SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -86,6 +86,9 @@ pub static CLIENTS: ArrayOfMaps<Array<ClientLine, { CLIENT_BUCKETS as usize }, I
 pub static TRACE: Array<Trace, 1, MAPPED> = Array::new();
 #[btf_map]
 pub static LINKS: HashMap<u32, u32, { MAX_INTERFACES as usize }> = HashMap::new();
+#[btf_map]
+pub static ADDRESSES: HashMap<Address, u32, { MAX_ADDRESSES as usize }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { REASON_LIMIT as usize }> = PerCpuArray::new();
 #[btf_map]

@@ -1,11 +1,10 @@
-//! From bytes to a [`Segment`], or to the reason why a frame is passed on.
+//! From bytes to a [`Segment`].
 
 use lb_common::{
     address::{Family, V4},
     tcp::{FIN, SYN},
-    verdict::Reason,
 };
-use network_types::{eth::EtherType, ip::IpProto};
+use network_types::ip::IpProto;
 
 use crate::{
     cursor::{Bytes, Frame, LONGEST_HEADERS, field},
@@ -46,46 +45,47 @@ impl<V: Family> Segment<V> {
     }
 }
 
-/// Version 4, and a header of five words.
-const NO_OPTIONS: u8 = 0x45;
+/// IPv4 on Ethernet, and a header of five words: the EtherType and the first byte of the packet.
+const NO_OPTIONS: u32 = u32::from_ne_bytes([0x08, 0x00, 0x45, 0]);
+const NO_OPTIONS_MASK: u32 = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
 /// More fragments, or an offset.
 const FRAGMENTED: u16 = 0x3fff_u16.to_be();
 
-/// Reads the headers. Anything but a whole TCP segment in one IPv4 packet is an error: the reason
-/// to pass it on.
+/// Whether a frame is an untagged, whole IPv4 packet without options with a TCP header, as nearly
+/// all are.
 #[inline(always)]
-pub fn segment<F: Frame>(frame: F) -> Result<Segment, Reason> {
+pub fn is_plain<F: Frame>(frame: F) -> bool {
     let mut bytes = frame.bytes();
     if !bytes.has(field::PAYLOAD) {
         frame.pull(LONGEST_HEADERS);
         bytes = frame.bytes();
         if !bytes.has(field::PAYLOAD) {
-            return Err(Reason::NotOurs);
+            return false;
         }
     }
-    let ethertype: u16 = bytes.read(field::ETHERTYPE);
-    if ethertype != EtherType::Ipv4 as u16 {
-        let tagged = ethertype == EtherType::Ieee8021q as u16 || ethertype == EtherType::Ieee8021ad as u16;
-        return Err(if tagged { Reason::Vlan } else { Reason::NotOurs });
-    }
-    if bytes.read::<u8>(field::PROTOCOL) != IpProto::Tcp as u8 {
-        return Err(Reason::NotOurs);
-    }
-    if frame.is_tagged() {
-        return Err(Reason::Vlan);
-    }
-    if bytes.read::<u8>(field::IP) != NO_OPTIONS {
-        return Err(Reason::IpOptions);
-    }
-    if bytes.read::<u16>(field::FRAGMENT) & FRAGMENTED != 0 {
-        return Err(Reason::Fragment);
+    bytes.read::<u32>(field::ETHERTYPE) & NO_OPTIONS_MASK == NO_OPTIONS
+        && bytes.read::<u8>(field::PROTOCOL) == IpProto::Tcp as u8
+        && bytes.read::<u16>(field::FRAGMENT) & FRAGMENTED == 0
+        && !frame.has_tag()
+}
+
+/// Reads the headers of a frame that is plain. `None`: they are cut short or contradict themselves.
+#[inline(always)]
+pub fn segment<F: Frame>(frame: F) -> Option<Segment> {
+    let mut bytes = frame.bytes();
+    if !bytes.has(field::PAYLOAD) {
+        frame.pull(LONGEST_HEADERS);
+        bytes = frame.bytes();
+        if !bytes.has(field::PAYLOAD) {
+            return None;
+        }
     }
     let header = (bytes.read::<u8>(field::DATA_OFFSET) >> 4) as u32 * 4;
     let length = ip_length(frame, bytes);
     if header < 20 || length < V4::HEADER as u32 + header || length > frame.network_length() {
-        return Err(Reason::Malformed);
+        return None;
     }
-    Ok(Segment {
+    Some(Segment {
         source: bytes.read(field::SOURCE),
         destination: bytes.read(field::DESTINATION),
         source_port: bytes.read(field::SOURCE_PORT),

@@ -17,8 +17,8 @@ use lb_common::{
     flow::{Attempt, HalfOpenCell, Key, SlotAt, Tried},
     hash::{Entry, PROBES, listener_start, pool_start, probe},
     layout::{
-        Backend, ClientLine, DELETED, EMPTY, EXTENT_BITS, FreeLine, HEARD_STEP, Hop, Interface, LISTENER_BITS, Lease,
-        Listener, NONE, Opening, POOL_BITS, Pool, Ring, SYN_OPTIONS, Service, Slot, SlowStart, Trace,
+        Address, Backend, ClientLine, DELETED, EMPTY, EXTENT_BITS, FreeLine, HEARD_STEP, Hop, Interface, LISTENER_BITS,
+        Lease, Listener, NONE, Opening, POOL_BITS, Pool, Ring, SYN_OPTIONS, Service, Slot, SlowStart, Trace,
     },
     slot::{Ctl, State},
     time::{Instant, Ticks},
@@ -163,6 +163,20 @@ pub fn interface(link: u32) -> Option<Held<Interface>> {
 pub fn link_of(ifindex: u32) -> Option<u32> {
     // SAFETY: from the look-up; an aligned word.
     maps::LINKS.get_ptr_mut(ifindex).map(|link| unsafe { *link })
+}
+
+/// What we use an address for: see `layout::IS_LISTENER` and those below it.
+#[inline(always)]
+pub fn uses_of<V: Family>(address: V::Address) -> u32 {
+    // SAFETY: from the look-up; an aligned word.
+    maps::ADDRESSES.get_ptr_mut(mapped::<V>(address)).map_or(0, |uses| unsafe { *uses })
+}
+
+/// An address as a key.
+#[inline(always)]
+fn mapped<V: Family>(address: V::Address) -> Address {
+    const { assert!(V::WORD_IS_ADDRESS, "the halves of an IPv6 address are its key") };
+    [0, u64::from_ne_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0]) | (V::word(address) as u64) << 32]
 }
 
 /// The lease in a row.

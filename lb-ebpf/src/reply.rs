@@ -27,7 +27,7 @@ const RST_PER_TICK: u64 = 10;
 /// never answered. The caller has counted why.
 #[inline(never)]
 pub fn reset<F: Frame>(frame: F) -> i32 {
-    let Ok(segment) = parse::segment(frame) else { return impossible::<F>() };
+    let Some(segment) = parse::segment(frame) else { return impossible::<F>() };
     if segment.flags & RST != 0 || !(segment.is_self_test() || allowed()) {
         return F::DROP;
     }

@@ -16,7 +16,7 @@ use crate::{
     cursor::{Frame, LONGEST_HEADERS, Translation, field},
     flow,
     index::{self, Hashed},
-    klog, lease,
+    irregular, klog, lease,
     outcome::Outcome,
     parse::{self, Segment},
     records::{self, Held, OPENING_WORDS},
@@ -37,10 +37,17 @@ enum Sender {
 /// The verdict on a frame.
 #[inline(always)]
 pub fn walk<F: Frame>(frame: F) -> i32 {
-    let segment = match parse::segment(frame) {
-        Ok(segment) => segment,
-        Err(reason) => return lease::other::<F>(frame, reason),
-    };
+    if !parse::is_plain(frame) {
+        match irregular::irregular(frame) {
+            irregular::PLAIN => {}
+            irregular::OTHER => return lease::other::<F>(frame),
+            verdict => return verdict,
+        }
+    }
+    // The verifier follows what comes only once: nothing that it knows of a plain frame from above
+    // is used below.
+    let frame = frame.anew();
+    let Some(segment) = parse::segment(frame) else { return irregular::malformed(frame) };
     if let Some((row, listener)) = records::listener_at::<V4>(segment.destination, segment.destination_port) {
         return from_client(frame, segment, row, listener);
     }
@@ -128,7 +135,7 @@ fn settle<F: Frame>(frame: F, segment: Segment, outcome: Outcome, sender: Sender
         _ => outcome,
     };
     // Read again rather than kept: what is kept during the calls above is on the stack below them.
-    let Ok(segment) = parse::segment(frame) else { return impossible::<F>() };
+    let Some(segment) = parse::segment(frame) else { return impossible::<F>() };
     if let (Outcome::OPENED, Sender::Client(_, link)) = (outcome.kind(), sender) {
         save_syn(frame, segment, outcome.at(), link);
     }

@@ -158,7 +158,7 @@ fn pseudo_header(frame: &[u8]) -> u32 {
 
 /// RFC 1071 over big-endian words, written as in the standard and not as in lb-common, which it
 /// checks.
-fn checksum(bytes: &[u8], start: u32) -> u16 {
+pub fn checksum(bytes: &[u8], start: u32) -> u16 {
     let mut sum = start;
     for pair in bytes.chunks(2) {
         sum += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray};
-use lb_common::verdict::Reason;
+use lb_common::{layout::Address, verdict::Reason};
 
 use super::shapes::{INNER, MAPPED};
 use crate::{
@@ -25,6 +25,7 @@ pub struct Kernel {
     /// its descriptor.
     outer: Vec<(Mutex<ArrayOfMaps<MapData>>, MapData)>,
     links: Mutex<HashMap<MapData, u32, u32>>,
+    addresses: Mutex<HashMap<MapData, Address, u32>>,
     counters: Mutex<PerCpuArray<MapData, u64>>,
 }
 
@@ -39,6 +40,7 @@ impl Kernel {
         Ok(Kernel {
             outer: Outer::ALL.into_iter().map(array).collect::<Result<_>>()?,
             links: Mutex::new(Map::from_map_data(pinned("LINKS")?)?.try_into()?),
+            addresses: Mutex::new(Map::from_map_data(pinned("ADDRESSES")?)?.try_into()?),
             counters: Mutex::new(Map::from_map_data(pinned("COUNTERS")?)?.try_into()?),
         })
     }
@@ -103,15 +105,21 @@ impl Maps for Kernel {
     }
 
     fn remove_link(&self, ifindex: u32) -> Result<()> {
-        match lock(&self.links).remove(&ifindex) {
-            Ok(()) => Ok(()),
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error).context("cannot write LINKS"),
-        }
+        removed(lock(&self.links).remove(&ifindex)).context("cannot write LINKS")
     }
 
     fn links(&self) -> Result<Vec<(u32, u32)>> {
         lock(&self.links).iter().collect::<Result<_, _>>().context("cannot read LINKS")
+    }
+
+    fn set_uses(&self, address: Address, uses: u32) -> Result<()> {
+        let mut addresses = lock(&self.addresses);
+        let written = if uses == 0 { removed(addresses.remove(&address)) } else { addresses.insert(address, uses, 0) };
+        written.context("cannot write ADDRESSES")
+    }
+
+    fn uses(&self) -> Result<Vec<(Address, u32)>> {
+        lock(&self.addresses).iter().collect::<Result<_, _>>().context("cannot read ADDRESSES")
     }
 
     fn counter(&self, reason: Reason) -> Result<u64> {
@@ -128,6 +136,14 @@ impl Maps for Kernel {
             *first += 1;
         }
         counters.set(reason as u32, values.try_into()?, 0).context("cannot write COUNTERS")
+    }
+}
+
+/// What was not there need not be removed.
+fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

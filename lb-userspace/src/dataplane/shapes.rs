@@ -8,8 +8,9 @@ use aya::maps::{MapData, MapType};
 use lb_common::{
     hash,
     layout::{
-        Backend, ConnectTimes, EVENTS_BYTES, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAX_BACKENDS,
-        MAX_INTERFACES, MAX_SERVICES, Meta, POOL_BITS, POOL_EXTENTS, Pool, Ring, Service, SlowStart, Trace,
+        Backend, ConnectTimes, EVENTS_BYTES, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAX_ADDRESSES,
+        MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, Meta, POOL_BITS, POOL_EXTENTS, Pool, Ring, Service, SlowStart,
+        Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -18,6 +19,9 @@ use lb_common::{
 pub const MAPPED: u32 = 1 << 10;
 /// BPF_F_INNER_MAP: inner maps of one outer map may differ in size (5.10).
 pub const INNER: u32 = 1 << 12;
+
+/// BPF_F_NO_PREALLOC: an entry takes memory when it is written, which only the controller does.
+const NO_PREALLOC: u32 = 1;
 
 /// What a map is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,6 +83,7 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("CLIENTS", outer(MAX_SERVICES)),
         ("TRACE", mapped(size_of::<Trace>(), 1)),
         ("LINKS", Shape { kind: MapType::Hash, key: 4, value: 4, entries: MAX_INTERFACES, flags: 0 }),
+        ("ADDRESSES", Shape { kind: MapType::Hash, key: 16, value: 4, entries: MAX_ADDRESSES, flags: NO_PREALLOC }),
         ("COUNTERS", per_cpu(8, REASON_LIMIT)),
         ("RST_TOKENS", per_cpu(16, 1)),
         ("EVENTS", Shape { kind: MapType::RingBuf, key: 0, value: 0, entries: EVENTS_BYTES, flags: 0 }),
@@ -153,8 +158,11 @@ mod tests {
                 MapType::Array => assert!(memory::FIXED.contains(&(name, record, records)), "{name}: {shape}"),
                 MapType::ArrayOfMaps => assert!(memory::OUTER.contains(&(name, records)), "{name}: {shape}"),
                 // A page or less on any machine, except for the ring buffer, which is counted by
-                // its size.
-                _ => assert!(["LINKS", "COUNTERS", "RST_TOKENS", "EVENTS"].contains(&name), "{name}: {shape}"),
+                // its size, and a place for every address in the configuration.
+                _ => assert!(
+                    ["LINKS", "ADDRESSES", "COUNTERS", "RST_TOKENS", "EVENTS"].contains(&name),
+                    "{name}: {shape}"
+                ),
             }
         }
         let arrays = |wanted| shapes(1).iter().filter(|(_, shape)| shape.kind == wanted).count();

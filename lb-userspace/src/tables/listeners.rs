@@ -21,7 +21,7 @@ impl Tables {
             self.check_listener(row, listener)?;
         }
         self.fixed.listeners.publish(row.into(), listener, offset_of!(Listener, state));
-        Ok(())
+        self.note_addresses()
     }
 
     /// Whether the kernel program would find a listener in this row, and nothing else is there.
@@ -40,9 +40,10 @@ impl Tables {
     }
 
     /// Frees a listener's row. Its last connection must be over.
-    pub fn delete_listener(&self, row: u16) {
+    pub fn delete_listener(&self, row: u16) -> Result<()> {
         let record = Listener { state: DELETED, ..self.listener(row) };
         self.fixed.listeners.publish(row.into(), &record, offset_of!(Listener, state));
+        self.note_addresses()
     }
 
     /// The row of the listener at an address, if there is one.

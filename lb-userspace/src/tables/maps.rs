@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use lb_common::{
-    layout::{EXTENT_BITS, POOL_EXTENTS},
+    layout::{Address, EXTENT_BITS, POOL_EXTENTS},
     verdict::{REASON_LIMIT, Reason},
 };
 
@@ -122,6 +122,10 @@ pub trait Maps: Send + Sync {
     fn remove_link(&self, ifindex: u32) -> Result<()>;
     /// All indexes that were entered, each with its number.
     fn links(&self) -> Result<Vec<(u32, u32)>>;
+    /// Enters what an address is used for, by which the kernel program knows fragments; 0: nothing.
+    fn set_uses(&self, address: Address, uses: u32) -> Result<()>;
+    /// All addresses that were entered, each with what it is used for.
+    fn uses(&self) -> Result<Vec<(Address, u32)>>;
     /// One reason's count, over all CPUs.
     fn counter(&self, reason: Reason) -> Result<u64>;
     /// Adds one to a reason that the kernel program never counts.
@@ -131,12 +135,17 @@ pub trait Maps: Send + Sync {
 /// No kernel: the tables are memory of this process.
 pub struct Memory {
     links: RwLock<BTreeMap<u32, u32>>,
+    addresses: RwLock<BTreeMap<Address, u32>>,
     counters: [AtomicU64; REASON_LIMIT as usize],
 }
 
 impl Default for Memory {
     fn default() -> Memory {
-        Memory { links: RwLock::new(BTreeMap::new()), counters: [const { AtomicU64::new(0) }; REASON_LIMIT as usize] }
+        Memory {
+            links: RwLock::default(),
+            addresses: RwLock::default(),
+            counters: [const { AtomicU64::new(0) }; REASON_LIMIT as usize],
+        }
     }
 }
 
@@ -169,6 +178,20 @@ impl Maps for Memory {
 
     fn links(&self) -> Result<Vec<(u32, u32)>> {
         Ok(read(&self.links).iter().map(|(ifindex, number)| (*ifindex, *number)).collect())
+    }
+
+    fn set_uses(&self, address: Address, uses: u32) -> Result<()> {
+        let mut addresses = write(&self.addresses);
+        if uses == 0 {
+            addresses.remove(&address)
+        } else {
+            addresses.insert(address, uses)
+        };
+        Ok(())
+    }
+
+    fn uses(&self) -> Result<Vec<(Address, u32)>> {
+        Ok(read(&self.addresses).iter().map(|(address, uses)| (*address, *uses)).collect())
     }
 
     fn counter(&self, reason: Reason) -> Result<u64> {

@@ -16,19 +16,20 @@
 //! Nothing here knows aya.
 
 use std::{
+    collections::BTreeMap,
     mem::offset_of,
     net::SocketAddr,
     ops::Range,
-    sync::{Arc, RwLock, atomic::Ordering},
+    sync::{Arc, Mutex, RwLock, atomic::Ordering},
 };
 
 use anyhow::{Result, bail};
 use lb_common::{
     flow::{Key, SlotAt},
     layout::{
-        ACTIVE, Backend, ClientLine, ConnectTimes, DELETED, EMPTY, HASH, Hop, Interface, LEASE_BITS, LISTENER_BITS,
-        Lease, Listener, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, Meta, POOL_BITS, Pool, Ring, RuleLine, Service,
-        SlowStart,
+        ACTIVE, Address, Backend, ClientLine, ConnectTimes, DELETED, EMPTY, HASH, Hop, IS_BACKEND, IS_LISTENER,
+        IS_SNAT, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES,
+        Meta, POOL_BITS, Pool, Ring, RuleLine, Service, SlowStart,
     },
     slot::{CONNECTED, IN_RING},
     verdict::Reason,
@@ -74,6 +75,8 @@ pub struct Tables {
     half_open: Inner<u64>,
     rules: Inner<RuleLine>,
     clients: Inner<ClientLine>,
+    /// What ADDRESSES holds.
+    addresses: Mutex<BTreeMap<Address, u32>>,
     maps: Box<dyn Maps>,
 }
 
@@ -138,13 +141,37 @@ impl Tables {
             half_open: Inner::new(Outer::HalfOpen, MAX_SERVICES),
             rules: Inner::new(Outer::Rules, MAX_SERVICES),
             clients: Inner::new(Outer::Clients, MAX_SERVICES),
+            addresses: Mutex::default(),
             maps,
         };
         tables.adopt_pools()?;
         tables.half_open.adopt(&*tables.maps)?;
         tables.rules.adopt(&*tables.maps)?;
         tables.clients.adopt(&*tables.maps)?;
+        *lock(&tables.addresses) = tables.maps.uses()?.into_iter().collect();
+        tables.note_addresses()?;
         Ok(tables)
+    }
+
+    /// Brings ADDRESSES up to date with the listeners and pools. An address is known before the
+    /// record that it is of is used, but for a moment.
+    fn note_addresses(&self) -> Result<()> {
+        let mut wanted = BTreeMap::new();
+        let mut note = |address: [u8; 16], usage| *wanted.entry(halves(address)).or_insert(0) |= usage;
+        for (_, listener) in self.listeners() {
+            note(listener.address, IS_LISTENER);
+        }
+        for (_, pool) in self.pools() {
+            note(pool.snat, IS_SNAT);
+            note(pool.backend, IS_BACKEND);
+        }
+        let mut noted = lock(&self.addresses);
+        let gone = noted.keys().filter(|address| !wanted.contains_key(*address)).map(|address| (*address, 0));
+        let new = wanted.iter().filter(|(address, uses)| noted.get(*address) != Some(*uses));
+        let changes: Vec<_> = gone.chain(new.map(|(address, uses)| (*address, *uses))).collect();
+        changes.into_iter().try_for_each(|(address, uses)| self.maps.set_uses(address, uses))?;
+        *noted = wanted;
+        Ok(())
     }
 
     // ---- pools ----
@@ -357,6 +384,12 @@ fn numbered<T: Record>(table: &Table<T>) -> impl Iterator<Item = (u16, T)> {
     (0..table.len()).map(|index| (index as u16, table.read(index)))
 }
 
+/// An address as a key of ADDRESSES.
+fn halves(mapped: [u8; 16]) -> Address {
+    let (halves, _) = mapped.as_chunks();
+    [halves[0], halves[1]].map(u64::from_ne_bytes)
+}
+
 /// Two halves as they stand in one word of memory.
 fn word_of(first: u16, second: u16) -> u32 {
     let (first, second) = (first.to_ne_bytes(), second.to_ne_bytes());
@@ -366,6 +399,11 @@ fn word_of(first: u16, second: u16) -> u32 {
 /// A lock is poisoned only by a panic while it is held; what it guards is whole at every moment.
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// As [`read`].
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// As [`read`].

@@ -73,7 +73,7 @@ impl Tables {
         slots.fill(&self.fixed.rings, first, |slot| withheld.contains(&(pool.first_port + slot)));
         write(&self.slots)[usize::from(row)] = Some(Arc::new(slots));
         self.fixed.pools.publish(row.into(), pool, offset_of!(Pool, state));
-        Ok(())
+        self.note_addresses()
     }
 
     /// Maps the slots of the pools that an earlier run has made.
@@ -108,6 +108,7 @@ impl Tables {
         let mut record = self.pool(number);
         record.state = DELETED;
         self.fixed.pools.publish(number.into(), &record, offset_of!(Pool, state));
+        self.note_addresses()?;
         write(&self.slots)[usize::from(number)] = None;
         self.maps.delete(Outer::Slots, number)?;
         self.maps.delete(Outer::Openings, number)?;

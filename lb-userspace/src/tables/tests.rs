@@ -106,7 +106,7 @@ fn a_deleted_listener_is_passed_over_and_its_place_used_again() {
     assert_ne!(first, second);
     close(&tables, first);
     assert_eq!(tables.listeners().len(), 2);
-    tables.delete_listener(first);
+    tables.delete_listener(first).unwrap();
     assert_eq!(tables.listeners().len(), 1);
     assert_eq!(put(&tables, second_address, 0).unwrap(), second, "found behind the deleted one");
     let third = SocketAddr::new("10.0.1.100".parse().unwrap(), twins.next().unwrap());

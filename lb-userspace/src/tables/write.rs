@@ -126,7 +126,7 @@ impl Tables {
             Write::SetListener { number, listener } => self
                 .put_listener(*number, listener)
                 .with_context(|| format!("listener {}", listener_address(listener)))?,
-            Write::RemoveListener { number } => self.delete_listener(*number),
+            Write::RemoveListener { number } => self.delete_listener(*number)?,
             Write::RemoveBackend { number } => self.reset_backend(*number),
             Write::RemoveService { number } => self.disable_service(*number)?,
             Write::RemovePool { number } => self.remove_pool(*number)?,

@@ -190,7 +190,7 @@ fn a_closed_listener_takes_nothing_new_and_keeps_what_it_has() {
         assert_eq!(bench.forward(&data).to, backend(flow.backend));
         let refused = bench.forward(&bench.from_client(client(1), SYN).numbers(77, 0));
         assert_eq!(refused.flags, lab::packet::RST | ACK);
-        bench.tables().delete_listener(number);
+        bench.tables().delete_listener(number).expect("a listener");
         assert_eq!(bench.send(&bench.from_client(client(1), SYN)), Verdict::Passed);
     });
 }
