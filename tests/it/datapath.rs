@@ -8,6 +8,7 @@ mod draining;
 mod leases;
 mod opening;
 mod parsing;
+mod power;
 mod races;
 mod rules;
 mod schedulers;

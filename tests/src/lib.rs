@@ -25,6 +25,8 @@ pub mod peers;
 #[cfg(feature = "full")]
 pub mod picture;
 pub mod pki;
+#[cfg(feature = "full")]
+pub mod power;
 pub mod process;
 #[cfg(feature = "full")]
 pub mod program;

@@ -118,6 +118,20 @@ impl Segment {
 
     /// Decodes a frame. Anything but exactly one correct segment is an error.
     pub fn parse(frame: &[u8]) -> Result<Segment> {
+        let segment = Segment::fields(frame)?;
+        ensure!(checksum(&frame[14..34], 0) == 0, "wrong IP checksum");
+        ensure!(Segment::is_intact(frame), "wrong TCP checksum");
+        Ok(segment)
+    }
+
+    /// Whether the TCP checksum of a frame that [`fields`](Self::fields) decodes is right.
+    pub fn is_intact(frame: &[u8]) -> bool {
+        let frame = &frame[..14 + usize::from(u16::from_be_bytes([frame[16], frame[17]]))];
+        checksum(&frame[34..], pseudo_header(frame)) == 0
+    }
+
+    /// The same as [`parse`](Self::parse), whatever the checksums are.
+    pub fn fields(frame: &[u8]) -> Result<Segment> {
         ensure!(frame.len() >= 54, "a frame of {} bytes has no room for the headers", frame.len());
         ensure!(frame[12..15] == [8, 0, 0x45] && frame[23] == 6, "not TCP over IPv4 without options");
         let total = usize::from(u16::from_be_bytes([frame[16], frame[17]]));
@@ -126,8 +140,6 @@ impl Segment {
             bail!("lengths disagree: frame {}, IP {total}, TCP header {header}", frame.len());
         }
         let frame = &frame[..14 + total];
-        ensure!(checksum(&frame[14..34], 0) == 0, "wrong IP checksum");
-        ensure!(checksum(&frame[34..], pseudo_header(frame)) == 0, "wrong TCP checksum");
         let address = |at: usize, port: usize| {
             let ip = Ipv4Addr::new(frame[at], frame[at + 1], frame[at + 2], frame[at + 3]);
             SocketAddrV4::new(ip, u16::from_be_bytes([frame[port], frame[port + 1]]))
@@ -148,6 +160,13 @@ impl Segment {
             payload: frame[34 + header..].to_vec(),
         })
     }
+}
+
+/// Writes the checksum of an IPv4 header, options and all.
+pub fn seal(header: &mut [u8]) {
+    header[10..12].fill(0);
+    let sum = checksum(header, 0);
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// The sum over the addresses, the protocol and the length of the TCP segment.
