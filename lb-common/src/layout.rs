@@ -128,6 +128,27 @@ impl Hop {
         Hop(u64::from_le_bytes([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], interface, 1]))
     }
 
+    /// The same next hop, known from the host's own routes and neighbours and not from the frames
+    /// that came by it: those may have another sender.
+    #[inline(always)]
+    pub const fn of_neighbour(self) -> Hop {
+        Hop(self.0 | Hop::OF_NEIGHBOUR)
+    }
+
+    /// Whether it is one of those.
+    #[inline(always)]
+    pub const fn is_of_neighbour(self) -> bool {
+        self.0 & Hop::OF_NEIGHBOUR != 0
+    }
+
+    /// The same next hop, whoever knows it.
+    #[inline(always)]
+    pub const fn bare(self) -> Hop {
+        Hop(self.0 & !Hop::OF_NEIGHBOUR)
+    }
+
+    const OF_NEIGHBOUR: u64 = 1 << 57;
+
     /// Whether the next hop is known.
     #[inline(always)]
     pub const fn is_known(self) -> bool {
@@ -147,6 +168,12 @@ impl Hop {
         (self.0 >> 48) as u8
     }
 }
+
+/// WAYS: the next hops by which this host itself reaches others, by prefix (v4-mapped): its
+/// neighbours, and its routes; unknown for a route of which there is no such next hop. Written by
+/// the controller, read when a flow opens and when its client's frames come from another sender.
+/// What finds no room is reached as its frames come.
+pub const MAX_WAYS: u32 = 16_384;
 
 /// INTERFACES: what is needed to send through one of our interfaces. Written by the controller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -275,7 +302,7 @@ pub struct Slot {
     pub ack_client: u32,
     /// Last acknowledgement number from the backend. While half-open, the upper half of it.
     pub ack_backend: u32,
-    /// Next hop towards the client, learnt from its own packets.
+    /// Next hop towards the client: that of WAYS, or else the sender of its own frames.
     pub hop: Hop,
     /// When the last packet was seen, by CLOCK_MONOTONIC_COARSE.
     pub last_seen: Ticks,
@@ -558,6 +585,10 @@ mod tests {
         let hop = Hop::new([2, 3, 4, 5, 6, 0xff], 63);
         assert!(hop.is_known() && !Hop::default().is_known());
         assert_eq!((hop.mac(), hop.interface()), ([2, 3, 4, 5, 6, 0xff], 63));
+        let neighbour = hop.of_neighbour();
+        assert_eq!((neighbour.mac(), neighbour.interface()), (hop.mac(), hop.interface()));
+        assert!(neighbour.is_known() && neighbour.is_of_neighbour() && !hop.is_of_neighbour());
+        assert_eq!(neighbour.bare(), hop);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use lb_common::{
@@ -16,7 +16,8 @@ use lb_common::{
     layout::{
         Address, Backend, ClientLine, ConnectTimes, EVENTS_BYTES, EXTENT_BITS, FreeLine, Interface, LEASE_BITS,
         LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES,
-        MaglevLine, Meta, Opening, POOL_BITS, POOL_EXTENTS, Pool, Ring, RuleLine, Service, Slot, SlowStart, Trace,
+        MAX_WAYS, MaglevLine, Meta, Opening, POOL_BITS, POOL_EXTENTS, Pool, Ring, RuleLine, Service, Slot, SlowStart,
+        Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -89,6 +90,8 @@ pub static LINKS: HashMap<u32, u32, { MAX_INTERFACES as usize }> = HashMap::new(
 #[btf_map]
 pub static ADDRESSES: HashMap<Address, u32, { MAX_ADDRESSES as usize }, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
+#[btf_map]
+pub static WAYS: LpmTrie<[u8; 16], u64, { MAX_WAYS as usize }> = LpmTrie::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { REASON_LIMIT as usize }> = PerCpuArray::new();
 #[btf_map]

@@ -12,6 +12,7 @@
 
 use core::arch::asm;
 
+use aya_ebpf::btf_maps::lpm_trie;
 use lb_common::{
     address::Family,
     flow::{Attempt, HalfOpenCell, Key, SlotAt, Tried},
@@ -163,6 +164,16 @@ pub fn interface(link: u32) -> Option<Held<Interface>> {
 pub fn link_of(ifindex: u32) -> Option<u32> {
     // SAFETY: from the look-up; an aligned word.
     maps::LINKS.get_ptr_mut(ifindex).map(|link| unsafe { *link })
+}
+
+/// The next hop by which this host reaches an address, if it knows one.
+#[inline(always)]
+pub fn way_to<V: Family>(address: V::Address) -> Hop {
+    const { assert!(V::WORD_IS_ADDRESS, "an IPv6 address is its own key") };
+    let [a, b, c, d] = V::word(address).to_ne_bytes();
+    let key = lpm_trie::Key::new(128, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]);
+    // SAFETY: from the look-up; an aligned word.
+    maps::WAYS.get(&key).map_or(Hop(0), |way| Hop(unsafe { atomic::load(way) }))
 }
 
 /// What we use an address for: see `layout::IS_LISTENER` and those below it.

@@ -139,6 +139,9 @@ fn settle<F: Frame>(frame: F, segment: Segment, outcome: Outcome, sender: Sender
     if let (Outcome::OPENED, Sender::Client(_, link)) = (outcome.kind(), sender) {
         save_syn(frame, segment, outcome.at(), link);
     }
+    if matches!((outcome.kind(), sender), (Outcome::FORWARD, Sender::Client(..))) && segment.flags & SYN != 0 {
+        learn_hop_again(frame, segment, outcome.at());
+    }
     carry_out(frame, segment, outcome, matches!(sender, Sender::Client(..)))
 }
 
@@ -212,7 +215,7 @@ fn is_plain(segment: Segment, ctl: Ctl) -> bool {
 fn note_client<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>, pool: Held<Pool>) {
     let now = clock::ticks();
     pool.note_sent(now);
-    learn_hop(frame, slot, None);
+    learn_hop(frame, segment, slot, None);
     let known_end = slot.end_client();
     let end = advance(known_end, segment.end());
     if end != known_end {
@@ -247,10 +250,10 @@ fn acknowledges(segment: Segment, known: u32, sent: impl FnOnce() -> u64) -> boo
 
 const MAC: u64 = 0xffff_ffff_ffff;
 
-/// The way back to the client is the way its packets come: its next hop is the sender of the last
-/// frame, by the interface `link` if that was looked up already.
+/// The way back to the client follows the sender of its frames, which came in by the interface
+/// `link` if that was looked up already.
 #[inline(always)]
-fn learn_hop<F: Frame>(frame: F, slot: Held<Slot>, link: Option<u32>) {
+fn learn_hop<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>, link: Option<u32>) {
     let bytes = frame.bytes();
     if !bytes.has(field::PAYLOAD) {
         return;
@@ -258,11 +261,39 @@ fn learn_hop<F: Frame>(frame: F, slot: Held<Slot>, link: Option<u32>) {
     let low: u16 = bytes.read(field::ETHERNET_SOURCE);
     let high: u32 = bytes.read(field::ETHERNET_SOURCE + 2);
     let mac = low as u64 | (high as u64) << 16;
-    if slot.hop().0 & MAC == mac {
+    let known = slot.hop();
+    if known.0 & MAC == mac {
         return;
     }
-    if let Some(link) = link.or_else(|| records::link_of(frame.ingress())) {
-        slot.set_hop(Hop(mac | (link as u64 & 0xff) << 48 | 1 << 56));
+    let Some(link) = link.or_else(|| records::link_of(frame.ingress())) else { return };
+    // A neighbour that is known to be reached otherwise than its frames come stays so.
+    if !known.is_of_neighbour() || known.interface() as u32 != link {
+        slot.set_hop(Hop(way_back_global(mac, link, segment.source)));
+    }
+}
+
+/// The next hop towards a client whose frame was sent by `mac` and came in by `link`: the one by
+/// which this host itself reaches the client by the same interface, or else the sender. A client
+/// may send from another MAC address than the one that it listens at, and of two routers that share
+/// an address each sends from its own.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn way_back_global(mac: u64, link: u32, client: u32) -> u64 {
+    let way = records::way_to::<V4>(client);
+    if way.is_known() && way.interface() as u32 == link {
+        return way.of_neighbour().0;
+    }
+    mac | (link as u64 & 0xff) << 48 | 1 << 56
+}
+
+/// A SYN that is sent again may mean that the answer went the wrong way: its client may have become
+/// our neighbour only by asking for our address just before.
+#[inline(always)]
+fn learn_hop_again<F: Frame>(frame: F, segment: Segment, at: SlotAt) {
+    let Some(slot) = records::slot(at) else { return };
+    if slot.ctl().state() == State::HalfOpen && !slot.hop().is_of_neighbour() {
+        slot.set_hop(Hop(0));
+        learn_hop(frame, segment, slot, None);
     }
 }
 
@@ -291,7 +322,7 @@ fn save_syn<F: Frame>(frame: F, segment: Segment, at: SlotAt, link: Option<u32>)
     }
     opening.set_options_len(saved);
     slot.set_hop(Hop(0));
-    learn_hop(frame, slot, link);
+    learn_hop(frame, segment, slot, link);
 }
 
 /// Sends a segment of the client on to its backend.

@@ -31,6 +31,7 @@ mod trace;
 mod upgrade;
 mod verifier_log;
 mod vrrp;
+mod ways;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Instant};
 

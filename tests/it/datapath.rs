@@ -18,6 +18,7 @@ mod snat;
 mod trace;
 mod trying;
 mod verifier;
+mod ways;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 

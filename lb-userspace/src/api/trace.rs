@@ -80,6 +80,9 @@ pub struct Side {
     /// The next hop towards it; `None` if unknown.
     pub mac: Option<String>,
     pub interface: Option<String>,
+    /// Who says so: `neighbour`, this host's own routes and neighbours, or `frame`, the sender of
+    /// its frames; of a client only.
+    pub way: Option<String>,
     /// Our own MAC address there.
     pub own_mac: Option<String>,
     /// Whether this side has closed (FIN).

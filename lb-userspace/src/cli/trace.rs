@@ -68,7 +68,14 @@ fn chosen(balance: &str, how: &str) -> String {
 fn side(side: &Side) -> String {
     let number = |number: Option<u32>| number.map_or("-".to_owned(), |number| number.to_string());
     let hop = match (&side.mac, &side.interface, &side.own_mac) {
-        (Some(mac), Some(interface), Some(own)) => format!("via {interface} ({own}) to {mac}"),
+        (Some(mac), Some(interface), Some(own)) => {
+            let way = match side.way.as_deref() {
+                Some("neighbour") => ", as this host's neighbours say",
+                Some(_) => ", as its frames come",
+                None => "",
+            };
+            format!("via {interface} ({own}) to {mac}{way}")
+        }
         _ => "next hop unknown".into(),
     };
     let fin = if side.fin { ", closed (FIN)" } else { "" };

@@ -9,6 +9,7 @@ use anyhow::Result;
 use lb_common::layout::Hop;
 use log::warn;
 
+use super::ways::Ways;
 use crate::{
     dataplane::{Dataplane, Requested},
     sys::netlink::{Change, Destination, NextHop, Watch},
@@ -22,12 +23,14 @@ pub struct Hops {
     hops: HashMap<IpAddr, Option<NextHop>>,
     /// The names of the links of this network namespace by ifindex.
     links: HashMap<u32, String>,
+    /// The ways to the clients.
+    ways: Ways,
 }
 
 impl Hops {
     /// Nothing is known before the first change.
     pub fn new(watch: Watch) -> Hops {
-        Hops { watch, hops: HashMap::new(), links: HashMap::new() }
+        Hops { watch, hops: HashMap::new(), links: HashMap::new(), ways: Ways::default() }
     }
 
     /// Asks for the next hops of all backends that have a pool, tombstones included.
@@ -78,6 +81,7 @@ impl Hops {
                 // It may have joined a bond, or left one.
                 dataplane.renew_members()?;
             }
+            Change::Ways { news } => return self.ways.change(news, dataplane.tables()),
             Change::LinkGone { ifindex } => {
                 self.links.remove(&ifindex);
                 for hop in self.hops.values_mut() {
@@ -86,7 +90,7 @@ impl Hops {
                 dataplane.renew_members()?;
             }
         }
-        Ok(())
+        self.ways.renew(dataplane.tables())
     }
 
     fn attach_for(&self, ifindex: u32, dataplane: &mut Dataplane, clsact: bool) {

@@ -119,6 +119,8 @@ impl Opened {
             history.tell(Notice::daemon(Level::Warn, Kind::Admin, format!("{error:#}")), Timestamp::now());
             AdminStates::default()
         });
+        // Netlink reports all of them at the start.
+        dataplane.tables().clear_ways()?;
         let controller = Controller::new(dataplane.tables().read(), admin_states);
         let (ask, requests) = mpsc::channel(api::QUEUE);
         let api = api::Daemon::new(ask, history.clone());

@@ -121,6 +121,7 @@ impl Daemon {
                 end: Some(end_client),
                 acknowledged: connected(record.ack_client),
                 fin: flags & FIN_CLIENT != 0,
+                way: record.hop.is_known().then(|| way(record.hop).to_owned()),
                 ..self.side(record.hop)
             },
             backend_side: Side {
@@ -150,6 +151,7 @@ impl Daemon {
             acknowledged: None,
             mac: known.then(|| mac(hop.mac())),
             interface: known.then(|| netdev::name_of(interface.ifindex).ok()).flatten(),
+            way: None,
             own_mac: known.then(|| mac(interface.mac)),
             fin: false,
         }
@@ -241,6 +243,10 @@ impl Daemon {
 
 fn chosen(how: u32) -> String {
     CHOSEN.get(how as usize).copied().unwrap_or("unknown").into()
+}
+
+fn way(hop: Hop) -> &'static str {
+    if hop.is_of_neighbour() { "neighbour" } else { "frame" }
 }
 
 fn mac(bytes: [u8; 6]) -> String {

@@ -10,13 +10,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray};
-use lb_common::{layout::Address, verdict::Reason};
+use aya::maps::{ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key};
+use lb_common::{
+    layout::{Address, Hop},
+    verdict::Reason,
+};
 
 use super::shapes::{INNER, MAPPED};
 use crate::{
     sys,
-    tables::{EXTENT, Extents, Maps, Outer},
+    tables::{EXTENT, Extents, Maps, Outer, WayKey},
 };
 
 /// The maps that are accessed by system calls.
@@ -26,6 +29,7 @@ pub struct Kernel {
     outer: Vec<(Mutex<ArrayOfMaps<MapData>>, MapData)>,
     links: Mutex<HashMap<MapData, u32, u32>>,
     addresses: Mutex<HashMap<MapData, Address, u32>>,
+    ways: Mutex<LpmTrie<MapData, [u8; 16], u64>>,
     counters: Mutex<PerCpuArray<MapData, u64>>,
 }
 
@@ -41,6 +45,7 @@ impl Kernel {
             outer: Outer::ALL.into_iter().map(array).collect::<Result<_>>()?,
             links: Mutex::new(Map::from_map_data(pinned("LINKS")?)?.try_into()?),
             addresses: Mutex::new(Map::from_map_data(pinned("ADDRESSES")?)?.try_into()?),
+            ways: Mutex::new(Map::from_map_data(pinned("WAYS")?)?.try_into()?),
             counters: Mutex::new(Map::from_map_data(pinned("COUNTERS")?)?.try_into()?),
         })
     }
@@ -120,6 +125,21 @@ impl Maps for Kernel {
 
     fn uses(&self) -> Result<Vec<(Address, u32)>> {
         lock(&self.addresses).iter().collect::<Result<_, _>>().context("cannot read ADDRESSES")
+    }
+
+    fn set_way(&self, (length, address): WayKey, hop: Option<Hop>) -> Result<()> {
+        let (mut ways, key) = (lock(&self.ways), Key::new(length, address));
+        let written = match hop {
+            Some(hop) => ways.insert(&key, hop.0, 0),
+            None => removed(ways.remove(&key)),
+        };
+        written.context("cannot write WAYS")
+    }
+
+    fn ways(&self) -> Result<Vec<WayKey>> {
+        let ways = lock(&self.ways);
+        let keys = ways.keys().map(|key| key.map(|key| (key.prefix_len(), key.data())));
+        keys.collect::<Result<_, _>>().context("cannot read WAYS")
     }
 
     fn counter(&self, reason: Reason) -> Result<u64> {

@@ -47,16 +47,18 @@ const fn helper(number: u32, name: &'static str, since: (u32, u32)) -> Helper {
 }
 
 /// Every helper function that the programs call; a test compares it with the object.
-pub const HELPERS: [Helper; 14] = [
+pub const HELPERS: [Helper; 16] = [
     helper(1, "bpf_map_lookup_elem", (4, 8)),
     helper(5, "bpf_ktime_get_ns", (4, 8)),
     helper(7, "bpf_get_prandom_u32", (4, 8)),
     helper(9, "bpf_skb_store_bytes", (4, 1)),
     helper(11, "bpf_l4_csum_replace", (4, 1)),
+    helper(19, "bpf_skb_vlan_pop", (4, 3)),
     helper(23, "bpf_redirect", (4, 14)),
     helper(38, "bpf_skb_change_tail", (4, 9)),
     helper(39, "bpf_skb_pull_data", (4, 9)),
     helper(44, "bpf_xdp_adjust_head", (4, 10)),
+    helper(50, "bpf_skb_adjust_room", (4, 13)),
     helper(118, "bpf_jiffies64", (5, 6)),
     helper(131, "bpf_ringbuf_reserve", (5, 8)),
     helper(132, "bpf_ringbuf_submit", (5, 8)),

@@ -9,8 +9,8 @@ use lb_common::{
     hash,
     layout::{
         Backend, ConnectTimes, EVENTS_BYTES, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAX_ADDRESSES,
-        MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, Meta, POOL_BITS, POOL_EXTENTS, Pool, Ring, Service, SlowStart,
-        Trace,
+        MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, Meta, POOL_BITS, POOL_EXTENTS, Pool, Ring, Service,
+        SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -84,6 +84,7 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("TRACE", mapped(size_of::<Trace>(), 1)),
         ("LINKS", Shape { kind: MapType::Hash, key: 4, value: 4, entries: MAX_INTERFACES, flags: 0 }),
         ("ADDRESSES", Shape { kind: MapType::Hash, key: 16, value: 4, entries: MAX_ADDRESSES, flags: NO_PREALLOC }),
+        ("WAYS", Shape { kind: MapType::LpmTrie, key: 20, value: 8, entries: MAX_WAYS, flags: NO_PREALLOC }),
         ("COUNTERS", per_cpu(8, REASON_LIMIT)),
         ("RST_TOKENS", per_cpu(16, 1)),
         ("EVENTS", Shape { kind: MapType::RingBuf, key: 0, value: 0, entries: EVENTS_BYTES, flags: 0 }),
@@ -158,9 +159,10 @@ mod tests {
                 MapType::Array => assert!(memory::FIXED.contains(&(name, record, records)), "{name}: {shape}"),
                 MapType::ArrayOfMaps => assert!(memory::OUTER.contains(&(name, records)), "{name}: {shape}"),
                 // A page or less on any machine, except for the ring buffer, which is counted by
-                // its size, and a place for every address in the configuration.
+                // its size, and a place for every address in the configuration
+                // and every neighbour of this host.
                 _ => assert!(
-                    ["LINKS", "ADDRESSES", "COUNTERS", "RST_TOKENS", "EVENTS"].contains(&name),
+                    ["LINKS", "ADDRESSES", "WAYS", "COUNTERS", "RST_TOKENS", "EVENTS"].contains(&name),
                     "{name}: {shape}"
                 ),
             }

@@ -13,11 +13,11 @@ use std::{
 
 use anyhow::{Result, ensure};
 use lb_common::{
-    layout::{Address, EXTENT_BITS, POOL_EXTENTS},
+    layout::{Address, EXTENT_BITS, Hop, POOL_EXTENTS},
     verdict::{REASON_LIMIT, Reason},
 };
 
-use super::{Tables, read, write};
+use super::{Tables, WayKey, read, write};
 use crate::sys::memory::{Record, Table};
 
 /// Slots of one extent.
@@ -126,6 +126,10 @@ pub trait Maps: Send + Sync {
     fn set_uses(&self, address: Address, uses: u32) -> Result<()>;
     /// All addresses that were entered, each with what it is used for.
     fn uses(&self) -> Result<Vec<(Address, u32)>>;
+    /// Enters the next hop towards a prefix, or removes it.
+    fn set_way(&self, prefix: WayKey, hop: Option<Hop>) -> Result<()>;
+    /// The prefixes that were entered.
+    fn ways(&self) -> Result<Vec<WayKey>>;
     /// One reason's count, over all CPUs.
     fn counter(&self, reason: Reason) -> Result<u64>;
     /// Adds one to a reason that the kernel program never counts.
@@ -136,6 +140,7 @@ pub trait Maps: Send + Sync {
 pub struct Memory {
     links: RwLock<BTreeMap<u32, u32>>,
     addresses: RwLock<BTreeMap<Address, u32>>,
+    ways: RwLock<BTreeMap<WayKey, Hop>>,
     counters: [AtomicU64; REASON_LIMIT as usize],
 }
 
@@ -144,6 +149,7 @@ impl Default for Memory {
         Memory {
             links: RwLock::default(),
             addresses: RwLock::default(),
+            ways: RwLock::default(),
             counters: [const { AtomicU64::new(0) }; REASON_LIMIT as usize],
         }
     }
@@ -192,6 +198,19 @@ impl Maps for Memory {
 
     fn uses(&self) -> Result<Vec<(Address, u32)>> {
         Ok(read(&self.addresses).iter().map(|(address, uses)| (*address, *uses)).collect())
+    }
+
+    fn set_way(&self, prefix: WayKey, hop: Option<Hop>) -> Result<()> {
+        let mut ways = write(&self.ways);
+        match hop {
+            Some(hop) => ways.insert(prefix, hop),
+            None => ways.remove(&prefix),
+        };
+        Ok(())
+    }
+
+    fn ways(&self) -> Result<Vec<WayKey>> {
+        Ok(read(&self.ways).keys().copied().collect())
     }
 
     fn counter(&self, reason: Reason) -> Result<u64> {

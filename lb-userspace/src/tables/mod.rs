@@ -10,6 +10,7 @@
 //! listeners, pools, services, backends, leases, clients, rules     one kind of record each
 //! write, read what a plan writes, and what is read back: the two directions side by side
 //! flow        one connection, as read from its slot; slots, index, adopt: how it gets there and ends
+//! ways        next hops towards clients
 //! frames      packets built from a slot
 //! maps        the seam: the kernel (`dataplane`), or plain memory
 //! ```
@@ -50,6 +51,7 @@ pub mod rows;
 mod rules;
 mod services;
 mod slots;
+mod ways;
 mod write;
 
 pub use adopt::{Foreign, NotAdopted};
@@ -60,6 +62,7 @@ pub use leases::Claims;
 pub use maps::{EXTENT, Extents, Maps, Outer};
 pub use rows::Installed;
 pub use services::ServiceRow;
+pub use ways::WayKey;
 pub use write::Write;
 
 use maps::{Inner, Memory};

@@ -6,6 +6,10 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
+
+use super::ways::Way;
+
 /// An address to be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Destination {
@@ -51,6 +55,11 @@ pub enum Change {
         mac: [u8; 6],
         /// Whether it is up and has a carrier.
         up: bool,
+    },
+    /// By which next hops this host reaches others; see [`Way`].
+    Ways {
+        /// What has changed; `None`: nothing is said of the prefix any longer.
+        news: Vec<(IpNet, Option<Way>)>,
     },
     /// A network interface is gone.
     LinkGone {

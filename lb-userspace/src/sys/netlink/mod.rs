@@ -5,6 +5,7 @@ mod addresses;
 mod clsact;
 mod hops;
 mod watch;
+mod ways;
 mod wire;
 
 use std::net::IpAddr;
@@ -15,6 +16,7 @@ pub use addresses::{Addresses, Interface};
 pub use clsact::remove_unused_clsact;
 pub use hops::{Change, Destination, NextHop};
 pub use watch::Watch;
+pub use ways::Way;
 
 use super::netdev;
 

@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{
     hops::{Change, Destination, Hops},
+    ways::Ways,
     wire,
 };
 
@@ -27,6 +28,11 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// How often a neighbour that does not answer is solicited again (the kernel itself tries three
 /// times, a second apart).
 const RETRY: Duration = Duration::from_secs(1);
+/// How often it is reported at most by which next hops others are reached: the receiver may have to
+/// look at every connection.
+const WAYS: Duration = Duration::from_millis(100);
+/// How long it takes at least from one list of all routes to the next: there may be many.
+const ROUTES: Duration = Duration::from_secs(1);
 /// How often the kernel is notified that a neighbour is in use: more often than it takes the kernel
 /// to doubt one (base_reachable_time / 2, 15 s).
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -70,6 +76,11 @@ struct Task {
     wants: watch::Receiver<Vec<Destination>>,
     changes: mpsc::Sender<Change>,
     hops: Hops,
+    ways: Ways,
+    /// From when on news of the ways may be reported.
+    ways_at: Instant,
+    /// From when on all routes may be listed.
+    routes_at: Instant,
     /// When routes and neighbours are to be looked up again.
     look_at: Option<Instant>,
     retry_at: Instant,
@@ -117,6 +128,9 @@ impl Task {
             wants,
             changes,
             hops: Hops::default(),
+            ways: Ways::default(),
+            ways_at: now,
+            routes_at: now,
             look_at: Some(now),
             retry_at: now,
             keep_alive_at: now + KEEP_ALIVE,
@@ -129,10 +143,11 @@ impl Task {
         loop {
             let waiting = !self.hops.unresolved().is_empty();
             let alarm = self.alarm(waiting);
+            let reportable = self.hops.has_change() || self.has_ways();
             let turn = tokio::select! {
                 changed = self.wants.changed() => changed.map_or(Turn::End, |()| Turn::Want),
                 message = self.messages.next() => message.map_or(Turn::Deaf, |(message, _)| Turn::Hear(message.payload)),
-                permit = changes.reserve(), if self.hops.has_change() => permit.map_or(Turn::End, Turn::Report),
+                permit = changes.reserve(), if reportable => permit.map_or(Turn::End, Turn::Report),
                 () = sleep_until(alarm) => Turn::Alarm,
             };
             match turn {
@@ -143,7 +158,7 @@ impl Task {
                 }
                 Turn::Hear(payload) => self.hear(payload).await?,
                 Turn::Report(permit) => {
-                    if let Some(change) = self.hops.take_change() {
+                    if let Some(change) = self.hops.take_change().or_else(|| self.take_ways()) {
                         permit.send(change);
                     }
                 }
@@ -154,9 +169,26 @@ impl Task {
         }
     }
 
+    fn has_ways(&self) -> bool {
+        self.ways.has_news() && self.ways_at <= Instant::now()
+    }
+
+    fn take_ways(&mut self) -> Option<Change> {
+        if !self.has_ways() {
+            return None;
+        }
+        let news = self.ways.news();
+        if news.is_empty() {
+            return None;
+        }
+        self.ways_at = Instant::now() + WAYS;
+        Some(Change::Ways { news })
+    }
+
     fn alarm(&self, waiting: bool) -> Instant {
         let retry = waiting.then_some(self.retry_at);
-        [self.look_at, retry].into_iter().flatten().fold(self.keep_alive_at, Instant::min)
+        let ways = self.ways.has_news().then_some(self.ways_at);
+        [self.look_at, retry, ways].into_iter().flatten().fold(self.keep_alive_at, Instant::min)
     }
 
     async fn on_alarm(&mut self, waiting: bool) -> Result<()> {
@@ -168,7 +200,8 @@ impl Task {
             self.resolve_missing().await?;
         }
         if self.keep_alive_at <= now {
-            for neighbour in self.hops.neighbours() {
+            let routers = self.ways.routers();
+            for neighbour in self.hops.neighbours().into_iter().chain(routers) {
                 wire::resolve(&self.handle, neighbour).await?;
             }
             self.keep_alive_at = now + KEEP_ALIVE;
@@ -183,11 +216,22 @@ impl Task {
             let via = wire::look_up(&self.handle, destination).await?;
             self.hops.route(destination, via);
         }
-        if !self.hops.neighbours().is_empty() {
-            for message in wire::all_neighbours(&self.handle).await? {
-                self.hear_neighbour(&message);
+        let now = Instant::now();
+        if self.routes_at <= now {
+            self.routes_at = now + ROUTES;
+            let known = self.ways.routers();
+            self.ways.routes(wire::all_routes(&self.handle).await?);
+            for router in self.ways.routers().difference(&known) {
+                wire::resolve(&self.handle, *router).await?;
             }
+        } else {
+            self.look_at = Some(self.routes_at);
         }
+        let listed: Vec<_> = wire::all_neighbours(&self.handle).await?.iter().filter_map(wire::neighbour).collect();
+        for (neighbour, mac) in &listed {
+            self.hops.neighbour(*neighbour, *mac);
+        }
+        self.ways.neighbours(listed);
         self.resolve_missing().await
     }
 
@@ -202,6 +246,11 @@ impl Task {
     async fn hear(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> Result<()> {
         match payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message)) => self.hear_neighbour(&message),
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(message)) => {
+                if let Some((neighbour, _)) = wire::neighbour(&message) {
+                    self.ways.neighbour(neighbour, None);
+                }
+            }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => self.hear_link(&message),
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message)) => {
                 if let Some(news) = wire::link(&message) {
@@ -228,6 +277,7 @@ impl Task {
     fn hear_neighbour(&mut self, message: &rtnetlink::packet_route::neighbour::NeighbourMessage) {
         if let Some((neighbour, mac)) = wire::neighbour(message) {
             self.hops.neighbour(neighbour, mac);
+            self.ways.neighbour(neighbour, mac);
         }
     }
 

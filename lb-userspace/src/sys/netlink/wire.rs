@@ -1,10 +1,14 @@
 //! Reads the few values that matter from rtnetlink's messages, and puts the questions to the
 //! kernel.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
+use ipnet::Ipv4Net;
 use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::{
@@ -12,12 +16,15 @@ use rtnetlink::{
         address::AddressAttribute,
         link::{LinkAttribute, LinkFlags, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
+        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia},
         tc::TcHeader,
     },
 };
 
-use super::hops::{Destination, Neighbour};
+use super::{
+    hops::{Destination, Neighbour},
+    ways::Route,
+};
 
 /// The kernel answers at once; a socket that lost the answer must not stall the task forever.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -113,6 +120,32 @@ async fn route_to(handle: &Handle, destination: Destination) -> Result<Option<Wa
         Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
         Err(error) => Err(error).context("cannot ask for a route"),
     }
+}
+
+/// Every IPv4 route of the main table that leads anywhere.
+pub async fn all_routes(handle: &Handle) -> Result<Vec<Route>> {
+    let question = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let routes: Vec<RouteMessage> =
+        patiently(handle.route().get(question).execute().try_collect()).await?.context("cannot list routes")?;
+    Ok(routes.iter().filter_map(route).collect())
+}
+
+/// A route of the main table. One that leads to several routers, or to none, has no router here.
+fn route(message: &RouteMessage) -> Option<Route> {
+    if message.header.table != RouteHeader::RT_TABLE_MAIN || message.header.address_family != AddressFamily::Inet {
+        return None;
+    }
+    let (mut to, mut metric) = (Ipv4Addr::UNSPECIFIED, 0);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => to = *address,
+            RouteAttribute::Priority(priority) => metric = *priority,
+            _ => {}
+        }
+    }
+    let to = Ipv4Net::new(to, message.header.destination_prefix_length).ok()?;
+    let router = way(message).and_then(|way| Some((way.ifindex, way.gateway?)));
+    Some(Route { to: to.into(), router, metric })
 }
 
 /// Every neighbour that the kernel knows.

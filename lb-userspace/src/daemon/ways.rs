@@ -1,0 +1,117 @@
+//! By which next hops clients are reached: from what netlink reports to the table that the kernel
+//! program asks, and to the flows that are open.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use anyhow::Result;
+use ipnet::IpNet;
+use lb_common::layout::Hop;
+use log::info;
+
+use crate::{
+    sys::netlink::{NextHop, Way},
+    tables::Tables,
+};
+
+/// What is known of the ways.
+#[derive(Debug, Default)]
+pub struct Ways {
+    /// As netlink reported them.
+    known: BTreeMap<IpNet, Way>,
+    /// As they were written.
+    written: Written,
+}
+
+/// The table of ways, as the kernel program reads it.
+#[derive(Debug, Default)]
+struct Written {
+    hops: BTreeMap<IpNet, Hop>,
+    lengths: BTreeSet<u8>,
+}
+
+impl Written {
+    /// The next hop of the longest prefix that an address is in.
+    fn way_to(&self, address: IpAddr) -> Hop {
+        let found = self.lengths.iter().rev().find_map(|length| {
+            let prefix = IpNet::new(address, *length).ok()?.trunc();
+            self.hops.get(&prefix).copied()
+        });
+        found.unwrap_or_default()
+    }
+
+    /// The next hop that a flow gets in place of `current`, because those in `left` are no longer
+    /// what they were. A flow stays on its interface; one whose neighbour is no longer known stays
+    /// with it until its client's frames come from another sender.
+    fn instead(&self, client: IpAddr, current: Hop, left: &BTreeSet<u64>) -> Option<Hop> {
+        if !left.contains(&current.bare().0) {
+            return None;
+        }
+        let way = self.way_to(client);
+        let new =
+            if way.is_known() && way.interface() == current.interface() { way.of_neighbour() } else { current.bare() };
+        (new != current).then_some(new)
+    }
+}
+
+impl Ways {
+    /// Takes in news, writes them, and redirects the flows that they concern.
+    pub fn change(&mut self, news: Vec<(IpNet, Option<Way>)>, tables: &Tables) -> Result<()> {
+        let ours = news.into_iter().filter(|(prefix, _)| prefix.addr().is_ipv4());
+        let mut prefixes = Vec::new();
+        for (prefix, way) in ours {
+            match way {
+                Some(way) => _ = self.known.insert(prefix, way),
+                None => _ = self.known.remove(&prefix),
+            }
+            prefixes.push(prefix);
+        }
+        self.write(prefixes, tables)
+    }
+
+    /// Writes everything again: an interface may have got a number, or lost it.
+    pub fn renew(&mut self, tables: &Tables) -> Result<()> {
+        self.write(self.known.keys().copied().collect(), tables)
+    }
+
+    fn write(&mut self, prefixes: Vec<IpNet>, tables: &Tables) -> Result<()> {
+        let mut left = BTreeSet::new();
+        for prefix in prefixes {
+            let hop = self.known.get(&prefix).map(|way| numbered(way, tables));
+            let before = self.written.hops.get(&prefix).copied();
+            if hop == before {
+                continue;
+            }
+            tables.set_way(prefix, hop)?;
+            left.extend(before.filter(|hop| hop.is_known()).map(|hop| hop.0));
+            match hop {
+                Some(hop) => _ = self.written.hops.insert(prefix, hop),
+                None => _ = self.written.hops.remove(&prefix),
+            }
+            self.written.lengths.insert(prefix.prefix_len());
+        }
+        if !left.is_empty() {
+            let redirected = tables.redirect(|client, hop| self.written.instead(client, hop, &left));
+            if redirected > 0 {
+                info!("{redirected} connections: the next hop towards their clients has changed");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The word for a way; unknown if it leads by an interface without a number: the program is not
+/// attached there.
+fn numbered(way: &Way, tables: &Tables) -> Hop {
+    match way {
+        Way::Through(NextHop { ifindex, mac }) => {
+            tables.interface_number(*ifindex).map_or(Hop::default(), |number| Hop::new(*mac, number))
+        }
+        Way::Unknown => Hop::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+use lb_common::{
+    flow::{Key, SlotAt},
+    slot::State,
+    time::{Instant, Ticks},
+};
+
+use super::*;
+use crate::tables::{
+    Foreign,
+    tests::{address, put_pool},
+};
+
+const OURS: u32 = 2;
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn through(ifindex: u32, mac: u8) -> Option<Way> {
+    Some(Way::Through(NextHop { ifindex, mac: [mac; 6] }))
+}
+
+/// Tables with one interface of ours, and what netlink says of a segment with a router.
+fn segment() -> (Ways, Tables) {
+    let tables = Tables::in_memory().unwrap();
+    tables.place_interface(OURS, [1; 6]).unwrap();
+    let mut ways = Ways::default();
+    let news = vec![
+        (net("0.0.0.0/0"), through(OURS, 9)),
+        (net("10.0.1.0/24"), Some(Way::Unknown)),
+        (net("10.0.1.7/32"), through(OURS, 7)),
+        (net("10.5.0.0/16"), through(77, 5)),
+    ];
+    ways.change(news, &tables).unwrap();
+    (ways, tables)
+}
+
+/// Opens a flow of a client with this next hop; returns where it is.
+fn flow(tables: &Tables, pool: u16, slot: u16, client: &str, hop: Hop) -> SlotAt {
+    let at = SlotAt::new(pool, slot);
+    let foreign = Foreign {
+        at,
+        backend: 0,
+        key: Key::of(format!("{client}:5000").parse().unwrap(), 0),
+        state: State::Established,
+        hop,
+        initial: [0; 2],
+        ends: [1; 2],
+        acks: [1; 2],
+        started: Instant(1),
+        last_seen: Ticks(1),
+        connect_us: 1,
+        tries: 1,
+    };
+    tables.adopt(&foreign).unwrap();
+    at
+}
+
+#[test]
+fn the_longest_prefix_says_the_way_and_an_interface_that_is_not_ours_none() {
+    let (ways, _) = segment();
+    let way = |address: &str| ways.written.way_to(address.parse().unwrap());
+    assert_eq!(way("192.0.2.1"), Hop::new([9; 6], 0));
+    assert_eq!(way("10.0.1.7"), Hop::new([7; 6], 0));
+    assert_eq!(way("10.0.1.8"), Hop::default(), "on the link, not behind the router");
+    assert_eq!(way("10.5.1.1"), Hop::default());
+}
+
+#[test]
+fn an_interface_that_becomes_ours_makes_its_ways_known() {
+    let (mut ways, tables) = segment();
+    tables.place_interface(77, [2; 6]).unwrap();
+    ways.renew(&tables).unwrap();
+    assert_eq!(ways.written.way_to("10.5.1.1".parse().unwrap()), Hop::new([5; 6], 1));
+}
+
+#[test]
+fn when_a_router_changes_its_mac_the_flows_through_it_follow_and_no_others() {
+    let (mut ways, tables) = segment();
+    let pool = put_pool(&tables, address("10.0.1.10:6443"), address("10.0.1.100:0").ip(), 64);
+    let router = Hop::new([9; 6], 0);
+    let neighbour = Hop::new([7; 6], 0).of_neighbour();
+    let flows = [
+        flow(&tables, pool, 0, "192.0.2.1", router.of_neighbour()),
+        flow(&tables, pool, 1, "192.0.2.2", router),
+        flow(&tables, pool, 2, "192.0.2.3", Hop::new([8; 6], 0)),
+        flow(&tables, pool, 3, "10.0.1.7", neighbour),
+        flow(&tables, pool, 4, "192.0.2.4", Hop::new([9; 6], 1)),
+    ];
+    let hops = |tables: &Tables| flows.map(|at| tables.flow(at).unwrap().record.hop);
+    let before = hops(&tables);
+    ways.change(vec![(net("0.0.0.0/0"), through(OURS, 4))], &tables).unwrap();
+    let new = Hop::new([4; 6], 0).of_neighbour();
+    assert_eq!(hops(&tables), [new, new, before[2], before[3], before[4]]);
+    ways.change(vec![(net("0.0.0.0/0"), Some(Way::Unknown)), (net("10.0.1.7/32"), None)], &tables).unwrap();
+    let last = [new.bare(), new.bare(), before[2], neighbour.bare(), before[4]];
+    assert_eq!(hops(&tables), last, "the last one known, until their frames say otherwise");
+}
