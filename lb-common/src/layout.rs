@@ -10,6 +10,7 @@
 use crate::{
     flow::{Attempt, Chosen, Key, SlotAt},
     slot::Ctl,
+    syn::{SavedSyn, Scales},
     time::{Instant, Ticks},
 };
 
@@ -36,8 +37,9 @@ pub const MAX_RULES: u32 = 256;
 pub const MAX_INTERFACES: u32 = 64;
 /// Bytes of the ring buffer of events.
 pub const EVENTS_BYTES: u32 = 512 * 1024;
-/// Bytes of TCP options a SYN can carry.
-pub const SYN_OPTIONS: usize = 40;
+/// Limits on generated segments, each for another kind of them: a flood that meets one must not
+/// silence the others.
+pub const RST_BUCKETS: u32 = 4;
 /// Buckets of the histogram of connect times; see [`connect_time_bucket`].
 pub const CONNECT_TIME_BUCKETS: usize = 64;
 
@@ -48,7 +50,7 @@ pub const HASH: u64 = 0x4556_4b4c_0000_000b;
 /// The oldest layout whose tables may be taken over as they are: since then only words that were
 /// zero have got a meaning, for which zero is right, and maps were added. Any other change raises
 /// this to the new [`HASH`].
-pub const OLDEST: u64 = 0x4556_4b4c_0000_0009;
+pub const OLDEST: u64 = 0x4556_4b4c_0000_000b;
 
 /// META: one record, written once when the tables are made. Compared before a program is loaded
 /// onto them.
@@ -308,12 +310,15 @@ pub struct Slot {
     pub last_seen: Ticks,
     /// The backend, its number in BACKENDS.
     pub backend: u16,
-    /// Backends tried for this connection so far.
-    pub tries: u8,
     /// The attempt it is in, or was connected by.
     pub attempt: Attempt,
-    /// When the client's first SYN came.
-    pub started: Instant,
+    /// The window scales of client and backend.
+    pub scales: Scales,
+    /// The first sequence number that the backend does not take from the client yet: its highest
+    /// acknowledgement plus window.
+    pub edge_client: u32,
+    /// The first one that the client does not take from the backend yet.
+    pub edge_backend: u32,
 }
 
 /// OPENINGS, in extents as SLOTS: the rest of a flow, for its beginning and its end. It is kept in
@@ -324,24 +329,22 @@ pub struct Slot {
 pub struct Opening {
     /// The client's IPv6 address; all zero for IPv4.
     pub client6: [u8; 16],
-    /// While half-open, the options of the client's SYN. Once connected, see the constants
-    /// `OPENING_*`.
-    pub words: [u32; SYN_OPTIONS / 4],
-    /// The window field of the client's SYN.
-    pub window: [u8; 2],
-    /// The type of service of the client's SYN.
-    pub tos: u8,
-    /// Bytes of options in `words`.
-    pub options_len: u8,
+    /// The client's initial sequence number.
+    pub isn_client: u32,
+    /// The backend's, once it has answered.
+    pub isn_backend: u32,
+    /// When the client's first SYN came.
+    pub started: Instant,
     /// While half-open, when this try's SYN was sent; afterwards, how long the backend took to
     /// answer. Microseconds.
     pub connect_us: u32,
+    /// What the client's SYN said.
+    pub syn: SavedSyn,
+    /// Backends tried for this connection so far.
+    pub tries: u8,
+    /// Zero.
+    pub reserved: [u8; 15],
 }
-
-/// In [`Opening::words`] of a connected flow: the client's initial sequence number.
-pub const OPENING_ISN_CLIENT: usize = 0;
-/// In [`Opening::words`] of a connected flow: the backend's initial sequence number.
-pub const OPENING_ISN_BACKEND: usize = 1;
 
 /// BACKENDS: one backend of one service. The first line is what the scheduler needs, the second
 /// totals.
@@ -455,8 +458,11 @@ pub struct Service {
     pub turned_away_in: u32,
     /// Clients that were turned away in it and that events reported.
     pub turned_away: u32,
+    /// Where the search for the oldest unconfirmed flow goes on in the ring of half-open flows, when
+    /// no slot is free.
+    pub oldest: u32,
     /// Zero.
-    pub reserved2: [u32; 12],
+    pub reserved2: [u32; 11],
 
     /// Its backends, numbers in BACKENDS.
     pub backends: [u16; MAX_SERVICE_BACKENDS as usize],

@@ -19,6 +19,7 @@ pub mod rules;
 pub mod schedule;
 pub mod seq;
 pub mod slot;
+pub mod syn;
 pub mod tcp;
 pub mod time;
 pub mod verdict;

@@ -5,6 +5,32 @@
 /// (RFC 7323 section 2.3).
 pub const MAX_STEP: u32 = 1 << 30;
 
+/// How far beside its window a number may lie and still be believed: for a keepalive (one below), a
+/// zero window probe (one above), and segments that overtook each other. A segment may be up to 64
+/// KiB long. Linux's connection tracking allows 66,000.
+pub const SLACK: u32 = 1 << 16;
+
+/// How much further ahead than a window the first segment may be that comes to a host which has
+/// taken a connection over: what went through the other host unreported.
+pub const TAKEOVER: u32 = 1 << 26;
+
+/// Whether a number is to be believed: a sequence number, or an acknowledgement of the other
+/// direction's. The receiver of those sequence numbers has acknowledged all below `acknowledged`,
+/// and takes none from `edge` on (RFC 9293 section 3.10.7.4, RFC 5961 section 5.2).
+#[inline(always)]
+pub const fn is_believable(number: u32, acknowledged: u32, edge: u32) -> bool {
+    let room = edge.wrapping_sub(acknowledged);
+    // Two CPUs that note two segments at once may leave an older edge: it counts as none.
+    let room = if room > MAX_STEP { 0 } else { room };
+    number.wrapping_sub(acknowledged).wrapping_add(SLACK) <= room + 2 * SLACK
+}
+
+/// The same after a takeover: nothing further ahead of `from` than [`TAKEOVER`].
+#[inline(always)]
+pub const fn is_ahead(number: u32, from: u32) -> bool {
+    number.wrapping_sub(from).wrapping_add(SLACK) <= TAKEOVER + SLACK
+}
+
 /// Whether `a` comes before `b`.
 #[inline(always)]
 pub const fn before(a: u32, b: u32) -> bool {
@@ -68,6 +94,27 @@ mod tests {
         let initial = u32::MAX;
         let highest = advance(initial.wrapping_add(1) as u64, 100);
         assert_eq!(payload(initial, highest, false), 100);
+    }
+
+    #[test]
+    fn what_lies_in_the_window_is_believed_and_little_beside_it() {
+        for acknowledged in [0, 1, 0x7fff_fff0, u32::MAX - 5, 12_345] {
+            for room in [0, 1, 65_535, 1 << 20, MAX_STEP] {
+                let edge = acknowledged.wrapping_add(room);
+                let believed = |number: u32| is_believable(number, acknowledged, edge);
+                for inside in [acknowledged.wrapping_sub(1), acknowledged, edge, edge.wrapping_add(1)] {
+                    assert!(believed(inside), "{inside} of {acknowledged} to {edge}");
+                }
+                assert!(!believed(acknowledged.wrapping_sub(SLACK + 1)) && !believed(edge.wrapping_add(SLACK + 1)));
+                assert!(!believed(acknowledged.wrapping_add(1 << 31)));
+            }
+        }
+    }
+
+    #[test]
+    fn an_edge_that_lies_behind_is_no_window() {
+        assert!(is_believable(1000, 1000, 900) && !is_believable(1000 + SLACK + 1, 1000, 900));
+        assert!(!is_believable(1 << 30, 1000, 900));
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub enum State {
     Claiming = 1,
     /// The SYN went to the backend, no answer yet.
     HalfOpen = 2,
-    /// The backend answered with SYN-ACK.
+    /// The client has acknowledged the backend's SYN-ACK.
     Established = 3,
     /// The client has sent its FIN.
     ClosingClient = 4,
@@ -31,11 +31,14 @@ pub enum State {
     /// The try failed, or the backend holds an older connection on this port: it is held back
     /// before it is used again.
     Abandoned = 8,
+    /// The backend has answered with SYN-ACK, and the client has not acknowledged it yet: it may be
+    /// anybody's address. Half-open in every respect but one: no other backend is tried.
+    Answered = 9,
 }
 
 impl State {
     /// Every state, in the order of their numbers.
-    pub const ALL: [State; 9] = [
+    pub const ALL: [State; 10] = [
         State::Free,
         State::Claiming,
         State::HalfOpen,
@@ -45,6 +48,7 @@ impl State {
         State::Suspect,
         State::Closed,
         State::Abandoned,
+        State::Answered,
     ];
 
     /// The state with this number. An unknown number counts as `Claiming`, which nothing touches.
@@ -59,6 +63,7 @@ impl State {
             6 => State::Suspect,
             7 => State::Closed,
             8 => State::Abandoned,
+            9 => State::Answered,
             _ => State::Claiming,
         }
     }
@@ -68,7 +73,7 @@ impl State {
         match self {
             State::Free => "free",
             State::Claiming => "claiming",
-            State::HalfOpen => "half_open",
+            State::HalfOpen | State::Answered => "half_open",
             State::Established => "established",
             State::ClosingClient => "closing_client",
             State::ClosingBackend => "closing_backend",
@@ -83,8 +88,19 @@ impl State {
     pub const fn is_active(self) -> bool {
         matches!(
             self,
-            State::HalfOpen | State::Established | State::ClosingClient | State::ClosingBackend | State::Suspect
+            State::HalfOpen
+                | State::Answered
+                | State::Established
+                | State::ClosingClient
+                | State::ClosingBackend
+                | State::Suspect
         )
+    }
+
+    /// Whether the client has not yet shown that it receives what is sent to its address.
+    #[inline(always)]
+    pub const fn is_unconfirmed(self) -> bool {
+        matches!(self, State::HalfOpen | State::Answered)
     }
 }
 
@@ -94,7 +110,7 @@ pub const FIN_CLIENT: u8 = 1;
 pub const FIN_BACKEND: u8 = 2;
 /// Evenkeel closed the flow itself: every further segment is answered with a RST.
 pub const KILLED: u8 = 4;
-/// The flow was established once: bytes and initial sequence numbers are valid.
+/// The flow was established once: its client has acknowledged the backend's SYN-ACK.
 pub const CONNECTED: u8 = 8;
 /// The flow is counted for its client (`per_client_connections`): its end takes that back.
 pub const COUNTED: u8 = 16;
@@ -102,6 +118,9 @@ pub const COUNTED: u8 = 16;
 /// where the port still waits. A claim that meets it there clears the flag; the end of the flow
 /// gives the port back only if the flag is clear.
 pub const IN_RING: u8 = 64;
+/// The flow was taken over from the other host, whose last packets of it may not be known here: one
+/// segment may be further ahead than a window allows.
+pub const LOOSE: u8 = 32;
 
 /// The value of a slot's first word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,7 +159,7 @@ impl Ctl {
         State::from_number((self.0 >> 8) as u8)
     }
 
-    /// `FIN_CLIENT`, `FIN_BACKEND`, `KILLED`, `CONNECTED`, `COUNTED`.
+    /// `FIN_CLIENT`, `FIN_BACKEND`, `KILLED`, `CONNECTED`, `COUNTED`, `LOOSE`, `IN_RING`.
     #[inline(always)]
     pub const fn flags(self) -> u8 {
         (self.0 >> 16) as u8

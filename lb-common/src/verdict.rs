@@ -40,7 +40,7 @@ reasons! {
     IpOptions = 2, "ip_options", "a packet for a service with IP options that say its way or cannot be read: dropped; any others are removed";
     Vlan = 3, "vlan", "a packet with the tag of a VLAN seen on the untagged device: passed to the host";
     Malformed = 4, "malformed", "headers that are cut short or contradict themselves: dropped if they name a service, else passed to the host";
-    OtherHost = 5, "other_host", "a flooded frame whose MAC address is not ours, for no known flow: passed on";
+    OtherHost = 5, "other_host", "a frame for another MAC address than ours: passed on";
 
     // ARP and neighbour discovery for a virtual address that VRRP carries.
     LeaseLapsed = 6, "lease_lapsed", "ARP or ND for a virtual address whose VRRP lease has run out: dropped, so that two hosts never answer";
@@ -58,7 +58,7 @@ reasons! {
     // A packet of ours that could not be forwarded.
     UnknownFlow = 20, "unknown_flow", "a segment of no known connection: answered with a RST";
     LateSynAck = 21, "late_syn_ack", "a SYN-ACK of a backend that was given up already: reset, the client never sees it";
-    RstOutOfWindow = 22, "rst_out_of_window", "a RST outside the window: forwarded, the connection is kept";
+    RstOutOfWindow = 22, "rst_out_of_window", "a RST whose sequence number is not exact: left to its receiver, the connection is kept";
     TtlExpired = 23, "ttl_expired", "a packet whose time to live ran out: dropped";
     NoNextHop = 24, "no_next_hop", "the MAC address of the next hop is not known yet: dropped, TCP sends again";
     RstRateLimited = 25, "rst_rate_limited", "a RST was due but the limit of RSTs a second was reached: dropped";
@@ -77,7 +77,7 @@ reasons! {
     BackendReset = 62, "backend_reset", "the backend reset the connection";
     IdleTimeout = 63, "idle_timeout", "no packet for idle_timeout: reset on both sides";
     HalfOpenEvicted = 64, "half_open_evicted", "over max_half_open: the oldest half-open connection gave way";
-    Replaced = 65, "replaced", "the client began a new connection from the same port while its backend was out";
+    Replaced = 65, "replaced", "no longer used: a SYN closes no connection";
     ClientAborted = 66, "client_aborted", "the client gave up before the backend had answered";
     Removed = 67, "removed", "the service or backend was removed";
     Killed = 68, "killed", "reset by an operator";
@@ -87,6 +87,7 @@ reasons! {
     Drained = 76, "drained", "its backend was drained: reset at the deadline of the drain";
     Maintenance = 77, "maintenance", "its backend went into maintenance with --reset: reset on both sides";
     Rebalanced = 78, "rebalanced", "reset by a rebalancing, so that its client comes back to a less busy backend";
+    Unconfirmed = 72, "unconfirmed", "the client never acknowledged the SYN-ACK: closed after 3 s, its backend reset";
     MovedOn = 79, "moved_on", "the client sent its SYN again while the backend was drained or taken out: it went to the next one";
 
     // The other host of a pair.
@@ -104,6 +105,8 @@ reasons! {
 
     // More packets of ours that could not be forwarded. The list only grows, so they stand here.
     LostRace = 29, "lost_race", "a segment of a connection that another CPU or the controller changed in the same moment: dropped, TCP sends again";
+    OutOfWindow = 31, "out_of_window", "a segment outside the window of its connection: forwarded, and nothing noted of it";
+    Challenged = 32, "challenged", "a SYN for an open connection: answered with a challenge ACK, the connection is kept";
     Damaged = 30, "damaged", "a record contradicts itself or the other tables: the segment is dropped";
 }
 

@@ -181,7 +181,8 @@ pub trait Frame: Copy {
     /// Removes the options of an untagged IPv4 packet, which are `bytes` long.
     fn strip(self, bytes: u32) -> bool;
     /// Whether it was flooded to us: its destination is not the MAC address of the interface.
-    fn is_flooded(self, interface: Held<Interface>) -> bool;
+    /// `interface` looks up the one that it came in by.
+    fn is_flooded(self, interface: impl FnOnce() -> Option<Held<Interface>>) -> bool;
     /// Rewrites addresses, ports, MAC addresses and checksums, and lowers the time to live by one.
     fn translate(self, old: &Translation, new: &Translation) -> bool;
     /// Replaces the whole frame by `headers` with a TCP header of `tcp_length` bytes and no
@@ -413,12 +414,13 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
-    fn is_flooded(self, interface: Held<Interface>) -> bool {
+    fn is_flooded(self, interface: impl FnOnce() -> Option<Held<Interface>>) -> bool {
         let bytes = self.bytes();
+        let Some(interface) = interface() else { return true };
         if !bytes.has(field::IP) {
             return true;
         }
-        bytes.read::<[u8; 6]>(0) != interface.mac()
+        (bytes.read(0), bytes.read(4)) != interface.mac_words()
     }
 
     #[inline(always)]
@@ -629,7 +631,7 @@ impl Frame for TcFrame {
     }
 
     #[inline(always)]
-    fn is_flooded(self, _interface: Held<Interface>) -> bool {
+    fn is_flooded(self, _interface: impl FnOnce() -> Option<Held<Interface>>) -> bool {
         self.skb().pkt_type != 0
     }
 

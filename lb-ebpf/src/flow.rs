@@ -7,6 +7,7 @@
 
 mod backend;
 mod client;
+mod confirming;
 mod end;
 mod half_open;
 mod moving_on;
@@ -16,8 +17,9 @@ use lb_common::{flow::SlotAt, layout::Slot, slot::Ctl};
 
 use crate::{klog, outcome::Outcome, records::Held};
 
-pub use backend::{PAYLOAD, from_backend};
+pub use backend::{Answer, from_backend};
 pub use client::from_client;
+pub use confirming::{confirm, recover};
 pub use moving_on::move_on;
 pub use opening::open;
 
@@ -27,6 +29,15 @@ fn change(at: SlotAt, slot: Held<Slot>, old: Ctl, new: Ctl) -> bool {
     let won = slot.swap(old, new);
     klog::changed(at, slot, (old, new), won);
     won
+}
+
+/// In addition to the flags of TCP: the segment's numbers are believed.
+const INSIDE: u32 = 1 << 8;
+
+/// The flags of a segment for the functions below.
+#[inline(always)]
+const fn flags_of(flags: u8, inside: bool) -> u32 {
+    flags as u32 | if inside { INSIDE } else { 0 }
 }
 
 /// Compare-and-swaps that may fail before the segment is forwarded as it is.

@@ -69,7 +69,7 @@ pub fn irregular<F: Frame>(frame: F) -> i32 {
         return passed::<F>(Reason::NotOurs);
     }
     match records::link_of(frame.ingress()).and_then(records::interface) {
-        Some(interface) if !frame.is_flooded(interface) => {}
+        Some(interface) if !frame.is_flooded(|| Some(interface)) => {}
         _ => return passed::<F>(Reason::OtherHost),
     }
     if fragment & (OFFSET | MORE) != 0 {

@@ -150,6 +150,18 @@ fn is_not_ours(address: Address) -> Option<Reason> {
     }
 }
 
+/// Whether this host holds a virtual address of VRRP, as it lies in a packet.
+#[inline(always)]
+pub fn is_held(address: u32) -> bool {
+    is_held_global(address) != 0
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn is_held_global(address: u32) -> u32 {
+    find(ipv4(address.to_ne_bytes())).is_some_and(|lease| lease.until() > clock::exact()) as u32
+}
+
 /// Whether another host claims an address that we hold; noted for the controller. Two claims at
 /// once on two CPUs may leave a MAC address of mixed bytes: it is only shown, and decides nothing.
 #[inline(always)]

@@ -50,6 +50,7 @@ use crate::cursor::{TcFrame, XdpFrame};
 
 /// The program for native and generic XDP.
 #[xdp]
+#[inline(always)]
 pub fn evenkeel_xdp(ctx: XdpContext) -> u32 {
     walk::walk(XdpFrame(ctx.ctx)) as u32
 }
@@ -63,6 +64,7 @@ pub fn evenkeel_out(ctx: TcContext) -> i32 {
 
 /// The program for tcx and clsact, ingress.
 #[classifier]
+#[inline(always)]
 pub fn evenkeel_tc(ctx: TcContext) -> i32 {
     walk::walk(TcFrame(ctx.skb.skb))
 }

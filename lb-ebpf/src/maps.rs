@@ -16,8 +16,8 @@ use lb_common::{
     layout::{
         Address, Backend, ClientLine, ConnectTimes, EVENTS_BYTES, EXTENT_BITS, FreeLine, Interface, LEASE_BITS,
         LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES,
-        MAX_WAYS, MaglevLine, Meta, Opening, POOL_BITS, POOL_EXTENTS, Pool, Ring, RuleLine, Service, Slot, SlowStart,
-        Trace,
+        MAX_WAYS, MaglevLine, Meta, Opening, POOL_BITS, POOL_EXTENTS, Pool, RST_BUCKETS, Ring, RuleLine, Service, Slot,
+        SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -33,7 +33,7 @@ const EXTENTS_LEN: usize = POOLS_LEN * POOL_EXTENTS as usize;
 /// Entries of one bucket of the flow index: one cache line.
 pub type Bucket = [u64; lb_common::hash::BUCKET as usize];
 
-/// Tokens of the limit on generated RSTs, one record per CPU.
+/// Tokens of a limit on generated RSTs, one record per limit and CPU.
 #[repr(C)]
 pub struct RstTokens {
     /// RSTs that may still be sent.
@@ -95,7 +95,10 @@ pub static WAYS: LpmTrie<[u8; 16], u64, { MAX_WAYS as usize }> = LpmTrie::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { REASON_LIMIT as usize }> = PerCpuArray::new();
 #[btf_map]
-pub static RST_TOKENS: PerCpuArray<RstTokens, 1> = PerCpuArray::new();
+pub static RST_TOKENS: PerCpuArray<RstTokens, { RST_BUCKETS as usize }> = PerCpuArray::new();
+/// The options of the segment at hand.
+#[btf_map]
+pub static OPTIONS: PerCpuArray<[u32; 16], 1> = PerCpuArray::new();
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
 

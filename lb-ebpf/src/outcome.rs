@@ -24,6 +24,7 @@ impl Outcome {
     pub const END: u64 = 9;
     pub const ADMITTED: u64 = 10;
     pub const AGAIN: u64 = 11;
+    pub const CHALLENGE: u64 = 12;
 
     #[inline(always)]
     const fn new(kind: u64, reason: u64, at: SlotAt) -> Outcome {
@@ -36,7 +37,7 @@ impl Outcome {
         Self::new(Self::FORWARD, 0, at)
     }
 
-    /// The same, for a SYN that opened the flow: its options are saved first.
+    /// The SYN that opened the flow: what it says is saved, and its backend gets it written anew.
     #[inline(always)]
     pub const fn opened(at: SlotAt) -> Outcome {
         Self::new(Self::OPENED, 0, at)
@@ -46,6 +47,12 @@ impl Outcome {
     #[inline(always)]
     pub const fn send_syn(at: SlotAt) -> Outcome {
         Self::new(Self::SEND_SYN, 0, at)
+    }
+
+    /// Answer it with the acknowledgement that the flow is at.
+    #[inline(always)]
+    pub const fn challenge(at: SlotAt) -> Outcome {
+        Self::new(Self::CHALLENGE, 0, at)
     }
 
     /// Replace it with a RST that refuses the client of the flow.
@@ -85,11 +92,10 @@ impl Outcome {
         Self::new(Self::AGAIN, 0, SlotAt(0))
     }
 
-    /// A new connection may be opened at a service, which `at` numbers; `flags` are for its slot's
-    /// word.
+    /// A new connection may be opened at a service, which `at` numbers.
     #[inline(always)]
-    pub const fn admitted(service: u16, flags: u8) -> Outcome {
-        Self::new(Self::ADMITTED, flags as u64, SlotAt(service as u32))
+    pub const fn admitted(service: u16) -> Outcome {
+        Self::new(Self::ADMITTED, 0, SlotAt(service as u32))
     }
 
     /// It was a question of `evenkeel trace`, which leaves no trace, not even in a counter.

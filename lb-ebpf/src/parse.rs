@@ -25,6 +25,7 @@ pub struct Segment<V: Family = V4> {
     pub payload: u32,
     /// Bytes of the TCP header.
     pub header: u32,
+    pub window: u16,
     pub flags: u8,
     pub ttl: u8,
 }
@@ -94,6 +95,7 @@ pub fn segment<F: Frame>(frame: F) -> Option<Segment> {
         acknowledgement: u32::from_be(bytes.read(field::ACKNOWLEDGEMENT)),
         payload: length - V4::HEADER as u32 - header,
         header,
+        window: u16::from_be(bytes.read(field::WINDOW)),
         flags: bytes.read(field::FLAGS),
         ttl: bytes.read(field::TTL),
     })

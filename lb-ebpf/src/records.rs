@@ -19,9 +19,11 @@ use lb_common::{
     hash::{Entry, PROBES, listener_start, pool_start, probe},
     layout::{
         Address, Backend, ClientLine, DELETED, EMPTY, EXTENT_BITS, FreeLine, HEARD_STEP, Hop, Interface, LISTENER_BITS,
-        Lease, Listener, NONE, Opening, POOL_BITS, Pool, Ring, SYN_OPTIONS, Service, Slot, SlowStart, Trace,
+        Lease, Listener, NONE, Opening, POOL_BITS, Pool, Ring, Service, Slot, SlowStart, Trace,
     },
     slot::{Ctl, State},
+    syn::{SavedSyn, Scales},
+    tcp::Side,
     time::{Instant, Ticks},
 };
 
@@ -238,6 +240,14 @@ pub fn swap_half_open(service: u32, cell: u32, new: HalfOpenCell) -> Option<Half
     Some(HalfOpenCell(unsafe { atomic::swap(word, new.0) }))
 }
 
+/// A cell of a service's ring of half-open flows.
+#[inline(always)]
+pub fn half_open(service: u32, cell: u32) -> Option<HalfOpenCell> {
+    let word = maps::HALF_OPEN.get_value_ptr_mut(service, &cell)?;
+    // SAFETY: from the look-up; an aligned word.
+    Some(HalfOpenCell(unsafe { atomic::load(word) }))
+}
+
 /// Counts a connect time of a backend in its bucket.
 #[inline(always)]
 pub fn count_connect_time(backend: u32, bucket: u32) {
@@ -257,10 +267,35 @@ pub fn count(reason: u32) {
     }
 }
 
-/// This CPU's tokens for RSTs.
+/// This CPU's tokens for RSTs of one kind.
 #[inline(always)]
-pub fn rst_tokens() -> Option<Held<RstTokens>> {
-    maps::RST_TOKENS.get_ptr_mut(0).map(Held)
+pub fn rst_tokens(bucket: u32) -> Option<Held<RstTokens>> {
+    maps::RST_TOKENS.get_ptr_mut(bucket).map(Held)
+}
+
+/// Where this CPU keeps the options of the segment at hand.
+#[inline(always)]
+pub fn options() -> Option<Held<Options>> {
+    maps::OPTIONS.get_ptr_mut(0).map(|words| Held(words.cast()))
+}
+
+/// The options of a segment, as bytes and as words.
+pub struct Options(#[expect(dead_code, reason = "read and written by its address")] [u32; 16]);
+
+impl Held<Options> {
+    /// The byte at a position, which is cut to the length of the record.
+    #[inline(always)]
+    pub fn byte(self, at: u32) -> u8 {
+        // SAFETY: the record is held; 0 to 63 lies in its 64 bytes.
+        unsafe { *self.0.cast::<u8>().add(masked::<63>(at) as usize) }
+    }
+
+    /// Writes the word at a position that a loop counts.
+    #[inline(always)]
+    pub fn set_word(self, position: usize, word: u32) {
+        // SAFETY: the record is held; 0 to 15 lies in its sixteen words.
+        unsafe { *self.0.cast::<u32>().add(position & 15) = word }
+    }
 }
 
 /// The number of a log line within its stretch of time, about a second, and how many lines the
@@ -461,9 +496,10 @@ fields! { Slot:
     plain last_seen: Ticks, set set_last_seen;
     shared last_seen last_seen_once: Ticks;
     plain backend: u16, set set_backend;
-    plain tries: u8, set set_tries;
     plain attempt: Attempt, set set_attempt;
-    plain started: Instant, set set_started;
+    plain scales: Scales, set set_scales;
+    plain edge_client: u32, set set_edge_client;
+    plain edge_backend: u32, set set_edge_backend;
 }
 
 impl Held<Slot> {
@@ -499,6 +535,60 @@ impl Held<Slot> {
         self.set_ack_backend(upper);
     }
 
+    /// The highest sequence end from one side.
+    #[inline(always)]
+    pub fn end(self, side: Side) -> u64 {
+        match side {
+            Side::Client => self.end_client(),
+            Side::Backend => self.end_backend(),
+        }
+    }
+
+    /// Writes it.
+    #[inline(always)]
+    pub fn set_end(self, side: Side, end: u64) {
+        match side {
+            Side::Client => self.set_end_client(end),
+            Side::Backend => self.set_end_backend(end),
+        }
+    }
+
+    /// The last acknowledgement number from one side.
+    #[inline(always)]
+    pub fn ack(self, side: Side) -> u32 {
+        match side {
+            Side::Client => self.ack_client(),
+            Side::Backend => self.ack_backend(),
+        }
+    }
+
+    /// Writes it.
+    #[inline(always)]
+    pub fn set_ack(self, side: Side, ack: u32) {
+        match side {
+            Side::Client => self.set_ack_client(ack),
+            Side::Backend => self.set_ack_backend(ack),
+        }
+    }
+
+    /// The first sequence number of one side that the other one does not take yet.
+    #[inline(always)]
+    pub fn edge(self, side: Side) -> u32 {
+        match side {
+            Side::Client => self.edge_client(),
+            Side::Backend => self.edge_backend(),
+        }
+    }
+
+    /// Writes it.
+    #[inline(always)]
+    pub fn set_edge(self, side: Side, edge: u32) {
+        match side {
+            Side::Client => self.set_edge_client(edge),
+            Side::Backend => self.set_edge_backend(edge),
+        }
+    }
+
     /// Notes the time of a packet. Most come within the tick of the one before.
     #[inline(always)]
     pub fn touch(self, now: Ticks) {
@@ -512,36 +602,16 @@ const _: () = assert!(core::mem::offset_of!(Slot, ctl) == 0);
 
 fields! { Opening:
     write client6: [u8; 16], set set_client6;
-    plain window: [u8; 2], set set_window;
-    plain tos: u8, set set_tos;
-    plain options_len: u8, set set_options_len;
+    plain isn_client: u32, set set_isn_client;
+    plain isn_backend: u32, set set_isn_backend;
+    plain started: Instant, set set_started;
     plain connect_us: u32, set set_connect_us;
+    plain syn: SavedSyn, set set_syn;
+    plain tries: u8, set set_tries;
     shared connect_us fetch: u32;
 }
 
-/// Words of [`Opening::words`].
-pub const OPENING_WORDS: usize = SYN_OPTIONS / 4;
-
 impl Held<Opening> {
-    /// One of the words.
-    #[inline(always)]
-    pub fn word(self, position: usize) -> u32 {
-        if position >= OPENING_WORDS {
-            return 0;
-        }
-        // SAFETY: the record is held; the position was checked.
-        unsafe { *(&raw const (*self.0).words).cast::<u32>().add(position) }
-    }
-
-    /// Writes one of the words.
-    #[inline(always)]
-    pub fn set_word(self, position: usize, value: u32) {
-        if position < OPENING_WORDS {
-            // SAFETY: the record is held; the position was checked.
-            unsafe { *(&raw mut (*self.0).words).cast::<u32>().add(position) = value }
-        }
-    }
-
     /// Copies everything from another flow's.
     #[inline(always)]
     pub fn copy_from(self, other: Held<Opening>) {
@@ -645,6 +715,8 @@ fields! { Service:
     plain flags: u32;
     shared client_limit: u32;
     shared slow_until: Instant, set set_slow_until;
+    shared half_open: u32;
+    shared oldest: u32;
     shared turned_away_in: u32, set set_turned_away_in;
     shared turned_away: u32, set set_turned_away, add add_turned_away;
 }
@@ -676,6 +748,15 @@ impl Held<Service> {
     pub fn next_half_open(self) -> u32 {
         // SAFETY: the record is held: whole and aligned, and so is its field.
         unsafe { atomic::fetch_add(&raw mut (*self.0).half_open, 1) }
+    }
+}
+
+impl Held<Service> {
+    /// Moves on the search for the oldest unconfirmed flow, if it still is at `old`.
+    #[inline(always)]
+    pub fn swap_oldest(self, old: u32, new: u32) -> bool {
+        // SAFETY: the record is held: whole and aligned, and so is its field.
+        unsafe { atomic::compare_swap(&raw mut (*self.0).oldest, old, new) == old }
     }
 }
 

@@ -1,11 +1,11 @@
 //! Frames that are written from scratch in place of one that came: a RST to its sender, a RST to
-//! the client, the saved SYN to the next backend.
+//! the client, a challenge, the client's SYN to its backend.
 
 use lb_common::{
     address::V4,
     flow::SlotAt,
     layout::{Hop, Interface},
-    tcp::{ACK, RST, SYN},
+    tcp::{ACK, RST, SYN, Side},
     verdict::Reason,
 };
 use network_types::{eth::EtherType, ip::IpProto};
@@ -13,26 +13,67 @@ use network_types::{eth::EtherType, ip::IpProto};
 use crate::{
     clock,
     cursor::{Frame, Headers, field},
-    parse,
-    records::{self, Held, OPENING_WORDS},
+    parse::{self, Segment},
+    records::{self, Held},
     report::{count, dropped, impossible},
 };
 
-/// RSTs that one CPU sends in a burst.
+/// RSTs of one kind that one CPU sends in a burst.
 const RST_BURST: u64 = 10_000;
-/// RSTs that one CPU sends for each tick: some 9,500 per second.
+/// RSTs of one kind that one CPU sends for each tick: some 9,500 per second.
 const RST_PER_TICK: u64 = 10;
+
+/// What limits the answers to strays, of which there may be a flood.
+const STRAYS: u32 = 0;
+/// To segments of connections that we have ended.
+const ENDED: u32 = 1;
+/// To clients that are turned away.
+const TURNED_AWAY: u32 = 2;
+/// Challenges.
+const CHALLENGES: u32 = 3;
+
+/// Which limit answers for this reason have.
+#[inline(always)]
+const fn bucket_of(reason: u32) -> u32 {
+    const FIRST: u32 = Reason::NoBackend as u32;
+    const LAST: u32 = Reason::ClientLimit as u32;
+    if reason == Reason::AfterClose as u32 || reason == Reason::LateSynAck as u32 {
+        return ENDED;
+    }
+    if reason >= FIRST && reason <= LAST { TURNED_AWAY } else { STRAYS }
+}
 
 /// Answers the sender of a segment with a RST that it accepts (RFC 9293 section 3.10.7.1). A RST is
 /// never answered. The caller has counted why.
 #[inline(never)]
-pub fn reset<F: Frame>(frame: F) -> i32 {
+pub fn reset<F: Frame>(frame: F, reason: u32) -> i32 {
     let Some(segment) = parse::segment(frame) else { return impossible::<F>() };
-    if segment.flags & RST != 0 || !(segment.is_self_test() || allowed()) {
+    if segment.flags & RST != 0 || !(segment.is_self_test() || allowed(bucket_of(reason))) {
         return F::DROP;
     }
     let (sequence, acknowledgement, flags) =
         if segment.flags & ACK != 0 { (segment.acknowledgement, 0, RST) } else { (0, segment.end(), RST | ACK) };
+    back(frame, segment, sequence, acknowledgement, tcp_word(20, flags, [0; 2]))
+}
+
+/// Answers a SYN for an open flow with the acknowledgement that the flow is at (RFC 5961 section 4):
+/// a client that has the connection ignores it, one that has forgotten it answers with an exact RST.
+#[inline(never)]
+pub fn challenge<F: Frame>(frame: F, at: SlotAt) -> i32 {
+    let Some(segment) = parse::segment(frame) else { return impossible::<F>() };
+    let Some(slot) = records::slot(at) else { return dropped::<F>(Reason::LostRace) };
+    if !allowed(CHALLENGES) {
+        return F::DROP;
+    }
+    // The window as the backend has stated it last: a client that has the connection believes it.
+    let left = slot.edge_client().wrapping_sub(slot.ack_backend()) >> slot.scales().of(Side::Backend);
+    let window = if left > 0xffff { 0xffff } else { left as u16 };
+    back(frame, segment, slot.end_backend() as u32, slot.ack_backend(), tcp_word(20, ACK, window.to_be_bytes()))
+}
+
+/// Turns a segment into an answer to its sender.
+#[inline(always)]
+fn back<F: Frame>(frame: F, segment: Segment, sequence: u32, acknowledgement: u32, flags: u32) -> i32 {
     let bytes = frame.bytes();
     if !bytes.has(field::PAYLOAD) {
         return impossible::<F>();
@@ -46,7 +87,7 @@ pub fn reset<F: Frame>(frame: F) -> i32 {
     headers.tcp[0] = segment.destination_port as u32 | (segment.source_port as u32) << 16;
     headers.tcp[1] = sequence.to_be();
     headers.tcp[2] = acknowledgement.to_be();
-    headers.tcp[3] = tcp_word(20, flags, [0; 2]);
+    headers.tcp[3] = flags;
     finish(frame, &mut headers, 20, 0, frame.ingress())
 }
 
@@ -66,7 +107,7 @@ pub fn refuse<F: Frame>(frame: F, at: SlotAt) -> i32 {
     finish(frame, &mut headers, 20, 0, interface.ifindex())
 }
 
-/// Turns the frame into the client's SYN, from the flow in a slot to that flow's backend.
+/// Turns the frame into the SYN of the flow in a slot, written anew for its backend.
 #[inline(never)]
 pub fn saved_syn<F: Frame>(frame: F, at: SlotAt) -> i32 {
     let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else {
@@ -75,21 +116,16 @@ pub fn saved_syn<F: Frame>(frame: F, at: SlotAt) -> i32 {
     let Some(pool) = records::pool(at.pool() as u32) else { return impossible::<F>() };
     let mut headers = empty();
     let Some(interface) = ethernet(&mut headers, pool.hop()) else { return dropped::<F>(Reason::NoNextHop) };
-    let length = 20 + (opening.options_len() as u32 & 0x3c);
-    if length > 60 {
-        return dropped::<F>(Reason::Damaged);
-    }
+    let syn = opening.syn();
+    let (options, count) = syn.options();
+    let length = 20 + count * 4;
     headers.ip[3] = pool.snat::<V4>();
     headers.ip[4] = pool.backend::<V4>();
     headers.tcp[0] = pool.snat_port(at) as u32 | (pool.backend_port() as u32) << 16;
     headers.tcp[1] = (slot.end_client() as u32).wrapping_sub(1).to_be();
-    headers.tcp[3] = tcp_word(length, SYN, opening.window());
-    for i in 0..OPENING_WORDS {
-        if (i as u32) * 4 + 20 < length {
-            headers.tcp[5 + i] = opening.word(i);
-        }
-    }
-    finish(frame, &mut headers, length, opening.tos(), interface.ifindex())
+    headers.tcp[3] = tcp_word(length, SYN, syn.window);
+    headers.tcp[5..10].copy_from_slice(&options);
+    finish(frame, &mut headers, length, syn.tos, interface.ifindex())
 }
 
 #[inline(always)]
@@ -134,10 +170,10 @@ fn ethernet(headers: &mut Headers, hop: Hop) -> Option<Held<Interface>> {
     Some(interface)
 }
 
-/// Whether another RST may be sent on this CPU.
+/// Whether another answer of this kind may be sent on this CPU.
 #[inline(always)]
-fn allowed() -> bool {
-    let Some(bucket) = records::rst_tokens() else { return false };
+fn allowed(bucket: u32) -> bool {
+    let Some(bucket) = records::rst_tokens(bucket) else { return false };
     let now = clock::ticks().0 as u64;
     let refill = (now - bucket.refilled()) * RST_PER_TICK;
     let tokens = if refill > RST_BURST { RST_BURST } else { bucket.tokens() + refill };

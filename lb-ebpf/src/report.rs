@@ -5,7 +5,7 @@ use lb_common::{
     address::{Family, V4},
     event::{ENDED, Event, TURNED_AWAY},
     flow::{Key, SlotAt},
-    layout::{LOG, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Opening, Slot, TURNED_AWAY_EVENTS, turned_away_stretch},
+    layout::{LOG, Opening, Slot, TURNED_AWAY_EVENTS, turned_away_stretch},
     seq::payload,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT},
     time::Instant,
@@ -60,20 +60,25 @@ pub fn bytes(slot: Held<Slot>, opening: Held<Opening>, ctl: Ctl) -> (u64, u64) {
         return (0, 0);
     }
     (
-        payload(opening.word(OPENING_ISN_CLIENT), slot.end_client(), ctl.flags() & FIN_CLIENT != 0),
-        payload(opening.word(OPENING_ISN_BACKEND), slot.end_backend(), ctl.flags() & FIN_BACKEND != 0),
+        payload(opening.isn_client(), slot.end_client(), ctl.flags() & FIN_CLIENT != 0),
+        payload(opening.isn_backend(), slot.end_backend(), ctl.flags() & FIN_BACKEND != 0),
     )
 }
 
-/// Reports what happened to the flow in a slot.
+/// Reports what happened to the flow in a slot; the end of one that its client never confirmed not
+/// more often than [`TURNED_AWAY_EVENTS`], because anybody can cause it.
 #[inline(always)]
 pub fn flow(kind: u8, reason: u8, at: SlotAt, slot: Held<Slot>, ctl: Ctl, service: u16) {
     let Some(opening) = records::opening(at) else { return };
+    let is_anybodys = kind == TURNED_AWAY || kind == ENDED && ctl.flags() & CONNECTED == 0;
+    if is_anybodys && !may_tell(service) {
+        return;
+    }
     let key = slot.key();
     let (bytes_in, bytes_out) = bytes(slot, opening, ctl);
     emit(|| Event {
         at: clock::coarse(),
-        started: slot.started(),
+        started: opening.started(),
         bytes_in,
         bytes_out,
         client: mapped(key.address_word()),
@@ -87,7 +92,7 @@ pub fn flow(kind: u8, reason: u8, at: SlotAt, slot: Held<Slot>, ctl: Ctl, servic
         connect_us: if kind == ENDED { opening.connect_us() } else { 0 },
         kind,
         reason,
-        tries: slot.tries(),
+        tries: opening.tries(),
         family: V4::NUMBER,
     });
 }

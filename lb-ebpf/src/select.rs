@@ -100,6 +100,12 @@ impl Choice {
         }
     }
 
+    /// Whether backends may take it, and none has a free port.
+    #[inline(always)]
+    pub const fn is_without_slot(self) -> bool {
+        self.0 == Self::NO_SLOT.0
+    }
+
     /// The backend.
     #[inline(always)]
     pub const fn chosen(self) -> Chosen {

@@ -3,10 +3,11 @@
 use lb_common::{
     address::V4,
     flow::{Key, SlotAt},
-    layout::{CLOSING, Hop, Listener, Pool, Slot},
-    seq::{advance, within},
-    slot::{Ctl, State},
-    tcp::{ACK, CONTROL, RST, SYN},
+    layout::{CLOSING, Hop, Interface, Listener, Pool, Slot},
+    seq::{advance, before, is_believable},
+    slot::{Ctl, LOOSE, State},
+    syn::{OFFERS_TIMESTAMPS, SavedSyn, Scan},
+    tcp::{ACK, CONTROL, FIN, RST, SYN, Side},
     time::Ticks,
     verdict::Reason,
 };
@@ -19,7 +20,7 @@ use crate::{
     irregular, klog, lease,
     outcome::Outcome,
     parse::{self, Segment},
-    records::{self, Held, OPENING_WORDS},
+    records::{self, Held},
     reply,
     report::{count, count_number, dropped, impossible, passed},
 };
@@ -66,14 +67,22 @@ fn from_client<F: Frame>(frame: F, segment: Segment, row: u32, listener: Held<Li
     let mut link = None;
     let outcome = match index::find(hashed) {
         Some(found) => {
-            if is_tracked(segment, found.ctl.state()) {
-                let Some(pool) = records::pool(found.at.pool() as u32) else { return impossible::<F>() };
-                note_client(frame, segment, found.slot, pool);
-                if is_plain(segment, found.ctl) {
+            let Some(pool) = records::pool(found.at.pool() as u32) else { return impossible::<F>() };
+            if is_for_another(frame, segment, pool.hop(), found.ctl) {
+                return passed::<F>(Reason::OtherHost);
+            }
+            let (ctl, inside) = believed(segment, found.at, found.slot, found.ctl, Side::Client);
+            if inside {
+                let now = clock::ticks();
+                pool.note_sent(now);
+                if note(segment, found.slot, Side::Client, now) {
+                    learn_hop(frame, segment, found.slot, None);
+                }
+                if is_plain(segment, ctl) {
                     return to_backend(frame, segment, pool, found.at);
                 }
             }
-            flow::from_client(found.at, segment.flags, segment.sequence)
+            flow::from_client(found.at, segment.flags, inside, segment.sequence)
         }
         None => {
             link = records::link_of(frame.ingress());
@@ -90,14 +99,14 @@ fn from_client<F: Frame>(frame: F, segment: Segment, row: u32, listener: Held<Li
 #[inline(always)]
 fn turned_away<F: Frame>(frame: F, segment: Segment, listener: Held<Listener>, link: Option<u32>) -> Option<i32> {
     let Some(interface) = link.and_then(records::interface) else { return Some(passed::<F>(Reason::NotOurs)) };
-    if frame.is_flooded(interface) {
+    if frame.is_flooded(|| Some(interface)) {
         return Some(passed::<F>(Reason::OtherHost));
     }
     if segment.flags & CONTROL != SYN || segment.flags & ACK != 0 || listener.state() == CLOSING {
         let reason = if segment.is_self_test() { Reason::SelfTest } else { Reason::UnknownFlow };
         count(reason);
         klog::reset(segment, reason as u32);
-        return Some(reply::reset(frame));
+        return Some(reply::reset(frame, reason as u32));
     }
     None
 }
@@ -110,17 +119,21 @@ fn from_backend<F: Frame>(frame: F, segment: Segment, row: u32, pool: Held<Pool>
     }
     let at = SlotAt(row << 16 | slot as u32);
     let Some(slot) = records::slot(at) else { return passed::<F>(Reason::NotOurs) };
-    let now = clock::ticks();
-    pool.note_heard(now);
     let ctl = slot.ctl();
-    if is_tracked(segment, ctl.state()) {
-        note_backend(segment, slot, now);
+    if is_for_another(frame, segment, slot.hop(), ctl) {
+        return passed::<F>(Reason::OtherHost);
+    }
+    let (ctl, inside) = believed(segment, at, slot, ctl, Side::Backend);
+    if inside {
+        let now = clock::ticks();
+        pool.note_heard(now);
+        note(segment, slot, Side::Backend, now);
         if is_plain(segment, ctl) {
             return to_client(frame, segment, slot);
         }
     }
-    let flags = segment.flags as u32 | if segment.payload != 0 { flow::PAYLOAD } else { 0 };
-    let outcome = flow::from_backend(at, flags, segment.sequence, segment.acknowledgement);
+    let answer = if segment.flags & (SYN | RST) == SYN { answered(frame, segment) } else { 0 };
+    let outcome = flow::from_backend(at, segment.flags, inside, segment.sequence, segment.acknowledgement, answer);
     settle(frame, segment, outcome, Sender::Backend)
 }
 
@@ -139,7 +152,7 @@ fn settle<F: Frame>(frame: F, segment: Segment, outcome: Outcome, sender: Sender
     if let (Outcome::OPENED, Sender::Client(_, link)) = (outcome.kind(), sender) {
         save_syn(frame, segment, outcome.at(), link);
     }
-    if matches!((outcome.kind(), sender), (Outcome::FORWARD, Sender::Client(..))) && segment.flags & SYN != 0 {
+    if matches!((outcome.kind(), sender), (Outcome::SEND_SYN, Sender::Client(..))) {
         learn_hop_again(frame, segment, outcome.at());
     }
     carry_out(frame, segment, outcome, matches!(sender, Sender::Client(..)))
@@ -157,15 +170,17 @@ fn ended<F: Frame>(segment: Segment, reason: Reason) -> i32 {
 fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: bool) -> i32 {
     let at = outcome.at();
     match outcome.kind() {
-        Outcome::OPENED | Outcome::FORWARD => {}
-        // The client's own SYN, sent again, goes to the next backend as it is.
-        Outcome::SEND_SYN if client => {}
-        Outcome::SEND_SYN => return reply::saved_syn(frame, at),
+        Outcome::FORWARD => {}
+        Outcome::OPENED | Outcome::SEND_SYN => return reply::saved_syn(frame, at),
         Outcome::REFUSE => return reply::refuse(frame, at),
+        Outcome::CHALLENGE => {
+            count(Reason::Challenged);
+            return reply::challenge(frame, at);
+        }
         Outcome::RESET => {
             count_number(outcome.reason());
             klog::reset(segment, outcome.reason());
-            return reply::reset(frame);
+            return reply::reset(frame, outcome.reason());
         }
         Outcome::DROP => {
             count_number(outcome.reason());
@@ -186,13 +201,69 @@ fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: boo
     }
 }
 
-/// Whether a segment's numbers are to be believed before anything else is known about it. Those of
-/// a RST are checked first; a SYN's are no part of an open connection; a closed flow's slot may
-/// have its next owner a moment later.
+/// Whether a frame is for another MAC address than ours: a switch that has forgotten an address
+/// sends its frames to every port, and both hosts of a pair know the flow. A live flow whose address
+/// this host holds is forwarded all the same. `out` is the way that the segment would take.
 #[inline(always)]
-fn is_tracked(segment: Segment, state: State) -> bool {
-    let open = matches!(state, State::Established | State::ClosingClient | State::ClosingBackend | State::Suspect);
-    open && segment.flags & (SYN | RST) == 0
+fn is_for_another<F: Frame>(frame: F, segment: Segment, out: Hop, ctl: Ctl) -> bool {
+    if !frame.is_flooded(|| came_in_by(frame, out)) {
+        return false;
+    }
+    !(ctl.state().is_active() && lease::is_held(segment.destination))
+}
+
+/// The interface that a frame came in by: mostly the one that it leaves by.
+#[inline(always)]
+fn came_in_by<F: Frame>(frame: F, out: Hop) -> Option<Held<Interface>> {
+    let ingress = frame.ingress();
+    match records::interface(out.interface() as u32) {
+        Some(interface) if interface.ifindex() == ingress => Some(interface),
+        _ => records::link_of(ingress).and_then(records::interface),
+    }
+}
+
+/// Whether the numbers of a segment are to be believed, and the flow's word after that: the client's
+/// first good acknowledgement confirms a flow that its backend has answered. A SYN's numbers are no
+/// part of an open connection, those of a RST are compared more strictly, and a closed flow's slot
+/// may have its next owner a moment later.
+#[inline(always)]
+fn believed(segment: Segment, at: SlotAt, slot: Held<Slot>, ctl: Ctl, side: Side) -> (Ctl, bool) {
+    if segment.flags & (SYN | RST | ACK) != ACK {
+        return (ctl, false);
+    }
+    match ctl.state() {
+        State::Established | State::ClosingClient | State::ClosingBackend | State::Suspect => {
+            (ctl, is_inside(segment, slot, side) || is_first_here(segment, at, ctl, side))
+        }
+        State::Answered => confirmed(segment, at, slot, side),
+        _ => (ctl, false),
+    }
+}
+
+/// Whether a segment lies where its receiver takes it, and acknowledges what its sender may have got
+/// (RFC 9293 section 3.10.7.4, RFC 5961 section 5.2).
+#[inline(always)]
+fn is_inside(segment: Segment, slot: Held<Slot>, side: Side) -> bool {
+    let other = side.other();
+    is_believable(segment.sequence, slot.ack(other), slot.edge(side))
+        && is_believable(segment.acknowledgement, slot.ack(side), slot.edge(other))
+}
+
+/// Whether it is the first segment that this host sees of a flow it has taken over, which may be
+/// further ahead.
+#[inline(always)]
+fn is_first_here(segment: Segment, at: SlotAt, ctl: Ctl, side: Side) -> bool {
+    ctl.flags() & LOOSE != 0 && flow::recover(at, side, segment.sequence, segment.acknowledgement)
+}
+
+/// Confirms a flow by what only somebody can send who has got the SYN-ACK: its acknowledgement by
+/// the client, or what a backend sends after that.
+#[inline(always)]
+fn confirmed(segment: Segment, at: SlotAt, slot: Held<Slot>, side: Side) -> (Ctl, bool) {
+    // An empty segment of the backend may only repeat what it expects.
+    let says_enough = matches!(side, Side::Client) || segment.payload != 0 || segment.flags & FIN != 0;
+    let confirmed = says_enough && flow::confirm(at, side, segment.sequence, segment.acknowledgement);
+    (slot.ctl(), confirmed)
 }
 
 /// Whether a segment is data or acknowledgement of an established flow and changes nothing else.
@@ -201,51 +272,41 @@ fn is_plain(segment: Segment, ctl: Ctl) -> bool {
     ctl.0 as u8 == State::Established as u8 && segment.flags & CONTROL == 0
 }
 
-/// Notes sequence end, acknowledgement, time and next hop of a segment from the client.
+/// Notes sequence end, acknowledgement, window and time of a segment whose numbers are believed.
+/// True: it goes further than those before it.
 ///
 /// These are plain reads and writes: an atomic operation would cost every packet more than all of
 /// them. A card hands one direction of a connection to one CPU (RSS), so two CPUs write one field
 /// at once only when the direction moves to another queue, or on a veth. Then the older end or
 /// acknowledgement may be stored last. The next segment that goes further stores one that is right
-/// again, and for the sum of bytes only the last end counts; until then a RST of ours may carry a
-/// number that is too low by the segments that overtook each other, which its receiver answers with
-/// a challenge ACK (RFC 5961 section 3.2), and a RST of the peer at the newest number may be
-/// forwarded without ending the flow, which idle_timeout ends.
+/// again, and so does the other side's acknowledgement of what was not noted; until then a RST of
+/// ours may carry a number that is too low by the segments that overtook each other, which its
+/// receiver answers with a challenge ACK (RFC 5961 section 3.2), and a RST of the peer at the newest
+/// number may be forwarded without ending the flow, which idle_timeout ends.
 #[inline(always)]
-fn note_client<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>, pool: Held<Pool>) {
-    let now = clock::ticks();
-    pool.note_sent(now);
-    learn_hop(frame, segment, slot, None);
-    let known_end = slot.end_client();
+fn note(segment: Segment, slot: Held<Slot>, side: Side, now: Ticks) -> bool {
+    let other = side.other();
+    let known_end = slot.end(side);
     let end = advance(known_end, segment.end());
-    if end != known_end {
-        slot.set_end_client(end);
+    let mut goes_on = end != known_end;
+    if goes_on {
+        slot.set_end(side, end);
     }
-    if segment.flags & ACK != 0 && acknowledges(segment, slot.ack_client(), || slot.end_backend()) {
-        slot.set_ack_client(segment.acknowledgement);
+    let ack = segment.acknowledgement;
+    if before(slot.ack(side), ack) {
+        slot.set_ack(side, ack);
+        goes_on = true;
+        let sent = slot.end(other);
+        if before(sent as u32, ack) {
+            slot.set_end(other, advance(sent, ack));
+        }
+    }
+    let edge = ack.wrapping_add((segment.window as u32) << slot.scales().of(side));
+    if before(slot.edge(other), edge) {
+        slot.set_edge(other, edge);
     }
     slot.touch(now);
-}
-
-/// Notes sequence end, acknowledgement and time of a segment from the backend. What
-/// [`note_client`] says of two CPUs at once holds here too.
-#[inline(always)]
-fn note_backend(segment: Segment, slot: Held<Slot>, now: Ticks) {
-    let known_end = slot.end_backend();
-    let end = advance(known_end, segment.end());
-    if end != known_end {
-        slot.set_end_backend(end);
-    }
-    if segment.flags & ACK != 0 && acknowledges(segment, slot.ack_backend(), || slot.end_client()) {
-        slot.set_ack_backend(segment.acknowledgement);
-    }
-    slot.touch(now);
-}
-
-/// Whether a segment acknowledges something new, and nothing that was never sent.
-#[inline(always)]
-fn acknowledges(segment: Segment, known: u32, sent: impl FnOnce() -> u64) -> bool {
-    segment.acknowledgement != known && within(known, segment.acknowledgement, sent() as u32)
+    goes_on
 }
 
 const MAC: u64 = 0xffff_ffff_ffff;
@@ -262,7 +323,7 @@ fn learn_hop<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>, link: Optio
     let high: u32 = bytes.read(field::ETHERNET_SOURCE + 2);
     let mac = low as u64 | (high as u64) << 16;
     let known = slot.hop();
-    if known.0 & MAC == mac {
+    if known.0 & MAC == mac && is_by(known, frame.ingress()) {
         return;
     }
     let Some(link) = link.or_else(|| records::link_of(frame.ingress())) else { return };
@@ -291,38 +352,94 @@ extern "C" fn way_back_global(mac: u64, link: u32, client: u32) -> u64 {
 #[inline(always)]
 fn learn_hop_again<F: Frame>(frame: F, segment: Segment, at: SlotAt) {
     let Some(slot) = records::slot(at) else { return };
-    if slot.ctl().state() == State::HalfOpen && !slot.hop().is_of_neighbour() {
+    if slot.ctl().state().is_unconfirmed() && !slot.hop().is_of_neighbour() {
         slot.set_hop(Hop(0));
         learn_hop(frame, segment, slot, None);
     }
 }
 
-/// Keeps what another backend must see of the client's SYN.
+/// Whether a known next hop is by the interface that the kernel calls `ifindex`.
 #[inline(always)]
-fn save_syn<F: Frame>(frame: F, segment: Segment, at: SlotAt, link: Option<u32>) {
-    let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else { return };
+fn is_by(hop: Hop, ifindex: u32) -> bool {
+    hop.is_known() && records::interface(hop.interface() as u32).is_some_and(|own| own.ifindex() == ifindex)
+}
+
+/// What a backend's SYN-ACK offers, and its window, as one number: see `flow::Answer`.
+#[inline(always)]
+fn answered<F: Frame>(frame: F, segment: Segment) -> u64 {
+    flow::Answer::new(scan_options(frame, segment.header), segment.window).0
+}
+
+/// Reads the options of a segment with a TCP header of `header` bytes, into OPTIONS and as far as
+/// they matter.
+#[inline(never)]
+fn scan_options<F: Frame>(frame: F, header: u32) -> Scan {
+    let Some(options) = records::options() else { return Scan::BEGIN };
     let mut bytes = frame.bytes();
-    if !bytes.has(field::TCP + segment.header as usize) {
+    if !bytes.has(field::TCP + header as usize) {
         frame.pull(LONGEST_HEADERS);
         bytes = frame.bytes();
     }
+    let mut length = 0;
+    for i in 0..10 {
+        let offset = field::PAYLOAD + i * 4;
+        if 20 + i as u32 * 4 >= header || !bytes.has(offset + 4) {
+            break;
+        }
+        options.set_word(i, bytes.read(offset));
+        length += 4;
+    }
+    Scan(options_global(length))
+}
+
+/// What the bytes in OPTIONS say.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn options_global(length: u32) -> u64 {
+    let mut scan = Scan::BEGIN;
+    for _ in 0..lb_common::syn::OPTIONS {
+        scan = Scan(option_global(scan.0, length));
+        if scan.is_done() {
+            break;
+        }
+    }
+    scan.0
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn option_global(scan: u64, length: u32) -> u64 {
+    let Some(options) = records::options() else { return Scan(scan).ended().0 };
+    Scan(scan).next(length, |at| options.byte(at)).0
+}
+
+/// Keeps what a backend is to see of the client's SYN, and where the client is.
+#[inline(always)]
+fn save_syn<F: Frame>(frame: F, segment: Segment, at: SlotAt, link: Option<u32>) {
+    let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else { return };
+    let scan = scan_options(frame, segment.header);
+    let bytes = frame.bytes();
     if !bytes.has(field::PAYLOAD) {
         return;
     }
-    opening.set_window(bytes.read(field::WINDOW));
-    opening.set_tos(bytes.read(field::TOS));
-    let mut saved = 0;
-    for i in 0..OPENING_WORDS {
-        let offset = field::PAYLOAD + i * 4;
-        if 20 + i as u32 * 4 >= segment.header || !bytes.has(offset + 4) {
-            break;
-        }
-        opening.set_word(i, bytes.read(offset));
-        saved += 4;
-    }
-    opening.set_options_len(saved);
+    opening.set_syn(SavedSyn {
+        mss: scan.mss(),
+        window: bytes.read(field::WINDOW),
+        scale: scan.scale(),
+        offers: scan.offers(),
+        tos: bytes.read(field::TOS),
+        reserved: 0,
+        timestamp: if scan.offers() & OFFERS_TIMESTAMPS != 0 { timestamp(scan.timestamps() + 2) } else { 0 },
+    });
     slot.set_hop(Hop(0));
     learn_hop(frame, segment, slot, link);
+}
+
+/// The four bytes of OPTIONS at a position, as they lie in memory.
+#[inline(always)]
+fn timestamp(at: u32) -> u32 {
+    let Some(options) = records::options() else { return 0 };
+    u32::from_ne_bytes([options.byte(at), options.byte(at + 1), options.byte(at + 2), options.byte(at + 3)])
 }
 
 /// Sends a segment of the client on to its backend.

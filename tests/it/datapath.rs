@@ -16,6 +16,7 @@ mod signs;
 mod slow_starts;
 mod snat;
 mod trace;
+mod trust;
 mod trying;
 mod verifier;
 mod ways;

@@ -3,18 +3,18 @@
 use lb_common::{
     event::RECOVERED,
     flow::SlotAt,
-    layout::{OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, OUT, Slot, UP, connect_time_bucket},
-    seq::within,
+    layout::{OUT, Opening, Slot, UP, connect_time_bucket},
     slot::{CONNECTED, Ctl, KILLED, State},
-    tcp::{ACK, SYN, Side, Step, step},
+    syn::{Scales, Scan},
+    tcp::{ACK, RST, SYN, Side, Step, step},
     time::Instant,
     verdict::Reason,
 };
 
 use super::{
-    change,
+    INSIDE, change,
     end::{close, ends},
-    persist,
+    flags_of, persist,
 };
 use crate::{
     clock,
@@ -23,39 +23,64 @@ use crate::{
     report,
 };
 
-/// In addition to the flags of TCP: the segment carries data.
-pub const PAYLOAD: u32 = 1 << 8;
-
 /// How many ports may be left behind because the backend still holds an older connection on them.
 /// Each fresh one has a chance of a half or better: a backend in TIME_WAIT accepts a SYN whose
 /// timestamp or sequence number is newer than the last ones.
 const PORT_RETRIES: u8 = 7;
 
-/// A segment from a backend to a port of ours, off the fast path. `flags` has [`PAYLOAD`] too.
+/// What a SYN-ACK offers, and its window: the window takes the lowest bits of a [`Scan`], which only
+/// the scanning needs.
+#[derive(Clone, Copy)]
+pub struct Answer(pub u64);
+
+impl Answer {
+    #[inline(always)]
+    pub const fn new(scan: Scan, window: u16) -> Answer {
+        Answer(scan.0 & !0xffff | window as u64)
+    }
+
+    #[inline(always)]
+    const fn window(self) -> u32 {
+        self.0 as u32 & 0xffff
+    }
+
+    #[inline(always)]
+    const fn scan(self) -> Scan {
+        Scan(self.0)
+    }
+}
+
+/// A segment from a backend to a port of ours, off the fast path; `inside`: its numbers are
+/// believed. `answer` is an [`Answer`], if it is a SYN-ACK.
 #[inline(always)]
-pub fn from_backend(at: SlotAt, flags: u32, sequence: u32, acknowledgement: u32) -> Outcome {
-    Outcome(from_backend_global(at.0, flags, sequence, acknowledgement))
+pub fn from_backend(at: SlotAt, flags: u8, inside: bool, sequence: u32, acknowledgement: u32, answer: u64) -> Outcome {
+    Outcome(from_backend_global(at.0, flags_of(flags, inside), sequence, acknowledgement, answer))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn from_backend_global(at: u32, flags: u32, sequence: u32, acknowledgement: u32) -> u64 {
-    persist(SlotAt(at), || Outcome(backend_step_global(at, flags, sequence, acknowledgement))).0
+extern "C" fn from_backend_global(at: u32, flags: u32, sequence: u32, acknowledgement: u32, answer: u64) -> u64 {
+    persist(SlotAt(at), || Outcome(backend_step_global(at, flags, sequence, acknowledgement, answer))).0
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn backend_step_global(at: u32, flags: u32, sequence: u32, acknowledgement: u32) -> u64 {
+extern "C" fn backend_step_global(at: u32, flags: u32, sequence: u32, acknowledgement: u32, answer: u64) -> u64 {
     let at = SlotAt(at);
     let Some(slot) = records::slot(at) else { return Outcome::drop(Reason::LostRace).0 };
-    let ctl = slot.ctl();
-    if ctl.state() == State::Suspect {
-        change(at, slot, ctl, ctl.cleared());
-        return Outcome::again().0;
-    }
+    let (ctl, inside) = (slot.ctl(), flags & INSIDE != 0);
+    let state = match ctl.state() {
+        State::Suspect if inside => {
+            change(at, slot, ctl, ctl.cleared());
+            return Outcome::again().0;
+        }
+        State::Suspect => ctl.previous(),
+        state => state,
+    };
     let is_ours = acknowledgement == slot.end_client() as u32;
-    match step(ctl.state(), Side::Backend, flags as u8) {
-        Step::Connected if is_ours => connected(at, slot, ctl, sequence, acknowledgement).0,
+    let is_syn_ack = flags as u8 & (SYN | ACK | RST) == SYN | ACK;
+    match step(state, Side::Backend, flags as u8, inside) {
+        Step::Connected if is_ours => connected(at, slot, ctl, sequence, answer).0,
         Step::Refused if flags as u8 & ACK != 0 && is_ours => leave(at, slot, ctl, Reason::Refused).0,
         Step::Stale if slot.attempt().port_retries() < PORT_RETRIES => leave(at, slot, ctl, Reason::TimeWait).0,
         // The client answers it with a RST, which ends the older connection, and sends its SYN
@@ -66,24 +91,33 @@ extern "C" fn backend_step_global(at: u32, flags: u32, sequence: u32, acknowledg
         }
         Step::Stale => junk(0).0,
         Step::Connected | Step::Refused => junk(flags).0,
-        Step::GivenUp => given_up(flags).0,
-        Step::Forward if ctl.state() == State::Closed && ctl.flags() & CONNECTED == 0 => given_up(flags).0,
-        Step::Forward if ctl.state() == State::Closed && ctl.flags() & KILLED != 0 => {
-            Outcome::reset(Reason::AfterClose).0
+        // A backend that answers with SYN cookies may choose another number for a repeated SYN.
+        Step::Forward if state == State::Answered && is_syn_ack => {
+            if is_ours {
+                answered_global(at.0, sequence, answer)
+            } else {
+                junk(flags).0
+            }
         }
-        step => ends(at, slot, ctl, (Side::Backend, step), || reset(at, slot, ctl, sequence)).0,
+        Step::GivenUp => given_up(flags).0,
+        Step::Forward if state == State::Closed && ctl.flags() & CONNECTED == 0 => given_up(flags).0,
+        Step::Forward if state == State::Closed && ctl.flags() & KILLED != 0 => Outcome::reset(Reason::AfterClose).0,
+        Step::Reset => {
+            reset(at, slot, ctl, sequence);
+            Outcome::forward(at).0
+        }
+        step => ends(at, slot, ctl, (Side::Backend, step), inside).0,
     }
 }
 
 /// The SYN-ACK that answers our SYN.
 #[inline(always)]
-fn connected(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32, acknowledgement: u32) -> Outcome {
-    let connected = ctl.with_state(State::Established).with_flags(CONNECTED);
-    if !change(at, slot, ctl, connected) {
+fn connected(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32, answer: u64) -> Outcome {
+    if !change(at, slot, ctl, ctl.with_state(State::Answered)) {
         return Outcome::again();
     }
-    connect_global(at.0, connected.0, sequence, acknowledgement);
-    Outcome::forward(at)
+    count_answer_global(at.0);
+    Outcome(answered_global(at.0, sequence, answer))
 }
 
 /// Takes a flow out of `HalfOpen`: this try is over.
@@ -108,31 +142,53 @@ fn given_up(flags: u32) -> Outcome {
     Outcome::reset(Reason::LateSynAck)
 }
 
-/// A RST of the backend ends the flow if the client can be expecting its sequence number.
+/// A RST of the backend ends the flow if its number is exact: what the client acknowledged last or,
+/// if it has not acknowledged everything yet, the end of it.
 #[inline(always)]
 fn reset(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32) {
-    let (expected, end) = (slot.ack_client(), slot.end_backend() as u32);
-    if within(expected, sequence, end) {
+    if sequence == slot.ack_client() || sequence == slot.end_backend() as u32 {
         close(at, ctl, Reason::BackendReset);
     } else {
         report::count(Reason::RstOutOfWindow);
     }
 }
 
-/// The consequences of a SYN-ACK: sequence numbers start, the connect time is counted, a backend on
-/// trial is up again.
+/// Sequence numbers and windows start with the SYN-ACK, which is forwarded.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn connect_global(at: u32, ctl: u64, sequence: u32, acknowledgement: u32) -> u32 {
+extern "C" fn answered_global(at: u32, sequence: u32, answer: u64) -> u64 {
+    let at = SlotAt(at);
+    let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else {
+        return Outcome::drop(Reason::LostRace).0;
+    };
+    if let Some(pool) = records::pool(at.pool() as u32) {
+        pool.note_heard(clock::ticks());
+    }
+    start(slot, opening, sequence, Answer(answer));
+    Outcome::forward(at).0
+}
+
+/// The winner of the swap writes these; the fast path only moves them on, once the client has
+/// confirmed the flow. It cannot acknowledge what is not forwarded yet.
+#[inline(always)]
+fn start(slot: Held<Slot>, opening: Held<Opening>, sequence: u32, answer: Answer) {
+    let (client, backend) = (opening.isn_client().wrapping_add(1), sequence.wrapping_add(1));
+    let syn = opening.syn();
+    opening.set_isn_backend(sequence);
+    slot.set_end_backend(backend as u64);
+    slot.set_ack_client(backend);
+    slot.set_ack_backend(client);
+    slot.set_edge_client(client.wrapping_add(answer.window()));
+    slot.set_edge_backend(backend.wrapping_add(u16::from_be_bytes(syn.window) as u32));
+    slot.set_scales(Scales::agreed(syn.scan(), answer.scan()));
+    slot.set_last_seen(clock::ticks());
+}
+
+/// The consequences of a first SYN-ACK: the connect time is counted, a backend on trial is up again.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn count_answer_global(at: u32) -> u32 {
     let (Some(slot), Some(opening)) = (records::slot(SlotAt(at)), records::opening(SlotAt(at))) else { return 0 };
-    // The winner of the swap writes these; the fast path only moves them on. A client cannot answer
-    // what is not forwarded yet, and a second segment of the backend that overtakes this one on
-    // another CPU moves them on from an end of 0, which the assignment puts right.
-    slot.set_end_backend(sequence.wrapping_add(1) as u64);
-    slot.set_ack_client(sequence.wrapping_add(1));
-    slot.set_ack_backend(acknowledgement);
-    opening.set_word(OPENING_ISN_CLIENT, acknowledgement.wrapping_sub(1));
-    opening.set_word(OPENING_ISN_BACKEND, sequence);
     let took = clock::microseconds().wrapping_sub(opening.connect_us());
     opening.set_connect_us(took);
     let number = slot.backend() as u32;
@@ -140,7 +196,7 @@ extern "C" fn connect_global(at: u32, ctl: u64, sequence: u32, acknowledgement: 
     backend.add_connected(1);
     backend.add_connect_us(took as u64);
     records::count_connect_time(number, connect_time_bucket(took));
-    readmit_global(at, ctl, number);
+    readmit_global(at, slot.ctl().0, number);
     1
 }
 

@@ -2,17 +2,16 @@
 
 use lb_common::{
     flow::SlotAt,
-    layout::{OPENING_ISN_CLIENT, Slot, UP},
-    seq::within,
+    layout::Slot,
     slot::{CONNECTED, Ctl, KILLED, State},
-    tcp::{RST, SYN, Side, Step, step},
+    tcp::{Side, Step, step},
     verdict::Reason,
 };
 
 use super::{
-    change,
+    INSIDE, change,
     end::{close, ends},
-    persist,
+    flags_of, persist,
 };
 use crate::{
     clock, index,
@@ -21,13 +20,13 @@ use crate::{
     report, trace,
 };
 
-/// A segment of a client with a flow, off the fast path.
+/// A segment of a client with a flow, off the fast path; `inside`: its numbers are believed.
 #[inline(always)]
-pub fn from_client(at: SlotAt, flags: u8, sequence: u32) -> Outcome {
-    if flags & (SYN | RST) == SYN {
+pub fn from_client(at: SlotAt, flags: u8, inside: bool, sequence: u32) -> Outcome {
+    if matches!(step(State::Closed, Side::Client, flags, false), Step::Syn) {
         return Outcome(from_client_syn_global(at.0, sequence));
     }
-    Outcome(from_client_global(at.0, flags as u32, sequence))
+    Outcome(from_client_global(at.0, flags_of(flags, inside), sequence))
 }
 
 #[inline(never)]
@@ -41,39 +40,60 @@ extern "C" fn from_client_global(at: u32, flags: u32, sequence: u32) -> u64 {
 extern "C" fn client_step_global(at: u32, flags: u32, sequence: u32) -> u64 {
     let at = SlotAt(at);
     let Some(slot) = records::slot(at) else { return Outcome::drop(Reason::LostRace).0 };
-    let ctl = slot.ctl();
-    if ctl.state() == State::Suspect {
-        change(at, slot, ctl, ctl.cleared());
-        return Outcome::again().0;
-    }
-    match step(ctl.state(), Side::Client, flags as u8) {
-        Step::Forward if ctl.state() == State::Closed && ctl.flags() & KILLED != 0 => {
-            Outcome::reset(Reason::AfterClose).0
+    let (ctl, inside) = (slot.ctl(), flags & INSIDE != 0);
+    let state = match ctl.state() {
+        State::Suspect if inside => {
+            change(at, slot, ctl, ctl.cleared());
+            return Outcome::again().0;
         }
-        Step::GivenUp => Outcome::drop(Reason::HalfOpenJunk).0,
-        step => ends(at, slot, ctl, (Side::Client, step), || reset(at, slot, ctl, sequence)).0,
+        State::Suspect => ctl.previous(),
+        state => state,
+    };
+    match step(state, Side::Client, flags as u8, inside) {
+        // It was never confirmed, or we have ended it: nobody waits for this behind us.
+        Step::Forward if state == State::Closed && is_ours_alone(ctl) => Outcome::reset(Reason::AfterClose).0,
+        Step::Odd if state == State::Closed => Outcome::reset(Reason::UnknownFlow).0,
+        // What did not confirm an answered flow must not reach its backend, which would answer it.
+        Step::Forward if state == State::Answered => Outcome::drop(Reason::HalfOpenJunk).0,
+        Step::GivenUp | Step::Odd => Outcome::drop(Reason::HalfOpenJunk).0,
+        // One for an older connection that the backend still holds on this port may pass, as long as
+        // the backend has not answered this one.
+        Step::Reset if !reset(at, slot, ctl, sequence) && state == State::Answered => {
+            Outcome::drop(Reason::RstOutOfWindow).0
+        }
+        Step::Reset => Outcome::forward(at).0,
+        step => ends(at, slot, ctl, (Side::Client, step), inside).0,
     }
 }
 
-/// A RST of the client ends the flow if the backend can be expecting its sequence number (RFC 5961
-/// section 3).
+/// Whether a closed flow is over for us and perhaps not for its two sides.
 #[inline(always)]
-fn reset(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32) {
-    let (expected, end) = (slot.ack_backend(), slot.end_client() as u32);
-    // A flow that another CPU has ended in between is over all the same.
-    if ctl.state() == State::HalfOpen {
-        if sequence == end {
-            close(at, ctl, Reason::ClientAborted);
-        }
-    } else if within(expected, sequence, end) {
-        close(at, ctl, Reason::ClientReset);
-    } else {
+fn is_ours_alone(ctl: Ctl) -> bool {
+    ctl.flags() & (KILLED | CONNECTED) != CONNECTED
+}
+
+/// A RST of the client ends the flow if its number is exact (RFC 5961 section 3.2): what the backend
+/// acknowledged last or, if it has not acknowledged everything yet, the end of it. Any other is for
+/// the backend to challenge. True: it ends the flow, now or a moment ago.
+#[inline(always)]
+fn reset(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32) -> bool {
+    let end = slot.end_client() as u32;
+    let (exact, reason) = match ctl.state().is_unconfirmed() {
+        true => (sequence == end, Reason::ClientAborted),
+        false => (sequence == end || sequence == slot.ack_backend(), Reason::ClientReset),
+    };
+    if exact {
+        close(at, ctl, reason);
+    } else if !ctl.state().is_unconfirmed() {
         report::count(Reason::RstOutOfWindow);
     }
+    exact
 }
 
 /// A SYN of a client that has a flow: sent again, or the first of a new connection from the same
-/// port.
+/// port. It closes nothing by its word alone, which is anybody's. A client that has forgotten its
+/// connection answers our challenge with an exact RST and sends its SYN again; Linux does so at
+/// once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn from_client_syn_global(at: u32, sequence: u32) -> u64 {
@@ -81,46 +101,24 @@ extern "C" fn from_client_syn_global(at: u32, sequence: u32) -> u64 {
     let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else {
         return Outcome::drop(Reason::LostRace).0;
     };
+    let ctl = slot.ctl();
     if trace::is_asked(slot.key(), sequence) {
-        return trace::known(at, slot.ctl()).0;
+        return trace::known(at, ctl).0;
     }
-    let mut ctl = slot.ctl();
-    if ctl.state() == State::Suspect {
-        if !change(at, slot, ctl, ctl.cleared()) {
-            return Outcome::drop(Reason::LostRace).0;
-        }
-        ctl = ctl.cleared();
-    }
-    match step(ctl.state(), Side::Client, SYN) {
-        Step::Syn => {}
-        Step::GivenUp => return Outcome::drop(Reason::HalfOpenJunk).0,
-        _ => return Outcome::reset(Reason::UnknownFlow).0,
-    }
-    let (key, end, backend) = (slot.key(), slot.end_client() as u32, slot.backend());
-    let initial = opening.word(OPENING_ISN_CLIENT);
+    let is_same = sequence == opening.isn_client();
     match ctl.state() {
-        State::HalfOpen if sequence.wrapping_add(1) == end => return retransmitted_global(at.0, ctl.0),
-        State::HalfOpen if !close(at, ctl, Reason::ClientAborted) => return Outcome::drop(Reason::LostRace).0,
-        _ if ctl.flags() & CONNECTED != 0 && sequence == initial && ctl.flags() & KILLED == 0 => {
-            return Outcome::forward(at).0;
+        State::Free | State::Claiming => Outcome::reset(Reason::UnknownFlow).0,
+        State::Abandoned => Outcome::drop(Reason::HalfOpenJunk).0,
+        State::HalfOpen if is_same => retransmitted_global(at.0, ctl.0),
+        // The client answers the SYN-ACK that is due with a RST, if this is a new connection of it.
+        State::HalfOpen => Outcome::drop(Reason::HalfOpenJunk).0,
+        State::Answered if is_same => Outcome::send_syn(at).0,
+        State::Closed => {
+            index::forget(slot.key(), at, ctl);
+            Outcome::open().0
         }
-        State::HalfOpen | State::Closed => {}
-        // Its backend answers with a challenge ACK (RFC 5961 section 4), and the client, if it has
-        // forgotten the connection, with a RST. A backend that is out is the only one that cannot
-        // be expected to answer.
-        _ if is_up_global(backend as u32) != 0 => return Outcome::forward(at).0,
-        // Another CPU or the controller has ended it at this moment: the client sends again.
-        _ if !close(at, ctl, Reason::Replaced) => return Outcome::drop(Reason::LostRace).0,
-        _ => {}
+        _ => Outcome::challenge(at).0,
     }
-    index::forget(key, at, ctl);
-    Outcome::open().0
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn is_up_global(backend: u32) -> u32 {
-    records::backend(backend).is_some_and(|backend| backend.admission() == UP) as u32
 }
 
 /// The client's SYN again: to the same backend, until connect_timeout is over or that backend gets
@@ -140,7 +138,7 @@ extern "C" fn retransmitted_global(at: u32, ctl: u64) -> u64 {
     } else if backend.is_closed() {
         Reason::MovedOn
     } else {
-        return Outcome::forward(at).0;
+        return Outcome::send_syn(at).0;
     };
     if !change(at, slot, ctl, ctl.with_state(State::Abandoned)) {
         return Outcome::drop(Reason::LostRace).0;

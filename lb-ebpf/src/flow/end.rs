@@ -4,7 +4,7 @@ use lb_common::{
     event::ENDED,
     flow::SlotAt,
     layout::{LOG, Slot},
-    slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT, IN_RING},
+    slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT, IN_RING, State},
     tcp::{Side, Step},
     verdict::Reason,
 };
@@ -17,20 +17,21 @@ use crate::{
     report, slots,
 };
 
-/// The steps that both sides have in common: a FIN of one side, the second FIN, a RST (`reset`
-/// looks at its number), a segment of no flow.
+/// The steps that both sides have in common: a FIN of one side, the second FIN, a segment of no
+/// flow, data and acknowledgements.
 #[inline(always)]
-pub fn ends(at: SlotAt, slot: Held<Slot>, ctl: Ctl, (side, step): (Side, Step), reset: impl FnOnce()) -> Outcome {
+pub fn ends(at: SlotAt, slot: Held<Slot>, ctl: Ctl, (side, step): (Side, Step), inside: bool) -> Outcome {
     let fin = if matches!(side, Side::Client) { FIN_CLIENT } else { FIN_BACKEND };
     let done = match step {
         Step::Closing(state) => change(at, slot, ctl, ctl.with_state(state).with_flags(fin)),
         Step::Close => close(at, ctl.with_flags(fin), Reason::Closed),
-        Step::Reset => {
-            reset();
+        Step::Unknown => return Outcome::reset(Reason::UnknownFlow),
+        _ => {
+            if !inside && ctl.state() != State::Closed {
+                report::count(Reason::OutOfWindow);
+            }
             true
         }
-        Step::Unknown => return Outcome::reset(Reason::UnknownFlow),
-        _ => true,
     };
     if done { Outcome::forward(at) } else { Outcome::again() }
 }
@@ -71,7 +72,7 @@ fn finish(at: SlotAt, ctl: Ctl) {
         if ctl.flags() & CONNECTED != 0 && ctl.reason() != Reason::Closed as u8 {
             backend.add_resets(1);
         }
-        tell(at, slot, ctl, backend.service());
+        tell_global(at.0, ctl.0, backend.service() as u32);
     }
     report::count_number(ctl.reason() as u32);
     if ctl.flags() & IN_RING == 0 {
@@ -79,9 +80,13 @@ fn finish(at: SlotAt, ctl: Ctl) {
     }
 }
 
-#[inline(always)]
-fn tell(at: SlotAt, slot: Held<Slot>, ctl: Ctl, service: u16) {
-    if records::service(service as u32).is_some_and(|service| service.flags() & LOG != 0) {
-        report::flow(ENDED, ctl.reason(), at, slot, ctl, service);
+/// Reports an end, if the service has a log.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn tell_global(at: u32, ctl: u64, service: u32) -> u32 {
+    let (Some(slot), Some(record)) = (records::slot(SlotAt(at)), records::service(service)) else { return 0 };
+    if record.flags() & LOG != 0 {
+        report::flow(ENDED, Ctl(ctl).reason(), SlotAt(at), slot, Ctl(ctl), service as u16);
     }
+    1
 }

@@ -64,8 +64,9 @@ extern "C" fn leave_global(at: u32, reason: u32) -> i64 {
     }
     backend.one_less();
     let Some(service) = records::service(backend.service() as u32) else { return NONE };
+    let Some(opening) = records::opening(at) else { return NONE };
     // A flow that leaves a closed backend may try as many as there are.
-    if slot.tries() as u32 >= service.tries() && !backend.is_closed() { NONE } else { NEXT }
+    if opening.tries() as u32 >= service.tries() && !backend.is_closed() { NONE } else { NEXT }
 }
 
 /// No try is left: the client is refused.
@@ -115,10 +116,11 @@ fn failed(backend: Held<Backend>, at: SlotAt, reason: u8) {
 /// Copies what a flow began with; its next try begins at `sent_us`.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn copy_opening_global(from: u32, to: u32, sent_us: u32) -> u32 {
+extern "C" fn copy_opening_global(from: u32, to: u32, sent_us: u32, more_tries: u32) -> u32 {
     let (Some(old), Some(new)) = (records::opening(SlotAt(from)), records::opening(SlotAt(to))) else { return 0 };
     new.copy_from(old);
     new.set_connect_us(sent_us);
+    new.set_tries(old.tries().wrapping_add(more_tries as u8));
     0
 }
 
@@ -148,10 +150,8 @@ extern "C" fn hand_over_global(from: u32, next: u64) -> u64 {
     new.set_hop(old.hop());
     new.set_last_seen(now.ticks());
     new.set_backend(number as u16);
-    new.set_tries(if is_same { old.tries() } else { old.tries() + 1 });
     new.set_attempt(if is_same { old.attempt().from_another_port() } else { Attempt::new(next.chosen().how()) });
-    new.set_started(old.started());
-    copy_opening_global(from.0, at.0, (now.0 / 1000) as u32);
+    copy_opening_global(from.0, at.0, (now.0 / 1000) as u32, !is_same as u32);
     old.set_last_seen(now.ticks());
     let before = old.ctl();
     let ctl = new.publish(before.flags() & COUNTED);

@@ -17,6 +17,9 @@ use crate::{
     slots, trace,
 };
 
+/// How often the oldest unconfirmed flows give way for one new connection.
+const ROOMS: u32 = 4;
+
 /// A SYN of a client that has no flow: whether it may open one, which backend gets it, the flow
 /// itself. Each step is called from the walk and none calls the next, so that no chain of calls is
 /// deeper than one of them.
@@ -29,13 +32,22 @@ pub fn open(key: Key, initial: u32) -> Outcome {
     if admitted.kind() != Outcome::ADMITTED {
         return admitted;
     }
-    let choice = select::first(admitted.at().0, Client::of(key));
-    let opened = Outcome(fill_global(key.0, initial, choice.0, admitted.0));
+    let service = admitted.at().0;
+    let mut choice = select::first(service, Client::of(key));
+    // What gave way may have left a backend that is not chosen.
+    for _ in 0..ROOMS {
+        if !choice.is_without_slot() || !half_open::make_room(service) {
+            break;
+        }
+        choice = select::first(service, Client::of(key));
+    }
+    let opened = Outcome(fill_global(key.0, initial, choice.0, service));
     half_open::enter(opened);
     opened
 }
 
-/// Whether a client may open a connection; if so, it is counted.
+/// Whether a client may open a connection. It is counted when it has confirmed one: before that,
+/// its address may be anybody's.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn admit_global(key: u64) -> u64 {
@@ -48,10 +60,10 @@ extern "C" fn admit_global(key: u64) -> u64 {
     if listener.state() != ACTIVE {
         return turned_away(key, service, Reason::NoBackend).0;
     }
-    match access::count_client(service as u32, key.address_word()) {
-        access::OVER => turned_away(key, service, Reason::ClientLimit).0,
-        counted => Outcome::admitted(service, counted as u8).0,
+    if access::is_over_limit(service as u32, key.address_word()) {
+        return turned_away(key, service, Reason::ClientLimit).0;
     }
+    Outcome::admitted(service).0
 }
 
 #[inline(always)]
@@ -64,13 +76,10 @@ fn turned_away(key: Key, service: u16, reason: Reason) -> Outcome {
 /// because nothing was chosen.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn fill_global(key: u64, initial: u32, choice: u64, admitted: u64) -> u64 {
-    let (key, choice, admitted) = (Key(key), Choice(choice), Outcome(admitted));
-    let (at, service, flags) = (choice.at(), admitted.at().0, admitted.reason() as u8);
+extern "C" fn fill_global(key: u64, initial: u32, choice: u64, service: u32) -> u64 {
+    let (key, choice) = (Key(key), Choice(choice));
+    let at = choice.at();
     if let Some(reason) = choice.refusal() {
-        if flags != 0 {
-            access::uncount_client(service, key.address_word());
-        }
         return turned_away(key, service as u16, reason).0;
     }
     let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else {
@@ -86,13 +95,13 @@ extern "C" fn fill_global(key: u64, initial: u32, choice: u64, admitted: u64) ->
     slot.set_tried(Tried::default().with(position));
     slot.set_last_seen(now.ticks());
     slot.set_backend(backend as u16);
-    slot.set_tries(1);
     slot.set_attempt(Attempt::new(choice.chosen().how()));
-    slot.set_started(now);
     opening.set_client6([0; 16]);
-    opening.set_options_len(0);
+    opening.set_isn_client(initial);
+    opening.set_started(now);
+    opening.set_tries(1);
     opening.set_connect_us((now.0 / 1000) as u32);
-    let ctl = slot.publish(flags);
+    let ctl = slot.publish(0);
     let hashed = Hashed::new(key);
     match index::insert(hashed, hashed.entry(at, ctl.generation())) {
         Inserted::Won => Outcome::opened(at).0,

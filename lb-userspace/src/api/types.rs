@@ -247,8 +247,9 @@ pub enum ConnState {
 
 impl ConnState {
     /// Every state of a slot that has an open connection, and its word.
-    pub const ALL: [(State, ConnState); 5] = [
+    pub const ALL: [(State, ConnState); 6] = [
         (State::HalfOpen, ConnState::HalfOpen),
+        (State::Answered, ConnState::HalfOpen),
         (State::Established, ConnState::Established),
         (State::ClosingClient, ConnState::ClosingClient),
         (State::ClosingBackend, ConnState::ClosingBackend),

@@ -10,11 +10,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lb_common::{
-    clients::ClientCount,
-    slot::{COUNTED, State},
-    time::Instant,
-};
+use lb_common::{clients::ClientCount, slot::COUNTED, time::Instant};
 
 use crate::tables::{FlowAt, Tables};
 
@@ -114,7 +110,7 @@ fn look(
             }
             if ctl.flags() & COUNTED != 0 {
                 *open.entry(head.key.address_word()).or_default() += 1;
-            } else if ctl.state() != State::HalfOpen && steps.len() < ADOPTED {
+            } else if !ctl.state().is_unconfirmed() && steps.len() < ADOPTED {
                 steps.push(Step::Count(head.flow));
             }
         });

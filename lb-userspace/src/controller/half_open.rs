@@ -1,10 +1,12 @@
-//! `connect_timeout` without waiting for the client to send its SYN again: which half-open flows
-//! are due, and when to look next.
+//! `connect_timeout` without waiting for the client to send its SYN again, and the end of flows that
+//! were answered and that no client confirms: which unconfirmed flows are due, and when to look
+//! next.
 //!
 //! A SYN costs user space nothing, so no event announces a half-open flow. Their ring is read every
 //! [`period`], which is well below connect_timeout, and while it holds any, when the oldest is due.
 //! The SYN of a flow that is due goes through the kernel program once more, which moves the flow to
-//! another backend or refuses it: one engine decides.
+//! another backend or refuses it: one engine decides. A flow that was answered [`UNCONFIRMED`] ago
+//! is closed, and its backend gets a RST: its own kernel would wait for the client for a minute.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,10 +18,17 @@ use lb_common::{
 use super::ownership::Ours;
 use crate::tables::FlowAt;
 
-/// Most flows handed on in one look; the rest are due at the next one, [`AT_LEAST`] later.
+/// How long a client has to acknowledge the backend's answer. Linux repeats a SYN-ACK after one
+/// second and after three; a client that got none of the first two is not waited for.
+pub const UNCONFIRMED: Duration = Duration::from_secs(3);
+/// Most flows handed on in one look, unless there are very many; the rest are due at the next one.
 const MOST: usize = 256;
-/// The shortest time between two looks: bounds the load that a flood of half-open flows can make.
+/// If there are very many: this part of them.
+const PORTION: usize = 8;
+/// The shortest time between two looks, and per flow that was seen: both bound the load that a flood
+/// of half-open flows can make.
 const AT_LEAST: Duration = Duration::from_millis(10);
+const PER_FLOW: Duration = Duration::from_micros(5);
 /// The longest time between two looks.
 const AT_MOST: Duration = Duration::from_secs(1);
 
@@ -28,6 +37,8 @@ const AT_MOST: Duration = Duration::from_secs(1);
 pub struct Look {
     /// Flows whose backend has not answered in time.
     pub due: Vec<FlowAt>,
+    /// Flows whose client has not confirmed them in time.
+    pub unconfirmed: Vec<FlowAt>,
     /// When to look again.
     pub next: Instant,
 }
@@ -48,7 +59,8 @@ pub struct HalfOpen {
 impl HalfOpen {
     /// Looks at the rings of `services`, each with its connect_timeout.
     pub fn look(&mut self, services: &[(u16, Duration)], ours: &Ours, now: Instant) -> Look {
-        let mut look = Look { due: Vec::new(), next: now + period(services) };
+        let mut look = Look { next: now + period(services), ..Look::default() };
+        let mut all = 0;
         self.seen.retain(|service, _| services.iter().any(|(number, _)| number == service));
         for (service, connect_timeout) in services {
             let head = ours.service(*service).half_open;
@@ -56,26 +68,33 @@ impl HalfOpen {
             if seen.head == head && seen.open == 0 {
                 continue;
             }
-            let mut open = 0;
+            let (mut open, before) = (0, seen.open as usize);
             for cell in ours.half_open(*service) {
                 let Some(flow) = ours.flow(cell.at()) else { continue };
-                if flow.ctl.state() != State::HalfOpen || !flow.ctl.is_of_low31(cell.generation()) {
+                if !flow.ctl.is_of_low31(cell.generation()) {
                     continue;
                 }
+                let (due, over) = match flow.ctl.state() {
+                    State::HalfOpen => (due_at(flow.opening.connect_us, *connect_timeout, now), &mut look.due),
+                    State::Answered => {
+                        (now + UNCONFIRMED - flow.record.last_seen.age(now.ticks()), &mut look.unconfirmed)
+                    }
+                    _ => continue,
+                };
                 open += 1;
-                let due = now.max(due_at(flow.opening.connect_us, *connect_timeout, now));
                 if due > now {
                     look.next = look.next.min(due);
-                } else if look.due.len() < MOST {
-                    look.due.push(flow.seen());
+                } else if over.len() < MOST.max(before / PORTION) {
+                    over.push(flow.seen());
                 }
             }
+            all += open;
             *seen = Seen { head, open };
         }
-        if !look.due.is_empty() {
+        if !(look.due.is_empty() && look.unconfirmed.is_empty()) {
             look.next = now;
         }
-        look.next = look.next.max(now + AT_LEAST);
+        look.next = look.next.max(now + AT_LEAST.max(PER_FLOW * all));
         look
     }
 }

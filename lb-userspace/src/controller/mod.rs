@@ -371,6 +371,8 @@ impl Controller {
             let services: Vec<_> = rows.map(|(number, row)| (*number, row.connect_timeout)).collect();
             let look = self.half_open.look(&services, &ours, now);
             actions.extend(look.due.into_iter().map(Action::Retry));
+            let over = look.unconfirmed.into_iter();
+            actions.extend(over.map(|flow| Action::Step(sweep::Step::Close(flow, Reason::Unconfirmed))));
             self.due.half_open = look.next;
         }
         if now >= self.due.sweep {

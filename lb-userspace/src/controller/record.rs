@@ -71,6 +71,10 @@ impl Recorder {
             }
             ENDED | TURNED_AWAY => {
                 let mut tries = self.failed.remove(&connection).unwrap_or_default();
+                if event.reason == Reason::Unconfirmed as u8 {
+                    // There was no connection, only a SYN from anybody's address.
+                    return None;
+                }
                 if let Some((_, address)) = backend.filter(|_| event.kind == ENDED) {
                     let took = Duration::from_micros(u64::from(event.connect_us));
                     tries.push(Try { address: *address, connected_in: is_connected(event).then_some(took) });
@@ -136,7 +140,7 @@ const UNKNOWN: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net:
 /// Half-open ones that the controller closes have no connect time.
 fn is_connected(event: &Event) -> bool {
     let reason = Reason::from_number(event.reason);
-    let before = [Reason::ClientAborted, Reason::HalfOpenEvicted, Reason::ConnectTimeout];
+    let before = [Reason::ClientAborted, Reason::HalfOpenEvicted, Reason::ConnectTimeout, Reason::ClientLimit];
     event.kind == ENDED && event.connect_us > 0 && !reason.is_some_and(|reason| before.contains(&reason))
 }
 

@@ -64,7 +64,7 @@ impl Only {
         let state = if ctl.state() == State::Suspect { ctl.previous() } else { ctl.state() };
         match self {
             Only::Open => state.is_active(),
-            Only::Connected => state.is_active() && state != State::HalfOpen,
+            Only::Connected => state.is_active() && !state.is_unconfirmed(),
             Only::Established => state == State::Established,
         }
     }
@@ -294,7 +294,7 @@ impl Job {
             }
             _ => true,
         };
-        let began = |flow: Flow| flow.ctl == head.flow.ctl && flow.record.started <= self.begun_by;
+        let began = |flow: Flow| flow.ctl == head.flow.ctl && flow.opening.started <= self.begun_by;
         by_head && self.only.takes(head.flow.ctl) && by_client() && ours.flow(head.flow.at).is_some_and(began)
     }
 }

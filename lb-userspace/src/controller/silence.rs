@@ -22,7 +22,7 @@ use std::{
 
 use lb_common::{
     layout::HEARD_STEP,
-    slot::{Ctl, State},
+    slot::Ctl,
     time::{Instant, Ticks},
 };
 
@@ -261,7 +261,7 @@ impl Watch {
 }
 
 fn is_connected(ctl: Ctl) -> bool {
-    ctl.state().is_active() && ctl.state() != State::HalfOpen
+    ctl.state().is_active() && !ctl.state().is_unconfirmed()
 }
 
 /// When anything came from the backend last.

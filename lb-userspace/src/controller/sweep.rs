@@ -1,5 +1,5 @@
 //! The walk over the slots, a share each second: idle flows are suspected and then closed, slots
-//! held back are released, and nothing stays half-open forever.
+//! held back are released, and nothing stays unconfirmed forever.
 //!
 //! An idle flow is put under suspicion first, by compare-and-swap; any packet clears it. One that
 //! is still suspect a second later is closed, and both sides get a RST, at a limited rate because
@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use lb_common::{flow::SlotAt, slot::State, time::Instant, verdict::Reason};
 
-use super::ownership::Ours;
+use super::{half_open::UNCONFIRMED, ownership::Ours};
 use crate::tables::{FlowAt, Head};
 
 /// How long a slot whose try failed is held back: as long as Linux keeps TIME_WAIT.
@@ -122,9 +122,10 @@ impl Sweep {
             // Suspected by a controller that was killed since.
             State::Suspect if !self.suspects.contains_key(&head.flow.at) => self.suspect(head.flow, now),
             State::Abandoned if idle >= HELD_BACK => steps.push(Step::Release(head.flow)),
+            State::Answered if idle >= 2 * UNCONFIRMED => steps.push(Step::Close(head.flow, Reason::Unconfirmed)),
             State::HalfOpen => {
                 let began = ours.flow(head.flow.at).filter(|flow| flow.ctl == head.flow.ctl);
-                if began.is_some_and(|flow| flow.record.started.age(now) > limits.connecting + HELD_BACK) {
+                if began.is_some_and(|flow| flow.opening.started.age(now) > limits.connecting + HELD_BACK) {
                     steps.push(Step::Close(head.flow, Reason::ConnectTimeout));
                 }
             }

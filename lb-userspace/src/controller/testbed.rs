@@ -228,14 +228,15 @@ impl Testbed {
         let row = self.installed.backends[&backend].clone();
         let at = SlotAt::new(row.pools[0], slot);
         let key = Key::new(0, 0, listener);
-        let record = Slot { key, last_seen: now.ticks(), backend, tries: 1, started: now, ..Slot::default() };
-        let opening = Opening { connect_us: (now.0 / 1000) as u32, ..Opening::default() };
+        let record = Slot { key, last_seen: now.ticks(), backend, ..Slot::default() };
+        let connect_us = (now.0 / 1000) as u32;
+        let opening = Opening { connect_us, tries: 1, started: now, ..Opening::default() };
         let flow = self.put_flow(at, state, &record, &opening);
         self.change_backend(backend, |record| {
             record.opened += 1;
             record.active += u32::from(state.is_active());
         });
-        if state == State::HalfOpen {
+        if state.is_unconfirmed() {
             self.enter_half_open(row.service, HalfOpenCell::new(at, flow.ctl.generation()));
         }
         self.sent_on(at.pool(), now.ticks());

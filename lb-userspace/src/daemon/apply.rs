@@ -56,7 +56,9 @@ pub fn step(dataplane: &Dataplane, step: &Step) -> Option<Event> {
         }
         Step::Close(flow, reason) => {
             let closed = tables.close(*flow, *reason)?;
-            if let Err(error) = dataplane.reset(&closed) {
+            // Who never acknowledged may be anybody: only the backend is told.
+            let both = *reason != Reason::Unconfirmed;
+            if let Err(error) = dataplane.reset(&closed, both) {
                 debug!("no RST for the connection of {}: {error:#}", closed.client());
             }
             Some(ended(tables, &closed, *reason))
@@ -110,7 +112,7 @@ fn ended(tables: &Tables, flow: &Flow, reason: Reason) -> Event {
         connect_us: flow.connect_us(),
         kind: ENDED,
         reason: reason as u8,
-        tries: flow.record.tries,
+        tries: flow.opening.tries,
         family: 4,
     }
 }

@@ -8,7 +8,6 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use jiff::Timestamp;
 use lb_common::{
     layout::{self, ConnectTimes, Pool, connect_time_bound},
-    slot::State,
     time::Instant,
 };
 
@@ -112,7 +111,7 @@ fn live(snapshot: &Snapshot, tables: &Tables) -> Live {
             used += 1;
             let Some(flow) = open_flow(tables, &head) else { continue };
             let of_backend = live.backends.entry(flow.backend()).or_default();
-            of_backend.half_open += u64::from(flow.ctl.state() == State::HalfOpen);
+            of_backend.half_open += u64::from(flow.ctl.state().is_unconfirmed());
             of_backend.bytes_in += flow.bytes_in();
             of_backend.bytes_out += flow.bytes_out();
         }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     clients::ClientCount,
-    layout::{Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT},
+    layout::Hop,
     schedule::CHOSEN,
     slot::{COUNTED, FIN_BACKEND, FIN_CLIENT, State},
     time::{Instant, Micros},
@@ -94,11 +94,11 @@ impl Daemon {
         let (record, flags) = (&flow.record, flow.ctl.flags());
         let now = clock::monotonic();
         let half_open = flow.ctl.state() == State::HalfOpen;
+        let unconfirmed = flow.ctl.state().is_unconfirmed();
         let idle_s = flow.idle_ms(now.0) as f64 / 1e3;
         let sent_us = flow.opening.connect_us;
         let waited_s = Micros(sent_us).age(now).as_secs_f64();
-        let connected = |number: u32| flow.is_connected().then_some(number);
-        let opening = |place: usize| connected(flow.opening.words[place]);
+        let answered = |number: u32| flow.is_answered().then_some(number);
         let end_client = record.end_client as u32;
         Some(Connection {
             service: service.name.clone(),
@@ -109,7 +109,7 @@ impl Daemon {
             state: ConnState::of(flow.ctl.state())?,
             balance: service.balance.name().into(),
             chosen: chosen(record.attempt.how()),
-            tries: record.tries,
+            tries: flow.opening.tries,
             failed: self.controller.failed_tries(flow.client(), flow.listener(), Instant(flow.started_ns())),
             ports_left: record.attempt.port_retries(),
             counted: flags & COUNTED != 0,
@@ -117,25 +117,25 @@ impl Daemon {
             slot: flow.at.slot(),
             generation: flow.ctl.generation(),
             client_side: Side {
-                isn: opening(OPENING_ISN_CLIENT).or(half_open.then_some(end_client.wrapping_sub(1))),
+                isn: Some(flow.opening.isn_client),
                 end: Some(end_client),
-                acknowledged: connected(record.ack_client),
+                acknowledged: answered(record.ack_client),
                 fin: flags & FIN_CLIENT != 0,
                 way: record.hop.is_known().then(|| way(record.hop).to_owned()),
                 ..self.side(record.hop)
             },
             backend_side: Side {
-                isn: opening(OPENING_ISN_BACKEND),
-                end: connected(record.end_backend as u32),
-                acknowledged: connected(record.ack_backend),
+                isn: answered(flow.opening.isn_backend),
+                end: answered(record.end_backend as u32),
+                acknowledged: answered(record.ack_backend),
                 fin: flags & FIN_BACKEND != 0,
                 ..self.side(pool.hop)
             },
             age_s: Instant(flow.started_ns()).age(now).as_secs_f64(),
             idle_s,
-            idle_left_s: (!half_open).then(|| (service.idle_timeout.as_secs_f64() - idle_s).max(0.0)),
+            idle_left_s: (!unconfirmed).then(|| (service.idle_timeout.as_secs_f64() - idle_s).max(0.0)),
             connect_left_s: half_open.then(|| (service.connect_timeout.as_secs_f64() - waited_s).max(0.0)),
-            connect_ms: connected(sent_us).map(|microseconds| f64::from(microseconds) / 1e3),
+            connect_ms: answered(sent_us).map(|microseconds| f64::from(microseconds) / 1e3),
             bytes_in: flow.bytes_in(),
             bytes_out: flow.bytes_out(),
         })

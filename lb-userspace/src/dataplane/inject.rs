@@ -101,11 +101,12 @@ impl Dataplane {
 
     /// Resets both sides of a flow that [`Tables::close`](crate::tables::Tables::close) has just
     /// given us.
-    pub fn reset(&self, flow: &Flow) -> Result<()> {
+    pub fn reset(&self, flow: &Flow, both: bool) -> Result<()> {
         let listener = self.tables.listener(flow.listener());
         let pool = self.tables.pool(flow.at.pool());
         let mac = |interface| self.tables.interface(interface).mac;
-        for out in frames::resets(flow, &listener, &pool, mac) {
+        let to_client = if both { 0 } else { usize::from(flow.record.hop.is_known()) };
+        for out in frames::resets(flow, &listener, &pool, mac).into_iter().skip(to_client) {
             let ifindex = self.tables.interface(out.interface).ifindex;
             self.send(ifindex, &out.frame).with_context(|| format!("cannot reset {}", flow.client()))?;
         }

@@ -9,8 +9,8 @@ use lb_common::{
     hash,
     layout::{
         Backend, ConnectTimes, EVENTS_BYTES, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAX_ADDRESSES,
-        MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, Meta, POOL_BITS, POOL_EXTENTS, Pool, Ring, Service,
-        SlowStart, Trace,
+        MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, Meta, POOL_BITS, POOL_EXTENTS, Pool, RST_BUCKETS, Ring,
+        Service, SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -86,7 +86,8 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("ADDRESSES", Shape { kind: MapType::Hash, key: 16, value: 4, entries: MAX_ADDRESSES, flags: NO_PREALLOC }),
         ("WAYS", Shape { kind: MapType::LpmTrie, key: 20, value: 8, entries: MAX_WAYS, flags: NO_PREALLOC }),
         ("COUNTERS", per_cpu(8, REASON_LIMIT)),
-        ("RST_TOKENS", per_cpu(16, 1)),
+        ("RST_TOKENS", per_cpu(16, RST_BUCKETS)),
+        ("OPTIONS", per_cpu(64, 1)),
         ("EVENTS", Shape { kind: MapType::RingBuf, key: 0, value: 0, entries: EVENTS_BYTES, flags: 0 }),
     ]
 }
@@ -162,7 +163,7 @@ mod tests {
                 // its size, and a place for every address in the configuration
                 // and every neighbour of this host.
                 _ => assert!(
-                    ["LINKS", "ADDRESSES", "WAYS", "COUNTERS", "RST_TOKENS", "EVENTS"].contains(&name),
+                    ["LINKS", "ADDRESSES", "WAYS", "COUNTERS", "RST_TOKENS", "OPTIONS", "EVENTS"].contains(&name),
                     "{name}: {shape}"
                 ),
             }

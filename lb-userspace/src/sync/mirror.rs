@@ -11,8 +11,10 @@ use std::{
 use lb_common::{
     address::from_mapped,
     flow::{Key, SlotAt},
-    layout::{Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT},
+    layout::Hop,
     slot::{CONNECTED, State},
+    syn::Scales,
+    tcp::Side,
     time::Instant,
 };
 
@@ -139,14 +141,18 @@ impl Mirror {
         Some(wire::FlowRecord {
             name: self.name(flow)?,
             phase,
-            tries: record.tries,
+            tries: flow.opening.tries,
             mac: record.hop.mac(),
-            initial: [flow.opening.words[OPENING_ISN_CLIENT], flow.opening.words[OPENING_ISN_BACKEND]],
+            initial: [flow.opening.isn_client, flow.opening.isn_backend],
             ends: [record.end_client, record.end_backend],
             acks: [record.ack_client, record.ack_backend],
-            established_at: now.wall_ms.saturating_sub(record.started.age(now.monotonic).as_millis() as u64),
+            established_at: now.wall_ms.saturating_sub(flow.opening.started.age(now.monotonic).as_millis() as u64),
             idle_ms: u32::try_from(flow.idle_ms(now.coarse.0)).unwrap_or(u32::MAX),
             connect_us: flow.opening.connect_us,
+            windows: Some(wire::Windows {
+                edges: [record.edge_client, record.edge_backend],
+                scales: [Side::Client, Side::Backend].map(|side| record.scales.of(side) as u8),
+            }),
         })
     }
 
@@ -176,7 +182,7 @@ impl Mirror {
         };
         let place = foreign.at;
         let Some(current) = self.tables.occupant(place) else { return self.adopt(&foreign, false) };
-        let initial = [current.opening.words[OPENING_ISN_CLIENT], current.opening.words[OPENING_ISN_BACKEND]];
+        let initial = [current.opening.isn_client, current.opening.isn_backend];
         let is_same = current.record.key == foreign.key && current.is_connected() && initial == foreign.initial;
         if is_same && listener.ours {
             return Applied::Ours;
@@ -185,7 +191,7 @@ impl Mirror {
             self.tables.refresh(&current, &foreign);
             return Applied::Kept(place);
         }
-        if current.record.started >= foreign.started {
+        if current.opening.started >= foreign.started {
             return Applied::Conflict;
         }
         self.tables.end_quietly(place, |flow| flow.ctl == current.ctl);
@@ -204,7 +210,7 @@ impl Mirror {
         // The client has opened a new connection from the same port, and the end of the earlier one
         // was lost on the way to us.
         let older = self.tables.find_key(foreign.key).and_then(|flow| self.tables.occupant(flow.at));
-        let Some(older) = older.filter(|older| older.record.started < foreign.started) else {
+        let Some(older) = older.filter(|older| older.opening.started < foreign.started) else {
             return Applied::Conflict;
         };
         self.tables.end_quietly(older.at, |flow| flow.ctl == older.ctl);
@@ -222,6 +228,7 @@ impl Mirror {
         let key = key_of(name.client, listener.number).ok_or(Applied::UnknownListener)?;
         let age = Duration::from_millis(now.wall_ms.saturating_sub(flow.established_at));
         let idle = Duration::from_millis(flow.idle_ms.into());
+        let windows = flow.windows.unwrap_or_else(|| wire::Windows::widest(flow.acks));
         Ok(Foreign {
             at: SlotAt::new(pool.number, slot.ok_or(Applied::NoSuchPort)?),
             backend: *backend,
@@ -235,6 +242,8 @@ impl Mirror {
             initial: flow.initial,
             ends: flow.ends,
             acks: flow.acks,
+            edges: windows.edges,
+            scales: Scales::new(windows.scales[0], windows.scales[1]),
             started: Instant((now.monotonic - age).0.max(1)),
             last_seen: (now.coarse - idle).ticks(),
             connect_us: flow.connect_us,

@@ -14,7 +14,6 @@ use std::{
 
 use lb_common::{
     flow::SlotAt,
-    slot::State,
     time::{Instant, nanoseconds},
 };
 
@@ -279,7 +278,7 @@ impl Station {
             if !flow.ctl.is_of_low31(*generation) {
                 return false;
             }
-            if flow.ctl.state() == State::HalfOpen {
+            if flow.ctl.state().is_unconfirmed() {
                 return true;
             }
             peers.iter_mut().for_each(|peer| peer.push(Item::Flow(*place, flow.ctl.generation())));

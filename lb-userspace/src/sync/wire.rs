@@ -9,6 +9,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use lb_common::{seq::MAX_STEP, syn::MAX_SCALE};
+
 /// The most bytes of messages in one datagram: with all headers it fits an Ethernet frame of 1,500
 /// bytes.
 pub const MOST: usize = 1_380;
@@ -62,6 +64,24 @@ pub struct FlowRecord {
     pub idle_ms: u32,
     /// Microseconds that the backend took to answer the SYN.
     pub connect_us: u32,
+    /// Its windows; `None` from a version that does not know them.
+    pub windows: Option<Windows>,
+}
+
+/// What both sides take of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// The first sequence numbers that are not taken yet: from the client, from the backend.
+    pub edges: [u32; 2],
+    /// The window scales of client and backend.
+    pub scales: [u8; 2],
+}
+
+impl Windows {
+    /// The largest windows there are, beyond the last acknowledgements of client and backend.
+    pub fn widest([client, backend]: [u32; 2]) -> Windows {
+        Windows { edges: [backend, client].map(|ack| ack.wrapping_add(MAX_STEP)), scales: [MAX_SCALE; 2] }
+    }
 }
 
 /// What an operator has decided about a backend, and when.
@@ -253,6 +273,10 @@ fn write_flow(flow: &FlowRecord, out: &mut Vec<u8>) {
     out.extend_from_slice(&flow.established_at.to_be_bytes());
     out.extend_from_slice(&flow.idle_ms.to_be_bytes());
     out.extend_from_slice(&flow.connect_us.to_be_bytes());
+    if let Some(windows) = flow.windows {
+        windows.edges.iter().for_each(|edge| out.extend_from_slice(&edge.to_be_bytes()));
+        out.extend_from_slice(&windows.scales);
+    }
 }
 
 fn write_name(name: &FlowName, out: &mut Vec<u8>) {
@@ -335,7 +359,13 @@ fn read_flow(body: &mut Reader<'_>) -> Result<FlowRecord, Malformed> {
         established_at: body.u64()?,
         idle_ms: body.u32()?,
         connect_us: body.u32()?,
+        windows: if body.0.is_empty() { None } else { Some(read_windows(body)?) },
     })
+}
+
+fn read_windows(body: &mut Reader<'_>) -> Result<Windows, Malformed> {
+    let windows = Windows { edges: [body.u32()?, body.u32()?], scales: body.array()? };
+    if windows.scales.iter().all(|scale| *scale <= MAX_SCALE) { Ok(windows) } else { Err(Malformed) }
 }
 
 fn read_name(body: &mut Reader<'_>) -> Result<FlowName, Malformed> {

@@ -10,9 +10,10 @@ use std::{mem::offset_of, sync::atomic::Ordering};
 use lb_common::{
     flow::SlotAt,
     flow::{Attempt, Key},
-    layout::{Hop, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Opening, Slot},
+    layout::{Hop, Opening, Slot},
     seq,
-    slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT, IN_RING, State},
+    slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT, IN_RING, LOOSE, State},
+    syn::Scales,
     time::{Instant, Ticks},
     verdict::Reason,
 };
@@ -39,6 +40,10 @@ pub struct Foreign {
     pub ends: [u64; 2],
     /// Last acknowledgement numbers of client and backend.
     pub acks: [u32; 2],
+    /// The first sequence numbers that backend and client do not take yet.
+    pub edges: [u32; 2],
+    /// The window scales.
+    pub scales: Scales,
     /// When its first SYN came, by the clock of this host.
     pub started: Instant,
     /// When its last packet was seen, by the clock of this host.
@@ -52,6 +57,7 @@ pub struct Foreign {
 impl Foreign {
     fn flags(&self) -> u8 {
         CONNECTED
+            | LOOSE
             | match self.state {
                 State::ClosingClient => FIN_CLIENT,
                 State::ClosingBackend => FIN_BACKEND,
@@ -70,17 +76,22 @@ impl Foreign {
             hop: self.hop,
             last_seen: self.last_seen,
             backend: self.backend,
-            tries: self.tries,
             attempt: Attempt::default(),
-            started: self.started,
+            scales: self.scales,
+            edge_client: self.edges[0],
+            edge_backend: self.edges[1],
         }
     }
 
     fn opening(&self) -> Opening {
-        let mut opening = Opening { connect_us: self.connect_us, ..Opening::default() };
-        opening.words[OPENING_ISN_CLIENT] = self.initial[0];
-        opening.words[OPENING_ISN_BACKEND] = self.initial[1];
-        opening
+        Opening {
+            isn_client: self.initial[0],
+            isn_backend: self.initial[1],
+            started: self.started,
+            connect_us: self.connect_us,
+            tries: self.tries,
+            ..Opening::default()
+        }
     }
 }
 
@@ -160,14 +171,19 @@ impl Tables {
         };
         later(offset_of!(Slot, ack_client), current.record.ack_client, foreign.acks[0]);
         later(offset_of!(Slot, ack_backend), current.record.ack_backend, foreign.acks[1]);
+        later(offset_of!(Slot, edge_client), current.record.edge_client, foreign.edges[0]);
+        later(offset_of!(Slot, edge_backend), current.record.edge_backend, foreign.edges[1]);
         later(offset_of!(Slot, last_seen), current.record.last_seen.0, foreign.last_seen.0);
         if foreign.hop.is_known() {
             table.word64(index, offset_of!(Slot, hop)).store(foreign.hop.0, Ordering::Relaxed);
         }
+        let mut changed = current.ctl.with_flags(LOOSE);
         if foreign.state != State::Established && current.ctl.state() == State::Established {
-            let closing = current.ctl.with_state(foreign.state).with_flags(foreign.flags());
+            changed = changed.with_state(foreign.state).with_flags(foreign.flags());
+        }
+        if changed != current.ctl {
             // If it was changed in the meantime, that change is newer.
-            _ = slots.swap(foreign.at.slot(), current.ctl, closing);
+            _ = slots.swap(foreign.at.slot(), current.ctl, changed);
         }
     }
 

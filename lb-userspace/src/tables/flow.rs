@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 
 use lb_common::{
     flow::{Key, SlotAt},
-    layout::{OPENING_ISN_BACKEND, OPENING_ISN_CLIENT, Opening, Slot},
+    layout::{Opening, Slot},
     seq,
-    slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT},
+    slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT, State},
     time::{Instant, Ticks},
 };
 
@@ -84,36 +84,41 @@ impl Flow {
         self.record.backend
     }
 
-    /// Whether the backend has answered: bytes and connect time are valid.
+    /// Whether the client has acknowledged the backend's answer: bytes are valid.
     pub fn is_connected(&self) -> bool {
         self.ctl.flags() & CONNECTED != 0
     }
 
+    /// Whether the backend has answered: its numbers and the connect time are valid.
+    pub fn is_answered(&self) -> bool {
+        self.is_connected() || self.ctl.state() == State::Answered
+    }
+
     /// Payload bytes from the client.
     pub fn bytes_in(&self) -> u64 {
-        self.payload(OPENING_ISN_CLIENT, self.record.end_client, FIN_CLIENT)
+        self.payload(self.opening.isn_client, self.record.end_client, FIN_CLIENT)
     }
 
     /// Payload bytes to the client.
     pub fn bytes_out(&self) -> u64 {
-        self.payload(OPENING_ISN_BACKEND, self.record.end_backend, FIN_BACKEND)
+        self.payload(self.opening.isn_backend, self.record.end_backend, FIN_BACKEND)
     }
 
-    fn payload(&self, initial: usize, highest: u64, fin: u8) -> u64 {
+    fn payload(&self, initial: u32, highest: u64, fin: u8) -> u64 {
         if !self.is_connected() {
             return 0;
         }
-        seq::payload(self.opening.words[initial], highest, self.ctl.flags() & fin != 0)
+        seq::payload(initial, highest, self.ctl.flags() & fin != 0)
     }
 
     /// How long the backend took to answer, in microseconds; 0 if it has not yet.
     pub fn connect_us(&self) -> u32 {
-        if self.is_connected() { self.opening.connect_us } else { 0 }
+        if self.is_answered() { self.opening.connect_us } else { 0 }
     }
 
     /// When the client's first SYN came, CLOCK_MONOTONIC in nanoseconds.
     pub fn started_ns(&self) -> u64 {
-        self.record.started.0
+        self.opening.started.0
     }
 
     /// Milliseconds since the last packet; `now_ns` is of the coarse clock.
@@ -128,17 +133,13 @@ fn idle_ms(last_seen: Ticks, now_ns: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::slot::State;
-
     use super::*;
 
     fn flow(state: State, flags: u8) -> Flow {
         let key = Key::of("10.0.1.7:50123".parse().unwrap(), 300);
         let (end_client, end_backend) = (500, 1001 + (1 << 33) + 1);
         let record = Slot { key, end_client, end_backend, ..Slot::default() };
-        let mut opening = Opening { connect_us: 77, ..Opening::default() };
-        opening.words[OPENING_ISN_CLIENT] = u32::MAX;
-        opening.words[OPENING_ISN_BACKEND] = 1000;
+        let opening = Opening { connect_us: 77, isn_client: u32::MAX, isn_backend: 1000, ..Opening::default() };
         Flow { at: SlotAt::new(3, 9), ctl: Ctl::new(1, state).with_flags(flags), record, opening }
     }
 
@@ -150,11 +151,13 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_payload_and_none_before_the_backend_has_answered() {
+    fn bytes_are_payload_and_none_before_the_client_has_confirmed() {
         let open = flow(State::ClosingBackend, CONNECTED | FIN_BACKEND);
         assert_eq!((open.bytes_in(), open.bytes_out(), open.connect_us()), (500, 1 << 33, 77));
         let half = flow(State::HalfOpen, 0);
         assert_eq!((half.bytes_in(), half.bytes_out(), half.connect_us()), (0, 0, 0));
+        let answered = flow(State::Answered, 0);
+        assert_eq!((answered.bytes_in(), answered.bytes_out(), answered.connect_us()), (0, 0, 77));
     }
 
     #[test]

@@ -94,10 +94,12 @@ fn sum(bytes: &[u8]) -> u64 {
     bytes.chunks(2).map(|pair| u64::from(u16::from_ne_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum()
 }
 
-/// The client's first SYN as it came in, from a flow that is half-open: the program must see it
-/// again to move on to the next backend. `mac` is our interface's.
+/// The client's first SYN, as far as its slot has kept it, from a flow that is half-open: the program
+/// must see it again to move on to the next backend. `mac` is our interface's.
 pub fn client_syn(flow: &Flow, listener: &Listener, mac: [u8; 6]) -> Option<Vec<u8>> {
-    let options: Vec<u8> = flow.opening.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let syn = flow.opening.syn;
+    let (words, count) = syn.options();
+    let options: Vec<u8> = words.iter().take(count as usize).flat_map(|word| word.to_ne_bytes()).collect();
     let segment = Segment {
         source_mac: flow.record.hop.mac(),
         target_mac: mac,
@@ -106,9 +108,9 @@ pub fn client_syn(flow: &Flow, listener: &Listener, mac: [u8; 6]) -> Option<Vec<
         seq: (flow.record.end_client as u32).wrapping_sub(1),
         ack: 0,
         flags: SYN,
-        window: flow.opening.window,
-        tos: flow.opening.tos,
-        options: options.get(..flow.opening.options_len.into())?,
+        window: syn.window,
+        tos: syn.tos,
+        options: &options,
     };
     Some(segment.frame())
 }
@@ -153,14 +155,14 @@ pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) ->
     let Some((client, vip, snat, backend)) = endpoints() else { return Vec::new() };
     let record = &flow.record;
     let (end_client, end_backend) = (record.end_client as u32, record.end_backend as u32);
-    let (to_client, to_backend) = if flow.is_connected() {
+    let (to_client, to_backend) = if flow.is_answered() {
         (sequences(record.ack_client, end_backend), sequences(record.ack_backend, end_client))
     } else {
         // The client waits in SYN-SENT, where only the acknowledgement counts; the backend, if it
         // has answered at all, expects what follows the SYN.
         (vec![0], vec![end_client])
     };
-    let ack_backend = if flow.is_connected() { end_backend } else { 0 };
+    let ack_backend = if flow.is_answered() { end_backend } else { 0 };
     let reset = |hop: Hop, source, target, seq, ack| {
         let segment = Segment {
             source_mac: mac(hop.interface()),

@@ -199,6 +199,17 @@ impl Tables {
         self.fixed.pools.word32(number.into(), offset_of!(Pool, flags)).store(flags, Ordering::Release);
     }
 
+    /// Changes the next hop towards the client of a flow. For tests.
+    #[doc(hidden)]
+    pub fn set_client_hop(&self, at: SlotAt, hop: Hop) {
+        if let Some(slots) = self.slots_of(at.pool()) {
+            slots
+                .table()
+                .word64(at.slot().into(), offset_of!(lb_common::layout::Slot, hop))
+                .store(hop.0, Ordering::Release);
+        }
+    }
+
     /// How many slots wait in a pool's ring. For tests.
     #[doc(hidden)]
     pub fn free_slots(&self, pool: u16) -> u32 {

@@ -1,12 +1,13 @@
 use evenkeel::{sys::clock, tables::Foreign};
 use lab::{
-    packet::{ACK, FIN, RST, SYN},
+    packet::{ACK, FIN, LINUX_OPTIONS, RST, SYN},
     program::{CLIENT_MAC, FIRST_PORT, VIP, Verdict, backend, backend_of},
 };
 use lb_common::{
     flow::{Key, SlotAt},
-    layout::{Hop, NONE},
+    layout::{Hop, NONE, OUT, UP},
     slot::State,
+    syn::Scales,
     time::Instant,
     verdict::Reason,
 };
@@ -75,13 +76,13 @@ fn a_rst_outside_the_window_ends_nothing() {
 }
 
 #[test]
-fn a_rst_anywhere_in_data_under_way_ends_the_connection() {
+fn a_rst_counts_at_both_ends_of_data_under_way_and_is_left_to_its_receiver_in_between() {
     on_every_hook(|bench| {
-        for (n, sequence) in [(0, 1001), (1, 1501), (2, 2001)] {
+        for (n, sequence, ends) in [(0, 1001, true), (1, 1501, false), (2, 2001, true)] {
             let flow = bench.connect(client(n));
             bench.forward(&bench.from_client(flow.client, ACK).numbers(1001, 5001).payload(&[0; 1000]));
             bench.forward(&bench.from_client(flow.client, RST).numbers(sequence, 0));
-            assert_eq!(bench.moved(), [(Reason::ClientReset, 1)]);
+            assert_eq!(bench.moved(), [(if ends { Reason::ClientReset } else { Reason::RstOutOfWindow }, 1)]);
         }
     });
 }
@@ -97,23 +98,33 @@ fn a_new_connection_from_the_same_port_selects_again_once_the_old_one_is_closed(
         assert_eq!(bench.active().iter().sum::<u32>(), 1);
         bench.forward(&bench.from_backend(backend_of(&again), again.from.port(), SYN | ACK).numbers(1, 900_001));
         let flows = bench.tables().find(client(0).into());
-        assert_eq!(flows.iter().filter(|flow| flow.ctl.state() == State::Established).count(), 1);
+        assert_eq!(flows.iter().filter(|flow| flow.ctl.state() == State::Answered).count(), 1);
     });
 }
 
 #[test]
-fn a_syn_on_an_established_connection_goes_to_its_backend_unless_that_is_out() {
+fn a_syn_on_an_open_connection_is_challenged_and_closes_nothing_whatever_its_backend() {
     on_every_hook(|bench| {
         let flow = bench.connect(client(0));
-        let syn = bench.from_client(client(0), SYN).numbers(900_000, 0);
-        let out = bench.forward(&syn);
-        assert_eq!((backend_of(&out), out.from.port()), (flow.backend, flow.port), "it answers with a challenge ACK");
+        bench.forward(&bench.from_client(flow.client, ACK).numbers(1001, 5001).payload(&[1; 50]));
+        let answer = bench.from_backend(flow.backend, flow.port, ACK).numbers(5001, 1051).payload(&[2; 70]);
+        bench.forward(&answer);
+        for admission in [UP, OUT, NONE] {
+            bench.tables().admit(flow.backend, admission, Instant::NEVER);
+            for sequence in [1000, 1001, 900_000] {
+                let syn = bench.from_client(client(0), SYN).numbers(sequence, 0).options(&LINUX_OPTIONS);
+                let out = bench.forward(&syn);
+                assert_eq!((out.from, out.to, out.to_mac, out.flags), (VIP, client(0), CLIENT_MAC, ACK));
+                assert_eq!((out.sequence, out.acknowledgement, out.window), (5071, 1051, answer.window), "{sequence}");
+            }
+        }
+        assert_eq!(bench.moved(), [(Reason::Challenged, 9)]);
         assert_eq!(bench.active().iter().sum::<u32>(), 1);
-        bench.tables().admit(flow.backend, NONE, Instant::ZERO);
-        let out = bench.forward(&syn);
-        assert_ne!(backend_of(&out), flow.backend);
-        assert_eq!(bench.moved(), [(Reason::Replaced, 1)]);
-        assert_eq!(bench.active().iter().sum::<u32>(), 1);
+        // A client that has forgotten its connection says so.
+        bench.forward(&bench.from_client(client(0), RST).numbers(1051, 0));
+        assert_eq!(bench.moved(), [(Reason::ClientReset, 1)]);
+        let again = bench.forward(&bench.from_client(client(0), SYN).numbers(900_000, 0));
+        assert_eq!((again.flags, bench.active().iter().sum::<u32>()), (SYN, 1));
     });
 }
 
@@ -153,7 +164,7 @@ fn a_connection_that_we_closed_answers_every_further_segment_with_a_rst() {
 }
 
 #[test]
-fn suspicion_is_lifted_by_any_packet() {
+fn suspicion_is_lifted_by_any_packet_of_the_connection() {
     on_every_hook(|bench| {
         for from_client in [true, false] {
             let flow = bench.connect(client(u16::from(from_client)));
@@ -188,6 +199,8 @@ fn a_flow_taken_over_is_found_and_not_the_closed_one_of_the_same_client() {
                 initial: [8000, 9000],
                 ends: [8001, 9001],
                 acks: [9001, 8001],
+                edges: [8001 + 65_535, 9001 + 65_535],
+                scales: Scales::default(),
                 started: clock::monotonic(),
                 last_seen: clock::coarse().ticks(),
                 connect_us: 40,

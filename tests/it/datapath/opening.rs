@@ -12,7 +12,7 @@ use lb_common::{
 use super::{client, on_every_hook, with_setup};
 
 #[test]
-fn a_syn_goes_to_a_backend_from_a_port_of_the_vip_and_nothing_else_of_it_changes() {
+fn a_syn_goes_to_a_backend_from_a_port_of_the_vip_with_all_that_every_tcp_understands() {
     on_every_hook(|bench| {
         let mut syn = bench.from_client(client(1), SYN).numbers(77, 0).options(&LINUX_OPTIONS);
         (syn.window, syn.tos) = (1234, 0x28);
@@ -23,7 +23,7 @@ fn a_syn_goes_to_a_backend_from_a_port_of_the_vip_and_nothing_else_of_it_changes
             to_mac: backend_mac(n),
             from: std::net::SocketAddrV4::new(*VIP.ip(), FIRST_PORT),
             to: backend(n),
-            ttl: 63,
+            ttl: 64,
             ..syn
         };
         assert_eq!(out, expected);

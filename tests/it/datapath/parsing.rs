@@ -241,27 +241,6 @@ fn padding_behind_the_packet_is_neither_counted_nor_in_the_way() {
 }
 
 #[test]
-fn a_flooded_packet_of_a_flow_we_know_is_ours_whatever_its_mac() {
-    on_every_hook(|bench| {
-        let flow = bench.connect(client(0));
-        let data = bench.from_client(flow.client, ACK).numbers(1001, 5001).macs([2, 0, 0, 0, 0, 1], [2, 9, 9, 9, 9, 9]);
-        assert_eq!(bench.forward(&data).to, backend(flow.backend));
-        assert_eq!(bench.moved(), []);
-    });
-}
-
-#[test]
-fn the_way_back_follows_the_clients_next_hop() {
-    on_every_hook(|bench| {
-        let flow = bench.connect(client(0));
-        let moved = bench.from_client(flow.client, ACK).numbers(1001, 5001).macs([2, 7, 7, 7, 7, 7], bench.mac);
-        bench.forward(&moved);
-        let back = bench.forward(&bench.from_backend(flow.backend, flow.port, ACK).numbers(5001, 1001));
-        assert_eq!(back.to_mac, [2, 7, 7, 7, 7, 7]);
-    });
-}
-
-#[test]
 fn a_packet_whose_time_to_live_runs_out_is_dropped() {
     on_every_hook(|bench| {
         let flow = bench.connect(client(0));

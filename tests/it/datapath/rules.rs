@@ -147,6 +147,7 @@ fn while_lists_are_replaced_nobody_is_let_in_or_kept_out_that_both_agree_on() {
                 assert_eq!(denied.flags, RST | ACK, "round {round}");
                 let allowed = bench.forward(&bench.from_client(client(200), SYN).numbers(round, 0));
                 assert_eq!(allowed.flags, SYN, "round {round}");
+                bench.forward(&bench.from_client(client(200), RST).numbers(round + 1, 0));
             }
         });
     });

@@ -78,6 +78,9 @@ fn snat_of(bench: &mut Bench, n: u16, to: SocketAddrV4) -> Result<Ipv4Addr, Reas
         let answer = Segment::new(out.to, out.from, SYN | ACK).macs(backend_mac(backend_of(&out)), bench.mac);
         let back = bench.forward(&answer.numbers(5000, 1001));
         assert_eq!((back.from, back.to), (to, client(n)), "by {snat}");
+        // An unconfirmed one would give way.
+        let last = Segment::new(client(n), to, ACK).macs(CLIENT_MAC, bench.mac).numbers(1001, 5001);
+        assert_eq!(*bench.forward(&last).from.ip(), snat);
     }
     got
 }

@@ -126,6 +126,7 @@ fn an_open_flow_is_found_whatever_its_state_and_a_closed_one_is_none() {
         known(bench);
         bench.forward(&bench.from_backend(backend_of(&syn), syn.from.port(), SYN | ACK).numbers(5000, 78));
         known(bench);
+        bench.forward(&bench.from_client(client(0), ACK).numbers(78, 5001));
         let flow = found(bench);
         assert!(bench.tables().suspect(flow.seen()));
         known(bench);
@@ -207,7 +208,8 @@ fn a_syn_that_nobody_asks_about_is_never_taken_for_a_question() {
         for initial in [0, 1, u32::MAX] {
             let out = bench.forward(&bench.from_client(client(0), SYN).numbers(initial, 0));
             assert_eq!((out.flags, out.to.port()), (SYN, VIP.port()));
+            assert_eq!(bench.active().iter().sum::<u32>(), 1);
+            bench.forward(&bench.from_client(client(0), RST).numbers(initial.wrapping_add(1), 0));
         }
-        assert_eq!(bench.active().iter().sum::<u32>(), 1);
     });
 }

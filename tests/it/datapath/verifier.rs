@@ -20,7 +20,7 @@ use lab::verified::{
 
 /// Instructions that the verifier looks at in a program, of the kernel's 1,000,000. 400,000 are the
 /// bound on the kernel that needs most; others differ in how much they can prune.
-const PROGRAM: u32 = 100_000;
+const PROGRAM: u32 = 150_000;
 
 static PROGRAMS: LazyLock<Vec<Program>> =
     LazyLock::new(|| measure(evenkeel::dataplane::OBJECT).expect("the programs are loaded, as root"));

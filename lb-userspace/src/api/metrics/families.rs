@@ -39,14 +39,14 @@ metrics! {
     CAPACITY = Gauge "evenkeel_connections_capacity" [] "Maximum number of connections of all services together (max_connections).";
     DATAPATH_INFO = Gauge "evenkeel_datapath_info" ["service", "interface", "mode"] "Always 1, for each interface of a service that the program is attached to.";
     SERVICE_CONNECTIONS = Gauge "evenkeel_service_connections" ["service"] "Open connections, half-open ones included.";
-    SERVICE_HALF_OPEN = Gauge "evenkeel_service_half_open_connections" ["service"] "Connections whose backend has not answered yet.";
+    SERVICE_HALF_OPEN = Gauge "evenkeel_service_half_open_connections" ["service"] "Connections that their clients have not confirmed.";
     SERVICE_CAPACITY = Gauge "evenkeel_service_connections_capacity" ["service"] "Number of connections the service has room for: backends x SNAT addresses x ports.";
     BACKEND_INFO = Gauge "evenkeel_backend_info" ["service", "backend", "address"] "Always 1, labelled with the backend's address.";
     BACKEND_STATE = Gauge "evenkeel_backend_state" ["service", "backend", "state"] "1 for the state the backend is in, 0 for the others.";
     BACKEND_CHANGED = Gauge "evenkeel_backend_last_change_timestamp_seconds" ["service", "backend"] "Time of the backend's last change of state.";
     BACKEND_WEIGHT = Gauge "evenkeel_backend_weight" ["service", "backend"] "Weight of the backend: its share of new connections.";
     BACKEND_ACTIVE = Gauge "evenkeel_backend_connections" ["service", "backend"] "Open connections, half-open ones included.";
-    BACKEND_HALF_OPEN = Gauge "evenkeel_backend_half_open_connections" ["service", "backend"] "Connections the backend has not answered yet.";
+    BACKEND_HALF_OPEN = Gauge "evenkeel_backend_half_open_connections" ["service", "backend"] "Connections that their clients have not confirmed.";
     BACKEND_TOTAL = Counter "evenkeel_backend_connections_total" ["service", "backend"] "Connections given to the backend.";
     BACKEND_FAILURES = Counter "evenkeel_backend_connect_failures_total" ["service", "backend"] "Connection attempts that the backend refused or did not answer.";
     BACKEND_RESETS = Counter "evenkeel_backend_resets_total" ["service", "backend"] "Connections ended by a RST, from either side or from evenkeel.";

@@ -43,7 +43,7 @@ pub fn service<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Servic
     let snat_ports = table.optional("snat_ports", ports).unwrap_or(At { value: DEFAULT_SNAT_PORTS, pos: table.pos });
     let rules = rules(&mut table);
     let reset_rate = table.or("reset_rate", 5000, units::number(1..=1_000_000));
-    let max_half_open = table.or("max_half_open", 8192, units::number(1..=65_536));
+    let max_half_open = table.or("max_half_open", 32_768, units::number(1..=65_536));
     let per_client_connections = table.or("per_client_connections", 0, units::number(0..=MOST));
     let access_log = table.table("access_log", "[service.access_log]").map(access_log::access_log);
     let health = table.table("health", "[service.health]").map(health::health);

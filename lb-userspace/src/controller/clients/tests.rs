@@ -5,7 +5,7 @@ use crate::{
 };
 use lb_common::{
     flow::SlotAt,
-    slot::{Ctl, KILLED},
+    slot::{Ctl, KILLED, State},
 };
 
 const NOW: Instant = Instant(500_000_000_000);

@@ -69,6 +69,28 @@ fn a_flow_that_was_answered_is_left_alone_and_so_is_a_new_owner_of_its_slot() {
 }
 
 #[test]
+fn a_client_that_does_not_acknowledge_the_answer_is_given_up_after_three_seconds() {
+    for offset in [0, 1, 333, 999] {
+        let (mut watch, mut tables) = (HalfOpen::default(), tables());
+        let flow = tables.open(0, 7, State::Answered, 0, START + offset * MS);
+        let (mut now, mut closed) = (START + offset * MS, Vec::new());
+        while now < START + 6_000 * MS {
+            let look = watch.look(&SERVICES, &tables.ours(), now);
+            assert_eq!(look.due, [], "no other backend is tried");
+            for flow in look.unconfirmed {
+                tables.end(flow);
+                closed.push((now, flow));
+            }
+            now = look.next;
+        }
+        let [(at, ended)] = closed[..] else { panic!("{closed:?}") };
+        // Its stamp is in ticks of a millisecond.
+        let late = (at - (START + offset * MS)).checked_sub(UNCONFIRMED - 2 * MS).unwrap();
+        assert!(ended == flow && late <= 20 * MS, "offset {offset}: {late:?} late");
+    }
+}
+
+#[test]
 fn a_flood_is_worked_off_in_bounded_portions() {
     let (mut watch, mut tables) = (HalfOpen::default(), tables());
     for slot in 0..1000 {

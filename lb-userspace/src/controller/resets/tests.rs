@@ -95,9 +95,10 @@ fn states_are_chosen_over_all_there_are() {
     for ctl in State::ALL.map(|state| Ctl::new(1, state)).into_iter().chain([suspect]) {
         let state = ctl.state();
         let closing = matches!(state, State::ClosingClient | State::ClosingBackend) || ctl == suspect;
-        let open = closing || matches!(state, State::HalfOpen | State::Established);
+        let unconfirmed = matches!(state, State::HalfOpen | State::Answered);
+        let open = closing || unconfirmed || state == State::Established;
         assert_eq!(Only::Open.takes(ctl), open, "{ctl:?}");
-        assert_eq!(Only::Connected.takes(ctl), open && state != State::HalfOpen, "{ctl:?}");
+        assert_eq!(Only::Connected.takes(ctl), open && !unconfirmed, "{ctl:?}");
         assert_eq!(Only::Established.takes(ctl), state == State::Established, "{ctl:?}");
     }
     assert!(Only::Established.takes(Ctl::new(1, State::Established).suspected()));

@@ -6,7 +6,7 @@ use crate::{
     controller::{Action, testbed::Testbed},
     tables::BackendRow,
 };
-use lb_common::layout::HEARD_STEP;
+use lb_common::{layout::HEARD_STEP, slot::State};
 
 const SECOND: Duration = Duration::from_secs(1);
 const START: Instant = Instant(1_000_000_000_000);

@@ -123,12 +123,24 @@ fn a_slot_held_back_is_released_after_a_minute_and_not_before() {
 #[test]
 fn a_flow_that_no_ring_knows_does_not_stay_half_open_for_ever() {
     let (mut sweep, mut tables) = (Sweep::default(), tables(1));
-    let record = Slot { started: START, last_seen: START.ticks(), ..Slot::default() };
-    tables.put_flow(SlotAt::new(0, 9), State::HalfOpen, &record, &Opening::default());
+    let record = Slot { last_seen: START.ticks(), ..Slot::default() };
+    let opening = Opening { started: START, ..Opening::default() };
+    tables.put_flow(SlotAt::new(0, 9), State::HalfOpen, &record, &opening);
     tables.change_backend(0, |record| record.active = 1);
     let steps = run(&mut sweep, &mut tables, &limits, START, START + 110 * SECOND);
     let [(closed, Step::Close(_, Reason::ConnectTimeout))] = steps[..] else { panic!("{steps:?}") };
     assert!(closed - START > 72 * SECOND);
+}
+
+#[test]
+fn a_flow_that_no_ring_knows_does_not_wait_for_its_client_for_ever() {
+    let (mut sweep, mut tables) = (Sweep::default(), tables(1));
+    let record = Slot { last_seen: START.ticks(), ..Slot::default() };
+    tables.put_flow(SlotAt::new(0, 9), State::Answered, &record, &Opening::default());
+    tables.change_backend(0, |record| record.active = 1);
+    let steps = run(&mut sweep, &mut tables, &limits, START, START + 40 * SECOND);
+    let [(closed, Step::Close(_, Reason::Unconfirmed))] = steps[..] else { panic!("{steps:?}") };
+    assert!(closed - START >= 6 * SECOND);
 }
 
 #[test]

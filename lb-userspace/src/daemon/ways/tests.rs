@@ -1,6 +1,7 @@
 use lb_common::{
     flow::{Key, SlotAt},
     slot::State,
+    syn::Scales,
     time::{Instant, Ticks},
 };
 
@@ -47,6 +48,8 @@ fn flow(tables: &Tables, pool: u16, slot: u16, client: &str, hop: Hop) -> SlotAt
         initial: [0; 2],
         ends: [1; 2],
         acks: [1; 2],
+        edges: [1; 2],
+        scales: Scales::default(),
         started: Instant(1),
         last_seen: Ticks(1),
         connect_us: 1,

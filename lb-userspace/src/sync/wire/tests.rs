@@ -18,6 +18,7 @@ pub fn flow(port: u16) -> FlowRecord {
         established_at: 1_795_000_000_123,
         idle_ms: 17,
         connect_us: 340,
+        windows: Some(Windows { edges: [0xffff_0000, 70_000], scales: [7, 14] }),
     }
 }
 
@@ -28,6 +29,7 @@ fn all() -> Vec<Message> {
     vec![
         Message::Hello { challenge: [1; 16], echo: [2; 16], version: "0.1.0".into() },
         Message::Flow(flow(5000)),
+        Message::Flow(FlowRecord { windows: None, ..flow(5002) }),
         Message::Flow(FlowRecord { phase: Phase::ClosingBackend, name: six, ..flow(5001) }),
         Message::Ended(flow(5000).name),
         Message::Request { copy: 7 },

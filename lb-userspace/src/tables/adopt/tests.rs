@@ -31,6 +31,8 @@ fn foreign(pool: u16, slot: u16, client: &str) -> Foreign {
         initial: [1000, 2000],
         ends: [1501, 2001],
         acks: [2001, 1501],
+        edges: [66_000, 67_000],
+        scales: Scales::new(7, 9),
         started: Instant(77),
         last_seen: Ticks(10),
         connect_us: 40,

@@ -6,7 +6,7 @@ use std::{
 
 use lb_common::{
     flow::{Key, SlotAt},
-    layout::{Backend, OPENING_ISN_BACKEND, OPENING_ISN_CLIENT},
+    layout::Backend,
     slot::{CONNECTED, FIN_CLIENT},
 };
 
@@ -70,7 +70,7 @@ impl Program {
         record.key = Key::of(client, 5);
         // All words hold the generation, so a copy that mixes two is noticed.
         record.end_backend = u64::from(free.claimed().generation());
-        record.started = lb_common::time::Instant(record.end_backend);
+        record.edge_client = free.claimed().generation();
         record.ctl = free.claimed();
         let open = free.claimed().with_state(State::Established).with_flags(CONNECTED);
         self.tables.fixed.backends.word32(0, offset_of!(Backend, active)).fetch_add(1, Ordering::AcqRel);
@@ -110,8 +110,7 @@ fn a_flow_that_we_close_is_accounted_and_its_slot_free_again_once() {
     let slots = program.slots();
     let mut record = program.tables.flow(program.at(slot)).unwrap().record;
     let mut opening = slots.openings.read(slot.into());
-    opening.words[OPENING_ISN_CLIENT] = 99;
-    opening.words[OPENING_ISN_BACKEND] = 199;
+    (opening.isn_client, opening.isn_backend) = (99, 199);
     slots.openings.publish(slot.into(), &opening, 0);
     (record.end_client, record.end_backend) = (100 + 1000 + 1, 200 + (5 << 32));
     let ctl = ctl.with_flags(FIN_CLIENT).with_state(State::ClosingClient);
@@ -274,12 +273,9 @@ fn races_of_claim_close_push_and_pop_lose_no_slot_and_double_none() {
         scope.spawn(move || {
             while opened.load(Ordering::Relaxed) < FLOWS {
                 for flow in (0..40).filter_map(|slot| program.tables.flow(program.at(slot))) {
-                    let generation = u64::from(flow.ctl.generation());
-                    assert_eq!(
-                        (flow.record.started.0, flow.record.end_backend),
-                        (generation, generation),
-                        "a mixed copy"
-                    );
+                    let generation = flow.ctl.generation();
+                    let copied = (flow.record.edge_client, flow.record.end_backend);
+                    assert_eq!(copied, (generation, generation.into()), "a mixed copy");
                 }
             }
             // The openers check the same count and end too; what they opened last is swept
