@@ -73,7 +73,9 @@ pub struct Connection {
     pub port: u16,
     pub at: SlotAt,
     pub key: Key,
+    /// The options of its SYN, and of the SYN-ACK.
     options: Vec<u8>,
+    answered: Vec<u8>,
     tried: Vec<u16>,
     suspected: bool,
 }
@@ -114,10 +116,12 @@ pub fn options_in(header: &[u8]) -> Vec<(u8, &[u8])> {
     found
 }
 
-/// What a SYN offers: MSS, scale of the window, SACK permitted, timestamps.
+/// What a SYN offers: MSS, scale of the window, SACK permitted, timestamps. Without an MSS it is 536
+/// (RFC 9293 section 3.7.1).
 fn offered(header: &[u8]) -> [Option<&[u8]>; 4] {
     let options = options_in(header);
-    [2, 3, 4, 8].map(|kind| options.iter().find(|(other, _)| *other == kind).map(|(_, value)| *value))
+    let value = |kind: u8| options.iter().find(|(other, _)| *other == kind).map(|(_, value)| *value);
+    [value(2).or(Some(&[2, 24])), value(3), value(4), value(8)]
 }
 
 /// Milliseconds after which a backend without an answer is left.
@@ -173,6 +177,7 @@ impl World<'_> {
             at: SlotAt(0),
             key: Key(0),
             options: self.dice.choose(&OFFERS).to_vec(),
+            answered: Vec::new(),
             tried: Vec::new(),
             suspected: false,
         };
@@ -249,18 +254,23 @@ impl World<'_> {
     /// A client that has heard nothing sends its SYN again: to the same backend, or to the next one
     /// if that was silent for too long or takes no connections any more.
     fn repeat_syn(&mut self, it: &mut Connection, waited: u64) -> Result<(), Fault> {
-        self.say(format!("{} repeats its SYN", it.client));
-        let syn = self.syn_of(it);
         if waited < CONNECT_TIMEOUT && self.admission(it.backend) != NONE {
-            return self.to_backend_as(it, &syn, |out, expected| {
-                (out.from, out.to, out.sequence, offered(&out.options))
-                    == (expected.from, expected.to, expected.sequence, offered(&expected.options))
-            });
+            return self.repeat_to_same(it);
         }
-        let out = self.sent(&syn)?;
+        self.say(format!("{} repeats its SYN", it.client));
+        let out = self.sent(&self.syn_of(it))?;
         // A backend that is left because it takes no connections has not failed.
         self.tally.failures += u64::from(waited >= CONNECT_TIMEOUT);
         self.next_try(it, &out)
+    }
+
+    /// The SYN goes to its backend again: as it came or written anew.
+    fn repeat_to_same(&mut self, it: &Connection) -> Result<(), Fault> {
+        self.say(format!("{} repeats its SYN, for the same backend", it.client));
+        self.to_backend_as(it, &self.syn_of(it), |out, expected| {
+            (out.from, out.to, out.sequence, offered(&out.options))
+                == (expected.from, expected.to, expected.sequence, offered(&expected.options))
+        })
     }
 
     /// A try has failed: the SYN goes to the next backend, or the client is refused because there is
@@ -269,7 +279,9 @@ impl World<'_> {
         if out.flags & RST == 0 {
             return self.tries(it, out);
         }
-        let left = (0..3).any(|n| !it.tried.contains(&n) && self.admission(n) != NONE);
+        // A backend whose ports strangers have used up is passed over.
+        let has_port = |n: u16| self.bench.tables().free_slots(self.bench.pools[usize::from(n)]) > 0;
+        let left = (0..3).any(|n| !it.tried.contains(&n) && self.admission(n) != NONE && has_port(n));
         let expected = (VIP, it.client, RST | ACK, 0, it.ends[CLIENT].next, it.mac);
         let refused = (out.from, out.to, out.flags, out.sequence, out.acknowledgement, out.to_mac);
         if left && it.tried.len() < TRIES || refused != expected {
@@ -296,7 +308,7 @@ impl World<'_> {
         let [client, server] = &mut it.ends;
         (client.acknowledged, client.edge) = (client.next, client.next.wrapping_add(u32::from(window)));
         server.edge = server.next;
-        (it.phase, it.options) = (Phase::Answered, options);
+        (it.phase, it.answered) = (Phase::Answered, options);
         Ok(())
     }
 
@@ -311,9 +323,10 @@ impl World<'_> {
         match self.dice.below(6) {
             0 => {
                 self.say(format!("backend {} repeats its SYN-ACK to {}", it.backend, it.client));
-                let answer = self.syn_ack(it, &it.options);
+                let answer = self.syn_ack(it, &it.answered);
                 self.to_client(it, &answer)
             }
+            1 => self.repeat_to_same(it),
             _ => self.confirm(it),
         }
     }

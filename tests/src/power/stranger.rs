@@ -128,8 +128,10 @@ impl World<'_> {
         let over = it.phase == Phase::Over || !self.is_in_its_slot(it);
         let may = if side == CLIENT && over { May::OpenFrom(it.client) } else { May::Nothing };
         // A backend in TIME_WAIT answers a SYN with an acknowledgement whose numbers nobody can
-        // check: whatever connection has that port now goes on from another one.
-        if side == BACKEND && flags & (SYN | RST) == 0 && self.is_half_open(it.at) {
+        // check: whatever connection has that port now goes on from another one. What is neither a
+        // SYN-ACK nor a RST is taken for that.
+        let is_stale = flags & RST == 0 && flags & (SYN | ACK) != SYN | ACK;
+        if side == BACKEND && is_stale && self.is_half_open(it.at) {
             segment.flags |= RST;
         }
         self.dressed(segment, may)

@@ -49,7 +49,10 @@ pub struct World<'a> {
     pub(super) bench: &'a Bench,
     words: &'a Words,
     pub(super) strangers: Strangers,
+    /// The words before the next frame of a stranger.
     before: Kept,
+    /// Whether somebody else has written since.
+    is_stale: bool,
     pub(super) dice: Dice,
     pub(super) connections: Vec<Connection>,
     pub(super) opened: Vec<Opened>,
@@ -84,6 +87,7 @@ impl<'a> World<'a> {
             words,
             strangers,
             before: words.keep(),
+            is_stale: false,
             dice: Dice::new(seed),
             connections: Vec::new(),
             opened: Vec::new(),
@@ -166,6 +170,7 @@ impl<'a> World<'a> {
     fn hostile(&mut self) -> Result<(), Fault> {
         // So that whatever is stamped shows.
         self.pass(40);
+        self.is_stale = true;
         for attack in self.burst() {
             self.attack(&attack)?;
         }
@@ -175,7 +180,9 @@ impl<'a> World<'a> {
     fn attack(&mut self, attack: &Attack) -> Result<(), Fault> {
         self.frames += 1;
         self.say(format!("STRANGER: {} ({:?})", attack.what, attack.may));
-        self.words.keep_in(&mut self.before);
+        if std::mem::replace(&mut self.is_stale, attack.may != May::Nothing) {
+            self.words.keep_in(&mut self.before);
+        }
         let out = self.bench.dataplane.inject(self.bench.ifindex, &attack.frame).expect("BPF_PROG_TEST_RUN");
         let mut changes = self.words.changes(&self.before);
         if let May::OpenFrom(_) = attack.may {
