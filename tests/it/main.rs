@@ -23,6 +23,7 @@ mod packaging;
 mod page;
 mod refusal;
 mod reloads;
+mod strangers;
 mod top;
 mod topologies;
 mod trace;

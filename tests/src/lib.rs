@@ -15,6 +15,8 @@ pub mod browser;
 pub mod capture;
 pub mod client;
 pub mod daemon;
+#[cfg(feature = "full")]
+pub mod forger;
 pub mod frr;
 pub mod host;
 pub mod keepalived;
