@@ -66,12 +66,15 @@ impl Program {
         let free = slots.ctl(slot);
         assert!(matches!(free.state(), State::Free | State::Closed), "popped a slot in use: {:?}", free.state());
         assert!(slots.swap(slot, free, free.claimed()), "popped twice");
-        let mut record = Slot::default();
-        record.key = Key::of(client, 5);
         // All words hold the generation, so a copy that mixes two is noticed.
-        record.end_backend = u64::from(free.claimed().generation());
-        record.edge_client = free.claimed().generation();
-        record.ctl = free.claimed();
+        let generation = free.claimed().generation();
+        let record = Slot {
+            ctl: free.claimed(),
+            key: Key::of(client, 5),
+            end_backend: generation.into(),
+            edge_client: generation,
+            ..Slot::default()
+        };
         let open = free.claimed().with_state(State::Established).with_flags(CONNECTED);
         self.tables.fixed.backends.word32(0, offset_of!(Backend, active)).fetch_add(1, Ordering::AcqRel);
         slots.slots.publish(slot.into(), &record, offset_of!(Slot, ctl));
