@@ -57,6 +57,12 @@ fn fetch_opening(at: SlotAt) {
     }
 }
 
+/// Whether a port waits in the pool's ring.
+#[inline(always)]
+pub fn has_free(pool: u16) -> bool {
+    records::ring(pool as u32).is_some_and(|ring| ring.head() != ring.tail())
+}
+
 /// The slot that was released longest ago.
 #[inline(never)]
 #[unsafe(no_mangle)]

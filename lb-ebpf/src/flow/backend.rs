@@ -20,7 +20,7 @@ use crate::{
     clock,
     outcome::Outcome,
     records::{self, Held},
-    report,
+    report, slots,
 };
 
 /// How many ports may be left behind because the backend still holds an older connection on them.
@@ -82,8 +82,10 @@ extern "C" fn backend_step_global(at: u32, flags: u32, sequence: u32, acknowledg
     match step(state, Side::Backend, flags as u8, inside) {
         Step::Connected if is_ours => connected(at, slot, ctl, sequence, answer).0,
         Step::Refused if flags as u8 & ACK != 0 && is_ours => leave(at, slot, ctl, Reason::Refused).0,
-        Step::Stale if slot.attempt().port_retries() < PORT_RETRIES => leave(at, slot, ctl, Reason::TimeWait).0,
-        // The client answers it with a RST, which ends the older connection, and sends its SYN
+        Step::Stale if slot.attempt().port_retries() < PORT_RETRIES && slots::has_free(at.pool()) => {
+            leave(at, slot, ctl, Reason::TimeWait).0
+        }
+        // No other port is left. The client answers it with a RST, which ends the older connection, and sends its SYN
         // again; Linux does so at once.
         Step::Stale if flags == ACK as u32 => {
             report::count(Reason::TimeWait);
