@@ -18,7 +18,7 @@ use tests_ebpf::{BACKEND, BLOCK, BLOCKS, CLIENT, HEADERS, Plan, SAME};
 
 use crate::{
     bench::statistics::median,
-    packet::{Mac, Segment},
+    packet::{Mac, SYN, Segment},
     program::{Bench, CLIENT_MAC, FIRST_PORT, Hook, VIP, backend, backend_mac, backend_of},
 };
 
@@ -229,7 +229,9 @@ impl Replay {
     fn forwarded(&self, segment: &Segment, flow: u32, n: u16) -> Segment {
         let port = FIRST_PORT + (flow >> self.backend_bits & self.slot_mask) as u16;
         let from = SocketAddrV4::new(*VIP.ip(), port);
-        Segment { from, to: backend(n), ttl: segment.ttl - 1, ..segment.clone() }.macs(self.bench.mac, backend_mac(n))
+        // A SYN is written anew.
+        let ttl = if segment.flags & SYN != 0 { 64 } else { segment.ttl - 1 };
+        Segment { from, to: backend(n), ttl, ..segment.clone() }.macs(self.bench.mac, backend_mac(n))
     }
 
     /// A backend's segment as it has to leave for the client of this flow.
