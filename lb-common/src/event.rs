@@ -14,6 +14,8 @@ pub const TRY_FAILED: u8 = 2;
 pub const TURNED_AWAY: u8 = 3;
 /// A trial connection to a backend that was out succeeded: it is up again.
 pub const RECOVERED: u8 = 4;
+/// As `TRY_FAILED`; this failure was one too many, and the kernel program has taken `backend` out.
+pub const TOOK_OUT: u8 = 5;
 
 /// One event. Numbers are the host's, addresses and ports as in the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +48,7 @@ pub struct Event {
     pub generation: u32,
     /// How long the backend took to answer, in microseconds; 0 if it did not.
     pub connect_us: u32,
-    /// `ENDED`, `TRY_FAILED`, `TURNED_AWAY` or `RECOVERED`.
+    /// `ENDED`, `TRY_FAILED`, `TURNED_AWAY`, `RECOVERED` or `TOOK_OUT`.
     pub kind: u8,
     /// The number of a [`Reason`](crate::verdict::Reason).
     pub reason: u8,

@@ -156,22 +156,25 @@ impl Chosen {
     }
 }
 
-/// The attempt that a half-open flow is in: how its backend was chosen, and how often its SYN was
-/// sent again from another port because the backend still held an older connection on the last one.
+/// The attempt that a half-open flow is in: how its backend was chosen, how often its SYN was sent
+/// again from another port because the backend still held an older connection on the last one, and
+/// of which of its service's lists the positions in [`Tried`] are: the low bits of
+/// [`Service::list`](crate::layout::Service::list).
 ///
 /// ```text
-/// 7   6 5  4 3             0
-/// |  0  | how | port retries |
+/// 7    6 5  4 3             0
+/// | list | how | port retries |
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Attempt(pub u8);
 
 impl Attempt {
-    /// The first SYN to a backend that was chosen as `how` (one of `schedule::CHOSEN_*`).
+    /// The first SYN to a backend that was chosen as `how` (one of `schedule::CHOSEN_*`) from
+    /// `list`.
     #[inline(always)]
-    pub const fn new(how: u32) -> Attempt {
-        Attempt((how as u8 & 3) << 4)
+    pub const fn new(how: u32, list: u32) -> Attempt {
+        Attempt((list as u8 & 3) << 6 | (how as u8 & 3) << 4)
     }
 
     /// The same attempt from one more port; at most 15 are counted.
@@ -189,7 +192,14 @@ impl Attempt {
     /// How its backend was chosen: one of `schedule::CHOSEN_*`.
     #[inline(always)]
     pub const fn how(self) -> u32 {
-        (self.0 >> 4) as u32
+        (self.0 >> 4 & 3) as u32
+    }
+
+    /// Whether it was chosen from this list. After four changes within one attempt the answer is
+    /// wrong: then a backend may be passed over, or tried twice.
+    #[inline(always)]
+    pub const fn is_of_list(self, list: u32) -> bool {
+        (self.0 >> 6) as u32 == list & 3
     }
 }
 
@@ -246,9 +256,10 @@ mod tests {
 
     #[test]
     fn an_attempt_gives_back_what_was_put_in() {
-        for how in 0..4 {
-            let again = Attempt::new(how).from_another_port().from_another_port();
+        for (how, list) in (0..16).map(|both| (both & 3, both >> 2)) {
+            let again = Attempt::new(how, list).from_another_port().from_another_port();
             assert_eq!((again.port_retries(), again.how()), (2, how));
+            assert!((0..4).all(|other| again.is_of_list(other + 4) == (other == list)));
         }
     }
 

@@ -8,6 +8,7 @@
 //! [`address`]: crate::address
 
 use crate::{
+    failures::Window,
     flow::{Attempt, Chosen, Key, SlotAt},
     slot::Ctl,
     syn::{SavedSyn, Scales},
@@ -361,14 +362,16 @@ pub struct Backend {
     /// Most active connections; 0: unlimited.
     pub max_conns: u32,
     /// `NONE`, `OUT` or `UP`: what it may be given. Written by the controller; the kernel program
-    /// swaps `OUT` for `UP` when a trial connection succeeds.
+    /// swaps `UP` for `OUT` at the failure that is one too many (see [`Failures`]), and `OUT` for
+    /// `UP` when a trial connection succeeds.
     pub admission: u32,
     /// `BACKUP`.
     pub flags: u32,
     /// While `OUT`: from when on one connection may try it; [`Instant::NEVER`]: none may, only its
     /// probe brings it back. Moved forward by compare-and-swap.
     pub retry_at: Instant,
-    /// How long a failed trial keeps it out: fail_timeout in nanoseconds.
+    /// fail_timeout in nanoseconds: within how long failures count together, and how long they, or a
+    /// failed trial, keep it out.
     pub retry_after: u64,
     /// The service, its number in SERVICES.
     pub service: u16,
@@ -376,8 +379,8 @@ pub struct Backend {
     pub pool_count: u16,
     /// Its pools, one for each SNAT address of the service.
     pub pools: [u16; MAX_SNAT as usize],
-    /// For the next controller: why it is out, the number of a [`Reason`](crate::verdict::Reason);
-    /// 0: it is not out, or the reason is unknown.
+    /// For the controller: why it is out, the number of a [`Reason`](crate::verdict::Reason); 0: it
+    /// is not out, or the reason is unknown. Written by the side that takes it out.
     pub out_reason: u32,
 
     /// Connections given to it.
@@ -392,7 +395,8 @@ pub struct Backend {
     pub bytes_in: u64,
     /// Payload bytes to clients, of connections that have ended.
     pub bytes_out: u64,
-    /// For the next controller: when its state last changed; [`Instant::ZERO`]: unknown.
+    /// For the controller: when its state last changed; [`Instant::ZERO`]: unknown. Written by the
+    /// side that takes it out.
     pub changed_at: Instant,
     /// The sum of all connect times, for the histogram in CONNECT_TIMES. Microseconds.
     pub connect_us: u64,
@@ -411,6 +415,21 @@ pub struct SlowStart {
     /// What it has saved up of its share, in 2^-32 connections. Written by the kernel program under
     /// the service's lock.
     pub credit: u32,
+}
+
+/// FAILURES\[backend\]: the tries to connect that have failed lately. The kernel program counts
+/// them and takes the backend out at the one that is one too many, so that it meets no more whether
+/// a controller runs or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Failures {
+    /// Those that count together. Written by the kernel program, by compare-and-swap; cleared by
+    /// the side that takes the backend out or lets it take part again.
+    pub window: Window,
+    /// max_fails: as many take it out; 0: no number does. Written by the controller.
+    pub max_fails: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// In [`Backend::out_reason`], above every reason: it is alive and not ready.
@@ -447,8 +466,11 @@ pub struct Service {
     /// The latest [`SlowStart::until`] of its backends: after that, none of them is starting
     /// slowly. Written together with them.
     pub slow_until: Instant,
+    /// How often `backends` has changed, modulo 2^32: positions in it are compared only if this has
+    /// not moved. Written by the controller, after the list.
+    pub list: u32,
     /// Zero.
-    pub reserved: [u32; 6],
+    pub reserved: [u32; 5],
 
     /// Taken while a backend is chosen, so that two CPUs do not give the same share twice.
     pub lock: u32,
@@ -574,6 +596,7 @@ const _: () = {
     assert!(size_of::<Opening>() == 64);
     assert!(size_of::<Backend>() == 128);
     assert!(size_of::<SlowStart>() == 16);
+    assert!(size_of::<Failures>() == 16);
     assert!(core::mem::offset_of!(Backend, opened) == 64);
     assert!(size_of::<Rule>() == 24);
     assert!(size_of::<Trace>() == 40);

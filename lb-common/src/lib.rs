@@ -11,6 +11,7 @@ pub mod address;
 pub mod checksum;
 pub mod clients;
 pub mod event;
+pub mod failures;
 pub mod flow;
 pub mod hash;
 pub mod layout;

@@ -14,10 +14,10 @@ use lb_common::{
     clients::CLIENT_BUCKETS,
     event::Event,
     layout::{
-        Address, Backend, ClientLine, ConnectTimes, EVENTS_BYTES, EXTENT_BITS, FreeLine, Interface, LEASE_BITS,
-        LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES,
-        MAX_WAYS, MaglevLine, Meta, Opening, POOL_BITS, POOL_EXTENTS, Pool, RST_BUCKETS, Ring, RuleLine, Service, Slot,
-        SlowStart, Trace,
+        Address, Backend, ClientLine, ConnectTimes, EVENTS_BYTES, EXTENT_BITS, Failures, FreeLine, Interface,
+        LEASE_BITS, LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES,
+        MAX_SERVICES, MAX_WAYS, MaglevLine, Meta, Opening, POOL_BITS, POOL_EXTENTS, Pool, RST_BUCKETS, Ring, RuleLine,
+        Service, Slot, SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -62,6 +62,8 @@ pub static SERVICES: Array<Service, { MAX_SERVICES as usize }, MAPPED> = Array::
 pub static CONNECT_TIMES: Array<ConnectTimes, { MAX_BACKENDS as usize }, MAPPED> = Array::new();
 #[btf_map]
 pub static SLOW_STARTS: Array<SlowStart, { MAX_BACKENDS as usize }, MAPPED> = Array::new();
+#[btf_map]
+pub static FAILURES: Array<Failures, { MAX_BACKENDS as usize }, MAPPED> = Array::new();
 #[btf_map]
 pub static INDEX: Array<Bucket, 1, MAPPED> = Array::new();
 // One record in an array: kernels before 6.2 note of an inner map whose value is a structure that it

@@ -15,11 +15,12 @@ use core::arch::asm;
 use aya_ebpf::btf_maps::lpm_trie;
 use lb_common::{
     address::Family,
+    failures::Window,
     flow::{Attempt, HalfOpenCell, Key, SlotAt, Tried},
     hash::{Entry, PROBES, listener_start, pool_start, probe},
     layout::{
-        Address, Backend, ClientLine, DELETED, EMPTY, EXTENT_BITS, FreeLine, HEARD_STEP, Hop, Interface, LISTENER_BITS,
-        Lease, Listener, NONE, Opening, POOL_BITS, Pool, Ring, Service, Slot, SlowStart, Trace,
+        Address, Backend, ClientLine, DELETED, EMPTY, EXTENT_BITS, Failures, FreeLine, HEARD_STEP, Hop, Interface,
+        LISTENER_BITS, Lease, Listener, NONE, Opening, POOL_BITS, Pool, Ring, Service, Slot, SlowStart, Trace,
     },
     slot::{Ctl, State},
     syn::{SavedSyn, Scales},
@@ -147,6 +148,12 @@ pub fn backend(number: u32) -> Option<Held<Backend>> {
 #[inline(always)]
 pub fn slow_start(backend: u32) -> Option<Held<SlowStart>> {
     maps::SLOW_STARTS.get_ptr_mut(backend).map(Held)
+}
+
+/// The failures of a backend.
+#[inline(always)]
+pub fn failures(backend: u32) -> Option<Held<Failures>> {
+    maps::FAILURES.get_ptr_mut(backend).map(Held)
 }
 
 /// A service.
@@ -634,6 +641,8 @@ fields! { Backend:
     plain retry_after: u64;
     plain service: u16;
     plain pool_count: u16;
+    write out_reason: u32, set set_out_reason;
+    write changed_at: Instant, set set_changed_at;
     count opened: u64, add add_opened;
     count connected: u64, add add_connected;
     count connect_failures: u64, add add_connect_failures;
@@ -700,6 +709,20 @@ impl Held<Backend> {
     }
 }
 
+fields! { Failures:
+    shared window: Window, set set_window;
+    plain max_fails: u32;
+}
+
+impl Held<Failures> {
+    /// Stores a window, if the word still is `old`.
+    #[inline(always)]
+    pub fn swap_window(self, old: Window, new: Window) -> bool {
+        // SAFETY: the record is held: whole and aligned, and so is its field.
+        unsafe { atomic::compare_swap((&raw mut (*self.0).window).cast::<u64>(), old.0, new.0) == old.0 }
+    }
+}
+
 fields! { SlowStart:
     shared until: Instant, set set_until;
     plain ms: u32;
@@ -717,6 +740,7 @@ fields! { Service:
     shared slow_until: Instant, set set_slow_until;
     shared half_open: u32;
     shared oldest: u32;
+    shared list: u32;
     shared turned_away_in: u32, set set_turned_away_in;
     shared turned_away: u32, set set_turned_away, add add_turned_away;
 }

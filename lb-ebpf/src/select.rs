@@ -2,9 +2,9 @@
 
 use lb_common::{
     address::V4,
-    flow::{Chosen, Key, SlotAt, Tried},
+    flow::{Attempt, Chosen, Key, SlotAt, Tried},
     hash,
-    layout::{BACKUP, Backend, LISTENED, MAX_SERVICE_BACKENDS, MAX_SNAT, OUT, Service, UP},
+    layout::{BACKUP, Backend, LISTENED, MAX_BACKENDS, MAX_SERVICE_BACKENDS, MAX_SNAT, OUT, Service, Slot, UP},
     schedule::{self, CHOSEN_BACKUP, CHOSEN_FAIL_OPEN, CHOSEN_TRIAL, CHOSEN_UP, MAGLEV_PLACES, less_loaded},
     time::Instant,
     verdict::Reason,
@@ -61,8 +61,8 @@ pub const FULL_POOLS: u32 = 4;
 /// number, so that global functions can return it.
 ///
 /// ```text
-/// 63   49 48   48 47    40 39    32 31        0
-/// |   0  | same  | reason | chosen |    slot    |
+/// 63 61 60  59 58     49 48  48 47    40 39    32 31        0
+/// | 0  | list | backend | same | reason | chosen |    slot    |
 /// ```
 #[derive(Clone, Copy)]
 pub struct Choice(pub u64);
@@ -73,9 +73,12 @@ impl Choice {
     /// Those that may take it have no free port.
     pub const NO_SLOT: Choice = Choice((Reason::NoSlot as u64) << 40);
 
+    /// From what [`choose_global`] has returned.
     #[inline(always)]
-    pub const fn new(chosen: Chosen, at: SlotAt) -> Choice {
-        Choice((chosen.0 as u64) << 32 | at.0 as u64)
+    const fn new(chosen: u32, backend: u32, at: SlotAt) -> Choice {
+        const { assert!(MAX_BACKENDS <= 1 << 10) };
+        let named = ((chosen >> 8 & 3) as u64) << 59 | ((backend & 0x3ff) as u64) << 49;
+        Choice(named | ((chosen & 0xff) as u64) << 32 | at.0 as u64)
     }
 
     /// Another slot towards the backend that the flow is at.
@@ -87,7 +90,7 @@ impl Choice {
     /// Whether it is [`same_backend`](Self::same_backend).
     #[inline(always)]
     pub const fn is_same_backend(self) -> bool {
-        self.0 >> 48 != 0
+        self.0 >> 48 & 1 != 0
     }
 
     /// Why nothing was chosen.
@@ -110,6 +113,24 @@ impl Choice {
     #[inline(always)]
     pub const fn chosen(self) -> Chosen {
         Chosen((self.0 >> 32) as u8)
+    }
+
+    /// The backend's number, whatever the list holds by now.
+    #[inline(always)]
+    pub const fn backend(self) -> u32 {
+        (self.0 >> 49) as u32 & 0x3ff
+    }
+
+    /// What the flow in `old` has tried when it has gone on to this one.
+    #[inline(always)]
+    pub fn tried(self, old: Held<Slot>) -> Tried {
+        tried(old, (self.0 >> 59) as u32).with(self.chosen().position())
+    }
+
+    /// The attempt that begins with it.
+    #[inline(always)]
+    pub const fn attempt(self) -> Attempt {
+        Attempt::new(self.chosen().how(), (self.0 >> 59) as u32)
     }
 
     /// The slot.
@@ -154,7 +175,8 @@ extern "C" fn first_global(service: u32, client: u64) -> u64 {
     backend(service, Tried::default(), Client(client)).0
 }
 
-/// The next backend of the flow in a slot: one that it has not tried.
+/// The next backend of the flow in a slot: one that it has not tried. If the list has changed since
+/// the flow noted positions in it, all that is known is which backend it leaves.
 #[inline(always)]
 pub fn next(at: SlotAt) -> Choice {
     Choice(next_global(at.0))
@@ -164,8 +186,35 @@ pub fn next(at: SlotAt) -> Choice {
 #[unsafe(no_mangle)]
 extern "C" fn next_global(at: u32) -> u64 {
     let Some(slot) = records::slot(SlotAt(at)) else { return Choice::NO_BACKEND.0 };
-    let Some(left) = records::backend(slot.backend() as u32) else { return Choice::NO_BACKEND.0 };
-    backend(left.service() as u32, slot.tried(), Client::of(slot.key())).0
+    let left = slot.backend() as u32;
+    let Some(record) = records::backend(left) else { return Choice::NO_BACKEND.0 };
+    let number = record.service() as u32;
+    let Some(service) = records::service(number) else { return Choice::NO_BACKEND.0 };
+    let mut tried = tried(slot, service.list());
+    if tried.0 == 0 {
+        tried = Tried(bit_of_global(number, left));
+    }
+    backend(number, tried, Client::of(slot.key())).0
+}
+
+/// The positions in `list` that the flow in a slot has tried, as far as they are known.
+#[inline(always)]
+pub fn tried(slot: Held<Slot>, list: u32) -> Tried {
+    if slot.attempt().is_of_list(list) { slot.tried() } else { Tried::default() }
+}
+
+/// The bit of a backend's position in the list of a service; 0, or that of a position behind the end
+/// of the list, if it is not in it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn bit_of_global(service: u32, backend: u32) -> u64 {
+    let Some(list) = records::service(service) else { return 0 };
+    for position in 0..MAX_SERVICE_BACKENDS {
+        if list.backend_at(position) == backend {
+            return 1 << position;
+        }
+    }
+    0
 }
 
 /// Chooses a backend that was not tried, counts the flow in its `active`, and claims a slot.
@@ -173,13 +222,17 @@ extern "C" fn next_global(at: u32) -> u64 {
 fn backend(service: u32, mut tried: Tried, client: Client) -> Choice {
     for turn in 0..FULL_POOLS {
         let failure = if turn == 0 { Choice::NO_BACKEND } else { Choice::NO_SLOT };
-        let Some(chosen) = choose(service, tried, client, 0) else { return failure };
-        let Some(backend) = backend_at(service, chosen.position()) else { return failure };
+        let chosen = choose_global(service, tried.0, client.0, 0);
+        if chosen < 0 {
+            return failure;
+        }
+        // Both cut it to the position, which is in its low bits.
+        let Some(backend) = backend_at(service, chosen as u32) else { return failure };
         if let Some(at) = claim_towards(backend, client) {
-            return Choice::new(chosen, at);
+            return Choice::new(chosen as u32, backend, at);
         }
         count_out_global(backend);
-        tried = tried.with(chosen.position());
+        tried = tried.with(chosen as u32);
     }
     Choice::NO_SLOT
 }
@@ -290,18 +343,22 @@ fn list_of(service: u32) -> Option<(Held<Service>, u32)> {
     Some((record, record.backend_count()))
 }
 
-/// The backend to use, already counted in its `active`. `asked` is 0 or [`ASKED`].
+/// The backend to use; if `asked` is 0 and not [`ASKED`], it is already counted in its `active`.
 #[inline(always)]
 pub fn choose(service: u32, tried: Tried, client: Client, asked: u32) -> Option<Chosen> {
     let chosen = choose_global(service, tried.0, client.0, asked);
     if chosen < 0 { None } else { Some(Chosen(chosen as u8)) }
 }
 
+/// What it returns: a [`Chosen`], and above it the low two bits of [`Service::list`]; below zero if
+/// there is none.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn choose_global(service: u32, tried: u64, client: u64, asked: u32) -> i32 {
     let client = Client(client).hash();
     let Some(record) = records::service(service) else { return -1 };
+    // Read before the list is: a list that changes meanwhile is then taken for another one.
+    let list = record.list();
     lock(record);
     let mut chosen = -1;
     for how in CHOSEN_UP..=CHOSEN_FAIL_OPEN {
@@ -315,7 +372,7 @@ extern "C" fn choose_global(service: u32, tried: u64, client: u64, asked: u32) -
         }
         if picked >= 0 {
             count_in(service, picked as u32, mode);
-            chosen = picked | (how << 6) as i32;
+            chosen = picked | (how << 6 | (list & 3) << 8) as i32;
             break;
         }
     }
@@ -456,13 +513,19 @@ extern "C" fn eligible_global(service: u32, position: u32, tried: u64, mode: u32
 #[inline(always)]
 fn load(record: Held<Backend>, position: u32, tried: u64, mode: u32) -> u64 {
     let active = record.active();
-    // Unlimited is 0, which becomes the highest number. One bit: the limit is exceeded.
-    let is_full = (record.max_conns().wrapping_sub(1) as u64).wrapping_sub(active as u64) >> 63;
+    let is_full = is_full(record, active);
     let is_tried = tried >> (position & 63);
     if (mode >> class(record)) as u64 & !is_tried & !is_full & 1 == 0 || !is_reachable(record) {
         return 0;
     }
     (active as u64) << 32 | record.weight() as u64
+}
+
+/// One bit: a backend with so many active connections has reached its limit. Unlimited is 0, which
+/// becomes the highest number.
+#[inline(always)]
+fn is_full(record: Held<Backend>, active: u32) -> u64 {
+    (record.max_conns().wrapping_sub(1) as u64).wrapping_sub(active as u64) >> 63
 }
 
 /// Whether the next hop towards it is known. All its pools have the same one.
@@ -472,7 +535,8 @@ fn is_reachable(backend: Held<Backend>) -> bool {
 }
 
 /// A backend that is out and whose time for a trial has come. The CPU that moves its `retry_at` has
-/// the one trial of the whole system, which lapses when its result would be known.
+/// the one trial of the whole system. The next one is due fail_timeout later, but not before the
+/// result of this one is known.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn due_trial_global(service: u32, tried: u64, mode: u32) -> i32 {
@@ -510,14 +574,15 @@ extern "C" fn take_trial_global(service: u32, position: u32, mode: u32) -> u32 {
         return 0;
     }
     let (now, due) = (clock::coarse(), record.retry_at());
-    if now < due || !is_reachable(record) {
+    if now < due || !is_reachable(record) || is_full(record, record.active()) != 0 {
         return 0;
     }
     if mode & ASKED != 0 {
         return 1;
     }
-    let lapse = Instant(now.0 + service.connect_timeout() + record.retry_after());
-    record.swap_retry_at(due, lapse) as u32
+    let (timeout, pause) = (service.connect_timeout(), record.retry_after());
+    let next = Instant(now.0 + if timeout > pause { timeout } else { pause });
+    record.swap_retry_at(due, next) as u32
 }
 
 /// least_conn: the load and weight of the least loaded backend, as `load` gives it; `MOST_LOADED`

@@ -332,7 +332,7 @@ impl Daemon {
         }
         self.look_at_sync();
         self.tell_peers_of_backends();
-        let actions = self.controller.turn(&tables, lost, clock::monotonic());
+        let actions = self.controller.turn(&tables, clock::monotonic());
         let pools_changed = actions.iter().any(|action| matches!(action, Action::Write(_)));
         self.act(actions);
         if pools_changed {

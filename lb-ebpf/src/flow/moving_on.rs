@@ -2,9 +2,11 @@
 //! the client is refused.
 
 use lb_common::{
-    event::{TRY_FAILED, TURNED_AWAY},
-    flow::{Attempt, SlotAt},
-    layout::{Backend, OUT},
+    event::{TOOK_OUT, TRY_FAILED, TURNED_AWAY},
+    failures::Window,
+    flow::SlotAt,
+    layout::{Backend, Failures, OUT, Slot, UP},
+    schedule::{CHOSEN_BACKUP, CHOSEN_TRIAL, CHOSEN_UP},
     slot::{COUNTED, Ctl, State},
     time::Instant,
     verdict::Reason,
@@ -55,8 +57,9 @@ extern "C" fn leave_global(at: u32, reason: u32) -> i64 {
     report::count_number(reason);
     let number = slot.backend() as u32;
     let Some(backend) = records::backend(number) else { return NONE };
+    let mut late = false;
     if reason != Reason::TimeWait as u32 {
-        failed(backend, at, reason as u8);
+        late = failed_global(at.0, reason) != 0;
     } else if !backend.is_closed()
         && let Some(fresh) = select::claim_towards(number, Client::of(slot.key()))
     {
@@ -65,8 +68,10 @@ extern "C" fn leave_global(at: u32, reason: u32) -> i64 {
     backend.one_less();
     let Some(service) = records::service(backend.service() as u32) else { return NONE };
     let Some(opening) = records::opening(at) else { return NONE };
-    // A flow that leaves a closed backend may try as many as there are.
-    if opening.tries() as u32 >= service.tries() && !backend.is_closed() { NONE } else { NEXT }
+    // A flow that leaves a closed backend may try as many as there are. So may one whose backend was
+    // taken out while its SYN was on the way: what has failed then is known to be the backend, and
+    // of all that are connecting at once exactly max_fails meet it.
+    if opening.tries() as u32 >= service.tries() && !backend.is_closed() && !late { NONE } else { NEXT }
 }
 
 /// No try is left: the client is refused.
@@ -95,22 +100,87 @@ fn release_closed(at: SlotAt, ctl: Ctl) {
     }
 }
 
-/// Counts and reports a failed try. If it was the trial of a backend that is out, the next one is
-/// due after fail_timeout. A backend that is left because it is closed has not failed, but the
-/// access log lists the try.
-#[inline(always)]
-fn failed(backend: Held<Backend>, at: SlotAt, reason: u8) {
-    let Some(slot) = records::slot(at) else { return };
-    if reason != Reason::MovedOn as u8 {
+/// Counts and reports a failed try. 1: its backend was up when it was chosen, and no longer is.
+/// A backend that is left because it is closed has not failed, but the access log lists the try.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn failed_global(at: u32, reason: u32) -> u32 {
+    let at = SlotAt(at);
+    let Some(slot) = records::slot(at) else { return 0 };
+    let Some(backend) = records::backend(slot.backend() as u32) else { return 0 };
+    let mut verdict = WITHIN;
+    if reason != Reason::MovedOn as u32 {
         backend.add_connect_failures(1);
+        verdict = count_failure_global(slot.backend() as u32, reason);
+        renew_trial(backend, slot, reason);
     }
-    if backend.admission() == OUT && backend.retry_at() != Instant::NEVER {
-        // Two tries that fail at once each write their own moment; the two differ by less than a
-        // tick. If the controller admits the backend in between, the word is not read.
+    let kind = if verdict == TAKEN_OUT { TOOK_OUT } else { TRY_FAILED };
+    report::flow(kind, reason as u8, at, slot, slot.ctl(), backend.service());
+    klog::try_failed(at, slot, reason);
+    (verdict == TOO_LATE && matches!(slot.attempt().how(), CHOSEN_UP | CHOSEN_BACKUP)) as u32
+}
+
+/// A trial that was refused is over sooner than was allowed for when it began: the next one is due
+/// after fail_timeout, also where that is shorter than connect_timeout.
+#[inline(always)]
+fn renew_trial(backend: Held<Backend>, slot: Held<Slot>, reason: u32) {
+    let was_trial = slot.attempt().how() == CHOSEN_TRIAL && reason == Reason::Refused as u32;
+    if was_trial && backend.admission() == OUT && backend.retry_at() != Instant::NEVER {
+        // If the controller admits the backend in between, the word is not read.
         backend.set_retry_at(Instant(clock::coarse().0 + backend.retry_after()));
     }
-    report::flow(TRY_FAILED, reason, at, slot, slot.ctl(), backend.service());
-    klog::try_failed(at, slot, reason as u32);
+}
+
+/// What [`count_failure_global`] returns. It was counted, if failures count, and the backend stays.
+const WITHIN: u32 = 0;
+/// It was one too many, and this call has taken the backend out.
+const TAKEN_OUT: u32 = 1;
+/// The backend is not up any more.
+const TOO_LATE: u32 = 2;
+
+/// How often a CPU tries to count a failure while others count theirs.
+const COUNTS: u32 = 8;
+
+/// Counts a failure of a backend that is up, and takes it out if that was one too many.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn count_failure_global(number: u32, reason: u32) -> u32 {
+    let (Some(backend), Some(failures)) = (records::backend(number), records::failures(number)) else {
+        return WITHIN;
+    };
+    if backend.admission() != UP {
+        return TOO_LATE;
+    }
+    let most = failures.max_fails();
+    let now = clock::coarse();
+    if most == 0 || count_in_window(failures, now, backend.retry_after()) < most {
+        return WITHIN;
+    }
+    // Before the swap, so that nobody finds it out with a trial that seems due. Two CPUs that do
+    // this at once write the same moment but for a tick. If the backend is probed, the controller
+    // takes the trial away; without a controller there is one, because there are no probes.
+    backend.set_retry_at(Instant(now.0 + backend.retry_after()));
+    if !backend.swap_admission(UP, OUT) {
+        return TOO_LATE;
+    }
+    failures.set_window(Window::default());
+    backend.set_out_reason(reason);
+    backend.set_changed_at(now);
+    TAKEN_OUT
+}
+
+/// The failures in the window with this one. A CPU that loses to eight others in a row, each of which
+/// has counted its own, gives up: this one is then not counted.
+#[inline(always)]
+fn count_in_window(failures: Held<Failures>, now: Instant, length: u64) -> u32 {
+    for _ in 0..COUNTS {
+        let before = failures.window();
+        let after = before.counted(now, length);
+        if failures.swap_window(before, after) {
+            return after.count();
+        }
+    }
+    0
 }
 
 /// Copies what a flow began with; its next try begins at `sent_us`.
@@ -134,23 +204,19 @@ extern "C" fn hand_over_global(from: u32, next: u64) -> u64 {
     let (Some(old), Some(new)) = (records::slot(from), records::slot(at)) else {
         return Outcome::drop(Reason::LostRace).0;
     };
-    let position = next.chosen().position();
     let is_same = next.is_same_backend();
-    // The port that is left and the fresh one lead to the same backend, whatever its service lists.
-    let left = old.backend() as u32;
-    let number = if is_same { Some(left) } else { listed_beside(left, position) };
-    let Some(number) = number else { return Outcome::impossible().0 };
+    let number = if is_same { old.backend() as u32 } else { next.backend() };
     let now = clock::exact();
     // The new slot is ours alone; the old one was taken out of `HalfOpen` by the caller.
     let key = old.key();
     new.set_key(key);
     new.set_end_client(old.end_client());
     new.set_end_backend(0);
-    new.set_tried(if is_same { old.tried() } else { old.tried().with(position) });
+    new.set_tried(if is_same { old.tried() } else { next.tried(old) });
     new.set_hop(old.hop());
     new.set_last_seen(now.ticks());
     new.set_backend(number as u16);
-    new.set_attempt(if is_same { old.attempt().from_another_port() } else { Attempt::new(next.chosen().how()) });
+    new.set_attempt(if is_same { old.attempt().from_another_port() } else { next.attempt() });
     copy_opening_global(from.0, at.0, (now.0 / 1000) as u32, !is_same as u32);
     old.set_last_seen(now.ticks());
     let before = old.ctl();
@@ -163,10 +229,4 @@ extern "C" fn hand_over_global(from: u32, next: u64) -> u64 {
     }
     release_closed(from, before);
     if moved { Outcome::send_syn(at).0 } else { Outcome::drop(Reason::LostRace).0 }
-}
-
-/// The backend at a position of the list that another backend is in.
-#[inline(always)]
-fn listed_beside(backend: u32, position: u32) -> Option<u32> {
-    select::backend_at(records::backend(backend)?.service() as u32, position)
 }

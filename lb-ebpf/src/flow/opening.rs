@@ -1,7 +1,7 @@
 //! A new connection: a SYN of a client that has no flow.
 
 use lb_common::{
-    flow::{Attempt, Key, SlotAt, Tried},
+    flow::{Key, SlotAt, Tried},
     layout::ACTIVE,
     slot::{Ctl, State},
     verdict::Reason,
@@ -95,7 +95,7 @@ extern "C" fn fill_global(key: u64, initial: u32, choice: u64, service: u32) -> 
     slot.set_tried(Tried::default().with(position));
     slot.set_last_seen(now.ticks());
     slot.set_backend(backend as u16);
-    slot.set_attempt(Attempt::new(choice.chosen().how()));
+    slot.set_attempt(choice.attempt());
     opening.set_client6([0; 16]);
     opening.set_isn_client(initial);
     opening.set_started(now);

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use lb_common::{
-    event::{Event, RECOVERED, TRY_FAILED},
+    event::{Event, RECOVERED, TOOK_OUT, TRY_FAILED},
     layout::{OUT, UP},
     time::Instant,
     verdict::Reason,
@@ -35,8 +35,8 @@ impl Controller {
     pub(super) fn health_event(&mut self, event: &Event) -> Vec<Action> {
         let at = event.at;
         match event.kind {
-            TRY_FAILED => self.try_failed(event),
-            RECOVERED => self.with_health(event.backend, "", at, |health, _| health.recovered(at)),
+            TRY_FAILED | TOOK_OUT => self.try_failed(event),
+            RECOVERED => self.program_has(event.backend, at, |health, _| health.recovered(at)),
             _ => Vec::new(),
         }
     }
@@ -47,13 +47,15 @@ impl Controller {
             // An older connection on the port (TIME_WAIT) is no failure of the backend.
             _ => return Vec::new(),
         };
-        *self.failures_seen.entry(event.backend).or_default() += 1;
         if reason == Reason::ConnectTimeout {
             self.silence.point_at(event.backend);
         }
         let at = event.at;
-        let fail = |health: &mut Health, settings: &_| health.failed(settings, reason, at);
-        let mut actions = self.with_health(event.backend, "", at, fail);
+        let mut actions = if event.kind == TOOK_OUT {
+            self.program_has(event.backend, at, |health, settings| health.taken_out(settings, reason, at))
+        } else {
+            self.with_health(event.backend, "", at, |health, settings| health.failed(settings, reason, at))
+        };
         actions.extend(self.hurry(event.backend, at));
         actions
     }
@@ -130,6 +132,27 @@ impl Controller {
         self.name_of(number).map_or(Admin::None, |name| self.admin_states.admin(&name))
     }
 
+    /// What the kernel program has done with a backend. The map says it already, and may say
+    /// something later by now: nothing is written but that a trial is not due, if only a probe brings
+    /// the backend back.
+    pub(super) fn program_has(
+        &mut self,
+        backend: u16,
+        now: Instant,
+        input: impl Fn(&mut Health, &health::Settings) -> Change,
+    ) -> Vec<Action> {
+        let actions = self.with_health(backend, "", now, input);
+        let admitted = |action| match action {
+            Action::Admit { to: OUT, retry_at: Instant::NEVER, .. } => {
+                let (retry_at, slow_until) = (Instant::NEVER, Instant::ZERO);
+                Some(Action::Admit { backend, from: OUT, to: OUT, retry_at, slow_until })
+            }
+            Action::Admit { .. } => None,
+            other => Some(other),
+        };
+        actions.into_iter().filter_map(admitted).collect()
+    }
+
     pub(super) fn with_health(
         &mut self,
         backend: u16,
@@ -184,7 +207,7 @@ impl Controller {
         let facts = self.backends.get(&backend)?;
         let why = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
         let (level, text) = match change {
-            Change::Nothing | Change::StaysOut { .. } => return None,
+            Change::Nothing | Change::StaysOut { .. } | Change::TrialFailed => return None,
             Change::TakenOut { retry_at } => {
                 let cause = self.health.get(&backend).and_then(cause_of);
                 let word = cause.map_or_else(|| "unknown".to_owned(), |cause| cause.reason().to_string());

@@ -6,7 +6,12 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::{layout::UP, schedule, time::Instant, verdict::Reason};
+use lb_common::{
+    layout::{OUT, UP},
+    schedule,
+    time::Instant,
+    verdict::Reason,
+};
 use log::Level;
 
 use super::{
@@ -132,7 +137,9 @@ impl Controller {
     pub(super) fn admit_anew(&self, number: u16, tables: &Tables, slow_until: Instant, now: Instant) -> Option<Action> {
         let from = tables.backend(number).admission;
         let Standing { admission: to, retry_at, .. } = self.standing(number, Instant::ZERO, now);
-        (from != to).then_some(Action::Admit { backend: number, from, to, retry_at, slow_until })
+        // The kernel program has taken it out, and its event is on the way: that is not undone.
+        let closed_by_program = (from, to) == (OUT, UP);
+        (from != to && !closed_by_program).then_some(Action::Admit { backend: number, from, to, retry_at, slow_until })
     }
 
     /// Another weight and limit, until the next reload.

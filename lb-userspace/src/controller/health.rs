@@ -13,6 +13,12 @@
 //! a minute apart take a backend out. Here a failure is forgotten after `fail_timeout`, and a
 //! success in between forgives nothing.
 //!
+//! The kernel program closes the door itself, at the failure that is one too many (see
+//! [`Window`](lb_common::failures::Window)): however many connect at once, and whether a controller
+//! runs or not, no more of them meet a backend that is dead. What is left to this machine is what
+//! has to be known about it: why it is out, and when it comes back. It keeps the times of single
+//! failures, so it also sees those that the program has counted in two windows.
+//!
 //! The kernel program makes the trial: it moves `retry_at` forward by compare-and-swap, so there is
 //! one trial at a time in the whole system; it swaps `OUT` for `UP` when the trial is answered.
 //! When every backend is out, it gives them connections all the same; nothing here is needed for
@@ -114,11 +120,13 @@ pub enum Change {
     },
     /// No new connections, while it is not ready.
     Drained,
-    /// A trial failed: out for longer.
+    /// It stays out, and its trial has another time.
     StaysOut {
         /// For the map.
         retry_at: Instant,
     },
+    /// A trial failed: it stays out for longer, as the map says already.
+    TrialFailed,
     /// It is up again.
     Recovered,
 }
@@ -220,17 +228,14 @@ impl Health {
         if settings.max_fails == 0 {
             return Change::Nothing;
         }
-        let timed_out = reason == Reason::ConnectTimeout;
-        let cause = if timed_out { Cause::Timeout } else { Cause::Refused };
+        let cause = cause_of_failure(reason);
+        let timed_out = cause == Cause::Timeout;
         let began = if timed_out { at - settings.connect_timeout } else { at };
         match self.state {
             State::Up | State::NotReady => self.counted(settings, cause, at),
             // Given a connection because every backend is out; the probe will decide.
             State::Out { .. } if settings.probe.is_some() => Change::Nothing,
-            // Begun while it was up, or because every backend was out: no trial, and no news. The
-            // kernel program has put the next trial off all the same; before its time comes, that
-            // can be taken back without two trials at once.
-            State::Out { retry_at, .. } if at < retry_at => Change::StaysOut { retry_at },
+            // Begun while it was up, or because every backend was out: no trial, and no news.
             State::Out { retry_at, .. } if began + CLOCK_STEP < retry_at => Change::Nothing,
             // From the beginning of the trial, so that a backend that is back is used within
             // fail_timeout.
@@ -238,7 +243,19 @@ impl Health {
                 let retry_at = (began + settings.fail_timeout).max(at);
                 let silent = before.filter(|before| timed_out && *before == Cause::Silent);
                 self.state = State::Out { retry_at, cause: silent.or(Some(cause)) };
-                Change::StaysOut { retry_at }
+                Change::TrialFailed
+            }
+        }
+    }
+
+    /// The kernel program took it out at `at`, at a failure for `reason`.
+    pub fn taken_out(&mut self, settings: &Settings, reason: Reason, at: Instant) -> Change {
+        match self.state {
+            // Known already: this machine's own count was first, or the map has shown it.
+            State::Out { .. } => self.failed(settings, reason, at),
+            State::Up | State::NotReady => {
+                self.distrust_probes();
+                self.take_out(settings, cause_of_failure(reason), at)
             }
         }
     }
@@ -377,11 +394,35 @@ impl Health {
         }
     }
 
-    /// Compares with the map, where the kernel program may have swapped `OUT` for `UP` in a change
-    /// whose event did not reach us.
-    pub fn compared(&mut self, settings: &Settings, admission: u32, now: Instant) -> Change {
-        if admission == UP && settings.probe.is_none() { self.recovered(now) } else { Change::Nothing }
+    /// Compares with the map, where the kernel program may have taken it out or back in a change
+    /// whose event did not reach us, or not yet; and where it has moved the next trial.
+    pub fn compared(&mut self, settings: &Settings, record: &Backend, now: Instant) -> Change {
+        match (record.admission, self.state) {
+            (UP, State::Out { .. } | State::NotReady) if settings.probe.is_none() => self.recovered(now),
+            (OUT, State::Up) => self.found_out(settings, record, now),
+            (OUT, State::Out { cause, .. }) => {
+                self.state = State::Out { retry_at: settings.retry_at(record.retry_at), cause };
+                Change::Nothing
+            }
+            _ => Change::Nothing,
+        }
     }
+
+    /// The map says that it is out.
+    fn found_out(&mut self, settings: &Settings, record: &Backend, now: Instant) -> Change {
+        let reason = u8::try_from(record.out_reason).ok().and_then(Reason::from_number);
+        let at = if record.changed_at <= now { record.changed_at.max(self.changed_at) } else { now };
+        let retry_at = settings.retry_at(record.retry_at);
+        self.distrust_probes();
+        self.failures.clear();
+        self.enter(State::Out { retry_at, cause: reason.and_then(Cause::from_reason) }, at);
+        Change::TakenOut { retry_at }
+    }
+}
+
+/// What a failed try shows.
+fn cause_of_failure(reason: Reason) -> Cause {
+    if reason == Reason::ConnectTimeout { Cause::Timeout } else { Cause::Refused }
 }
 
 #[cfg(test)]

@@ -171,11 +171,6 @@ pub struct Controller {
     reset_guard: reset_guard::ResetGuard,
     /// When probes were last asked to hurry.
     hurried: BTreeMap<u16, Instant>,
-    /// Failures that events reported: compared with the map's count when events were lost.
-    failures_seen: BTreeMap<u16, u64>,
-    lost_before: u64,
-    /// Events were lost at the turn before.
-    loss_noticed: bool,
     names: Names,
     next_hops: next_hops::NextHops,
     half_open: half_open::HalfOpen,
@@ -266,7 +261,6 @@ impl Controller {
         let installed = &self.installed;
         self.services.retain(|number, _| installed.services.contains_key(number));
         self.backends.retain(|number, _| installed.backends.contains_key(number));
-        self.failures_seen.retain(|number, _| installed.backends.contains_key(number));
         self.hurried.retain(|number, _| installed.backends.contains_key(number));
         for (number, row) in &installed.backends {
             let Some(address) = installed.backend_address(row) else { continue };
@@ -307,7 +301,6 @@ impl Controller {
         let mut actions = Vec::new();
         for number in open {
             let record = tables.backend(number);
-            self.failures_seen.entry(number).or_insert(record.connect_failures);
             if !self.health.contains_key(&number) {
                 let adopted = Health::adopted(&record, now);
                 if let Some(cause) = cause_of(&adopted) {
@@ -315,7 +308,8 @@ impl Controller {
                 }
                 self.health.insert(number, adopted);
             }
-            let told = self.with_health(number, "", now, |health, settings| health.configured(settings, now));
+            let mut told = self.program_has(number, now, |health, settings| health.compared(settings, &record, now));
+            told.extend(self.with_health(number, "", now, |health, settings| health.configured(settings, now)));
             if told.is_empty() && self.health[&number].changed_at() != record.changed_at {
                 actions.extend(self.remember(number));
             }
@@ -362,8 +356,8 @@ impl Controller {
         self.due.half_open.min(self.due.sweep).min(self.due.second).min(paced).min(self.operators_deadline())
     }
 
-    /// Whatever is due at `now`. `lost` is how many events were lost so far.
-    pub fn turn(&mut self, tables: &Tables, lost: u64, now: Instant) -> Vec<Action> {
+    /// Whatever is due at `now`.
+    pub fn turn(&mut self, tables: &Tables, now: Instant) -> Vec<Action> {
         let ours = Ours::new(&self.ownership, tables);
         let mut actions = Vec::new();
         if now >= self.due.half_open {
@@ -392,7 +386,7 @@ impl Controller {
             actions.extend(self.resets_turn(&ours, now));
         }
         if now >= self.due.second {
-            actions.extend(self.heal(tables, lost, now));
+            actions.extend(self.heal(tables, now));
             actions.extend(self.reconcile(tables));
             actions.extend(self.count_clients(tables, now));
             actions.extend(self.removal.turn(&mut self.installed, tables, now).into_iter().map(Action::Write));
@@ -445,32 +439,14 @@ impl Controller {
         steps.chain(notes).collect()
     }
 
-    /// Catches up on what events may have missed: recoveries always, failures if events were lost.
-    fn heal(&mut self, tables: &Tables, lost: u64, now: Instant) -> Vec<Action> {
+    /// Catches up on what the kernel program has done and no event told, because it was lost.
+    fn heal(&mut self, tables: &Tables, now: Instant) -> Vec<Action> {
         let numbers: Vec<_> = self.health.keys().copied().collect();
-        // One turn later, when the events from before the loss have been read: they must not count
-        // twice.
-        let noticed = std::mem::replace(&mut self.lost_before, lost) != lost;
-        let events_lost = std::mem::replace(&mut self.loss_noticed, noticed);
         let mut actions = Vec::new();
         for number in numbers {
             let record = tables.backend(number);
-            actions.extend(
-                self.with_health(number, "", now, |health, settings| health.compared(settings, record.admission, now)),
-            );
+            actions.extend(self.program_has(number, now, |health, settings| health.compared(settings, &record, now)));
             actions.extend(self.admit_anew(number, tables, Instant::ZERO, now));
-            let seen = self.failures_seen.entry(number).or_insert(record.connect_failures);
-            let missed = record.connect_failures.saturating_sub(*seen);
-            if !events_lost || missed == 0 {
-                continue;
-            }
-            *seen = record.connect_failures;
-            for _ in 0..missed.min(u64::from(self.backends[&number].settings.max_fails)) {
-                // A flood of events, which is what fills the ring, is one of refusals: silence is
-                // slow.
-                let fail = |health: &mut Health, settings: &_| health.failed(settings, Reason::Refused, now);
-                actions.extend(self.with_health(number, "", now, fail));
-            }
         }
         actions
     }

@@ -198,6 +198,7 @@ impl Planner {
             weight: backend.weight,
             max_conns: backend.max_conns,
             backup: backend.backup,
+            max_fails: backend.max_fails,
             retry_after: backend.fail_timeout,
             slow_start_ms: u32::try_from(backend.slow_start.as_millis()).unwrap_or(u32::MAX),
             closed: backend.down,

@@ -10,7 +10,7 @@ use std::{
 
 use jiff::Timestamp;
 use lb_common::{
-    event::{ENDED, Event, TRY_FAILED, TURNED_AWAY},
+    event::{ENDED, Event, TOOK_OUT, TRY_FAILED, TURNED_AWAY},
     layout::Pool,
     time::Instant,
     verdict::Reason,
@@ -63,7 +63,7 @@ impl Recorder {
         let connection = (client, event.listener, event.started);
         let backend = names.backends.get(&event.backend);
         match event.kind {
-            TRY_FAILED => {
+            TRY_FAILED | TOOK_OUT => {
                 if let Some((_, address)) = backend {
                     self.remember(connection, Try { address: *address, connected_in: None });
                 }

@@ -3,7 +3,7 @@
 use super::*;
 use jiff::Timestamp;
 use lb_common::{
-    event::{ENDED, RECOVERED, TRY_FAILED, TURNED_AWAY},
+    event::{ENDED, RECOVERED, TOOK_OUT, TRY_FAILED, TURNED_AWAY},
     layout::{NONE, OUT, UP},
     slot::State as FlowState,
 };
@@ -51,13 +51,6 @@ impl World {
     }
 
     pub fn event(&mut self, kind: u8, reason: Reason, backend: u16, at: Instant) -> Vec<Action> {
-        if kind == TRY_FAILED {
-            self.tables.change_backend(backend, |record| record.connect_failures += 1);
-        }
-        self.tell(kind, reason, backend, at)
-    }
-
-    fn tell(&mut self, kind: u8, reason: Reason, backend: u16, at: Instant) -> Vec<Action> {
         let event = Event {
             at,
             started: at,
@@ -83,10 +76,10 @@ impl World {
     }
 
     /// Turns whenever one is due.
-    pub fn run(&mut self, from: Instant, to: Instant, lost: u64) -> u32 {
+    pub fn run(&mut self, from: Instant, to: Instant) -> u32 {
         let (mut now, mut turns) = (from, 0);
         while now < to {
-            let actions = self.controller.turn(&self.tables, lost, now);
+            let actions = self.controller.turn(&self.tables, now);
             self.act(&actions);
             now = self.controller.deadline().max(now + Duration::from_nanos(1));
             turns += 1;
@@ -146,7 +139,8 @@ fn health_survives_a_reload_and_a_restart() {
     assert_eq!(state, health::State::Out { retry_at: START + 10 * SECOND, cause });
     assert_eq!(world.controller.health(0).expect("health").changed_at(), START);
     world.event(TRY_FAILED, Reason::Refused, 0, START + 12 * SECOND);
-    assert_eq!(world.tables.backend(0).retry_at, START + 22 * SECOND);
+    let state = world.controller.health(0).expect("health").state();
+    assert_eq!(state, health::State::Out { retry_at: START + 22 * SECOND, cause });
 }
 
 #[test]
@@ -176,30 +170,107 @@ fn a_restart_changes_no_number_and_writes_nothing() {
     assert_eq!(world.tables.installed(), before);
 }
 
-#[test]
-fn failures_whose_events_were_lost_are_found_in_the_counts() {
-    let mut world = World::new(&[10, 11]);
-    world.run(START, START + 2 * SECOND, 0);
-    world.tables.change_backend(1, |record| record.connect_failures += 500);
-    world.run(START + 2 * SECOND, START + 4 * SECOND, 0);
-    assert_eq!(world.tables.admission(1), UP, "no event was lost: they are on their way");
-    world.run(START + 4 * SECOND, START + 6 * SECOND, 497);
-    assert_eq!(world.tables.admission(1), OUT);
+/// What the kernel program does at the failure that is one too many.
+fn closes(world: &mut World, backend: u16, reason: Reason, at: Instant) {
+    world.tables.change_backend(backend, |record| {
+        record.admission = OUT;
+        record.retry_at = at + 10 * SECOND;
+        record.out_reason = reason as u32;
+        record.changed_at = at;
+    });
+}
+
+/// And when a trial is answered.
+fn opens(world: &mut World, backend: u16) {
+    world.tables.change_backend(backend, |record| record.admission = UP);
+}
+
+fn cause(world: &World, backend: u16) -> Option<health::Cause> {
+    world.controller.health(backend).and_then(cause_of)
 }
 
 #[test]
-fn failures_whose_events_wait_in_the_ring_when_others_are_lost_count_once() {
+fn what_the_program_has_taken_out_is_out_for_its_reason_and_nothing_is_written_over_it() {
+    for (reason, found) in [(Reason::Refused, health::Cause::Refused), (Reason::ConnectTimeout, health::Cause::Timeout)]
+    {
+        let mut world = World::new(&[10, 11, 12]);
+        world.event(TRY_FAILED, reason, 1, START);
+        world.event(TRY_FAILED, reason, 1, START);
+        closes(&mut world, 1, reason, START);
+        let actions = world.event(TOOK_OUT, reason, 1, START);
+        assert!(!actions.iter().any(|action| matches!(action, Action::Admit { .. })), "{actions:?}");
+        // Tries that were on their way.
+        (0..97).for_each(|_| _ = world.event(TRY_FAILED, reason, 1, START + SECOND / 100));
+        world.run(START, START + 5 * SECOND);
+        assert_eq!((cause(&world, 1), world.tables.admission(1)), (Some(found), OUT));
+        assert_eq!(world.tables.backend(1).retry_at, START + 10 * SECOND);
+        assert_eq!(world.controller.health(1).map(Health::changed_at), Some(START));
+        assert_eq!(world.notes.len(), 1, "{:?}", world.notes);
+    }
+}
+
+#[test]
+fn a_door_whose_event_was_lost_or_is_late_is_found_shut_and_not_opened() {
     let mut world = World::new(&[10, 11]);
-    world.run(START, START + 2 * SECOND, 0);
-    world.tables.change_backend(1, |record| record.connect_failures += 2);
-    // The controller was stopped, the ring is full, and a turn comes before the events.
-    world.run(START + 2 * SECOND, START + 2 * SECOND + Duration::from_nanos(1), 497);
-    world.tell(TRY_FAILED, Reason::Refused, 1, START + SECOND);
-    world.tell(TRY_FAILED, Reason::Refused, 1, START + SECOND);
-    world.run(START + 3 * SECOND, START + 5 * SECOND, 497);
-    assert_eq!(world.tables.admission(1), UP, "two of three");
-    world.event(TRY_FAILED, Reason::Refused, 1, START + 5 * SECOND);
-    assert_eq!(world.tables.admission(1), OUT);
+    closes(&mut world, 1, Reason::ConnectTimeout, START);
+    // Before the event: what writes admissions anew, at a reload and for an operator.
+    world.configure(vec![service("api", "10.0.1.100:6443", &[10, 11, 12])], START + SECOND / 10);
+    assert_eq!((world.tables.admission(1), cause(&world, 1)), (OUT, Some(health::Cause::Timeout)));
+    let mut lost = World::new(&[10, 11]);
+    closes(&mut lost, 1, Reason::Refused, START + SECOND / 2);
+    lost.run(START + SECOND, START + 3 * SECOND);
+    assert_eq!((lost.tables.admission(1), cause(&lost, 1)), (OUT, Some(health::Cause::Refused)));
+    assert_eq!(lost.controller.health(1).map(Health::changed_at), Some(START + SECOND / 2));
+    for (mut world, at) in [(world, START), (lost, START + SECOND / 2)] {
+        world.event(TOOK_OUT, Reason::Refused, 1, at);
+        world.run(START + 3 * SECOND, START + 5 * SECOND);
+        assert_eq!((world.tables.admission(1), world.tables.backend(1).retry_at), (OUT, at + 10 * SECOND));
+        assert_eq!(world.notes.iter().filter(|note| note.contains("is out")).count(), 1, "{:?}", world.notes);
+    }
+}
+
+#[test]
+fn a_controller_that_was_stopped_believes_the_map_and_not_events_that_are_old() {
+    let mut world = World::new(&[10, 11]);
+    // Taken out, back, and taken out again; the events of all that come a minute later.
+    closes(&mut world, 1, Reason::Refused, START + 40 * SECOND);
+    let old = [(TOOK_OUT, 0), (RECOVERED, 12), (TOOK_OUT, 40)];
+    for (kind, second) in old {
+        world.event(kind, Reason::Refused, 1, START + second * SECOND);
+        assert_eq!(world.tables.admission(1), OUT, "whatever an event says of the past");
+        assert_eq!(world.tables.backend(1).retry_at, START + 50 * SECOND);
+    }
+    opens(&mut world, 1);
+    world.event(TOOK_OUT, Reason::Refused, 1, START + 40 * SECOND);
+    assert_eq!(world.tables.admission(1), UP);
+    world.event(RECOVERED, Reason::NotOurs, 1, START + 51 * SECOND);
+    assert_eq!((world.tables.admission(1), cause(&world, 1)), (UP, None));
+}
+
+#[test]
+fn of_a_backend_with_a_probe_the_trial_is_taken_away_when_the_program_has_taken_it_out() {
+    for told in [true, false] {
+        let mut world = World::new(&[10, 11]);
+        let mut probed = service("api", "10.0.1.100:6443", &[10, 11]);
+        probed.probe = Some(probe_count::Tries { rise: 2, fall: 3 });
+        world.configure(vec![probed], START);
+        closes(&mut world, 1, Reason::Refused, START);
+        if told {
+            world.event(TOOK_OUT, Reason::Refused, 1, START);
+        } else {
+            world.run(START, START + 2 * SECOND);
+        }
+        assert_eq!((world.tables.admission(1), world.tables.backend(1).retry_at), (OUT, Instant::NEVER));
+        assert_eq!(cause(&world, 1), Some(health::Cause::Refused));
+    }
+}
+
+#[test]
+fn an_operators_word_is_not_undone_by_a_door_that_shuts_meanwhile() {
+    let mut world = World::new(&[10, 11]);
+    world.tables.change_backend(1, |record| record.admission = NONE);
+    world.event(TOOK_OUT, Reason::Refused, 1, START);
+    assert_eq!(world.tables.admission(1), NONE);
 }
 
 #[test]
@@ -209,7 +280,7 @@ fn a_lost_recovery_is_noticed_within_a_second() {
         world.event(TRY_FAILED, Reason::Refused, 0, START);
     }
     world.tables.change_backend(0, |record| record.admission = UP);
-    world.run(START, START + 2 * SECOND, 0);
+    world.run(START, START + 2 * SECOND);
     assert_eq!(world.controller.health(0).expect("health").state(), health::State::Up);
 }
 
@@ -224,7 +295,7 @@ fn a_host_that_answers_no_arp_is_told_once_and_tried_at_once_when_it_is_back() {
     world.controller.next_hop(pool, false, START);
     assert!(!world.controller.is_reachable(0) && world.controller.is_reachable(1));
     world.notes.clear();
-    world.run(START, START + 8 * SECOND, 0);
+    world.run(START, START + 8 * SECOND);
     let text = "backend cp10 of service api gets no connections: its next hop does not answer ARP";
     assert_eq!(world.notes, [text]);
     let actions = world.controller.next_hop(pool, true, START + 8 * SECOND);
@@ -235,7 +306,7 @@ fn a_host_that_answers_no_arp_is_told_once_and_tried_at_once_when_it_is_back() {
 #[test]
 fn an_idle_controller_wakes_once_a_second() {
     let mut world = World::new(&[10, 11, 12]);
-    let turns = world.run(START, START + 60 * SECOND, 0);
+    let turns = world.run(START, START + 60 * SECOND);
     assert!(turns <= 61, "{turns} turns in a minute");
 }
 
@@ -260,14 +331,14 @@ fn a_hundred_reloads_keep_a_held_connection_and_leave_nothing_behind() {
             backend.weight = u32::from(1 + turn % 4);
         }
         world.configure(vec![service], now);
-        world.run(now, now + SECOND / 2, 0);
+        world.run(now, now + SECOND / 2);
         now += SECOND / 2;
         assert_eq!(world.tables.state(held), FlowState::Established);
     }
     world.configure(vec![service("api", "10.0.1.100:6443", &[20])], now);
-    world.run(now, now + 30 * SECOND, 0);
+    world.run(now, now + 30 * SECOND);
     assert_eq!(world.tables.installed().backends.len(), 2, "the new one, and the tombstone of the held connection");
     world.tables.end(held);
-    world.run(now + 30 * SECOND, now + 60 * SECOND, 0);
+    world.run(now + 30 * SECOND, now + 60 * SECOND);
     assert_eq!((world.tables.installed().backends.len(), world.tables.installed().pools.len()), (1, 1));
 }

@@ -332,6 +332,7 @@ fn open_tables(pins: &Pins) -> Result<Tables> {
         connect_times: mapped_table(&maps, "CONNECT_TIMES")?,
         index: Index { table: mapped_table(&maps, "INDEX")?, meta: load::read_meta(pins)? },
         slow_starts: mapped_table(&maps, "SLOW_STARTS")?,
+        failures: mapped_table(&maps, "FAILURES")?,
     };
     Tables::open(fixed, Box::new(Kernel::open(&maps)?))
 }

@@ -8,9 +8,9 @@ use aya::maps::{MapData, MapType};
 use lb_common::{
     hash,
     layout::{
-        Backend, ConnectTimes, EVENTS_BYTES, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAX_ADDRESSES,
-        MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, Meta, POOL_BITS, POOL_EXTENTS, Pool, RST_BUCKETS, Ring,
-        Service, SlowStart, Trace,
+        Backend, ConnectTimes, EVENTS_BYTES, Failures, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener,
+        MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, Meta, POOL_BITS, POOL_EXTENTS, Pool,
+        RST_BUCKETS, Ring, Service, SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -73,6 +73,7 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("SERVICES", mapped(size_of::<Service>(), MAX_SERVICES)),
         ("CONNECT_TIMES", mapped(size_of::<ConnectTimes>(), MAX_BACKENDS)),
         ("SLOW_STARTS", mapped(size_of::<SlowStart>(), MAX_BACKENDS)),
+        ("FAILURES", mapped(size_of::<Failures>(), MAX_BACKENDS)),
         ("INDEX", mapped(8 * hash::BUCKET as usize, buckets)),
         ("SLOTS", outer(POOL_EXTENTS << POOL_BITS)),
         ("OPENINGS", outer(POOL_EXTENTS << POOL_BITS)),

@@ -3,7 +3,9 @@
 use std::{mem::offset_of, sync::atomic::Ordering, time::Duration};
 
 use lb_common::{
-    layout::{BACKUP, Backend, CONNECT_TIME_BUCKETS, ConnectTimes, MAX_SERVICES, MAX_SNAT, NONE, Service, SlowStart},
+    layout::{
+        BACKUP, Backend, CONNECT_TIME_BUCKETS, ConnectTimes, Failures, MAX_SERVICES, MAX_SNAT, NONE, Service, SlowStart,
+    },
     time::{Instant, nanoseconds},
 };
 
@@ -23,7 +25,10 @@ pub struct BackendRow {
     pub max_conns: u32,
     /// Used only when no other backend is up.
     pub backup: bool,
-    /// How long a failed trial keeps it out: `fail_timeout`.
+    /// How many failed tries within `retry_after` take it out; 0: no number does.
+    pub max_fails: u32,
+    /// Within how long they have to come, and how long they, or a failed trial, keep it out:
+    /// `fail_timeout`.
     pub retry_after: Duration,
     /// How long it gets less than its share after it has come back, in milliseconds.
     pub slow_start_ms: u32,
@@ -37,6 +42,7 @@ impl Tables {
         self.fixed.backends.publish(number.into(), &Backend::default(), offset_of!(Backend, admission));
         self.fixed.connect_times.publish(number.into(), &[0; CONNECT_TIME_BUCKETS], 0);
         self.fixed.slow_starts.publish(number.into(), &SlowStart::default(), 0);
+        self.fixed.failures.publish(number.into(), &Failures::default(), 0);
     }
 
     /// Writes the controller's part of a backend; its counters are left alone. Its admission
@@ -51,6 +57,8 @@ impl Tables {
         let retry_after = self.fixed.backends.word64(index, offset_of!(Backend, retry_after));
         retry_after.store(nanoseconds(row.retry_after), Ordering::Relaxed);
         self.fixed.slow_starts.word32(index, offset_of!(SlowStart, ms)).store(row.slow_start_ms, Ordering::Release);
+        let max_fails = self.fixed.failures.word32(index, offset_of!(Failures, max_fails));
+        max_fails.store(row.max_fails, Ordering::Release);
         let mut pools = [0; MAX_SNAT as usize];
         let count = row.pools.len().min(pools.len());
         pools[..count].copy_from_slice(&row.pools[..count]);
@@ -75,6 +83,7 @@ impl Tables {
             weight: record.weight,
             max_conns: record.max_conns,
             backup: record.flags & BACKUP != 0,
+            max_fails: self.fixed.failures.read(number.into()).max_fails,
             retry_after: Duration::from_nanos(record.retry_after),
             slow_start_ms: self.slow_start(number).ms,
             closed: record.admission == NONE,
@@ -85,12 +94,13 @@ impl Tables {
     /// or `UP`.
     pub fn admit(&self, backend: u16, admission: u32, retry_at: Instant) {
         let index = usize::from(backend);
+        self.forget_failures(backend);
         self.fixed.backends.word64(index, offset_of!(Backend, retry_at)).store(retry_at.0, Ordering::Release);
         self.fixed.backends.word32(index, offset_of!(Backend, admission)).store(admission, Ordering::Release);
     }
 
     /// [`admit`](Self::admit), unless the kernel program has changed the admission in the meantime
-    /// (a trial succeeded). Until `slow_until` the backend gets less than its share.
+    /// (a trial succeeded, a try too many failed). Until `slow_until` the backend gets less than its share.
     pub fn swap_admission(&self, backend: u16, (from, to): (u32, u32), retry_at: Instant, slow_until: Instant) -> bool {
         let index = usize::from(backend);
         let word = self.fixed.backends.word32(index, offset_of!(Backend, admission));
@@ -98,16 +108,24 @@ impl Tables {
             return false;
         }
         self.start_slowly(backend, slow_until);
+        if from != to {
+            self.forget_failures(backend);
+        }
         self.fixed.backends.word64(index, offset_of!(Backend, retry_at)).store(retry_at.0, Ordering::Release);
         word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Records why a backend is out, and when its state changed last; the kernel program reads
-    /// neither.
+    /// Records why a backend is out, and when its state changed last. The kernel program writes the
+    /// same when it takes a backend out, and reads neither.
     pub fn remember_standing(&self, backend: u16, out_reason: u32, changed_at: Instant) {
         let index = usize::from(backend);
         self.fixed.backends.word32(index, offset_of!(Backend, out_reason)).store(out_reason, Ordering::Relaxed);
         self.fixed.backends.word64(index, offset_of!(Backend, changed_at)).store(changed_at.0, Ordering::Relaxed);
+    }
+
+    /// A backend that goes out or comes back has a clean record.
+    fn forget_failures(&self, backend: u16) {
+        self.fixed.failures.word64(backend.into(), offset_of!(Failures, window)).store(0, Ordering::Release);
     }
 
     fn start_slowly(&self, backend: u16, until: Instant) {

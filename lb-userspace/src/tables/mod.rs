@@ -28,9 +28,9 @@ use anyhow::{Result, bail};
 use lb_common::{
     flow::{Key, SlotAt},
     layout::{
-        ACTIVE, Address, Backend, ClientLine, ConnectTimes, DELETED, EMPTY, HASH, Hop, IS_BACKEND, IS_LISTENER,
-        IS_SNAT, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES,
-        Meta, POOL_BITS, Pool, Ring, RuleLine, Service, SlowStart,
+        ACTIVE, Address, Backend, ClientLine, ConnectTimes, DELETED, EMPTY, Failures, HASH, Hop, IS_BACKEND,
+        IS_LISTENER, IS_SNAT, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAX_BACKENDS, MAX_INTERFACES,
+        MAX_SERVICES, Meta, POOL_BITS, Pool, Ring, RuleLine, Service, SlowStart,
     },
     slot::{CONNECTED, IN_RING},
     verdict::Reason,
@@ -105,6 +105,8 @@ pub struct Fixed {
     pub index: Index,
     /// SLOW_STARTS: by backend.
     pub slow_starts: Table<SlowStart>,
+    /// FAILURES: by backend.
+    pub failures: Table<Failures>,
 }
 
 impl Fixed {
@@ -123,6 +125,7 @@ impl Fixed {
                 meta: Meta { layout: HASH, seed: 1, buckets: IN_MEMORY_BUCKETS, reserved: 0 },
             },
             slow_starts: Table::anonymous(MAX_BACKENDS as usize)?,
+            failures: Table::anonymous(MAX_BACKENDS as usize)?,
         })
     }
 }

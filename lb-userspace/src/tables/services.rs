@@ -62,6 +62,8 @@ impl Tables {
             self.make_clients(number)?;
         }
         store(offset_of!(Service, client_limit), row.client_limit);
+        let before = self.service(number);
+        let changes = before.backends.get(..before.backend_count as usize) != Some(&row.backends);
         // The list before its length: what is beyond the length is never read. While the list
         // changes, the SYNs of these nanoseconds may meet a backend twice or not at all.
         for (pair, two) in row.backends.chunks(2).enumerate() {
@@ -69,6 +71,10 @@ impl Tables {
             store(offset_of!(Service, backends) + pair * 4, word_of(two[0], second));
         }
         store(offset_of!(Service, backend_count), row.backends.len() as u32);
+        if changes {
+            // From now on the positions that connecting flows have noted are those of another list.
+            store(offset_of!(Service, list), before.list.wrapping_add(1));
+        }
         // Last: a service without cells takes no connections.
         store(offset_of!(Service, half_open_cells), row.half_open_cells);
         Ok(())

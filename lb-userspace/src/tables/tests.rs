@@ -6,6 +6,7 @@ use std::{
 use lb_common::{
     address::to_mapped,
     clients::ClientCount,
+    failures::Window,
     flow::{HalfOpenCell, SlotAt},
     hash,
     layout::{BACKUP, CLOSING, LOG, MAX_SERVICE_BACKENDS, OUT, Opening, Rule, Slot, UP},
@@ -170,11 +171,15 @@ fn configuring_a_backend_leaves_its_counters_and_its_admission_alone() {
     tables.fixed.backends.word32(5, offset_of!(Backend, active)).store(9, Ordering::Relaxed);
     tables.fixed.backends.word64(5, offset_of!(Backend, bytes_out)).store(1 << 40, Ordering::Relaxed);
     tables.admit(5, OUT, Instant(77));
+    let window = || Window(tables.fixed.failures.word64(5, offset_of!(Failures, window)).load(Ordering::Relaxed));
+    let fail = |count| tables.fixed.failures.word64(5, offset_of!(Failures, window)).store(count, Ordering::Relaxed);
+    fail(2);
     let setup = BackendRow {
         service: 3,
         weight: 0,
         max_conns: 100,
         backup: true,
+        max_fails: 3,
         retry_after: Duration::from_secs(10),
         slow_start_ms: 30_000,
         pools: vec![11, 12, 13],
@@ -186,9 +191,13 @@ fn configuring_a_backend_leaves_its_counters_and_its_admission_alone() {
     assert_eq!((record.service, record.weight, record.max_conns, record.flags), (3, 1, 100, BACKUP));
     assert_eq!((record.pool_count, &record.pools[..4]), (3, &[11, 12, 13, 0][..]));
     assert_eq!((record.retry_after, tables.slow_start(5).ms, record.out_reason), (10_000_000_000, 30_000, 0));
+    assert_eq!((tables.backend_row(5).map(|row| row.max_fails), window().count()), (Some(3), 2));
     assert!(!tables.swap_admission(5, (UP, OUT), Instant(1), Instant::ZERO), "not what it was thought to be");
+    assert!(tables.swap_admission(5, (OUT, OUT), Instant(77), Instant::ZERO));
+    assert_eq!(window().count(), 2);
     assert!(tables.swap_admission(5, (OUT, UP), Instant::ZERO, Instant(77)));
     assert_eq!((tables.slow_start(5).until, tables.service(3).slow_until), (Instant(77), Instant(77)));
+    assert_eq!(window(), Window::default(), "who comes back has a clean record");
     tables.correct_active(5, -9);
     assert_eq!((tables.backend(5).admission, tables.backend(5).active), (UP, 0));
     tables.reset_backend(5);
@@ -308,6 +317,7 @@ fn what_is_written_is_read_back() {
             weight: 1 + draw(65_535) as u32,
             max_conns: draw(3) as u32 * 1000,
             backup: draw(2) == 0,
+            max_fails: draw(1001) as u32,
             retry_after: Duration::from_nanos(draw(1 << 31) * 1000),
             slow_start_ms: draw(100_000) as u32,
             closed: draw(3) == 0,

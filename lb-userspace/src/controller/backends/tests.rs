@@ -65,10 +65,10 @@ fn one_that_leaves_probes_unanswered_is_out_and_its_connections_are_reset_once_t
     probe(&mut world, 0, Failed, START + 2 * SECOND);
     let out = (BackendState::Down, Some(BackendReason::ProbeTimeout));
     assert_eq!((world.tables.admission(0), stands(&world, 0, START + 2 * SECOND)), (OUT, out));
-    world.run(START + 2 * SECOND, START + 2 * SECOND + 100 * MILLISECOND, 0);
+    world.run(START + 2 * SECOND, START + 2 * SECOND + 100 * MILLISECOND);
     assert!(is_open(&world, flows[0]), "cp12 may be dead too");
     probe(&mut world, 2, Passed, START + 2 * SECOND + 100 * MILLISECOND);
-    world.run(START + 2 * SECOND + 100 * MILLISECOND, START + 2 * SECOND + 200 * MILLISECOND, 0);
+    world.run(START + 2 * SECOND + 100 * MILLISECOND, START + 2 * SECOND + 200 * MILLISECOND);
     assert_eq!(flows.iter().map(|flow| is_open(&world, *flow)).collect::<Vec<_>>(), [false, true, true]);
     let notes = [
         "backend cp10 of service api is out until its probe passes: probe_timeout (as found)",
@@ -85,12 +85,12 @@ fn when_half_fail_together_nobody_is_reset_whatever_the_order_of_their_probes() 
         // cp10 is known to be dead before a probe of the others has ended.
         probe(&mut world, 0, Failed, START);
         probe(&mut world, 0, Failed, START + 10 * MILLISECOND);
-        world.run(START + 10 * MILLISECOND, START + 500 * MILLISECOND, 0);
+        world.run(START + 10 * MILLISECOND, START + 500 * MILLISECOND);
         for backend in 1..4 {
             let outcome = if silent.contains(&backend) { Failed } else { Passed };
             probe(&mut world, backend, outcome, START + 500 * MILLISECOND);
         }
-        world.run(START + 500 * MILLISECOND, START + 5 * SECOND, 0);
+        world.run(START + 500 * MILLISECOND, START + 5 * SECOND);
         assert!(flows.iter().all(|flow| is_open(&world, *flow)), "{silent:?}");
         assert_eq!(stands(&world, 0, START + 5 * SECOND).0, BackendState::Draining, "{silent:?}");
         let kept =
@@ -105,14 +105,14 @@ fn others_that_are_not_heard_of_at_all_count_as_failing_after_a_second() {
     let flows = opened(&mut world, 3);
     probe(&mut world, 0, Failed, START);
     probe(&mut world, 0, Failed, START + SECOND);
-    world.run(START + SECOND, START + 10 * SECOND, 0);
+    world.run(START + SECOND, START + 10 * SECOND);
     assert!(is_open(&world, flows[0]));
     probe(&mut world, 1, Passed, START + 10 * SECOND);
     probe(&mut world, 2, Passed, START + 10 * SECOND);
-    world.run(START + 10 * SECOND, START + 12 * SECOND, 0);
+    world.run(START + 10 * SECOND, START + 12 * SECOND);
     assert!(is_open(&world, flows[0]), "what ailed all of them may be over, and it the last to be asked");
     (0..2).for_each(|_| _ = probe(&mut world, 0, Failed, START + 12 * SECOND));
-    world.run(START + 12 * SECOND, START + 14 * SECOND, 0);
+    world.run(START + 12 * SECOND, START + 14 * SECOND);
     assert!(!is_open(&world, flows[0]), "it was looked at again");
 }
 
@@ -122,7 +122,7 @@ fn two_dead(world: &mut World) {
         probe(world, dead, Failed, begin);
         (dead + 1..5).for_each(|well| _ = probe(world, well, Passed, begin + MILLISECOND));
         probe(world, dead, Failed, begin + SECOND);
-        world.run(begin + SECOND, begin + 2 * SECOND, 0);
+        world.run(begin + SECOND, begin + 2 * SECOND);
     }
 }
 
@@ -136,16 +136,16 @@ fn a_second_one_is_spared_while_the_first_is_out_and_another_controller_knows_th
         if restarted {
             world.restart(now);
         }
-        world.run(now, now + 5 * SECOND, 0);
+        world.run(now, now + 5 * SECOND);
         assert_eq!([is_open(&world, flows[0]), is_open(&world, flows[1])], [false, true], "restarted: {restarted}");
         probe(&mut world, 0, Passed, now + 5 * SECOND);
         probe(&mut world, 0, Passed, now + 6 * SECOND);
-        world.run(now + 6 * SECOND, now + 8 * SECOND, 0);
+        world.run(now + 6 * SECOND, now + 8 * SECOND);
         for at in [now + 8 * SECOND, now + 9 * SECOND] {
             probe(&mut world, 1, Failed, at);
             [0, 2, 3, 4].iter().for_each(|well| _ = probe(&mut world, *well, Passed, at + MILLISECOND));
         }
-        world.run(now + 9 * SECOND, now + 11 * SECOND, 0);
+        world.run(now + 9 * SECOND, now + 11 * SECOND);
         assert!(!is_open(&world, flows[1]), "the first is back, the second still dead; restarted: {restarted}");
     }
 }
@@ -159,13 +159,13 @@ fn a_controller_that_was_killed_before_all_connections_were_reset_has_the_next_o
     probe(&mut world, 0, Failed, START + SECOND);
     world.restart(START + SECOND);
     let later = world.tables.open(0, 8, FlowState::Established, 0, START + 2 * SECOND);
-    world.run(START + 2 * SECOND, START + 3 * SECOND, 0);
+    world.run(START + 2 * SECOND, START + 3 * SECOND);
     assert!(is_open(&world, flows[0]), "it may be back");
     for at in [START + 3 * SECOND, START + 4 * SECOND] {
         probe(&mut world, 0, Failed, at);
         (1..3).for_each(|well| _ = probe(&mut world, well, Passed, at + MILLISECOND));
     }
-    world.run(START + 4 * SECOND, START + 6 * SECOND, 0);
+    world.run(START + 4 * SECOND, START + 6 * SECOND);
     assert!(!is_open(&world, flows[0]) && is_open(&world, flows[1]));
     assert!(is_open(&world, later), "begun since, because nothing else was left");
 }
@@ -180,14 +180,14 @@ fn a_host_that_takes_another_ones_place_resets_what_that_one_had_on_a_backend_th
     probe(&mut world, 0, Failed, START);
     (1..3).for_each(|well| _ = probe(&mut world, well, Passed, START + MILLISECOND));
     probe(&mut world, 0, Failed, START + SECOND);
-    world.run(START + SECOND, START + 10 * SECOND, 0);
+    world.run(START + SECOND, START + 10 * SECOND);
     assert!(is_open(&world, flows[0]), "nothing of its to close");
     // The listener's own number, and that of the flows.
     let installed = world.tables.installed();
     let listeners = installed.listeners.keys().copied().chain([0]);
     let ours = listeners.map(|number| (number, START + 10 * SECOND)).collect();
     world.controller.set_ownership(Ownership::beside_another(ours, SECOND), START + 10 * SECOND);
-    world.run(START + 10 * SECOND, START + 11 * SECOND, 0);
+    world.run(START + 10 * SECOND, START + 11 * SECOND);
     assert_eq!(flows.iter().map(|flow| is_open(&world, *flow)).collect::<Vec<_>>(), [false, true, true]);
 }
 
@@ -203,13 +203,13 @@ fn a_host_that_takes_another_ones_place_asks_every_backend_though_all_connection
         world.tables.heard_at(pool, Ticks(0));
         world.tables.sent_at(pool, Ticks(0));
     }
-    world.run(START + SECOND, START + 10 * SECOND, 0);
+    world.run(START + SECOND, START + 10 * SECOND);
     assert_eq!(world.tables.asked, []);
     let installed = world.tables.installed();
     let listeners = installed.listeners.keys().copied().chain([0]);
     let ours = listeners.map(|number| (number, START + 10 * SECOND)).collect();
     world.controller.set_ownership(Ownership::beside_another(ours, SECOND), START + 10 * SECOND);
-    world.run(START + 10 * SECOND, START + 11 * SECOND, 0);
+    world.run(START + 10 * SECOND, START + 11 * SECOND);
     assert!(flows.iter().all(|flow| world.tables.asked.contains(flow)), "{:?}", world.tables.asked);
 }
 
@@ -224,7 +224,7 @@ fn one_that_is_not_ready_is_drained_stays_so_over_a_restart_and_nobody_is_reset(
     world.restart(START + 2 * SECOND);
     assert_eq!((world.tables.admission(0), stands(&world, 0, START + 2 * SECOND)), (OUT, draining));
     assert_eq!(world.controller.health(0).map(Health::changed_at), Some(START + SECOND));
-    world.run(START + 2 * SECOND, START + 10 * SECOND, 0);
+    world.run(START + 2 * SECOND, START + 10 * SECOND);
     assert!(flows.iter().all(|flow| is_open(&world, *flow)));
     probe(&mut world, 0, Passed, START + 10 * SECOND);
     probe(&mut world, 0, Passed, START + 11 * SECOND);
@@ -241,9 +241,9 @@ fn of_one_that_refuses_only_what_is_still_established_two_seconds_later_is_reset
     probe(&mut world, 0, Refused, START);
     probe(&mut world, 0, Refused, START + SECOND);
     assert_eq!(stands(&world, 0, START + SECOND), (BackendState::Down, Some(BackendReason::Refused)));
-    world.run(START + SECOND, START + 2900 * MILLISECOND, 0);
+    world.run(START + SECOND, START + 2900 * MILLISECOND);
     assert!(is_open(&world, flows[0]), "its own kernel has two seconds");
-    world.run(START + 2900 * MILLISECOND, START + 4 * SECOND, 0);
+    world.run(START + 2900 * MILLISECOND, START + 4 * SECOND);
     assert!(!is_open(&world, flows[0]) && is_open(&world, flows[1]));
     assert_eq!(world.tables.state(closing), FlowState::ClosingClient);
 }

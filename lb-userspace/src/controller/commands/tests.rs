@@ -169,7 +169,7 @@ fn a_kill_takes_what_it_names_and_nothing_else() {
         let mut world = world();
         let task = world.controller.kill(whose, (Only::Open, Reason::Killed), &world.tables, START);
         assert_eq!(task.as_ref().map_or(0, |task| task.total), expected.len() as u64, "{whose:?}");
-        world.run(START, START + SECOND, 0);
+        world.run(START, START + SECOND);
         let slot_at = |slot: u16| SlotAt::new(world.tables.row(slot % 2).pools[0], slot);
         let is_closed = |slot: &u16| world.tables.ctl(slot_at(*slot)).state() == State::Closed;
         let closed: Vec<_> = (0..4).filter(is_closed).collect();
@@ -197,7 +197,7 @@ fn a_rebalancing_makes_even_what_is_up_and_is_told_of_once() {
     let task = world.controller.rebalance(&uneven, 10, START).expect("something to do");
     let again = world.controller.uneven(None, 1, &world.tables, START).expect("services").remove(0);
     assert_eq!(again.skipped, Some("a rebalancing is already running"));
-    world.run(START, START + 10 * SECOND, 0);
+    world.run(START, START + 10 * SECOND);
     let over = world.controller.task(task.id).expect("a task");
     assert_eq!((over.reset, over.total, over.state), (20, 20, TaskState::Done));
     assert_eq!(world.notes, ["service api is rebalanced: 20 connection(s) were reset"]);
@@ -212,10 +212,10 @@ fn a_stopped_rebalancing_resets_no_more() {
     }
     let uneven = world.controller.uneven(Some("api"), 1, &world.tables, START).expect("a service").remove(0);
     let task = world.controller.rebalance(&uneven, 10, START).expect("something to do");
-    world.run(START, START + 2 * SECOND, 0);
+    world.run(START, START + 2 * SECOND);
     let stopped = world.controller.stop_task(task.id).expect("a task");
     assert_eq!((stopped.state, stopped.reset), (TaskState::Stopped, 20));
-    world.run(START + 2 * SECOND, START + 20 * SECOND, 0);
+    world.run(START + 2 * SECOND, START + 20 * SECOND);
     assert_eq!(world.tables.backend(0).active, 80);
     assert!(world.controller.deadline() - (START + 20 * SECOND) < SECOND);
 }

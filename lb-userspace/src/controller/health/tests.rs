@@ -72,10 +72,11 @@ fn every_sequence_of_failures_agrees_with_a_plain_count_of_the_window() {
 fn a_failed_trial_keeps_it_out_for_fail_timeout_from_its_beginning() {
     let mut health = out_at(5);
     let refused = health.failed(&SETTINGS, Reason::Refused, at(16));
-    assert_eq!(refused, Change::StaysOut { retry_at: at(26) });
+    assert_eq!(refused, Change::TrialFailed);
+    assert_eq!(health.state(), State::Out { retry_at: at(26), cause: Some(Cause::Refused) });
     let silent = health.failed(&SETTINGS, Reason::ConnectTimeout, at(28));
-    assert_eq!(silent, Change::StaysOut { retry_at: at(36) }, "begun at 26 s");
-    assert_eq!(health.state(), State::Out { retry_at: at(36), cause: Some(Cause::Timeout) });
+    assert_eq!(silent, Change::TrialFailed);
+    assert_eq!(health.state(), State::Out { retry_at: at(36), cause: Some(Cause::Timeout) }, "begun at 26 s");
     assert_eq!(health.changed_at(), at(5), "it has been out since then");
 }
 
@@ -86,7 +87,8 @@ fn a_trial_that_outlasts_fail_timeout_may_be_followed_at_once() {
     for _ in 0..3 {
         health.failed(&settings, Reason::ConnectTimeout, at(5));
     }
-    assert_eq!(health.failed(&settings, Reason::ConnectTimeout, at(8)), Change::StaysOut { retry_at: at(8) });
+    assert_eq!(health.failed(&settings, Reason::ConnectTimeout, at(8)), Change::TrialFailed);
+    assert_eq!(health.state(), State::Out { retry_at: at(8), cause: Some(Cause::Timeout) });
 }
 
 #[test]
@@ -94,7 +96,7 @@ fn connections_begun_before_it_went_out_do_not_prolong_it() {
     let mut health = out_at(5);
     for tenth in 0..20 {
         let change = health.failed(&SETTINGS, Reason::ConnectTimeout, at(5) + tenth * SECOND / 10);
-        assert_eq!(change, Change::StaysOut { retry_at: at(15) }, "as it was");
+        assert_eq!(change, Change::Nothing, "as it was");
     }
     let late = health.failed(&SETTINGS, Reason::ConnectTimeout, at(16));
     assert_eq!(late, Change::Nothing, "begun at 14 s: a trial may be under way");
@@ -114,9 +116,12 @@ fn an_answered_trial_brings_it_back_at_once_with_a_clean_record() {
 #[test]
 fn a_lost_recovery_is_seen_in_the_map() {
     let mut health = out_at(5);
-    assert_eq!(health.compared(&SETTINGS, OUT, at(16)), Change::Nothing);
-    assert_eq!(health.compared(&SETTINGS, UP, at(17)), Change::Recovered);
-    assert_eq!(health.compared(&SETTINGS, UP, at(18)), Change::Nothing);
+    let record = |admission| Backend { admission, retry_at: at(20), ..Backend::default() };
+    assert_eq!(health.compared(&SETTINGS, &record(OUT), at(16)), Change::Nothing);
+    let moved = State::Out { retry_at: at(20), cause: Some(Cause::Refused) };
+    assert_eq!(health.state(), moved, "a trial has begun");
+    assert_eq!(health.compared(&SETTINGS, &record(UP), at(17)), Change::Recovered);
+    assert_eq!(health.compared(&SETTINGS, &record(UP), at(18)), Change::Nothing);
 }
 
 #[test]
@@ -140,7 +145,7 @@ fn a_restarted_controller_takes_health_from_the_map() {
     let mut health = adopted(OUT, at(30), Reason::Refused as u32, at(20));
     assert_eq!(health.state(), State::Out { retry_at: at(30), cause: Some(Cause::Refused) });
     assert_eq!(health.changed_at(), at(20));
-    assert_eq!(health.failed(&SETTINGS, Reason::Refused, at(31)), Change::StaysOut { retry_at: at(41) });
+    assert_eq!(health.failed(&SETTINGS, Reason::Refused, at(31)), Change::TrialFailed);
     let up = adopted(UP, Instant::ZERO, 0, at(7));
     assert_eq!((up.state(), up.changed_at()), (State::Up, at(7)));
 }
@@ -227,7 +232,8 @@ fn what_clients_meet_takes_it_out_beside_the_probe_and_only_the_probe_brings_it_
         health.failed(&PROBED, Reason::Refused, Instant(5));
     }
     assert_eq!(health.failed(&PROBED, Reason::Refused, Instant(5)), Change::TakenOut { retry_at: Instant::NEVER });
-    assert_eq!(health.compared(&PROBED, UP, Instant(6)), Change::Nothing);
+    let up = Backend { admission: UP, ..Backend::default() };
+    assert_eq!(health.compared(&PROBED, &up, Instant(6)), Change::Nothing);
     assert_eq!(health.reachable(&PROBED, Instant(6)), Change::Nothing);
     assert_eq!(probed(&mut health, &[Passed, Passed], Instant(7)), [Change::Nothing, Change::Recovered]);
 }
@@ -288,4 +294,44 @@ fn what_another_host_has_found_counts_where_nobody_probes_and_is_no_news_twice()
     assert_eq!(health.found_elsewhere(&settings, None, at(5)), Change::Nothing);
     let never = Settings { max_fails: 0, ..settings };
     assert_eq!(health.found_elsewhere(&never, Some(Cause::Refused), at(6)), Change::Nothing);
+}
+
+#[test]
+fn what_the_program_has_taken_out_is_out_whatever_this_machine_has_counted() {
+    for counted in 0..2 {
+        let mut health = Health::new(Instant::ZERO);
+        (0..counted).for_each(|_| _ = health.failed(&SETTINGS, Reason::Refused, at(4)));
+        let change = health.taken_out(&SETTINGS, Reason::ConnectTimeout, at(5));
+        assert_eq!(change, Change::TakenOut { retry_at: at(15) });
+        assert_eq!(health.state(), State::Out { retry_at: at(15), cause: Some(Cause::Timeout) });
+        assert_eq!(health.taken_out(&SETTINGS, Reason::Refused, at(5)), Change::Nothing, "said once");
+        assert_eq!(health.recovered(at(16)), Change::Recovered);
+        assert_eq!(health.failed(&SETTINGS, Reason::Refused, at(16)), Change::Nothing, "a clean record");
+    }
+    let mut health = with_probe();
+    assert_eq!(
+        health.taken_out(&PROBED, Reason::Refused, at(5)),
+        Change::TakenOut { retry_at: Instant::NEVER },
+        "only its probe brings it back"
+    );
+    assert_eq!(probed(&mut health, &[Passed, Passed], at(6)), [Change::Nothing, Change::Recovered]);
+}
+
+#[test]
+fn a_map_that_says_out_is_believed_with_the_reason_and_the_time_that_it_gives() {
+    let out =
+        |out_reason| Backend { admission: OUT, retry_at: at(15), out_reason, changed_at: at(5), ..Backend::default() };
+    for (reason, cause) in [
+        (Reason::Refused as u32, Some(Cause::Refused)),
+        (Reason::ConnectTimeout as u32, Some(Cause::Timeout)),
+        (0, None),
+        (u32::MAX, None),
+    ] {
+        let mut health = Health::new(at(1));
+        assert_eq!(health.compared(&SETTINGS, &out(reason), at(6)), Change::TakenOut { retry_at: at(15) });
+        assert_eq!((health.state(), health.changed_at()), (State::Out { retry_at: at(15), cause }, at(5)));
+    }
+    let mut health = with_probe();
+    let change = health.compared(&PROBED, &out(Reason::Refused as u32), at(6));
+    assert_eq!(change, Change::TakenOut { retry_at: Instant::NEVER });
 }
