@@ -49,7 +49,7 @@ use tokio::{
 use crate::{
     api::{self, Reply, Request, Server, types::Refused},
     config::{self, model::Config, model::OnExit},
-    controller::{Action, Controller, Now},
+    controller::{Action, Controller, Now, sweep::Step},
     dataplane::Dataplane,
     handover::Predecessor,
     notice::{History, Kind, Notice},
@@ -380,13 +380,15 @@ impl Daemon {
                 }
                 Action::Hurry(backend) => self.probes.hurry(backend),
                 Action::Ask(flow) => apply::ask(&self.dataplane, &flow),
-                Action::Step(step) => {
-                    if let Some(event) = apply::step(&self.dataplane, &step) {
+                Action::Step(step) => match (apply::step(&self.dataplane, &step), step) {
+                    (Some(event), _) => {
                         self.sync.ended(&[event]);
                         let actions = self.controller.event(&event, now());
                         self.act(actions);
                     }
-                }
+                    (None, Step::Close(flow, _)) => self.controller.not_closed(flow),
+                    (None, Step::Suspect(_) | Step::Release(_)) => {}
+                },
                 Action::Retry(flow) => apply::retry(&self.dataplane, &flow),
                 Action::Client(step) => apply::client(self.dataplane.tables(), step),
                 Action::Correct(drift) => self.dataplane.tables().correct_active(drift.backend, -drift.by),

@@ -183,6 +183,20 @@ impl Bench {
         self.tables().configure_backend(n, &row);
     }
 
+    /// Sets how many failed tries within how long take a backend out, and for how long.
+    pub fn allows_failures(&self, n: u16, max_fails: u32, fail_timeout: Duration) {
+        let pools = vec![self.pools[usize::from(n)]];
+        let weight = self.setup.weights[usize::from(n)];
+        let row = BackendRow { weight, max_fails, retry_after: fail_timeout, pools, ..backend_row() };
+        self.tables().configure_backend(n, &row);
+    }
+
+    /// Gives the service another list of backends, as a reload does.
+    pub fn lists(&self, backends: &[u16]) {
+        let row = ServiceRow { backends: backends.to_vec(), ..self.setup.service.clone() };
+        self.tables().configure_service(0, &row).expect("a list");
+    }
+
     /// Runs the program on raw bytes.
     pub fn run(&self, frame: &[u8]) -> Verdict {
         let out = self.dataplane.inject(self.ifindex, frame).expect("BPF_PROG_TEST_RUN");

@@ -17,13 +17,15 @@ use super::{
     admin_state::Name,
     admission::{self, Admin, Facts, Standing},
     health::{self, Cause, Change, Health, State},
+    inquiry,
     ownership::Ours,
     probe_count::Outcome,
     reset_guard::{Member, Reset, Ruling},
     resets::{Job, Only, Which},
     silence::{self, Subject},
+    sweep::Step,
 };
-use crate::tables::Tables;
+use crate::tables::{FlowAt, Tables};
 
 /// The least time between two requests to probe one backend sooner.
 const HURRY: Duration = Duration::from_millis(250);
@@ -121,7 +123,7 @@ impl Controller {
             admin: self.admin(number),
             health: self.health.get(&number).map_or(State::Up, Health::state),
             reachable: self.is_reachable(number),
-            spared: self.reset_guard.is_spared(number),
+            spared: self.reset_guard.is_spared(number) || self.inquiry.is_spared(number),
             slow_until,
         };
         admission::standing(&facts, now)
@@ -164,9 +166,10 @@ impl Controller {
         let (Some(health), Some(facts)) = (self.health.get_mut(&backend), self.backends.get(&backend)) else {
             return Vec::new();
         };
+        let was_out = matches!(health.state(), State::Out { .. });
         let change = input(health, &facts.settings);
         let state = health.state();
-        self.changed(backend, change, state, now);
+        self.changed(backend, change, (was_out, state), now);
         let after = self.standing(backend, Instant::ZERO, now);
         let again = matches!(change, Change::StaysOut { .. });
         let slow_until = if after.admission == UP { self.slow_until(backend, now) } else { Instant::ZERO };
@@ -181,12 +184,22 @@ impl Controller {
         actions
     }
 
-    fn changed(&mut self, backend: u16, change: Change, state: State, now: Instant) {
+    fn changed(&mut self, backend: u16, change: Change, (was_out, state): (bool, State), now: Instant) {
         match (change, state) {
             (Change::TakenOut { .. }, State::Out { cause: Some(cause), .. }) => {
-                self.reset_guard.went_out(backend, cause, now)
+                self.reset_guard.went_out(backend, cause, now);
+                match cause {
+                    Cause::Refused => self.inquiry.begin(backend, now),
+                    Cause::Timeout | Cause::Silent | Cause::ProbeTimeout => self.inquiry.end(backend),
+                }
             }
-            (Change::Recovered | Change::Drained, _) => self.reset_guard.came_back(backend),
+            (Change::Recovered | Change::Drained, _) => {
+                self.reset_guard.came_back(backend);
+                // Its host may have been started anew.
+                if was_out {
+                    self.inquiry.begin(backend, now);
+                }
+            }
             _ => {}
         }
     }
@@ -273,6 +286,31 @@ impl Controller {
         self.health.iter().filter_map(|(number, health)| watched(number, health)).collect()
     }
 
+    /// Has the connections of backends that refuse, or that came back, asked whether they live.
+    pub(super) fn inquiry_turn(&mut self, ours: &Ours, now: Instant) -> Vec<Action> {
+        let mut inquiry = std::mem::take(&mut self.inquiry);
+        let around = inquiry::Surroundings {
+            installed: &self.installed,
+            rate: &|backend| self.reset_rate(self.installed.backends.get(&backend).map(|row| row.service)),
+            spared: &|backend| self.reset_guard.spares(backend, &self.members(backend, ours, now)),
+            ours,
+        };
+        let turn = inquiry.turn(&around, now);
+        self.inquiry = inquiry;
+        let note = |backend: u16, level, text: String| self.backends.get(&backend).map(|facts| facts.note(level, text));
+        let spared = turn
+            .spared
+            .iter()
+            .filter_map(|(backend, why)| note(*backend, Level::Warn, format!("keeps its connections: {}", why.text())));
+        let over = turn.over.iter().filter(|(_, reset)| *reset > 0).filter_map(|(backend, reset)| {
+            let why = Reason::BackendRestarted.name();
+            note(*backend, Level::Info, format!("has had {reset} connection(s) reset: {why}"))
+        });
+        let close = |(flow, _): &(FlowAt, u16)| Action::Step(Step::Close(*flow, Reason::BackendRestarted));
+        let asked = turn.ask.iter().copied().map(Action::Ask);
+        asked.chain(turn.dead.iter().map(close)).chain(spared).chain(over).collect()
+    }
+
     /// Has the connections of dead backends reset, or spares them.
     pub(super) fn reset_guard_turn(&mut self, tables: &Tables, now: Instant) -> Vec<Action> {
         let mut reset_guard = std::mem::take(&mut self.reset_guard);
@@ -309,15 +347,11 @@ impl Controller {
     fn carry_out(&mut self, ruling: Ruling) -> Option<Action> {
         match ruling {
             Ruling::Reset(Reset { backend, cause, begun_by }) => {
-                let (only, reason) = match cause {
-                    Cause::Refused => (Only::Established, Reason::BackendRestarted),
-                    _ => (Only::Connected, cause.to_reason()),
-                };
                 let rate = self.reset_rate(self.installed.backends.get(&backend).map(|row| row.service));
                 self.resets.push(Job {
                     which: Which::Backend(backend),
-                    only,
-                    reason,
+                    only: Only::Connected,
+                    reason: cause.to_reason(),
                     rate,
                     not_before: Instant::ZERO,
                     begun_by,

@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{event::Event, time::Instant, verdict::Reason};
+use lb_common::{event::Event, layout::UP, time::Instant, verdict::Reason};
 use log::Level;
 
 pub(crate) mod admin_state;
@@ -40,6 +40,7 @@ pub(crate) mod desired;
 mod drains;
 pub(crate) mod half_open;
 pub(crate) mod health;
+pub(crate) mod inquiry;
 pub(crate) mod next_hops;
 mod now;
 pub(crate) mod ownership;
@@ -169,6 +170,7 @@ pub struct Controller {
     health: BTreeMap<u16, Health>,
     silence: silence::Silence,
     reset_guard: reset_guard::ResetGuard,
+    inquiry: inquiry::Inquiry,
     /// When probes were last asked to hurry.
     hurried: BTreeMap<u16, Instant>,
     names: Names,
@@ -294,9 +296,10 @@ impl Controller {
     /// what the map says. Then the map is made to say what the file, operators and health say
     /// together.
     fn keep_health(&mut self, tables: &Tables, now: Instant) -> Vec<Action> {
-        let Controller { backends, health, reset_guard, .. } = self;
+        let Controller { backends, health, reset_guard, inquiry, .. } = self;
         health.retain(|number, _| backends.get(number).is_some_and(|facts| !facts.down));
         reset_guard.retain(|number| health.contains_key(&number));
+        inquiry.retain(|number| health.contains_key(&number));
         let open: Vec<_> = self.backends.iter().filter(|(_, facts)| !facts.down).map(|(number, _)| *number).collect();
         let mut actions = Vec::new();
         for number in open {
@@ -305,6 +308,11 @@ impl Controller {
                 let adopted = Health::adopted(&record, now);
                 if let Some(cause) = cause_of(&adopted) {
                     self.reset_guard.adopted(number, cause, adopted.changed_at(), now);
+                }
+                // The kernel program has taken it back in while no controller ran.
+                let came_back = record.admission == UP && record.out_reason != 0;
+                if came_back || cause_of(&adopted) == Some(health::Cause::Refused) {
+                    self.inquiry.begin(number, now);
                 }
                 self.health.insert(number, adopted);
             }
@@ -353,6 +361,7 @@ impl Controller {
     /// When [`turn`](Self::turn) is due.
     pub fn deadline(&self) -> Instant {
         let paced = self.resets.deadline().min(self.reset_guard.deadline()).min(self.silence.deadline());
+        let paced = paced.min(self.inquiry.deadline());
         self.due.half_open.min(self.due.sweep).min(self.due.second).min(paced).min(self.operators_deadline())
     }
 
@@ -381,6 +390,9 @@ impl Controller {
         }
         if now >= self.reset_guard.deadline() {
             actions.extend(self.reset_guard_turn(tables, now));
+        }
+        if now >= self.inquiry.deadline() {
+            actions.extend(self.inquiry_turn(&ours, now));
         }
         if now >= self.resets.deadline() {
             actions.extend(self.resets_turn(&ours, now));
@@ -439,6 +451,12 @@ impl Controller {
         steps.chain(notes).collect()
     }
 
+    /// A step to close a flow was not carried out: the flow had changed by then.
+    pub fn not_closed(&mut self, flow: FlowAt) {
+        self.resets.not_closed(flow.at);
+        self.inquiry.not_closed(flow.at);
+    }
+
     /// Catches up on what the kernel program has done and no event told, because it was lost.
     fn heal(&mut self, tables: &Tables, now: Instant) -> Vec<Action> {
         let numbers: Vec<_> = self.health.keys().copied().collect();
@@ -495,6 +513,9 @@ impl Controller {
             self.silence.point_at(*number);
             if let Some(cause) = cause_of(health) {
                 self.reset_guard.reopen(*number, cause, health.changed_at(), now);
+                if cause == health::Cause::Refused {
+                    self.inquiry.begin(*number, now);
+                }
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Whether and when the connections of a backend that is out are reset.
 //!
-//! *Refused*: its kernel resets the connections it had; a flow still established two seconds later
-//! is dead. *Silent*, or no answer to probes: they are reset at once. *Timeout* of SYNs alone says
-//! nothing about established connections.
+//! *Silent*, or no answer to probes: they are reset at once. *Refused*, or a *timeout* of SYNs alone,
+//! says nothing about established connections: those of a backend that refuses are asked one by one
+//! ([`inquiry`](super::inquiry)), and the guard says whether one that gives no answer may be reset.
 //!
 //! The guard: a balancer that is mistaken must not drive every client to servers that are already
 //! overloaded.
@@ -32,8 +32,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(50);
 /// Between two looks at a backend that is spared, or not yet known to be dead.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long the kernel of a backend that refuses has to reset its own connections.
-const ITS_OWN: Duration = Duration::from_secs(2);
 /// How long a packet of a silent backend may still have been on its way after the backend went out.
 const LATE: Duration = Duration::from_secs(1);
 
@@ -120,6 +118,7 @@ impl Case {
                 member.unanswered >= *before + 2
             }
             Cause::Silent => member.heard <= self.begun_by + LATE,
+            // No cases.
             Cause::Refused | Cause::Timeout => true,
         }
     }
@@ -136,13 +135,12 @@ pub struct ResetGuard {
 impl ResetGuard {
     /// A backend went out.
     pub fn went_out(&mut self, backend: u16, cause: Cause, now: Instant) {
-        let due = match cause {
-            Cause::Refused => now + ITS_OWN,
-            Cause::Silent | Cause::ProbeTimeout => now,
-            Cause::Timeout => return,
-        };
+        if matches!(cause, Cause::Refused | Cause::Timeout) {
+            self.cases.remove(&backend);
+            return;
+        }
         let spared = self.is_spared(backend);
-        self.cases.insert(backend, Case { cause, due, begun_by: now, spared, unanswered: None });
+        self.cases.insert(backend, Case { cause, due: now, begun_by: now, spared, unanswered: None });
     }
 
     /// A backend that an earlier controller took out at `since`: what that controller had not yet
@@ -171,13 +169,17 @@ impl ResetGuard {
         }
     }
 
-    /// A backend answers again. The connections that it had when it refused stay dead.
+    /// A backend answers again.
     pub fn came_back(&mut self, backend: u16) {
         self.by_probe.remove(&backend);
-        if let Some(case) = self.cases.get_mut(&backend) {
-            case.spared = false;
-        }
-        self.cases.retain(|number, case| *number != backend || case.cause == Cause::Refused);
+        self.cases.remove(&backend);
+    }
+
+    /// Whether and why a connection to a backend that does not answer on it may not be reset. If the
+    /// backend takes new connections, it may: its host answers, and the client has where to go.
+    pub fn spares(&self, backend: u16, members: &[Member]) -> Option<Spared> {
+        let own = members.iter().find(|member| member.backend == backend);
+        if own.is_some_and(|own| own.fit) { None } else { self.rule(backend, Cause::Silent, members) }
     }
 
     /// Forgets backends that are gone.

@@ -15,6 +15,7 @@ use std::{
 };
 
 use lb_common::{
+    flow::SlotAt,
     slot::{Ctl, State},
     time::Instant,
     verdict::Reason,
@@ -98,7 +99,7 @@ pub struct Over {
     pub id: JobId,
     /// What it was; of `Flows` none are left.
     pub job: Job,
-    /// Steps that were handed out for it.
+    /// Flows that were closed for it.
     pub closed: u64,
 }
 
@@ -139,6 +140,8 @@ struct Budget {
 pub struct Resets {
     jobs: BTreeMap<JobId, Running>,
     next: u64,
+    /// The steps of the last turn, and for which job each was.
+    handed_out: BTreeMap<SlotAt, JobId>,
 }
 
 impl Resets {
@@ -157,7 +160,15 @@ impl Resets {
         self.jobs.remove(&id).is_some()
     }
 
-    /// How many steps were handed out for a job so far; `None` when it is over.
+    /// A step of the last turn closed nothing: the flow had changed by then.
+    pub fn not_closed(&mut self, at: SlotAt) {
+        let running = self.handed_out.remove(&at).and_then(|id| self.jobs.get_mut(&id));
+        if let Some(running) = running {
+            running.closed -= 1;
+        }
+    }
+
+    /// How many flows were closed for a job so far; `None` when it is over.
     pub fn closed(&self, id: JobId) -> Option<u64> {
         self.jobs.get(&id).map(|running| running.closed)
     }
@@ -172,12 +183,16 @@ impl Resets {
         let mut turn = Turn::default();
         let due = self.jobs.values().filter(|running| running.due <= now).count().max(1);
         let (steps, slots) = ((STEPS / due).max(1), (SLOTS / due as u32).max(PIECE));
+        let handed_out = &mut self.handed_out;
+        handed_out.clear();
         self.jobs.retain(|id, running| {
             if running.due > now {
                 return true;
             }
             let mut budget = Budget { steps, slots };
+            let before = turn.steps.len();
             let goes_on = running.advance(&mut budget, installed, ours, now, &mut turn.steps);
+            handed_out.extend(turn.steps[before..].iter().map(|step| (flow_of(step).at, *id)));
             if !goes_on {
                 turn.over.push(Over { id: *id, job: running.job.clone(), closed: running.closed });
             }
@@ -213,20 +228,26 @@ impl Running {
         goes_on
     }
 
+    /// What was handed out is not carried out before the turn is over and still looks open: no flow
+    /// is met twice in a turn, and a job ends only in a turn without a step.
     fn collect(&mut self, budget: &mut Budget, installed: &Installed, ours: &Ours, steps: &mut Vec<Step>) -> bool {
+        let before = steps.len();
         if let Which::Flows(flows) = &mut self.job.which {
             while budget.steps > 0
                 && let Some(flow) = flows.pop_front()
             {
-                if self.job.only.takes(flow.ctl) {
+                if self.job.only.takes(flow.ctl) && !is_handed_out(steps, flow.at) {
                     budget.steps -= 1;
                     steps.push(Step::Close(flow, self.job.reason));
                 }
             }
-            return !flows.is_empty();
+            return !flows.is_empty() || steps.len() > before;
         }
         while budget.steps > 0 && budget.slots > 0 {
             let Some(pool) = self.pools.front().copied() else {
+                if steps.len() > before {
+                    return true;
+                }
                 if !self.begin_walk(installed) {
                     return false;
                 }
@@ -259,8 +280,7 @@ impl Running {
         let to = slots.min(self.slot + PIECE.min(budget.slots));
         // An empty pool costs one, so that the loop ends.
         budget.slots -= to.saturating_sub(self.slot).clamp(1, budget.slots);
-        let (job, mut left, mut stopped) = (&self.job, budget.steps, None);
-        let before = steps.len();
+        let (job, mut left, mut met, mut stopped) = (&self.job, budget.steps, self.met, None);
         ours.heads(pool, self.slot..to).for_each(|head| {
             if stopped.is_some() || !job.takes(&head, ours) {
                 return;
@@ -269,16 +289,30 @@ impl Running {
                 stopped = Some(u32::from(head.flow.at.slot()));
                 return;
             }
-            left -= 1;
-            steps.push(Step::Close(head.flow, job.reason));
+            met += 1;
+            if !is_handed_out(steps, head.flow.at) {
+                left -= 1;
+                steps.push(Step::Close(head.flow, job.reason));
+            }
         });
         budget.steps = left;
-        self.met += (steps.len() - before) as u64;
+        self.met = met;
         self.slot = stopped.unwrap_or(to);
         if self.slot >= slots {
             self.pools.pop_front();
             self.slot = 0;
         }
+    }
+}
+
+/// Whether a flow was handed out in this turn: for another job.
+fn is_handed_out(steps: &[Step], at: SlotAt) -> bool {
+    steps.iter().any(|step| flow_of(step).at == at)
+}
+
+fn flow_of(step: &Step) -> FlowAt {
+    match step {
+        Step::Suspect(flow) | Step::Close(flow, _) | Step::Release(flow) => *flow,
     }
 }
 

@@ -234,18 +234,72 @@ fn one_that_is_not_ready_is_drained_stays_so_over_a_restart_and_nobody_is_reset(
 }
 
 #[test]
-fn of_one_that_refuses_only_what_is_still_established_two_seconds_later_is_reset() {
+fn of_one_that_refuses_each_connection_is_asked_and_what_gives_no_answer_twice_is_reset() {
     let mut world = world(&[10, 11, 12]);
     let flows = opened(&mut world, 3);
-    let closing = world.tables.open(0, 8, FlowState::ClosingClient, 0, START);
+    let alive = world.tables.open(0, 8, FlowState::Established, 0, START);
     probe(&mut world, 0, Refused, START);
     probe(&mut world, 0, Refused, START + SECOND);
     assert_eq!(stands(&world, 0, START + SECOND), (BackendState::Down, Some(BackendReason::Refused)));
-    world.run(START + SECOND, START + 2900 * MILLISECOND);
-    assert!(is_open(&world, flows[0]), "its own kernel has two seconds");
-    world.run(START + 2900 * MILLISECOND, START + 4 * SECOND);
+    world.run(START + SECOND, START + 1500 * MILLISECOND);
+    assert_eq!(world.tables.asked, [flows[0], alive], "at once");
+    world.tables.speak(alive, START + 1500 * MILLISECOND);
+    world.run(START + 1500 * MILLISECOND, START + 2900 * MILLISECOND);
+    assert!(is_open(&world, flows[0]), "asked twice, a second each");
+    world.run(START + 2900 * MILLISECOND, START + 3500 * MILLISECOND);
     assert!(!is_open(&world, flows[0]) && is_open(&world, flows[1]));
-    assert_eq!(world.tables.state(closing), FlowState::ClosingClient);
+    world.tables.speak(alive, START + 3500 * MILLISECOND);
+    world.run(START + 3500 * MILLISECOND, START + 20 * SECOND);
+    assert!(is_open(&world, alive));
+    let last = world.notes.last().map(String::as_str);
+    assert_eq!(last, Some("backend cp10 of service api has had 1 connection(s) reset: backend_restarted"));
+}
+
+#[test]
+fn whatever_one_was_out_for_its_connections_are_asked_when_it_is_back_and_not_when_it_was_not_ready() {
+    for (outcome, asked) in [(Refused, true), (Failed, true), (NotReady, false)] {
+        // Half of them, so that nobody is reset.
+        let mut world = world(&[10, 11]);
+        let flows = opened(&mut world, 2);
+        for backend in 0..2 {
+            (0..2).for_each(|_| _ = probe(&mut world, backend, outcome, START));
+        }
+        world.run(START, START + 5 * SECOND);
+        world.tables.asked.clear();
+        (0..2).for_each(|_| _ = probe(&mut world, 0, Passed, START + 5 * SECOND));
+        world.run(START + 5 * SECOND, START + 5 * SECOND + 500 * MILLISECOND);
+        assert_eq!(world.tables.asked.contains(&flows[0]), asked, "{outcome:?}");
+        // With cp10 back, those of cp11 may be reset, if it refuses and they are dead.
+        assert_eq!(world.tables.asked.contains(&flows[1]), outcome == Refused, "{outcome:?}: still out");
+    }
+}
+
+#[test]
+fn when_half_refuse_together_nobody_is_reset_for_silence_until_one_is_back() {
+    let mut world = world(&[10, 11]);
+    let flows = opened(&mut world, 2);
+    for backend in 0..2 {
+        (0..2).for_each(|_| _ = probe(&mut world, backend, Refused, START));
+    }
+    world.run(START, START + 10 * SECOND);
+    assert!(flows.iter().all(|flow| is_open(&world, *flow)));
+    assert_eq!(stands(&world, 0, START + 10 * SECOND).0, BackendState::Draining);
+    let kept =
+        "backend cp10 of service api keeps its connections: half or more of the service's backends fail together";
+    assert!(world.notes.iter().any(|note| note == kept), "{:?}", world.notes);
+    (0..2).for_each(|_| _ = probe(&mut world, 0, Passed, START + 10 * SECOND));
+    world.run(START + 10 * SECOND, START + 15 * SECOND);
+    assert!(!is_open(&world, flows[0]), "it takes new ones, and does not know this one");
+}
+
+#[test]
+fn a_backend_that_a_dead_controller_missed_going_out_and_coming_back_is_asked_by_the_next_one() {
+    let mut world = World::new(&[10, 11, 12]);
+    let flows = opened(&mut world, 3);
+    world.tables.change_backend(1, |record| record.out_reason = Reason::Refused as u32);
+    world.restart(START + SECOND);
+    world.run(START + SECOND, START + 1500 * MILLISECOND);
+    assert_eq!(world.tables.asked, [flows[1]]);
 }
 
 #[test]

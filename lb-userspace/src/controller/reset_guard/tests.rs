@@ -31,21 +31,38 @@ fn reset(cause: Cause) -> Vec<Ruling> {
 }
 
 #[test]
-fn one_of_many_is_reset_when_it_is_silent_at_once_and_when_it_refuses_after_two_seconds() {
-    for (cause, after) in
-        [(Cause::Silent, Duration::ZERO), (Cause::ProbeTimeout, Duration::ZERO), (Cause::Refused, 2 * SECOND)]
-    {
+fn one_of_many_is_reset_at_once_when_it_is_silent_or_leaves_probes_unanswered() {
+    for cause in [Cause::Silent, Cause::ProbeTimeout] {
         let mut reset_guard = ResetGuard::default();
         reset_guard.went_out(0, cause, NOW);
-        assert_eq!(reset_guard.deadline(), NOW + after);
-        assert_eq!(reset_guard.turn(&|_| service(3, &[0], &[]), NOW + after), reset(cause));
+        assert_eq!(reset_guard.deadline(), NOW);
+        assert_eq!(reset_guard.turn(&|_| service(3, &[0], &[]), NOW), reset(cause));
         assert_eq!(reset_guard.deadline(), Instant::NEVER);
     }
 }
 
 #[test]
-fn unanswered_syns_say_nothing_about_established_connections() {
-    assert_eq!(decided(Cause::Timeout, &service(3, &[0], &[])), []);
+fn refused_and_unanswered_syns_say_nothing_about_established_connections() {
+    for cause in [Cause::Refused, Cause::Timeout] {
+        assert_eq!(decided(cause, &service(3, &[0], &[])), []);
+    }
+}
+
+#[test]
+fn one_that_does_not_answer_is_spared_like_a_silent_backend_unless_its_backend_takes_new_ones() {
+    for count in 1..=6_u16 {
+        for others in 0..count {
+            let out: Vec<_> = (0..=others).collect();
+            let members = service(count, &out, &[]);
+            let as_silent = match &decided(Cause::Silent, &members)[..] {
+                [Ruling::Spare(0, why)] => Some(*why),
+                _ => None,
+            };
+            assert_eq!(ResetGuard::default().spares(0, &members), as_silent, "{count} {out:?}");
+            let back = service(count, &out[1..], &[]);
+            assert_eq!(ResetGuard::default().spares(0, &back), None, "it is back: {count} {out:?}");
+        }
+    }
 }
 
 #[test]
@@ -70,7 +87,7 @@ fn every_service_of_up_to_eight_is_spared_exactly_when_half_or_more_fail_togethe
                 } else {
                     None
                 };
-                for cause in [Cause::Silent, Cause::ProbeTimeout, Cause::Refused] {
+                for cause in [Cause::Silent, Cause::ProbeTimeout] {
                     let expected = spared.map_or_else(|| reset(cause), |why| vec![Ruling::Spare(0, why)]);
                     assert_eq!(decided(cause, &members), expected, "{count} {others:?} {cause:?}");
                 }
@@ -129,25 +146,23 @@ fn a_backend_that_was_spared_is_reset_when_the_others_are_well_again_and_it_is_n
 }
 
 #[test]
-fn what_came_back_in_time_keeps_its_connections_but_not_those_from_before_a_restart() {
+fn what_came_back_in_time_keeps_its_connections() {
     for cause in CAUSES {
         let mut reset_guard = ResetGuard::default();
         reset_guard.went_out(0, cause, NOW);
         reset_guard.came_back(0);
         let members = service(3, &[], &[]);
-        let expected = if cause == Cause::Refused { reset(cause) } else { Vec::new() };
-        assert_eq!(reset_guard.turn(&|_| members.clone(), NOW + 2 * SECOND), expected, "{cause:?}");
+        assert_eq!(reset_guard.turn(&|_| members.clone(), NOW + 2 * SECOND), [], "{cause:?}");
     }
 }
 
 #[test]
-fn a_restart_of_many_is_forgotten_when_they_are_back() {
+fn one_that_was_silent_and_now_refuses_is_no_longer_dead() {
     let mut reset_guard = ResetGuard::default();
-    reset_guard.went_out(0, Cause::Refused, NOW);
-    assert_eq!(reset_guard.turn(&|_| service(2, &[0, 1], &[]), NOW + 2 * SECOND).len(), 1);
-    reset_guard.came_back(0);
-    assert_eq!(reset_guard.turn(&|_| service(2, &[], &[1]), NOW + 3 * SECOND), []);
-    assert_eq!(reset_guard.deadline(), Instant::NEVER);
+    reset_guard.went_out(0, Cause::Silent, NOW);
+    assert_eq!(reset_guard.turn(&|_| service(2, &[0, 1], &[]), NOW), [Ruling::Spare(0, Spared::TooMany)]);
+    reset_guard.went_out(0, Cause::Refused, NOW + SECOND);
+    assert_eq!((reset_guard.is_spared(0), reset_guard.deadline()), (false, Instant::NEVER));
 }
 
 #[test]

@@ -175,3 +175,36 @@ fn a_job_ends_though_no_swap_succeeds_and_though_its_backend_is_gone() {
     }
     assert_eq!(over, 2);
 }
+
+#[test]
+fn a_small_pool_is_walked_over_once_a_turn_and_no_flow_is_handed_out_twice() {
+    let mut tables = Testbed::default();
+    (0..3).for_each(|number| tables.add_backend(number, 64, BackendRow::default()));
+    let mut resets = Resets::default();
+    let flows: Vec<_> = (0..12).map(|slot| tables.open(slot % 3, slot, State::Established, 0, START)).collect();
+    for which in [Which::Client([0, 0, 0, 0].into()), Which::Backend(1), Which::Flows(flows.clone().into())] {
+        resets.push(Job { only: Only::Open, ..job(which) });
+    }
+    let (steps, over) = run(&mut resets, &mut tables, START);
+    let mut found: Vec<_> = steps.iter().map(|(_, flow)| flow.at).collect();
+    found.sort();
+    found.dedup();
+    assert_eq!((steps.len(), found.len()), (12, 12));
+    assert_eq!(over.iter().map(|over| over.closed).sum::<u64>(), 12);
+}
+
+#[test]
+fn what_ends_by_itself_before_its_step_is_not_counted() {
+    let (mut resets, mut tables) = (Resets::default(), tables());
+    let flows: Vec<_> = (0..5).map(|slot| tables.open(0, slot, State::Established, 0, START)).collect();
+    let id = resets.push(job(Which::Backend(0)));
+    let mut now = START;
+    while resets.closed(id) != Some(5) {
+        resets.turn(&tables.installed(), &tables.ours(), now);
+        now += PERIOD;
+        assert!(now < START + SECOND, "all are handed out");
+    }
+    resets.not_closed(flows[4].at);
+    resets.not_closed(flows[4].at);
+    assert_eq!(resets.closed(id), Some(4));
+}
