@@ -82,7 +82,7 @@ reasons! {
     Removed = 67, "removed", "the service or backend was removed";
     Killed = 68, "killed", "reset by an operator";
     BackendSilent = 69, "backend_silent", "its backend went silent: reset on both sides";
-    BackendRestarted = 70, "backend_restarted", "its backend refused connections and did not end this one itself: reset on both sides";
+    BackendRestarted = 70, "backend_restarted", "its backend refused connections or was out, and twice gave no answer on this one: reset on both sides";
     ProbeTimeout = 71, "probe_timeout", "its backend did not answer probes: reset on both sides";
     Drained = 76, "drained", "its backend was drained: reset at the deadline of the drain";
     Maintenance = 77, "maintenance", "its backend went into maintenance with --reset: reset on both sides";

@@ -96,6 +96,10 @@ pub static ADDRESSES: HashMap<Address, u32, { MAX_ADDRESSES as usize }, { BPF_F_
 pub static WAYS: LpmTrie<[u8; 16], u64, { MAX_WAYS as usize }> = LpmTrie::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { REASON_LIMIT as usize }> = PerCpuArray::new();
+/// What the controller counts: a value of its own for each reason, because it cannot add to those of
+/// COUNTERS without overwriting what the program adds meanwhile. The program does not use it.
+#[btf_map]
+pub static COUNTED: Array<u64, { REASON_LIMIT as usize }, MAPPED> = Array::new();
 #[btf_map]
 pub static RST_TOKENS: PerCpuArray<RstTokens, { RST_BUCKETS as usize }> = PerCpuArray::new();
 /// The options of the segment at hand.

@@ -11,7 +11,7 @@ use lab::{
     wait,
 };
 
-use crate::cluster::{Cluster, SOON, Slots, VIP, all_served, full};
+use crate::cluster::{Cluster, SOON, Slots, VIP, all_served, both_at_once, full};
 
 /// The service without the backends whose bit is set; cp01 gets a weight.
 fn variant(all: &Service, round: usize) -> Service {
@@ -113,4 +113,26 @@ fn as_before(cluster: &Cluster, told: &str) {
     let backends = cluster.evenkeel.backends().expect("backends");
     assert_eq!(backends.len(), 3, "{backends:?} after\n{told}");
     assert!(backends.iter().all(|backend| backend.state == "up"), "{backends:?} after\n{told}");
+}
+
+#[test]
+fn a_reload_that_removes_a_silent_backend_while_clients_wait_for_it_refuses_none_of_them() {
+    both_at_once(|hook| {
+        let cluster = Cluster::of(Plan::new(Topology::Segment).backends(2), hook, |service| {
+            service.line("connect_timeout = \"2s\"")
+        });
+        cluster.lab.backends[0].drop_syns(PORT).expect("nft");
+        let mut held = cluster.hold(&["--parallel", "12", "--timeout-ms", "8000"]);
+        let opened = std::thread::scope(|scope| {
+            let opening = scope.spawn(|| held.open(12).expect("open"));
+            let waiting = || cluster.evenkeel.backend("cp01").ok().filter(|backend| backend.active >= 4);
+            lab::wait::until("clients wait for cp01", SOON, waiting).expect("they wait");
+            let mut without = cluster.service.clone();
+            without.backends.remove(0);
+            cluster.reload(&without);
+            opening.join().expect("clients")
+        });
+        assert_eq!((opened.opened, opened.failed.len()), (12, 0), "{hook}: {opened:?}");
+        assert_eq!(opened.by, [("cp02".to_owned(), 12)].into(), "{hook}");
+    });
 }

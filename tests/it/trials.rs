@@ -3,7 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use lab::{Capture, StandIn, capture, topology::PORT, wait};
+use lab::{
+    Capture, Plan, StandIn, capture,
+    topology::{PORT, Topology},
+    wait,
+};
+use nix::sys::signal::Signal;
 
 use crate::cluster::{Cluster, SOON, all_served, both, both_at_once};
 
@@ -109,4 +114,84 @@ fn with_all_silent_the_client_is_refused_after_every_connect_timeout() {
     // All are out by now, which is no reason to refuse the next client.
     cluster.lab.backends[0].open_firewall().expect("nft");
     all_served(&cluster.hold(&[]).open(10).expect("open"), 10, "one is back");
+}
+
+/// What becomes of the daemon before clients connect.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Controller {
+    Runs,
+    Stopped,
+    Dead,
+}
+
+#[test]
+fn exactly_max_fails_clients_meet_a_backend_that_refuses_at_once_or_one_after_another_whoever_controls() {
+    let cases = [Controller::Runs, Controller::Stopped, Controller::Dead];
+    for (controller, parallel) in cases.into_iter().flat_map(|controller| [(controller, "200"), (controller, "1")]) {
+        both(|hook| {
+            let what = format!("{hook}, the controller {controller:?}, {parallel} at once");
+            let plan = Plan::new(Topology::Segment).backends(2);
+            let mut cluster = Cluster::of(plan, hook, |service| {
+                let service = service.line("next_upstream = false");
+                (0..2).fold(service, |service, backend| service.backend_line(backend, "fail_timeout = \"1m\""))
+            });
+            let mut held = cluster.hold(&["--parallel", parallel]);
+            cluster.standins[0].kill();
+            match controller {
+                Controller::Runs => {}
+                Controller::Stopped => cluster.evenkeel.signal(Signal::SIGSTOP).expect("SIGSTOP"),
+                Controller::Dead => cluster.evenkeel.kill(),
+            }
+            let opened = held.open(200).expect("open");
+            assert_eq!(
+                (opened.opened, &opened.failed),
+                (197, &[("refused".to_owned(), 3)].into()),
+                "{what}: {opened:?}"
+            );
+            assert_eq!(opened.by, [("cp02".to_owned(), 197)].into(), "{what}");
+            match controller {
+                Controller::Runs => {}
+                Controller::Stopped => cluster.evenkeel.signal(Signal::SIGCONT).expect("SIGCONT"),
+                Controller::Dead => cluster.evenkeel.run().expect("a start"),
+            }
+            // Whenever it hears of it, it says the same.
+            cluster.wait_state("cp01", "down", SOON);
+            assert_eq!(cluster.backend("cp01").reason.as_deref(), Some("refused"), "{what}");
+            let opened = held.open(50).expect("open");
+            assert_eq!((opened.opened, opened.by.get("cp02")), (50, Some(&50)), "{what}: {opened:?}");
+        });
+    }
+}
+
+#[test]
+fn exactly_max_fails_syns_and_then_one_per_fail_timeout_meet_a_silent_backend_without_a_controller() {
+    both_at_once(|hook| {
+        let plan = Plan::new(Topology::Segment).backends(2);
+        let mut cluster = Cluster::of(plan, hook, |service| {
+            let service = service.line("connect_timeout = \"500ms\"");
+            (0..2).fold(service, |service, backend| service.backend_line(backend, "fail_timeout = \"5s\""))
+        });
+        let silent = cluster.lab.backends[0].clone();
+        let syns = Capture::of_syns(&silent, PORT).expect("tcpdump");
+        silent.drop_syns(PORT).expect("nft");
+        cluster.evenkeel.kill();
+        // One after another: a client is moved on when it repeats its SYN, after a second.
+        let mut held = cluster.hold(&["--parallel", "1", "--timeout-ms", "5000"]);
+        let begun = Instant::now();
+        let mut opened = 0;
+        while begun.elapsed() < Duration::from_secs(16) {
+            opened += held.open(10).expect("open").opened;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let seen = syns.seen();
+        println!("{hook}: {opened} clients, SYNs to the silent one at {seen:?}");
+        assert!(opened >= 200, "{hook}: {opened}");
+        let trials = &seen[3.min(seen.len())..];
+        assert!((2..=3).contains(&trials.len()), "{hook}: {seen:?}");
+        assert!(trials[0] - seen[2] + CLOCKS >= Duration::from_secs(5), "{hook}: {seen:?}");
+        for pair in trials.windows(2) {
+            let apart = pair[1] - pair[0] + CLOCKS;
+            assert!((Duration::from_secs(5)..Duration::from_secs(7)).contains(&apart), "{hook}: {seen:?}");
+        }
+    });
 }

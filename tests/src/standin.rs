@@ -81,6 +81,11 @@ impl StandIn {
         self.command(if hangs { "hang on" } else { "hang off" })
     }
 
+    /// Closes its listener and nothing else, as a server does that shuts down gracefully.
+    pub fn stop_listening(&mut self) -> Result<()> {
+        self.command("listen off")
+    }
+
     /// How its plain connections have ended: `fin`, `reset`, or another error.
     pub fn ended(&mut self) -> Result<BTreeMap<String, u64>> {
         let answer = self.say("ended")?;

@@ -13,6 +13,7 @@ use lb_common::{
         Lease, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MIN_RING_BITS, MaglevLine, Meta,
         Opening, POOL_BITS, POOL_EXTENTS, Pool, Ring, Rule, RuleLine, Service as ServiceRecord, Slot, SlowStart, Trace,
     },
+    verdict::REASON_LIMIT,
 };
 
 use super::model::{Balance, Config, Service};
@@ -37,7 +38,7 @@ const fn array(record: u64, records: u64) -> u64 {
 }
 
 /// The arrays of fixed size: name, bytes per record, number of records.
-pub(crate) const FIXED: [(&str, u64, u64); 12] = [
+pub(crate) const FIXED: [(&str, u64, u64); 13] = [
     ("META", size_of::<Meta>() as u64, 1),
     ("LISTENERS", size_of::<Listener>() as u64, 1 << LISTENER_BITS),
     ("LEASES", size_of::<Lease>() as u64, 1 << LEASE_BITS),
@@ -49,6 +50,7 @@ pub(crate) const FIXED: [(&str, u64, u64); 12] = [
     ("CONNECT_TIMES", size_of::<ConnectTimes>() as u64, MAX_BACKENDS as u64),
     ("SLOW_STARTS", size_of::<SlowStart>() as u64, MAX_BACKENDS as u64),
     ("FAILURES", size_of::<Failures>() as u64, MAX_BACKENDS as u64),
+    ("COUNTED", 8, REASON_LIMIT as u64),
     ("TRACE", size_of::<Trace>() as u64, 1),
 ];
 

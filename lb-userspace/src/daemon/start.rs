@@ -2,7 +2,10 @@
 //! Everything that can fail and changes nothing comes first; then the daemon takes over, and
 //! begins.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 use jiff::Timestamp;
@@ -36,6 +39,9 @@ use crate::{
     sys::{clock, host, mount, netlink},
     vrrp::report::Remembered,
 };
+
+/// A step of the kernel program takes microseconds; it may be interrupted for a few milliseconds.
+const LONGER_THAN_A_STEP: Duration = Duration::from_millis(50);
 
 /// What is open and ready before anything acts.
 struct Opened {
@@ -113,6 +119,11 @@ impl Opened {
         let mut dataplane = self.prepared.take()?;
         if let Some(log) = dataplane.take_kernel_log() {
             tokio::spawn(log.run());
+        }
+        let back = dataplane.tables().heal_rings(|| std::thread::sleep(LONGER_THAN_A_STEP));
+        if back > 0 {
+            let text = format!("{back} SNAT port(s) that an earlier daemon had lost can be used again");
+            history.tell(Notice::daemon(Level::Warn, Kind::Datapath, text), Timestamp::now());
         }
         let admin_file = AdminFile::new(&config.daemon.state_dir);
         let admin_states = admin_file.load(now()).unwrap_or_else(|error| {

@@ -146,17 +146,6 @@ impl Maps for Kernel {
         let values = lock(&self.counters).get(&(reason as u32), 0).context("cannot read COUNTERS")?;
         Ok(values.iter().sum())
     }
-
-    /// The values of all CPUs are written, so what the kernel program adds in between would be
-    /// lost: hence only for reasons that it never counts.
-    fn count(&self, reason: Reason) -> Result<()> {
-        let mut counters = lock(&self.counters);
-        let mut values = counters.get(&(reason as u32), 0).context("cannot read COUNTERS")?.to_vec();
-        if let Some(first) = values.first_mut() {
-            *first += 1;
-        }
-        counters.set(reason as u32, values.try_into()?, 0).context("cannot write COUNTERS")
-    }
 }
 
 /// What was not there need not be removed.

@@ -333,6 +333,7 @@ fn open_tables(pins: &Pins) -> Result<Tables> {
         index: Index { table: mapped_table(&maps, "INDEX")?, meta: load::read_meta(pins)? },
         slow_starts: mapped_table(&maps, "SLOW_STARTS")?,
         failures: mapped_table(&maps, "FAILURES")?,
+        counted: mapped_table(&maps, "COUNTED")?,
     };
     Tables::open(fixed, Box::new(Kernel::open(&maps)?))
 }

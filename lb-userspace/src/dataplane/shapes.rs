@@ -87,6 +87,7 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("ADDRESSES", Shape { kind: MapType::Hash, key: 16, value: 4, entries: MAX_ADDRESSES, flags: NO_PREALLOC }),
         ("WAYS", Shape { kind: MapType::LpmTrie, key: 20, value: 8, entries: MAX_WAYS, flags: NO_PREALLOC }),
         ("COUNTERS", per_cpu(8, REASON_LIMIT)),
+        ("COUNTED", mapped(8, REASON_LIMIT)),
         ("RST_TOKENS", per_cpu(16, RST_BUCKETS)),
         ("OPTIONS", per_cpu(64, 1)),
         ("EVENTS", Shape { kind: MapType::RingBuf, key: 0, value: 0, entries: EVENTS_BYTES, flags: 0 }),

@@ -5,16 +5,13 @@ use std::{
     collections::BTreeMap,
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{
-        Arc, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, RwLock},
 };
 
 use anyhow::{Result, ensure};
 use lb_common::{
     layout::{Address, EXTENT_BITS, Hop, POOL_EXTENTS},
-    verdict::{REASON_LIMIT, Reason},
+    verdict::Reason,
 };
 
 use super::{Tables, WayKey, read, write};
@@ -130,29 +127,16 @@ pub trait Maps: Send + Sync {
     fn set_way(&self, prefix: WayKey, hop: Option<Hop>) -> Result<()>;
     /// The prefixes that were entered.
     fn ways(&self) -> Result<Vec<WayKey>>;
-    /// One reason's count, over all CPUs.
+    /// One reason's count by the kernel program, over all CPUs.
     fn counter(&self, reason: Reason) -> Result<u64>;
-    /// Adds one to a reason that the kernel program never counts.
-    fn count(&self, reason: Reason) -> Result<()>;
 }
 
 /// No kernel: the tables are memory of this process.
+#[derive(Default)]
 pub struct Memory {
     links: RwLock<BTreeMap<u32, u32>>,
     addresses: RwLock<BTreeMap<Address, u32>>,
     ways: RwLock<BTreeMap<WayKey, Hop>>,
-    counters: [AtomicU64; REASON_LIMIT as usize],
-}
-
-impl Default for Memory {
-    fn default() -> Memory {
-        Memory {
-            links: RwLock::default(),
-            addresses: RwLock::default(),
-            ways: RwLock::default(),
-            counters: [const { AtomicU64::new(0) }; REASON_LIMIT as usize],
-        }
-    }
 }
 
 impl Maps for Memory {
@@ -213,13 +197,8 @@ impl Maps for Memory {
         Ok(read(&self.ways).keys().copied().collect())
     }
 
-    fn counter(&self, reason: Reason) -> Result<u64> {
-        Ok(self.counters[reason as usize].load(Ordering::Relaxed))
-    }
-
-    fn count(&self, reason: Reason) -> Result<()> {
-        self.counters[reason as usize].fetch_add(1, Ordering::Relaxed);
-        Ok(())
+    fn counter(&self, _: Reason) -> Result<u64> {
+        Ok(0)
     }
 }
 

@@ -33,7 +33,7 @@ use lb_common::{
         MAX_SERVICES, Meta, POOL_BITS, Pool, Ring, RuleLine, Service, SlowStart,
     },
     slot::{CONNECTED, IN_RING},
-    verdict::Reason,
+    verdict::{REASON_LIMIT, Reason},
 };
 
 mod adopt;
@@ -107,6 +107,8 @@ pub struct Fixed {
     pub slow_starts: Table<SlowStart>,
     /// FAILURES: by backend.
     pub failures: Table<Failures>,
+    /// COUNTED: by reason, what controllers have counted.
+    pub counted: Table<u64>,
 }
 
 impl Fixed {
@@ -126,6 +128,7 @@ impl Fixed {
             },
             slow_starts: Table::anonymous(MAX_BACKENDS as usize)?,
             failures: Table::anonymous(MAX_BACKENDS as usize)?,
+            counted: Table::anonymous(REASON_LIMIT as usize)?,
         })
     }
 }
@@ -288,9 +291,9 @@ impl Tables {
         Reason::ALL.iter().map(|reason| Ok((*reason, self.counter(*reason)?))).collect()
     }
 
-    /// One reason's count, over all CPUs.
+    /// One reason's count: of the kernel program on all CPUs, and of controllers.
     pub fn counter(&self, reason: Reason) -> Result<u64> {
-        self.maps.counter(reason)
+        Ok(self.maps.counter(reason)? + self.fixed.counted.word64(reason as usize, 0).load(Ordering::Relaxed))
     }
 
     // ---- flows ----
@@ -347,11 +350,23 @@ impl Tables {
         Some(flow)
     }
 
+    /// Checks the rings of free ports and gives back what a process that was killed between two steps
+    /// has lost; returns how many ports. Nothing but the kernel program may use the tables meanwhile.
+    /// `pause` is longer than any of its steps.
+    pub fn heal_rings(&self, pause: impl FnOnce()) -> u32 {
+        let look = |slots: &Slots| slots.lost(&self.fixed.rings);
+        let pools = self.pools().into_iter().filter_map(|(pool, _)| self.slots_of(pool));
+        let first = pools.map(|slots| (look(&slots), slots)).filter(|(lost, _)| !lost.is_empty()).collect::<Vec<_>>();
+        if first.is_empty() {
+            return 0;
+        }
+        pause();
+        first.into_iter().map(|(lost, slots)| slots.heal(&self.fixed.rings, &lost.still(&look(&slots)))).sum()
+    }
+
     /// Counts an end that the controller brought about; others are counted where they happen.
     fn count(&self, reason: Reason) {
-        if let Err(error) = self.maps.count(reason) {
-            log::warn!("an end by {} is not counted: {error:#}", reason.name());
-        }
+        self.fixed.counted.word64(reason as usize, 0).fetch_add(1, Ordering::Relaxed);
     }
 
     fn account(&self, flow: &Flow) {

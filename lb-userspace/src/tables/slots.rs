@@ -8,7 +8,7 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        atomic::{Ordering, fence},
+        atomic::{AtomicU32, Ordering, fence},
     },
 };
 
@@ -173,8 +173,7 @@ impl Slots {
             if head == ring(offset_of!(Ring, tail)).load(Ordering::Acquire) {
                 return None;
             }
-            let place = head as usize & ((1 << bits) - 1);
-            let cell = self.free.word32(place >> 4, (place & 15) * 4).load(Ordering::Acquire);
+            let cell = self.cell(head, bits).load(Ordering::Acquire);
             let Some(slot) = ring::slot_at(head, cell, bits) else { continue };
             let next = head.wrapping_add(1);
             let word = ring(offset_of!(Ring, head));
@@ -200,6 +199,62 @@ impl Slots {
         }
     }
 
+    /// What a process that was killed between two steps may have left behind. The kernel program goes
+    /// on meanwhile and may be between two steps itself: what is lost looks the same a moment later.
+    pub(super) fn lost(&self, rings: &Table<Ring>) -> Lost {
+        // Slots before the ring: one that is given back in between is found in it.
+        let all = (0..self.len()).map(|slot| (slot as u16, self.ctl(slot as u16)));
+        let idle: Vec<_> = all.filter(|(_, ctl)| is_idle(*ctl)).collect();
+        let index = usize::from(self.pool);
+        let end = |offset: usize| rings.word32(index, offset).load(Ordering::Acquire);
+        let (bits, head, tail) =
+            (end(offset_of!(Ring, bits)), end(offset_of!(Ring, head)), end(offset_of!(Ring, tail)));
+        let (mut in_ring, mut cells) = (vec![false; self.slots.len()], Vec::new());
+        for position in (0..tail.wrapping_sub(head).min(1 << bits)).map(|n| head.wrapping_add(n)) {
+            let cell = self.cell(position, bits).load(Ordering::Acquire);
+            match ring::slot_at(position, cell, bits) {
+                Some(slot) => in_ring.iter_mut().skip(slot as usize).take(1).for_each(|found| *found = true),
+                None => cells.push((position, cell)),
+            }
+        }
+        // What was popped meanwhile may have been pushed for the next lap.
+        let popped = end(offset_of!(Ring, head)).wrapping_sub(head);
+        cells.retain(|(position, _)| position.wrapping_sub(head) >= popped);
+        Lost { slots: idle.into_iter().filter(|(slot, _)| !in_ring[usize::from(*slot)]).collect(), cells }
+    }
+
+    /// Gives back what is lost: every idle slot to the ring, and something to every cell that was
+    /// never filled, without which no pop gets past it. Returns how many slots are back.
+    pub(super) fn heal(&self, rings: &Table<Ring>, lost: &Lost) -> u32 {
+        let bits = rings.word32(usize::from(self.pool), offset_of!(Ring, bits)).load(Ordering::Relaxed);
+        let mut back = 0;
+        let mut slots = lost.slots.iter().filter(|(slot, ctl)| {
+            // One that is half claimed has nobody any more who finishes that.
+            ctl.state() != State::Claiming || self.swap(*slot, *ctl, ctl.with_state(State::Closed))
+        });
+        for (position, seen) in &lost.cells {
+            let next = slots.next().map(|(slot, _)| *slot);
+            // Without one, a slot in use: a pop passes over it.
+            let filler = || (0..self.len()).map(|slot| slot as u16).find(|slot| self.ctl(*slot).state().is_active());
+            let Some(slot) = next.or_else(filler) else { continue };
+            let cell = ring::cell(*position, slot.into(), bits);
+            let filled = self.cell(*position, bits).compare_exchange(*seen, cell, Ordering::AcqRel, Ordering::Acquire);
+            match next {
+                Some(_) if filled.is_ok() => back += 1,
+                Some(slot) => {
+                    self.push(rings, slot);
+                    back += 1;
+                }
+                None => {}
+            }
+        }
+        for (slot, _) in slots {
+            self.push(rings, *slot);
+            back += 1;
+        }
+        back
+    }
+
     /// Whether a port that was taken from the ring belongs in it. If a flow has it, its word now
     /// says that the port is not in the ring.
     fn is_free(&self, slot: u16) -> bool {
@@ -215,8 +270,12 @@ impl Slots {
     }
 
     fn store_cell(&self, position: u32, bits: u32, cell: u32) {
+        self.cell(position, bits).store(cell, Ordering::Release);
+    }
+
+    fn cell(&self, position: u32, bits: u32) -> &AtomicU32 {
         let place = position as usize & ((1 << bits) - 1);
-        self.free.word32(place >> 4, (place & 15) * 4).store(cell, Ordering::Release);
+        self.free.word32(place >> 4, (place & 15) * 4)
     }
 
     /// Fills a new ring with all slots but those that `skip` names, beginning with `first`. Nothing
@@ -235,6 +294,37 @@ impl Slots {
         for slot in all.map(|slot| slot as u16).filter(|slot| !skip(*slot)) {
             self.push(rings, slot);
         }
+    }
+}
+
+/// Slots that hold no flow and wait in no ring, each with its word; and positions of a ring that are
+/// counted and were never filled, each with what their cell holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lost {
+    pub slots: Vec<(u16, Ctl)>,
+    pub cells: Vec<(u32, u32)>,
+}
+
+impl Lost {
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty() && self.cells.is_empty()
+    }
+
+    /// What was lost before and still is.
+    pub fn still(mut self, now: &Lost) -> Lost {
+        self.slots.retain(|slot| now.slots.contains(slot));
+        self.cells.retain(|cell| now.cells.contains(cell));
+        self
+    }
+}
+
+/// Whether a slot holds no flow. A claim lasts microseconds; one that is [retired](Slots::retire)
+/// looks claimed for ever.
+fn is_idle(ctl: Ctl) -> bool {
+    match ctl.state() {
+        State::Free | State::Closed => true,
+        State::Claiming => ctl.flags() & KILLED == 0,
+        _ => false,
     }
 }
 

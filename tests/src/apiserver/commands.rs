@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `readyz STATUS` | `/readyz` answers with this status from then on |
 //! | `hang on` / `hang off` | new connections are accepted, but never answered; open ones are not affected |
+//! | `listen off` | the listener is closed; connections go on, as while a server shuts down gracefully |
 //! | `ended` | counts how plain connections have ended, as JSON: `fin`, `reset`, or another error's kind |
 
 use std::{
@@ -15,7 +16,10 @@ use std::{
     },
 };
 
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    sync::Notify,
+};
 
 use super::Server;
 
@@ -23,12 +27,19 @@ use super::Server;
 pub struct Mood {
     readyz: AtomicU16,
     hangs: AtomicBool,
+    /// Wakes whoever accepts connections: it is to end.
+    pub deaf: Notify,
     ended: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Default for Mood {
     fn default() -> Self {
-        Self { readyz: AtomicU16::new(200), hangs: AtomicBool::new(false), ended: Mutex::default() }
+        Self {
+            readyz: AtomicU16::new(200),
+            hangs: AtomicBool::new(false),
+            deaf: Notify::new(),
+            ended: Mutex::default(),
+        }
     }
 }
 
@@ -58,6 +69,7 @@ impl Mood {
                 Err(error) => return format!("{status}: {error}"),
             },
             ["hang", how @ ("on" | "off")] => self.hangs.store(how == "on", Ordering::Relaxed),
+            ["listen", "off"] => self.deaf.notify_one(),
             ["ended"] => {
                 let ended = self.ended.lock().expect("nobody panics while holding it");
                 return serde_json::to_string(&*ended).unwrap_or_else(|error| error.to_string());

@@ -64,7 +64,11 @@ pub async fn run(options: Options) -> Result<()> {
     println!("listening on {}", options.listen);
     tokio::spawn(commands::obey(Arc::clone(&server)));
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = server.mood.deaf.notified() => break,
+        };
+        match accepted {
             Ok((stream, _)) => _ = tokio::spawn(connection(stream, Arc::clone(&server))),
             Err(error) => {
                 eprintln!("accept: {error}");
@@ -72,6 +76,8 @@ pub async fn run(options: Options) -> Result<()> {
             }
         }
     }
+    drop(listener);
+    std::future::pending().await
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

@@ -307,3 +307,69 @@ fn sweep(program: &Program, head: Head, closed: &AtomicU64) {
         }
     }
 }
+
+#[test]
+fn ports_that_a_killed_controller_lost_are_back_and_each_is_in_the_ring_once() {
+    // Killed at every step of an end: before the push, in the push, and in the middle of a claim.
+    for kills in [vec!["swap"], vec!["tail"], vec!["claim"], vec!["tail", "swap", "tail", "claim", "swap", "tail"]] {
+        for popped_before in [0, 13, 39] {
+            let program = Program::new(20);
+            for turn in 0..popped_before {
+                let (slot, ctl) = program.open(client(40_000 + turn)).unwrap();
+                assert!(program.finish(slot, ctl));
+            }
+            let (slots, rings) = (program.slots(), &program.tables.fixed.rings);
+            for (number, kill) in kills.iter().enumerate() {
+                let (slot, ctl) = program.open(client(50_000 + number as u16)).unwrap();
+                program.tables.correct_active(0, -1);
+                let ended = if *kill == "claim" { ctl.claimed() } else { ctl.closed(Reason::Killed as u8) };
+                assert!(slots.swap(slot, ctl, ended));
+                if *kill == "tail" {
+                    rings.word32(program.pool.into(), offset_of!(Ring, tail)).fetch_add(1, Ordering::AcqRel);
+                }
+            }
+            // One that is in use all the time, and one that is retired.
+            let (held, _) = program.open(client(60_000)).unwrap();
+            let retired = program.pop().unwrap();
+            assert!(slots.retire(retired));
+            assert_eq!(program.tables.heal_rings(|| ()), kills.len() as u32, "{kills:?}");
+            assert_eq!(program.tables.heal_rings(|| panic!("all is well")), 0, "{kills:?}");
+            let mut found: Vec<u16> = std::iter::from_fn(|| program.pop()).collect();
+            found.sort_unstable();
+            let all = (0..20).filter(|slot| ![held, retired].contains(slot));
+            assert_eq!(found, all.collect::<Vec<_>>(), "{kills:?}");
+        }
+    }
+}
+
+#[test]
+fn what_the_program_is_about_to_give_back_is_not_given_back_twice() {
+    let program = Program::new(20);
+    let (slot, ctl) = program.open(client(50_000)).unwrap();
+    let (other, other_ctl) = program.open(client(50_001)).unwrap();
+    let slots = program.slots();
+    assert!(slots.swap(slot, ctl, ctl.closed(Reason::Closed as u8)));
+    let healed = program.tables.heal_rings(|| {
+        slots.push(&program.tables.fixed.rings, slot);
+        program.tables.correct_active(0, -1);
+        assert!(program.finish(other, other_ctl));
+    });
+    assert_eq!(healed, 0);
+    program.assert_all_free();
+}
+
+#[test]
+fn a_cell_that_was_never_filled_does_not_keep_claims_from_the_ports_behind_it() {
+    let program = Program::new(20);
+    let (held, _) = program.open(client(50_000)).unwrap();
+    let rings = &program.tables.fixed.rings;
+    // Nothing is lost but the cell itself.
+    while program.pop().is_some() {}
+    rings.word32(program.pool.into(), offset_of!(Ring, tail)).fetch_add(1, Ordering::AcqRel);
+    let slots = program.slots();
+    slots.push(rings, 7);
+    assert_eq!(program.pop(), None, "nobody gets past it");
+    program.tables.heal_rings(|| ());
+    let found: Vec<_> = std::iter::from_fn(|| program.pop()).collect();
+    assert!(found.contains(&7) && found.iter().filter(|slot| **slot == held).count() <= 1, "{found:?}");
+}
