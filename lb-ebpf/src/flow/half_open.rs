@@ -49,6 +49,14 @@ pub fn make_room(service: u32) -> bool {
     make_room_global(service) != 0
 }
 
+/// The same for a flow that is to be connected to another backend of its service.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn make_room_beside_global(at: u32) -> u32 {
+    let backend = records::slot(SlotAt(at)).and_then(|slot| records::backend(slot.backend() as u32));
+    backend.map_or(0, |backend| make_room_global(backend.service() as u32))
+}
+
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn make_room_global(service: u32) -> u32 {

@@ -12,7 +12,10 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::{half_open, opening::unfill};
+use super::{
+    half_open,
+    opening::{ROOMS, unfill},
+};
 use crate::{
     access, clock,
     index::{self, Hashed},
@@ -30,9 +33,9 @@ use crate::{
 #[inline(always)]
 pub fn move_on(at: SlotAt, reason: u32) -> Outcome {
     let next = match leave_global(at.0, reason) {
-        NEXT => select::next(at),
-        NONE => Choice::NO_BACKEND,
-        fresh => Choice::same_backend(SlotAt(fresh as u32)),
+        SAME => same(at),
+        NEXT => another(at),
+        _ => Choice::NO_BACKEND,
     };
     if next.refusal().is_some() {
         return Outcome(refuse_global(at.0, reason));
@@ -43,35 +46,70 @@ pub fn move_on(at: SlotAt, reason: u32) -> Outcome {
     moved
 }
 
-/// What [`leave_global`] returns, if not a fresh port to the same backend: another backend is to be
-/// chosen. `NONE`: there is no try left.
+/// Another backend, and a slot towards it: unconfirmed flows give theirs if there is no other.
+#[inline(always)]
+fn another(at: SlotAt) -> Choice {
+    let mut next = select::next(at);
+    for _ in 0..ROOMS {
+        if !next.is_without_slot() || half_open::make_room_beside_global(at.0) == 0 {
+            break;
+        }
+        next = select::next(at);
+    }
+    next
+}
+
+/// Another slot towards the same backend. If there is none, it is left.
+#[inline(always)]
+fn same(at: SlotAt) -> Choice {
+    match fresh_port_global(at.0) {
+        NONE if give_up_global(at.0, 0) == NEXT => another(at),
+        NONE => Choice::NO_BACKEND,
+        fresh => Choice::same_backend(SlotAt(fresh as u32)),
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn fresh_port_global(at: u32) -> i64 {
+    let Some(slot) = records::slot(SlotAt(at)) else { return NONE };
+    select::claim_towards(slot.backend() as u32, Client::of(slot.key())).map_or(NONE, |fresh| fresh.0 as i64)
+}
+
+/// What [`leave_global`] returns: another backend is to be chosen. `NONE`: there is no try left.
 const NEXT: i64 = -2;
+/// A fresh port to the same backend is to be taken.
+const SAME: i64 = -3;
 
 /// The consequences of a failed try. One that met an older connection gets a fresh port to the same
-/// backend: its slot is returned.
+/// backend.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn leave_global(at: u32, reason: u32) -> i64 {
     let at = SlotAt(at);
     let Some(slot) = records::slot(at) else { return NONE };
     report::count_number(reason);
-    let number = slot.backend() as u32;
-    let Some(backend) = records::backend(number) else { return NONE };
-    let mut late = false;
+    let Some(backend) = records::backend(slot.backend() as u32) else { return NONE };
     if reason != Reason::TimeWait as u32 {
-        late = failed_global(at.0, reason) != 0;
-    } else if !backend.is_closed()
-        && let Some(fresh) = select::claim_towards(number, Client::of(slot.key()))
-    {
-        return fresh.0 as i64;
+        return give_up_global(at.0, failed_global(at.0, reason));
     }
+    if backend.is_closed() { give_up_global(at.0, 0) } else { SAME }
+}
+
+/// A flow leaves its backend: whether it may try another one.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn give_up_global(at: u32, late: u32) -> i64 {
+    let at = SlotAt(at);
+    let Some(slot) = records::slot(at) else { return NONE };
+    let Some(backend) = records::backend(slot.backend() as u32) else { return NONE };
     backend.one_less();
     let Some(service) = records::service(backend.service() as u32) else { return NONE };
     let Some(opening) = records::opening(at) else { return NONE };
     // A flow that leaves a closed backend may try as many as there are. So may one whose backend was
     // taken out while its SYN was on the way: what has failed then is known to be the backend, and
     // of all that are connecting at once exactly max_fails meet it.
-    if opening.tries() as u32 >= service.tries() && !backend.is_closed() && !late { NONE } else { NEXT }
+    if opening.tries() as u32 >= service.tries() && !backend.is_closed() && late == 0 { NONE } else { NEXT }
 }
 
 /// No try is left: the client is refused.

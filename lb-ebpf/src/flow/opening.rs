@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How often the oldest unconfirmed flows give way for one new connection.
-const ROOMS: u32 = 4;
+pub const ROOMS: u32 = 4;
 
 /// A SYN of a client that has no flow: whether it may open one, which backend gets it, the flow
 /// itself. Each step is called from the walk and none calls the next, so that no chain of calls is

@@ -288,7 +288,7 @@ impl Case {
                     continue;
                 }
                 let flow = around.ours.flow(head.flow.at);
-                let Some(flow) = flow.filter(|flow| is_meant(flow) && flow.record.started <= self.begun_by) else {
+                let Some(flow) = flow.filter(|flow| is_meant(flow) && flow.opening.started <= self.begun_by) else {
                     continue;
                 };
                 if self.next > now {
