@@ -88,7 +88,7 @@ fn all_tries_failed_is_502_with_every_address() {
 
 #[test]
 fn every_reason_to_turn_a_client_away_has_nginx_status() {
-    for reason in Reason::ALL {
+    for reason in Reason::ALL.iter().filter(|reason| **reason != Reason::Unconfirmed) {
         let turned =
             Event { backend: u16::MAX, pool: u16::MAX, started: Instant::ZERO, ..event(TURNED_AWAY, *reason, 0) };
         let record = Recorder::default().event(&turned, &names(), now()).expect("a record");
@@ -100,6 +100,12 @@ fn every_reason_to_turn_a_client_away_has_nginx_status() {
         assert_eq!((record.status, record.tries.len(), record.backend, record.snat), (expected, 0, None, None));
         assert_eq!(record.session, Duration::ZERO);
     }
+}
+
+#[test]
+fn a_syn_from_anybodys_address_makes_no_line() {
+    let ended = event(ENDED, Reason::Unconfirmed, 1);
+    assert_eq!(Recorder::default().event(&ended, &names(), now()), None);
 }
 
 #[test]
