@@ -45,6 +45,8 @@ fn fill(lab: &Lab, bpffs: &std::path::Path, count: u32) {
                 assert_eq!((out.flags, out.from.ip()), (SYN, vip.ip()), "{number}: {out:?}");
                 let answer = Segment::new(out.to, out.from, SYN | ACK).macs(out.to_mac, device.mac).numbers(5000, 1001);
                 dataplane.inject(device.ifindex, &answer.bytes()).expect("BPF_PROG_TEST_RUN");
+                let last = Segment::new(client, vip, ACK).macs(client_mac, device.mac).numbers(1001, 5001);
+                dataplane.inject(device.ifindex, &last.bytes()).expect("BPF_PROG_TEST_RUN");
             }
         });
         filled.join().expect("filled");

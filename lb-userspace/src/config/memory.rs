@@ -10,8 +10,9 @@ use lb_common::{
     hash::BUCKET,
     layout::{
         Backend, ClientLine, ConnectTimes, EVENTS_BYTES, EXTENT_BITS, Failures, Interface, LEASE_BITS, LISTENER_BITS,
-        Lease, Listener, MAGLEV_LINES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MIN_RING_BITS, MaglevLine, Meta,
-        Opening, POOL_BITS, POOL_EXTENTS, Pool, Ring, Rule, RuleLine, Service as ServiceRecord, Slot, SlowStart, Trace,
+        Lease, Listener, MAGLEV_LINES, MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MIN_RING_BITS,
+        MaglevLine, Meta, Opening, POOL_BITS, POOL_EXTENTS, Pool, Ring, Rule, RuleLine, Service as ServiceRecord, Slot,
+        SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -29,13 +30,17 @@ pub fn bytes(config: &Config) -> u64 {
     let events = u64::from(EVENTS_BYTES) + 3 * PAGE;
     let pools: u64 = config.pools().iter().map(|(_, ports)| pool(*ports)).sum();
     let services: u64 = config.services.iter().map(service).sum();
-    fixed + index + outer + events + pools + services
+    fixed + ADDRESSES + index + outer + events + pools + services
 }
 
 /// Bytes of an array that can be mapped.
 const fn array(record: u64, records: u64) -> u64 {
     PAGE + (record * records).next_multiple_of(PAGE)
 }
+
+/// The hash of addresses: a bucket of 16 bytes (`struct bucket` of the kernel's hashtab.c) for each
+/// that it may have, to the next power of two.
+const ADDRESSES: u64 = (MAX_ADDRESSES as u64).next_power_of_two() * 16;
 
 /// The arrays of fixed size: name, bytes per record, number of records.
 pub(crate) const FIXED: [(&str, u64, u64); 13] = [
