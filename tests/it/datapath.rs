@@ -6,7 +6,6 @@ mod client_limit;
 mod closing;
 mod draining;
 mod failures;
-mod giving_way;
 mod leases;
 mod opening;
 mod parsing;
