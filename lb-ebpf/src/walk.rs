@@ -153,7 +153,7 @@ fn settle<F: Frame>(frame: F, segment: Segment, outcome: Outcome, sender: Sender
         save_syn(frame, segment, outcome.at(), link);
     }
     if matches!((outcome.kind(), sender), (Outcome::SEND_SYN, Sender::Client(..))) {
-        learn_hop_again(frame, segment, outcome.at());
+        learn_hop_again_global(outcome.at().0, segment.source);
     }
     carry_out(frame, segment, outcome, matches!(sender, Sender::Client(..)))
 }
@@ -348,14 +348,17 @@ extern "C" fn way_back_global(mac: u64, link: u32, client: u32) -> u64 {
 }
 
 /// A SYN that is sent again may mean that the answer went the wrong way: its client may have become
-/// our neighbour only by asking for our address just before.
-#[inline(always)]
-fn learn_hop_again<F: Frame>(frame: F, segment: Segment, at: SlotAt) {
-    let Some(slot) = records::slot(at) else { return };
-    if slot.ctl().state().is_unconfirmed() && !slot.hop().is_of_neighbour() {
-        slot.set_hop(Hop(0));
-        learn_hop(frame, segment, slot, None);
+/// our neighbour only by asking for our address just before. Whoever sent it, the next hop stays,
+/// or becomes the one by which this host itself reaches the client by the same interface.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn learn_hop_again_global(at: u32, client: u32) -> u32 {
+    let Some(slot) = records::slot(SlotAt(at)) else { return 0 };
+    let hop = slot.hop();
+    if hop.is_known() && !hop.is_of_neighbour() {
+        slot.set_hop(Hop(way_back_global(hop.0 & MAC, hop.interface() as u32, client)));
     }
+    0
 }
 
 /// Whether a known next hop is by the interface that the kernel calls `ifindex`.

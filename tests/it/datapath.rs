@@ -6,6 +6,7 @@ mod client_limit;
 mod closing;
 mod draining;
 mod failures;
+mod giving_way;
 mod leases;
 mod opening;
 mod parsing;

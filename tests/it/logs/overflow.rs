@@ -37,13 +37,12 @@ fn what_the_ring_has_no_room_for_is_counted_to_the_last_line_and_the_controller_
     storm(&cluster, RING + 500, "mixed");
     let ended = || (lost() == 500).then_some(());
     wait::until("500 events lost", SOON, ended).unwrap_or_else(|error| panic!("{error:#}: {}", lost()));
-    // Nothing takes a backend out in the meantime; each client is given to it first, because it has
-    // the fewest connections.
+    // Without the controller too, the kernel program takes it out at the third failure.
     cluster.standins[0].kill();
     storm(&cluster, 300, "client-fin");
     let failures =
         || tables.backend(0).connect_failures + tables.backend(1).connect_failures + tables.backend(2).connect_failures;
-    assert!(failures() >= 300, "{}", failures());
+    assert!((3..10).contains(&failures()), "{}", failures());
     // Those of the storm, and the thirty that the host of cp01 has reset.
     let all = || (lost() == 500 + 300 + 30 + failures()).then_some(());
     wait::until("every event lost", SOON, all).unwrap_or_else(|error| panic!("{error:#}: {} {}", lost(), failures()));
