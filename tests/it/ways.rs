@@ -1,8 +1,14 @@
 //! Clients that are reached otherwise than their frames come.
 
-use lab::Host;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
-use crate::cluster::{Cluster, all_served, both};
+use evenkeel::sys::{netdev, packet_socket::PacketSocket};
+use lab::{Host, Plan, arp, topology::Topology, wait};
+
+use crate::cluster::{Cluster, SOON, all_served, both};
 
 /// Lets every TCP packet of a host leave with another sender than the one that answers ARP.
 fn send_as_another(host: &Host) {
@@ -33,4 +39,82 @@ fn a_client_that_sends_from_another_mac_than_it_listens_at_is_served() {
         let trace = cluster.evenkeel.json(&["trace", &a_client(&cluster)]).expect("trace");
         assert_eq!(trace["connections"][0]["client_side"]["way"], "neighbour", "{hook}: {trace}");
     });
+}
+
+/// Makes a host the router between the segment and the client's network.
+fn become_router(host: &Host) {
+    host.link("eth0", false).expect("down");
+    for address in ["10.0.1.254/24", "10.9.0.254/24"] {
+        host.ip(&["addr", "add", address, "dev", "eth0"]).expect("an address");
+    }
+    host.link("eth0", true).expect("up");
+}
+
+/// Tells everybody where the routers' addresses are now, as routers do again and again: the first
+/// time, the switch may not let it through yet.
+fn announce(host: &Host) {
+    let mac = arp::mac(host, "eth0").expect("its MAC");
+    let told = host.inside(|| {
+        let (socket, ifindex) = (PacketSocket::open()?, netdev::index_of("eth0")?);
+        let claims = [[10, 0, 1, 254], [10, 9, 0, 254]].map(|address| claim(mac, address));
+        claims.iter().try_for_each(|frame| Ok(socket.send(ifindex, frame)?))
+    });
+    told.expect("it tells everybody");
+}
+
+/// A gratuitous ARP request.
+fn claim(mac: [u8; 6], address: [u8; 4]) -> Vec<u8> {
+    let kind = [0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1];
+    [&[0xff; 6][..], &mac, &kind, &mac, &address, &[0; 6], &address].concat()
+}
+
+#[test]
+fn when_a_router_takes_over_anothers_address_streams_go_on_without_a_word_from_their_clients() {
+    for hook in ["tc", "clsact"] {
+        let cluster = Cluster::of(Plan::new(Topology::Segment).clients(3), hook, |service| service);
+        let [client, first, second] = [0, 1, 2].map(|number| cluster.lab.clients[number].clone());
+        for router in [&first, &second] {
+            for (name, value) in [
+                ("net.ipv4.ip_forward", "1"),
+                ("net.ipv4.conf.all.rp_filter", "0"),
+                ("net.ipv4.conf.all.send_redirects", "0"),
+                ("net.ipv4.conf.eth0.send_redirects", "0"),
+            ] {
+                router.sysctl(name, value).expect("sysctl");
+            }
+        }
+        become_router(&first);
+        client.ip(&["addr", "flush", "dev", "eth0"]).expect("flush");
+        client.ip(&["addr", "add", "10.9.0.5/24", "dev", "eth0"]).expect("an address");
+        client.ip(&["route", "add", "default", "via", "10.9.0.254"]).expect("a route");
+        cluster.lab.balancer.ip(&["route", "add", "10.9.0.0/24", "via", "10.0.1.254"]).expect("a route");
+        // Routes are listed once a second at most.
+        thread::sleep(Duration::from_millis(1500));
+        let pki = cluster.lab.folder().display().to_string();
+        let mut held = cluster.hold(&["--tls", &pki, "--watch"]);
+        all_served(&held.open(5).expect("open"), 5, hook);
+        let bytes = |held: &mut lab::client::hold::Holding| held.status().expect("status").bytes;
+        let before = bytes(&mut held);
+        wait::until("the streams run", SOON, || (bytes(&mut held) > before).then_some(())).expect(hook);
+
+        first.link("eth0", false).expect("down");
+        become_router(&second);
+        let (since, before) = (Instant::now(), bytes(&mut held));
+        let new = arp::text(arp::mac(&second, "eth0").expect("its MAC"));
+        let follows = || {
+            announce(&second);
+            let trace = cluster.evenkeel.json(&["trace", &a_client(&cluster)]).expect("trace");
+            (trace["connections"][0]["client_side"]["mac"] == new.as_str()).then_some(())
+        };
+        wait::until("the connections lead to the other router", SOON, follows).unwrap_or_else(|error| {
+            let neighbours = cluster.lab.balancer.ip(&["neigh"]).expect("ip neigh");
+            let trace = cluster.evenkeel.json(&["trace", &a_client(&cluster)]).expect("trace");
+            panic!("{hook}: {error:#}\nnot {new}: {neighbours}\n{trace}")
+        });
+        assert!(since.elapsed() < Duration::from_secs(1), "{hook}: {:?}", since.elapsed());
+        // There is an event every five seconds.
+        wait::until("the streams go on", SOON, || (bytes(&mut held) > before).then_some(())).expect(hook);
+        assert!(since.elapsed() < Duration::from_millis(6500), "{hook}: {:?}", since.elapsed());
+        assert_eq!(held.status().expect("status").open, 5, "{hook}");
+    }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Result;
 use ipnet::IpNet;
-use lb_common::layout::Hop;
+use lb_common::layout::{Hop, MAX_WAYS};
 use log::info;
 
 use crate::{
@@ -23,6 +23,8 @@ pub struct Ways {
     known: BTreeMap<IpNet, Way>,
     /// As they were written.
     written: Written,
+    /// The last known next hop of each prefix: flows keep it while none is known.
+    last: BTreeMap<IpNet, Hop>,
 }
 
 /// The table of ways, as the kernel program reads it.
@@ -86,11 +88,17 @@ impl Ways {
             }
             tables.set_way(prefix, hop)?;
             left.extend(before.filter(|hop| hop.is_known()).map(|hop| hop.0));
+            if let Some(new) = hop.filter(|hop| hop.is_known()) {
+                left.extend(self.last.insert(prefix, new).filter(|last| *last != new).map(|hop| hop.0));
+            }
             match hop {
                 Some(hop) => _ = self.written.hops.insert(prefix, hop),
                 None => _ = self.written.hops.remove(&prefix),
             }
             self.written.lengths.insert(prefix.prefix_len());
+        }
+        if self.last.len() > 2 * MAX_WAYS as usize {
+            self.last.retain(|prefix, _| self.known.contains_key(prefix));
         }
         if !left.is_empty() {
             let redirected = tables.redirect(|client, hop| self.written.instead(client, hop, &left));

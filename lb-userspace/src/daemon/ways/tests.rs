@@ -98,4 +98,7 @@ fn when_a_router_changes_its_mac_the_flows_through_it_follow_and_no_others() {
     ways.change(vec![(net("0.0.0.0/0"), Some(Way::Unknown)), (net("10.0.1.7/32"), None)], &tables).unwrap();
     let last = [new.bare(), new.bare(), before[2], neighbour.bare(), before[4]];
     assert_eq!(hops(&tables), last, "the last one known, until their frames say otherwise");
+    ways.change(vec![(net("0.0.0.0/0"), through(OURS, 3)), (net("10.0.1.7/32"), through(OURS, 6))], &tables).unwrap();
+    let (router, neighbour) = (Hop::new([3; 6], 0).of_neighbour(), Hop::new([6; 6], 0).of_neighbour());
+    assert_eq!(hops(&tables), [router, router, before[2], neighbour, before[4]], "found again, somewhere else");
 }
