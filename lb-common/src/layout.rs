@@ -343,9 +343,24 @@ pub struct Opening {
     pub syn: SavedSyn,
     /// Backends tried for this connection so far.
     pub tries: u8,
+    /// While the flow is `LOOSE`: which side's segment the two numbers below are of, `SEEN_*`.
+    pub seen: u8,
     /// Zero.
-    pub reserved: [u8; 15],
+    pub reserved: [u8; 2],
+    /// Where the client is by that segment: its sequence number, or what the backend acknowledged.
+    pub seen_client: u32,
+    /// Where the backend is by it.
+    pub seen_backend: u32,
+    /// Zero.
+    pub reserved2: u32,
 }
+
+/// In [`Opening::seen`]: none.
+pub const SEEN_NONE: u8 = 0;
+/// A segment of the client.
+pub const SEEN_CLIENT: u8 = 1;
+/// A segment of the backend.
+pub const SEEN_BACKEND: u8 = 2;
 
 /// BACKENDS: one backend of one service. The first line is what the scheduler needs, the second
 /// totals.

@@ -10,10 +10,6 @@ pub const MAX_STEP: u32 = 1 << 30;
 /// KiB long. Linux's connection tracking allows 66,000.
 pub const SLACK: u32 = 1 << 16;
 
-/// How much further ahead than a window the first segment may be that comes to a host which has
-/// taken a connection over: what went through the other host unreported.
-pub const TAKEOVER: u32 = 1 << 26;
-
 /// Whether a number is to be believed: a sequence number, or an acknowledgement of the other
 /// direction's. The receiver of those sequence numbers has acknowledged all below `acknowledged`,
 /// and takes none from `edge` on (RFC 9293 section 3.10.7.4, RFC 5961 section 5.2).
@@ -25,10 +21,26 @@ pub const fn is_believable(number: u32, acknowledged: u32, edge: u32) -> bool {
     number.wrapping_sub(acknowledged).wrapping_add(SLACK) <= room + 2 * SLACK
 }
 
-/// The same after a takeover: nothing further ahead of `from` than [`TAKEOVER`].
+/// Whether two numbers of one direction, seen in two segments, are no further apart than the largest
+/// window with this scale.
 #[inline(always)]
-pub const fn is_ahead(number: u32, from: u32) -> bool {
-    number.wrapping_sub(from).wrapping_add(SLACK) <= TAKEOVER + SLACK
+pub const fn agree(one: u32, other: u32, scale: u32) -> bool {
+    let room = largest_window(scale);
+    one.wrapping_sub(other).wrapping_add(room) <= 2 * room
+}
+
+/// The largest window with this scale (RFC 7323 section 2.3).
+#[inline(always)]
+pub const fn largest_window(scale: u32) -> u32 {
+    0xffff << scale
+}
+
+/// The highest sequence end of a flow of which another host has seen more: at `end` now, which may
+/// be any number of windows further, or [`SLACK`] behind.
+#[inline(always)]
+pub const fn resumed(highest: u64, end: u32) -> u64 {
+    let step = end.wrapping_sub(highest as u32);
+    if step >= SLACK.wrapping_neg() { highest } else { highest.wrapping_add(step as u64) }
 }
 
 /// Whether `a` comes before `b`.
@@ -109,6 +121,25 @@ mod tests {
                 assert!(!believed(acknowledged.wrapping_add(1 << 31)));
             }
         }
+    }
+
+    #[test]
+    fn numbers_agree_within_the_largest_window_on_both_sides_of_the_wrap() {
+        for number in [0, 5, u32::MAX - 5, 1 << 31] {
+            let far = largest_window(7);
+            for near in [0, 1, far] {
+                assert!(agree(number, number.wrapping_add(near), 7) && agree(number, number.wrapping_sub(near), 7));
+            }
+            assert!(!agree(number, number.wrapping_add(far + 1), 7) && !agree(number, number.wrapping_sub(far + 1), 7));
+            assert!(!agree(number, number.wrapping_add(1 << 31), 14));
+        }
+    }
+
+    #[test]
+    fn a_resumed_end_goes_on_as_far_as_it_must_and_not_back() {
+        assert_eq!(resumed(1000, 1000_u32.wrapping_add(3 << 30)), 1000 + (3 << 30));
+        assert_eq!(resumed(1000, 1000), 1000);
+        assert_eq!(resumed(1 << 33, 0xffff_fff0), 1 << 33, "a segment that was overtaken");
     }
 
     #[test]

@@ -118,8 +118,9 @@ pub const COUNTED: u8 = 16;
 /// where the port still waits. A claim that meets it there clears the flag; the end of the flow
 /// gives the port back only if the flag is clear.
 pub const IN_RING: u8 = 64;
-/// The flow was taken over from the other host, whose last packets of it may not be known here: one
-/// segment may be further ahead than a window allows.
+/// The flow was taken over from the other host, whose last packets of it may not be known here. The
+/// first segment inside the window clears the flag; or else two segments, one of each side, that
+/// agree about where the flow is.
 pub const LOOSE: u8 = 32;
 
 /// The value of a slot's first word.

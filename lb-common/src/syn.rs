@@ -77,8 +77,8 @@ pub struct SavedSyn {
     pub offers: u8,
     /// The type of service.
     pub tos: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// 1: it was filled in. Between the claim of a slot and that, there is nothing to send.
+    pub saved: u8,
     /// The value of the timestamps option, as it lies in the packet.
     pub timestamp: u32,
 }

@@ -13,13 +13,17 @@ mod half_open;
 mod moving_on;
 mod opening;
 
-use lb_common::{flow::SlotAt, layout::Slot, slot::Ctl};
+use lb_common::{
+    flow::SlotAt,
+    layout::Slot,
+    slot::{Ctl, LOOSE, State},
+};
 
 use crate::{klog, outcome::Outcome, records::Held};
 
 pub use backend::{Answer, from_backend};
 pub use client::from_client;
-pub use confirming::{confirm, recover};
+pub use confirming::{confirm, resume};
 pub use moving_on::move_on;
 pub use opening::open;
 
@@ -38,6 +42,19 @@ const INSIDE: u32 = 1 << 8;
 #[inline(always)]
 const fn flags_of(flags: u8, inside: bool) -> u32 {
     flags as u32 | if inside { INSIDE } else { 0 }
+}
+
+/// The state in which a segment meets a flow. One inside the window lifts suspicion and settles a
+/// flow that was taken over: then `None`, look again.
+#[inline(always)]
+fn met(at: SlotAt, slot: Held<Slot>, ctl: Ctl, inside: bool) -> Option<State> {
+    let seen = if matches!(ctl.state(), State::Suspect) { ctl.cleared() } else { ctl };
+    let settled = seen.without_flags(LOOSE);
+    if inside && settled != ctl {
+        change(at, slot, ctl, settled);
+        return None;
+    }
+    Some(seen.state())
 }
 
 /// Compare-and-swaps that may fail before the segment is forwarded as it is.

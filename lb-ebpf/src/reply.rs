@@ -4,7 +4,7 @@
 use lb_common::{
     address::V4,
     flow::SlotAt,
-    layout::{Hop, Interface},
+    layout::{Hop, Interface, Slot},
     tcp::{ACK, RST, SYN, Side},
     verdict::Reason,
 };
@@ -13,7 +13,7 @@ use network_types::{eth::EtherType, ip::IpProto};
 use crate::{
     clock,
     cursor::{Frame, Headers, field},
-    parse::{self, Segment},
+    parse,
     records::{self, Held},
     report::{count, dropped, impossible},
 };
@@ -25,7 +25,7 @@ const RST_PER_TICK: u64 = 10;
 
 /// What limits the answers to strays, of which there may be a flood.
 const STRAYS: u32 = 0;
-/// To segments of connections that we have ended.
+/// To segments of connections that we have ended or given up.
 const ENDED: u32 = 1;
 /// To clients that are turned away.
 const TURNED_AWAY: u32 = 2;
@@ -35,12 +35,16 @@ const CHALLENGES: u32 = 3;
 /// Which limit answers for this reason have.
 #[inline(always)]
 const fn bucket_of(reason: u32) -> u32 {
+    const AFTER_CLOSE: u32 = Reason::AfterClose as u32;
+    const LATE: u32 = Reason::LateSynAck as u32;
+    const JUNK: u32 = Reason::HalfOpenJunk as u32;
     const FIRST: u32 = Reason::NoBackend as u32;
     const LAST: u32 = Reason::ClientLimit as u32;
-    if reason == Reason::AfterClose as u32 || reason == Reason::LateSynAck as u32 {
-        return ENDED;
+    match reason {
+        AFTER_CLOSE | LATE | JUNK => ENDED,
+        FIRST..=LAST => TURNED_AWAY,
+        _ => STRAYS,
     }
-    if reason >= FIRST && reason <= LAST { TURNED_AWAY } else { STRAYS }
 }
 
 /// Answers the sender of a segment with a RST that it accepts (RFC 9293 section 3.10.7.1). A RST is
@@ -53,27 +57,6 @@ pub fn reset<F: Frame>(frame: F, reason: u32) -> i32 {
     }
     let (sequence, acknowledgement, flags) =
         if segment.flags & ACK != 0 { (segment.acknowledgement, 0, RST) } else { (0, segment.end(), RST | ACK) };
-    back(frame, segment, sequence, acknowledgement, tcp_word(20, flags, [0; 2]))
-}
-
-/// Answers a SYN for an open flow with the acknowledgement that the flow is at (RFC 5961 section 4):
-/// a client that has the connection ignores it, one that has forgotten it answers with an exact RST.
-#[inline(never)]
-pub fn challenge<F: Frame>(frame: F, at: SlotAt) -> i32 {
-    let Some(segment) = parse::segment(frame) else { return impossible::<F>() };
-    let Some(slot) = records::slot(at) else { return dropped::<F>(Reason::LostRace) };
-    if !allowed(CHALLENGES) {
-        return F::DROP;
-    }
-    // The window as the backend has stated it last: a client that has the connection believes it.
-    let left = slot.edge_client().wrapping_sub(slot.ack_backend()) >> slot.scales().of(Side::Backend);
-    let window = if left > 0xffff { 0xffff } else { left as u16 };
-    back(frame, segment, slot.end_backend() as u32, slot.ack_backend(), tcp_word(20, ACK, window.to_be_bytes()))
-}
-
-/// Turns a segment into an answer to its sender.
-#[inline(always)]
-fn back<F: Frame>(frame: F, segment: Segment, sequence: u32, acknowledgement: u32, flags: u32) -> i32 {
     let bytes = frame.bytes();
     if !bytes.has(field::PAYLOAD) {
         return impossible::<F>();
@@ -87,7 +70,7 @@ fn back<F: Frame>(frame: F, segment: Segment, sequence: u32, acknowledgement: u3
     headers.tcp[0] = segment.destination_port as u32 | (segment.source_port as u32) << 16;
     headers.tcp[1] = sequence.to_be();
     headers.tcp[2] = acknowledgement.to_be();
-    headers.tcp[3] = flags;
+    headers.tcp[3] = tcp_word(20, flags, [0; 2]);
     finish(frame, &mut headers, 20, 0, frame.ingress())
 }
 
@@ -95,6 +78,29 @@ fn back<F: Frame>(frame: F, segment: Segment, sequence: u32, acknowledgement: u3
 #[inline(never)]
 pub fn refuse<F: Frame>(frame: F, at: SlotAt) -> i32 {
     let Some(slot) = records::slot(at) else { return dropped::<F>(Reason::LostRace) };
+    tell_client(frame, slot, (0, slot.end_client() as u32), tcp_word(20, RST | ACK, [0; 2]))
+}
+
+/// Answers a SYN for an open flow with the acknowledgement that the flow is at (RFC 5961 section 4):
+/// a client that has the connection ignores it, one that has forgotten it answers with an exact RST.
+/// It goes to the flow's own next hop: whoever else has sent the SYN must not learn the numbers.
+#[inline(never)]
+pub fn challenge<F: Frame>(frame: F, at: SlotAt) -> i32 {
+    let Some(slot) = records::slot(at) else { return dropped::<F>(Reason::LostRace) };
+    if !allowed(CHALLENGES) {
+        return F::DROP;
+    }
+    // The window as the backend has stated it last: a client that has the connection believes it.
+    let left = slot.edge_client().wrapping_sub(slot.ack_backend()) >> slot.scales().of(Side::Backend);
+    let window = if left > 0xffff { 0xffff } else { left as u16 };
+    let numbers = (slot.end_backend() as u32, slot.ack_backend());
+    tell_client(frame, slot, numbers, tcp_word(20, ACK, window.to_be_bytes()))
+}
+
+/// Turns the frame into a segment from the listener to the client of a flow, with these sequence and
+/// acknowledgement numbers.
+#[inline(always)]
+fn tell_client<F: Frame>(frame: F, slot: Held<Slot>, (sequence, acknowledgement): (u32, u32), flags: u32) -> i32 {
     let key = slot.key();
     let Some(listener) = records::listener(key.listener() as u32) else { return dropped::<F>(Reason::Damaged) };
     let mut headers = empty();
@@ -102,8 +108,9 @@ pub fn refuse<F: Frame>(frame: F, at: SlotAt) -> i32 {
     headers.ip[3] = listener.address::<V4>();
     headers.ip[4] = key.address_word();
     headers.tcp[0] = listener.port() as u32 | (key.port() as u32) << 16;
-    headers.tcp[2] = (slot.end_client() as u32).to_be();
-    headers.tcp[3] = tcp_word(20, RST | ACK, [0; 2]);
+    headers.tcp[1] = sequence.to_be();
+    headers.tcp[2] = acknowledgement.to_be();
+    headers.tcp[3] = flags;
     finish(frame, &mut headers, 20, 0, interface.ifindex())
 }
 
@@ -117,6 +124,10 @@ pub fn saved_syn<F: Frame>(frame: F, at: SlotAt) -> i32 {
     let mut headers = empty();
     let Some(interface) = ethernet(&mut headers, pool.hop()) else { return dropped::<F>(Reason::NoNextHop) };
     let syn = opening.syn();
+    if syn.saved == 0 {
+        // Another CPU is about to write down what the client's first SYN said.
+        return dropped::<F>(Reason::LostRace);
+    }
     let (options, count) = syn.options();
     let length = 20 + count * 4;
     headers.ip[3] = pool.snat::<V4>();

@@ -65,12 +65,14 @@ pub fn bytes(slot: Held<Slot>, opening: Held<Opening>, ctl: Ctl) -> (u64, u64) {
     )
 }
 
-/// Reports what happened to the flow in a slot; the end of one that its client never confirmed not
+/// Reports what happened to the flow in a slot; the end of one that its client never confirmed, or
+/// that was one too many for it, not
 /// more often than [`TURNED_AWAY_EVENTS`], because anybody can cause it.
 #[inline(always)]
 pub fn flow(kind: u8, reason: u8, at: SlotAt, slot: Held<Slot>, ctl: Ctl, service: u16) {
     let Some(opening) = records::opening(at) else { return };
-    let is_anybodys = kind == TURNED_AWAY || kind == ENDED && ctl.flags() & CONNECTED == 0;
+    let is_confirmed = ctl.flags() & CONNECTED != 0 && reason != Reason::ClientLimit as u8;
+    let is_anybodys = kind == TURNED_AWAY || kind == ENDED && !is_confirmed;
     if is_anybodys && !may_tell(service) {
         return;
     }

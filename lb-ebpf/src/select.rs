@@ -1,10 +1,12 @@
 //! Choosing a backend for a new connection, and claiming a port towards it.
 
+mod choice;
+
 use lb_common::{
     address::V4,
-    flow::{Attempt, Chosen, Key, SlotAt, Tried},
+    flow::{Chosen, Key, SlotAt, Tried},
     hash,
-    layout::{BACKUP, Backend, LISTENED, MAX_BACKENDS, MAX_SERVICE_BACKENDS, MAX_SNAT, OUT, Service, Slot, UP},
+    layout::{BACKUP, Backend, LISTENED, MAX_SERVICE_BACKENDS, MAX_SNAT, OUT, Service, Slot, UP},
     schedule::{self, CHOSEN_BACKUP, CHOSEN_FAIL_OPEN, CHOSEN_TRIAL, CHOSEN_UP, MAGLEV_PLACES, less_loaded},
     time::Instant,
     verdict::Reason,
@@ -17,6 +19,8 @@ use crate::{
     records::{self, Held},
     report, slots,
 };
+
+pub use choice::Choice;
 
 /// Which backends may be given a connection: a set of classes, see [`class`]. This one: those that
 /// are UP and no backups.
@@ -56,89 +60,6 @@ const LOCK_TRIES: u32 = 128;
 const POINTS: u32 = 64;
 /// Backends without a free port that are passed over for one connection.
 pub const FULL_POOLS: u32 = 4;
-
-/// A backend that was chosen and a slot that was claimed towards it, or why there is none. One
-/// number, so that global functions can return it.
-///
-/// ```text
-/// 63 61 60  59 58     49 48  48 47    40 39    32 31        0
-/// | 0  | list | backend | same | reason | chosen |    slot    |
-/// ```
-#[derive(Clone, Copy)]
-pub struct Choice(pub u64);
-
-impl Choice {
-    /// No backend may take it.
-    pub const NO_BACKEND: Choice = Choice((Reason::NoBackend as u64) << 40);
-    /// Those that may take it have no free port.
-    pub const NO_SLOT: Choice = Choice((Reason::NoSlot as u64) << 40);
-
-    /// From what [`choose_global`] has returned.
-    #[inline(always)]
-    const fn new(chosen: u32, backend: u32, at: SlotAt) -> Choice {
-        const { assert!(MAX_BACKENDS <= 1 << 10) };
-        let named = ((chosen >> 8 & 3) as u64) << 59 | ((backend & 0x3ff) as u64) << 49;
-        Choice(named | ((chosen & 0xff) as u64) << 32 | at.0 as u64)
-    }
-
-    /// Another slot towards the backend that the flow is at.
-    #[inline(always)]
-    pub const fn same_backend(at: SlotAt) -> Choice {
-        Choice(1 << 48 | at.0 as u64)
-    }
-
-    /// Whether it is [`same_backend`](Self::same_backend).
-    #[inline(always)]
-    pub const fn is_same_backend(self) -> bool {
-        self.0 >> 48 & 1 != 0
-    }
-
-    /// Why nothing was chosen.
-    #[inline(always)]
-    pub const fn refusal(self) -> Option<Reason> {
-        match (self.0 >> 40) as u8 {
-            0 => None,
-            reason if reason == Reason::NoSlot as u8 => Some(Reason::NoSlot),
-            _ => Some(Reason::NoBackend),
-        }
-    }
-
-    /// Whether backends may take it, and none has a free port.
-    #[inline(always)]
-    pub const fn is_without_slot(self) -> bool {
-        self.0 == Self::NO_SLOT.0
-    }
-
-    /// The backend.
-    #[inline(always)]
-    pub const fn chosen(self) -> Chosen {
-        Chosen((self.0 >> 32) as u8)
-    }
-
-    /// The backend's number, whatever the list holds by now.
-    #[inline(always)]
-    pub const fn backend(self) -> u32 {
-        (self.0 >> 49) as u32 & 0x3ff
-    }
-
-    /// What the flow in `old` has tried when it has gone on to this one.
-    #[inline(always)]
-    pub fn tried(self, old: Held<Slot>) -> Tried {
-        tried(old, (self.0 >> 59) as u32).with(self.chosen().position())
-    }
-
-    /// The attempt that begins with it.
-    #[inline(always)]
-    pub const fn attempt(self) -> Attempt {
-        Attempt::new(self.chosen().how(), (self.0 >> 59) as u32)
-    }
-
-    /// The slot.
-    #[inline(always)]
-    pub const fn at(self) -> SlotAt {
-        SlotAt(self.0 as u32)
-    }
-}
 
 /// What matters of a client for what it is given: a hash of its address, and above that the
 /// listener it came by. One number, so that global functions can take it.
@@ -221,13 +142,16 @@ extern "C" fn bit_of_global(service: u32, backend: u32) -> u64 {
 #[inline(always)]
 fn backend(service: u32, mut tried: Tried, client: Client) -> Choice {
     for turn in 0..FULL_POOLS {
-        let failure = if turn == 0 { Choice::NO_BACKEND } else { Choice::NO_SLOT };
         let chosen = choose_global(service, tried.0, client.0, 0);
         if chosen < 0 {
-            return failure;
+            return match turn {
+                0 if is_one_full_global(service, tried.0) != 0 => Choice::FULL,
+                0 => Choice::NO_BACKEND,
+                _ => Choice::NO_SLOT,
+            };
         }
         // Both cut it to the position, which is in its low bits.
-        let Some(backend) = backend_at(service, chosen as u32) else { return failure };
+        let Some(backend) = backend_at(service, chosen as u32) else { return Choice::NO_BACKEND };
         if let Some(at) = claim_towards(backend, client) {
             return Choice::new(chosen as u32, backend, at);
         }
@@ -555,6 +479,24 @@ extern "C" fn due_trial_global(service: u32, tried: u64, mode: u32) -> i32 {
         }
     }
     -1
+}
+
+/// Whether a backend that is up has as many connections as it may have: 1 or 0.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn is_one_full_global(service: u32, tried: u64) -> u32 {
+    let Some((list, count)) = list_of(service) else { return 0 };
+    for position in 0..MAX_SERVICE_BACKENDS {
+        if position >= count {
+            break;
+        }
+        let Some(record) = member(list, position) else { break };
+        let is_up = (PRIMARY | SPARE) >> class(record) & 1;
+        if is_up as u64 & !(tried >> position) & is_full(record, record.active()) != 0 {
+            return 1;
+        }
+    }
+    0
 }
 
 #[inline(always)]

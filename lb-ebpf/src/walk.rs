@@ -75,7 +75,7 @@ fn from_client<F: Frame>(frame: F, segment: Segment, row: u32, listener: Held<Li
             if inside {
                 let now = clock::ticks();
                 pool.note_sent(now);
-                if note(segment, found.slot, Side::Client, now) {
+                if note(segment, found.slot, Side::Client, now) || !found.slot.hop().is_known() {
                     learn_hop(frame, segment, found.slot, None);
                 }
                 if is_plain(segment, ctl) {
@@ -233,7 +233,7 @@ fn believed(segment: Segment, at: SlotAt, slot: Held<Slot>, ctl: Ctl, side: Side
     }
     match ctl.state() {
         State::Established | State::ClosingClient | State::ClosingBackend | State::Suspect => {
-            (ctl, is_inside(segment, slot, side) || is_first_here(segment, at, ctl, side))
+            (ctl, is_inside(segment, slot, side) || is_resumed(segment, at, ctl, side))
         }
         State::Answered => confirmed(segment, at, slot, side),
         _ => (ctl, false),
@@ -246,14 +246,13 @@ fn believed(segment: Segment, at: SlotAt, slot: Held<Slot>, ctl: Ctl, side: Side
 fn is_inside(segment: Segment, slot: Held<Slot>, side: Side) -> bool {
     let other = side.other();
     is_believable(segment.sequence, slot.ack(other), slot.edge(side))
-        && is_believable(segment.acknowledgement, slot.ack(side), slot.edge(other))
+        && is_believable(segment.acknowledgement, slot.ack(side), slot.end(other) as u32)
 }
 
-/// Whether it is the first segment that this host sees of a flow it has taken over, which may be
-/// further ahead.
+/// Whether a flow that was taken over goes on here, further ahead than was reported of it.
 #[inline(always)]
-fn is_first_here(segment: Segment, at: SlotAt, ctl: Ctl, side: Side) -> bool {
-    ctl.flags() & LOOSE != 0 && flow::recover(at, side, segment.sequence, segment.acknowledgement)
+fn is_resumed(segment: Segment, at: SlotAt, ctl: Ctl, side: Side) -> bool {
+    ctl.flags() & LOOSE != 0 && flow::resume(at, side, segment.sequence, segment.acknowledgement)
 }
 
 /// Confirms a flow by what only somebody can send who has got the SYN-ACK: its acknowledgement by
@@ -269,7 +268,8 @@ fn confirmed(segment: Segment, at: SlotAt, slot: Held<Slot>, side: Side) -> (Ctl
 /// Whether a segment is data or acknowledgement of an established flow and changes nothing else.
 #[inline(always)]
 fn is_plain(segment: Segment, ctl: Ctl) -> bool {
-    ctl.0 as u8 == State::Established as u8 && segment.flags & CONTROL == 0
+    const STATE_AND_LOOSE: u64 = 0xff | (LOOSE as u64) << 16;
+    ctl.0 & STATE_AND_LOOSE == State::Established as u64 && segment.flags & CONTROL == 0
 }
 
 /// Notes sequence end, acknowledgement, window and time of a segment whose numbers are believed.
@@ -431,7 +431,7 @@ fn save_syn<F: Frame>(frame: F, segment: Segment, at: SlotAt, link: Option<u32>)
         scale: scan.scale(),
         offers: scan.offers(),
         tos: bytes.read(field::TOS),
-        reserved: 0,
+        saved: 1,
         timestamp: if scan.offers() & OFFERS_TIMESTAMPS != 0 { timestamp(scan.timestamps() + 2) } else { 0 },
     });
     slot.set_hop(Hop(0));

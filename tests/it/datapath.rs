@@ -26,7 +26,14 @@ mod ways;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use lab::program::{Bench, HOOKS, Setup};
+use evenkeel::{sys::clock, tables::Foreign};
+use lab::program::{Bench, CLIENT_MAC, FIRST_PORT, HOOKS, Setup};
+use lb_common::{
+    flow::{Key, SlotAt},
+    layout::Hop,
+    slot::State,
+    syn::Scales,
+};
 
 /// Runs a case on every hook, each with its own tables.
 fn on_every_hook(case: impl Fn(&mut Bench) + Copy + Send) {
@@ -48,4 +55,24 @@ fn with_setup(setup: Setup, case: impl Fn(&mut Bench) + Copy + Send) {
 /// The `n`th client.
 fn client(n: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1 + (n / 200) as u8), 40_000 + n)
+}
+
+/// A flow of the other host of a pair that is now found here, towards backend `n` from a SNAT port.
+fn taken_over(bench: &Bench, client: SocketAddrV4, n: u16, port: u16) -> Foreign {
+    Foreign {
+        at: SlotAt::new(bench.pools[usize::from(n)], port - FIRST_PORT),
+        backend: n,
+        key: Key::of(client, bench.tables().listeners()[0].0),
+        state: State::Established,
+        hop: Hop::new(CLIENT_MAC, 0),
+        initial: [8000, 9000],
+        ends: [8001, 9001],
+        acks: [9001, 8001],
+        edges: [8001 + 65_535, 9001 + 65_535],
+        scales: Scales::default(),
+        started: clock::monotonic(),
+        last_seen: clock::coarse().ticks(),
+        connect_us: 40,
+        tries: 1,
+    }
 }

@@ -14,7 +14,7 @@ use lb_common::{
 use super::{
     INSIDE, change,
     end::{close, ends},
-    flags_of, persist,
+    flags_of, met, persist,
 };
 use crate::{
     clock,
@@ -69,14 +69,7 @@ extern "C" fn backend_step_global(at: u32, flags: u32, sequence: u32, acknowledg
     let at = SlotAt(at);
     let Some(slot) = records::slot(at) else { return Outcome::drop(Reason::LostRace).0 };
     let (ctl, inside) = (slot.ctl(), flags & INSIDE != 0);
-    let state = match ctl.state() {
-        State::Suspect if inside => {
-            change(at, slot, ctl, ctl.cleared());
-            return Outcome::again().0;
-        }
-        State::Suspect => ctl.previous(),
-        state => state,
-    };
+    let Some(state) = met(at, slot, ctl, inside) else { return Outcome::again().0 };
     let is_ours = acknowledgement == slot.end_client() as u32;
     let is_syn_ack = flags as u8 & (SYN | ACK | RST) == SYN | ACK;
     match step(state, Side::Backend, flags as u8, inside) {
@@ -102,7 +95,7 @@ extern "C" fn backend_step_global(at: u32, flags: u32, sequence: u32, acknowledg
             }
         }
         Step::GivenUp => given_up(flags).0,
-        Step::Forward if state == State::Closed && ctl.flags() & CONNECTED == 0 => given_up(flags).0,
+        Step::Forward if state == State::Closed && (ctl.flags() & CONNECTED == 0 || is_syn_ack) => given_up(flags).0,
         Step::Forward if state == State::Closed && ctl.flags() & KILLED != 0 => Outcome::reset(Reason::AfterClose).0,
         Step::Reset => {
             reset(at, slot, ctl, sequence);
@@ -118,6 +111,8 @@ fn connected(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32, answer: u64)
     if !change(at, slot, ctl, ctl.with_state(State::Answered)) {
         return Outcome::again();
     }
+    // From now on the client has its time to confirm, however often the answer is repeated.
+    slot.set_last_seen(clock::ticks());
     count_answer_global(at.0);
     Outcome(answered_global(at.0, sequence, answer))
 }
@@ -183,7 +178,6 @@ fn start(slot: Held<Slot>, opening: Held<Opening>, sequence: u32, answer: Answer
     slot.set_edge_client(client.wrapping_add(answer.window()));
     slot.set_edge_backend(backend.wrapping_add(u16::from_be_bytes(syn.window) as u32));
     slot.set_scales(Scales::agreed(syn.scan(), answer.scan()));
-    slot.set_last_seen(clock::ticks());
 }
 
 /// The consequences of a first SYN-ACK: the connect time is counted, a backend on trial is up again.

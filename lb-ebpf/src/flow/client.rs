@@ -11,7 +11,7 @@ use lb_common::{
 use super::{
     INSIDE, change,
     end::{close, ends},
-    flags_of, persist,
+    flags_of, met, persist,
 };
 use crate::{
     clock, index,
@@ -41,14 +41,7 @@ extern "C" fn client_step_global(at: u32, flags: u32, sequence: u32) -> u64 {
     let at = SlotAt(at);
     let Some(slot) = records::slot(at) else { return Outcome::drop(Reason::LostRace).0 };
     let (ctl, inside) = (slot.ctl(), flags & INSIDE != 0);
-    let state = match ctl.state() {
-        State::Suspect if inside => {
-            change(at, slot, ctl, ctl.cleared());
-            return Outcome::again().0;
-        }
-        State::Suspect => ctl.previous(),
-        state => state,
-    };
+    let Some(state) = met(at, slot, ctl, inside) else { return Outcome::again().0 };
     match step(state, Side::Client, flags as u8, inside) {
         // It was never confirmed, or we have ended it: nobody waits for this behind us.
         Step::Forward if state == State::Closed && is_ours_alone(ctl) => Outcome::reset(Reason::AfterClose).0,

@@ -43,7 +43,8 @@ const LOOKED_AT: u32 = 64;
 /// may be any.
 const ROOM: u32 = 4;
 
-/// No slot is free: the oldest unconfirmed flows give theirs. False: there are none.
+/// No slot is free: the oldest unconfirmed flows give theirs. False: there are none, and none that
+/// was not looked at.
 #[inline(always)]
 pub fn make_room(service: u32) -> bool {
     make_room_global(service) != 0
@@ -67,7 +68,8 @@ extern "C" fn make_room_global(service: u32) -> u32 {
             break;
         }
     }
-    closed
+    // Those that were looked at may all have been confirmed: there may be more behind them.
+    closed + records::service(service).is_some_and(|record| record.oldest() != record.half_open()) as u32
 }
 
 /// Looks at the next of the oldest cells; 1: a flow in it was closed.

@@ -51,7 +51,7 @@ pub fn move_on(at: SlotAt, reason: u32) -> Outcome {
 fn another(at: SlotAt) -> Choice {
     let mut next = select::next(at);
     for _ in 0..ROOMS {
-        if !next.is_without_slot() || half_open::make_room_beside_global(at.0) == 0 {
+        if !next.lacks_room() || half_open::make_room_beside_global(at.0) == 0 {
             break;
         }
         next = select::next(at);

@@ -2,15 +2,16 @@
 
 use lb_common::{
     flow::{Key, SlotAt, Tried},
-    layout::ACTIVE,
+    layout::{ACTIVE, SEEN_NONE},
     slot::{Ctl, State},
+    syn::SavedSyn,
     verdict::Reason,
 };
 
 use super::{change, half_open};
 use crate::{
     access, clock,
-    index::{self, Hashed, Inserted},
+    index::{self, Found, Hashed, Inserted},
     outcome::Outcome,
     records, report,
     select::{self, Choice, Client},
@@ -36,7 +37,7 @@ pub fn open(key: Key, initial: u32) -> Outcome {
     let mut choice = select::first(service, Client::of(key));
     // What gave way may have left a backend that is not chosen.
     for _ in 0..ROOMS {
-        if !choice.is_without_slot() || !half_open::make_room(service) {
+        if !choice.lacks_room() || !half_open::make_room(service) {
             break;
         }
         choice = select::first(service, Client::of(key));
@@ -100,6 +101,8 @@ extern "C" fn fill_global(key: u64, initial: u32, choice: u64, service: u32) -> 
     opening.set_isn_client(initial);
     opening.set_started(now);
     opening.set_tries(1);
+    opening.set_seen(SEEN_NONE);
+    opening.set_syn(SavedSyn::default());
     opening.set_connect_us((now.0 / 1000) as u32);
     let ctl = slot.publish(0);
     let hashed = Hashed::new(key);
@@ -107,7 +110,7 @@ extern "C" fn fill_global(key: u64, initial: u32, choice: u64, service: u32) -> 
         Inserted::Won => Outcome::opened(at).0,
         Inserted::Lost => {
             unfill(at, ctl);
-            again_global(key.0)
+            again_global(key.0, initial)
         }
         Inserted::Full => {
             unfill(at, ctl);
@@ -143,9 +146,15 @@ extern "C" fn unfill_global(at: u32, ctl: u64) -> u32 {
 /// Another CPU was first with the same SYN: this one repeats it.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn again_global(key: u64) -> u64 {
+extern "C" fn again_global(key: u64, initial: u32) -> u64 {
     match index::find(Hashed::new(Key(key))) {
-        Some(found) => Outcome::forward(found.at).0,
-        None => Outcome::drop(Reason::LostRace).0,
+        Some(found) if is_of(found, initial) => Outcome::send_syn(found.at).0,
+        _ => Outcome::drop(Reason::LostRace).0,
     }
+}
+
+/// Whether a flow began with a SYN of this number, and waits for its end.
+#[inline(always)]
+fn is_of(found: Found, initial: u32) -> bool {
+    found.ctl.state().is_unconfirmed() && records::opening(found.at).is_some_and(|it| it.isn_client() == initial)
 }

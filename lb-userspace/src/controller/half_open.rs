@@ -21,7 +21,7 @@ use crate::tables::FlowAt;
 /// How long a client has to acknowledge the backend's answer. Linux repeats a SYN-ACK after one
 /// second and after three; a client that got none of the first two is not waited for.
 pub const UNCONFIRMED: Duration = Duration::from_secs(3);
-/// Most flows handed on in one look, unless there are very many; the rest are due at the next one.
+/// Most flows of a service handed on in one look, unless there are very many; the rest are due at the next one.
 const MOST: usize = 256;
 /// If there are very many: this part of them.
 const PORTION: usize = 8;
@@ -68,7 +68,8 @@ impl HalfOpen {
             if seen.head == head && seen.open == 0 {
                 continue;
             }
-            let (mut open, before) = (0, seen.open as usize);
+            // Each service has its own portion: a flood at one is no matter of another.
+            let (mut open, mut handed_on, before) = (0, 0, seen.open as usize);
             for cell in ours.half_open(*service) {
                 let Some(flow) = ours.flow(cell.at()) else { continue };
                 if !flow.ctl.is_of_low31(cell.generation()) {
@@ -84,7 +85,8 @@ impl HalfOpen {
                 open += 1;
                 if due > now {
                     look.next = look.next.min(due);
-                } else if over.len() < MOST.max(before / PORTION) {
+                } else if handed_on < MOST.max(before / PORTION) {
+                    handed_on += 1;
                     over.push(flow.seen());
                 }
             }

@@ -1,18 +1,15 @@
-use evenkeel::{sys::clock, tables::Foreign};
 use lab::{
     packet::{ACK, FIN, LINUX_OPTIONS, RST, SYN},
     program::{CLIENT_MAC, FIRST_PORT, VIP, Verdict, backend, backend_of},
 };
 use lb_common::{
-    flow::{Key, SlotAt},
-    layout::{Hop, NONE, OUT, UP},
+    layout::{NONE, OUT, UP},
     slot::State,
-    syn::Scales,
     time::Instant,
     verdict::Reason,
 };
 
-use super::{client, on_every_hook};
+use super::{client, on_every_hook, taken_over};
 
 #[test]
 fn a_connection_is_over_after_a_fin_from_both_sides_and_late_segments_still_find_their_way() {
@@ -190,22 +187,7 @@ fn a_flow_taken_over_is_found_and_not_the_closed_one_of_the_same_client() {
             bench.close(&flow);
             let other = (flow.backend + 1) % 3;
             let slot = 63 - (flow.port - FIRST_PORT);
-            let taken_over = Foreign {
-                at: SlotAt::new(bench.pools[usize::from(other)], slot),
-                backend: other,
-                key: Key::of(flow.client, bench.tables().listeners()[0].0),
-                state: State::Established,
-                hop: Hop::new(CLIENT_MAC, 0),
-                initial: [8000, 9000],
-                ends: [8001, 9001],
-                acks: [9001, 8001],
-                edges: [8001 + 65_535, 9001 + 65_535],
-                scales: Scales::default(),
-                started: clock::monotonic(),
-                last_seen: clock::coarse().ticks(),
-                connect_us: 40,
-                tries: 1,
-            };
+            let taken_over = taken_over(bench, flow.client, other, FIRST_PORT + slot);
             bench.tables().adopt(&taken_over).expect("a free slot");
             let out = bench.forward(&bench.from_client(flow.client, ACK).numbers(8001, 9001).payload(b"GET"));
             assert_eq!((out.to, out.from.port()), (backend(other), FIRST_PORT + slot), "client {n}");

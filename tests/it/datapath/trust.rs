@@ -6,9 +6,9 @@ use lab::{
     program::{Bench, CLIENT_MAC, Connection, Setup, Verdict, backend, backend_of},
 };
 use lb_common::{
-    flow::{Key, SlotAt},
+    flow::SlotAt,
     layout::{Hop, NONE},
-    slot::State,
+    slot::{LOOSE, State},
     syn::Scales,
     time::Instant,
     verdict::Reason,
@@ -312,40 +312,147 @@ fn a_syn_for_an_attempt_under_way_ends_it_no_more_than_an_open_connection() {
     });
 }
 
+/// Takes over flow `n` from another host, which has reported it as it was `seconds` ago.
+fn take_over(bench: &Bench, n: u16, seconds: u64) -> Connection {
+    let port = lab::program::FIRST_PORT + 63 - n;
+    let flow = Foreign {
+        scales: Scales::new(7, 7),
+        last_seen: Instant(clock::coarse().0 - seconds * 1_000_000_000).ticks(),
+        ..super::taken_over(bench, client(n), 0, port)
+    };
+    bench.tables().adopt(&flow).expect("a free slot");
+    Connection { client: client(n), backend: 0, port }
+}
+
 #[test]
-fn a_flow_taken_over_may_be_ahead_of_what_was_reported_once_and_shortly_after_its_last_packet() {
+fn a_flow_taken_over_goes_on_where_both_sides_say_that_it_is_however_far_and_old() {
     on_every_hook(|bench| {
-        let ahead = 30 << 20;
-        for (n, seconds) in [(0, 0), (1, 60)] {
-            let last_seen = Instant(clock::coarse().0 - seconds * 1_000_000_000).ticks();
-            let flow = Foreign {
-                at: SlotAt::new(bench.pools[0], 63 - n),
-                backend: 0,
-                key: Key::of(client(n), bench.tables().listeners()[0].0),
-                state: State::Established,
-                hop: Hop::new(CLIENT_MAC, 0),
-                initial: [8000, 9000],
-                ends: [8001, 9001],
-                acks: [9001, 8001],
-                edges: [8001 + 65_535, 9001 + 65_535],
-                scales: Scales::new(7, 7),
-                started: clock::monotonic(),
-                last_seen,
-                connect_us: 40,
-                tries: 1,
-            };
-            bench.tables().adopt(&flow).expect("a free slot");
-            let end = |bench: &Bench| bench.tables().flow(flow.at).expect("a flow").record.end_backend as u32;
-            let from_backend = |sequence| {
-                bench.from_backend(0, lab::program::FIRST_PORT + 63 - n, ACK).numbers(sequence, 8001).payload(&[1; 100])
-            };
-            bench.forward(&from_backend(9001 + ahead));
-            let expected = if seconds == 0 { 9101 + ahead } else { 9001 };
-            assert_eq!(end(bench), expected, "{seconds} s after its last packet");
-            bench.forward(&from_backend(9001 + 2 * ahead));
-            assert_eq!(end(bench), expected, "once");
+        for (n, (ahead, seconds)) in [(200_000, 0), (30 << 20, 25), (3 << 30, 60)].into_iter().enumerate() {
+            let flow = take_over(bench, n as u16, seconds);
+            let (client, backend) = (8001_u32.wrapping_add(ahead / 2), 9001_u32.wrapping_add(ahead));
+            let end = |bench: &Bench| slot(bench, &flow).record.end_backend as u32;
+            let from_backend = bench.from_backend(0, flow.port, ACK).numbers(backend, client).payload(&[1; 100]);
+            bench.forward(&from_backend);
+            assert_eq!(end(bench), 9001, "one side alone may be anybody");
+            bench.forward(&from_backend);
+            assert_eq!(end(bench), 9001, "twice as well");
+            bench.forward(&bench.from_client(flow.client, ACK).numbers(client, backend));
+            assert_eq!(end(bench), backend, "{ahead} ahead, {seconds} s old");
+            bench.forward(&from_backend);
+            let found = slot(bench, &flow);
+            assert_eq!((found.record.end_backend as u32, found.ctl.flags() & LOOSE), (backend.wrapping_add(100), 0));
+            // A RST, and a FIN, are exact again.
+            bench.forward(&bench.from_client(flow.client, FIN | ACK).numbers(client, backend.wrapping_add(100)));
+            assert_eq!(state(bench, &flow), State::ClosingClient);
+            bench.moved();
+            let rst = bench.from_backend(0, flow.port, RST).numbers(backend.wrapping_add(100), 0);
+            bench.forward(&rst);
+            assert_eq!(bench.moved(), [(Reason::BackendReset, 1)]);
         }
-        let moved: Vec<_> = bench.moved().into_iter().map(|(reason, _)| reason).collect();
-        assert_eq!(moved, [Reason::OutOfWindow]);
+    });
+}
+
+#[test]
+fn a_flow_taken_over_is_settled_by_the_first_segment_that_fits() {
+    on_every_hook(|bench| {
+        let flow = take_over(bench, 1, 0);
+        bench.forward(&bench.from_client(flow.client, ACK).numbers(8000, 9001));
+        assert_eq!(slot(bench, &flow).ctl.flags() & LOOSE, 0, "a keepalive");
+        let before = words(bench, &flow);
+        // Now even both sides' addresses change nothing any more.
+        bench.forward(&bench.from_backend(0, flow.port, ACK).numbers(9001 + (30 << 20), 8001 + (20 << 20)));
+        bench.forward(&bench.from_client(flow.client, ACK).numbers(8001 + (20 << 20), 9001 + (30 << 20)));
+        assert_eq!(words(bench, &flow), before);
+    });
+}
+
+#[test]
+fn a_flow_taken_over_whose_numbers_are_old_on_one_side_shows_that_it_lives() {
+    on_every_hook(|bench| {
+        let flow = take_over(bench, 1, 60);
+        let before = slot(bench, &flow).record;
+        // Its client only listens: what the backend answers when it is asked acknowledges what is known.
+        bench.forward(&bench.from_backend(0, flow.port, ACK).numbers(9001 + (30 << 20), 8001));
+        let after = slot(bench, &flow).record;
+        assert_ne!(after.last_seen, before.last_seen);
+        assert_eq!((after.end_backend, after.ack_backend), (before.end_backend, before.ack_backend));
+    });
+}
+
+#[test]
+fn a_challenge_goes_to_the_client_whoever_has_sent_the_syn() {
+    on_every_hook(|bench| {
+        let flow = bench.connect(client(1));
+        let forged = bench.from_client(flow.client, SYN).numbers(77, 0).macs(SOMEBODY, bench.mac);
+        let out = bench.forward(&forged);
+        assert_eq!((out.to, out.to_mac, out.flags), (flow.client, CLIENT_MAC, ACK));
+    });
+}
+
+#[test]
+fn unconfirmed_flows_do_not_use_up_the_connections_that_a_backend_may_have() {
+    let mut setup = Setup { backends: 2, ..Setup::default() };
+    setup.service.half_open_cells = 1000;
+    with_setup(setup, |bench| {
+        (0..2).for_each(|n| bench.configure(n, 1, false, 5));
+        let kept: Vec<_> = (0..4).map(|n| bench.connect(client(n))).collect();
+        (10..16).for_each(|n| _ = answered(bench, n));
+        assert_eq!(bench.moved(), []);
+        let flow = bench.connect(client(100));
+        assert!(kept.iter().chain([&flow]).all(|flow| state(bench, flow) == State::Established));
+        assert!(matches!(bench.moved()[..], [(Reason::HalfOpenEvicted, 1..)]));
+        (101..106).for_each(|n| _ = bench.connect(client(n)));
+        let out = bench.forward(&bench.from_client(client(200), SYN).numbers(77, 0));
+        assert_eq!(out.flags, RST | ACK, "ten that are confirmed are ten");
+    });
+}
+
+#[test]
+fn a_repeated_answer_gives_the_client_no_more_time() {
+    on_every_hook(|bench| {
+        let flow = answered(bench, 1);
+        let since = slot(bench, &flow).record.last_seen;
+        // Longer than a tick of a millisecond.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        bench.forward(&bench.from_client(flow.client, SYN).numbers(1000, 0));
+        bench.forward(&bench.from_backend(flow.backend, flow.port, SYN | ACK).numbers(5000, 1001));
+        assert_eq!(slot(bench, &flow).record.last_seen, since);
+    });
+}
+
+#[test]
+fn room_is_found_behind_many_confirmed_flows() {
+    let mut setup = Setup { backends: 1, ports: 300, ..Setup::default() };
+    setup.service.half_open_cells = 1000;
+    with_setup(setup, |bench| {
+        (0..200).for_each(|n| _ = bench.connect(client(n)));
+        (200..300).for_each(|n| _ = answered(bench, n));
+        let flow = bench.connect(client(400));
+        assert_eq!(state(bench, &flow), State::Established);
+    });
+}
+
+#[test]
+fn an_unknown_way_to_the_client_is_learnt_from_a_keepalive() {
+    on_every_hook(|bench| {
+        let flow = bench.connect(client(1));
+        let found = slot(bench, &flow);
+        bench.tables().set_client_hop(found.at, Hop::default());
+        bench.forward(&bench.from_client(flow.client, ACK).numbers(1000, 5001));
+        assert_eq!(slot(bench, &flow).record.hop, found.record.hop);
+    });
+}
+
+#[test]
+fn what_was_not_sent_is_not_acknowledged() {
+    on_every_hook(|bench| {
+        let flow = answered(bench, 1);
+        let wide = |segment: Segment| Segment { window: 0xffff, ..segment };
+        bench.forward(&wide(bench.from_client(flow.client, ACK).numbers(1001, 5001)));
+        let before = words(bench, &flow);
+        // The window is eight megabytes, and nothing is under way.
+        bench.forward(&wide(bench.from_client(flow.client, ACK).numbers(1001, 5001 + (4 << 20))));
+        assert_eq!(words(bench, &flow), before);
+        assert_eq!(bench.moved(), [(Reason::OutOfWindow, 1)]);
     });
 }

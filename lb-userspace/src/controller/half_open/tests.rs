@@ -104,6 +104,19 @@ fn a_flood_is_worked_off_in_bounded_portions() {
 }
 
 #[test]
+fn a_flood_at_one_service_does_not_keep_another_ones_clients_waiting() {
+    let mut tables = tables();
+    tables.add_backend(1, 10, BackendRow { service: 1, ..BackendRow::default() });
+    let row = ServiceRow { half_open_cells: 10, backends: vec![1], ..ServiceRow::default() };
+    tables.write(&Write::SetService { number: 1, row });
+    (0..1000).for_each(|slot| _ = tables.open(0, slot, State::HalfOpen, 0, START));
+    let other = tables.open(1, 3, State::HalfOpen, 0, START);
+    let services = [(0, Duration::from_secs(2)), (1, Duration::from_secs(2))];
+    let look = HalfOpen::default().look(&services, &tables.ours(), START + 2_001 * MS);
+    assert!(look.due.contains(&other), "{} due", look.due.len());
+}
+
+#[test]
 fn a_restarted_controller_sees_what_was_half_open_before() {
     let mut tables = tables();
     tables.open(0, 7, State::HalfOpen, 0, START);
