@@ -263,6 +263,10 @@ fn a_long_transfer_arrives_intact_over_three_failovers() {
     assert!(!download.is_finished(), "it was over too soon to prove anything");
     let report = download.join().expect("a thread").unwrap_or_else(|error| panic!("{error:#}\n{}", pair.told()));
     println!("{bytes} bytes in {:.1} s over three failovers", report.seconds);
+    // The host that has carried it on has followed its numbers: it sees the end.
+    let over = || pair.two.json(&["conns"]).expect("conns").as_array().is_some_and(Vec::is_empty).then_some(());
+    wait::until("the connection is over here too", SOON, over)
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", pair.told()));
 }
 
 fn state_of(evenkeel: &Evenkeel, backend: &str) -> String {

@@ -5,8 +5,6 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddrV4, TcpStream},
     os::fd::{AsRawFd, OwnedFd},
-    thread,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -106,7 +104,8 @@ fn a_syn_with_the_tag_of_vlan_0_is_answered_and_a_fragmented_one_is_not() {
             || from_vip.lines().iter().any(|line| line.contains("> 10.0.1.101.1111: Flags [S.]")).then_some(());
         wait::until("the tagged SYN is answered", SOON, answered)
             .unwrap_or_else(|error| panic!("{hook}: {error:#}\n{:?}", from_vip.lines()));
-        thread::sleep(Duration::from_secs(1));
+        let dropped = || (cluster.evenkeel.counter("fragment").expect("a counter") == 2).then_some(());
+        wait::until("both fragments are dropped", SOON, dropped).expect(hook);
         let said = from_vip.lines();
         assert!(!said.iter().any(|line| line.contains(".2222: ")), "{hook}: {said:?}");
         assert_eq!(cluster.evenkeel.counter("fragment").expect("a counter"), 2, "{hook}");

@@ -60,6 +60,16 @@ impl Scene {
         wait::until("all is acknowledged", SOON, at_rest).expect("a connection at rest");
     }
 
+    /// Sends segments, and waits until the balancer has seen them: behind them comes one of nobody,
+    /// which is counted.
+    fn send(&self, mut segments: Vec<Segment>) {
+        let strays = || self.cluster.evenkeel.counter("unknown_flow").expect("a counter");
+        let before = strays();
+        segments.push(Segment::new(SocketAddrV4::new(*self.client.ip(), 9), VIP, ACK));
+        self.forger.send(&segments).expect("forged segments");
+        wait::until("the last one is counted", SOON, || (strays() > before).then_some(())).expect("counted");
+    }
+
     /// Sends the segments in the name of the client and of the backend, each in turn, and checks
     /// that nothing is different.
     fn unmoved_by(&mut self, what: &str, segments: &[Segment]) {
@@ -71,9 +81,7 @@ impl Scene {
             [of_client, of_backend]
         };
         let all: Vec<_> = segments.iter().flat_map(in_names).collect();
-        self.forger.send(&all).expect("forged segments");
-        // The frames are on their way through a queue.
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        self.send(all);
         assert_eq!(self.facts(), before, "{what}");
         let mac = arp::mac(self.cluster.lab.client(), "eth0").expect("a MAC address");
         assert_eq!(self.trace()["client_side"]["mac"], arp::text(mac), "{what}");
@@ -119,11 +127,8 @@ fn a_syn_in_the_name_of_a_client_closes_no_connection_of_a_drained_or_running_ba
         let mut scene = Scene::new(hook);
         let forge = |scene: &mut Scene, what: &str| {
             let before = scene.facts();
-            for number in [1, 0x4000_0000, 0x8000_0001, 0xc000_0002] {
-                let syn = Segment::new(scene.client, VIP, SYN).numbers(number, 0);
-                scene.forger.send(&[syn]).expect("a SYN");
-            }
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            let syn = |number| Segment::new(scene.client, VIP, SYN).numbers(number, 0);
+            scene.send([1, 0x4000_0000, 0x8000_0001, 0xc000_0002].map(syn).to_vec());
             let after = scene.facts();
             assert_eq!(after[..5], before[..5], "{hook}, {what}: {}", scene.cluster.evenkeel.log());
             all_alive(&mut scene.held, 1, &format!("{hook}, {what}"));
