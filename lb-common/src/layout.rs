@@ -46,7 +46,7 @@ pub const CONNECT_TIME_BUCKETS: usize = 64;
 
 /// A number for all layouts of this file, raised by hand with every change of a record or of its
 /// meaning.
-pub const HASH: u64 = 0x4556_4b4c_0000_000b;
+pub const HASH: u64 = 0x4556_4b4c_0000_000c;
 
 /// The oldest layout whose tables may be taken over as they are: since then only words that were
 /// zero have got a meaning, for which zero is right, and maps were added. Any other change raises
@@ -474,7 +474,7 @@ pub struct Service {
     pub tries: u32,
     /// Cells of its ring of half-open flows; 0: the service accepts no connections.
     pub half_open_cells: u32,
-    /// `LOG`.
+    /// A set of `LOG`, `EXEMPTS`.
     pub flags: u32,
     /// Most connections of one client, at most `clients::MOST`; 0: unlimited.
     pub client_limit: u32,
@@ -484,8 +484,14 @@ pub struct Service {
     /// How often `backends` has changed, modulo 2^32: positions in it are compared only if this has
     /// not moved. Written by the controller, after the list.
     pub list: u32,
+    /// `COOKIES_OFF`, `COOKIES_READY` or `COOKIES_ON`. Written by the controller; the kernel program
+    /// swaps `COOKIES_READY` for `COOKIES_ON` when its ring of half-open flows has no room left.
+    pub cookies: u32,
+    /// No segment that a backend sends a client, or a client a backend, is to have more payload; 0:
+    /// as they agree. Written by the controller.
+    pub mss_clamp: u32,
     /// Zero.
-    pub reserved: [u32; 5],
+    pub reserved: [u32; 3],
 
     /// Taken while a backend is chosen, so that two CPUs do not give the same share twice.
     pub lock: u32,
@@ -518,6 +524,43 @@ pub const fn turned_away_stretch(now: Ticks) -> u32 {
 
 /// In [`Service::flags`]: every connection that ends makes an event, not only those that fail.
 pub const LOG: u32 = 1;
+
+/// In [`Service::flags`]: some of its clients are in EXEMPT.
+pub const EXEMPTS: u32 = 2;
+
+/// In [`Service::cookies`]: no SYN is ever answered with a cookie.
+pub const COOKIES_OFF: u32 = 0;
+/// None is for now.
+pub const COOKIES_READY: u32 = 1;
+/// Each is, of a client that has not answered one lately and is not exempt.
+pub const COOKIES_ON: u32 = 2;
+
+/// COOKIES: one record, what SYN cookies are made of; see [`cookie`](crate::cookie). Written by the
+/// controller. Both hosts of a pair have the same key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CookieKey {
+    /// The key, secret.
+    pub key: [u64; 2],
+    /// The time of day less CLOCK_MONOTONIC, modulo 2^64 nanoseconds: both hosts of a pair number
+    /// the same epochs. Where their clocks differ, a client of one that moves to the other sends
+    /// its SYN again.
+    pub offset: u64,
+    /// Zero.
+    pub reserved: u64,
+}
+
+/// VERIFIED and CHALLENGED: a word for each of this many hashes, see [`cookie::Mark`]: the clients
+/// that have answered a cookie lately, and those that were sent one. Written by the kernel program.
+///
+/// [`cookie::Mark`]: crate::cookie::Mark
+pub const MARKS: u32 = 16_384;
+
+/// EXEMPT: the clients that get no cookie, by service and prefix: the service's number as four bytes
+/// of the host, then the address, v4-mapped. Written by the controller.
+pub const MAX_EXEMPT: u32 = 4096;
+/// Bytes of a key in EXEMPT without its length.
+pub type ExemptKey = [u8; 20];
 
 /// CLIENTS[service]: a bucket of words, see `clients::ClientCount`. A service has a table if it
 /// has, or has had, a limit. When both buckets of a client are full, it is let in and not counted.
@@ -616,6 +659,7 @@ const _: () = {
     assert!(size_of::<Rule>() == 24);
     assert!(size_of::<Trace>() == 40);
     assert!(size_of::<Service>() == 256);
+    assert!(size_of::<CookieKey>() == 32);
     assert!(core::mem::offset_of!(Service, lock) == 64);
     assert!(core::mem::offset_of!(Service, backends) == 128);
 };

@@ -10,6 +10,7 @@
 pub mod address;
 pub mod checksum;
 pub mod clients;
+pub mod cookie;
 pub mod event;
 pub mod failures;
 pub mod flow;

@@ -107,6 +107,9 @@ reasons! {
     LostRace = 29, "lost_race", "a segment of a connection that another CPU or the controller changed in the same moment: dropped, TCP sends again";
     OutOfWindow = 31, "out_of_window", "a segment outside the window of its connection: forwarded, and nothing noted of it";
     Challenged = 32, "challenged", "a SYN for an open connection: answered with a challenge ACK, the connection is kept";
+    CookieSent = 33, "cookie_sent", "a SYN was answered with a SYN cookie: nothing is kept of it until its client answers";
+    CookieAnswered = 34, "cookie_answered", "a client answered its SYN cookie with the RST that RFC 9293 demands: its next SYN is served";
+    CookieUnanswered = 35, "cookie_unanswered", "a SYN came again a second after its SYN cookie: its client, or a firewall before it, does not answer (syn_cookies_exempt)";
     Damaged = 30, "damaged", "a record contradicts itself or the other tables: the segment is dropped";
 }
 

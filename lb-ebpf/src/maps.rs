@@ -14,10 +14,10 @@ use lb_common::{
     clients::CLIENT_BUCKETS,
     event::Event,
     layout::{
-        Address, Backend, ClientLine, ConnectTimes, EVENTS_BYTES, EXTENT_BITS, Failures, FreeLine, Interface,
-        LEASE_BITS, LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES,
-        MAX_SERVICES, MAX_WAYS, MaglevLine, Meta, Opening, POOL_BITS, POOL_EXTENTS, Pool, RST_BUCKETS, Ring, RuleLine,
-        Service, Slot, SlowStart, Trace,
+        Address, Backend, ClientLine, ConnectTimes, CookieKey, EVENTS_BYTES, EXTENT_BITS, ExemptKey, Failures,
+        FreeLine, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MARKS, MAX_ADDRESSES,
+        MAX_BACKENDS, MAX_EXEMPT, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, MaglevLine, Meta, Opening, POOL_BITS,
+        POOL_EXTENTS, Pool, RST_BUCKETS, Ring, RuleLine, Service, Slot, SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -94,6 +94,14 @@ pub static ADDRESSES: HashMap<Address, u32, { MAX_ADDRESSES as usize }, { BPF_F_
     HashMap::new();
 #[btf_map]
 pub static WAYS: LpmTrie<[u8; 16], u64, { MAX_WAYS as usize }> = LpmTrie::new();
+#[btf_map]
+pub static COOKIES: Array<CookieKey, 1, MAPPED> = Array::new();
+#[btf_map]
+pub static VERIFIED: Array<u64, { MARKS as usize }, MAPPED> = Array::new();
+#[btf_map]
+pub static CHALLENGED: Array<u64, { MARKS as usize }, MAPPED> = Array::new();
+#[btf_map]
+pub static EXEMPT: LpmTrie<ExemptKey, u32, { MAX_EXEMPT as usize }> = LpmTrie::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { REASON_LIMIT as usize }> = PerCpuArray::new();
 /// What the controller counts: a value of its own for each reason, because it cannot add to those of

@@ -8,9 +8,9 @@ use aya::maps::{MapData, MapType};
 use lb_common::{
     hash,
     layout::{
-        Backend, ConnectTimes, EVENTS_BYTES, Failures, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener,
-        MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, Meta, POOL_BITS, POOL_EXTENTS, Pool,
-        RST_BUCKETS, Ring, Service, SlowStart, Trace,
+        Backend, ConnectTimes, CookieKey, EVENTS_BYTES, Failures, Interface, LEASE_BITS, LISTENER_BITS, Lease,
+        Listener, MARKS, MAX_ADDRESSES, MAX_BACKENDS, MAX_EXEMPT, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, Meta,
+        POOL_BITS, POOL_EXTENTS, Pool, RST_BUCKETS, Ring, Service, SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -86,6 +86,10 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("LINKS", Shape { kind: MapType::Hash, key: 4, value: 4, entries: MAX_INTERFACES, flags: 0 }),
         ("ADDRESSES", Shape { kind: MapType::Hash, key: 16, value: 4, entries: MAX_ADDRESSES, flags: NO_PREALLOC }),
         ("WAYS", Shape { kind: MapType::LpmTrie, key: 20, value: 8, entries: MAX_WAYS, flags: NO_PREALLOC }),
+        ("COOKIES", mapped(size_of::<CookieKey>(), 1)),
+        ("VERIFIED", mapped(8, MARKS)),
+        ("CHALLENGED", mapped(8, MARKS)),
+        ("EXEMPT", Shape { kind: MapType::LpmTrie, key: 24, value: 4, entries: MAX_EXEMPT, flags: NO_PREALLOC }),
         ("COUNTERS", per_cpu(8, REASON_LIMIT)),
         ("COUNTED", mapped(8, REASON_LIMIT)),
         ("RST_TOKENS", per_cpu(16, RST_BUCKETS)),
@@ -165,7 +169,8 @@ mod tests {
                 // its size, and a place for every address in the configuration
                 // and every neighbour of this host.
                 _ => assert!(
-                    ["LINKS", "ADDRESSES", "WAYS", "COUNTERS", "RST_TOKENS", "OPTIONS", "EVENTS"].contains(&name),
+                    ["LINKS", "ADDRESSES", "WAYS", "EXEMPT", "COUNTERS", "RST_TOKENS", "OPTIONS", "EVENTS"]
+                        .contains(&name),
                     "{name}: {shape}"
                 ),
             }
