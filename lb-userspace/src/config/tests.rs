@@ -420,7 +420,22 @@ fn a_key_of_sync_that_others_may_read_is_refused() {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     load_text(&text).unwrap();
     fs::write(&key, "0011\n").unwrap();
-    assert!(errors(&text)[0].contains("at least 32 hexadecimal digits"));
+    assert!(errors(&text)[0].contains("hexadecimal digits, at least 32"));
+    fs::write(&key, "00112233445566778899aabbccddeeff0\n").unwrap();
+    assert!(errors(&text)[0].contains("an even number"));
+}
+
+#[test]
+fn a_host_is_not_its_own_peer_and_has_each_peer_once() {
+    let text = |listen: &str, peers: &str| {
+        format!("[sync]\nlisten = \"{listen}\"\npeers = [{peers}]\nkey_file = \"/nonexistent/key\"\n")
+    };
+    let own = "\"10.0.1.2:9644\", \"10.0.1.1:9644\"";
+    let told = errors(&text("10.0.1.1:9644", own));
+    assert!(told.len() == 1 && told[0].contains("e.toml:3:27: peers: 10.0.1.1:9644 is `listen`"), "{told:?}");
+    let told = errors(&text("10.0.1.1:9644", "\"10.0.1.2:9644\", \"10.0.1.2:9644\""));
+    assert!(told.len() == 1 && told[0].contains("peer 10.0.1.2:9644 appears twice"), "{told:?}");
+    load_text(&text("10.0.1.1:9644", "\"10.0.1.1:9645\", \"10.0.1.2:9644\"")).unwrap();
 }
 
 #[test]

@@ -266,6 +266,7 @@ impl Daemon {
     fn peer_said(&mut self, news: PeerNews) {
         match news {
             PeerNews::State { peer, state, version } => self.tell(state_notice(peer, state, &version)),
+            PeerNews::OlderFormat { peer, version } => self.tell(older_notice(peer, &version)),
             PeerNews::UnknownBackend { listener, backend, snat } => self.bury(listener, backend, snat),
             PeerNews::Admin { peer, admin } => self.heard_decision(peer, &admin),
             PeerNews::Health { peer, health } => {
@@ -404,6 +405,14 @@ fn state_notice(peer: SocketAddr, state: SyncState, version: &str) -> Notice {
         }
     };
     Notice::daemon(level, Kind::Sync, text)
+}
+
+fn older_notice(peer: SocketAddr, version: &str) -> Notice {
+    let text = format!(
+        "flow sync: {peer} runs version {version}, whose datagrams do not say for whom they are and are not believed: \
+         connections would not survive a failover; upgrade evenkeel there"
+    );
+    Notice::daemon(Level::Error, Kind::Sync, text)
 }
 
 #[cfg(test)]

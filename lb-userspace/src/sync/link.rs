@@ -4,7 +4,8 @@
 //! **Which session to believe.** Every datagram is sealed, but an attacker could replay an old one.
 //! So a session of the peer is accepted only by a `Hello` that echoes our challenge, and our
 //! challenge changes with every acceptance: neither a datagram of an older session nor its `Hello`
-//! revives that session. Within a session the replay window discards duplicates.
+//! revives that session. Within a session the replay window discards duplicates. A direction has
+//! its own key, so our own datagrams, sent back to us, are nobody's.
 //!
 //! **What was lost.** A gap in the numbers means that datagrams were lost: a full copy is
 //! requested, at most once per second. A copy is complete if as many flows arrived as its end says
@@ -15,7 +16,7 @@ use std::{net::SocketAddr, time::Duration};
 use lb_common::time::Instant;
 
 use super::{
-    seal::{self, Opener, Sealer, Session, SharedKey},
+    seal::{self, Direction, Opener, Sealer, Session, SharedKey},
     wire::{self, Message},
 };
 use crate::words::SyncState;
@@ -30,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(3);
 
 /// Why a datagram was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// It is no datagram of flow sync, was sealed with another key, or was altered on the way.
     NotAuthentic,
@@ -40,6 +41,9 @@ pub enum Refused {
     Replayed,
     /// It is authentic, but its messages cannot be understood.
     Malformed,
+    /// It was sealed with our key by this version of the program, in the format before, which does
+    /// not say for whom it was.
+    OlderFormat(String),
 }
 
 /// What a datagram contained.
@@ -85,6 +89,8 @@ struct Copy {
 /// A peer's session, our session with it, and the copy under way.
 pub struct Link {
     key: SharedKey,
+    /// From us to the peer.
+    direction: Direction,
     sealer: Sealer,
     opener: Option<Opener>,
     challenge: Session,
@@ -102,10 +108,11 @@ pub struct Link {
 
 impl Link {
     /// A link that begins with these random numbers as its session and first challenge.
-    pub fn new(key: &SharedKey, session: Session, challenge: Session, version: &str) -> Link {
+    pub fn new(key: &SharedKey, direction: Direction, session: Session, challenge: Session, version: &str) -> Link {
         Link {
             key: key.clone(),
-            sealer: Sealer::new(key, session),
+            direction,
+            sealer: Sealer::new(key, session, direction),
             opener: None,
             challenge,
             heard: [0; 16],
@@ -191,11 +198,20 @@ impl Link {
         fresh: Session,
         now: Instant,
     ) -> Result<(Vec<Received>, Option<Vec<u8>>), Refused> {
-        let head = seal::head(datagram).ok_or(Refused::NotAuthentic)?;
+        let head = seal::head(datagram).ok_or_else(|| self.why_no_head(datagram))?;
         if self.opener.as_ref().is_some_and(|opener| opener.session == head.session) {
             return Ok((self.of_session(datagram, head.number, now)?, None));
         }
         self.of_stranger(datagram, &head, fresh, now)
+    }
+
+    fn why_no_head(&self, datagram: &[u8]) -> Refused {
+        let messages = seal::open_older(&self.key, datagram).and_then(|bytes| wire::read(&bytes).ok());
+        let hello = messages.into_iter().flatten().find_map(|message| match message {
+            Message::Hello { version, .. } => Some(version),
+            _ => None,
+        });
+        hello.map_or(Refused::NotAuthentic, Refused::OlderFormat)
     }
 
     fn of_session(&mut self, datagram: &[u8], number: u64, now: Instant) -> Result<Vec<Received>, Refused> {
@@ -220,7 +236,7 @@ impl Link {
         fresh: Session,
         now: Instant,
     ) -> Result<(Vec<Received>, Option<Vec<u8>>), Refused> {
-        let mut opener = Opener::new(&self.key, head.session);
+        let mut opener = Opener::new(&self.key, head.session, self.direction.back());
         let bytes = opener.open(datagram).ok_or(Refused::NotAuthentic)?;
         let messages = wire::read(&bytes).map_err(|wire::Malformed| Refused::Malformed)?;
         let hello = messages.into_iter().find_map(|message| match message {

@@ -67,6 +67,8 @@ pub struct Peer {
     pub link: Link,
     /// Its program's version; empty before it was heard.
     pub version: String,
+    /// The version that was reported as too old; empty: none.
+    pub older: String,
     /// The state that was reported last.
     pub reported: SyncState,
     /// What was counted.
@@ -87,6 +89,7 @@ impl Peer {
             address,
             link,
             version: String::new(),
+            older: String::new(),
             reported: SyncState::Connecting,
             counts: SyncCounts::default(),
             present: HashSet::new(),

@@ -1,22 +1,32 @@
-//! Sealing and opening datagrams: ChaCha20-Poly1305 (RFC 8439) under a key of this session alone,
-//! and a window against replays.
+//! Sealing and opening datagrams: ChaCha20-Poly1305 (RFC 8439) under a key of this session and this
+//! direction alone, and a window against replays.
 //!
 //! ```text
-//! "EKS1" (4) | session (16) | number (8) | messages, encrypted | tag (16)
+//! "EKS2" (4) | session (16) | number (8) | messages, encrypted | tag (16)
 //! ```
 //! The sender draws the session at random when it starts. The session's key is derived from the
-//! shared key and the session (HKDF-SHA256, RFC 5869), so the number, which counts datagrams, is a
-//! nonce that is never used twice with one key. Which session of a peer to believe is decided by
+//! shared key, the session, and the addresses of sender and receiver (HKDF-SHA256, RFC 5869). So
+//! the number, which counts datagrams, is a nonce that is never used twice with one key, and what
+//! one host says to another is opened by nobody else: neither by itself, when somebody sends it
+//! back, nor by a third host. Which session of a peer to believe is decided by
 //! [`link`](super::link).
+//!
+//! Version 1 of the format had one key for both directions. It is recognized, but not believed.
+
+use std::net::{IpAddr, SocketAddr};
 
 use ring::{aead, hkdf};
 
 /// The first bytes of every datagram; the last character is the version of the format.
-const MAGIC: [u8; 4] = *b"EKS1";
+const MAGIC: [u8; 4] = *b"EKS2";
+/// The same in the version before.
+const OLDER_MAGIC: [u8; 4] = *b"EKS1";
 const HEADER: usize = 4 + 16 + 8;
 const TAG: usize = 16;
-/// The context of the key derivation (the `info` of HKDF).
-const PURPOSE: &[u8] = b"evenkeel flow sync 1";
+/// The context of the key derivation (the `info` of HKDF), before the two addresses.
+const PURPOSE: &[u8] = b"evenkeel flow sync 2";
+/// The same in the version before, without addresses.
+const OLDER_PURPOSE: &[u8] = b"evenkeel flow sync 1";
 /// How many datagrams late one may arrive.
 const WINDOW: u64 = 1024;
 
@@ -38,9 +48,10 @@ impl SharedKey {
         bytes.collect::<Option<Vec<_>>>().map(SharedKey)
     }
 
-    fn of_session(&self, session: &Session) -> aead::LessSafeKey {
+    fn of_session(&self, session: &Session, context: &[u8]) -> aead::LessSafeKey {
         let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, session).extract(&self.0);
-        let okm = derived.expand(&[PURPOSE], &aead::CHACHA20_POLY1305).expect("HKDF can derive 32 bytes");
+        let context = [context];
+        let okm = derived.expand(&context, &aead::CHACHA20_POLY1305).expect("HKDF can derive 32 bytes");
         aead::LessSafeKey::new(okm.into())
     }
 }
@@ -48,6 +59,34 @@ impl SharedKey {
 impl std::fmt::Debug for SharedKey {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.write_str("SharedKey")
+    }
+}
+
+/// Who speaks to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Direction {
+    /// The sender's `listen`.
+    pub from: SocketAddr,
+    /// The receiver's `listen`.
+    pub to: SocketAddr,
+}
+
+impl Direction {
+    /// The other direction between the same two.
+    pub fn back(self) -> Direction {
+        Direction { from: self.to, to: self.from }
+    }
+
+    fn context(self) -> Vec<u8> {
+        let mut context = PURPOSE.to_vec();
+        for address in [self.from, self.to] {
+            match address.ip() {
+                IpAddr::V4(ip) => context.extend_from_slice(&ip.to_ipv6_mapped().octets()),
+                IpAddr::V6(ip) => context.extend_from_slice(&ip.octets()),
+            }
+            context.extend_from_slice(&address.port().to_be_bytes());
+        }
+        context
     }
 }
 
@@ -60,8 +99,8 @@ pub struct Sealer {
 
 impl Sealer {
     /// Begins a session.
-    pub fn new(key: &SharedKey, session: Session) -> Sealer {
-        Sealer { session, key: key.of_session(&session), number: 0 }
+    pub fn new(key: &SharedKey, session: Session, direction: Direction) -> Sealer {
+        Sealer { session, key: key.of_session(&session, &direction.context()), number: 0 }
     }
 
     /// Seals messages into the next datagram.
@@ -97,11 +136,30 @@ pub struct Head {
 
 /// Parses the head; `None` if this is no datagram of flow sync.
 pub fn head(datagram: &[u8]) -> Option<Head> {
-    if datagram.len() < HEADER + TAG || datagram[..4] != MAGIC {
+    head_of(datagram, MAGIC)
+}
+
+fn head_of(datagram: &[u8], magic: [u8; 4]) -> Option<Head> {
+    if datagram.len() < HEADER + TAG || datagram[..4] != magic {
         return None;
     }
     let session = datagram[4..20].try_into().ok()?;
     Some(Head { session, number: u64::from_be_bytes(datagram[20..HEADER].try_into().ok()?) })
+}
+
+/// The messages in a datagram of the version before, sealed with our key. Nothing more is known of
+/// it: it may be our own, or old.
+pub fn open_older(key: &SharedKey, datagram: &[u8]) -> Option<Vec<u8>> {
+    let head = head_of(datagram, OLDER_MAGIC)?;
+    open(&key.of_session(&head.session, OLDER_PURPOSE), head.number, datagram)
+}
+
+fn open(key: &aead::LessSafeKey, number: u64, datagram: &[u8]) -> Option<Vec<u8>> {
+    let (header, sealed) = datagram.split_at_checked(HEADER)?;
+    let mut sealed = sealed.to_vec();
+    let opened = key.open_in_place(nonce(number), aead::Aad::from(header), &mut sealed).ok()?.len();
+    sealed.truncate(opened);
+    Some(sealed)
 }
 
 /// The receiving side of one session of a peer.
@@ -114,18 +172,15 @@ pub struct Opener {
 
 impl Opener {
     /// Opens the datagrams of a session that the peer has begun.
-    pub fn new(key: &SharedKey, session: Session) -> Opener {
-        Opener { session, key: key.of_session(&session), window: Window::default() }
+    pub fn new(key: &SharedKey, session: Session, direction: Direction) -> Opener {
+        Opener { session, key: key.of_session(&session, &direction.context()), window: Window::default() }
     }
 
-    /// The messages in a datagram; `None` unless it was sealed with our key in this session.
+    /// The messages in a datagram; `None` unless it was sealed with our key in this session
+    /// and this direction.
     pub fn open(&self, datagram: &[u8]) -> Option<Vec<u8>> {
         let head = head(datagram).filter(|head| head.session == self.session)?;
-        let (header, sealed) = datagram.split_at(HEADER);
-        let mut sealed = sealed.to_vec();
-        let opened = self.key.open_in_place(nonce(head.number), aead::Aad::from(header), &mut sealed).ok()?.len();
-        sealed.truncate(opened);
-        Some(sealed)
+        open(&self.key, head.number, datagram)
     }
 
     /// Notes the number of an opened datagram. Returns how many datagrams are missing between it
@@ -175,4 +230,4 @@ fn bit(number: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

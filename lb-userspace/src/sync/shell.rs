@@ -129,7 +129,8 @@ impl SyncThread {
     ) -> Result<SyncThread> {
         // Checked once, before anything depends on it.
         random::word().context("no random numbers")?;
-        let station = Station::new(&settings.key, &settings.peers, tables.clone(), version, Box::new(fresh));
+        let station =
+            Station::new(&settings.key, settings.listen, &settings.peers, tables.clone(), version, Box::new(fresh));
         let (directory, base) = watch::channel(Arc::new(directory));
         let (backends, known) = watch::channel(Arc::new(backends));
         let (ends, ended) = mpsc::channel(ENDS);

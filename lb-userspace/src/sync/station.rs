@@ -21,7 +21,7 @@ use super::{
     link::{Link, Received, Refused},
     mirror::{Applied, Clocks, Directory, Mirror},
     peer::{Item, Payloads, Peer, WalkPos},
-    seal::{Session, SharedKey},
+    seal::{Direction, Session, SharedKey},
     wire::{AdminDecision, BackendHealth, FlowName, FlowRecord, Message},
 };
 use crate::{
@@ -52,6 +52,13 @@ pub enum PeerNews {
         /// Its new state.
         state: SyncState,
         /// Its version, once known.
+        version: String,
+    },
+    /// A peer runs a version of the program whose datagrams are not believed. Said once.
+    OlderFormat {
+        /// The peer.
+        peer: SocketAddr,
+        /// Its version.
         version: String,
     },
     /// There is a flow to a backend that no configuration here has: the backend should become a
@@ -147,15 +154,19 @@ pub struct Station {
 }
 
 impl Station {
-    /// A host with these peers. `fresh` returns a random number.
+    /// A host that the peers know as `listen`. `fresh` returns a random number.
     pub fn new(
         key: &SharedKey,
+        listen: SocketAddr,
         peers: &[SocketAddr],
         tables: Arc<Tables>,
         version: &str,
         mut fresh: Box<dyn FnMut() -> Session + Send>,
     ) -> Station {
-        let peers = peers.iter().map(|address| Peer::new(*address, Link::new(key, fresh(), fresh(), version)));
+        let peers = peers.iter().map(|address| {
+            let direction = Direction { from: listen, to: *address };
+            Peer::new(*address, Link::new(key, direction, fresh(), fresh(), version))
+        });
         Station {
             peers: peers.collect(),
             mirror: Mirror { tables, directory: Arc::new(Directory::default()) },
@@ -361,11 +372,17 @@ impl Station {
             }
             Err(why) => {
                 let refused = &mut peer.counts.refused;
-                *match why {
+                *match &why {
                     Refused::NotAuthentic => &mut refused.not_authentic,
                     Refused::Replayed | Refused::UnknownSession => &mut refused.replayed,
                     Refused::Malformed => &mut refused.malformed,
+                    Refused::OlderFormat(_) => &mut refused.older_format,
                 } += 1;
+                if let Refused::OlderFormat(version) = why
+                    && std::mem::replace(&mut peer.older, version.clone()) != version
+                {
+                    news.waiting.push(PeerNews::OlderFormat { peer: peer.address, version });
+                }
                 None
             }
         }
@@ -387,7 +404,10 @@ fn share_of_walk(slots: u64, elapsed: Duration, round: Duration) -> u64 {
 /// Acts on one message of a peer; returns the slot of a flow that was adopted.
 fn take_in(received: Received, peer: &mut Peer, mirror: &Mirror, now: Clocks, news: &mut Outbox) -> Option<SlotAt> {
     match received {
-        Received::Accepted(version) => peer.version = version,
+        Received::Accepted(version) => {
+            peer.version = version;
+            peer.older.clear();
+        }
         Received::Flow { flow, in_copy } => return take_in_flow(&flow, in_copy, peer, mirror, now, news),
         Received::Ended(name) => {
             peer.counts.ends_received += 1;

@@ -59,12 +59,20 @@ pub struct RefusedDatagrams {
     pub not_authentic: u64,
     /// Received before, or of an old session.
     pub replayed: u64,
+    /// Sealed with our key by an older version of the program, whose format is not believed.
+    #[serde(default)]
+    pub older_format: u64,
 }
 
 impl RefusedDatagrams {
     /// Each reason's name and number.
-    pub const fn by_reason(&self) -> [(&'static str, u64); 3] {
-        [("malformed", self.malformed), ("not_authentic", self.not_authentic), ("replayed", self.replayed)]
+    pub const fn by_reason(&self) -> [(&'static str, u64); 4] {
+        [
+            ("malformed", self.malformed),
+            ("not_authentic", self.not_authentic),
+            ("older_format", self.older_format),
+            ("replayed", self.replayed),
+        ]
     }
 
     /// The number over all reasons.

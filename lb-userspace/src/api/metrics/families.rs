@@ -70,7 +70,7 @@ metrics! {
     SYNC_LAG = Gauge "evenkeel_sync_lag_seconds" ["peer"] "How long the oldest waiting change has waited.";
     SYNC_SILENT = Gauge "evenkeel_sync_silent_seconds" ["peer"] "Time since the peer was last heard.";
     SYNC_LOST = Counter "evenkeel_sync_datagrams_lost_total" ["peer"] "Datagrams of the peer that never arrived; a full copy makes up for them.";
-    SYNC_REFUSED = Counter "evenkeel_sync_datagrams_refused_total" ["peer", "reason"] "Datagrams refused: sealed with another key, replayed or malformed.";
+    SYNC_REFUSED = Counter "evenkeel_sync_datagrams_refused_total" ["peer", "reason"] "Datagrams refused: sealed with another key, in an older format, replayed or malformed.";
     SYNC_DROPPED = Counter "evenkeel_sync_dropped_total" ["peer"] "Changes dropped because the queue was full; a full copy makes up for them.";
     SYNC_SENT = Counter "evenkeel_sync_flows_sent_total" ["peer"] "Connections sent to the peer, repetitions included.";
     SYNC_RECEIVED = Counter "evenkeel_sync_flows_received_total" ["peer"] "Connections received from the peer.";

@@ -9,8 +9,10 @@ use log::LevelFilter;
 
 use super::{millis, seconds};
 use crate::config::{
+    cross::Once,
     model::{Api, Daemon, OnExit, Sync},
-    raw::Table,
+    problem::Findings,
+    raw::{At, Table},
     units,
 };
 
@@ -91,6 +93,9 @@ pub fn sync(mut table: Table) -> Option<Sync> {
             }
         }
     }
+    if let Some(listen) = &listen {
+        check_hosts(listen, &peers, table.findings);
+    }
     table.finish();
     Some(Sync {
         batch,
@@ -98,6 +103,19 @@ pub fn sync(mut table: Table) -> Option<Sync> {
         peers: peers.into_iter().map(|peer| peer.value).collect(),
         key_file: key_file?.value,
     })
+}
+
+/// The hosts know each other by these addresses.
+fn check_hosts(listen: &At<SocketAddr>, peers: &[At<SocketAddr>], findings: &Findings) {
+    let own = listen.value;
+    let mut named = Once::new("peer");
+    for peer in peers {
+        named.enter(peer.value, peer.pos, findings);
+        if peer.value == own {
+            let what = format!("peers: {own} is `listen`, this host itself: write the `listen` of the other host");
+            findings.error(peer.pos.problem(what));
+        }
+    }
 }
 
 /// What is wrong with a key file: its permissions, or the length of the key.
@@ -113,9 +131,9 @@ fn key_problem(path: &Path) -> std::io::Result<Option<String>> {
     }
     let key = std::fs::read_to_string(path)?;
     let key = key.trim();
-    if key.len() < 32 || !key.chars().all(|c| c.is_ascii_hexdigit()) {
+    if key.len() < 32 || !key.len().is_multiple_of(2) || !key.chars().all(|c| c.is_ascii_hexdigit()) {
         return Ok(Some(format!(
-            "{shown} holds no key: write at least 32 hexadecimal digits, such as the output of `openssl rand -hex 32`"
+            "{shown} holds no key: write an even number of hexadecimal digits, at least 32, such as the output of `openssl rand -hex 32`"
         )));
     }
     Ok(None)

@@ -23,7 +23,7 @@ mod tests {
     use crate::words::{RefusedDatagrams, SyncCounts, SyncState};
 
     /// The keys, their order and their values are a contract with other programs.
-    const GOLDEN: &str = r#"{"address":"10.0.1.2:9644","state":"synced","version":"0.1.0","silent_ms":12,"waiting":3,"lag_ms":20,"lost":1,"datagrams_sent":2,"flows_sent":3,"ends_sent":4,"copies_sent":5,"dropped":6,"flows_received":7,"ends_received":8,"copies_received":9,"conflicts":10,"unknown":11,"refused":{"malformed":12,"not_authentic":13,"replayed":14}}"#;
+    const GOLDEN: &str = r#"{"address":"10.0.1.2:9644","state":"synced","version":"0.1.0","silent_ms":12,"waiting":3,"lag_ms":20,"lost":1,"datagrams_sent":2,"flows_sent":3,"ends_sent":4,"copies_sent":5,"dropped":6,"flows_received":7,"ends_received":8,"copies_received":9,"conflicts":10,"unknown":11,"refused":{"malformed":12,"not_authentic":13,"replayed":14,"older_format":15}}"#;
 
     #[test]
     fn a_peer_is_the_json_that_it_always_was() {
@@ -46,7 +46,7 @@ mod tests {
                 copies_received: 9,
                 conflicts: 10,
                 unknown: 11,
-                refused: RefusedDatagrams { malformed: 12, not_authentic: 13, replayed: 14 },
+                refused: RefusedDatagrams { malformed: 12, not_authentic: 13, replayed: 14, older_format: 15 },
             },
         };
         let shown = peer(&status);

@@ -12,8 +12,11 @@ fn key() -> SharedKey {
     SharedKey::parse(&"5a".repeat(32)).unwrap()
 }
 
+/// Odd seeds are host A's, even ones host B's.
 fn link(seed: u8) -> Link {
-    Link::new(&key(), [seed; 16], [seed + 100; 16], "0.1.0")
+    let [a, b] = [1, 2].map(|host| SocketAddr::from(([10, 0, 9, host], 9644)));
+    let to_b = Direction { from: a, to: b };
+    Link::new(&key(), if seed % 2 == 1 { to_b } else { to_b.back() }, [seed; 16], [seed + 100; 16], "0.1.0")
 }
 
 /// Random numbers for one test: every call returns another one.
@@ -87,7 +90,8 @@ fn two_hosts_come_to_believe_each_other_and_ask_for_a_copy_without_waiting() {
 fn nothing_is_believed_of_a_session_that_has_not_echoed_our_challenge() {
     let (mut a, mut b) = (link(1), link(2));
     assert_eq!(send(&mut a, &mut b, &[Message::Flow(flow(1))], START), Err(Refused::UnknownSession));
-    let mut other = Link::new(&SharedKey::parse(&"00".repeat(16)).unwrap(), [9; 16], [8; 16], "0.1.0");
+    let other_key = SharedKey::parse(&"00".repeat(16)).unwrap();
+    let mut other = Link::new(&other_key, a.direction, [9; 16], [8; 16], "0.1.0");
     assert_eq!(b.receive(&other.due(START)[0], [0; 16], START), Err(Refused::NotAuthentic));
     assert_eq!(b.receive(b"hello", [0; 16], START), Err(Refused::NotAuthentic));
     assert_eq!(b.state(START), SyncState::Connecting);
@@ -128,6 +132,53 @@ fn what_was_recorded_of_an_older_session_does_not_bring_it_back() {
         send(&mut new, &mut b, &[Message::Request { copy: 6 }], START + SECOND),
         Ok(vec![Received::CopyWanted(6)])
     );
+}
+
+#[test]
+fn what_a_host_says_is_nobody_s_when_it_comes_back() {
+    let mut a = link(1);
+    let mut back = a.due(START);
+    for turn in 1..20 {
+        let now = START + turn * HELLO_AT_FIRST;
+        for datagram in std::mem::take(&mut back) {
+            assert_eq!(a.receive(&datagram, [turn as u8 + 200; 16], now), Err(Refused::NotAuthentic));
+        }
+        back.extend(a.due(now));
+    }
+    assert_eq!((a.state(START + 5 * SECOND), a.is_accepted()), (SyncState::Connecting, false));
+    // Nor does it move a session that is believed.
+    let (mut a, mut b, _) = synced();
+    let own = sealed(&mut a, &[Message::Ended(flow(1).name)]);
+    assert_eq!(a.receive(&own, [0; 16], START), Err(Refused::NotAuthentic));
+    assert_eq!(send(&mut b, &mut a, &[Message::Request { copy: 3 }], START), Ok(vec![Received::CopyWanted(3)]));
+}
+
+#[test]
+fn what_is_said_to_one_peer_is_not_believed_by_another() {
+    let [a, b, c] = [1, 2, 3].map(|host| SocketAddr::from(([10, 0, 9, host], 9644)));
+    let link = |from, to, seed| Link::new(&key(), Direction { from, to }, [seed; 16], [seed + 100; 16], "0.1.0");
+    // Somebody between them gives A, as if from B, what B says to C, and C, as if from B, what A
+    // answers.
+    let (mut a, mut b_to_c) = (link(a, b, 1), link(b, c, 2));
+    for datagram in b_to_c.due(START) {
+        assert_eq!(a.receive(&datagram, [9; 16], START), Err(Refused::NotAuthentic));
+    }
+    assert!(!a.is_accepted());
+}
+
+#[test]
+fn the_format_before_is_recognized_by_its_key_and_not_believed() {
+    let mut b = link(2);
+    let hello = Message::Hello { challenge: [5; 16], echo: b.challenge, version: "0.0.9".into() };
+    let mut bytes = Vec::new();
+    wire::write(&hello, &mut bytes);
+    let datagram = seal::tests::sealed_as_before(&key(), [4; 16], &bytes);
+    let told = Err(Refused::OlderFormat("0.0.9".into()));
+    assert_eq!(b.receive(&datagram, [0; 16], START), told);
+    let other = SharedKey::parse(&"00".repeat(16)).unwrap();
+    let stranger = seal::tests::sealed_as_before(&other, [4; 16], &bytes);
+    assert_eq!(b.receive(&stranger, [0; 16], START), Err(Refused::NotAuthentic));
+    assert!(!b.is_accepted());
 }
 
 #[test]
@@ -191,7 +242,7 @@ fn a_peer_that_is_silent_is_lost_and_comes_back_with_the_same_session() {
 #[test]
 fn a_restarted_peer_is_believed_after_one_round() {
     let (_, mut b, mut fresh) = synced();
-    let mut new = link(40);
+    let mut new = link(41);
     let (heard_new, heard_b) = talk(&mut new, &mut b, &mut fresh, START + SECOND);
     assert!(heard_b.contains(&Received::Accepted("0.1.0".into())), "{heard_b:?}");
     assert!(heard_new.contains(&Received::Accepted("0.1.0".into())));

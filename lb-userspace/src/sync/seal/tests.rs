@@ -4,10 +4,23 @@ fn key(digit: &str) -> SharedKey {
     SharedKey::parse(&digit.repeat(64)).unwrap()
 }
 
+fn there() -> Direction {
+    Direction { from: "10.0.1.1:9644".parse().unwrap(), to: "10.0.1.2:9644".parse().unwrap() }
+}
+
+/// The first datagram of a session in the format before.
+pub fn sealed_as_before(key: &SharedKey, session: Session, messages: &[u8]) -> Vec<u8> {
+    let header = [&OLDER_MAGIC[..], &session, &1_u64.to_be_bytes()].concat();
+    let mut sealed = messages.to_vec();
+    let key = key.of_session(&session, OLDER_PURPOSE);
+    key.seal_in_place_append_tag(nonce(1), aead::Aad::from(&header), &mut sealed).unwrap();
+    [header, sealed].concat()
+}
+
 #[test]
 fn what_was_sealed_is_opened_by_who_has_the_key() {
-    let mut sealer = Sealer::new(&key("a"), [7; 16]);
-    let opener = Opener::new(&key("a"), [7; 16]);
+    let mut sealer = Sealer::new(&key("a"), [7; 16], there());
+    let opener = Opener::new(&key("a"), [7; 16], there());
     for text in [&b""[..], b"one", &[0; 1380]] {
         assert_eq!(opener.open(&sealer.seal(text)).as_deref(), Some(text));
     }
@@ -18,10 +31,15 @@ fn what_was_sealed_is_opened_by_who_has_the_key() {
 
 #[test]
 fn another_key_another_session_and_any_changed_byte_are_refused() {
-    let datagram = Sealer::new(&key("a"), [7; 16]).seal(b"drain cp01");
-    assert_eq!(Opener::new(&key("b"), [7; 16]).open(&datagram), None);
-    assert_eq!(Opener::new(&key("a"), [8; 16]).open(&datagram), None);
-    let opener = Opener::new(&key("a"), [7; 16]);
+    let datagram = Sealer::new(&key("a"), [7; 16], there()).seal(b"drain cp01");
+    assert_eq!(Opener::new(&key("b"), [7; 16], there()).open(&datagram), None);
+    assert_eq!(Opener::new(&key("a"), [8; 16], there()).open(&datagram), None);
+    let Direction { from, to } = there();
+    let elsewhere = [1, 2].map(|host| SocketAddr::from(([10, 0, 1, host], 9645)));
+    for other in [there().back(), Direction { from, to: elsewhere[1] }, Direction { from: elsewhere[0], to }] {
+        assert_eq!(Opener::new(&key("a"), [7; 16], other).open(&datagram), None, "{other:?}");
+    }
+    let opener = Opener::new(&key("a"), [7; 16], there());
     for place in 0..datagram.len() {
         let mut changed = datagram.clone();
         changed[place] ^= 1;

@@ -37,7 +37,8 @@ fn host(own: u8, peer: &str) -> Station {
         session[8..].copy_from_slice(&count.to_be_bytes());
         session
     });
-    Station::new(&key, &[peer.parse().unwrap()], Arc::new(tables), "0.1.0", fresh)
+    let listen = if peer == A { B } else { A };
+    Station::new(&key, listen.parse().unwrap(), &[peer.parse().unwrap()], Arc::new(tables), "0.1.0", fresh)
 }
 
 fn directory(station: &Station, ours: bool) -> Arc<Directory> {
@@ -263,6 +264,27 @@ fn a_backend_that_is_unknown_here_is_told_once() {
     pair.b.direct(known, pair.at());
     pair.carry(2000);
     assert_eq!(open_slots(&pair.b).len(), 20, "a copy brings what was turned away");
+}
+
+#[test]
+fn a_peer_of_an_older_format_is_told_once_and_counted() {
+    let mut pair = Pair::new(0);
+    let mut bytes = Vec::new();
+    let hello = Message::Hello { challenge: [5; 16], echo: [0; 16], version: "0.0.9".into() };
+    crate::sync::wire::write(&hello, &mut bytes);
+    let key = SharedKey::parse(&"7e".repeat(32)).unwrap();
+    let at = pair.at();
+    let peer = B.parse().unwrap();
+    for session in 0..5 {
+        let datagram = crate::sync::seal::tests::sealed_as_before(&key, [session; 16], &bytes);
+        assert_eq!(pair.a.receive(peer, &datagram, at), None);
+    }
+    assert_eq!(pair.a.news(), [PeerNews::OlderFormat { peer, version: "0.0.9".into() }]);
+    assert_eq!(pair.a.status(at)[0].counts.refused.older_format, 5);
+    assert_eq!(pair.states().0, SyncState::Connecting);
+    // It is upgraded.
+    pair.carry(400);
+    assert_eq!(pair.states(), (SyncState::Synced, SyncState::Synced));
 }
 
 #[test]
