@@ -13,7 +13,7 @@
 //! what the verifier sees once.
 //!
 //! The files use one another in one direction only: `walk` → `irregular`, `lease`, `reply`, `flow` → `trace` →
-//! `select`, `access` → `slots` → `index` → `report` → `cursor` → `records` → `maps` → `atomic`;
+//! `select`, `access`, `cookie` → `slots` → `index` → `report` → `cursor` → `records` → `maps` → `atomic`;
 //! `klog`, the log for developers, is on the same level as `report`.
 
 #![no_std]
@@ -24,6 +24,7 @@
 mod access;
 mod atomic;
 mod clock;
+mod cookie;
 mod cursor;
 mod flow;
 mod index;

@@ -25,6 +25,7 @@ impl Outcome {
     pub const ADMITTED: u64 = 10;
     pub const AGAIN: u64 = 11;
     pub const CHALLENGE: u64 = 12;
+    pub const COOKIE: u64 = 13;
 
     #[inline(always)]
     const fn new(kind: u64, reason: u64, at: SlotAt) -> Outcome {
@@ -53,6 +54,12 @@ impl Outcome {
     #[inline(always)]
     pub const fn challenge(at: SlotAt) -> Outcome {
         Self::new(Self::CHALLENGE, 0, at)
+    }
+
+    /// Answer it with a SYN cookie.
+    #[inline(always)]
+    pub const fn cookie() -> Outcome {
+        Self::new(Self::COOKIE, 0, SlotAt(0))
     }
 
     /// Replace it with a RST that refuses the client of the flow.

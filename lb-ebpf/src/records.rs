@@ -18,8 +18,9 @@ use lb_common::{
     flow::{HalfOpenCell, Key, SlotAt},
     hash::{Entry, PROBES, listener_start, pool_start, probe},
     layout::{
-        Address, Backend, ClientLine, DELETED, EMPTY, EXTENT_BITS, Failures, FreeLine, HEARD_STEP, Hop, Interface,
-        LISTENER_BITS, Lease, Listener, Opening, POOL_BITS, Pool, Ring, Service, Slot, SlowStart, Trace,
+        Address, Backend, ClientLine, CookieKey, DELETED, EMPTY, EXTENT_BITS, ExemptKey, Failures, FreeLine,
+        HEARD_STEP, Hop, Interface, LISTENER_BITS, Lease, Listener, Opening, POOL_BITS, Pool, Ring, Service, Slot,
+        SlowStart, Trace,
     },
     time::{Instant, Ticks},
 };
@@ -205,6 +206,33 @@ pub fn lease(row: u32) -> Option<Held<Lease>> {
 #[inline(always)]
 pub fn trace() -> Option<Held<Trace>> {
     maps::TRACE.get_ptr_mut(0).map(Held)
+}
+
+/// What SYN cookies are made of.
+#[inline(always)]
+pub fn cookie_key() -> Option<Held<CookieKey>> {
+    maps::COOKIES.get_ptr_mut(0).map(Held)
+}
+
+/// The mark of a client that has answered a cookie.
+#[inline(always)]
+pub fn verified(row: u32) -> Option<Word<u64>> {
+    maps::VERIFIED.get_ptr_mut(row).map(Word)
+}
+
+/// The mark of a client that was sent a cookie.
+#[inline(always)]
+pub fn challenged(row: u32) -> Option<Word<u64>> {
+    maps::CHALLENGED.get_ptr_mut(row).map(Word)
+}
+
+/// Whether EXEMPT has a client of a service, whose address is as it lies in a packet.
+#[inline(always)]
+pub fn is_exempt<V: Family>(service: u32, client: V::Address) -> bool {
+    const { assert!(V::WORD_IS_ADDRESS, "an IPv6 address is its own key") };
+    let ([s, t, u, v], [a, b, c, d]) = (service.to_ne_bytes(), V::word(client).to_ne_bytes());
+    let key: ExemptKey = [s, t, u, v, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d];
+    maps::EXEMPT.get(&lpm_trie::Key::new(8 * key.len() as u32, key)).is_some()
 }
 
 /// A bucket of the flow index.
@@ -553,6 +581,11 @@ impl Held<Lease> {
             (*halves, *halves.add(1))
         }
     }
+}
+
+fields! { CookieKey:
+    plain key: [u64; 2];
+    plain offset: u64;
 }
 
 fields! { Trace:

@@ -11,9 +11,9 @@ use lb_common::{
 use network_types::{eth::EtherType, ip::IpProto};
 
 use crate::{
-    clock,
+    clock, cookie,
     cursor::{Frame, Headers, field},
-    parse,
+    parse::{self, Segment},
     records::{self, Held},
     report::{count, dropped, impossible},
 };
@@ -57,6 +57,20 @@ pub fn reset<F: Frame>(frame: F, reason: u32) -> i32 {
     }
     let (sequence, acknowledgement, flags) =
         if segment.flags & ACK != 0 { (segment.acknowledgement, 0, RST) } else { (0, segment.end(), RST | ACK) };
+    turn_round(frame, segment, (sequence, acknowledgement), tcp_word(20, flags, [0; 2]))
+}
+
+/// Answers a SYN with a SYN cookie, to whoever sent it: nothing else is known of its client. The
+/// window is the one that a firewall takes the number to lie in.
+#[inline(never)]
+pub fn cookie<F: Frame>(frame: F) -> i32 {
+    let Some(segment) = parse::segment(frame) else { return impossible::<F>() };
+    turn_round(frame, segment, (clock::random(), cookie::number(segment)), tcp_word(20, SYN | ACK, [0xff; 2]))
+}
+
+/// Turns the frame into a segment to its sender, with these sequence and acknowledgement numbers.
+#[inline(always)]
+fn turn_round<F: Frame>(frame: F, segment: Segment, (sequence, acknowledgement): (u32, u32), flags: u32) -> i32 {
     let bytes = frame.bytes();
     if !bytes.has(field::PAYLOAD) {
         return impossible::<F>();
@@ -70,7 +84,7 @@ pub fn reset<F: Frame>(frame: F, reason: u32) -> i32 {
     headers.tcp[0] = segment.destination_port as u32 | (segment.source_port as u32) << 16;
     headers.tcp[1] = sequence.to_be();
     headers.tcp[2] = acknowledgement.to_be();
-    headers.tcp[3] = tcp_word(20, flags, [0; 2]);
+    headers.tcp[3] = flags;
     finish(frame, &mut headers, 20, 0, frame.ingress())
 }
 

@@ -13,7 +13,7 @@ use lb_common::{
 };
 
 use crate::{
-    clock,
+    clock, cookie,
     cursor::{Frame, LONGEST_HEADERS, Translation, field},
     flow,
     index::{self, Hashed},
@@ -86,7 +86,7 @@ fn from_client<F: Frame>(frame: F, segment: Segment, row: u32, listener: Held<Li
         }
         None => {
             link = records::link_of(frame.ingress());
-            if let Some(verdict) = turned_away(frame, segment, listener, link) {
+            if let Some(verdict) = turned_away(frame, segment, listener, (hashed.key, link)) {
                 return verdict;
             }
             Outcome::open()
@@ -97,12 +97,20 @@ fn from_client<F: Frame>(frame: F, segment: Segment, row: u32, listener: Held<Li
 
 /// The verdict on a segment of a client without a flow that opens none.
 #[inline(always)]
-fn turned_away<F: Frame>(frame: F, segment: Segment, listener: Held<Listener>, link: Option<u32>) -> Option<i32> {
+fn turned_away<F: Frame>(
+    frame: F,
+    segment: Segment,
+    listener: Held<Listener>,
+    (key, link): (Key, Option<u32>),
+) -> Option<i32> {
     let Some(interface) = link.and_then(records::interface) else { return Some(passed::<F>(Reason::NotOurs)) };
     if frame.is_flooded(|| Some(interface)) {
         return Some(passed::<F>(Reason::OtherHost));
     }
     if segment.flags & CONTROL != SYN || segment.flags & ACK != 0 || listener.state() == CLOSING {
+        if cookie::is_answer(segment, listener, key) {
+            return Some(dropped::<F>(Reason::CookieAnswered));
+        }
         let reason = if segment.is_self_test() { Reason::SelfTest } else { Reason::UnknownFlow };
         count(reason);
         klog::reset(segment, reason as u32);
@@ -176,6 +184,10 @@ fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: boo
         Outcome::CHALLENGE => {
             count(Reason::Challenged);
             return reply::challenge(frame, at);
+        }
+        Outcome::COOKIE => {
+            count(Reason::CookieSent);
+            return reply::cookie(frame);
         }
         Outcome::RESET => {
             count_number(outcome.reason());

@@ -4,6 +4,7 @@
 mod bytes;
 mod client_limit;
 mod closing;
+mod cookies;
 mod draining;
 mod failures;
 mod giving_way;

@@ -10,7 +10,8 @@ use super::end;
 use crate::{outcome::Outcome, records};
 
 /// Enters a flow that is to be connected now in its service's ring. A flow in that cell that is
-/// still unconfirmed is the oldest one, and is closed.
+/// still unconfirmed is the oldest one, and is closed: there are more than the service holds, and it
+/// begins to send SYN cookies.
 #[inline(always)]
 pub fn enter(outcome: Outcome) {
     if matches!(outcome.kind(), Outcome::OPENED | Outcome::SEND_SYN) {
@@ -32,9 +33,10 @@ extern "C" fn enter_half_open_global(at: u32) -> u32 {
         return 0;
     }
     match records::swap_half_open(number, turn % cells, HalfOpenCell::new(at, generation)) {
-        Some(old) if old.is_used() => evict(old),
-        _ => 0,
+        Some(old) if old.is_used() && evict(old) != 0 => service.begin_cookies(),
+        _ => {}
     }
+    0
 }
 
 /// Cells that one search for the oldest flows looks at.
@@ -43,7 +45,8 @@ const LOOKED_AT: u32 = 64;
 /// may be any.
 const ROOM: u32 = 4;
 
-/// No slot is free: the oldest unconfirmed flows give theirs. False: there are none, and none that
+/// No slot is free: the oldest unconfirmed flows give theirs, and the service begins to send SYN
+/// cookies. False: there are none, and none that
 /// was not looked at.
 #[inline(always)]
 pub fn make_room(service: u32) -> bool {
@@ -68,8 +71,12 @@ extern "C" fn make_room_global(service: u32) -> u32 {
             break;
         }
     }
+    let Some(record) = records::service(service) else { return 0 };
+    if closed > 0 {
+        record.begin_cookies();
+    }
     // Those that were looked at may all have been confirmed: there may be more behind them.
-    closed + records::service(service).is_some_and(|record| record.oldest() != record.half_open()) as u32
+    closed + (record.oldest() != record.half_open()) as u32
 }
 
 /// Looks at the next of the oldest cells; 1: a flow in it was closed.

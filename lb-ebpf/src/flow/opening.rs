@@ -10,7 +10,7 @@ use lb_common::{
 
 use super::{change, half_open};
 use crate::{
-    access, clock,
+    access, clock, cookie,
     index::{self, Found, Hashed, Inserted},
     outcome::Outcome,
     records, report,
@@ -55,6 +55,10 @@ extern "C" fn admit_global(key: u64) -> u64 {
     let key = Key(key);
     let Some(listener) = records::listener(key.listener() as u32) else { return Outcome::impossible().0 };
     let service = listener.service();
+    // First, and for every listener: what a flood costs must not depend on more.
+    if cookie::is_sent_by(service as u32) && cookie::is_due_global(service as u32, key.0) != 0 {
+        return Outcome::cookie().0;
+    }
     if access::is_denied(service as u32, key.address_word()) {
         return turned_away(key, service, Reason::Denied).0;
     }

@@ -2,7 +2,7 @@
 
 use lb_common::{
     failures::Window,
-    layout::{Backend, Failures, NONE, Service, SlowStart},
+    layout::{Backend, COOKIES_ON, COOKIES_READY, Failures, NONE, Service, SlowStart},
     time::Instant,
 };
 
@@ -120,6 +120,7 @@ fields! { Service:
     shared half_open: u32;
     shared oldest: u32;
     shared list: u32;
+    shared cookies: u32;
     shared turned_away_in: u32, set set_turned_away_in;
     shared turned_away: u32, set set_turned_away, add add_turned_away;
 }
@@ -155,6 +156,15 @@ impl Held<Service> {
 }
 
 impl Held<Service> {
+    /// Begins to send SYN cookies, if it may and does not do so yet.
+    #[inline(always)]
+    pub fn begin_cookies(self) {
+        if self.cookies() == COOKIES_READY {
+            // SAFETY: the record is held: whole and aligned, and so is its field.
+            unsafe { atomic::compare_swap(&raw mut (*self.0).cookies, COOKIES_READY, COOKIES_ON) };
+        }
+    }
+
     /// Moves on the search for the oldest unconfirmed flow, if it still is at `old`.
     #[inline(always)]
     pub fn swap_oldest(self, old: u32, new: u32) -> bool {

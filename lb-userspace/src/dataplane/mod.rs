@@ -334,6 +334,7 @@ fn open_tables(pins: &Pins) -> Result<Tables> {
         slow_starts: mapped_table(&maps, "SLOW_STARTS")?,
         failures: mapped_table(&maps, "FAILURES")?,
         counted: mapped_table(&maps, "COUNTED")?,
+        cookie_key: mapped_table(&maps, "COOKIES")?,
     };
     Tables::open(fixed, Box::new(Kernel::open(&maps)?))
 }

@@ -107,7 +107,7 @@ macro_rules! records {
 records! {
     layout::Meta, layout::Lease, layout::Listener, layout::Interface, layout::Pool, layout::Ring, layout::FreeLine, layout::MaglevLine,
     layout::ConnectTimes, layout::Slot, layout::Opening, layout::Backend, layout::Service, layout::RuleLine, layout::ClientLine, layout::SlowStart, layout::Failures,
-    layout::Trace,
+    layout::Trace, layout::CookieKey,
     u64,
 }
 

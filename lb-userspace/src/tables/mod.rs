@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! rows        what the controller installs, by row; where a record may stand
-//! listeners, pools, services, backends, leases, clients, rules     one kind of record each
+//! listeners, pools, services, backends, leases, clients, cookies, rules   one kind of record each
 //! write, read what a plan writes, and what is read back: the two directions side by side
 //! flow        one connection, as read from its slot; slots, index, adopt: how it gets there and ends
 //! ways        next hops towards clients
@@ -28,7 +28,7 @@ use anyhow::{Result, bail};
 use lb_common::{
     flow::{Key, SlotAt},
     layout::{
-        ACTIVE, Address, Backend, ClientLine, ConnectTimes, DELETED, EMPTY, Failures, HASH, Hop, IS_BACKEND,
+        ACTIVE, Address, Backend, ClientLine, ConnectTimes, CookieKey, DELETED, EMPTY, Failures, HASH, Hop, IS_BACKEND,
         IS_LISTENER, IS_SNAT, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAX_BACKENDS, MAX_INTERFACES,
         MAX_SERVICES, Meta, POOL_BITS, Pool, Ring, RuleLine, Service, SlowStart,
     },
@@ -39,6 +39,7 @@ use lb_common::{
 mod adopt;
 mod backends;
 mod clients;
+mod cookies;
 mod flow;
 pub mod frames;
 mod index;
@@ -109,6 +110,8 @@ pub struct Fixed {
     pub failures: Table<Failures>,
     /// COUNTED: by reason, what controllers have counted.
     pub counted: Table<u64>,
+    /// COOKIES: one record.
+    pub cookie_key: Table<CookieKey>,
 }
 
 impl Fixed {
@@ -129,6 +132,7 @@ impl Fixed {
             slow_starts: Table::anonymous(MAX_BACKENDS as usize)?,
             failures: Table::anonymous(MAX_BACKENDS as usize)?,
             counted: Table::anonymous(REASON_LIMIT as usize)?,
+            cookie_key: Table::anonymous(1)?,
         })
     }
 }
