@@ -133,6 +133,26 @@ impl Scan {
     pub const BEGIN: Scan = Scan((DEFAULT_MSS as u64) << 48);
     const DONE: u64 = 1 << 8;
 
+    /// What twenty bytes of options say, if they are those of Linux in its order: maximum segment
+    /// size, SACK permitted, timestamps, a filler, window scale. Words as they lie in the packet.
+    #[inline(always)]
+    pub const fn usual(words: [u32; 5]) -> Option<Scan> {
+        const SIZE: u32 = u32::from_ne_bytes([MSS, 4, 0, 0]);
+        const STAMPS: u32 = u32::from_ne_bytes([SACK_PERMITTED, 2, TIMESTAMPS, 10]);
+        const SHIFT: u32 = u32::from_ne_bytes([NOP, SCALE, 3, 0]);
+        const HALF: u32 = u32::from_ne_bytes([0xff, 0xff, 0, 0]);
+        const THREE: u32 = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
+        if words[0] & HALF != SIZE || words[1] != STAMPS || words[4] & THREE != SHIFT {
+            return None;
+        }
+        let [_, _, high, low] = words[0].to_ne_bytes();
+        let [_, _, _, scale] = words[4].to_ne_bytes();
+        let scale = if scale > MAX_SCALE { MAX_SCALE } else { scale };
+        let offers = OFFERS_SCALE | OFFERS_SACK | OFFERS_TIMESTAMPS;
+        let mss = (high as u64) << 8 | low as u64;
+        Some(Scan(mss << 48 | 6 << 40 | (scale as u64) << 32 | (offers as u64) << 24 | 20).ended())
+    }
+
     #[inline(always)]
     const fn at(self) -> u32 {
         self.0 as u32 & 0xff
@@ -289,6 +309,24 @@ mod tests {
         assert_eq!(saved(&[]).mss, DEFAULT_MSS);
         assert_eq!(saved(&[1; 40]).offers, 0);
         assert_eq!(saved(&[3, 3, 200]).scale, MAX_SCALE);
+    }
+
+    #[test]
+    fn the_usual_options_are_read_at_once_as_one_by_one() {
+        let words = |options: &[u8; 20]| {
+            let word = |at: usize| u32::from_ne_bytes(options[at * 4..at * 4 + 4].try_into().unwrap());
+            [word(0), word(1), word(2), word(3), word(4)]
+        };
+        for at in 0..20 {
+            for bit in 0..8 {
+                let mut options = LINUX;
+                options[at] ^= 1 << bit;
+                let usual = Scan::usual(words(&options));
+                assert!(usual.is_none_or(|usual| usual == scan(&options)), "byte {at}, bit {bit}: {usual:?}");
+                assert_eq!(usual.is_some(), matches!(at, 2 | 3 | 8..=15 | 19), "byte {at}, bit {bit}");
+            }
+        }
+        assert_eq!(Scan::usual(words(&LINUX)), Some(scan(&LINUX)));
     }
 
     #[test]

@@ -68,7 +68,8 @@ fn from_client<F: Frame>(frame: F, segment: Segment, row: u32, listener: Held<Li
     let outcome = match index::find(hashed) {
         Some(found) => {
             let Some(pool) = records::pool(found.at.pool() as u32) else { return impossible::<F>() };
-            if is_for_another(frame, segment, pool.hop(), found.ctl) {
+            let way = Way::of(pool.hop());
+            if is_for_another(frame, segment, way, found.ctl) {
                 return passed::<F>(Reason::OtherHost);
             }
             let (ctl, inside) = believed(segment, found.at, found.slot, found.ctl, Side::Client);
@@ -79,7 +80,7 @@ fn from_client<F: Frame>(frame: F, segment: Segment, row: u32, listener: Held<Li
                     learn_hop(frame, segment, found.slot, None);
                 }
                 if is_plain(segment, ctl) {
-                    return to_backend(frame, segment, pool, found.at);
+                    return to_backend(frame, segment, pool, found.at, way);
                 }
             }
             flow::from_client(found.at, segment.flags, inside, segment.sequence)
@@ -128,7 +129,8 @@ fn from_backend<F: Frame>(frame: F, segment: Segment, row: u32, pool: Held<Pool>
     let at = SlotAt(row << 16 | slot as u32);
     let Some(slot) = records::slot(at) else { return passed::<F>(Reason::NotOurs) };
     let ctl = slot.ctl();
-    if is_for_another(frame, segment, slot.hop(), ctl) {
+    let way = Way::of(slot.hop());
+    if is_for_another(frame, segment, way, ctl) {
         return passed::<F>(Reason::OtherHost);
     }
     let (ctl, inside) = believed(segment, at, slot, ctl, Side::Backend);
@@ -137,7 +139,7 @@ fn from_backend<F: Frame>(frame: F, segment: Segment, row: u32, pool: Held<Pool>
         pool.note_heard(now);
         note(segment, slot, Side::Backend, now);
         if is_plain(segment, ctl) {
-            return to_client(frame, segment, slot);
+            return to_client(frame, segment, slot, way);
         }
     }
     let answer = if segment.flags & (SYN | RST) == SYN { answered(frame, segment) } else { 0 };
@@ -203,21 +205,36 @@ fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: boo
     }
     if client {
         return match records::pool(at.pool() as u32) {
-            Some(pool) => to_backend(frame, segment, pool, at),
+            Some(pool) => to_backend(frame, segment, pool, at, Way::of(pool.hop())),
             None => impossible::<F>(),
         };
     }
     match records::slot(at) {
-        Some(slot) => to_client(frame, segment, slot),
+        Some(slot) => to_client(frame, segment, slot, Way::of(slot.hop())),
         None => ended::<F>(segment, Reason::LostRace),
+    }
+}
+
+/// A next hop, and the interface that it is by, looked up once.
+#[derive(Clone, Copy)]
+struct Way {
+    hop: Hop,
+    interface: Option<Held<Interface>>,
+}
+
+impl Way {
+    #[inline(always)]
+    fn of(hop: Hop) -> Way {
+        Way { hop, interface: records::interface(hop.interface() as u32) }
     }
 }
 
 /// Whether a frame is for another MAC address than ours: a switch that has forgotten an address
 /// sends its frames to every port, and both hosts of a pair know the flow. A live flow whose address
-/// this host holds is forwarded all the same. `out` is the way that the segment would take.
+/// this host holds is forwarded all the same. `out` is the
+/// way that the segment would take.
 #[inline(always)]
-fn is_for_another<F: Frame>(frame: F, segment: Segment, out: Hop, ctl: Ctl) -> bool {
+fn is_for_another<F: Frame>(frame: F, segment: Segment, out: Way, ctl: Ctl) -> bool {
     if !frame.is_flooded(|| came_in_by(frame, out)) {
         return false;
     }
@@ -226,9 +243,9 @@ fn is_for_another<F: Frame>(frame: F, segment: Segment, out: Hop, ctl: Ctl) -> b
 
 /// The interface that a frame came in by: mostly the one that it leaves by.
 #[inline(always)]
-fn came_in_by<F: Frame>(frame: F, out: Hop) -> Option<Held<Interface>> {
+fn came_in_by<F: Frame>(frame: F, out: Way) -> Option<Held<Interface>> {
     let ingress = frame.ingress();
-    match records::interface(out.interface() as u32) {
+    match out.interface {
         Some(interface) if interface.ifindex() == ingress => Some(interface),
         _ => records::link_of(ingress).and_then(records::interface),
     }
@@ -240,6 +257,9 @@ fn came_in_by<F: Frame>(frame: F, out: Hop) -> Option<Held<Interface>> {
 /// may have its next owner a moment later.
 #[inline(always)]
 fn believed(segment: Segment, at: SlotAt, slot: Held<Slot>, ctl: Ctl, side: Side) -> (Ctl, bool) {
+    if is_plain(segment, ctl) {
+        return (ctl, is_inside(segment, slot, side));
+    }
     if segment.flags & (SYN | RST | ACK) != ACK {
         return (ctl, false);
     }
@@ -281,7 +301,7 @@ fn confirmed(segment: Segment, at: SlotAt, slot: Held<Slot>, side: Side) -> (Ctl
 #[inline(always)]
 fn is_plain(segment: Segment, ctl: Ctl) -> bool {
     const STATE_AND_LOOSE: u64 = 0xff | (LOOSE as u64) << 16;
-    ctl.0 & STATE_AND_LOOSE == State::Established as u64 && segment.flags & CONTROL == 0
+    ctl.0 & STATE_AND_LOOSE == State::Established as u64 && segment.flags & (CONTROL | ACK) == ACK
 }
 
 /// Notes sequence end, acknowledgement, window and time of a segment whose numbers are believed.
@@ -385,6 +405,9 @@ fn answered<F: Frame>(frame: F, segment: Segment) -> u64 {
     flow::Answer::new(scan_options(frame, segment.header), segment.window).0
 }
 
+/// Bytes of a TCP header with the usual options.
+const USUAL_HEADER: u32 = 40;
+
 /// Reads the options of a segment with a TCP header of `header` bytes, into OPTIONS and as far as
 /// they matter.
 #[inline(never)]
@@ -394,6 +417,13 @@ fn scan_options<F: Frame>(frame: F, header: u32) -> Scan {
     if !bytes.has(field::TCP + header as usize) {
         frame.pull(LONGEST_HEADERS);
         bytes = frame.bytes();
+    }
+    if header == USUAL_HEADER && bytes.has(field::TCP + USUAL_HEADER as usize) {
+        let words = [0, 1, 2, 3, 4].map(|i| bytes.read(field::PAYLOAD + i * 4));
+        if let Some(scan) = Scan::usual(words) {
+            options.set_word(2, words[2]);
+            return scan;
+        }
     }
     let mut length = 0;
     for i in 0..10 {
@@ -459,32 +489,32 @@ fn timestamp(at: u32) -> u32 {
 
 /// Sends a segment of the client on to its backend.
 #[inline(always)]
-fn to_backend<F: Frame>(frame: F, segment: Segment, pool: Held<Pool>, at: SlotAt) -> i32 {
+fn to_backend<F: Frame>(frame: F, segment: Segment, pool: Held<Pool>, at: SlotAt, way: Way) -> i32 {
     let from = (pool.snat::<V4>(), pool.snat_port(at));
-    send(frame, segment, pool.hop(), from, (pool.backend::<V4>(), pool.backend_port()))
+    send(frame, segment, way, from, (pool.backend::<V4>(), pool.backend_port()))
 }
 
 /// Sends a segment of the backend on to the client. If the slot changes hands at this moment, the
 /// segment goes to the next client, which drops it because of its sequence number.
 #[inline(always)]
-fn to_client<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>) -> i32 {
-    let (key, hop) = (slot.key(), slot.hop());
+fn to_client<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>, way: Way) -> i32 {
+    let key = slot.key();
     let Some(listener) = records::listener(key.listener() as u32) else { return ended::<F>(segment, Reason::Damaged) };
     let from = (listener.address::<V4>(), listener.port());
-    send(frame, segment, hop, from, (key.address_word(), key.port()))
+    send(frame, segment, way, from, (key.address_word(), key.port()))
 }
 
 #[inline(always)]
-fn send<F: Frame>(frame: F, segment: Segment, hop: Hop, from: (u32, u16), to: (u32, u16)) -> i32 {
+fn send<F: Frame>(frame: F, segment: Segment, way: Way, from: (u32, u16), to: (u32, u16)) -> i32 {
     if segment.ttl <= 1 {
         return ended::<F>(segment, Reason::TtlExpired);
     }
+    let (hop, Some(interface)) = (way.hop, way.interface) else {
+        return ended::<F>(segment, Reason::NoNextHop);
+    };
     if !hop.is_known() {
         return ended::<F>(segment, Reason::NoNextHop);
     }
-    let Some(interface) = records::interface(hop.interface() as u32) else {
-        return ended::<F>(segment, Reason::NoNextHop);
-    };
     let old = Translation {
         source: segment.source,
         destination: segment.destination,

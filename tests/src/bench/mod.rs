@@ -59,7 +59,7 @@ pub struct Options {
     #[arg(long)]
     pub packets: bool,
     /// Measure only this part: of the lab `kept-tcp`, `idle`, `daemon` and others; with --packets
-    /// `flows`, `many`, `size`, `life`, `backends`, `services`
+    /// `flows`, `many`, `size`, `life`, `cookies`, `backends`, `services`
     #[arg(long, conflicts_with = "quick")]
     pub only: Option<String>,
     /// Take a quick look: TCP only, three systems, less than 90 s

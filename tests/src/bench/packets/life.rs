@@ -3,6 +3,7 @@
 
 use anyhow::{Result, ensure};
 use lb_common::{
+    layout::COOKIES_ON,
     tcp::{ACK, FIN, PSH, SYN},
     verdict::Reason,
 };
@@ -126,6 +127,26 @@ pub fn whole_lives(hook: Hook, name: &str, results: &mut Results) -> Result<()> 
         for (_, ns) in lives.round()?.into_iter().filter(|(kind, _)| *kind == NEW) {
             results.add(&format!("packets/{name}/{NEW}_on_a_used_port"), "ns", ns);
         }
+    }
+    Ok(())
+}
+
+/// A SYN of a flood that is answered with a SYN cookie: every one of another client.
+pub fn cookies(hook: Hook, name: &str, results: &mut Results) -> Result<()> {
+    let mut replay = stage(hook, 4, (PORTS / 4) as u16, 262_144)?;
+    replay.bench.tables().set_cookies(0, COOKIES_ON);
+    let syn = kinds(&replay).swap_remove(0);
+    for round in 0..ROUNDS {
+        let (mut cost, mut made) = (f64::INFINITY, f64::INFINITY);
+        for batch in 0..BATCHES {
+            let run = replay.run(Subject::Evenkeel, &syn.stream((round * BATCHES + batch) * BATCH), BATCH)?;
+            ensure!(replay.has_sent(&run), "a SYN was not answered: verdict {}", run.verdict);
+            let moved = replay.bench.moved();
+            ensure!(moved == [(Reason::CookieSent, u64::from(BATCH))], "not only cookies were sent: {moved:?}");
+            cost = cost.min(run.ns);
+            made = made.min(syn.calibrate(&mut replay)?);
+        }
+        results.add(&format!("packets/{name}/cookie"), "ns", cost - made);
     }
     Ok(())
 }

@@ -31,11 +31,12 @@ const HOOKS: [(Hook, &str); 2] = [(Hook::Xdp, "xdp"), (Hook::Tcx, "tc")];
 /// A part of the benchmark, with its own tables.
 type Part = (&'static str, fn(Hook, &str, &mut Results) -> Result<()>);
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     ("flows", steady::by_flows),
     ("many", steady::many_flows),
     ("size", steady::by_size),
     ("life", life::whole_lives),
+    ("cookies", life::cookies),
     ("backends", life::by_backends),
     ("services", steady::by_services),
 ];

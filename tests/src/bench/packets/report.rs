@@ -28,8 +28,12 @@ pub fn report(results: &Results) -> String {
     text += &part(results, "By the number of backends (least_conn, on used ports)", &backends);
     let services = by(results, &["forward/services", "reply/services"]);
     text += &part(results, "By the number of services, at 1,024 flows", &services);
-    let strangers = ["unknown", "other_port", "udp", "arp"].map(str::to_owned);
-    text += &part(results, "No known flow (answered with a RST), and packets that are not ours", &strangers);
+    let strangers = ["unknown", "cookie", "other_port", "udp", "arp"].map(str::to_owned);
+    text += &part(
+        results,
+        "No known flow (answered with a RST, or a SYN with a cookie), and packets that are not ours",
+        &strangers,
+    );
     let compared = ["rewrite", "hash_entry"].map(str::to_owned);
     text += &part(
         results,
