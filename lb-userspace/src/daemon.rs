@@ -17,12 +17,14 @@ mod answers;
 mod apply;
 mod commands;
 mod configure;
+mod cookies;
 mod flow_sync;
 mod hops;
 mod interfaces;
 mod journal;
 mod listener;
 mod logs;
+mod payload;
 mod probes;
 mod pump;
 mod report;
@@ -137,6 +139,8 @@ struct Daemon {
     waiting: Vec<(u16, u16)>,
     /// Events lost so far.
     lost: u64,
+    /// When what no event announces is looked at again: the time of day, the interfaces' MTUs.
+    compare_at: lb_common::time::Instant,
     upgrading: Option<Upgrading>,
 }
 
@@ -305,6 +309,7 @@ impl Daemon {
             warn!("{error:#}");
         }
         self.direct_sync();
+        self.clamp_payload();
     }
 
     fn write_hops(&mut self) {
@@ -339,6 +344,11 @@ impl Daemon {
             self.hops.want(self.controller.installed());
             self.detach_unused();
             self.direct_sync();
+        }
+        if clock::monotonic() >= self.compare_at {
+            self.write_cookie_clock();
+            self.clamp_payload();
+            self.compare_at = clock::monotonic() + cookies::COMPARED;
         }
         self.waiting.retain(|(pool, port)| !tables.withhold_port(*pool, *port));
         for service in self.logs.due(Instant::now()) {
@@ -377,6 +387,11 @@ impl Daemon {
                 }
                 Action::Remember { backend, out_reason, changed_at } => {
                     self.dataplane.tables().remember_standing(backend, out_reason, changed_at);
+                }
+                Action::Cookies { service, from, to } => {
+                    // Epochs that began while cookies were off are numbered by this.
+                    self.write_cookie_clock();
+                    self.dataplane.tables().swap_cookies(service, from, to);
                 }
                 Action::Hurry(backend) => self.probes.hurry(backend),
                 Action::Ask(flow) => apply::ask(&self.dataplane, &flow),

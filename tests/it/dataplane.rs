@@ -92,6 +92,7 @@ fn new_service() -> ServiceRow {
         log: false,
         rules: Vec::new(),
         client_limit: 0,
+        exempt: Default::default(),
         backends: vec![3],
     }
 }

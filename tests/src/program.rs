@@ -100,6 +100,7 @@ impl Default for Setup {
             log: true,
             rules: Vec::new(),
             client_limit: 0,
+            exempt: Default::default(),
             backends: Vec::new(),
         };
         Setup { backends: 3, ports: 64, weights: vec![1; 64], service, max_connections: 1024 }

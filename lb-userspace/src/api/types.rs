@@ -10,7 +10,9 @@ use std::{
 use lb_common::{slot::State, verdict::Reason};
 use serde::{Deserialize, Serialize};
 
-use crate::words::{AdvertCounts, BackendReason, BackendState, SyncCounts, SyncState, VrrpState, shown_as_in_json};
+use crate::words::{
+    AdvertCounts, BackendReason, BackendState, CookieReason, SyncCounts, SyncState, VrrpState, shown_as_in_json,
+};
 
 /// Packets and connections by reason (`lb_common::verdict`), and losses of the controller itself.
 pub type Counters = BTreeMap<String, u64>;
@@ -94,7 +96,20 @@ pub struct ServiceStatus {
     pub balance: String,
     pub datapath: Vec<DatapathStatus>,
     pub connections: Connections,
+    /// `None` if an older daemon answers.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub syn_cookies: Option<CookieStatus>,
     pub backends: Vec<Backend>,
+}
+
+/// Whether a service sends SYN cookies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CookieStatus {
+    pub on: bool,
+    /// The last change that the daemon has seen, or its start.
+    pub since: jiff::Timestamp,
+    /// `None`: they are off, because there is no flood.
+    pub reason: Option<CookieReason>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

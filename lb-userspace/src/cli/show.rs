@@ -62,6 +62,10 @@ fn service(service: &ServiceStatus, format: Format, style: Style) -> String {
         "connections {} active, {} of them half-open; room for {}; {} in total",
         connections.active, connections.half_open, connections.capacity, connections.total
     );
+    if let Some(cookies) = service.syn_cookies.as_ref().filter(|cookies| cookies.on) {
+        let reason = cookies.reason.map_or("-".into(), |reason| reason.to_string());
+        let _ = writeln!(text, "SYN cookies on since {}: {reason}", cookies.since);
+    }
     text + &backends(&service.backends, format, style)
 }
 

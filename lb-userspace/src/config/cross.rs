@@ -184,6 +184,11 @@ pub fn check_sizes(config: &Config, top: SourcePos, findings: &Findings) {
         ("pairs of backend and SNAT address", pools.len(), 1 << layout::POOL_BITS >> 1),
         ("interfaces", interfaces.len(), layout::MAX_INTERFACES),
         (
+            "prefixes of `syn_cookies_exempt`",
+            config.services.iter().map(|service| service.syn_cookies_exempt.len()).sum(),
+            layout::MAX_EXEMPT,
+        ),
+        (
             "virtual addresses",
             config.vrrp.iter().map(|instance| instance.addresses.len()).sum(),
             1 << layout::LEASE_BITS >> 1,

@@ -9,10 +9,10 @@ use lb_common::{
     clients::CLIENT_BUCKETS,
     hash::BUCKET,
     layout::{
-        Backend, ClientLine, ConnectTimes, EVENTS_BYTES, EXTENT_BITS, Failures, Interface, LEASE_BITS, LISTENER_BITS,
-        Lease, Listener, MAGLEV_LINES, MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MIN_RING_BITS,
-        MaglevLine, Meta, Opening, POOL_BITS, POOL_EXTENTS, Pool, Ring, Rule, RuleLine, Service as ServiceRecord, Slot,
-        SlowStart, Trace,
+        Backend, ClientLine, ConnectTimes, CookieKey, EVENTS_BYTES, EXTENT_BITS, Failures, Interface, LEASE_BITS,
+        LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MARKS, MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES,
+        MIN_RING_BITS, MaglevLine, Meta, Opening, POOL_BITS, POOL_EXTENTS, Pool, Ring, Rule, RuleLine,
+        Service as ServiceRecord, Slot, SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -43,7 +43,7 @@ const fn array(record: u64, records: u64) -> u64 {
 const ADDRESSES: u64 = (MAX_ADDRESSES as u64).next_power_of_two() * 16;
 
 /// The arrays of fixed size: name, bytes per record, number of records.
-pub(crate) const FIXED: [(&str, u64, u64); 13] = [
+pub(crate) const FIXED: [(&str, u64, u64); 16] = [
     ("META", size_of::<Meta>() as u64, 1),
     ("LISTENERS", size_of::<Listener>() as u64, 1 << LISTENER_BITS),
     ("LEASES", size_of::<Lease>() as u64, 1 << LEASE_BITS),
@@ -55,6 +55,9 @@ pub(crate) const FIXED: [(&str, u64, u64); 13] = [
     ("CONNECT_TIMES", size_of::<ConnectTimes>() as u64, MAX_BACKENDS as u64),
     ("SLOW_STARTS", size_of::<SlowStart>() as u64, MAX_BACKENDS as u64),
     ("FAILURES", size_of::<Failures>() as u64, MAX_BACKENDS as u64),
+    ("COOKIES", size_of::<CookieKey>() as u64, 1),
+    ("VERIFIED", 8, MARKS as u64),
+    ("CHALLENGED", 8, MARKS as u64),
     ("COUNTED", 8, REASON_LIMIT as u64),
     ("TRACE", size_of::<Trace>() as u64, 1),
 ];

@@ -18,7 +18,7 @@ use super::memory;
 use crate::words::serialize_duration;
 pub use crate::{
     access_log::{AccessLog, LogTarget},
-    words::VrrpVersion,
+    words::{SynCookies, VrrpVersion},
 };
 
 /// All files together.
@@ -106,6 +106,12 @@ pub struct Service {
     pub max_half_open: NonZeroU32,
     /// At most 65,535; 0: no limit.
     pub per_client_connections: u32,
+    /// When it sends SYN cookies.
+    pub syn_cookies: SynCookies,
+    /// Clients that are never sent one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub syn_cookies_exempt: Vec<IpNet>,
+    pub mss_clamp: MssClamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
     /// `None`: passive health checks only.
@@ -151,6 +157,20 @@ pub enum Datapath {
     Xdp,
     XdpGeneric,
     Tc,
+}
+
+/// How many bytes of payload clients and backends are told that they may put into a segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MssClamp {
+    /// As many as they say.
+    #[default]
+    Off,
+    /// As many as fit on each of the service's interfaces.
+    Auto,
+    /// So many, 536 to 8,960.
+    #[serde(untagged)]
+    Bytes(u32),
 }
 
 /// How a backend is chosen.

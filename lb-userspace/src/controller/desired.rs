@@ -15,7 +15,11 @@ use lb_common::{
 };
 
 use super::probe_count::Tries;
-use crate::{config::model, tables::ServiceRow};
+use crate::{
+    config::model,
+    tables::{ServiceRow, way_key},
+    words::SynCookies,
+};
 
 /// Every service of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +45,10 @@ pub struct DesiredService {
     pub first_port: u16,
     /// How many SNAT ports there are.
     pub ports: u16,
+    /// When it sends SYN cookies.
+    pub syn_cookies: SynCookies,
+    /// How much payload the segments of its connections may have.
+    pub mss_clamp: model::MssClamp,
     /// How many connections are closed per second, when many must be.
     pub reset_rate: u32,
     /// How many probes in a row bring a backend up or take it down, if it is probed.
@@ -125,6 +133,8 @@ fn translate(service: &model::Service, synced: bool, errors: &mut Vec<String>) -
         snat: snat?,
         first_port: service.snat_ports.first(),
         ports: service.snat_ports.count(),
+        syn_cookies: service.syn_cookies,
+        mss_clamp: service.mss_clamp,
         reset_rate: service.reset_rate.get(),
         probe: service.health.as_ref().map(tries),
         backends: backends?,
@@ -141,6 +151,7 @@ fn row(service: &model::Service, synced: bool) -> ServiceRow {
         log: service.access_log.is_some() || synced,
         rules: service.rules.iter().map(rule).collect(),
         client_limit: service.per_client_connections,
+        exempt: service.syn_cookies_exempt.iter().copied().map(way_key).collect(),
         backends: Vec::new(),
     }
 }

@@ -29,7 +29,10 @@ const PORTION: usize = 8;
 /// of half-open flows can make.
 const AT_LEAST: Duration = Duration::from_millis(10);
 const PER_FLOW: Duration = Duration::from_micros(5);
-/// The longest time between two looks.
+/// While so many flows are half-open, this is the longest time between two looks: a flood is seen soon.
+const MANY: u32 = 256;
+const OFTEN: Duration = Duration::from_millis(250);
+/// The longest time between two looks otherwise.
 const AT_MOST: Duration = Duration::from_secs(1);
 
 /// What a look found.
@@ -57,6 +60,11 @@ pub struct HalfOpen {
 }
 
 impl HalfOpen {
+    /// How many flows of a service were half-open at the last look.
+    pub fn open(&self, service: u16) -> u32 {
+        self.seen.get(&service).map_or(0, |seen| seen.open)
+    }
+
     /// Looks at the rings of `services`, each with its connect_timeout.
     pub fn look(&mut self, services: &[(u16, Duration)], ours: &Ours, now: Instant) -> Look {
         let mut look = Look { next: now + period(services), ..Look::default() };
@@ -95,6 +103,9 @@ impl HalfOpen {
         }
         if !(look.due.is_empty() && look.unconfirmed.is_empty()) {
             look.next = now;
+        }
+        if all >= MANY {
+            look.next = look.next.min(now + OFTEN);
         }
         look.next = look.next.max(now + AT_LEAST.max(PER_FLOW * all));
         look

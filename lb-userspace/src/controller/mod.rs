@@ -36,6 +36,7 @@ pub(crate) mod admission;
 mod backends;
 pub(crate) mod clients;
 pub(crate) mod commands;
+pub(crate) mod cookies;
 pub(crate) mod desired;
 mod drains;
 pub(crate) mod half_open;
@@ -74,8 +75,9 @@ use resets::Which;
 
 use crate::{
     access_log::Record,
-    notice::{Kind, Notice},
+    notice::{Kind, Notice, Subject},
     tables::{FlowAt, Installed, Tables, rows::listener_address},
+    words::SynCookies,
 };
 
 /// What the shell is to do.
@@ -116,6 +118,15 @@ pub enum Action {
     Retry(FlowAt),
     /// Correct a drift in a backend's `active`.
     Correct(reconcile::Drift),
+    /// Turn a service's SYN cookies on or off: swap its word, unless that has changed by now.
+    Cookies {
+        /// The service.
+        service: u16,
+        /// `layout::{COOKIES_OFF, COOKIES_READY, COOKIES_ON}`.
+        from: u32,
+        /// Likewise.
+        to: u32,
+    },
     /// Bring a client's count in line.
     Client(clients::Step),
     /// Write a line of the service's access log.
@@ -136,6 +147,8 @@ pub struct ServiceFacts {
     pub name: Arc<str>,
     /// For the sweep.
     pub limits: sweep::Limits,
+    /// When it sends SYN cookies.
+    pub syn_cookies: SynCookies,
 }
 
 /// What is known about a backend by number, tombstones included.
@@ -176,6 +189,7 @@ pub struct Controller {
     names: Names,
     next_hops: next_hops::NextHops,
     half_open: half_open::HalfOpen,
+    cookies: cookies::Cookies,
     sweep: sweep::Sweep,
     resets: resets::Resets,
     /// What operators have said.
@@ -232,7 +246,8 @@ impl Controller {
                 connecting: 2 * service.row.connect_timeout * service.row.tries,
                 reset_rate: service.reset_rate,
             };
-            self.services.insert(*number, ServiceFacts { name: service.name.clone(), limits });
+            let (name, syn_cookies) = (service.name.clone(), service.syn_cookies);
+            self.services.insert(*number, ServiceFacts { name, limits, syn_cookies });
             for (backend, number) in service.backends.iter().zip(backends) {
                 let settings = health::Settings {
                     max_fails: backend.max_fails,
@@ -248,7 +263,9 @@ impl Controller {
         }
         self.desired = desired;
         self.forget_removed();
-        self.keep_health(tables, now)
+        let mut actions = self.keep_health(tables, now);
+        actions.extend(self.cookies_turn(tables, now));
+        actions
     }
 
     /// What the maps hold after a write has failed.
@@ -262,6 +279,7 @@ impl Controller {
     fn forget_removed(&mut self) {
         let installed = &self.installed;
         self.services.retain(|number, _| installed.services.contains_key(number));
+        self.cookies.retain(|number| installed.services.contains_key(&number));
         self.backends.retain(|number, _| installed.backends.contains_key(number));
         self.hurried.retain(|number, _| installed.backends.contains_key(number));
         for (number, row) in &installed.backends {
@@ -377,6 +395,7 @@ impl Controller {
             let over = look.unconfirmed.into_iter();
             actions.extend(over.map(|flow| Action::Step(sweep::Step::Close(flow, Reason::Unconfirmed))));
             self.due.half_open = look.next;
+            actions.extend(self.cookies_turn(tables, now));
         }
         if now >= self.due.sweep {
             actions.extend(self.sweep_turn(&ours, now).into_iter().map(Action::Step));
@@ -400,6 +419,7 @@ impl Controller {
         if now >= self.due.second {
             actions.extend(self.heal(tables, now));
             actions.extend(self.reconcile(tables));
+            actions.extend(self.count_cookies(tables, now));
             actions.extend(self.count_clients(tables, now));
             actions.extend(self.removal.turn(&mut self.installed, tables, now).into_iter().map(Action::Write));
             actions.extend(self.silent_hosts(now));
@@ -491,6 +511,39 @@ impl Controller {
         steps.into_iter().map(Action::Client).chain(note).collect()
     }
 
+    /// Turns SYN cookies on and off, by what the last look at the rings has seen.
+    fn cookies_turn(&mut self, tables: &Tables, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for (number, facts) in &self.services {
+            let Some(row) = self.installed.services.get(number) else { continue };
+            let sight = cookies::Sight {
+                wanted: facts.syn_cookies,
+                word: tables.cookies(*number),
+                half_open: self.half_open.open(*number),
+                limit: cookies::limit(row.half_open_cells, row.backends.len()),
+            };
+            let turn = self.cookies.look(*number, sight, now);
+            actions.extend(turn.write.map(|to| Action::Cookies { service: *number, from: sight.word, to }));
+            actions.extend(turn.told.map(|standing| {
+                let (level, text) = cookies::text(standing, &sight);
+                let subject = Subject::Service(facts.name.clone());
+                Action::Note(Notice { level, kind: Kind::Datapath, subject, text })
+            }));
+        }
+        actions
+    }
+
+    fn count_cookies(&mut self, tables: &Tables, now: Instant) -> Option<Action> {
+        let counter = |reason| tables.counter(reason).ok();
+        let counts = cookies::Counts {
+            sent: counter(Reason::CookieSent)?,
+            answered: counter(Reason::CookieAnswered)?,
+            unanswered: counter(Reason::CookieUnanswered)?,
+        };
+        let text = cookies::unanswered(self.cookies.count(counts, now)?);
+        Some(Action::Note(Notice::daemon(Level::Warn, Kind::Datapath, text)))
+    }
+
     fn silent_hosts(&mut self, now: Instant) -> Vec<Action> {
         let silent = self.next_hops.silent(now);
         let of_pools: Vec<_> = silent.into_iter().flat_map(|pool| self.backends_of(pool)).collect();
@@ -539,6 +592,11 @@ impl Controller {
     /// Services by number.
     pub fn services(&self) -> &BTreeMap<u16, ServiceFacts> {
         &self.services
+    }
+
+    /// Whether a service sends SYN cookies, since when and why.
+    pub fn cookies(&self, service: u16) -> Option<cookies::Standing> {
+        self.cookies.standing(service)
     }
 
     /// Backends by number, tombstones included.

@@ -16,6 +16,7 @@ use crate::{
         types::{Counters, Refused},
     },
     config::model::{Backend, OnExit, Service},
+    controller::cookies::Standing,
     sys::clock,
     tables::Tables,
 };
@@ -109,10 +110,17 @@ impl Daemon {
                 balance: service.balance.name(),
                 capacity: service.capacity().min(u64::from(self.dataplane.max_connections())),
                 datapath: report::datapath(&attached, used),
+                cookies: self.cookies_of(&service.name),
                 backends: service.backends.iter().filter_map(|backend| self.backend_view(service, backend)).collect(),
             }
         };
         self.config.services.iter().map(view).collect()
+    }
+
+    fn cookies_of(&self, service: &str) -> Option<Standing> {
+        let mut known = self.controller.services().iter();
+        let (number, _) = known.find(|(_, facts)| &*facts.name == service)?;
+        self.controller.cookies(*number)
     }
 
     pub(super) fn backend_view(&self, service: &Service, backend: &Backend) -> Option<BackendView> {

@@ -30,6 +30,7 @@ impl Daemon {
     ) -> Result<()> {
         let plan = self.controller.plan(&desired).map_err(several)?;
         plan.warnings.iter().for_each(|warning| warn!("{warning}"));
+        self.write_cookie_key(key.as_ref())?;
         self.write(&plan)?;
         self.commit(desired, plan);
         let attached =
@@ -105,6 +106,7 @@ impl Daemon {
         let probes = probes::prepare(&loaded.config).map_err(one)?;
         let attached = interfaces::attach(&mut self.dataplane, &wanted, self.process.options.clsact)?;
         attached.into_iter().for_each(|notice| self.tell(notice));
+        self.write_cookie_key(key.as_ref()).map_err(one)?;
         if let Err(error) = self.write(&plan) {
             return Err(self.back_to_the_configuration_in_force(error));
         }
@@ -177,6 +179,7 @@ impl Daemon {
         self.keep_orders();
         self.probes.watch(&self.controller);
         self.hops.want(self.controller.installed());
+        self.clamp_payload();
     }
 }
 

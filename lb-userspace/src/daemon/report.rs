@@ -16,11 +16,11 @@ use crate::{
     api::{
         Connects, Conns, ConnsFilter, PoolUse, Report,
         types::{
-            Backend, ConfigStatus, Conn, ConnState, ConnectTime, Connections, Counters, DatapathMode, DatapathStatus,
-            ServiceStatus, Status, SyncStatus,
+            Backend, ConfigStatus, Conn, ConnState, ConnectTime, Connections, CookieStatus, Counters, DatapathMode,
+            DatapathStatus, ServiceStatus, Status, SyncStatus,
         },
     },
-    controller::record::connection_number,
+    controller::{cookies::Standing, record::connection_number},
     dataplane::{Attached, Mode},
     tables::{Flow, Head, Installed, Tables, rows},
     words::{BackendReason, BackendState},
@@ -58,6 +58,7 @@ pub struct ServiceView {
     pub balance: &'static str,
     pub capacity: u64,
     pub datapath: Vec<DatapathStatus>,
+    pub cookies: Option<Standing>,
     pub backends: Vec<BackendView>,
 }
 
@@ -157,6 +158,11 @@ pub fn report(snapshot: &Snapshot, tables: &Tables) -> Report {
                 capacity: view.capacity,
                 total: backends.iter().map(|backend| backend.total).sum(),
             },
+            syn_cookies: view.cookies.map(|cookies| CookieStatus {
+                on: cookies.on,
+                since: ago(snapshot, cookies.since),
+                reason: cookies.reason,
+            }),
             backends,
         }
     };

@@ -154,6 +154,7 @@ impl Opened {
             sync: FlowSync::default(),
             waiting: Vec::new(),
             lost: 0,
+            compare_at: lb_common::time::Instant::ZERO,
             upgrading: None,
         };
         Ok((daemon, Inputs { requests, events, changes, findings, signals }, self.desired, self.key))

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aya::maps::{ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key};
 use lb_common::{
-    layout::{Address, Hop},
+    layout::{Address, ExemptKey, Hop},
     verdict::Reason,
 };
 
@@ -30,6 +30,7 @@ pub struct Kernel {
     links: Mutex<HashMap<MapData, u32, u32>>,
     addresses: Mutex<HashMap<MapData, Address, u32>>,
     ways: Mutex<LpmTrie<MapData, [u8; 16], u64>>,
+    exempt: Mutex<LpmTrie<MapData, ExemptKey, u32>>,
     counters: Mutex<PerCpuArray<MapData, u64>>,
 }
 
@@ -46,6 +47,7 @@ impl Kernel {
             links: Mutex::new(Map::from_map_data(pinned("LINKS")?)?.try_into()?),
             addresses: Mutex::new(Map::from_map_data(pinned("ADDRESSES")?)?.try_into()?),
             ways: Mutex::new(Map::from_map_data(pinned("WAYS")?)?.try_into()?),
+            exempt: Mutex::new(Map::from_map_data(pinned("EXEMPT")?)?.try_into()?),
             counters: Mutex::new(Map::from_map_data(pinned("COUNTERS")?)?.try_into()?),
         })
     }
@@ -142,11 +144,36 @@ impl Maps for Kernel {
         keys.collect::<Result<_, _>>().context("cannot read WAYS")
     }
 
+    fn set_exempt(&self, service: u16, (length, address): WayKey, is_exempt: bool) -> Result<()> {
+        let mut bytes = [0; size_of::<ExemptKey>()];
+        let (of, clients) = bytes.split_at_mut(SERVICE);
+        of.copy_from_slice(&u32::from(service).to_ne_bytes());
+        clients.copy_from_slice(&address);
+        let (mut exempt, key) = (lock(&self.exempt), Key::new(SERVICE_BITS + length, bytes));
+        let written = if is_exempt { exempt.insert(&key, 1, 0) } else { removed(exempt.remove(&key)) };
+        written.context("cannot write EXEMPT")
+    }
+
+    fn exempt(&self) -> Result<Vec<(u16, WayKey)>> {
+        let parts = |key: Key<ExemptKey>| {
+            let bytes = key.data();
+            let (of, address) = bytes.split_first_chunk().expect("a key begins with the service");
+            let clients = (key.prefix_len().saturating_sub(SERVICE_BITS), address.try_into().expect("and an address"));
+            (u32::from_ne_bytes(*of) as u16, clients)
+        };
+        let exempt = lock(&self.exempt);
+        exempt.keys().map(|key| key.map(parts)).collect::<Result<_, _>>().context("cannot read EXEMPT")
+    }
+
     fn counter(&self, reason: Reason) -> Result<u64> {
         let values = lock(&self.counters).get(&(reason as u32), 0).context("cannot read COUNTERS")?;
         Ok(values.iter().sum())
     }
 }
+
+/// Bytes and bits of a key of EXEMPT that name the service.
+const SERVICE: usize = size_of::<u32>();
+const SERVICE_BITS: u32 = u32::BITS;
 
 /// What was not there need not be removed.
 fn removed(result: Result<(), MapError>) -> Result<(), MapError> {

@@ -48,11 +48,30 @@ impl SharedKey {
         bytes.collect::<Option<Vec<_>>>().map(SharedKey)
     }
 
+    /// A key of 128 bits for something else than flow sync that both hosts have to agree on.
+    pub fn of_purpose(&self, purpose: &[u8]) -> [u8; 16] {
+        let mut key = [0; 16];
+        let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&self.0);
+        let purpose = [purpose];
+        let okm = derived.expand(&purpose, Sixteen).expect("HKDF can derive 16 bytes");
+        okm.fill(&mut key).expect("as long as was asked for");
+        key
+    }
+
     fn of_session(&self, session: &Session, context: &[u8]) -> aead::LessSafeKey {
         let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, session).extract(&self.0);
         let context = [context];
         let okm = derived.expand(&context, &aead::CHACHA20_POLY1305).expect("HKDF can derive 32 bytes");
         aead::LessSafeKey::new(okm.into())
+    }
+}
+
+/// The length of a key of 128 bits.
+struct Sixteen;
+
+impl hkdf::KeyType for Sixteen {
+    fn len(&self) -> usize {
+        16
     }
 }
 

@@ -99,6 +99,18 @@ fn hardware_address(socket: &OwnedFd, name: &str) -> io::Result<(u16, [u8; 6])> 
     Ok((address.sa_family, mac))
 }
 
+/// The most bytes of an IP packet that an interface takes.
+pub fn mtu(name: &str) -> io::Result<u32> {
+    let socket = control_socket()?;
+    let mut request = request(name)?;
+    // SAFETY: SIOCGIFMTU reads and writes one ifreq (netdevice(7)).
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call filled this member of the union, and all of them are plain data.
+    Ok(unsafe { request.ifr_ifru.ifru_mtu }.max(0).cast_unsigned())
+}
+
 /// `struct ethtool_drvinfo` (linux/ethtool.h).
 #[repr(C)]
 struct DriverInfo {

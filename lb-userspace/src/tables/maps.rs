@@ -2,7 +2,7 @@
 //! simulations.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, RwLock},
@@ -127,6 +127,10 @@ pub trait Maps: Send + Sync {
     fn set_way(&self, prefix: WayKey, hop: Option<Hop>) -> Result<()>;
     /// The prefixes that were entered.
     fn ways(&self) -> Result<Vec<WayKey>>;
+    /// Enters clients of a service that get no SYN cookies, or removes them.
+    fn set_exempt(&self, service: u16, clients: WayKey, exempt: bool) -> Result<()>;
+    /// All that were entered, each with its service.
+    fn exempt(&self) -> Result<Vec<(u16, WayKey)>>;
     /// One reason's count by the kernel program, over all CPUs.
     fn counter(&self, reason: Reason) -> Result<u64>;
 }
@@ -137,6 +141,7 @@ pub struct Memory {
     links: RwLock<BTreeMap<u32, u32>>,
     addresses: RwLock<BTreeMap<Address, u32>>,
     ways: RwLock<BTreeMap<WayKey, Hop>>,
+    exempt: RwLock<BTreeSet<(u16, WayKey)>>,
 }
 
 impl Maps for Memory {
@@ -195,6 +200,20 @@ impl Maps for Memory {
 
     fn ways(&self) -> Result<Vec<WayKey>> {
         Ok(read(&self.ways).keys().copied().collect())
+    }
+
+    fn set_exempt(&self, service: u16, clients: WayKey, exempt: bool) -> Result<()> {
+        let mut all = write(&self.exempt);
+        if exempt {
+            all.insert((service, clients))
+        } else {
+            all.remove(&(service, clients))
+        };
+        Ok(())
+    }
+
+    fn exempt(&self) -> Result<Vec<(u16, WayKey)>> {
+        Ok(read(&self.exempt).iter().copied().collect())
     }
 
     fn counter(&self, _: Reason) -> Result<u64> {

@@ -17,7 +17,7 @@
 //! Nothing here knows aya.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     mem::offset_of,
     net::SocketAddr,
     ops::Range,
@@ -63,7 +63,7 @@ pub use leases::Claims;
 pub use maps::{EXTENT, Extents, Maps, Outer};
 pub use rows::Installed;
 pub use services::ServiceRow;
-pub use ways::WayKey;
+pub use ways::{WayKey, way_key};
 pub use write::Write;
 
 use maps::{Inner, Memory};
@@ -81,6 +81,8 @@ pub struct Tables {
     clients: Inner<ClientLine>,
     /// What ADDRESSES holds.
     addresses: Mutex<BTreeMap<Address, u32>>,
+    /// What EXEMPT holds: by service, the clients that get no SYN cookies.
+    exempt: Mutex<BTreeSet<(u16, WayKey)>>,
     maps: Box<dyn Maps>,
 }
 
@@ -155,6 +157,7 @@ impl Tables {
             rules: Inner::new(Outer::Rules, MAX_SERVICES),
             clients: Inner::new(Outer::Clients, MAX_SERVICES),
             addresses: Mutex::default(),
+            exempt: Mutex::default(),
             maps,
         };
         tables.adopt_pools()?;
@@ -163,6 +166,7 @@ impl Tables {
         tables.clients.adopt(&*tables.maps)?;
         *lock(&tables.addresses) = tables.maps.uses()?.into_iter().collect();
         tables.note_addresses()?;
+        *lock(&tables.exempt) = tables.maps.exempt()?.into_iter().collect();
         Ok(tables)
     }
 

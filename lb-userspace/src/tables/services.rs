@@ -1,16 +1,16 @@
 //! The services: how they balance, their Maglev tables and their rings of half-open flows.
 
-use std::{mem::offset_of, sync::atomic::Ordering, time::Duration};
+use std::{collections::BTreeSet, mem::offset_of, sync::atomic::Ordering, time::Duration};
 
 use anyhow::{Result, ensure};
 use lb_common::{
     flow::HalfOpenCell,
-    layout::{LOG, MAGLEV_LINES, MAX_SERVICE_BACKENDS, MaglevLine, Rule, Service},
+    layout::{COOKIES_OFF, EXEMPTS, LOG, MAGLEV_LINES, MAX_SERVICE_BACKENDS, MaglevLine, Rule, Service},
     schedule::MAGLEV_PLACES,
     time::nanoseconds,
 };
 
-use super::{Outer, Tables, word_of};
+use super::{Outer, Tables, WayKey, word_of};
 
 /// How a service balances: the controller's part of a record of SERVICES, and its rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub struct ServiceRow {
     /// The most connections of one client, at most [`MOST`](lb_common::clients::MOST); 0:
     /// unlimited.
     pub client_limit: u32,
+    /// The clients that get no SYN cookies.
+    pub exempt: BTreeSet<WayKey>,
     /// Its backends in the order of the file, rows of BACKENDS; at most
     /// [`MAX_SERVICE_BACKENDS`](lb_common::layout::MAX_SERVICE_BACKENDS).
     pub backends: Vec<u16>,
@@ -57,7 +59,9 @@ impl Tables {
         timeout.store(nanoseconds(row.connect_timeout), Ordering::Release);
         store(offset_of!(Service, balance), row.balance);
         store(offset_of!(Service, tries), row.tries.max(1));
-        store(offset_of!(Service, flags), if row.log { LOG } else { 0 });
+        self.set_exempt(number, &row.exempt)?;
+        let exempts = if row.exempt.is_empty() { 0 } else { EXEMPTS };
+        store(offset_of!(Service, flags), exempts | if row.log { LOG } else { 0 });
         if row.client_limit > 0 {
             self.make_clients(number)?;
         }
@@ -92,6 +96,7 @@ impl Tables {
             log: record.flags & LOG != 0,
             rules: self.rules(number),
             client_limit: record.client_limit,
+            exempt: self.exempt(number),
             backends: record.backends.get(..record.backend_count as usize).unwrap_or_default().to_vec(),
         }
     }
@@ -121,6 +126,10 @@ impl Tables {
         self.maps.delete(Outer::Maglev, number)?;
         self.fixed.services.word32(index, offset_of!(Service, client_limit)).store(0, Ordering::Release);
         self.remove(&self.clients, number)?;
+        let store = |offset, value| self.fixed.services.word32(index, offset).store(value, Ordering::Release);
+        store(offset_of!(Service, cookies), COOKIES_OFF);
+        store(offset_of!(Service, mss_clamp), 0);
+        self.set_exempt(number, &BTreeSet::new())?;
         self.remove(&self.rules, number)
     }
 

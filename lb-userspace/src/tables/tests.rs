@@ -9,7 +9,10 @@ use lb_common::{
     failures::Window,
     flow::{HalfOpenCell, SlotAt},
     hash,
-    layout::{BACKUP, CLOSING, LOG, MAX_SERVICE_BACKENDS, OUT, Opening, Rule, Slot, UP},
+    layout::{
+        BACKUP, CLOSING, COOKIES_OFF, COOKIES_ON, COOKIES_READY, EXEMPTS, LOG, MAX_SERVICE_BACKENDS, OUT, Opening,
+        Rule, Slot, UP,
+    },
     slot::{Ctl, State},
     time::{Instant, Ticks},
 };
@@ -215,6 +218,7 @@ fn a_service_is_configured_and_its_half_open_flows_survive_a_larger_ring() {
         log: true,
         rules: Vec::new(),
         client_limit: 0,
+        exempt: BTreeSet::new(),
         backends: vec![4, 5, 6],
     };
     tables.configure_service(9, &setup).unwrap();
@@ -233,6 +237,58 @@ fn a_service_is_configured_and_its_half_open_flows_survive_a_larger_ring() {
     assert_eq!((tables.service(9).half_open_cells, tables.half_open(9)), (0, vec![]));
     setup.backends = vec![0; MAX_SERVICE_BACKENDS as usize + 1];
     assert!(tables.configure_service(9, &setup).is_err());
+}
+
+#[test]
+fn who_is_exempt_from_cookies_is_written_for_each_service_and_read_again() {
+    let tables = Tables::in_memory().unwrap();
+    let set = |prefixes: &[&str]| prefixes.iter().map(|text| way_key(text.parse().unwrap())).collect::<BTreeSet<_>>();
+    let row =
+        |prefixes: &[&str]| ServiceRow { half_open_cells: 8, tries: 1, exempt: set(prefixes), ..ServiceRow::default() };
+    let flags = || tables.service(9).flags;
+    tables.configure_service(8, &row(&["10.9.0.0/16"])).unwrap();
+    tables.configure_service(9, &row(&["10.9.0.0/16", "10.8.1.7/32", "fd00::/8"])).unwrap();
+    assert_eq!(
+        tables.exempt(9),
+        [(112, v4_mapped([10, 9, 0, 0])), (128, v4_mapped([10, 8, 1, 7])), (8, fd00())].into()
+    );
+    assert_eq!((flags(), tables.service_row(9)), (EXEMPTS, row(&["fd00::/8", "10.8.1.7/32", "10.9.0.0/16"])));
+    tables.set_cookies(9, COOKIES_ON);
+    tables.set_mss_clamp(9, 1360);
+    tables.configure_service(9, &ServiceRow { log: true, ..row(&["10.9.0.0/16"]) }).unwrap();
+    assert_eq!((flags(), tables.exempt(9)), (EXEMPTS | LOG, set(&["10.9.0.0/16"])));
+    let record = tables.service(9);
+    assert_eq!((record.cookies, record.mss_clamp), (COOKIES_ON, 1360), "no plan writes these");
+    tables.configure_service(9, &row(&[])).unwrap();
+    assert_eq!((flags(), tables.exempt(9)), (0, set(&[])));
+    tables.configure_service(9, &row(&["10.9.0.0/16"])).unwrap();
+    tables.disable_service(9).unwrap();
+    let record = tables.service(9);
+    assert_eq!((record.cookies, record.mss_clamp, tables.exempt(9)), (COOKIES_OFF, 0, set(&[])));
+    assert_eq!(tables.exempt(8), set(&["10.9.0.0/16"]), "another service keeps its own");
+}
+
+fn v4_mapped(octets: [u8; 4]) -> [u8; 16] {
+    lb_common::address::to_mapped(octets)
+}
+
+fn fd00() -> [u8; 16] {
+    let mut octets = [0; 16];
+    octets[0] = 0xfd;
+    octets
+}
+
+#[test]
+fn a_swap_of_the_word_of_cookies_does_not_overwrite_another_one() {
+    let tables = Tables::in_memory().unwrap();
+    let word = || tables.cookies(9);
+    tables.swap_cookies(9, COOKIES_OFF, COOKIES_READY);
+    assert_eq!(word(), COOKIES_READY);
+    tables.swap_cookies(9, COOKIES_OFF, COOKIES_ON);
+    assert_eq!(word(), COOKIES_READY);
+    let key = CookieKey { key: [7, 8], offset: 9, reserved: 0 };
+    tables.set_cookie_key(&key);
+    assert_eq!(tables.cookie_key(), key);
 }
 
 #[test]
@@ -333,6 +389,7 @@ fn what_is_written_is_read_back() {
             log: draw(2) == 0,
             rules: (0..draw(20) as u8).map(rule).collect(),
             client_limit: draw(3) as u32,
+            exempt: (0..draw(4) as u32).map(|bits| (112 + bits, to_mapped(Ipv4Addr::new(10, 9, 0, 0)))).collect(),
             backends: (0..draw(65) as u16).collect(),
         };
         write(Write::SetService { number: service, row: row.clone() });

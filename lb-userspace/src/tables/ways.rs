@@ -14,12 +14,17 @@ use super::Tables;
 /// A prefix as a key of WAYS: its length in bits, and its address.
 pub type WayKey = (u32, [u8; 16]);
 
+/// The key of a prefix; IPv4 is mapped into IPv6.
+pub fn way_key(prefix: IpNet) -> WayKey {
+    let mapped = if prefix.addr().is_ipv4() { 96 } else { 0 };
+    (u32::from(prefix.prefix_len()) + mapped, to_mapped(prefix.addr()))
+}
+
 impl Tables {
     /// Enters the next hop towards a prefix: a known one, or one that is not known. `None`: the
     /// table says nothing of the prefix.
     pub fn set_way(&self, prefix: IpNet, hop: Option<Hop>) -> Result<()> {
-        let mapped = if prefix.addr().is_ipv4() { 96 } else { 0 };
-        self.maps.set_way((u32::from(prefix.prefix_len()) + mapped, to_mapped(prefix.addr())), hop)
+        self.maps.set_way(way_key(prefix), hop)
     }
 
     /// Removes what an earlier run has entered.

@@ -86,6 +86,7 @@ pub fn status() -> Status {
             balance: "least_conn".into(),
             datapath: vec![DatapathStatus { interface: "eth0".into(), mode: DatapathMode::Tc, reason: "veth".into() }],
             connections: Connections { active: 2004, half_open: 2, capacity: 67_584, total: 12_345 },
+            syn_cookies: None,
             backends: vec![backend("cp01", 1004), down, draining],
         }],
         vrrp: Vec::new(),

@@ -3,6 +3,7 @@
 //! use it.
 
 mod backend;
+mod cookies;
 mod duration;
 mod event;
 mod near;
@@ -11,6 +12,7 @@ mod task;
 mod vrrp;
 
 pub use backend::{AdminWord, BackendReason, BackendState};
+pub use cookies::{CookieReason, SynCookies};
 pub use duration::{parse_duration, serialize_duration, write_duration};
 pub use event::{Event, EventKind, EventLevel};
 pub use near::did_you_mean;
@@ -30,4 +32,4 @@ macro_rules! shown_as_in_json {
 }
 pub(crate) use shown_as_in_json;
 
-shown_as_in_json!(AdminWord, BackendReason, BackendState, EventKind, EventLevel, SyncState, VrrpState);
+shown_as_in_json!(AdminWord, BackendReason, BackendState, CookieReason, EventKind, EventLevel, SyncState, VrrpState);

@@ -40,6 +40,7 @@ metrics! {
     DATAPATH_INFO = Gauge "evenkeel_datapath_info" ["service", "interface", "mode"] "Always 1, for each interface of a service that the program is attached to.";
     SERVICE_CONNECTIONS = Gauge "evenkeel_service_connections" ["service"] "Open connections, half-open ones included.";
     SERVICE_HALF_OPEN = Gauge "evenkeel_service_half_open_connections" ["service"] "Connections that their clients have not confirmed.";
+    SERVICE_COOKIES = Gauge "evenkeel_service_syn_cookies" ["service"] "1 while new clients are sent SYN cookies (syn_cookies), 0 otherwise.";
     SERVICE_CAPACITY = Gauge "evenkeel_service_connections_capacity" ["service"] "Number of connections the service has room for: backends x SNAT addresses x ports.";
     BACKEND_INFO = Gauge "evenkeel_backend_info" ["service", "backend", "address"] "Always 1, labelled with the backend's address.";
     BACKEND_STATE = Gauge "evenkeel_backend_state" ["service", "backend", "state"] "1 for the state the backend is in, 0 for the others.";

@@ -132,6 +132,9 @@ fn of_service(families: &mut Families, service: &ServiceStatus) {
     let connections = &service.connections;
     families.set(&SERVICE_CONNECTIONS, &[&service.name], connections.active as f64);
     families.set(&SERVICE_HALF_OPEN, &[&service.name], connections.half_open as f64);
+    if let Some(cookies) = &service.syn_cookies {
+        families.set(&SERVICE_COOKIES, &[&service.name], f64::from(u8::from(cookies.on)));
+    }
     families.set(&SERVICE_CAPACITY, &[&service.name], connections.capacity as f64);
 }
 

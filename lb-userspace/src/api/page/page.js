@@ -263,7 +263,7 @@ const showServices = (services, now) => {
     });
     const { active, half_open: halfOpen, capacity } = service.connections;
     const spread = spreadOf(service.backends);
-    put(sums, `${count(active)} open, ${count(halfOpen)} of them half-open${spread === null ? "" : `; spread ${count(spread)}`}; room for ${count(capacity)}`);
+    put(sums, `${count(active)} open, ${count(halfOpen)} of them half-open${service.syn_cookies?.on ? " (SYN cookies on)" : ""}${spread === null ? "" : `; spread ${count(spread)}`}; room for ${count(capacity)}`);
     sums.title = spread === null ? "" : "spread: the largest number of connections of a backend minus the smallest, by weight, as in evenkeel rebalance";
     const most = Math.max(...service.backends.map((backend) => backend.active), 0);
     const rows = keyed(scroll.querySelector("tbody"), service.backends, (backend) => backend.name, backendRow);

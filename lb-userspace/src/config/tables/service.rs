@@ -7,13 +7,14 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::{clients::MOST, layout};
+use toml::de::DeValue;
 
 use super::{DAY, access_log, backend, health, millis, seconds};
 use crate::config::{
     cross::{Cross, Once},
-    model::{Backend, Balance, Datapath, PortRange, Rule, Service},
+    model::{Backend, Balance, Datapath, MssClamp, PortRange, Rule, Service, SynCookies},
     problem::Findings,
-    raw::{At, Table, Value},
+    raw::{At, Table, Value, describe},
     units,
 };
 
@@ -23,6 +24,15 @@ const DEFAULT_SNAT_PORTS: PortRange = PortRange::new(10_240, 32_767).unwrap();
 
 const DATAPATHS: &[(&str, Datapath)] =
     &[("auto", Datapath::Auto), ("xdp", Datapath::Xdp), ("xdp-generic", Datapath::XdpGeneric), ("tc", Datapath::Tc)];
+
+const SYN_COOKIES: &[(&str, SynCookies)] =
+    &[("auto", SynCookies::Auto), ("always", SynCookies::Always), ("off", SynCookies::Off)];
+/// Most prefixes of `syn_cookies_exempt`.
+const MAX_EXEMPT: usize = 256;
+
+const MSS_CLAMPS: &[(&str, MssClamp)] = &[("off", MssClamp::Off), ("auto", MssClamp::Auto)];
+/// From what every host takes (RFC 9293 section 3.7.1) to what fits into a jumbo frame.
+const PAYLOAD: std::ops::RangeInclusive<u32> = 536..=8960;
 
 /// Reads `[[service]]`.
 pub fn service<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Service> {
@@ -45,6 +55,8 @@ pub fn service<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Servic
     let reset_rate = table.or("reset_rate", 5000, units::number(1..=1_000_000));
     let max_half_open = table.or("max_half_open", 32_768, units::number(1..=65_536));
     let per_client_connections = table.or("per_client_connections", 0, units::number(0..=MOST));
+    let (syn_cookies, syn_cookies_exempt) = syn_cookies(&mut table);
+    let mss_clamp = table.or("mss_clamp", MssClamp::Off, mss_clamp);
     let access_log = table.table("access_log", "[service.access_log]").map(access_log::access_log);
     let health = table.table("health", "[service.health]").map(health::health);
     let backends = backends(&mut table, balance);
@@ -70,6 +82,9 @@ pub fn service<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Servic
         reset_rate: NonZeroU32::new(reset_rate)?,
         max_half_open: NonZeroU32::new(max_half_open)?,
         per_client_connections,
+        syn_cookies,
+        syn_cookies_exempt,
+        mss_clamp,
         access_log: access_log.flatten(),
         health: health.flatten(),
         backends: backends.into_iter().map(|read| read.backend).collect::<Vec<Backend>>(),
@@ -144,8 +159,7 @@ fn rule(value: Value) -> Result<Rule, String> {
     let clients = match clients.trim() {
         "all" => None,
         clients => {
-            let host = clients.parse::<IpAddr>().map(IpNet::from);
-            let network = clients.parse::<IpNet>().or(host).map_err(|_| wrong())?;
+            let network = network(clients).ok_or_else(wrong)?;
             if network.trunc() != network {
                 let right = network.trunc();
                 return Err(format!("\"{text}\": {network} has host bits set: write \"{verb} {right}\""));
@@ -154,6 +168,53 @@ fn rule(value: Value) -> Result<Rule, String> {
         }
     };
     Ok(Rule { allow, clients })
+}
+
+/// A prefix, or one address.
+fn network(text: &str) -> Option<IpNet> {
+    let host = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse::<IpNet>().or_else(|_| host()).ok()
+}
+
+/// `syn_cookies` and `syn_cookies_exempt`.
+fn syn_cookies(table: &mut Table) -> (SynCookies, Vec<IpNet>) {
+    let cookies = table.or("syn_cookies", SynCookies::Auto, units::choice(SYN_COOKIES));
+    let mut exempt: Vec<At<IpNet>> = Vec::new();
+    for at in table.list("syn_cookies_exempt", exempt_clients).unwrap_or_default() {
+        if !exempt.iter().any(|other| other.value == at.value) {
+            exempt.push(at);
+        }
+    }
+    if let Some(over) = exempt.get(MAX_EXEMPT) {
+        let what = format!("syn_cookies_exempt: {} prefixes, the maximum is {MAX_EXEMPT}", exempt.len());
+        table.findings.error(over.pos.problem(what));
+    }
+    if let Some(first) = exempt.first().filter(|_| cookies == SynCookies::Off) {
+        let what = "syn_cookies_exempt has no effect with syn_cookies = \"off\"";
+        table.findings.warning(first.pos.problem(what));
+    }
+    (cookies, values(exempt))
+}
+
+fn exempt_clients(value: Value) -> Result<IpNet, String> {
+    let text = units::text(value)?;
+    let wrong = || format!("\"{text}\" is not a prefix or an address: write \"10.9.0.0/16\" or \"10.9.1.7\"");
+    let network = network(text.trim()).ok_or_else(wrong)?;
+    if network.trunc() != network {
+        return Err(format!("\"{text}\" has host bits set: write \"{}\"", network.trunc()));
+    }
+    Ok(network)
+}
+
+fn mss_clamp(value: Value) -> Result<MssClamp, String> {
+    match value.toml {
+        DeValue::Integer(_) => units::number(PAYLOAD)(value).map(MssClamp::Bytes),
+        DeValue::String(_) => units::choice(MSS_CLAMPS)(value),
+        other => {
+            let (low, high) = (PAYLOAD.start(), PAYLOAD.end());
+            Err(format!("found {}, expected \"off\", \"auto\" or {low} to {high} bytes of payload", describe(other)))
+        }
+    }
 }
 
 fn backends<'a>(table: &mut Table<'a>, balance: Balance) -> Vec<backend::Read<'a>> {

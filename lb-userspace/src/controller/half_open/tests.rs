@@ -8,11 +8,6 @@ const MS: Duration = Duration::from_millis(1);
 const START: Instant = Instant(100_000_000_000);
 const SERVICES: [(u16, Duration); 1] = [(0, Duration::from_secs(2))];
 
-/// How many flows of a service were half-open at the last look.
-fn open(watch: &HalfOpen, service: u16) -> u32 {
-    watch.seen.get(&service).map_or(0, |seen| seen.open)
-}
-
 fn tables() -> Testbed {
     let mut tables = Testbed::default();
     tables.add_backend(0, 1000, BackendRow::default());
@@ -65,7 +60,7 @@ fn a_flow_that_was_answered_is_left_alone_and_so_is_a_new_owner_of_its_slot() {
     let owner = tables.open(0, 7, State::Established, 0, START);
     let (due, _) = run(&mut watch, &mut tables, START, START + 5_000 * MS);
     assert_eq!((due, tables.state(owner)), (Vec::new(), State::Established));
-    assert_eq!(open(&watch, 0), 0);
+    assert_eq!(watch.open(0), 0);
 }
 
 #[test]
@@ -97,7 +92,7 @@ fn a_flood_is_worked_off_in_bounded_portions() {
         tables.open(0, slot, State::HalfOpen, 0, START);
     }
     let first = watch.look(&SERVICES, &tables.ours(), START + 2_001 * MS);
-    assert_eq!((first.due.len(), open(&watch, 0)), (MOST, 1000));
+    assert_eq!((first.due.len(), watch.open(0)), (MOST, 1000));
     assert_eq!(first.next, START + 2_001 * MS + AT_LEAST);
     let (due, looks) = run(&mut watch, &mut tables, START + 2_001 * MS, START + 2_100 * MS);
     assert!(due.len() == 1000 && looks >= 4, "{} in {looks} looks", due.len());

@@ -1,5 +1,5 @@
 use super::*;
-use crate::controller::testbed::Testbed;
+use crate::{config::model::MssClamp, controller::testbed::Testbed, words::SynCookies};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -34,8 +34,11 @@ pub fn service(name: &str, listen: &str, hosts: &[u8]) -> DesiredService {
             log: true,
             rules: Vec::new(),
             client_limit: 0,
+            exempt: BTreeSet::new(),
             backends: Vec::new(),
         },
+        syn_cookies: SynCookies::Auto,
+        mss_clamp: MssClamp::Off,
         idle_timeout: 600 * SECOND,
         snat: vec![*listen.ip()],
         first_port: 10_240,

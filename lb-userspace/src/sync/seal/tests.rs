@@ -51,6 +51,14 @@ fn another_key_another_session_and_any_changed_byte_are_refused() {
 }
 
 #[test]
+fn a_key_for_something_else_is_the_same_on_both_hosts_and_another_for_each_purpose() {
+    let derived = key("a").of_purpose(b"one");
+    assert_eq!(derived, key("a").of_purpose(b"one"));
+    let others = [key("b").of_purpose(b"one"), key("a").of_purpose(b"two"), [0; 16]];
+    assert!(!others.contains(&derived));
+}
+
+#[test]
 fn a_number_counts_once_and_late_ones_within_the_window() {
     let mut window = Window::default();
     assert_eq!(window.note(0), None);

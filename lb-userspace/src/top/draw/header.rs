@@ -54,6 +54,8 @@ fn sums(state: &State, look: &Look, width: usize) -> Line<'static> {
     let sum =
         |of: fn(&crate::api::types::Connections) -> u64| services.iter().map(|it| of(&it.connections)).sum::<u64>();
     let (active, capacity) = (sum(|it| it.active), sum(|it| it.capacity));
+    let cookies = services.iter().any(|it| it.syn_cookies.as_ref().is_some_and(|cookies| cookies.on));
+    let cookies = if cookies { ", SYN cookies" } else { "" };
     let rates = state.all.rates;
     let curve = |values| look.curve(values, if width >= WITH_CURVES && look.unicode { 12 } else { 0 });
     let mut parts = vec![
@@ -62,7 +64,7 @@ fn sums(state: &State, look: &Look, width: usize) -> Line<'static> {
         ("failed", per_second(rates.map(|it| it.failed))),
         ("in", bytes_per_second(rates.map(|it| it.bytes_in))),
         ("out", bytes_per_second(rates.map(|it| it.bytes_out))),
-        ("half-open", sum(|it| it.half_open).to_string()),
+        ("half-open", format!("{}{cookies}", sum(|it| it.half_open))),
     ];
     let length = |parts: &[(&str, String)]| {
         parts.iter().map(|(name, value)| columns(name) + columns(value.trim_end()) + 3).sum::<usize>()
