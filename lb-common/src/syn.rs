@@ -120,10 +120,10 @@ impl SavedSyn {
 /// functions can return it.
 ///
 /// ```text
-/// 63  48 47        40 39   32 31   24 23  16 15      8 7       0
-/// | mss | timestamps | scale | offers |   0  |  done  |   at   |
+/// 63  48 47        40 39   32 31   24 23    16 15      8 7       0
+/// | mss | timestamps | scale | offers | mss at |  done  |   at   |
 /// ```
-/// `timestamps` is where that option begins.
+/// `timestamps` and `mss at` are where these options begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Scan(pub u64);
@@ -174,6 +174,12 @@ impl Scan {
     #[inline(always)]
     pub const fn mss(self) -> u16 {
         (self.0 >> 48) as u16
+    }
+
+    /// Where the option of the maximum segment size begins, if there is one.
+    #[inline(always)]
+    pub const fn mss_at(self) -> u32 {
+        (self.0 >> 16) as u32 & 0xff
     }
 
     /// Where the timestamps option begins, if there is one.
@@ -229,7 +235,10 @@ impl Scan {
             return done;
         }
         let read = match (kind, size) {
-            (MSS, 4) => self.with(0xffff, 48, (byte(at + 2) as u64) << 8 | byte(at + 3) as u64),
+            (MSS, 4) => {
+                let mss = (byte(at + 2) as u64) << 8 | byte(at + 3) as u64;
+                self.with(0xffff, 48, mss).with(0xff, 16, at as u64)
+            }
             (SCALE, 3) => {
                 let scale = byte(at + 2);
                 let scale = if scale > MAX_SCALE { MAX_SCALE } else { scale };
@@ -327,6 +336,15 @@ mod tests {
             }
         }
         assert_eq!(Scan::usual(words(&LINUX)), Some(scan(&LINUX)));
+    }
+
+    #[test]
+    fn where_the_maximum_segment_size_stands_is_known() {
+        for (before, options) in [(0, &LINUX[..]), (1, &[1, 2, 4, 5, 180]), (5, &[3, 3, 7, 4, 2, 2, 4, 5, 180])] {
+            let scan = scan(options);
+            assert_eq!((scan.mss_at(), scan.mss()), (before, 1460));
+            assert_eq!(options[before as usize..][..4], [2, 4, 5, 180]);
+        }
     }
 
     #[test]

@@ -185,6 +185,9 @@ pub trait Frame: Copy {
     fn is_flooded(self, interface: impl FnOnce() -> Option<Held<Interface>>) -> bool;
     /// Rewrites addresses, ports, MAC addresses and checksums, and lowers the time to live by one.
     fn translate(self, old: &Translation, new: &Translation) -> bool;
+    /// Replaces a field of the TCP header's options by another, at an offset that is found out at run
+    /// time, and updates the TCP checksum. Both as they lie in the packet.
+    fn put(self, offset: usize, old: u16, new: u16);
     /// Replaces the whole frame by `headers` with a TCP header of `tcp_length` bytes and no
     /// payload.
     fn replace(self, headers: &mut Headers, tcp_length: u32) -> bool;
@@ -233,6 +236,26 @@ impl Bytes {
         // SAFETY: checked just above.
         Some(unsafe { *(address as *const T) })
     }
+
+    /// Replaces a field at an offset that is found out at run time, if it is `old`.
+    #[inline(always)]
+    fn replace(self, offset: usize, old: u16, new: u16) -> bool {
+        let mut address = self.start + offset;
+        // As in `at`.
+        // SAFETY: touches one register.
+        unsafe { core::arch::asm!("{0} += 0", inout(reg) address) };
+        if address + size_of::<u16>() > self.end {
+            return false;
+        }
+        // SAFETY: checked just above.
+        unsafe {
+            let is_old = *(address as *const u16) == old;
+            if is_old {
+                *(address as *mut u16) = new;
+            }
+            is_old
+        }
+    }
 }
 
 /// The IPv4 header at the front of a frame with `bytes` of options behind it, as it is without
@@ -274,6 +297,13 @@ fn differences(old: &Translation, new: &Translation) -> (u64, u64) {
         difference(old.source_port as u32, new.source_port as u32)
             + difference(old.destination_port as u32, new.destination_port as u32),
     )
+}
+
+/// The difference that a field makes to the sum over the TCP header, which adds up words.
+#[inline(always)]
+fn difference_at(offset: usize, old: u16, new: u16) -> u64 {
+    let shift = (offset as u32 & 1) * 8;
+    difference((old as u32) << shift, (new as u32) << shift)
 }
 
 /// Writes everything of a translation except the TCP checksum. The caller has checked the frame up
@@ -437,6 +467,19 @@ impl Frame for XdpFrame {
             write_translation(start, new, addresses);
         }
         true
+    }
+
+    #[inline(always)]
+    fn put(self, offset: usize, old: u16, new: u16) {
+        let bytes = self.bytes();
+        if !bytes.has(field::PAYLOAD) {
+            return;
+        }
+        let check = bytes.read(field::TCP_CHECKSUM);
+        if bytes.replace(offset, old, new) {
+            // SAFETY: bounds checked above.
+            unsafe { write(bytes.start, field::TCP_CHECKSUM, update(check, difference_at(offset, old, new))) };
+        }
     }
 
     /// Always at the head: a small frame has hardly any room at its tail on native veth.
@@ -645,6 +688,14 @@ impl Frame for TcFrame {
         // SAFETY: bounds checked above.
         unsafe { write_translation(start, new, addresses) };
         self.translate_checksum(addresses, ports)
+    }
+
+    /// An unfinished checksum does not have the options in it.
+    #[inline(always)]
+    fn put(self, offset: usize, old: u16, new: u16) {
+        if self.bytes().replace(offset, old, new) {
+            self.change_checksum(difference_at(offset, old, new), 0);
+        }
     }
 
     #[inline(always)]

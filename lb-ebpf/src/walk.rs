@@ -142,7 +142,7 @@ fn from_backend<F: Frame>(frame: F, segment: Segment, row: u32, pool: Held<Pool>
             return to_client(frame, segment, slot, way);
         }
     }
-    let answer = if segment.flags & (SYN | RST) == SYN { answered(frame, segment) } else { 0 };
+    let answer = if segment.flags & (SYN | RST) == SYN { answered(frame, segment, at) } else { 0 };
     let outcome = flow::from_backend(at, segment.flags, inside, segment.sequence, segment.acknowledgement, answer);
     settle(frame, segment, outcome, Sender::Backend)
 }
@@ -399,10 +399,28 @@ fn is_by(hop: Hop, ifindex: u32) -> bool {
     hop.is_known() && records::interface(hop.interface() as u32).is_some_and(|own| own.ifindex() == ifindex)
 }
 
-/// What a backend's SYN-ACK offers, and its window, as one number: see `flow::Answer`.
+/// What a backend's SYN-ACK offers, and its window, as one number: see `flow::Answer`. The client is
+/// told of no more payload than the service lets through.
 #[inline(always)]
-fn answered<F: Frame>(frame: F, segment: Segment) -> u64 {
-    flow::Answer::new(scan_options(frame, segment.header), segment.window).0
+fn answered<F: Frame>(frame: F, segment: Segment, at: SlotAt) -> u64 {
+    let scan = scan_options(frame, segment.header);
+    let most = most_payload_global(at.0) as u16;
+    if scan.mss() > most {
+        frame.put(field::PAYLOAD + scan.mss_at() as usize + 2, scan.mss().to_be(), most.to_be());
+    }
+    flow::Answer::new(scan, segment.window).0
+}
+
+/// The most payload that the segments of a flow may have.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn most_payload_global(at: u32) -> u32 {
+    let listener = records::slot(SlotAt(at)).and_then(|slot| records::listener(slot.key().listener() as u32));
+    let service = listener.and_then(|listener| records::service(listener.service() as u32));
+    match service.map_or(0, |service| service.mss_clamp()) {
+        0 => u16::MAX as u32,
+        bytes => bytes,
+    }
 }
 
 /// Bytes of a TCP header with the usual options.
@@ -463,12 +481,13 @@ extern "C" fn option_global(scan: u64, length: u32) -> u64 {
 fn save_syn<F: Frame>(frame: F, segment: Segment, at: SlotAt, link: Option<u32>) {
     let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else { return };
     let scan = scan_options(frame, segment.header);
+    let most = most_payload_global(at.0) as u16;
     let bytes = frame.bytes();
     if !bytes.has(field::PAYLOAD) {
         return;
     }
     opening.set_syn(SavedSyn {
-        mss: scan.mss(),
+        mss: if scan.mss() > most { most } else { scan.mss() },
         window: bytes.read(field::WINDOW),
         scale: scan.scale(),
         offers: scan.offers(),

@@ -11,6 +11,7 @@ mod giving_way;
 mod leases;
 mod opening;
 mod parsing;
+mod payload;
 mod power;
 mod races;
 mod reloading;

@@ -121,6 +121,7 @@ fields! { Service:
     shared oldest: u32;
     shared list: u32;
     shared cookies: u32;
+    shared mss_clamp: u32;
     shared turned_away_in: u32, set set_turned_away_in;
     shared turned_away: u32, set set_turned_away, add add_turned_away;
 }

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddrV4, thread::sleep, time::Duration};
 
-use evenkeel::dataplane::Answer;
+use evenkeel::{dataplane::Answer, tables::way_key};
 use lab::{
     packet::{ACK, LINUX_OPTIONS, RST, SYN, Segment},
     program::{Bench, Setup, Verdict},
@@ -165,6 +165,28 @@ fn a_service_begins_by_itself_when_flows_that_nobody_confirmed_use_up_its_ports(
         assert_eq!(bench.tables().cookies(0), COOKIES_READY);
         bench.forward(&syn(bench, client(24), 1));
         assert_eq!(bench.tables().cookies(0), COOKIES_ON);
+    });
+}
+
+#[test]
+fn who_is_exempt_gets_none_by_prefix_and_service() {
+    let mut setup = Setup::default();
+    setup.service.exempt =
+        ["192.0.2.1/32", "198.51.100.0/24", "fd00::/8"].map(|text| way_key(text.parse().unwrap())).into();
+    with_setup(setup, |bench| {
+        sends(bench);
+        let at = |address: [u8; 4]| SocketAddrV4::new(address.into(), 41_000);
+        for exempt in [[192, 0, 2, 1], [198, 51, 100, 0], [198, 51, 100, 255]] {
+            bench.connect(at(exempt));
+        }
+        assert_eq!(bench.moved(), []);
+        for other in [[192, 0, 2, 2], [198, 51, 99, 255], [198, 51, 101, 0]] {
+            challenged(bench, at(other), 7);
+        }
+        let row = evenkeel::tables::ServiceRow { exempt: Default::default(), ..bench.tables().service_row(0) };
+        bench.tables().configure_service(0, &row).expect("a row");
+        challenged(bench, at([198, 51, 100, 7]), 7);
+        assert_eq!(bench.moved(), [(Reason::CookieSent, 4)]);
     });
 }
 
