@@ -16,6 +16,10 @@ pub const TURNED_AWAY: u8 = 3;
 pub const RECOVERED: u8 = 4;
 /// As `TRY_FAILED`; this failure was one too many, and the kernel program has taken `backend` out.
 pub const TOOK_OUT: u8 = 5;
+/// `backend` still holds an older connection on the port of a try, which goes on from another port.
+/// Until it is told that the older one is over, it holds the port: `bytes_in` is the number that it
+/// expects next there, `bytes_out` the one that it sends next.
+pub const PORT_LEFT: u8 = 6;
 
 /// One event. Numbers are the host's, addresses and ports as in the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +30,8 @@ pub struct Event {
     /// When the client's first SYN came, by the exact clock; [`Instant::ZERO`] if there was no
     /// flow.
     pub started: Instant,
-    /// Payload bytes from the client.
+    /// Payload bytes from the client. If a try failed, the number that the backend expects next, if it
+    /// has got the SYN after all.
     pub bytes_in: u64,
     /// Payload bytes to the client.
     pub bytes_out: u64,
@@ -48,7 +53,7 @@ pub struct Event {
     pub generation: u32,
     /// How long the backend took to answer, in microseconds; 0 if it did not.
     pub connect_us: u32,
-    /// `ENDED`, `TRY_FAILED`, `TURNED_AWAY`, `RECOVERED` or `TOOK_OUT`.
+    /// `ENDED`, `TRY_FAILED`, `TURNED_AWAY`, `RECOVERED`, `TOOK_OUT` or `PORT_LEFT`.
     pub kind: u8,
     /// The number of a [`Reason`](crate::verdict::Reason).
     pub reason: u8,

@@ -3,7 +3,7 @@
 
 use lb_common::{
     address::{Family, V4},
-    event::{ENDED, Event, TURNED_AWAY},
+    event::{ENDED, Event, PORT_LEFT, TOOK_OUT, TRY_FAILED, TURNED_AWAY},
     flow::{Key, SlotAt},
     layout::{LOG, Opening, Slot, TURNED_AWAY_EVENTS, turned_away_stretch},
     seq::payload,
@@ -76,8 +76,35 @@ pub fn flow(kind: u8, reason: u8, at: SlotAt, slot: Held<Slot>, ctl: Ctl, servic
     if is_anybodys && !may_tell(service) {
         return;
     }
+    let numbers = match kind {
+        TRY_FAILED | TOOK_OUT => (slot.end_client(), 0),
+        _ => bytes(slot, opening, ctl),
+    };
+    tell(kind, reason, at, slot, opening, ctl, service, numbers);
+}
+
+/// Reports that a backend still holds an older connection on the port of a try: what it expects next
+/// there, and what it sends next.
+#[inline(always)]
+pub fn port_left(at: SlotAt, slot: Held<Slot>, service: u16, expects: u32, sends: u32) {
+    let Some(opening) = records::opening(at) else { return };
+    let numbers = (expects as u64, sends as u64);
+    tell(PORT_LEFT, Reason::TimeWait as u8, at, slot, opening, slot.ctl(), service, numbers);
+}
+
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "what an event says, written where it is reserved")]
+fn tell(
+    kind: u8,
+    reason: u8,
+    at: SlotAt,
+    slot: Held<Slot>,
+    opening: Held<Opening>,
+    ctl: Ctl,
+    service: u16,
+    (bytes_in, bytes_out): (u64, u64),
+) {
     let key = slot.key();
-    let (bytes_in, bytes_out) = bytes(slot, opening, ctl);
     emit(|| Event {
         at: clock::coarse(),
         started: opening.started(),

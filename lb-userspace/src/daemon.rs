@@ -395,6 +395,7 @@ impl Daemon {
                 }
                 Action::Hurry(backend) => self.probes.hurry(backend),
                 Action::Ask(flow) => apply::ask(&self.dataplane, &flow),
+                Action::ResetPort(port) => apply::reset_port(&self.dataplane, &port),
                 Action::Step(step) => match (apply::step(&self.dataplane, &step), step) {
                     (Some(event), _) => {
                         self.sync.ended(&[event]);

@@ -22,6 +22,7 @@ mod nexthops;
 mod observe;
 mod packaging;
 mod page;
+mod ports_again;
 mod refusal;
 mod reloads;
 mod strangers;

@@ -76,7 +76,11 @@ extern "C" fn backend_step_global(at: u32, flags: u32, sequence: u32, acknowledg
         Step::Connected if is_ours => connected(at, slot, ctl, sequence, answer).0,
         Step::Refused if flags as u8 & ACK != 0 && is_ours => leave(at, slot, ctl, Reason::Refused).0,
         Step::Stale if slot.attempt().port_retries() < PORT_RETRIES && slots::has_free(at.pool()) => {
-            leave(at, slot, ctl, Reason::TimeWait).0
+            let left = leave(at, slot, ctl, Reason::TimeWait);
+            if left.kind() == Outcome::MOVE_ON {
+                tell_port_left_global(at.0, acknowledgement, sequence);
+            }
+            left.0
         }
         // No other port is left. The client answers it with a RST, which ends the older connection, and sends its SYN
         // again; Linux does so at once.
@@ -121,6 +125,18 @@ fn connected(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32, answer: u64)
 #[inline(always)]
 fn leave(at: SlotAt, slot: Held<Slot>, ctl: Ctl, reason: Reason) -> Outcome {
     if change(at, slot, ctl, ctl.closed(reason as u8)) { Outcome::move_on(reason, at) } else { Outcome::again() }
+}
+
+/// The controller is told which older connection the backend holds, so that it ends it: a firewall
+/// there may have taken our SYN for the next one on this port, and would judge the one that follows
+/// by this one's numbers.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn tell_port_left_global(at: u32, expects: u32, sends: u32) -> u32 {
+    let Some(slot) = records::slot(SlotAt(at)) else { return 0 };
+    let Some(backend) = records::backend(slot.backend() as u32) else { return 0 };
+    report::port_left(SlotAt(at), slot, backend.service(), expects, sends);
+    1
 }
 
 /// An answer that does not fit our SYN: one that asks for an answer gets a RST, the rest is

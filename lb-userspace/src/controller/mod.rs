@@ -42,6 +42,7 @@ mod drains;
 pub(crate) mod half_open;
 pub(crate) mod health;
 pub(crate) mod inquiry;
+pub(crate) mod left_behind;
 pub(crate) mod next_hops;
 mod now;
 pub(crate) mod ownership;
@@ -67,6 +68,7 @@ use admin_state::AdminStates;
 pub use backends::cause_of;
 use desired::Desired;
 use health::Health;
+use left_behind::LeftPort;
 pub use now::Now;
 use ownership::{Ours, Ownership};
 use plan::{Plan, Write};
@@ -111,6 +113,8 @@ pub enum Action {
     Hurry(u16),
     /// Ask the backend of a connection for a sign of life.
     Ask(FlowAt),
+    /// Reset what a try has left behind at the backend of a port.
+    ResetPort(LeftPort),
     /// Change one flow.
     Step(sweep::Step),
     /// A half-open flow's backend was silent for connect_timeout: run the client's SYN through the
@@ -348,6 +352,7 @@ impl Controller {
     /// One event of the ring buffer.
     pub fn event(&mut self, event: &Event, now: Now) -> Vec<Action> {
         let mut actions = self.health_event(event);
+        actions.extend(left_behind::left_port(event).map(Action::ResetPort));
         if let Some(record) = self.recorder.event(event, &self.names, now) {
             actions.push(Action::Record { service: event.service, record: Box::new(record) });
         }

@@ -197,7 +197,8 @@ impl Testbed {
                 Action::Step(Step::Release(flow)) => _ = self.release_abandoned(*flow),
                 Action::Cookies { service, from, to } => self.swap_cookies(*service, *from, *to),
                 Action::Correct(drift) => self.correct_active(drift.backend, -drift.by),
-                Action::Hurry(_) | Action::Client(_) | Action::Retry(_) | Action::Record { .. } | Action::Note(..) => {}
+                Action::Hurry(_) | Action::Client(_) | Action::Retry(_) | Action::ResetPort(_) => {}
+                Action::Record { .. } | Action::Note(..) => {}
             }
         }
     }

@@ -13,7 +13,7 @@ use log::{debug, warn};
 
 use super::hops::Hops;
 use crate::{
-    controller::{clients, sweep::Step},
+    controller::{clients, left_behind::LeftPort, sweep::Step},
     dataplane::Dataplane,
     sys::clock,
     tables::{Flow, FlowAt, Tables, Write, rows::pool_backend},
@@ -91,6 +91,13 @@ pub fn ask(dataplane: &Dataplane, flow: &FlowAt) {
     let Some(current) = current.filter(|current| current.ctl == flow.ctl) else { return };
     if let Err(error) = dataplane.ask(&current) {
         debug!("the backend of {} cannot be asked for a sign of life: {error:#}", current.client());
+    }
+}
+
+/// Resets what a try has left behind at the backend of a port.
+pub fn reset_port(dataplane: &Dataplane, LeftPort { at, sequence, acknowledgement }: &LeftPort) {
+    if let Err(error) = dataplane.reset_port(*at, *sequence, *acknowledgement) {
+        debug!("no RST to the backend of pool {} slot {}: {error:#}", at.pool(), at.slot());
     }
 }
 

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use aya::{TestRunOptions, programs::TestRun};
-use lb_common::address::socket_address;
+use lb_common::{address::socket_address, flow::SlotAt};
 use std::{io, net::SocketAddr};
 
 use super::{Dataplane, attach::Mode};
@@ -97,6 +97,16 @@ impl Dataplane {
             self.send(interface.ifindex, &frame)?;
         }
         Ok(())
+    }
+
+    /// Resets whatever the backend of a port holds there, if it expects this number.
+    pub fn reset_port(&self, at: SlotAt, sequence: u32, acknowledgement: u32) -> io::Result<()> {
+        let pool = self.tables.pool(at.pool());
+        let interface = self.tables.interface(pool.hop.interface());
+        match frames::port_reset(&pool, at.slot(), (sequence, acknowledgement), interface.mac) {
+            Some(frame) => self.send(interface.ifindex, &frame),
+            None => Ok(()),
+        }
     }
 
     /// Resets both sides of a flow that [`Tables::close`](crate::tables::Tables::close) has just

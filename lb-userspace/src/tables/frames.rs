@@ -188,6 +188,24 @@ pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) ->
     frames
 }
 
+/// A reset from a port of ours to the backend of its pool, whatever connection it is. `None` if the
+/// way to the backend is not known.
+pub fn port_reset(pool: &Pool, slot: u16, (seq, ack): (u32, u32), mac: [u8; 6]) -> Option<Vec<u8>> {
+    let segment = Segment {
+        source_mac: mac,
+        target_mac: pool.hop.mac(),
+        source: v4(SocketAddr::new(from_mapped(pool.snat), pool.first_port.wrapping_add(slot)))?,
+        target: v4(socket_address(pool.backend, pool.port))?,
+        seq,
+        ack,
+        flags: RST | ACK,
+        window: [0; 2],
+        tos: 0,
+        options: &[],
+    };
+    pool.hop.is_known().then(|| segment.frame())
+}
+
 /// A keepalive as the client would send it (RFC 1122 section 4.2.3.6): the sequence number before
 /// the one that the backend expects, and no data. The backend must acknowledge it, and it changes
 /// nothing. `None` if the way to the backend is not known.

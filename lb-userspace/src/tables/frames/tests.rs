@@ -159,6 +159,18 @@ fn nothing_is_sent_to_a_next_hop_that_is_not_known() {
 }
 
 #[test]
+fn a_port_is_reset_with_both_numbers_whatever_connection_is_on_it() {
+    let frame = port_reset(&pool(), 9, (0xffff_fff0, 7), OUR_MACS[1]).unwrap();
+    assert_checksums(&frame);
+    assert_eq!((numbers(&frame), frame[47]), ((0xffff_fff0, 7), RST | ACK));
+    assert_eq!((&frame[..6], &frame[6..12]), (&BACKEND_MAC[..], &OUR_MACS[1][..]));
+    let ends = ("10.0.1.100:10249".parse().unwrap(), "10.0.1.10:6443".parse().unwrap());
+    assert_eq!(endpoints(&frame), Some(ends));
+    let unresolved = Pool { hop: Hop::default(), ..pool() };
+    assert_eq!(port_reset(&unresolved, 9, (1, 2), OUR_MACS[1]), None);
+}
+
+#[test]
 fn endpoints_are_read_from_plain_frames_only() {
     for len in 0..60 {
         assert_eq!(endpoints(&vec![0; len]), None);
