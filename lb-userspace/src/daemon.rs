@@ -29,6 +29,7 @@ mod probes;
 mod pump;
 mod report;
 mod start;
+mod territory;
 mod trace;
 mod upgrade;
 mod verifier_log;
@@ -67,6 +68,7 @@ use listener::ApiListener;
 use logs::Logs;
 use probes::Probes;
 use pump::Pump;
+use territory::Territory;
 use upgrade::Upgrading;
 use vrrp::Vrrp;
 
@@ -135,6 +137,7 @@ struct Daemon {
     vrrp: Vrrp,
     probes: Probes,
     sync: FlowSync,
+    territory: Territory,
     /// SNAT ports to be withheld that are still in use: (pool, port).
     waiting: Vec<(u16, u16)>,
     /// Events lost so far.
@@ -258,7 +261,11 @@ impl Daemon {
                         return Ok(end);
                     }
                 }
-                events = self.vrrp.events() => self.vrrp_events(&events?),
+                events = self.vrrp.events() => {
+                    self.vrrp_events(&events?);
+                    self.set_ownership();
+                }
+                () = self.territory.changed() => self.set_ownership(),
                 news = self.sync.news() => self.sync_said(news),
                 _ = test.tick(), if self.vrrp.is_running() => self.check_dependencies().await,
                 () = tokio::time::sleep(deadline) => self.turn(),
@@ -337,6 +344,8 @@ impl Daemon {
         }
         self.look_at_sync();
         self.tell_peers_of_backends();
+        // A lease ends without an event.
+        self.set_ownership();
         let actions = self.controller.turn(&tables, clock::monotonic());
         let pools_changed = actions.iter().any(|action| matches!(action, Action::Write(_)));
         self.act(actions);
@@ -403,7 +412,7 @@ impl Daemon {
                         self.act(actions);
                     }
                     (None, Step::Close(flow, _)) => self.controller.not_closed(flow),
-                    (None, Step::Suspect(_) | Step::Release(_)) => {}
+                    (None, Step::Suspect(_) | Step::Release(_) | Step::Forget(_)) => {}
                 },
                 Action::Retry(flow) => apply::retry(&self.dataplane, &flow),
                 Action::Client(step) => apply::client(self.dataplane.tables(), step),

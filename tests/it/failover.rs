@@ -383,6 +383,41 @@ fn the_backup_leaves_idle_flows_to_the_master_and_takes_over_those_of_backends_i
 }
 
 #[test]
+fn a_backup_whose_flow_sync_ends_leaves_the_master_s_connections_alone() {
+    let setup = Setup { service: |service| service.line("idle_timeout = \"5s\""), ..Setup::default() };
+    let mut pair = setup.start();
+    let mut holding = pair.hold(60);
+    knows(&pair.two, 60);
+    let without = Setup { sync: false, service: setup.service, ..Setup::default() };
+    let text = without.toml(&pair.lab, second(&pair.lab), &pair.lab.balancer, 100);
+    pair.two.write(&text).expect("a file");
+    pair.two.done(&["reload"]).expect("reload");
+    for _ in 0..14 {
+        all_answer(&mut holding, 60, &pair);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    assert_eq!(pair.two.counter("idle_timeout").expect("a counter"), 0, "{}", pair.told());
+    for backend in ["cp01", "cp02", "cp03"] {
+        assert_eq!((&*state_of(&pair.one, backend), &*state_of(&pair.two, backend)), ("up", "up"), "{}", pair.told());
+    }
+    let forgotten = || (active(&pair.two) == 0).then_some(());
+    wait::until("they are forgotten there", SOON, forgotten).unwrap_or_else(|late| panic!("{late:#}\n{}", pair.told()));
+    // Nor does one that starts without flow sync take what it finds in its tables for its own.
+    let with = setup.toml(&pair.lab, second(&pair.lab), &pair.lab.balancer, 100);
+    pair.two.write(&with).expect("a file");
+    pair.two.done(&["reload"]).expect("reload");
+    knows(&pair.two, 60);
+    pair.two.kill();
+    pair.two.write(&text).expect("a file");
+    pair.two.run().expect("a start");
+    for _ in 0..10 {
+        all_answer(&mut holding, 60, &pair);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    assert_eq!(active(&pair.one), 60);
+}
+
+#[test]
 fn a_host_with_another_key_is_not_believed() {
     let pair = Setup::default().start();
     let other = pair.lab.folder().join("other.key");

@@ -312,7 +312,7 @@ fn is_handed_out(steps: &[Step], at: SlotAt) -> bool {
 
 fn flow_of(step: &Step) -> FlowAt {
     match step {
-        Step::Suspect(flow) | Step::Close(flow, _) | Step::Release(flow) => *flow,
+        Step::Suspect(flow) | Step::Close(flow, _) | Step::Release(flow) | Step::Forget(flow) => *flow,
     }
 }
 

@@ -3,9 +3,10 @@
 //!
 //! An idle flow is put under suspicion first, by compare-and-swap; any packet clears it. One that
 //! is still suspect a second later is closed, and both sides get a RST, at a limited rate because
-//! thousands of watches may go idle at once.
+//! thousands of watches may go idle at once. One of another host, of which nobody tells, is
+//! forgotten instead.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use lb_common::{flow::SlotAt, slot::State, time::Instant, verdict::Reason};
 
@@ -45,6 +46,8 @@ pub enum Step {
     Close(FlowAt, Reason),
     /// Held back long enough: its port is free again.
     Release(FlowAt),
+    /// End it without a packet: it is another host's, if it still lives.
+    Forget(FlowAt),
 }
 
 /// A suspect, and the time since when it is one.
@@ -86,14 +89,19 @@ impl Sweep {
         let walk = (shortest_idle_timeout / 2).clamp(WALK.0, WALK.1);
         let all: u128 = pools.iter().map(|pool| u128::from(ours.slots(*pool))).sum();
         let share = (all * elapsed.as_nanos()).div_ceil(walk.as_nanos()) as u64;
-        self.walk(pools, share, ours, &mut |sweep, head| {
-            sweep.judge(&head, &limits(head.backend), ours, now, &mut steps);
+        self.walk(pools, share, ours, &mut |sweep, pool, range| {
+            for head in ours.heads(pool, range.clone()) {
+                sweep.judge(&head, &limits(head.backend), ours, now, &mut steps);
+            }
+            let untold = ours.untold(pool, range);
+            let idle = untold.filter(|head| head.last_seen.age(now.ticks()) >= limits(head.backend).idle_timeout);
+            steps.extend(idle.map(|head| Step::Forget(head.flow)));
         });
         steps
     }
 
     /// Visits the next `share` slots, pool by pool, and starts over after the last one.
-    fn walk(&mut self, pools: &[u16], mut share: u64, ours: &Ours, visit: &mut dyn FnMut(&mut Sweep, Head)) {
+    fn walk(&mut self, pools: &[u16], mut share: u64, ours: &Ours, visit: &mut dyn FnMut(&mut Sweep, u16, Range<u32>)) {
         while share > 0 && !pools.is_empty() {
             let Some(pool) = pools.iter().copied().find(|pool| *pool >= self.next.0) else {
                 self.next = (0, 0);
@@ -102,7 +110,7 @@ impl Sweep {
             let from = if pool == self.next.0 { self.next.1 } else { 0 };
             let slots = ours.slots(pool);
             let to = u64::from(slots).min(u64::from(from) + share) as u32;
-            ours.heads(pool, from..to).for_each(|head| visit(self, head));
+            visit(self, pool, from..to);
             // An empty pool costs one, so that the loop ends.
             share -= u64::from(to.saturating_sub(from)).clamp(1, share);
             self.next = if to >= slots { (pool + 1, 0) } else { (pool, to) };

@@ -196,6 +196,7 @@ impl Testbed {
                 Action::Step(Step::Close(flow, reason)) => _ = self.close(*flow, *reason),
                 Action::Step(Step::Release(flow)) => _ = self.release_abandoned(*flow),
                 Action::Cookies { service, from, to } => self.swap_cookies(*service, *from, *to),
+                Action::Step(Step::Forget(flow)) => _ = self.end_quietly(flow.at, |now| now.ctl == flow.ctl),
                 Action::Correct(drift) => self.correct_active(drift.backend, -drift.by),
                 Action::Hurry(_) | Action::Client(_) | Action::Retry(_) | Action::ResetPort(_) => {}
                 Action::Record { .. } | Action::Note(..) => {}

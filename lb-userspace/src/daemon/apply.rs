@@ -54,6 +54,10 @@ pub fn step(dataplane: &Dataplane, step: &Step) -> Option<Event> {
             tables.release_abandoned(*flow);
             None
         }
+        Step::Forget(flow) => {
+            tables.end_quietly(flow.at, |now| now.ctl == flow.ctl);
+            None
+        }
         Step::Close(flow, reason) => {
             let closed = tables.close(*flow, *reason)?;
             // Who never acknowledged may be anybody: only the backend is told.

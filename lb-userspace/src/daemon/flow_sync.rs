@@ -231,20 +231,25 @@ impl Daemon {
             .map(|attached| attached.number)
     }
 
-    /// Tells the controller which listeners are ours: flows of the others are not ours to close.
-    fn set_ownership(&mut self) {
+    /// Tells the controller which listeners are ours: flows of the others are not ours to close,
+    /// whether flow sync runs or not. While it runs, its thread finds out.
+    pub(super) fn set_ownership(&mut self) {
+        let now = clock::monotonic();
         let ownership = if self.sync.is_running() {
             let lag = refresh(&self.config) + self.config.sync.as_ref().map_or(Duration::ZERO, |sync| 2 * sync.batch);
+            self.territory.hand_on(&self.sync.state.master_of);
             Ownership::beside_another(self.sync.state.master_of.clone(), lag)
         } else {
-            Ownership::default()
+            let listeners = &self.controller.installed().listeners;
+            self.territory.look(listeners, &carried(&self.config), self.dataplane.tables(), now)
         };
-        self.controller.set_ownership(ownership, clock::monotonic());
+        self.controller.set_ownership(ownership, now);
     }
 
     // ---- what the thread reports ----
 
     /// If the thread has died, connections do not survive a failover, but the balancing goes on.
+    /// Which listeners are ours is the same as before.
     pub(super) fn sync_said(&mut self, news: Result<SyncNews>) {
         match news {
             Ok(SyncNews::Host(state)) => {

@@ -24,7 +24,9 @@ use super::{
     now,
     probes::Probes,
     pump::Pump,
-    several, tell_systemd, verifier_log,
+    several, tell_systemd,
+    territory::Territory,
+    verifier_log,
     vrrp::Vrrp,
 };
 use crate::{
@@ -55,6 +57,7 @@ struct Opened {
     prepared: Prepared,
     watch: netlink::Watch,
     changes: mpsc::Receiver<netlink::Change>,
+    territory: Territory,
     wanted: Wanted,
 }
 
@@ -93,9 +96,23 @@ impl Opened {
         let prepared = Dataplane::prepare(&tables, lock.transpose()?)
             .map_err(|error| verifier_log::kept(error, &config.daemon.state_dir))?;
         let (watch, changes) = netlink::Watch::start()?;
+        let territory = Territory::watch().await?;
         let wanted = interfaces::wanted(config).await.map_err(several)?;
         wanted.warnings.iter().for_each(|warning| warn!("{warning}"));
-        Ok(Opened { server, signals, desired, probes, findings, key, logs, prepared, watch, changes, wanted })
+        Ok(Opened {
+            server,
+            signals,
+            desired,
+            probes,
+            findings,
+            key,
+            logs,
+            prepared,
+            watch,
+            changes,
+            territory,
+            wanted,
+        })
     }
 
     /// Tells the old daemon that this one is ready, and waits until that one has stopped acting.
@@ -136,7 +153,7 @@ impl Opened {
         let (ask, requests) = mpsc::channel(api::QUEUE);
         let api = api::Daemon::new(ask, history.clone());
         let (events, serving) = begin_inputs(&self.server, &dataplane, &api)?;
-        let Opened { findings, signals, changes, server, logs, probes, .. } = self;
+        let Opened { findings, signals, changes, territory, server, logs, probes, .. } = self;
         let daemon = Daemon {
             process,
             config,
@@ -152,6 +169,7 @@ impl Opened {
             vrrp: Vrrp::after(remembered),
             probes,
             sync: FlowSync::default(),
+            territory,
             waiting: Vec::new(),
             lost: 0,
             compare_at: lb_common::time::Instant::ZERO,

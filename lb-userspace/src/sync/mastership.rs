@@ -33,6 +33,18 @@ impl Held<'_> {
             None => self.addresses.contains(&address),
         }
     }
+
+    /// The listeners that are held, with the time since when: what was known, or `new`.
+    pub fn since(
+        &self,
+        listeners: impl Iterator<Item = (u16, IpAddr)>,
+        known: &BTreeMap<u16, Instant>,
+        new: Instant,
+        now: Instant,
+    ) -> BTreeMap<u16, Instant> {
+        let held = listeners.filter(|(_, address)| self.holds(*address, now));
+        held.map(|(number, _)| (number, known.get(&number).copied().unwrap_or(new))).collect()
+    }
 }
 
 /// The listeners that are ours, and those that were until a moment ago.
@@ -52,9 +64,8 @@ impl Mastership {
 
     /// The mastership that follows from the addresses held now.
     pub fn next(&self, directory: &Directory, held: Held<'_>, now: Instant) -> Mastership {
-        let ours = directory.listeners.iter().filter(|(address, _)| held.holds(address.ip(), now));
-        let since: BTreeMap<_, _> =
-            ours.map(|(_, at)| (at.number, self.since.get(&at.number).copied().unwrap_or(now))).collect();
+        let listeners = directory.listeners.iter().map(|(address, at)| (at.number, address.ip()));
+        let since = held.since(listeners, &self.since, now, now);
         let mut lingering = self.lingering.clone();
         let lost = self.since.keys().filter(|number| !since.contains_key(number));
         lingering.extend(lost.map(|number| (*number, now + LINGER)));

@@ -187,15 +187,16 @@ impl Tables {
         }
     }
 
-    /// Ends a flow that has ended on the other host: no RST, no event, no counter but the backend's
-    /// active connections. Late segments are still translated, as after any end that both sides
-    /// know of.
+    /// Ends a flow that has ended on the other host: no RST, no event, no counter but
+    /// the open connections of its backend and its client. Late segments are still translated, as
+    /// after any end that both sides know of.
     pub fn end_quietly(&self, at: SlotAt, is_meant: impl Fn(&Flow) -> bool) -> bool {
         let Some(slots) = self.slots_of(at.pool()) else { return false };
         for _ in 0..4 {
             let Some(flow) = self.occupant(at).filter(&is_meant) else { return false };
             if slots.swap(at.slot(), flow.ctl, flow.ctl.closed(Reason::EndedElsewhere as u8)) {
                 self.correct_active(flow.record.backend, -1);
+                self.uncount_flow(&flow);
                 if flow.ctl.flags() & IN_RING == 0 {
                     slots.push(&self.fixed.rings, at.slot());
                 }

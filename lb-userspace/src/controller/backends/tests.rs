@@ -214,6 +214,32 @@ fn a_host_that_takes_another_ones_place_asks_every_backend_though_all_connection
 }
 
 #[test]
+fn when_flow_sync_ends_on_the_host_without_the_address_nobody_is_asked_and_nothing_reset() {
+    let mut world = World::new(&[10, 11, 12]);
+    let mut short = service("api", "10.0.1.100:6443", &[10, 11, 12]);
+    short.idle_timeout = 20 * SECOND;
+    world.configure(vec![short], START);
+    world.controller.set_ownership(Ownership::beside_another([].into(), SECOND), START);
+    let flows = opened(&mut world, 3);
+    let pools: Vec<_> = world.tables.installed().backends.values().flat_map(|row| row.pools.clone()).collect();
+    for pool in pools {
+        world.tables.heard_at(pool, Ticks(0));
+        world.tables.sent_at(pool, Ticks(0));
+    }
+    world.run(START + SECOND, START + 5 * SECOND);
+    world.controller.set_ownership(Ownership::alone([].into(), [].into()), START + 5 * SECOND);
+    world.run(START + 5 * SECOND, START + 19 * SECOND);
+    assert!(flows.iter().all(|flow| is_open(&world, *flow)), "kept as long as they may live");
+    world.run(START + 19 * SECOND, START + 60 * SECOND);
+    assert!(flows.iter().all(|flow| !is_open(&world, *flow)), "nobody says when they end");
+    assert_eq!(world.tables.asked, []);
+    for backend in 0..3 {
+        let record = world.tables.backend(backend);
+        assert_eq!((record.active, record.resets, stands(&world, backend, START).0), (0, 0, BackendState::Up));
+    }
+}
+
+#[test]
 fn one_that_is_not_ready_is_drained_stays_so_over_a_restart_and_nobody_is_reset() {
     let mut world = world(&[10, 11, 12]);
     let flows = opened(&mut world, 3);

@@ -25,18 +25,26 @@ fn ours(since: Instant, lag: Duration) -> Ownership {
 /// When the sweep suspects the flow, in seconds after its last packet as it is known here; `None`:
 /// not within 40 s.
 fn suspected_after(ownership: &Ownership) -> Option<u32> {
+    match first_step(ownership)? {
+        (second, Step::Suspect(_)) => Some(second),
+        (_, other) => panic!("{other:?}"),
+    }
+}
+
+/// The first thing that the sweep does within 40 s, and when.
+fn first_step(ownership: &Ownership) -> Option<(u32, Step)> {
     let tables = tables();
     let mut sweep = Sweep::default();
     let limits = |_| Limits { service: 0, idle_timeout: 10 * SECOND, connecting: SECOND, reset_rate: 100 };
     (0..400).find_map(|tenth| {
         let now = START + tenth * SECOND / 10;
         let steps = sweep.turn(&[0], &limits, 2 * SECOND, &Ours::new(ownership, &tables), now);
-        steps.iter().any(|step| matches!(step, Step::Suspect(_))).then_some(tenth / 10)
+        steps.first().map(|step| (tenth / 10, *step))
     })
 }
 
 #[test]
-fn without_another_host_every_flow_is_ours() {
+fn before_anything_is_said_every_flow_is_ours() {
     assert!(Ownership::default().holds(77));
     assert!((10..12).contains(&suspected_after(&Ownership::default()).unwrap()));
 }
@@ -58,4 +66,49 @@ fn what_the_other_host_has_told_may_be_behind_and_that_is_granted_once() {
     assert!((13..15).contains(&suspected_after(&ours(START + 3 * SECOND, 15 * SECOND)).unwrap()));
     // A packet that came here is known exactly.
     assert!((10..12).contains(&suspected_after(&ours(START - SECOND, 15 * SECOND)).unwrap()));
+}
+
+#[test]
+fn without_flow_sync_a_flow_of_another_host_is_forgotten_when_it_has_been_idle_and_never_reset() {
+    let elsewhere = Ownership::alone([(1, START)].into(), [].into());
+    assert!(!elsewhere.holds(0));
+    assert_eq!(Ours::new(&elsewhere, &tables()).heads(0, 0..100).count(), 0);
+    let (second, step) = first_step(&elsewhere).unwrap();
+    assert!((10..12).contains(&second) && matches!(step, Step::Forget(_)), "{second} {step:?}");
+}
+
+#[test]
+fn without_flow_sync_nothing_is_known_of_what_a_flow_did_before_it_was_ours() {
+    let since = |since| Ownership::alone([(0, since)].into(), [].into());
+    assert!((30..32).contains(&suspected_after(&since(START + 20 * SECOND)).unwrap()));
+    // What this host has had ever since, it knows exactly.
+    assert!((10..12).contains(&suspected_after(&since(Instant::ZERO)).unwrap()));
+}
+
+#[test]
+fn forgetting_leaves_nothing_behind_and_tells_nobody() {
+    let mut tables = tables();
+    tables.change_backend(0, |record| record.active = 1);
+    let flow = tables.heads(0, 0..100).next().unwrap().flow;
+    tables.act(&[crate::controller::Action::Step(Step::Forget(flow))]);
+    assert_eq!((tables.state(flow), tables.active(0), tables.backend(0).resets), (State::Closed, 0, 0));
+    // One that goes on in the meantime stays.
+    let other = tables.open(0, 9, State::Established, 0, START);
+    tables.change_slot(other.at, |slot| slot.ctl = slot.ctl.suspected());
+    tables.act(&[crate::controller::Action::Step(Step::Forget(other))]);
+    assert_eq!(tables.state(other), State::Suspect);
+}
+
+#[test]
+fn of_an_address_that_may_be_routed_here_what_is_known_from_another_host_only_is_not_ours() {
+    let routed = Ownership::alone([].into(), [0].into());
+    assert!(routed.holds(0) && !routed.holds(1));
+    assert!((10..12).contains(&suspected_after(&routed).unwrap()), "it began here");
+    let tables = tables();
+    let flow = tables.heads(0, 0..100).next().unwrap().flow;
+    tables.change_slot(flow.at, |slot| slot.ctl = slot.ctl.with_flags(LOOSE));
+    let ours = Ours::new(&routed, &tables);
+    assert_eq!((ours.heads(0, 0..100).count(), ours.untold(0, 0..100).count()), (0, 1));
+    let held = Ownership::alone([(0, START)].into(), [].into());
+    assert_eq!(Ours::new(&held, &tables).heads(0, 0..100).count(), 1, "with the address it is ours in any case");
 }

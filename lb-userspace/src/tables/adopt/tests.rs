@@ -81,6 +81,18 @@ fn an_end_frees_the_slot_for_the_next_flow_without_a_second_place_in_the_ring() 
 }
 
 #[test]
+fn a_client_whose_flow_has_ended_elsewhere_is_no_longer_counted_for_it() {
+    let (tables, pool) = tables();
+    let service = tables.backend(3).service;
+    tables.make_clients(service).unwrap();
+    tables.adopt(&foreign(pool, 9, "10.0.1.7:5000")).unwrap();
+    assert!(tables.count_flow(tables.occupant(SlotAt::new(pool, 9)).unwrap().seen()));
+    assert_eq!(tables.clients(service).len(), 1);
+    assert!(tables.end_quietly(SlotAt::new(pool, 9), |_| true));
+    assert_eq!(tables.clients(service), []);
+}
+
+#[test]
 fn of_a_client_whose_earlier_flow_has_ended_only_the_open_one_is_in_the_index() {
     // Wherever in its two buckets the entry of the flow that has ended is, and the last free place.
     for (ended, free) in (0..16).flat_map(|ended| (0..16).map(move |free| (ended, free))) {
