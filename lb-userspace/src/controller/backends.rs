@@ -279,7 +279,7 @@ impl Controller {
             let connect_timeout = settings.connect_timeout;
             (passive && !known && self.is_ours(row.service)).then(|| Subject {
                 backend: *number,
-                pools: row.pools.clone(),
+                pools: self.installed.pools_of(*number),
                 connect_timeout,
             })
         };
@@ -328,7 +328,7 @@ impl Controller {
             let fit = health.is_fit() && self.is_reachable(number) && !self.silence.is_in_doubt(number);
             let out = matches!(health.state(), State::Out { .. }).then(|| cause_of(health)).flatten();
             let unanswered = health.unanswered();
-            let heard = silence::heard_at(&self.installed.backends.get(&number)?.pools, tables, now);
+            let heard = silence::heard_at(&self.installed.pools_of(number), tables, now);
             // A backend that an operator has taken out is no refuge, and no sign that the others
             // are in trouble.
             let counts = self.admin(number) == Admin::None || number == of;

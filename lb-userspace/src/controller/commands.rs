@@ -200,9 +200,7 @@ impl Controller {
 
     fn flows_of(&self, whose: Whose, only: Only, ours: &Ours) -> VecDeque<FlowAt> {
         let pools: Vec<_> = match whose {
-            Whose::Backend(number) => {
-                self.installed.backends.get(&number).map(|row| row.pools.clone()).unwrap_or_default()
-            }
+            Whose::Backend(number) => self.installed.pools_of(number),
             _ => self.installed.pools.keys().copied().collect(),
         };
         let mut flows = VecDeque::new();

@@ -239,12 +239,12 @@ impl Case {
             if turn.dead.iter().any(|(_, of)| *of == backend) {
                 return true;
             }
-            let row = around.installed.backends.get(&backend);
-            let (true, Some(row)) = (std::mem::take(&mut self.found_dead) && self.walks > 0, row) else {
+            let pools = around.installed.pools_of(backend);
+            if !std::mem::take(&mut self.found_dead) || self.walks == 0 || pools.is_empty() {
                 return false;
-            };
+            }
             self.walks -= 1;
-            self.pools = row.pools.iter().copied().collect();
+            self.pools = pools.into();
             self.slot = 0;
         }
         self.walk(backend, slots, around, turn, now);

@@ -495,8 +495,7 @@ impl Controller {
     }
 
     fn reconcile(&mut self, tables: &Tables) -> Vec<Action> {
-        let rows = self.installed.backends.iter().map(|(number, row)| (*number, row));
-        let Some(drift) = self.reconcile.turn(rows, tables) else { return Vec::new() };
+        let Some(drift) = self.reconcile.turn(&self.installed, tables) else { return Vec::new() };
         let name = self.backends.get(&drift.backend).map_or("-", |facts| &*facts.name);
         let text = format!("backend {name}: the count of active connections was off by {}, corrected", drift.by);
         vec![Action::Correct(drift), Action::Note(Notice::daemon(Level::Warn, Kind::Datapath, text))]

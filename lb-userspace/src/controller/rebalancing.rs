@@ -91,10 +91,9 @@ fn take_from_largest(left: &[u32], count: u32) -> Vec<u32> {
 /// The `count` established flows of a backend that have been without a packet for longest, the
 /// idlest first.
 fn idlest(backend: u16, count: u32, installed: &Installed, ours: &Ours, now: Instant) -> Vec<FlowAt> {
-    let pools = installed.backends.get(&backend).map(|row| row.pools.as_slice()).unwrap_or_default();
     let mut flows = Vec::new();
-    for pool in pools {
-        ours.heads(*pool, 0..ours.slots(*pool)).for_each(|head| {
+    for pool in installed.pools_of(backend) {
+        ours.heads(pool, 0..ours.slots(pool)).for_each(|head| {
             let ctl = head.flow.ctl;
             let state = if ctl.state() == State::Suspect { ctl.previous() } else { ctl.state() };
             if head.backend == backend && state == State::Established {

@@ -8,7 +8,7 @@
 
 use lb_common::layout::Backend;
 
-use crate::tables::{BackendRow, Tables};
+use crate::tables::{Installed, Tables};
 
 /// A drift that was believed: `active` is this much too high (too low if negative).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,20 +35,17 @@ impl Reconcile {
     }
 
     /// One turn, meant for once a second: counts one backend.
-    pub fn turn<'a>(
-        &mut self,
-        backends: impl Iterator<Item = (u16, &'a BackendRow)> + Clone,
-        tables: &Tables,
-    ) -> Option<Drift> {
+    pub fn turn(&mut self, installed: &Installed, tables: &Tables) -> Option<Drift> {
+        let backends = || installed.backends.keys().copied();
         let again = self.suspected.map(|drift| drift.backend);
         let chosen = match again {
-            Some(number) => backends.clone().find(|(other, _)| *other == number),
-            None => backends.clone().find(|(number, _)| *number >= self.next).or_else(|| backends.clone().next()),
+            Some(number) => backends().find(|other| *other == number),
+            None => backends().find(|number| *number >= self.next).or_else(|| backends().next()),
         };
         let before = self.suspected.take();
-        let (number, row) = chosen?;
+        let number = chosen?;
         self.next = number + 1;
-        let found = count(number, row, tables);
+        let found = count(number, &installed.pools_of(number), tables);
         if found.is_none() || found != before {
             self.suspected = found;
             return None;
@@ -58,10 +55,10 @@ impl Reconcile {
     }
 }
 
-fn count(number: u16, row: &BackendRow, tables: &Tables) -> Option<Drift> {
+fn count(number: u16, pools: &[u16], tables: &Tables) -> Option<Drift> {
     let before = tables.backend(number);
     let mut open = 0_i64;
-    for pool in &row.pools {
+    for pool in pools {
         tables.heads(*pool, 0..tables.slots(*pool)).for_each(|head| {
             open += i64::from(head.backend == number && head.flow.ctl.state().is_active());
         });

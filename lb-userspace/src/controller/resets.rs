@@ -267,9 +267,7 @@ impl Running {
         self.walks += 1;
         self.slot = 0;
         self.pools = match &self.job.which {
-            Which::Backend(number) => {
-                installed.backends.get(number).map(|row| row.pools.iter().copied().collect()).unwrap_or_default()
-            }
+            Which::Backend(number) => installed.pools_of(*number).into(),
             _ => installed.pools.keys().copied().collect(),
         };
         !self.pools.is_empty()

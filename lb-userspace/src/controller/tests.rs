@@ -342,3 +342,78 @@ fn a_hundred_reloads_keep_a_held_connection_and_leave_nothing_behind() {
     world.run(now + 30 * SECOND, now + 60 * SECOND);
     assert_eq!((world.tables.installed().backends.len(), world.tables.installed().pools.len()), (1, 1));
 }
+
+/// Thirty connections of each of three backends, and then another SNAT address by reload.
+fn with_another_snat() -> (World, Vec<crate::tables::FlowAt>) {
+    let mut world = World::new(&[10, 11, 12]);
+    let mut flows = Vec::new();
+    for backend in 0..3 {
+        flows.extend((0..30).map(|slot| world.tables.open(backend, slot, FlowState::Established, 0, START)));
+    }
+    let mut moved = service("api", "10.0.1.100:6443", &[10, 11, 12]);
+    moved.snat = vec![[10, 0, 1, 101].into()];
+    world.configure(vec![moved], START + SECOND);
+    let row = world.tables.row(0);
+    assert!(row.pools.iter().all(|pool| *pool != flows[0].at.pool()), "{row:?}");
+    (world, flows)
+}
+
+fn open_of(world: &World, flows: &[crate::tables::FlowAt]) -> Vec<usize> {
+    let is_open = |flow: &&crate::tables::FlowAt| world.tables.state(**flow) == FlowState::Established;
+    flows.chunks(30).map(|of_backend| of_backend.iter().filter(is_open).count()).collect()
+}
+
+#[test]
+fn connections_from_before_a_change_of_snat_are_counted_and_their_pool_stays_until_they_end() {
+    let (mut world, flows) = with_another_snat();
+    world.run(START + SECOND, START + 60 * SECOND);
+    assert_eq!((world.controller.drift(), world.tables.active(0)), (0, 30));
+    flows.iter().for_each(|flow| world.tables.end(*flow));
+    world.run(START + 60 * SECOND, START + 100 * SECOND);
+    assert_eq!((world.controller.drift(), world.tables.active(0)), (0, 0));
+    assert!(!world.tables.installed().pools.contains_key(&flows[0].at.pool()));
+}
+
+#[test]
+fn connections_from_before_a_change_of_snat_are_killed_and_drained_with_their_backend() {
+    let (mut world, flows) = with_another_snat();
+    let whose = (resets::Only::Open, Reason::Killed);
+    let task = world.controller.kill(commands::Whose::Backend(0), whose, &world.tables, START + SECOND);
+    assert_eq!(task.map(|task| task.total), Some(30));
+    world.run(START + SECOND, START + 2 * SECOND);
+    assert_eq!(open_of(&world, &flows), [0, 30, 30]);
+    let drain = admin_state::AdminState::Drain { deadline: Some(START + 3 * SECOND), rate: 50 };
+    let mut drained = world.controller.admin_states().clone();
+    let entry = admin_state::AdminEntry { order: drain, since: START + 2 * SECOND, by: "test".into() };
+    drained.say(("api".into(), "cp11".into()), entry, 7);
+    let actions = world.controller.set_admin_states(drained, &world.tables, START + 2 * SECOND);
+    world.act(&actions);
+    world.run(START + 2 * SECOND, START + 6 * SECOND);
+    assert_eq!(open_of(&world, &flows), [0, 0, 30]);
+}
+
+#[test]
+fn connections_from_before_a_change_of_snat_are_reset_with_a_silent_backend() {
+    let (mut world, flows) = with_another_snat();
+    // Its clients speak, and nothing comes from it.
+    for pool in world.tables.installed().pools_of(2) {
+        world.tables.heard_at(pool, START.ticks());
+    }
+    for second in 2..10 {
+        flows[60..].iter().for_each(|flow| world.tables.speak(*flow, START + second * SECOND));
+        world.run(START + second * SECOND, START + (second + 1) * SECOND);
+    }
+    assert_eq!(open_of(&world, &flows), [30, 30, 0]);
+}
+
+#[test]
+fn connections_from_before_a_change_of_snat_are_moved_by_a_rebalancing() {
+    let (world, flows) = with_another_snat();
+    let installed = world.tables.installed();
+    let ours = world.tables.ours();
+    let load = |backend, active| rebalance::Load { backend, weight: 1, active, max_conns: 0 };
+    let shares = [rebalance::Share { load: load(1, 30), after: 20, resets: 10 }];
+    let batch = rebalancing::Rebalancing::new(0, &shares, 100, START).batch(&installed, &ours, START + SECOND);
+    assert_eq!(batch.len(), 10);
+    assert!(batch.iter().all(|flow| flows[30..60].contains(flow)));
+}

@@ -16,8 +16,9 @@ use super::{Tables, word_of};
 pub struct BackendRow {
     /// Its service, a row of SERVICES.
     pub service: u16,
-    /// Its pools, one per SNAT address of the service: at least one, at most
-    /// [`MAX_SNAT`](lb_common::layout::MAX_SNAT).
+    /// The pools of its new connections, one per SNAT address of the service: at least one, at most
+    /// [`MAX_SNAT`](lb_common::layout::MAX_SNAT). Earlier connections may be in others, see
+    /// [`pools_of`](super::Installed::pools_of).
     pub pools: Vec<u16>,
     /// Its share of new connections; at least 1.
     pub weight: u32,

@@ -49,6 +49,14 @@ impl Installed {
         row.pools.first().and_then(|pool| self.pools.get(pool)).map(pool_backend)
     }
 
+    /// Every pool that may hold flows of a backend: all that lead to its address. Its row names only
+    /// those that new connections get; the others are there as long as they hold flows.
+    pub fn pools_of(&self, backend: u16) -> Vec<u16> {
+        let address = self.backends.get(&backend).and_then(|row| self.backend_address(row));
+        let all = self.pools.iter().filter(|(_, pool)| Some(pool_backend(pool)) == address);
+        all.map(|(number, _)| *number).collect()
+    }
+
     /// The backend at `address` in `service`, tombstones included.
     pub fn backend(&self, service: u16, address: SocketAddrV4) -> Option<u16> {
         let mut of_service = self.backends.iter().filter(|(_, row)| row.service == service);

@@ -1,5 +1,8 @@
 use super::*;
-use crate::controller::{Action, testbed::Testbed};
+use crate::{
+    controller::{Action, testbed::Testbed},
+    tables::BackendRow,
+};
 use lb_common::slot::State;
 
 fn tables() -> Testbed {
@@ -14,7 +17,7 @@ fn tables() -> Testbed {
 }
 
 fn turn(reconcile: &mut Reconcile, tables: &Testbed) -> Option<Drift> {
-    reconcile.turn(tables.installed().backends.iter().map(|(number, row)| (*number, row)), tables)
+    reconcile.turn(&tables.installed(), tables)
 }
 
 #[test]
