@@ -58,7 +58,8 @@ pub struct AdminEntry {
 pub struct AdminStates {
     by_name: BTreeMap<Name, AdminEntry>,
     /// When the last word about a backend was said, taking it back included; milliseconds since
-    /// 1970.
+    /// 1970. A word is later than every one that was known when it was said, whatever the clocks of
+    /// the hosts show.
     decided: BTreeMap<Name, u64>,
 }
 
@@ -73,16 +74,21 @@ impl AdminStates {
         self.get(name).map_or(Admin::None, |said| said.order.admin())
     }
 
-    /// Sets a state and returns the one before. `decided_at` in milliseconds since 1970.
-    pub fn say(&mut self, name: Name, said: AdminEntry, decided_at: u64) -> Option<AdminEntry> {
-        self.decided.insert(name.clone(), decided_at);
+    /// Sets a state and returns the one before. `wall` in milliseconds since 1970.
+    pub fn say(&mut self, name: Name, said: AdminEntry, wall: u64) -> Option<AdminEntry> {
+        self.decide(&name, wall);
         self.by_name.insert(name, said)
     }
 
     /// Takes a state back and returns it.
-    pub fn take_back(&mut self, name: &Name, decided_at: u64) -> Option<AdminEntry> {
-        self.decided.insert(name.clone(), decided_at);
+    pub fn take_back(&mut self, name: &Name, wall: u64) -> Option<AdminEntry> {
+        self.decide(name, wall);
         self.by_name.remove(name)
+    }
+
+    fn decide(&mut self, name: &Name, wall: u64) {
+        let known = self.decided.get(name).map_or(0, |known| known.saturating_add(1));
+        self.decided.insert(name.clone(), wall.max(known));
     }
 
     /// When the last word about a backend was said, in milliseconds since 1970; 0: never.

@@ -111,15 +111,14 @@ impl Daemon {
             return Err(refused("the backend has just been removed"));
         };
         let mut admin_states = self.controller.admin_states().clone();
-        let decided_at = milliseconds(now.wall);
+        let wall = milliseconds(now.wall);
         match order {
             Some(order) => {
                 let said = AdminEntry { order, since: now.monotonic, by: peer.to_string().into() };
-                admin_states.say(name, said, decided_at);
+                admin_states.say(name, said, wall);
             }
-            // A backend in no such state needs none revoked.
-            None if admin_states.get(&name).is_some() => _ = admin_states.take_back(&name, decided_at),
-            None => {}
+            // Also if it is in no such state here: another host may know of one.
+            None => _ = admin_states.take_back(&name, wall),
         }
         self.set_admin_states(admin_states)?;
         Ok(Changed { was: was.state, ..self.changed(number) })

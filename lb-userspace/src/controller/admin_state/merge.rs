@@ -50,11 +50,15 @@ pub struct Merged {
 }
 
 impl AdminStates {
-    /// Merges a decision from another host. The later decision prevails; of two made in the same
-    /// millisecond, the one that is already here. `None`: the one that is here prevails.
+    /// Merges a decision from another host. The later decision prevails; of two of one time, made
+    /// by operators on two hosts that had not heard of each other, the one that keeps the backend
+    /// further out. `None`: the one that is here prevails.
     pub fn merge(&self, heard: &Heard, now: Now) -> Option<Merged> {
         let Heard { name, state, decided_at, by } = heard;
-        if *decided_at <= self.decided_at(name) {
+        // Nothing could be later than a time that no clock can show.
+        let at = timestamp(*decided_at)?;
+        let (known, here) = (self.decided_at(name), self.get(name).map(|said| said.order));
+        if *decided_at < known || *decided_at == known && state.rank() <= rank(here) {
             return None;
         }
         let order = match *state {
@@ -71,13 +75,32 @@ impl AdminStates {
         match order {
             Some(order) => {
                 // The other host's clock may be ahead of ours.
-                let since = timestamp(*decided_at).map_or(now.monotonic, |at| now.monotonic_at(at));
-                let said = AdminEntry { order, since: since.min(now.monotonic), by: by.clone() };
-                admin_states.say(name.clone(), said, *decided_at);
+                let since = now.monotonic_at(at).min(now.monotonic);
+                admin_states.by_name.insert(name.clone(), AdminEntry { order, since, by: by.clone() });
             }
-            None => _ = admin_states.take_back(name, *decided_at),
+            None => _ = admin_states.by_name.remove(name),
         }
+        admin_states.decided.insert(name.clone(), *decided_at);
         Some(Merged { admin_states, order, is_news })
+    }
+}
+
+impl HeardState {
+    fn rank(self) -> u8 {
+        match self {
+            HeardState::Ready => 0,
+            HeardState::Drain { .. } => 1,
+            HeardState::Maint => 2,
+        }
+    }
+}
+
+/// As [`HeardState::rank`].
+fn rank(order: Option<AdminState>) -> u8 {
+    match order {
+        None => 0,
+        Some(AdminState::Drain { .. }) => 1,
+        Some(AdminState::Maint) => 2,
     }
 }
 
@@ -127,7 +150,7 @@ mod tests {
         let known = [None].into_iter().chain(STATES.map(Some));
         for (before, state) in known.flat_map(|before| STATES.map(|state| (before, state))) {
             let admin_states = here(before, WALL);
-            for (decided_at, is_later) in [(WALL - 1, false), (WALL, false), (WALL + 1, true)] {
+            for (decided_at, is_later) in [(WALL - 1, false), (WALL + 1, true)] {
                 let merged = admin_states.merge(&heard(state, decided_at), now());
                 assert_eq!(merged.is_some(), is_later || before.is_none(), "{before:?} {state:?} {decided_at}");
                 let Some(merged) = merged else { continue };
@@ -141,8 +164,11 @@ mod tests {
 
     #[test]
     fn two_hosts_that_exchange_their_decisions_agree_in_whatever_order_they_hear_them() {
-        let decisions = STATES.map(|first| STATES.map(|second| [heard(first, WALL - 2), heard(second, WALL - 1)]));
-        for [first, second] in decisions.into_iter().flatten() {
+        let both = |first, second| {
+            [[WALL - 2, WALL - 1], [WALL - 1, WALL - 1]].map(|[one, two]| [heard(first, one), heard(second, two)])
+        };
+        let decisions = STATES.map(|first| STATES.map(|second| both(first, second)));
+        for [first, second] in decisions.into_iter().flatten().flatten() {
             let all = |order: [&Heard; 2]| {
                 let merge = |admin_states: AdminStates, heard: &&Heard| match admin_states.merge(heard, now()) {
                     Some(merged) => merged.admin_states,
@@ -151,6 +177,29 @@ mod tests {
                 order.iter().fold(AdminStates::default(), merge)
             };
             assert_eq!(all([&first, &second]), all([&second, &first]), "{first:?} {second:?}");
+        }
+    }
+
+    #[test]
+    fn a_word_is_later_than_all_that_were_known_when_it_was_said_whatever_the_clocks_show() {
+        // This host's clock is a year behind the one on which the backend was drained.
+        let year = 31_536_000_000;
+        let mut here = here(Some(drain(None)), WALL + year);
+        let there = here.clone();
+        here.take_back(&name(), WALL);
+        let ready = heard(HeardState::Ready, here.decided_at(&name()));
+        let merged = there.merge(&ready, now()).expect("it is the later one");
+        assert_eq!((merged.order, merged.admin_states.get(&name())), (None, None));
+        assert_eq!(here.merge(&heard(drain(None), WALL + year), now()), None, "what was there before is repeated");
+        // And so on, with every word of either host.
+        let mut there = merged.admin_states;
+        for turn in 0..10 {
+            let entry = AdminEntry { order: AdminState::Maint, since: Instant(1), by: "uid 0".into() };
+            there.say(name(), entry, WALL + turn);
+            let maint = heard(HeardState::Maint, there.decided_at(&name()));
+            here = here.merge(&maint, now()).expect("later").admin_states;
+            here.take_back(&name(), WALL);
+            there = there.merge(&heard(HeardState::Ready, here.decided_at(&name())), now()).unwrap().admin_states;
         }
     }
 
@@ -173,10 +222,14 @@ mod tests {
 
     #[test]
     fn a_peer_whose_clock_is_ahead_or_wrong_does_no_harm() {
-        for decided_at in [WALL + 3_600_000, u64::MAX] {
-            let merged = AdminStates::default().merge(&heard(HeardState::Maint, decided_at), now()).unwrap();
-            assert_eq!(merged.admin_states.get(&name()).unwrap().since, now().monotonic, "never in the future");
-        }
+        let ahead = heard(HeardState::Maint, WALL + 3_600_000);
+        let merged = AdminStates::default().merge(&ahead, now()).unwrap();
+        assert_eq!(merged.admin_states.get(&name()).unwrap().since, now().monotonic, "never in the future");
+        assert_eq!(
+            AdminStates::default().merge(&heard(HeardState::Maint, u64::MAX), now()),
+            None,
+            "the last word ever"
+        );
         let long_ago = AdminStates::default().merge(&heard(HeardState::Maint, 1), now()).unwrap();
         assert_eq!(long_ago.admin_states.get(&name()).unwrap().since, Instant::ZERO, "before this host booted");
         let never = heard(HeardState::Drain { deadline: Some(u64::MAX), rate: 0 }, WALL);
