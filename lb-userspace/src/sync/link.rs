@@ -4,12 +4,14 @@
 //! **Which session to believe.** Every datagram is sealed, but an attacker could replay an old one.
 //! So a session of the peer is accepted only by a `Hello` that echoes our challenge, and our
 //! challenge changes with every acceptance: neither a datagram of an older session nor its `Hello`
-//! revives that session. Within a session the replay window discards duplicates. A direction has
-//! its own key, so our own datagrams, sent back to us, are nobody's.
+//! revives that session. Within a session every number counts once. A direction has its own key, so
+//! our own datagrams, sent back to us, are nobody's.
 //!
-//! **What was lost.** A gap in the numbers means that datagrams were lost: a full copy is
-//! requested, at most once per second. A copy is complete if as many flows arrived as its end says
-//! and nothing was lost since its beginning; flows that we hold and the copy does not are over.
+//! **What was lost.** A gap in the numbers that does not close in half a second means that datagrams
+//! were lost: a full copy is requested, at most once per second. A request is repeated until the
+//! copy begins; then the sender says that it goes on, also while it finds no flow. A copy is
+//! complete if as many flows arrived as its end says and nothing was lost since its beginning; flows
+//! that we hold and the copy does not are over.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -17,6 +19,7 @@ use lb_common::time::Instant;
 
 use super::{
     seal::{self, Direction, Opener, Sealer, Session, SharedKey},
+    sequence::{InTurn, Sequence},
     wire::{self, Message},
 };
 use crate::words::SyncState;
@@ -25,8 +28,11 @@ use crate::words::SyncState;
 const HELLO_AT_FIRST: Duration = Duration::from_millis(250);
 /// How often a `Hello` is sent afterwards.
 const HELLO: Duration = Duration::from_secs(1);
-/// How long a requested copy may be silent before it is requested again.
+/// The time between two requests for a copy.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a copy that has begun may be silent before another one is requested: longer than the
+/// longest `batch`, at the end of which the peer says that it goes on.
+const STANDSTILL: Duration = Duration::from_secs(3);
 /// A peer that was silent for this long is lost.
 const SILENCE: Duration = Duration::from_secs(3);
 
@@ -82,8 +88,15 @@ struct Copy {
     begun: bool,
     flows: u32,
     covered: Vec<SocketAddr>,
-    /// When it is requested again.
+    /// When it is requested again, if nothing is heard of it.
     until: Instant,
+}
+
+/// The session of the peer that is believed.
+struct Believed {
+    opener: Opener,
+    /// Its datagrams, opened.
+    sequence: Sequence<Vec<Message>>,
 }
 
 /// A peer's session, our session with it, and the copy under way.
@@ -92,7 +105,7 @@ pub struct Link {
     /// From us to the peer.
     direction: Direction,
     sealer: Sealer,
-    opener: Option<Opener>,
+    believed: Option<Believed>,
     challenge: Session,
     /// The last challenge heard from the peer.
     heard: Session,
@@ -113,7 +126,7 @@ impl Link {
             key: key.clone(),
             direction,
             sealer: Sealer::new(key, session, direction),
-            opener: None,
+            believed: None,
             challenge,
             heard: [0; 16],
             version: version.to_owned(),
@@ -133,12 +146,12 @@ impl Link {
 
     /// Whether the peer is believed; only then is it worth sending flows.
     pub fn is_accepted(&self) -> bool {
-        self.opener.is_some()
+        self.believed.is_some()
     }
 
     /// The state to show.
     pub fn state(&self, now: Instant) -> SyncState {
-        match (self.opener.is_some(), self.heard_at) {
+        match (self.is_accepted(), self.heard_at) {
             (true, Some(heard)) if heard.age(now) >= SILENCE => SyncState::Lost,
             (true, _) if self.copy.is_some() || self.copy_wanted_at.is_some() => SyncState::Copying,
             (true, _) => SyncState::Synced,
@@ -165,9 +178,17 @@ impl Link {
             self.hello_at = now + if self.is_accepted() { HELLO } else { HELLO_AT_FIRST };
             datagrams.push(self.hello());
         }
-        if self.copy.as_ref().is_some_and(|copy| now >= copy.until) {
-            self.copy = None;
-            self.copy_wanted_at = Some(now);
+        match self.copy.as_mut().filter(|copy| now >= copy.until) {
+            Some(copy) if copy.begun => {
+                self.copy = None;
+                self.copy_wanted_at = Some(now);
+            }
+            Some(copy) => {
+                copy.until = now + PATIENCE;
+                let number = copy.number;
+                datagrams.push(self.message(&Message::Request { copy: number }));
+            }
+            None => {}
         }
         if self.is_accepted() && self.copy_wanted_at.is_some_and(|at| now >= at) {
             self.copies += 1;
@@ -199,7 +220,7 @@ impl Link {
         now: Instant,
     ) -> Result<(Vec<Received>, Option<Vec<u8>>), Refused> {
         let head = seal::head(datagram).ok_or_else(|| self.why_no_head(datagram))?;
-        if self.opener.as_ref().is_some_and(|opener| opener.session == head.session) {
+        if self.believed.as_ref().is_some_and(|believed| believed.opener.session == head.session) {
             return Ok((self.of_session(datagram, head.number, now)?, None));
         }
         self.of_stranger(datagram, &head, fresh, now)
@@ -215,16 +236,44 @@ impl Link {
     }
 
     fn of_session(&mut self, datagram: &[u8], number: u64, now: Instant) -> Result<Vec<Received>, Refused> {
-        let opener = self.opener.as_mut().ok_or(Refused::UnknownSession)?;
+        let Believed { opener, sequence } = self.believed.as_mut().ok_or(Refused::UnknownSession)?;
         let bytes = opener.open(datagram).ok_or(Refused::NotAuthentic)?;
-        let missing = opener.note(number).ok_or(Refused::Replayed)?;
-        let messages = wire::read(&bytes).map_err(|wire::Malformed| Refused::Malformed)?;
-        self.heard_at = Some(now);
-        if missing > 0 {
-            self.missing += missing;
-            self.lost_something(now);
+        if !sequence.is_new(number) {
+            return Err(Refused::Replayed);
         }
-        Ok(messages.into_iter().filter_map(|message| self.received(message, now)).collect())
+        let messages = wire::read(&bytes);
+        // The number of one that cannot be understood counts, too.
+        sequence.take_in(number, messages.clone().unwrap_or_default(), now);
+        self.heard_at = Some(now);
+        messages.map_err(|wire::Malformed| Refused::Malformed)?;
+        Ok(self.in_turn(now))
+    }
+
+    /// What has arrived and whose turn has come: because its predecessors have arrived, or have been
+    /// waited for long enough.
+    pub fn in_turn(&mut self, now: Instant) -> Vec<Received> {
+        self.take_out(now, |sequence| sequence.pop(now))
+    }
+
+    /// Everything that has arrived, whatever is missing: from now on it is too late.
+    pub fn at_once(&mut self, now: Instant) -> Vec<Received> {
+        self.take_out(now, Sequence::pop_first)
+    }
+
+    fn take_out(
+        &mut self,
+        now: Instant,
+        mut next: impl FnMut(&mut Sequence<Vec<Message>>) -> Option<InTurn<Vec<Message>>>,
+    ) -> Vec<Received> {
+        let mut all = Vec::new();
+        while let Some(InTurn { missing, item }) = self.believed.as_mut().and_then(|it| next(&mut it.sequence)) {
+            if missing > 0 {
+                self.missing += missing;
+                self.lost_something(now);
+            }
+            all.extend(item.into_iter().filter_map(|message| self.received(message, now)));
+        }
+        all
     }
 
     /// A datagram of a session that is not believed yet: its `Hello` holds the challenge to echo,
@@ -236,7 +285,7 @@ impl Link {
         fresh: Session,
         now: Instant,
     ) -> Result<(Vec<Received>, Option<Vec<u8>>), Refused> {
-        let mut opener = Opener::new(&self.key, head.session, self.direction.back());
+        let opener = Opener::new(&self.key, head.session, self.direction.back());
         let bytes = opener.open(datagram).ok_or(Refused::NotAuthentic)?;
         let messages = wire::read(&bytes).map_err(|wire::Malformed| Refused::Malformed)?;
         let hello = messages.into_iter().find_map(|message| match message {
@@ -251,8 +300,7 @@ impl Link {
         if echo != self.challenge {
             return Ok((Vec::new(), answer));
         }
-        opener.note(head.number);
-        self.opener = Some(opener);
+        self.believed = Some(Believed { opener, sequence: Sequence::after(head.number) });
         self.challenge = fresh;
         self.heard_at = Some(now);
         self.copy = None;
@@ -262,7 +310,7 @@ impl Link {
 
     fn lost_something(&mut self, now: Instant) {
         match &mut self.copy {
-            // The incoming copy is incomplete: it is requested again when its time is over.
+            // The incoming copy is incomplete: another one is requested when it has ended.
             Some(copy) => copy.flows = u32::MAX,
             None => self.copy_wanted_at = Some(self.copy_wanted_at.unwrap_or(now + PATIENCE)),
         }
@@ -275,23 +323,29 @@ impl Link {
                 return None;
             }
             Message::Flow(flow) => {
-                let in_copy = self.copy.as_mut().is_some_and(|copy| {
-                    copy.flows = copy.flows.saturating_add(u32::from(copy.begun));
-                    copy.until = now + PATIENCE;
-                    copy.begun
-                });
+                let copy = self.copy.as_mut().filter(|copy| copy.begun);
+                let in_copy = copy.is_some();
+                if let Some(copy) = copy {
+                    copy.flows = copy.flows.saturating_add(1);
+                    copy.until = now + STANDSTILL;
+                }
                 Received::Flow { flow, in_copy }
             }
             Message::Ended(name) => Received::Ended(name),
             Message::Request { copy } => Received::CopyWanted(copy),
             Message::CopyBegin { copy: number } => {
                 let copy = self.copy.as_mut().filter(|copy| copy.number == number)?;
-                *copy = Copy { number, begun: true, flows: 0, covered: Vec::new(), until: now + PATIENCE };
+                *copy = Copy { number, begun: true, flows: 0, covered: Vec::new(), until: now + STANDSTILL };
                 Received::CopyBegins
             }
+            Message::CopyGoesOn { copy: number } => {
+                let copy = self.copy.as_mut().filter(|copy| copy.number == number && copy.begun)?;
+                copy.until = now + STANDSTILL;
+                return None;
+            }
             Message::CopyEnd { copy: number, flows } => {
-                let copy = self.copy.take_if(|copy| copy.number == number && copy.begun)?;
-                if copy.flows != flows {
+                let copy = self.copy.take_if(|copy| copy.number == number)?;
+                if !copy.begun || copy.flows != flows {
                     self.copy_wanted_at = Some(now + PATIENCE);
                     return None;
                 }

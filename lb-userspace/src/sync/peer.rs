@@ -21,8 +21,9 @@ const QUEUE: usize = 65_536;
 /// Datagrams per turn, for changes and for a copy each: with a turn every 20 ms, some 40,000 flows
 /// per second of either kind.
 const DATAGRAMS: usize = 64;
-/// Slots that a copy reads per turn.
+/// Slots that a copy reads in each [`PIECE`] of the time since the last turn, up to a second.
 const SLOTS: u32 = 16_384;
+const PIECE: Duration = Duration::from_millis(20);
 
 /// A change that waits to be sent.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +42,8 @@ struct CopyOut {
     /// Where it goes on.
     next: WalkPos,
     flows: u32,
+    /// When it went on last.
+    at: Instant,
 }
 
 /// A position in the walk over all slots.
@@ -118,9 +121,16 @@ impl Peer {
         self.offer = true;
     }
 
-    /// Begins a copy, from the start.
-    pub fn begin_copy(&mut self, number: u32) {
-        self.copy = Some(CopyOut { number, begun: false, next: WalkPos::default(), flows: 0 });
+    /// A copy is wanted. The one that is going out goes on: the request may have been repeated before
+    /// its beginning arrived.
+    pub fn copy_wanted(&mut self, number: u32) {
+        if self.copy.is_none_or(|copy| copy.number != number) {
+            self.begin_copy(number);
+        }
+    }
+
+    fn begin_copy(&mut self, number: u32) {
+        self.copy = Some(CopyOut { number, begun: false, next: WalkPos::default(), flows: 0, at: Instant::NEVER });
     }
 
     /// Begins an outgoing copy again, because this host has become or ceased to be master of a
@@ -192,9 +202,12 @@ impl Peer {
             copy.begun = true;
         }
         let most = payloads.len() + DATAGRAMS;
-        let mut slots = SLOTS;
+        let pieces = copy.at.age(now.monotonic).as_millis() / PIECE.as_millis();
+        let mut slots = SLOTS * pieces.clamp(1, 50) as u32;
+        copy.at = now.monotonic;
         while let Some(pool) = mirror.directory.pools.values().nth(copy.next.pool) {
             if payloads.len() >= most || slots == 0 {
+                payloads.add(&Message::CopyGoesOn { copy: copy.number });
                 self.copy = Some(copy);
                 return;
             }

@@ -1,5 +1,5 @@
 //! Sealing and opening datagrams: ChaCha20-Poly1305 (RFC 8439) under a key of this session and this
-//! direction alone, and a window against replays.
+//! direction alone.
 //!
 //! ```text
 //! "EKS2" (4) | session (16) | number (8) | messages, encrypted | tag (16)
@@ -9,7 +9,7 @@
 //! the number, which counts datagrams, is a nonce that is never used twice with one key, and what
 //! one host says to another is opened by nobody else: neither by itself, when somebody sends it
 //! back, nor by a third host. Which session of a peer to believe is decided by
-//! [`link`](super::link).
+//! [`link`](super::link), and what was received before by [`sequence`](super::sequence).
 //!
 //! Version 1 of the format had one key for both directions. It is recognized, but not believed.
 
@@ -27,8 +27,6 @@ const TAG: usize = 16;
 const PURPOSE: &[u8] = b"evenkeel flow sync 2";
 /// The same in the version before, without addresses.
 const OLDER_PURPOSE: &[u8] = b"evenkeel flow sync 1";
-/// How many datagrams late one may arrive.
-const WINDOW: u64 = 1024;
 
 /// The random number that names a session.
 pub type Session = [u8; 16];
@@ -186,13 +184,12 @@ pub struct Opener {
     /// The session that it opens.
     pub session: Session,
     key: aead::LessSafeKey,
-    window: Window,
 }
 
 impl Opener {
     /// Opens the datagrams of a session that the peer has begun.
     pub fn new(key: &SharedKey, session: Session, direction: Direction) -> Opener {
-        Opener { session, key: key.of_session(&session, &direction.context()), window: Window::default() }
+        Opener { session, key: key.of_session(&session, &direction.context()) }
     }
 
     /// The messages in a datagram; `None` unless it was sealed with our key in this session
@@ -201,51 +198,6 @@ impl Opener {
         let head = head(datagram).filter(|head| head.session == self.session)?;
         open(&self.key, head.number, datagram)
     }
-
-    /// Notes the number of an opened datagram. Returns how many datagrams are missing between it
-    /// and the newest one before it; `None` if it was received before or is older than the window.
-    pub fn note(&mut self, number: u64) -> Option<u64> {
-        self.window.note(number)
-    }
-}
-
-/// The numbers seen: the newest, and a bit for each one before it within the window (as in RFC 6479
-/// for IPsec).
-#[derive(Debug)]
-struct Window {
-    newest: u64,
-    seen: [u64; (WINDOW / 64) as usize],
-}
-
-impl Default for Window {
-    fn default() -> Window {
-        Window { newest: 0, seen: [0; (WINDOW / 64) as usize] }
-    }
-}
-
-impl Window {
-    fn note(&mut self, number: u64) -> Option<u64> {
-        let missing = number.saturating_sub(self.newest).saturating_sub(1);
-        if number > self.newest {
-            // The bits of the skipped numbers are left over from a lap ago.
-            for skipped in (self.newest + 1..=number).rev().take(WINDOW as usize) {
-                *self.word(skipped) &= !bit(skipped);
-            }
-            self.newest = number;
-        } else if number == 0 || self.newest - number >= WINDOW || *self.word(number) & bit(number) != 0 {
-            return None;
-        }
-        *self.word(number) |= bit(number);
-        Some(missing)
-    }
-
-    fn word(&mut self, number: u64) -> &mut u64 {
-        &mut self.seen[(number / 64 % (WINDOW / 64)) as usize]
-    }
-}
-
-fn bit(number: u64) -> u64 {
-    1 << (number % 64)
 }
 
 #[cfg(test)]

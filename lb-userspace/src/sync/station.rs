@@ -187,6 +187,10 @@ impl Station {
     /// The configuration or the mastership has changed.
     pub fn direct(&mut self, directory: Arc<Directory>, now: Clocks) {
         let (before, after) = (self.mirror.directory.ours(), directory.ours());
+        if after.iter().any(|listener| !before.contains(listener)) {
+            // Clients' packets come here now: what waits for its turn must be known.
+            self.take_in(now, Link::at_once);
+        }
         let known = directory.backends != self.mirror.directory.backends;
         // An earlier run may have adopted flows and ended before it weeded their ports.
         let new = directory.pools.values().filter(|pool| !self.mirror.directory.pools.values().any(|old| old == *pool));
@@ -247,6 +251,7 @@ impl Station {
 
     /// Everything to send in this turn, with its destination.
     pub fn turn(&mut self, now: Clocks) -> Vec<(SocketAddr, Vec<u8>)> {
+        self.take_in(now, Link::in_turn);
         self.look_for_new_flows();
         self.walk(now);
         self.weed(now);
@@ -269,6 +274,17 @@ impl Station {
             self.news.waiting.push(PeerNews::State { peer: peer.address, state, version: peer.version.clone() });
         }
         out
+    }
+
+    /// Acts on what has waited for its turn.
+    fn take_in(&mut self, now: Clocks, waiting: impl Fn(&mut Link, Instant) -> Vec<Received>) {
+        let Station { peers, mirror, news, adopted, .. } = self;
+        for peer in peers {
+            for received in waiting(&mut peer.link, now.monotonic) {
+                let taken = take_in(received, peer, mirror, now, news);
+                taken.into_iter().for_each(|place| *adopted.entry(place.pool()).or_default() += 1);
+            }
+        }
     }
 
     fn look_for_new_flows(&mut self) {
@@ -413,7 +429,7 @@ fn take_in(received: Received, peer: &mut Peer, mirror: &Mirror, now: Clocks, ne
             peer.counts.ends_received += 1;
             mirror.ended(&name);
         }
-        Received::CopyWanted(number) => peer.begin_copy(number),
+        Received::CopyWanted(number) => peer.copy_wanted(number),
         Received::CopyBegins => peer.present.clear(),
         Received::CopyWhole(covered) => {
             peer.counts.copies_received += 1;

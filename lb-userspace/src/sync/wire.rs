@@ -176,6 +176,11 @@ pub enum Message {
     /// The sender has become master of a listener, or had to leave something out: the receiver
     /// should request a copy.
     CopyOffered,
+    /// The copy is not complete yet.
+    CopyGoesOn {
+        /// The number in the request.
+        copy: u32,
+    },
     /// The copy is complete.
     CopyEnd {
         /// The number in the request.
@@ -199,6 +204,7 @@ const ADMIN: u8 = 7;
 const COVERS: u8 = 8;
 const COPY_OFFERED: u8 = 9;
 const HEALTH: u8 = 10;
+const COPY_GOES_ON: u8 = 11;
 
 /// A message that is cut short or holds impossible values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,6 +236,10 @@ pub fn write(message: &Message, out: &mut Vec<u8>) {
         Message::CopyBegin { copy } => {
             out.extend_from_slice(&copy.to_be_bytes());
             COPY_BEGIN
+        }
+        Message::CopyGoesOn { copy } => {
+            out.extend_from_slice(&copy.to_be_bytes());
+            COPY_GOES_ON
         }
         Message::CopyEnd { copy, flows } => {
             out.extend_from_slice(&copy.to_be_bytes());
@@ -325,6 +335,7 @@ fn read_body(kind: u8, body: &mut Reader<'_>) -> Result<Option<Message>, Malform
         ENDED => Message::Ended(read_name(body)?),
         REQUEST => Message::Request { copy: body.u32()? },
         COPY_BEGIN => Message::CopyBegin { copy: body.u32()? },
+        COPY_GOES_ON => Message::CopyGoesOn { copy: body.u32()? },
         COPY_END => Message::CopyEnd { copy: body.u32()?, flows: body.u32()? },
         COVERS => Message::Covers(body.address()?),
         COPY_OFFERED => Message::CopyOffered,

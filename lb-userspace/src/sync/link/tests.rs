@@ -31,8 +31,8 @@ impl Fresh {
 
 /// Carries everything that is due, both ways, until both are silent.
 fn talk(a: &mut Link, b: &mut Link, fresh: &mut Fresh, now: Instant) -> (Vec<Received>, Vec<Received>) {
+    let (mut heard_a, mut heard_b) = (a.in_turn(now), b.in_turn(now));
     let (mut to_a, mut to_b) = (b.due(now), a.due(now));
-    let (mut heard_a, mut heard_b) = (Vec::new(), Vec::new());
     while !(to_a.is_empty() && to_b.is_empty()) {
         for datagram in std::mem::take(&mut to_b) {
             let (news, answer) = b.receive(&datagram, fresh.next(), now).unwrap();
@@ -196,10 +196,14 @@ fn a_lost_datagram_leads_to_a_request_for_a_copy_and_no_more_than_one_a_second()
         sealed(&mut a, &[Message::Flow(flow(1))]);
         send(&mut a, &mut b, &[Message::Flow(flow(2))], ms(10)).unwrap();
     }
-    assert_eq!((b.missing, b.state(ms(10))), (20, SyncState::Copying));
-    let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, ms(900));
+    assert_eq!((b.missing, b.state(ms(10))), (0, SyncState::Synced), "they may be late");
+    let (heard_a, heard_b) = talk(&mut a, &mut b, &mut fresh, ms(510));
     assert!(!heard_a.iter().any(|news| matches!(news, Received::CopyWanted(_))));
-    let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, ms(1100));
+    assert_eq!(heard_b.iter().filter(|news| matches!(news, Received::Flow { .. })).count(), 20);
+    assert_eq!((b.missing, b.state(ms(510))), (20, SyncState::Copying));
+    let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, ms(1500));
+    assert!(!heard_a.iter().any(|news| matches!(news, Received::CopyWanted(_))));
+    let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, ms(1600));
     assert_eq!(heard_a.iter().filter(|news| matches!(news, Received::CopyWanted(2))).count(), 1);
 }
 
@@ -210,7 +214,9 @@ fn a_copy_of_which_something_was_lost_is_not_whole_and_is_asked_for_again() {
     send(&mut a, &mut b, &[Message::CopyBegin { copy: 1 }, Message::Flow(flow(1))], now).unwrap();
     sealed(&mut a, &[Message::Flow(flow(2))]);
     let end = [Message::Flow(flow(3)), Message::CopyEnd { copy: 1, flows: 3 }];
-    let news = send(&mut a, &mut b, &end, now).unwrap();
+    assert_eq!(send(&mut a, &mut b, &end, now), Ok(vec![]), "out of turn");
+    let now = now + SECOND / 2;
+    let (_, news) = talk(&mut a, &mut b, &mut fresh, now);
     assert!(!news.iter().any(|news| matches!(news, Received::CopyWhole(_))), "{news:?}");
     let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, now + PATIENCE);
     assert!(heard_a.contains(&Received::CopyWanted(2)), "{heard_a:?}");
@@ -227,8 +233,65 @@ fn a_request_that_nobody_answers_is_made_again() {
     let (mut a, mut b, mut fresh) = pair();
     for second in 1..5 {
         let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, START + second * SECOND);
-        assert!(heard_a.contains(&Received::CopyWanted(second + 1)), "{second}: {heard_a:?}");
+        assert!(heard_a.contains(&Received::CopyWanted(1)), "{second}: {heard_a:?}");
     }
+}
+
+#[test]
+fn a_copy_goes_on_as_long_as_the_sender_says_so_though_it_finds_no_flow() {
+    let (mut a, mut b, mut fresh) = pair();
+    send(&mut a, &mut b, &[Message::CopyBegin { copy: 1 }], START).unwrap();
+    // The longest batch.
+    for second in 1..20 {
+        let now = START + second * SECOND;
+        let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, now);
+        assert!(!heard_a.iter().any(|news| matches!(news, Received::CopyWanted(_))), "{second}: {heard_a:?}");
+        send(&mut a, &mut b, &[Message::CopyGoesOn { copy: 1 }], now).unwrap();
+    }
+    // Another copy, and other flows, say nothing about this one.
+    for second in 20..=22 {
+        let other = [Message::CopyGoesOn { copy: 7 }, Message::Ended(flow(1).name)];
+        send(&mut a, &mut b, &other, START + second * SECOND).unwrap();
+    }
+    let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, START + 22 * SECOND);
+    assert!(heard_a.contains(&Received::CopyWanted(2)), "{heard_a:?}");
+    let copy = [Message::CopyBegin { copy: 2 }, Message::CopyEnd { copy: 2, flows: 0 }];
+    send(&mut a, &mut b, &copy, START + 22 * SECOND).unwrap();
+    assert_eq!(b.state(START + 22 * SECOND), SyncState::Synced);
+}
+
+#[test]
+fn a_copy_whose_beginning_was_lost_is_requested_again_when_it_has_ended() {
+    let (mut a, mut b, mut fresh) = pair();
+    sealed(&mut a, &[Message::CopyBegin { copy: 1 }]);
+    send(&mut a, &mut b, &[Message::CopyEnd { copy: 1, flows: 0 }], START).unwrap();
+    talk(&mut a, &mut b, &mut fresh, START + SECOND / 2);
+    let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, START + SECOND / 2 + PATIENCE);
+    assert!(heard_a.contains(&Received::CopyWanted(2)), "{heard_a:?}");
+}
+
+#[test]
+fn what_arrives_in_another_order_is_not_lost_and_goes_on_in_its_own() {
+    let (mut a, mut b, _) = synced();
+    let sent = |number| Received::Flow { flow: flow(number), in_copy: false };
+    let datagrams: Vec<_> = (1..=5).map(|number| sealed(&mut a, &[Message::Flow(flow(number))])).collect();
+    let mut news = Vec::new();
+    for (wait, place) in [4, 2, 3, 0, 1].into_iter().enumerate() {
+        news.extend(b.receive(&datagrams[place], [0; 16], ms(wait as u64 * 100)).unwrap().0);
+        assert_eq!(b.receive(&datagrams[place], [0; 16], ms(wait as u64 * 100)), Err(Refused::Replayed));
+    }
+    assert_eq!(news, (1..=5).map(sent).collect::<Vec<_>>());
+    assert_eq!((b.missing, b.state(ms(5000))), (0, SyncState::Lost));
+    assert_eq!(b.copy_wanted_at, None);
+}
+
+#[test]
+fn what_waits_for_its_turn_can_be_had_at_once() {
+    let (mut a, mut b, _) = synced();
+    sealed(&mut a, &[Message::Flow(flow(1))]);
+    assert_eq!(send(&mut a, &mut b, &[Message::Flow(flow(2))], START), Ok(vec![]));
+    assert_eq!(b.at_once(START), [Received::Flow { flow: flow(2), in_copy: false }]);
+    assert_eq!((b.missing, b.at_once(START)), (1, vec![]));
 }
 
 #[test]

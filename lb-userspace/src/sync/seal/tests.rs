@@ -59,33 +59,6 @@ fn a_key_for_something_else_is_the_same_on_both_hosts_and_another_for_each_purpo
 }
 
 #[test]
-fn a_number_counts_once_and_late_ones_within_the_window() {
-    let mut window = Window::default();
-    assert_eq!(window.note(0), None);
-    assert_eq!((window.note(1), window.note(2), window.note(2)), (Some(0), Some(0), None));
-    assert_eq!((window.note(10), window.note(5), window.note(5)), (Some(7), Some(0), None));
-    assert_eq!(window.note(10 + WINDOW), Some(WINDOW - 1));
-    assert_eq!((window.note(10), window.note(11), window.note(11)), (None, Some(0), None));
-}
-
-#[test]
-fn the_window_is_right_for_every_jump() {
-    for jump in 1..3 * WINDOW {
-        let mut window = Window::default();
-        for number in 1..=100 {
-            window.note(number);
-        }
-        assert_eq!(window.note(100 + jump), Some(jump - 1));
-        for number in 1..=100 + jump {
-            let seen = number <= 100 || number == 100 + jump;
-            let old = 100 + jump - number >= WINDOW;
-            let fresh = window.note(number).is_some();
-            assert_eq!(fresh, !seen && !old, "jump {jump}, number {number}");
-        }
-    }
-}
-
-#[test]
 fn a_key_file_holds_hexadecimal_digits() {
     assert!(SharedKey::parse(&"0123456789abcdef".repeat(2)).is_some());
     assert!(SharedKey::parse(&format!("{}\n", "0F".repeat(32))).is_some());

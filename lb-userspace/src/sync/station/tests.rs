@@ -8,10 +8,12 @@ use crate::{
 };
 
 const TURN: Duration = Duration::from_millis(20);
+const SECOND: Duration = Duration::from_secs(1);
 const START: Duration = Duration::from_secs(1000);
 const A: &str = "10.0.9.1:9644";
 const B: &str = "10.0.9.2:9644";
 const PORTS: u16 = 2000;
+const MANY: u16 = 55_000;
 
 /// Two hosts and the wire between them.
 struct Pair {
@@ -21,6 +23,9 @@ struct Pair {
     now: Duration,
     /// Datagrams lost of a hundred.
     loss: u64,
+    /// Whether datagrams overtake each other.
+    shuffles: bool,
+    turn: Duration,
     chance: u64,
 }
 
@@ -57,7 +62,8 @@ fn directory(station: &Station, ours: bool) -> Arc<Directory> {
 
 impl Pair {
     fn new(loss: u64) -> Pair {
-        let mut pair = Pair { a: host(1, B), b: host(2, A), now: START, loss, chance: 0x9e37_79b9 + loss };
+        let (a, b, chance) = (host(1, B), host(2, A), 0x9e37_79b9 + loss);
+        let mut pair = Pair { a, b, now: START, loss, shuffles: false, turn: TURN, chance };
         pair.master('a');
         pair
     }
@@ -75,21 +81,35 @@ impl Pair {
         self.b.direct(of_b, at);
     }
 
-    fn is_lost(&mut self) -> bool {
+    fn chance(&mut self) -> u64 {
         self.chance ^= self.chance << 13;
         self.chance ^= self.chance >> 7;
         self.chance ^= self.chance << 17;
-        self.chance % 100 < self.loss
+        self.chance
+    }
+
+    fn is_lost(&mut self) -> bool {
+        self.chance() % 100 < self.loss
+    }
+
+    fn shuffle(&mut self, datagrams: &mut [Vec<u8>]) {
+        let places = if self.shuffles { datagrams.len() } else { 0 };
+        for place in (1..places).rev() {
+            let other = self.chance() as usize % (place + 1);
+            datagrams.swap(place, other);
+        }
     }
 
     fn carry(&mut self, milliseconds: u64) {
-        for _ in 0..milliseconds / 20 {
-            self.now += TURN;
+        for _ in 0..milliseconds / self.turn.as_millis() as u64 {
+            self.now += self.turn;
             let at = self.at();
             let mut to_b: Vec<_> = self.a.turn(at).into_iter().map(|(_, datagram)| datagram).collect();
             let mut to_a: Vec<_> = self.b.turn(at).into_iter().map(|(_, datagram)| datagram).collect();
             while !(to_a.is_empty() && to_b.is_empty()) {
-                let (for_a, for_b) = (std::mem::take(&mut to_a), std::mem::take(&mut to_b));
+                let (mut for_a, mut for_b) = (std::mem::take(&mut to_a), std::mem::take(&mut to_b));
+                self.shuffle(&mut for_a);
+                self.shuffle(&mut for_b);
                 for datagram in for_b {
                     if !self.is_lost() {
                         to_a.extend(self.b.receive(A.parse().unwrap(), &datagram, at));
@@ -179,6 +199,55 @@ fn whatever_is_lost_on_the_way_heals() {
         pair.carry(5000);
         assert_eq!(open_slots(&pair.a), open_slots(&pair.b), "{loss} % lost");
         assert_eq!(pair.states(), (SyncState::Synced, SyncState::Synced));
+    }
+}
+
+#[test]
+fn datagrams_that_overtake_each_other_are_no_loss() {
+    let mut pair = Pair::new(0);
+    pair.carry(1000);
+    pair.shuffles = true;
+    let copies = pair.b.status(pair.at())[0].counts.copies_received;
+    for round in 0..20 {
+        let at = pair.at();
+        (0..400).filter(|slot| slot % 20 != round).for_each(|slot| {
+            if open_slots(&pair.a).binary_search(&slot).is_err() {
+                open(&mut pair.a, slot, at);
+            }
+        });
+        pair.carry(40);
+        (0..400).filter(|slot| slot % 20 == round + 1).for_each(|slot| end(&mut pair.a, slot));
+        pair.carry(40);
+        assert_eq!(open_slots(&pair.a), open_slots(&pair.b), "round {round}");
+        assert_eq!(pair.states(), (SyncState::Synced, SyncState::Synced), "round {round}");
+    }
+    let counts = pair.b.status(pair.at())[0].counts;
+    assert_eq!((counts.lost, counts.copies_received), (0, copies), "{counts:?}");
+    // A whole copy, too.
+    let at = pair.at();
+    pair.b.peers[0].link.want_copy(at.monotonic);
+    pair.carry(2000);
+    assert_eq!(pair.b.status(pair.at())[0].counts.copies_received, copies + 1);
+}
+
+#[test]
+fn a_copy_completes_though_nothing_is_open() {
+    for (pools, turn) in [(16, TURN), (3, SECOND)] {
+        let mut pair = Pair::new(0);
+        pair.turn = turn;
+        for station in [&mut pair.a, &mut pair.b] {
+            let mut directory = Directory::clone(&station.mirror.directory);
+            for host in 0..pools {
+                let backend = SocketAddr::from(([10, 0, 5, host], 6443));
+                let number = put_pool(&station.mirror.tables, backend, flow(1).name.snat.ip(), MANY);
+                let pool = PoolAt { number, first_port: 10_240, ports: MANY };
+                directory.pools.insert((backend, flow(1).name.snat.ip()), pool);
+            }
+            station.mirror.directory = Arc::new(directory);
+        }
+        pair.carry(8000);
+        assert_eq!(pair.states(), (SyncState::Synced, SyncState::Synced), "{pools} pools");
+        assert_eq!(pair.a.status(pair.at())[0].counts.copies_sent, 1, "it did not start over");
     }
 }
 

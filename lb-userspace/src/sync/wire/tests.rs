@@ -35,6 +35,7 @@ fn all() -> Vec<Message> {
         Message::Request { copy: 7 },
         Message::CopyBegin { copy: 7 },
         Message::Covers("10.0.1.100:6443".parse().unwrap()),
+        Message::CopyGoesOn { copy: 7 },
         Message::CopyEnd { copy: 7, flows: 2 },
         Message::CopyOffered,
         Message::Admin(admin(Decision::Drain { deadline: Some(77), rate: 50 })),
