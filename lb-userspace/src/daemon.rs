@@ -19,6 +19,7 @@ mod commands;
 mod configure;
 mod cookies;
 mod flow_sync;
+mod given_away;
 mod hops;
 mod interfaces;
 mod journal;
@@ -62,6 +63,7 @@ use crate::{
 
 use admin_file::AdminFile;
 use flow_sync::FlowSync;
+use given_away::GivenAwayFile;
 use hops::Hops;
 use interfaces::Wanted;
 use listener::ApiListener;
@@ -135,6 +137,7 @@ struct Daemon {
     history: Arc<History>,
     doors: Doors,
     vrrp: Vrrp,
+    given_away: GivenAwayFile,
     probes: Probes,
     sync: FlowSync,
     territory: Territory,
@@ -267,7 +270,10 @@ impl Daemon {
                 }
                 () = self.territory.changed() => self.set_ownership(),
                 news = self.sync.news() => self.sync_said(news),
-                _ = test.tick(), if self.vrrp.is_running() => self.check_dependencies().await,
+                _ = test.tick(), if self.vrrp.is_running() => {
+                    self.keep_given_away();
+                    self.check_dependencies().await;
+                }
                 () = tokio::time::sleep(deadline) => self.turn(),
             }
         }
@@ -287,6 +293,7 @@ impl Daemon {
             upgrading.give_up().await;
         }
         tell_systemd(&[NotifyState::Stopping]);
+        self.keep_given_away();
         // Comes first: with the program gone and the address still there, the host itself would
         // reset every connection.
         self.end_vrrp().await?;

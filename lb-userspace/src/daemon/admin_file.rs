@@ -122,25 +122,26 @@ impl AdminFile {
             backends: admin_states.iter().map(entry).collect(),
             ready: taken_back.map(ready).collect(),
         };
-        self.replace(&serde_json::to_vec_pretty(&contents)?)
+        replace(&self.path, &serde_json::to_vec_pretty(&contents)?)
             .with_context(|| format!("{} cannot be written", self.path.display()))
     }
+}
 
-    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
-        let new = self.path.with_extension("json.new");
-        // Left by a process that was killed at this point.
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        file.write_all(b"\n")?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)?;
-        // So that the new name survives a power failure, too.
-        File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
+/// Replaces a file's content completely or not at all.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("json.new");
+    // Left by a process that was killed at this point.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(bytes)?;
+    file.write_all(b"\n")?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    // So that the new name survives a power failure, too.
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 fn ready(((service, backend), decided_at): (&Name, u64)) -> Ready {

@@ -17,6 +17,7 @@ use super::{
     BPFFS, Daemon, Doors, Inputs, Load, Process, RunOptions, Serving, Signals,
     admin_file::AdminFile,
     flow_sync::{self, FlowSync},
+    given_away::GivenAwayFile,
     hops::Hops,
     interfaces::{self, Wanted},
     listener::ApiListener,
@@ -147,6 +148,12 @@ impl Opened {
             history.tell(Notice::daemon(Level::Warn, Kind::Admin, format!("{error:#}")), Timestamp::now());
             AdminStates::default()
         });
+        let (given_away, given, loaded) = GivenAwayFile::load(&config.daemon.state_dir);
+        if let Err(error) = loaded {
+            history.tell(Notice::daemon(Level::Warn, Kind::Vrrp, format!("{error:#}")), Timestamp::now());
+        }
+        // What the daemon before has said itself is newer.
+        let remembered = if remembered.is_empty() { given } else { remembered };
         // Netlink reports all of them at the start.
         dataplane.tables().clear_ways()?;
         let controller = Controller::new(dataplane.tables().read(), admin_states);
@@ -167,6 +174,7 @@ impl Opened {
             history,
             doors: Doors { api, server, serving, listener: ApiListener::default() },
             vrrp: Vrrp::after(remembered),
+            given_away,
             probes,
             sync: FlowSync::default(),
             territory,

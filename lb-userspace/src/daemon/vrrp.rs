@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Result;
 use lb_common::time;
-use log::Level;
+use log::{Level, warn};
 
 use super::Daemon;
 use crate::{
@@ -170,6 +170,17 @@ impl Daemon {
         for event in events {
             let number = self.vrrp.numbers.get(&event.instance).copied().unwrap_or_default();
             self.tell(event.notice(number));
+        }
+    }
+
+    /// Notes what was given away, for a restart. Before the instances have begun, nothing is known.
+    pub(super) fn keep_given_away(&mut self) {
+        let reports = self.vrrp.reports();
+        if reports.len() != self.vrrp.numbers.len() {
+            return;
+        }
+        if let Err(error) = self.given_away.keep(&reports) {
+            warn!("{error:#}");
         }
     }
 

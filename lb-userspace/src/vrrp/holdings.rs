@@ -122,6 +122,12 @@ impl Holding {
         TakeOff { interface: self.interface.clone(), addresses: bare(&self.addresses) }
     }
 
+    /// Whether every address has a lease, and all leases hold.
+    fn is_held(&self, holds: impl Fn(&LeaseRecord) -> bool) -> bool {
+        let is_held = |address: &IpNet| self.leases.iter().any(|lease| lease.address == address.addr() && holds(lease));
+        !self.addresses.is_empty() && self.addresses.iter().all(is_held)
+    }
+
     fn renew(&self, until: Instant) -> impl Iterator<Item = HoldingOrder> {
         self.leases.iter().map(move |lease| Renew { lease: lease.number, until })
     }
@@ -148,8 +154,10 @@ impl Holdings {
         leases: Vec<LeaseRecord>,
         now: Instant,
     ) -> Vec<HoldingOrder> {
-        let resumes = leases.iter().all(|lease| lease.until > now);
-        let holding = Holding { interface: interface.to_owned(), addresses: addresses.to_vec(), leases, resumes };
+        let interface = interface.to_owned();
+        let mut holding = Holding { interface, addresses: addresses.to_vec(), leases, resumes: false };
+        holding.resumes = holding.is_held(|lease| lease.until > now);
+        let resumes = holding.resumes;
         let mut orders = Vec::new();
         if !resumes {
             orders.extend(holding.renew(Instant::ZERO));
@@ -220,8 +228,7 @@ impl Holdings {
         if !std::mem::take(&mut holding.resumes) {
             return Resumption::None;
         }
-        let holds = holding.leases.iter().all(|lease| ends(lease.number) > now);
-        if holds { Resumption::Holds } else { Resumption::Lapsed }
+        if holding.is_held(|lease| ends(lease.number) > now) { Resumption::Holds } else { Resumption::Lapsed }
     }
 
     /// Sets the end of all leases of an instance.

@@ -180,6 +180,8 @@ struct Candidate {
     weight: i32,
     /// Preempting a MASTER now would lose its connections.
     lacks_flows: bool,
+    /// The mastership was given away: whichever router has it keeps it until it is gone.
+    yields: bool,
     /// The other owner of the addresses did not give in: this host's priority counts as 254 until
     /// it is configured again.
     gave_in: bool,
@@ -200,7 +202,14 @@ impl Machine {
     /// A machine in INIT, until [`Input::Usable`] says whether the host can be a router.
     pub fn new(settings: Settings) -> Machine {
         Machine {
-            candidate: Candidate { settings, source: None, weight: 0, lacks_flows: false, gave_in: false },
+            candidate: Candidate {
+                settings,
+                source: None,
+                weight: 0,
+                lacks_flows: false,
+                yields: false,
+                gave_in: false,
+            },
             phase: Phase::Init,
             grouped: false,
             since: Instant::ZERO,
@@ -234,7 +243,7 @@ impl Machine {
 
     /// What the next process needs in order to go on; see [`recall`](Self::recall).
     pub fn past(&self) -> Past {
-        let yields = matches!(&self.phase, Phase::Backup(backup) if backup.yields);
+        let yields = self.candidate.yields;
         Past { state: self.state(), since: self.since, transitions: self.transitions, yields }
     }
 
@@ -282,8 +291,9 @@ impl Machine {
     // ---- what comes in ----
 
     /// Another process ran this router before. What it has left counts once this machine reaches
-    /// the same state: at once, or by [`Input::Resume`].
+    /// the same state: at once, or by [`Input::Resume`]. That it was given away counts in any case.
     pub fn recall(&mut self, past: Past) {
+        self.candidate.yields = past.yields;
         self.past = Some(past).filter(|past| past.state != State::Init);
     }
 
@@ -370,10 +380,11 @@ impl Machine {
         }
     }
 
-    /// Section 6.4.1: "If a Startup event is received". The owner does not wait.
+    /// Section 6.4.1: "If a Startup event is received". The owner does not wait, unless an operator
+    /// has given its mastership away.
     fn start(&mut self, why: Why, now: Instant, out: &mut Vec<Output>) {
         out.push(self.enter(State::Backup, why, now));
-        if self.priority() == OWNER {
+        if self.priority() == OWNER && !self.candidate.yields {
             self.master_down(Why::Owner, now, out);
         }
     }
@@ -417,9 +428,7 @@ impl Machine {
     fn give_away(&mut self, now: Instant, out: &mut Vec<Output>) {
         out.push(Output::Advertise(RESIGN));
         self.leave_master(State::Backup, Why::GivenAway, now, out);
-        if let Phase::Backup(backup) = &mut self.phase {
-            backup.yields = true;
-        }
+        self.candidate.yields = true;
     }
 
     /// To a better MASTER. While the addresses were disputed it may never have heard of us: the
@@ -478,7 +487,10 @@ impl Machine {
         self.phase = match to {
             State::Init => Phase::Init,
             State::Backup => Phase::Backup(Backup::new(&self.candidate, now)),
-            State::Master => Phase::Master(Master::new(&self.candidate.settings, self.spoken, now)),
+            State::Master => {
+                self.candidate.yields = false;
+                Phase::Master(Master::new(&self.candidate.settings, self.spoken, now))
+            }
             State::Fault => Phase::Fault,
         };
         self.since = now;
@@ -493,9 +505,6 @@ impl Machine {
         self.transitions = past.transitions + u64::from(past.state != self.state());
         if past.state == self.state() {
             self.since = past.since;
-            if let Phase::Backup(backup) = &mut self.phase {
-                backup.yields = past.yields;
-            }
             self.past = None;
         }
     }

@@ -56,6 +56,9 @@ fn what_an_earlier_run_left_is_taken_away_unless_all_its_leases_hold() {
     assert_eq!(begin(leases(&[100, 101], LAPSED)), (all.clone(), false));
     assert_eq!(begin(leases(&[100, 101], NOW)), (all.clone(), false), "a lease ends at its end");
     assert_eq!(begin([leases(&[100], held), leases(&[101], LAPSED)].concat()), (all, false), "one of two holds");
+    // There was no room in the table for one of them, or for any.
+    assert_eq!(begin(leases(&[101], held)), (vec![ended(101), take_off(&[100, 101])], false));
+    assert_eq!(begin(vec![]), (vec![take_off(&[100, 101])], false));
 }
 
 #[test]

@@ -26,8 +26,6 @@ pub struct HeardMaster {
 #[derive(Clone, Debug)]
 pub struct Backup {
     pub master: Option<HeardMaster>,
-    /// The mastership was given away: whichever router has it keeps it until it is gone.
-    pub yields: bool,
     /// When this process entered BACKUP.
     entered: Instant,
     /// Active_Adver_Interval: the MASTER's interval, as learnt from it (version 3).
@@ -52,7 +50,6 @@ impl Backup {
         let interval = candidate.settings.interval;
         Backup {
             master: None,
-            yields: false,
             entered: now,
             interval,
             takeover: Takeover::At(now + master_down_interval(candidate, interval), Why::Silence),
@@ -112,7 +109,7 @@ impl Backup {
             return;
         }
         self.master = Some(HeardMaster { address: heard.source, priority: heard.priority, heard: now });
-        let preempts = (candidate.settings.preempt || ours == OWNER) && !self.yields;
+        let preempts = (candidate.settings.preempt || ours == OWNER) && !candidate.yields;
         if preempts && heard.priority < ours && !self.is_held(candidate, now) {
             // "Discard the ADVERTISEMENT": the timer runs on, and at its end the lower MASTER is
             // preempted.

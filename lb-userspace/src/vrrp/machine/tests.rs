@@ -433,6 +433,48 @@ fn a_master_that_is_reconfigured_advertises_at_once() {
 }
 
 #[test]
+fn what_was_given_away_stays_so_through_a_fault_and_a_restart_until_no_other_host_has_it() {
+    for (priority, other) in [(150, 100), (255, 254)] {
+        let mut host = Host::master(settings(priority));
+        host.input(Input::GiveAway);
+        host.hear(2, other);
+        for _ in 0..3 {
+            host.run(SECOND / 2);
+            host.input(Input::Usable(None));
+            assert!(host.machine.past().yields && host.machine.state() == State::Fault);
+            host.run(3 * SECOND);
+            host.input(Input::Usable(Some(ip(1))));
+            for _ in 0..30 {
+                host.hear(2, other);
+                host.run(SECOND);
+            }
+            assert_eq!(host.machine.state(), State::Backup, "priority {priority}");
+        }
+        // A process that knows nothing else than this.
+        let past = Past { state: State::Init, since: Instant::ZERO, transitions: 0, yields: true };
+        let mut next = Host { machine: Machine::new(settings(priority)), now: host.now };
+        next.machine.recall(past);
+        next.input(Input::Usable(Some(ip(1))));
+        for _ in 0..30 {
+            next.hear(2, other);
+            next.run(SECOND);
+        }
+        assert_eq!((next.machine.state(), next.machine.past().transitions), (State::Backup, 0), "priority {priority}");
+        // The other host ends, or gives it back.
+        next.hear(2, 0);
+        next.run(SECOND);
+        assert_eq!((next.machine.state(), next.machine.past().yields), (State::Master, false));
+        next.input(Input::Usable(None));
+        next.input(Input::Usable(Some(ip(1))));
+        (0..6).for_each(|_| {
+            next.hear(2, other);
+            next.run(SECOND);
+        });
+        assert_eq!(next.machine.state(), State::Master, "as before: it preempts");
+    }
+}
+
+#[test]
 fn the_next_process_continues_with_what_the_last_one_knew() {
     // A BACKUP that has given its mastership away still yields.
     let mut first = Host::master(settings(150));
