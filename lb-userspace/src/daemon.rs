@@ -147,6 +147,7 @@ struct Daemon {
     lost: u64,
     /// When what no event announces is looked at again: the time of day, the interfaces' MTUs.
     compare_at: lb_common::time::Instant,
+    floors: Arc<report::floors::Floors>,
     upgrading: Option<Upgrading>,
 }
 

@@ -97,6 +97,7 @@ impl Daemon {
             counters: self.counters(),
             vrrp: self.vrrp.reports(),
             sync: self.sync_status(),
+            floors: self.floors.clone(),
         }
     }
 

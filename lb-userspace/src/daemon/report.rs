@@ -26,8 +26,11 @@ use crate::{
     words::{BackendReason, BackendState},
 };
 
+pub mod floors;
 pub mod flow_sync;
 pub mod vrrp;
+
+use floors::{Floors, Totals};
 
 /// What the controller knows at one moment.
 pub struct Snapshot {
@@ -49,6 +52,8 @@ pub struct Snapshot {
     pub vrrp: Arc<Vec<crate::vrrp::report::InstanceReport>>,
     /// Flow sync, if it runs.
     pub sync: Option<SyncStatus>,
+    /// What earlier reports have said.
+    pub floors: Arc<Floors>,
 }
 
 /// One service of the configuration.
@@ -205,6 +210,12 @@ fn row(
     live: &Live,
 ) -> Backend {
     let live = live.backends.get(&view.number).copied().unwrap_or_default();
+    let read = Totals {
+        opened: record.opened,
+        bytes_in: record.bytes_in + live.bytes_in,
+        bytes_out: record.bytes_out + live.bytes_out,
+    };
+    let totals = snapshot.floors.raise(view.number, view.address, read);
     Backend {
         service: service.name.clone(),
         name: view.name.clone(),
@@ -219,8 +230,8 @@ fn row(
         total: record.opened,
         connect_failures: record.connect_failures,
         resets: record.resets,
-        bytes_in: record.bytes_in + live.bytes_in,
-        bytes_out: record.bytes_out + live.bytes_out,
+        bytes_in: totals.bytes_in,
+        bytes_out: totals.bytes_out,
         connect_time_ms: connect_time(&tables.connect_times(view.number)),
         last_change: ago(snapshot, view.changed_at),
     }

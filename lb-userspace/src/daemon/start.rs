@@ -181,6 +181,7 @@ impl Opened {
             waiting: Vec::new(),
             lost: 0,
             compare_at: lb_common::time::Instant::ZERO,
+            floors: Arc::default(),
             upgrading: None,
         };
         Ok((daemon, Inputs { requests, events, changes, findings, signals }, self.desired, self.key))

@@ -139,7 +139,7 @@ impl Tables {
             Entered::Lost => NotAdopted::ClientTaken,
             Entered::Full => NotAdopted::IndexFull,
         };
-        self.end_quietly(foreign.at, |flow| flow.ctl.generation() == ctl.generation());
+        self.withdraw(foreign.at, |flow| flow.ctl.generation() == ctl.generation());
         Err(refusal)
     }
 
@@ -188,22 +188,28 @@ impl Tables {
     }
 
     /// Ends a flow that has ended on the other host: no RST, no event, no counter but
-    /// the open connections of its backend and its client. Late segments are still translated, as
-    /// after any end that both sides know of.
+    /// the open connections of its backend and its client, and the bytes of its backend, which never
+    /// go back. Late segments are still translated, as after any end that both sides know of.
     pub fn end_quietly(&self, at: SlotAt, is_meant: impl Fn(&Flow) -> bool) -> bool {
-        let Some(slots) = self.slots_of(at.pool()) else { return false };
+        let ended = self.withdraw(at, is_meant);
+        ended.inspect(|flow| self.add_bytes(flow)).is_some()
+    }
+
+    /// Takes a flow out of its slot, as if it had never been there.
+    fn withdraw(&self, at: SlotAt, is_meant: impl Fn(&Flow) -> bool) -> Option<Flow> {
+        let slots = self.slots_of(at.pool())?;
         for _ in 0..4 {
-            let Some(flow) = self.occupant(at).filter(&is_meant) else { return false };
+            let flow = self.occupant(at).filter(&is_meant)?;
             if slots.swap(at.slot(), flow.ctl, flow.ctl.closed(Reason::EndedElsewhere as u8)) {
                 self.correct_active(flow.record.backend, -1);
                 self.uncount_flow(&flow);
                 if flow.ctl.flags() & IN_RING == 0 {
                     slots.push(&self.fixed.rings, at.slot());
                 }
-                return true;
+                return Some(flow);
             }
         }
-        false
+        None
     }
 }
 

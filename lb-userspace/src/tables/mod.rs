@@ -377,18 +377,26 @@ impl Tables {
         self.fixed.counted.word64(reason as usize, 0).fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A flow was reset: what its backend's record says of it.
     fn account(&self, flow: &Flow) {
         let index = usize::from(flow.record.backend);
         if index >= self.fixed.backends.len() {
             return;
         }
-        let add =
-            |offset: usize, value: u64| self.fixed.backends.word64(index, offset).fetch_add(value, Ordering::AcqRel);
         self.fixed.backends.word32(index, offset_of!(Backend, active)).fetch_sub(1, Ordering::AcqRel);
         if flow.ctl.flags() & CONNECTED != 0 {
-            add(offset_of!(Backend, resets), 1);
-            add(offset_of!(Backend, bytes_in), flow.bytes_in());
-            add(offset_of!(Backend, bytes_out), flow.bytes_out());
+            self.fixed.backends.word64(index, offset_of!(Backend, resets)).fetch_add(1, Ordering::AcqRel);
+            self.add_bytes(flow);
+        }
+    }
+
+    /// A flow has ended: its bytes are in its backend's record from now on.
+    fn add_bytes(&self, flow: &Flow) {
+        let index = usize::from(flow.record.backend);
+        if index < self.fixed.backends.len() && flow.ctl.flags() & CONNECTED != 0 {
+            let word = |offset: usize| self.fixed.backends.word64(index, offset);
+            word(offset_of!(Backend, bytes_in)).fetch_add(flow.bytes_in(), Ordering::AcqRel);
+            word(offset_of!(Backend, bytes_out)).fetch_add(flow.bytes_out(), Ordering::AcqRel);
         }
     }
 

@@ -81,6 +81,18 @@ fn an_end_frees_the_slot_for_the_next_flow_without_a_second_place_in_the_ring() 
 }
 
 #[test]
+fn the_bytes_of_a_flow_that_ended_elsewhere_stay_and_one_that_found_no_place_has_none() {
+    let (tables, pool) = tables();
+    let bytes = || (tables.backend(3).bytes_in, tables.backend(3).bytes_out);
+    tables.adopt(&foreign(pool, 9, "10.0.1.7:5000")).unwrap();
+    assert_eq!(bytes(), (0, 0), "while it is open they are counted from its slot");
+    assert_eq!(tables.adopt(&foreign(pool, 10, "10.0.1.7:5000")), Err(NotAdopted::ClientTaken));
+    assert_eq!(bytes(), (0, 0));
+    assert!(tables.end_quietly(SlotAt::new(pool, 9), |_| true));
+    assert_eq!((bytes(), tables.backend(3).resets), ((500, 0), 0));
+}
+
+#[test]
 fn a_client_whose_flow_has_ended_elsewhere_is_no_longer_counted_for_it() {
     let (tables, pool) = tables();
     let service = tables.backend(3).service;
