@@ -10,6 +10,8 @@
 
 use crate::{hash::mix, layout::MARKS, time::Ticks};
 
+/// How far ahead a stamp may lie, in [`Ticks`]: the clocks of two CPUs differ by less.
+const AHEAD: u32 = 1 << 10;
 /// One epoch is `1 << EPOCH_BITS` nanoseconds, 8.6 s. A cookie is good in its own and in the next.
 pub const EPOCH_BITS: u32 = 33;
 /// How long a client that has answered is known, in [`Ticks`]: 4.2 s.
@@ -98,16 +100,17 @@ impl Mark {
         self.0 as u32 == tag
     }
 
-    /// How long ago it was made, in ticks; an empty one is old.
+    /// How long ago it was made, in ticks; an empty one is old. One that lies ahead was made by another
+    /// CPU a moment ago, or 26 days before.
     #[inline(always)]
     pub const fn age(self, now: Ticks) -> u32 {
         let age = now.0.wrapping_sub((self.0 >> 32) as u32);
         if self.0 == 0 {
             u32::MAX
-        } else if age as i32 >= 0 {
-            age
-        } else {
+        } else if age > AHEAD.wrapping_neg() {
             0
+        } else {
+            age
         }
     }
 }
@@ -162,5 +165,7 @@ mod tests {
         let mark = Mark::new(tag, Ticks(7));
         assert!(mark.is_of(tag) && !mark.is_of(tag ^ 2) && !Mark::default().is_of(tag));
         assert_eq!((mark.age(Ticks(10)), mark.age(Ticks(6)), Mark::default().age(Ticks(0))), (3, 0, u32::MAX));
+        let old = Ticks(7_u32.wrapping_sub(1 << 20));
+        assert!(mark.age(old) > KNOWN, "made half a round before");
     }
 }

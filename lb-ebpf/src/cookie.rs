@@ -75,7 +75,12 @@ extern "C" fn answer_global(source: u32, destination: u32, ports: u32, sequence:
     }
     let (row, tag) = Mark::place(maps::seed(), key);
     let Some(verified) = records::verified(row) else { return 0 };
-    verified.store(Mark::new(tag, clock::ticks()).0);
+    let (now, known) = (clock::ticks(), Mark(verified.load()));
+    // One that is known already says nothing new: who repeats his answer must not look like many.
+    if known.is_of(tag) && known.age(now) < KNOWN {
+        return 0;
+    }
+    verified.store(Mark::new(tag, now).0);
     1
 }
 

@@ -120,8 +120,9 @@ fn who_is_exempt_from_syn_cookies_is_a_list_of_prefixes_and_addresses() {
     let shown: Vec<_> = loaded.config.services[0].syn_cookies_exempt.iter().map(ToString::to_string).collect();
     assert_eq!(
         (loaded.warnings.len(), shown),
-        (0, ["10.9.0.0/16", "10.8.1.7/32", "fd00::/8"].map(String::from).into())
+        (1, ["10.9.0.0/16", "10.8.1.7/32", "fd00::/8"].map(String::from).into())
     );
+    assert!(loaded.warnings[0].what.contains("IPv6 clients have no effect"), "{}", loaded.warnings[0].what);
     let [warning] = &exempt("syn_cookies = \"off\"\nsyn_cookies_exempt = \"10.9.0.0/16\"").warnings[..] else {
         panic!("one warning");
     };

@@ -151,7 +151,13 @@ fn row(service: &model::Service, synced: bool) -> ServiceRow {
         log: service.access_log.is_some() || synced,
         rules: service.rules.iter().map(rule).collect(),
         client_limit: service.per_client_connections,
-        exempt: service.syn_cookies_exempt.iter().copied().map(way_key).collect(),
+        exempt: service
+            .syn_cookies_exempt
+            .iter()
+            .copied()
+            .filter(|net| matches!(net, IpNet::V4(_)))
+            .map(way_key)
+            .collect(),
         backends: Vec::new(),
     }
 }

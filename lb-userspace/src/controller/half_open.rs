@@ -65,6 +65,11 @@ impl HalfOpen {
         self.seen.get(&service).map_or(0, |seen| seen.open)
     }
 
+    /// Forgets what was seen: the next look sees everything.
+    pub fn forget(&mut self) {
+        self.seen.clear();
+    }
+
     /// Looks at the rings of `services`, each with its connect_timeout.
     pub fn look(&mut self, services: &[(u16, Duration)], ours: &Ours, now: Instant) -> Look {
         let mut look = Look { next: now + period(services), ..Look::default() };

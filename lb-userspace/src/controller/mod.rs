@@ -565,6 +565,9 @@ impl Controller {
         if !self.installed.listeners.keys().any(more) {
             return;
         }
+        // Nor were its connections looked at that are waiting for an answer.
+        self.half_open.forget();
+        self.due.half_open = now;
         for (number, health) in &self.health {
             // It is not known here which of its connections wait for an answer, so it is asked.
             self.silence.point_at(*number);

@@ -233,7 +233,11 @@ impl Planner {
         let kept: BTreeSet<_> = self.plan.places.iter().map(|(number, _)| *number).collect();
         let others: Vec<_> = self.plan.after.services.keys().filter(|number| !kept.contains(number)).copied().collect();
         for number in others {
-            let row = ServiceRow { backends: Vec::new(), ..self.plan.after.services[&number].clone() };
+            let row = ServiceRow {
+                backends: Vec::new(),
+                exempt: BTreeSet::new(),
+                ..self.plan.after.services[&number].clone()
+            };
             self.write_service(number, row);
         }
     }

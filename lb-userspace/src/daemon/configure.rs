@@ -106,10 +106,10 @@ impl Daemon {
         let probes = probes::prepare(&loaded.config).map_err(one)?;
         let attached = interfaces::attach(&mut self.dataplane, &wanted, self.process.options.clsact)?;
         attached.into_iter().for_each(|notice| self.tell(notice));
-        self.write_cookie_key(key.as_ref()).map_err(one)?;
         if let Err(error) = self.write(&plan) {
             return Err(self.back_to_the_configuration_in_force(error));
         }
+        self.write_cookie_key(key.as_ref()).map_err(one)?;
 
         let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
         warnings.extend(plan.warnings.iter().chain(&wanted.warnings).cloned());

@@ -50,6 +50,8 @@ fn a_client_that_answers_its_cookie_is_served_and_one_that_does_not_leaves_nothi
         assert_eq!((flows(bench), bench.moved()), (0, vec![(Reason::CookieSent, 2)]));
         assert_eq!(bench.send(&answer), Verdict::Dropped, "a RST is never answered");
         assert_eq!(bench.moved(), [(Reason::CookieAnswered, 1)]);
+        bench.send(&answer);
+        assert_eq!(bench.moved(), [(Reason::UnknownFlow, 1)], "it is known already");
         let flow = bench.connect(client(1));
         assert_eq!((flow.client, flows(bench), bench.moved()), (client(1), 1, vec![]));
         challenged(bench, client(2), 7);

@@ -193,6 +193,10 @@ fn syn_cookies(table: &mut Table) -> (SynCookies, Vec<IpNet>) {
         let what = "syn_cookies_exempt has no effect with syn_cookies = \"off\"";
         table.findings.warning(first.pos.problem(what));
     }
+    if let Some(first) = exempt.iter().find(|at| matches!(at.value, IpNet::V6(_))) {
+        let what = "syn_cookies_exempt: IPv6 clients have no effect, because services have IPv4 addresses only";
+        table.findings.warning(first.pos.problem(what));
+    }
     (cookies, values(exempt))
 }
 
