@@ -279,6 +279,12 @@ impl Machine {
         }
     }
 
+    /// Whether an advertisement of this mastership has left. Before that the segment must not be told
+    /// where the addresses are: nobody may know that this host is MASTER.
+    pub fn has_spoken(&self) -> bool {
+        matches!(&self.phase, Phase::Master(master) if master.has_spoken)
+    }
+
     /// When [`Input::Timer`] is due; `None`: there is nothing to wait for.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.phase {
@@ -301,6 +307,7 @@ impl Machine {
     pub fn sent(&mut self, now: Instant) -> Instant {
         if let Phase::Master(master) = &mut self.phase {
             master.lease = now + DOWN_INTERVALS * self.candidate.settings.interval;
+            master.has_spoken = true;
         }
         self.lease()
     }

@@ -73,12 +73,10 @@ pub enum Trouble {
         /// How its addresses agree with the configured ones.
         agreement: Option<Agreement>,
     },
-    /// An advertisement was accepted, but carries other addresses.
+    /// An advertisement was accepted, though only some of its addresses are ours.
     Disagrees {
         /// Its sender.
         from: IpAddr,
-        /// How its addresses agree with the configured ones.
-        agreement: Agreement,
     },
     /// Advertisements cannot be sent.
     CannotSend(String),
@@ -149,8 +147,7 @@ impl Trouble {
                 "has priority 255, and so has {other}: only the one host that owns the addresses may; lower the other's"
             ),
             Trouble::Refused { why, from, agreement } => refused(*why, *from, *agreement, router),
-            Trouble::Disagrees { from, agreement: Agreement::Strange } => stranger(*from, router),
-            Trouble::Disagrees { from, .. } => format!(
+            Trouble::Disagrees { from } => format!(
                 "hears {from} with other `addresses`: write the same on both hosts, or a takeover leaves some of them behind"
             ),
             Trouble::CannotSend(error) => format!("cannot advertise: {error}"),
@@ -166,7 +163,7 @@ fn refused(why: AdvertRefusal, from: IpAddr, agreement: Option<Agreement>, route
         why,
         AdvertRefusal::Version | AdvertRefusal::AuthenticationType | AdvertRefusal::Password | AdvertRefusal::Interval
     );
-    if differs && agreement == Some(Agreement::Strange) {
+    if why == AdvertRefusal::Addresses || differs && agreement == Some(Agreement::Strange) {
         return stranger(from, router);
     }
     let Some(what) = why.advice() else { return format!("ignores {from}: {}", why.meaning()) };
@@ -176,7 +173,7 @@ fn refused(why: AdvertRefusal, from: IpAddr, agreement: Option<Agreement>, route
 
 fn stranger(from: IpAddr, router: u8) -> String {
     format!(
-        "hears {from}, which uses virtual_router_id {router} for other addresses: somebody else's virtual router. Choose \
+        "ignores {from}, which uses virtual_router_id {router} for other addresses: somebody else's virtual router. Choose \
          another number for one of the two"
     )
 }
@@ -218,8 +215,7 @@ impl Trouble {
             Trouble::Claimed { address, .. } => ("claimed", Some(*address)),
             Trouble::TwoOwners(from) => ("two_owners", Some(*from)),
             Trouble::Refused { why, from, .. } => (why.name(), Some(*from)),
-            Trouble::Disagrees { from, agreement: Agreement::Strange } => ("stranger", Some(*from)),
-            Trouble::Disagrees { from, .. } => ("disagrees", Some(*from)),
+            Trouble::Disagrees { from } => ("disagrees", Some(*from)),
             Trouble::CannotSend(_) => ("cannot_send", None),
             Trouble::Addresses(_) => ("addresses", None),
             Trouble::Script(_) => ("script", None),

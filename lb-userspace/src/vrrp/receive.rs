@@ -1,4 +1,5 @@
 //! Which advertisements are accepted: every one climbs a ladder of checks, in keepalived's order.
+//! The last one is ours: who carries none of our addresses must not make us give them away.
 //! One that fails a check is counted by that check and changes nothing.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
@@ -32,7 +33,8 @@ pub enum Agreement {
     Same,
     /// Some are the same.
     Partly,
-    /// None is the same: another virtual router uses the same number.
+    /// None is the same: another virtual router uses the same number, and its advertisements are
+    /// refused, whatever its priority (RFC 3768 section 7.1).
     Strange,
 }
 
@@ -74,12 +76,11 @@ impl Expectation {
         let agreement = addresses.as_ref().map(|addresses| self.agreement(addresses));
         let refused = |why| RefusedAdvert { why, agreement };
         self.climb(view, packet).map_err(refused)?;
-        Ok(Heard {
-            source: packet.source,
-            priority: view.priority(),
-            interval: interval(view),
-            agreement: agreement.ok_or(refused(AdvertRefusal::Length))?,
-        })
+        let agreement = agreement.ok_or(refused(AdvertRefusal::Length))?;
+        if agreement == Agreement::Strange {
+            return Err(refused(AdvertRefusal::Addresses));
+        }
+        Ok(Heard { source: packet.source, priority: view.priority(), interval: interval(view), agreement })
     }
 
     fn climb(&self, view: View, packet: &Packet) -> Result<(), AdvertRefusal> {

@@ -61,6 +61,8 @@ pub struct InstanceFacts {
     pub addresses: Option<String>,
     /// Why its socket could not be opened.
     pub socket: Option<String>,
+    /// Why its first advertisement as MASTER did not leave.
+    pub mute: Option<String>,
 }
 
 /// A script passes or fails; to change that it has to say the opposite several times in a row.
@@ -119,12 +121,16 @@ pub fn usability(setup: &Setup, host: &HostFacts, own: &InstanceFacts, moving: &
     let mut usability = Usability { source: source(setup, host, moving), ..Usability::default() };
     usability.faults.extend(interface_fault(&setup.interface, host));
     if usability.faults.is_empty() && usability.source.is_none() {
-        let family = if setup.ipv4 { "IPv4" } else { "link-local IPv6" };
-        usability.faults.push(format!("interface {} has no {family} address of its own", setup.interface));
+        let name = &setup.interface;
+        usability.faults.push(match (setup.source, setup.ipv4) {
+            (Some(source), _) => format!("no interface has {source}, which advertisements are to come from"),
+            (None, true) => format!("interface {name} has no IPv4 address of its own"),
+            (None, false) => format!("interface {name} has no link-local IPv6 address of its own"),
+        });
     }
     let tracked = &setup.tracked;
     usability.faults.extend(tracked.interfaces.iter().filter_map(|name| interface_fault(name, host)));
-    usability.faults.extend(own.addresses.iter().chain(&own.socket).cloned());
+    usability.faults.extend(own.addresses.iter().chain(&own.socket).chain(&own.mute).cloned());
     if let Some(why) = &host.datapath {
         match tracked.datapath {
             TrackDatapath::Fault => usability.faults.push(format!("datapath: {why}")),
@@ -155,16 +161,19 @@ fn interface_fault(name: &str, host: &HostFacts) -> Option<String> {
     }
 }
 
-/// The configured address, or the first one of the interface that does not move.
+/// The configured address, if the host has it, or the first one of the interface that does not move.
 fn source(setup: &Setup, host: &HostFacts, moving: &BTreeSet<IpAddr>) -> Option<IpAddr> {
     let interface = host.interfaces.get(&setup.interface)?;
+    if let Some(source) = setup.source {
+        let has = |interface: &Interface| interface.addresses.iter().any(|address| address.addr() == source);
+        return host.interfaces.values().any(has).then_some(source);
+    }
     let stays = |address: &IpAddr| !moving.contains(address);
     let is_own = |address: &IpAddr| match address {
         IpAddr::V4(_) => setup.ipv4,
         IpAddr::V6(address) => !setup.ipv4 && address.is_unicast_link_local(),
     };
-    let mut own = interface.addresses.iter().map(|address| address.addr()).filter(is_own).filter(stays);
-    setup.source.or_else(|| own.next())
+    interface.addresses.iter().map(|address| address.addr()).filter(is_own).find(stays)
 }
 
 #[cfg(test)]

@@ -113,6 +113,7 @@ refusals! {
     Destination, "destination", "multicast where unicast is configured, or the other way round";
     Peer, "peer", "its sender is not one of unicast_peers";
     OwnAddress, "own_address", "it comes from this host's own address: the network loops, or another host has it too";
+    Addresses, "addresses", "it carries none of our addresses: somebody else's virtual router has the same number";
 }
 
 impl AdvertRefusal {
@@ -138,6 +139,9 @@ impl AdvertRefusal {
             }
             AdvertRefusal::HopLimit => {
                 "a time to live that shows it was not sent on this link: somebody may be trying to interfere"
+            }
+            AdvertRefusal::Addresses => {
+                "none of our addresses: somebody else's virtual router; choose another virtual_router_id for one of the two"
             }
             _ => return None,
         })

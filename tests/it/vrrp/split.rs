@@ -80,3 +80,27 @@ fn two_masters_see_each_other_s_claims_and_when_they_hear_each_other_again_one_i
     let transitions = |evenkeel: &Evenkeel| report(evenkeel).expect("a report")["transitions"].as_u64();
     assert_eq!((transitions(&one), transitions(&two)), (Some(1), Some(2)));
 }
+
+#[test]
+fn a_host_whose_advertisements_do_not_leave_takes_nothing_from_the_master() {
+    let lab = lab();
+    let fast = ["advert_interval = \"100ms\""];
+    let two = evenkeel(&lab, second(&lab), &instance(100, &fast));
+    becomes(&two, "MASTER");
+    let changes = || report(&two).expect("a report")["transitions"].as_u64();
+    let before = changes();
+    lab.balancer.firewall(&[], &["ip protocol 112 drop"]).expect("nft");
+    let filter = format!("arp and ether src {}", mac(&lab.balancer));
+    let announced = Capture::start(lab.client(), "eth0", &filter).expect("tcpdump");
+    // It hears the other one, ranks higher, and cannot say so.
+    let one = evenkeel(&lab, &lab.balancer, &instance(150, &fast));
+    becomes(&one, "FAULT");
+    is_told(&one, "cannot advertise");
+    let faults = || told(&one).iter().filter(|text| text.contains("is FAULT")).count();
+    wait::until("the second try", SOON * 2, || (faults() >= 2).then_some(())).expect("it tries again");
+    assert_eq!((announced.seen().len(), changes()), (0, before), "{}", one.log());
+    assert_eq!(resolve(lab.client(), VIP), Some(mac(second(&lab))));
+    lab.balancer.open_firewall().expect("nft");
+    becomes(&one, "MASTER");
+    becomes(&two, "BACKUP");
+}

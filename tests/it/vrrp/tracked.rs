@@ -68,6 +68,22 @@ fn an_interface_that_is_tracked_takes_the_address_with_it_and_notify_is_called_a
     assert_eq!(told, states.map(|state| format!("VI_1 {state} 150\n")).collect::<String>());
 }
 
+#[test]
+fn a_source_that_the_host_has_lost_is_a_fault_until_it_is_back() {
+    let lab = lab();
+    let keys = [FAST, "unicast_source = \"10.0.1.1\"", "unicast_peers = [\"10.0.1.2\"]"];
+    let one = evenkeel(&lab, &lab.balancer, &instance(150, &keys));
+    becomes(&one, "MASTER");
+    let seen = Capture::start(second(&lab), "eth0", "ip proto 112 and src 10.0.1.1 and ip[22] = 0").expect("tcpdump");
+    lab.balancer.ip(&["address", "del", "10.0.1.1/24", "dev", "eth0"]).expect("ip");
+    becomes(&one, "FAULT");
+    assert!(because(&one).contains("no interface has 10.0.1.1"), "{}", because(&one));
+    vip_goes(&lab.balancer, false);
+    wait::until("a resignation", SOON, || (!seen.seen().is_empty()).then_some(())).expect("priority 0");
+    lab.balancer.ip(&["address", "add", "10.0.1.1/24", "dev", "eth0"]).expect("ip");
+    becomes(&one, "MASTER");
+}
+
 /// How often a script has run.
 fn runs(count: &PathBuf) -> usize {
     fs::read_to_string(count).map_or(0, |text| text.lines().count())

@@ -77,7 +77,7 @@ mod tests {
         let json = concat!(
             r#"{"sent":1,"resignations_sent":2,"send_failures":3,"received":4,"resignations_received":5,"#,
             r#""address_mismatches":6,"dual_master":7,"claims":8,"announcements":9,"#,
-            r#""refused":{"auth_type":0,"checksum":0,"destination":0,"hop_limit":0,"interval":0,"length":0,"#,
+            r#""refused":{"addresses":0,"auth_type":0,"checksum":0,"destination":0,"hop_limit":0,"interval":0,"length":0,"#,
             r#""no_address":0,"own_address":0,"password":1,"peer":0,"truncated":0,"type":0,"version":0}}"#
         );
         let adverts = adverts(&counters);

@@ -23,6 +23,8 @@ const CLAIM_PAUSE: Duration = Duration::from_secs(1);
 pub struct Master {
     /// How long the peers wait for the next advertisement.
     pub lease: Instant,
+    /// An advertisement has left.
+    pub has_spoken: bool,
     /// Adver_Timer.
     pub advertise_at: Instant,
     /// `garp_delay` after the start.
@@ -68,6 +70,7 @@ impl Master {
     pub fn new(settings: &Settings, spoken: Spoken, now: Instant) -> Master {
         let mut master = Master {
             lease: now + DOWN_INTERVALS * settings.interval,
+            has_spoken: false,
             advertise_at: now,
             delayed_at: None,
             refresh_at: None,

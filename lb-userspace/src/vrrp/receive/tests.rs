@@ -119,7 +119,7 @@ fn multicast_and_unicast_do_not_mix_and_strangers_are_not_peers() {
 }
 
 #[test]
-fn other_addresses_are_accepted_and_reported_whether_refused_or_not() {
+fn who_shares_an_address_is_a_peer_and_who_shares_none_is_refused_with_any_priority() {
     let with = |addresses: &[&str]| Voice {
         addresses: addresses.iter().map(|text| ip(text)).collect(),
         ..voice(VrrpVersion::V2)
@@ -131,8 +131,18 @@ fn other_addresses_are_accepted_and_reported_whether_refused_or_not() {
         (&["10.0.1.100", "10.0.1.101", "10.0.1.102"], Agreement::Partly),
         (&["10.0.9.9"], Agreement::Strange),
     ] {
-        let heard = judge(&expectation, &with(addresses), |_| {}, 255);
-        assert_eq!(heard.map(|heard| heard.agreement), Ok(agreement));
+        for priority in [1, 100, 255] {
+            let source = ip("10.0.1.2");
+            let bytes = with(addresses).advertisement(priority, source, wire::GROUP_V4.into());
+            let heard = expectation.judge(&wire::ipv4::parse(&bytes).unwrap());
+            let wanted = match agreement {
+                Agreement::Strange => {
+                    Err(RefusedAdvert { why: AdvertRefusal::Addresses, agreement: Some(Agreement::Strange) })
+                }
+                _ => Ok(agreement),
+            };
+            assert_eq!(heard.map(|heard| heard.agreement), wanted, "{priority}");
+        }
         let other_password = Voice { password: Some(v2::password("other")), ..with(addresses) };
         let refused = judge(&expectation, &other_password, |_| {}, 255);
         assert_eq!(refused, Err(RefusedAdvert { why: AdvertRefusal::Password, agreement: Some(agreement) }));

@@ -117,5 +117,5 @@ impl Instance {
 /// Before anything is known.
 fn facts(setup: &Setup) -> InstanceFacts {
     let scripts = vec![Streak::default(); setup.tracked.scripts.len()];
-    InstanceFacts { scripts, addresses: None, socket: None }
+    InstanceFacts { scripts, ..InstanceFacts::default() }
 }

@@ -44,7 +44,7 @@ use crate::{
 
 /// How soon a mailbox whose lock was taken is tried again.
 const AGAIN: Duration = Duration::from_millis(1);
-/// How soon putting addresses on the interface is tried again.
+/// How soon putting addresses on the interface, and being MASTER, is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 /// Packets of one socket in one turn: far more than arrive while the host is well, and few enough
 /// to be handled at once.
@@ -196,7 +196,7 @@ impl Thread {
                 instance.heard(heard.source, heard.priority, now);
                 if heard.agreement != Agreement::Same {
                     instance.counters.adverts.address_mismatches += 1;
-                    let trouble = Trouble::Disagrees { from: heard.source, agreement: heard.agreement };
+                    let trouble = Trouble::Disagrees { from: heard.source };
                     self.trouble(id, trouble, now);
                 }
                 self.input(id, Input::Heard(heard), now);
@@ -313,6 +313,7 @@ impl Thread {
         let due = |(id, instance): (&InstanceId, &mut Instance)| {
             instance.retry_at.take_if(|at| *at <= now)?;
             instance.facts.addresses = None;
+            instance.facts.mute = None;
             Some(*id)
         };
         let retries: Vec<_> = self.instances.iter_mut().filter_map(due).collect();

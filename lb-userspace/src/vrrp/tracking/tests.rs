@@ -80,8 +80,14 @@ fn a_host_on_which_all_is_well_has_no_weights_and_speaks_from_the_address_that_s
 fn ipv6_is_spoken_from_the_link_local_address_and_a_configured_source_wins() {
     let six = Setup::of(&instance("fd00::100/64"));
     assert_eq!(usability(&six, &host(), &own(), &moving()).usable(), Some(ip("fe80::1")));
+    let mut host = host();
+    host.interfaces.extend([interface("eth2", true, &["10.0.1.7/24"])]);
     let configured = Setup { source: Some(ip("10.0.1.7")), ..setup() };
-    assert_eq!(usability(&configured, &host(), &own(), &moving()).usable(), Some(ip("10.0.1.7")));
+    assert_eq!(usability(&configured, &host, &own(), &moving()).usable(), Some(ip("10.0.1.7")));
+    host.interfaces.remove("eth2");
+    let gone = usability(&configured, &host, &own(), &moving());
+    assert_eq!(gone.usable(), None);
+    assert_eq!(gone.faults, ["no interface has 10.0.1.7, which advertisements are to come from"]);
 }
 
 #[test]
@@ -102,6 +108,7 @@ fn interfaces_addresses_and_the_datapath_are_faults() {
     );
     assert_eq!(faults(&|host, _| host.datapath = Some("detached".into())), ["datapath: detached"]);
     assert_eq!(faults(&|_, own| own.addresses = Some("cannot add".into())), ["cannot add"]);
+    assert_eq!(faults(&|_, own| own.mute = Some("cannot advertise".into())), ["cannot advertise"]);
 }
 
 #[test]

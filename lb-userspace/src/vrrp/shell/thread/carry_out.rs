@@ -8,11 +8,11 @@ use std::{
 
 use lb_common::time::Instant;
 
-use super::{Thread, monotonic};
+use super::{RETRY, Thread, monotonic};
 use crate::vrrp::{
     group::{InstanceId, Outputs},
     holdings::{HoldingOrder, NewClaim},
-    machine::{Contention, Input, Output, RESIGN, State, Why},
+    machine::{Contention, Input, Machine, Output, RESIGN, State, Why},
     messages::{InstanceEvent, Occurrence, Trouble},
     shell::{instance::Instance, network::NetworkOrder},
     wire::{arp, nd},
@@ -77,7 +77,14 @@ impl Thread {
             }
             Err(error) => {
                 counters.send_failures += 1;
+                // Nobody can know that this host is MASTER, and its peers must not lose the addresses
+                // to it. It tries again after a pause.
+                if priority != RESIGN && !machine.has_spoken() {
+                    instance.facts.mute = Some(format!("cannot advertise: {error}"));
+                    instance.retry_at = Some(at + RETRY);
+                }
                 self.trouble(id, Trouble::CannotSend(error), at);
+                return self.judge(id, at);
             }
         }
         self.claimed(id, at)
@@ -109,12 +116,19 @@ impl Thread {
     }
 
     fn hold(&mut self, id: InstanceId) {
+        // Its first advertisement may not have left.
+        if !self.machines.is_master(id) {
+            return;
+        }
         // Claims from before do not matter now; they are only counted.
         self.new_claims(id);
         self.carry_out(self.holdings.hold(id));
     }
 
     fn announce(&mut self, id: InstanceId) {
+        if !self.machines.machine(id).is_some_and(Machine::has_spoken) {
+            return;
+        }
         let Some(instance) = self.instances.get_mut(&id) else { return };
         let Some(interface) = self.host.interfaces.get(&instance.setup.interface) else { return };
         let is_router = self.host.routers.contains(&interface.name);

@@ -6,7 +6,7 @@ use lb_common::time::Instant;
 
 use super::Thread;
 use crate::vrrp::{
-    group::InstanceId,
+    group::{InstanceId, Outputs},
     holdings::{LeaseRecord, Resumption},
     machine::{Input, Output, State, Why},
     messages::Trouble,
@@ -146,14 +146,20 @@ impl Thread {
 
     /// Tells the machine how usable the host is.
     pub(super) fn evaluate(&mut self, id: InstanceId, now: Instant) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let outputs = self.judge(id, now);
+        self.act(outputs, now);
+    }
+
+    /// What the machine makes of how usable the host is.
+    pub(super) fn judge(&mut self, id: InstanceId, now: Instant) -> Outputs {
+        let Some(instance) = self.instances.get_mut(&id) else { return Outputs::new() };
         let key = (instance.setup.interface.clone(), instance.setup.ipv4);
         // Its first socket is still to come, and without it the instance would be deaf.
         if !self.sockets.contains_key(&key)
             && instance.facts.socket.is_none()
             && self.host.interfaces.contains_key(&key.0)
         {
-            return;
+            return Outputs::new();
         }
         let moving = self.holdings.configured();
         let usability = tracking::usability(&instance.setup, &self.host, &instance.facts, moving);
@@ -165,7 +171,7 @@ impl Thread {
         if before.is_none_or(|before| before.usable() != usable) {
             outputs.extend(self.machines.handle(id, Input::Usable(usable), now));
         }
-        self.act(outputs, now);
+        outputs
     }
 
     /// Continues the mastership of an earlier run, if that ended only a moment ago.
