@@ -418,6 +418,29 @@ fn a_backup_whose_flow_sync_ends_leaves_the_master_s_connections_alone() {
 }
 
 #[test]
+fn what_was_given_away_is_not_taken_back_after_a_cut_cable_or_a_restart() {
+    let mut pair = Setup::default().start();
+    pair.one.done(&["vrrp", "failover", "VI_1"]).expect("failover");
+    becomes(&pair.two, "MASTER");
+    let stays = |pair: &Pair, why: &str| {
+        becomes(&pair.one, "BACKUP");
+        // A host that is back waits for all connections, at most 10 s, and then preempts.
+        std::thread::sleep(Duration::from_secs(12));
+        becomes(&pair.one, "BACKUP");
+        assert!(pair.two.status().expect("status")["vrrp"][0]["state"] == "MASTER", "{why}\n{}", pair.told());
+    };
+    pair.lab.switch.link("lb", false).expect("a cable");
+    becomes(&pair.one, "FAULT");
+    pair.lab.switch.link("lb", true).expect("a cable");
+    stays(&pair, "after a cut cable");
+    pair.one.kill();
+    pair.one.run().expect("a start");
+    stays(&pair, "after a restart");
+    pair.two.done(&["stop"]).expect("the other host ends");
+    becomes(&pair.one, "MASTER");
+}
+
+#[test]
 fn a_host_with_another_key_is_not_believed() {
     let pair = Setup::default().start();
     let other = pair.lab.folder().join("other.key");

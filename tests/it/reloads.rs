@@ -116,6 +116,29 @@ fn as_before(cluster: &Cluster, told: &str) {
 }
 
 #[test]
+fn connections_from_before_a_change_of_snat_are_counted_killed_and_drained() {
+    let cluster = Cluster::of(Plan::new(Topology::Segment), "tc", |service| service);
+    let mut held = cluster.hold(&[]);
+    all_served(&held.open(30).expect("open"), 30, "held");
+    let own = cluster.lab.balancer.address();
+    cluster.reload(&cluster.service.clone().line(&format!("snat = [\"{own}\"]")));
+    all_served(&held.open(6).expect("open"), 6, "with the new SNAT address");
+    // Several rounds of the count that corrects what has drifted.
+    std::thread::sleep(Duration::from_secs(8));
+    cluster.active([12, 12, 12]);
+    assert_eq!(cluster.evenkeel.counter("least_conn_drift").expect("a counter"), 0, "{}", cluster.evenkeel.log());
+    let open = |held: &mut Holding, count: u64| {
+        let is_so = || (held.status().ok()?.open == count).then_some(());
+        wait::until(&format!("{count} are open"), SOON, is_so).expect("the others are reset");
+    };
+    cluster.evenkeel.done(&["kill", "--backend", "cp01"]).expect("kill");
+    open(&mut held, 24);
+    cluster.evenkeel.done(&["drain", "cp02", "--deadline", "1s", "--wait"]).expect("drain");
+    open(&mut held, 12);
+    assert_eq!(held.ask().expect("ask").answered, 12);
+}
+
+#[test]
 fn a_reload_that_removes_a_silent_backend_while_clients_wait_for_it_refuses_none_of_them() {
     both_at_once(|hook| {
         let cluster = Cluster::of(Plan::new(Topology::Segment).backends(2), hook, |service| {
