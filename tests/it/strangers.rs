@@ -1,6 +1,7 @@
 //! Strangers on the segment: floods, SYNs that a listener does not like, and segments in the name of
 //! others; beside honest clients, against backends with real kernels.
 
+mod cookies;
 mod floods;
 mod forged;
 mod odd_syns;

@@ -18,10 +18,10 @@ const HELD: u64 = 60;
 
 /// A flood from addresses that nobody has.
 #[derive(Clone, Copy)]
-struct Flood {
+pub struct Flood {
     /// Segments a second; none: as fast as the machine sends.
-    rate: Option<u64>,
-    time: Duration,
+    pub rate: Option<u64>,
+    pub time: Duration,
 }
 
 impl Flood {
@@ -31,19 +31,19 @@ impl Flood {
     }
 }
 
-fn random_syn(dice: &mut Dice) -> Segment {
+pub fn random_syn(dice: &mut Dice) -> Segment {
     let from = SocketAddrV4::new(nowhere(dice.number()), 1024 + dice.below(60_000) as u16);
     Segment::new(from, VIP, SYN).numbers(dice.number(), 0).options(&LINUX_OPTIONS)
 }
 
 /// Of the honest connections, 999 of 1,000 are served within a second.
-fn is_served(report: &Report, what: &str) {
+pub fn is_served(report: &Report, what: &str) {
     let (bad, all) = (report.failures() + report.slow, report.done + report.failures());
     assert!(all > 50 && bad * 1000 <= all, "{what}: {report:?}");
 }
 
 /// Floods beside held connections and honest new ones; `during` looks at it now and then.
-fn beside(
+pub fn beside(
     cluster: &Cluster,
     flood: Flood,
     make: impl FnMut(u64) -> Segment + Send,
