@@ -69,6 +69,12 @@ pub const fn acknowledgement(initial: u32, cookie: u16) -> u32 {
     initial.wrapping_sub((initial as u16).wrapping_sub(cookie) as u32)
 }
 
+/// In how many rows of VERIFIED a client's mark may stand: its own one, with the lowest bits changed.
+/// All of them are in one cache line.
+pub const ROWS: usize = 4;
+
+const _: () = assert!(MARKS.is_multiple_of(ROWS as u32) && ROWS.is_power_of_two());
+
 /// That a connection was seen, and when. Which one is known by a hash of its key: two share a row
 /// with its number and a mark with the rest of it.
 ///
@@ -98,6 +104,31 @@ impl Mark {
     #[inline(always)]
     pub const fn is_of(self, tag: u32) -> bool {
         self.0 as u32 == tag
+    }
+
+    /// Whether one of the marks in a client's rows is its own, and not too old.
+    #[inline(always)]
+    pub fn is_known(marks: &[Mark; ROWS], tag: u32, now: Ticks) -> bool {
+        let mut known = false;
+        for mark in marks {
+            known |= mark.is_of(tag) && mark.age(now) < KNOWN;
+        }
+        known
+    }
+
+    /// Which of a client's rows is for its mark: its own one, else the oldest one. With one row each,
+    /// two clients that share it and send their SYNs at the same time would take each other's place
+    /// every time.
+    #[inline(always)]
+    pub fn room(marks: &[Mark; ROWS], tag: u32, now: Ticks) -> u32 {
+        let (mut room, mut oldest) = (0, 0);
+        for (row, mark) in marks.iter().enumerate() {
+            let age = if mark.is_of(tag) { u32::MAX } else { mark.age(now) };
+            if age > oldest {
+                (room, oldest) = (row as u32, age);
+            }
+        }
+        room
     }
 
     /// How long ago it was made, in ticks; an empty one is old. One that lies ahead was made by another
@@ -156,6 +187,28 @@ mod tests {
         hasher.write(&addresses.to_le_bytes());
         hasher.write(&(u64::from(epoch) << 32 | u64::from(ports)).to_le_bytes());
         assert_eq!(hash([0; 2], addresses, ports, epoch), hasher.finish() as u16);
+    }
+
+    #[test]
+    fn clients_that_share_their_rows_are_all_known_and_the_oldest_mark_gives_way() {
+        let mut marks = [Mark::default(); ROWS];
+        let mark =
+            |marks: &mut [Mark; ROWS], tag, now| marks[Mark::room(marks, tag, now) as usize] = Mark::new(tag, now);
+        // Again and again at the same time, as clients that repeat their SYNs together.
+        for now in [1000, 1020, 2020, 3020].map(Ticks) {
+            for tag in [1, 3, 5, 7] {
+                mark(&mut marks, tag, now);
+            }
+            assert!([1, 3, 5, 7].iter().all(|tag| Mark::is_known(&marks, *tag, now)), "{marks:?}");
+            assert!(!Mark::is_known(&marks, 9, now));
+        }
+        mark(&mut marks, 3, Ticks(4000));
+        mark(&mut marks, 1, Ticks(4001));
+        mark(&mut marks, 7, Ticks(4002));
+        mark(&mut marks, 9, Ticks(4003));
+        let known = |tag: &&u32| Mark::is_known(&marks, **tag, Ticks(4003));
+        assert!([1, 3, 5, 7, 9].iter().filter(known).eq(&[1, 3, 7, 9]));
+        assert!(!Mark::is_known(&marks, 9, Ticks(4003 + KNOWN)));
     }
 
     #[test]

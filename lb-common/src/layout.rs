@@ -551,7 +551,7 @@ pub struct CookieKey {
 }
 
 /// VERIFIED and CHALLENGED: a word for each of this many hashes, see [`cookie::Mark`]: the clients
-/// that have answered a cookie lately, and those that were sent one. Written by the kernel program.
+/// that have answered a cookie lately (in any of [`cookie::ROWS`] rows), and those that were sent one. Written by the kernel program.
 ///
 /// [`cookie::Mark`]: crate::cookie::Mark
 pub const MARKS: u32 = 16_384;

@@ -3,7 +3,7 @@
 
 use lb_common::{
     address::V4,
-    cookie::{EPOCH_BITS, KNOWN, Mark, REPEATED, acknowledgement, hash},
+    cookie::{EPOCH_BITS, KNOWN, Mark, REPEATED, ROWS, acknowledgement, hash},
     flow::Key,
     layout::{COOKIES_ON, EXEMPTS, Listener},
     tcp::{ACK, RST},
@@ -28,9 +28,9 @@ pub extern "C" fn is_due_global(service: u32, key: u64) -> u32 {
         return 0;
     }
     let (row, tag) = Mark::place(maps::seed(), key);
-    let (Some(verified), Some(challenged)) = (records::verified(row), records::challenged(row)) else { return 0 };
-    let (now, known) = (clock::ticks(), Mark(verified.load()));
-    if known.is_of(tag) && known.age(now) < KNOWN {
+    let (Some(marks), Some(challenged)) = (marks(row), records::challenged(row)) else { return 0 };
+    let now = clock::ticks();
+    if Mark::is_known(&marks, tag, now) {
         return 0;
     }
     // The mark of another client stays as long as it means something: a flood leaves most as they
@@ -74,14 +74,24 @@ extern "C" fn answer_global(source: u32, destination: u32, ports: u32, sequence:
         return 0;
     }
     let (row, tag) = Mark::place(maps::seed(), key);
-    let Some(verified) = records::verified(row) else { return 0 };
-    let (now, known) = (clock::ticks(), Mark(verified.load()));
+    let (Some(marks), now) = (marks(row), clock::ticks()) else { return 0 };
     // One that is known already says nothing new: who repeats his answer must not look like many.
-    if known.is_of(tag) && known.age(now) < KNOWN {
+    if Mark::is_known(&marks, tag, now) {
         return 0;
     }
+    let Some(verified) = records::verified(row ^ Mark::room(&marks, tag, now)) else { return 0 };
     verified.store(Mark::new(tag, now).0);
     1
+}
+
+/// The marks in the rows of a client.
+#[inline(always)]
+fn marks(row: u32) -> Option<[Mark; ROWS]> {
+    let mut marks = [Mark(0); ROWS];
+    for (i, mark) in marks.iter_mut().enumerate() {
+        *mark = Mark(records::verified(row ^ i as u32)?.load());
+    }
+    Some(marks)
 }
 
 /// The cookie of a connection, this epoch's or one that was `before`. All as they lie in the packet.

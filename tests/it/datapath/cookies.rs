@@ -98,6 +98,18 @@ fn a_cookie_is_good_in_its_epoch_and_the_next_and_not_after_a_change_of_key() {
 }
 
 #[test]
+fn many_clients_that_answer_at_the_same_time_are_all_known() {
+    on_every_hook(|bench| {
+        sends(bench);
+        let answers: Vec<_> = (0..400).map(|n| challenged(bench, client(n), 1000)).collect();
+        answers.iter().for_each(|answer| _ = bench.send(answer));
+        assert_eq!(bench.moved(), [(Reason::CookieSent, 400), (Reason::CookieAnswered, 400)]);
+        (0..400).for_each(|n| _ = bench.forward(&syn(bench, client(n), 1000)));
+        assert!(bench.moved().iter().all(|(reason, _)| *reason != Reason::CookieSent), "one was asked again");
+    });
+}
+
+#[test]
 fn a_client_is_known_for_a_while_by_its_port_as_well() {
     on_every_hook(|bench| {
         sends(bench);
