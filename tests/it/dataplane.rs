@@ -2,7 +2,7 @@
 //! namespace for its own thread, so nothing outlives it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddrV4,
     path::{Path, PathBuf},
     process::Command,
@@ -111,6 +111,54 @@ fn a_veth_gets_tc_by_itself_and_what_is_asked_for_by_name() {
     dataplane.detach("ek1").unwrap();
     assert_eq!(hooks("ek1"), [] as [&str; 0]);
     assert_eq!(dataplane.attached().len(), 1);
+    dataplane.detach_all().unwrap();
+}
+
+fn group(members: &[(&str, Requested)]) -> BTreeMap<String, Requested> {
+    members.iter().map(|(name, requested)| ((*name).to_owned(), *requested)).collect()
+}
+
+#[test]
+fn native_xdp_is_refused_where_a_frame_would_not_leave_and_what_was_there_stays() {
+    use Requested::{Auto, Tc, Xdp};
+    let mut dataplane = Dataplane::open(&own_namespaces()).unwrap();
+    run("ip link add name br0 type bridge");
+    run("ip link set br0 up");
+    let mut refused = |members: &[(&str, Requested)]| {
+        let error = dataplane.attach_together(&group(members), false).unwrap_err();
+        (format!("{error:#}"), [hooks("ek0"), hooks("ek1"), hooks("br0")])
+    };
+    let nowhere: [Vec<&str>; 3] = [vec![], vec![], vec![]];
+    for other in [Auto, Tc, Xdp] {
+        let (error, hooks) = refused(&[("ek0", Xdp), ("br0", other)]);
+        assert!(error.contains("br0"), "{other:?}: {error}");
+        assert_eq!(hooks, nowhere, "{other:?}: {error}");
+    }
+    // The other end runs no XDP program: the kernel would drop every frame that leaves.
+    let (error, hooks_then) = refused(&[("ek0", Xdp)]);
+    assert!(error.contains("ek0 (veth) takes no XDP frames: its other end has no XDP program"), "{error}");
+    assert_eq!(hooks_then, nowhere, "{error}");
+
+    let attached = dataplane.attach_together(&group(&[("ek0", Auto)]), false).unwrap();
+    assert_eq!((attached[0].mode, hooks("ek0")), (Mode::Tc, vec!["tcx/ingress"]));
+    dataplane.attach_together(&group(&[("ek0", Xdp), ("br0", Auto)]), false).unwrap_err();
+    assert_eq!((hooks("ek0"), hooks("br0")), (vec!["tcx/ingress"], vec![]));
+    dataplane.self_test().unwrap();
+
+    // Each is the other's other end.
+    dataplane.attach("ek0", Xdp, false).unwrap();
+    dataplane.attach("ek1", Xdp, false).unwrap();
+    let both = dataplane.attach_together(&group(&[("ek0", Xdp), ("ek1", Xdp)]), false).unwrap();
+    assert_eq!(both.iter().map(|attached| attached.mode).collect::<Vec<_>>(), [Mode::Xdp, Mode::Xdp]);
+    dataplane.self_test().unwrap();
+    // A route now leads to backends by the bridge.
+    let error = dataplane.attach_beside("br0", Auto, false).unwrap_err();
+    assert!(format!("{error:#}").contains("br0 (bridge) is on tc"), "{error:#}");
+    assert_eq!((hooks("ek0"), hooks("ek1"), hooks("br0")), (vec!["driver id"], vec!["driver id"], vec![]));
+    // What is left has no way out.
+    dataplane.detach("ek1").unwrap();
+    let error = dataplane.self_test().unwrap_err();
+    assert!(error.contains("frames are lost: ek0 (veth) takes no XDP frames"), "{error}");
     dataplane.detach_all().unwrap();
 }
 

@@ -5,6 +5,7 @@
 use lab::{
     Host, Plan,
     client::{bulk, hold::Holding},
+    daemon::Service,
     topology::{PORT, Topology},
     wait,
 };
@@ -106,4 +107,31 @@ fn checksums_are_right_when_the_balancers_card_finishes_none() {
             });
         }
     });
+}
+
+/// The far ends of the balancer's cables take no XDP frames here, as a bridge or a VLAN device would
+/// not: what native XDP sends out would be lost.
+#[test]
+fn native_xdp_by_name_is_refused_where_frames_would_be_lost_and_auto_serves() {
+    for topology in [Topology::Segment, Topology::TwoSides] {
+        let mut cluster = Cluster::of(Plan::new(topology), "auto", |service| service);
+        let mut held = cluster.hold(&[]);
+        all_served(&held.open(30).expect("open"), 30, "auto");
+        let native = Service::new(&cluster.lab, "xdp").toml();
+        cluster.evenkeel.write(&native).expect("a configuration");
+        let refused = cluster.evenkeel.command(&["reload"]).expect("reload");
+        assert_ne!(refused.code, 0, "{refused:?}");
+        assert!(refused.err.contains("(veth) takes no XDP frames: its other end has no XDP program"), "{refused:?}");
+        assert_eq!(held.ask().expect("ask").answered, 30, "{topology:?}: the configuration in force serves");
+        all_served(&held.open(30).expect("open"), 30, "after a refused reload");
+        let status = cluster.evenkeel.done(&["status"]).expect("status");
+        assert!(status.contains("datapath tc on eth0"), "{status}");
+
+        cluster.evenkeel.terminate().expect("an end in order");
+        let error = cluster.evenkeel.run().expect_err("no start by half");
+        assert!(format!("{error:#}").contains("takes no XDP frames"), "{error:#}");
+        cluster.evenkeel.write(&cluster.service.toml()).expect("a configuration");
+        cluster.evenkeel.run().expect("evenkeel");
+        assert_eq!(held.ask().expect("ask").answered, 60, "{topology:?}: connections go on");
+    }
 }

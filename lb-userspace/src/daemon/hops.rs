@@ -73,7 +73,7 @@ impl Hops {
                     dataplane.tables().place_interface(ifindex, mac)?;
                 } else if let Some(requested) = wanted(&name) {
                     // It did not exist when the daemon started, or was removed and made again.
-                    dataplane.attach(&name, requested, clsact)?;
+                    dataplane.attach_beside(&name, requested, clsact)?;
                 }
                 if self.hops.values().flatten().any(|hop| hop.ifindex == ifindex) {
                     self.attach_for(ifindex, dataplane, clsact);
@@ -99,7 +99,7 @@ impl Hops {
         }
         // The name is not known before the link is reported; then this is called again.
         let Some(name) = self.links.get(&ifindex) else { return };
-        if let Err(error) = dataplane.attach(name, Requested::Auto, clsact) {
+        if let Err(error) = dataplane.attach_beside(name, Requested::Auto, clsact) {
             warn!("backends are reached through {name}, but: {error:#}");
         }
     }

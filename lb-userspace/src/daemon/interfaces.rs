@@ -13,7 +13,7 @@ use log::Level;
 use super::vrrp;
 use crate::{
     config::model::{Config, Datapath, Service},
-    dataplane::{Dataplane, Requested},
+    dataplane::{Attached, Dataplane, Requested},
     notice::{Kind, Notice},
     sys::netlink,
     tables::Installed,
@@ -116,19 +116,45 @@ fn no_such_address(service: &Service, address: IpAddr) -> Option<String> {
 /// Attaches the program where it is wanted and is missing, or attached in another mode.
 pub fn attach(dataplane: &mut Dataplane, wanted: &Wanted, clsact: bool) -> Result<Vec<Notice>, Vec<String>> {
     let (mut notices, mut errors) = (Vec::new(), Vec::new());
-    for (name, requested) in &wanted.interfaces {
-        let before = dataplane.attached().into_iter().find(|attached| attached.interface == *name);
-        match dataplane.attach(name, *requested, clsact) {
-            Ok(attached) if before.as_ref().map(|before| before.mode) != Some(attached.mode) => {
-                notices.push(notice(Level::Info, name, &format!("{} ({})", attached.mode.name(), attached.reason)));
+    for group in groups(wanted) {
+        let before = dataplane.attached();
+        match dataplane.attach_together(&group, clsact) {
+            Ok(attached) => {
+                let as_before =
+                    |now: &Attached| before.iter().any(|it| it.ifindex == now.ifindex && it.mode == now.mode);
+                notices.extend(
+                    attached.iter().filter(|now| !as_before(now)).map(|now| {
+                        notice(Level::Info, &now.interface, &format!("{} ({})", now.mode.name(), now.reason))
+                    }),
+                );
             }
-            Ok(_) => {}
-            Err(error) => errors.push(format!("interface {name}: {error:#}")),
+            Err(error) => {
+                let names: Vec<_> = group.keys().map(String::as_str).collect();
+                errors.push(format!("interface {}: {error:#}", names.join(", ")));
+            }
         }
     }
     let guarded = wanted.guarded.iter().map(|name| dataplane.guard(name, clsact));
     errors.extend(guarded.filter_map(Result::err).map(|error| format!("{error:#}")));
     if errors.is_empty() { Ok(notices) } else { Err(errors) }
+}
+
+/// The interfaces between which frames go: those of a service, and of all that share one with it.
+fn groups(wanted: &Wanted) -> Vec<BTreeMap<String, Requested>> {
+    let mut groups: Vec<BTreeSet<&String>> = Vec::new();
+    let alone = wanted.interfaces.keys().map(|name| BTreeSet::from([name]));
+    for mut group in wanted.of_service.values().map(|names| names.iter().collect()).chain(alone) {
+        groups.retain(|other| {
+            let apart = other.is_disjoint(&group);
+            if !apart {
+                group.extend(other);
+            }
+            apart
+        });
+        groups.push(group);
+    }
+    let requested = |name: &&String| Some(((*name).clone(), *wanted.interfaces.get(*name)?));
+    groups.iter().map(|group| group.iter().filter_map(requested).collect()).collect()
 }
 
 fn notice(level: Level, interface: &str, text: &str) -> Notice {
@@ -164,4 +190,25 @@ pub fn detach_unused(dataplane: &mut Dataplane, wanted: &Wanted, installed: &Ins
         log::warn!("what guards the egress of interfaces without VRRP cannot be detached: {error:#}");
     }
     notices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_belong_together_by_services_that_share_one() {
+        let names = |list: &str| list.split(' ').map(str::to_owned).collect::<BTreeSet<_>>();
+        let of_service = [("api", "eth0 eth1"), ("etcd", "eth2"), ("web", "eth1 br0"), ("dns", "eth4 eth5")];
+        let interfaces = names("eth0 eth1 eth2 br0 eth4 eth5 vrrp0").into_iter().map(|name| (name, Requested::Auto));
+        let wanted = Wanted {
+            interfaces: interfaces.collect(),
+            of_service: of_service.map(|(service, list)| (service.into(), names(list))).into(),
+            ..Wanted::default()
+        };
+        let found: BTreeSet<Vec<String>> =
+            groups(&wanted).into_iter().map(|group| group.into_keys().collect()).collect();
+        let expected = ["br0 eth0 eth1", "eth2", "eth4 eth5", "vrrp0"].map(|list| names(list).into_iter().collect());
+        assert_eq!(found, expected.into());
+    }
 }

@@ -103,7 +103,7 @@ const VIRTUAL: [&str; 12] = [
 ];
 
 /// The hooks to try in turn, each with the reason for it.
-fn candidates(requested: Requested, device: &Device) -> Vec<(Mode, String)> {
+pub(super) fn candidates(requested: Requested, device: &Device) -> Vec<(Mode, String)> {
     let asked = |mode: Mode| vec![(mode, format!("datapath = \"{}\" is configured", mode.name()))];
     let driver = &device.driver;
     match requested {

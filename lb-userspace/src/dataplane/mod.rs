@@ -28,6 +28,7 @@ mod pins;
 mod refusal;
 mod self_test;
 mod shapes;
+mod together;
 mod trace;
 
 pub use attach::{Attached, Mode, Requested};
@@ -90,6 +91,8 @@ pub struct Dataplane {
     /// By ifindex, with what was asked for.
     attached: BTreeMap<u32, Attached>,
     asked: BTreeMap<u32, (Requested, bool)>,
+    /// Interfaces between which frames go.
+    groups: Vec<BTreeSet<String>>,
     /// The interfaces that the guard was put on.
     guarded: BTreeSet<u32>,
     socket: PacketSocket,
@@ -113,6 +116,7 @@ impl Prepared {
             adopted,
             attached: BTreeMap::new(),
             asked: BTreeMap::new(),
+            groups: Vec::new(),
             guarded: BTreeSet::new(),
             lock,
         })

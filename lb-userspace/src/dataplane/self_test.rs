@@ -14,7 +14,7 @@ impl Dataplane {
             self.is_attached(attached)?;
             self.answers(attached)?;
         }
-        Ok(())
+        self.every_way_out_takes_frames()
     }
 
     /// The interfaces on which the program is a filter of clsact, with the filter's priority and

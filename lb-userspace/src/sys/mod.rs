@@ -20,3 +20,4 @@ pub mod readiness;
 pub mod realtime;
 pub mod udp;
 pub mod wake;
+pub mod xdp_features;

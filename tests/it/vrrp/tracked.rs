@@ -3,7 +3,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
-use lab::StandIn;
+use lab::{StandIn, xdp_pass};
 
 use super::*;
 
@@ -216,6 +216,31 @@ fn a_program_that_was_detached_costs_the_priority_or_everything_as_configured() 
         one.stop_detach().expect("its end");
         becomes(&two, "MASTER");
     }
+}
+
+/// Native XDP loses every frame without a sign where the far end of the cable takes none.
+#[test]
+fn native_xdp_whose_frames_are_lost_gives_the_address_away_until_they_are_not() {
+    let lab = Lab::build(&Plan::new(Topology::Segment).backends(1).pair().for_xdp()).expect("the lab");
+    let on = |host: &Host, datapath, priority| {
+        let file = Service::new(&lab, datapath).toml() + "\n" + &instance(priority, &[FAST]);
+        let mut evenkeel = Evenkeel::on(&lab, host, &file).expect("files");
+        evenkeel.run().expect("evenkeel");
+        evenkeel
+    };
+    let one = on(&lab.balancer, "xdp", 150);
+    becomes(&one, "MASTER");
+    let two = on(second(&lab), "tc", 100);
+    becomes(&two, "BACKUP");
+    let far_end = &*lab.balancer.name;
+    lab.switch.ip(&["link", "set", "dev", far_end, "xdpdrv", "off"]).expect("ip");
+    becomes(&one, "FAULT");
+    becomes(&two, "MASTER");
+    let why = "frames are lost: eth0 (veth) takes no XDP frames: its other end has no XDP program";
+    assert!(because(&one).contains(why), "{}", because(&one));
+    xdp_pass::attach(&lab.switch, far_end).expect("ip");
+    becomes(&one, "MASTER");
+    becomes(&two, "BACKUP");
 }
 
 #[test]
