@@ -20,6 +20,9 @@ pub const TOOK_OUT: u8 = 5;
 /// Until it is told that the older one is over, it holds the port: `bytes_in` is the number that it
 /// expects next there, `bytes_out` the one that it sends next.
 pub const PORT_LEFT: u8 = 6;
+/// An unconfirmed flow gave way to others. `bytes_in` and `bytes_out` are the sequence numbers that
+/// its client and its backend would have gone on with.
+pub const GAVE_WAY: u8 = 7;
 
 /// One event. Numbers are the host's, addresses and ports as in the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +56,8 @@ pub struct Event {
     pub generation: u32,
     /// How long the backend took to answer, in microseconds; 0 if it did not.
     pub connect_us: u32,
-    /// `ENDED`, `TRY_FAILED`, `TURNED_AWAY`, `RECOVERED`, `TOOK_OUT` or `PORT_LEFT`.
+    /// `ENDED`, `TRY_FAILED`, `TURNED_AWAY`, `RECOVERED`, `TOOK_OUT`, `PORT_LEFT` or
+    /// `GAVE_WAY`.
     pub kind: u8,
     /// The number of a [`Reason`](crate::verdict::Reason).
     pub reason: u8,

@@ -504,8 +504,10 @@ pub struct Service {
     /// Where the search for the oldest unconfirmed flow goes on in the ring of half-open flows, when
     /// no slot is free.
     pub oldest: u32,
+    /// Unconfirmed flows that gave way in that stretch and that events reported.
+    pub gave_way: u32,
     /// Zero.
-    pub reserved2: [u32; 11],
+    pub reserved2: [u32; 10],
 
     /// Its backends, numbers in BACKENDS.
     pub backends: [u16; MAX_SERVICE_BACKENDS as usize],
@@ -515,6 +517,10 @@ pub struct Service {
 /// is only counted: SYNs that are denied must not fill the ring buffer, nor wake the controller for
 /// each of them.
 pub const TURNED_AWAY_EVENTS: u32 = 100;
+
+/// Events for unconfirmed flows that gave way, likewise: so many that the controller can end each of
+/// those attempts at its backend, and a flood does not fill the ring buffer.
+pub const GAVE_WAY_EVENTS: u32 = 2048;
 
 /// The stretch of time, about 1.07 s long, that a moment lies in.
 #[inline(always)]

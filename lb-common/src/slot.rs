@@ -122,6 +122,10 @@ pub const IN_RING: u8 = 64;
 /// first segment inside the window clears the flag; or else two segments, one of each side, that
 /// agree about where the flow is.
 pub const LOOSE: u8 = 32;
+/// The port was taken from an unconfirmed flow that gave way a moment ago: the backend may still
+/// wait for that one's client, and what it answers is then about that one. Kept until the backend
+/// has answered this one.
+pub const SEIZED: u8 = 128;
 
 /// The value of a slot's first word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -160,7 +164,7 @@ impl Ctl {
         State::from_number((self.0 >> 8) as u8)
     }
 
-    /// `FIN_CLIENT`, `FIN_BACKEND`, `KILLED`, `CONNECTED`, `COUNTED`, `LOOSE`, `IN_RING`.
+    /// `FIN_CLIENT`, `FIN_BACKEND`, `KILLED`, `CONNECTED`, `COUNTED`, `LOOSE`, `IN_RING`, `SEIZED`.
     #[inline(always)]
     pub const fn flags(self) -> u8 {
         (self.0 >> 16) as u8

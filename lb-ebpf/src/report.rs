@@ -3,9 +3,9 @@
 
 use lb_common::{
     address::{Family, V4},
-    event::{ENDED, Event, PORT_LEFT, TOOK_OUT, TRY_FAILED, TURNED_AWAY},
+    event::{ENDED, Event, GAVE_WAY, PORT_LEFT, TOOK_OUT, TRY_FAILED, TURNED_AWAY},
     flow::{Key, SlotAt},
-    layout::{LOG, Opening, Slot, TURNED_AWAY_EVENTS, turned_away_stretch},
+    layout::{GAVE_WAY_EVENTS, LOG, Opening, Service, Slot, TURNED_AWAY_EVENTS, turned_away_stretch},
     seq::payload,
     slot::{CONNECTED, Ctl, FIN_BACKEND, FIN_CLIENT},
     time::Instant,
@@ -126,6 +126,18 @@ fn tell(
     });
 }
 
+/// Reports that the unconfirmed flow in a slot gave way, but not more often than [`GAVE_WAY_EVENTS`].
+/// A backend that gets no RST for it repeats its answer, and gets one then.
+#[inline(always)]
+pub fn gave_way(at: SlotAt, slot: Held<Slot>, ctl: Ctl, (number, service): (u16, Held<Service>)) {
+    renew_stretch(service);
+    let Some(opening) = records::opening(at) else { return };
+    if service.gave_way() < GAVE_WAY_EVENTS {
+        service.add_gave_way(1);
+        tell(GAVE_WAY, ctl.reason(), at, slot, opening, ctl, number, (slot.end_client(), slot.end_backend()));
+    }
+}
+
 /// Reports that a new connection was turned away before it had a slot, but not more often than
 /// [`TURNED_AWAY_EVENTS`].
 #[inline(always)]
@@ -158,14 +170,7 @@ pub fn turned_away(key: Key, service: u16, reason: Reason) {
 #[inline(always)]
 fn may_tell(service: u16) -> bool {
     let Some(service) = records::service(service as u32) else { return false };
-    let now = turned_away_stretch(clock::ticks());
-    // Two CPUs that begin a stretch at once may both set the count to zero, and those that count at
-    // once may both find it below the limit: then a few more events are reported, and every client
-    // is counted all the same.
-    if service.turned_away_in() != now {
-        service.set_turned_away(0);
-        service.set_turned_away_in(now);
-    }
+    renew_stretch(service);
     if service.turned_away() < TURNED_AWAY_EVENTS {
         service.add_turned_away(1);
         return true;
@@ -174,6 +179,19 @@ fn may_tell(service: u16) -> bool {
         count(Reason::AccessLogSuppressed);
     }
     false
+}
+
+/// Counts from zero in each stretch of time. Two CPUs that begin one at once may both set the counts
+/// to zero, and those that count at once may both find them below the limit: then a few more events
+/// are reported, and everything is counted all the same.
+#[inline(always)]
+fn renew_stretch(service: Held<Service>) {
+    let now = turned_away_stretch(clock::ticks());
+    if service.turned_away_in() != now {
+        service.set_turned_away(0);
+        service.set_gave_way(0);
+        service.set_turned_away_in(now);
+    }
 }
 
 #[inline(always)]

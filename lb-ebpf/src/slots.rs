@@ -6,8 +6,9 @@ use lb_common::{
     flow::SlotAt,
     layout::{Ring, Slot},
     ring::{cell, slot_at},
-    slot::{Ctl, IN_RING, State},
+    slot::{Ctl, IN_RING, SEIZED, State},
     time::Ticks,
+    verdict::Reason,
 };
 
 use crate::{
@@ -19,6 +20,9 @@ use crate::{
 /// How long an abandoned slot is held back, in ticks: as long as a backend keeps TIME_WAIT (Linux:
 /// 60 s).
 const HOLD: u32 = Ticks::of(Duration::from_secs(60));
+/// How long a backend may wait for the client of a flow that gave way, in ticks: Linux repeats its
+/// SYN-ACK after one second and after three, and the RST that it gets for it ends that.
+const SETTLES: u32 = Ticks::of(Duration::from_secs(4));
 /// Pops that may meet a slot which is no longer free, before the ring counts as empty.
 const POPS: u32 = 8;
 /// Slots that the emergency search looks at.
@@ -200,13 +204,23 @@ fn take(at: SlotAt) -> bool {
 /// Swaps the slot's word for the next generation's, and removes the index entry of the flow before.
 #[inline(always)]
 fn own(at: SlotAt, slot: Held<Slot>, ctl: Ctl) -> bool {
-    if !slot.swap(ctl, ctl.claimed()) {
+    let flags = if gave_way_lately(slot, ctl) { SEIZED } else { 0 };
+    if !slot.swap(ctl, ctl.claimed().with_flags(flags)) {
         return false;
     }
     if ctl.state() != State::Free {
         index::forget(slot.key(), at, ctl);
     }
     true
+}
+
+/// Whether the flow that a slot held, or one before it, gave way so lately that the backend may still
+/// wait for its client.
+#[inline(always)]
+fn gave_way_lately(slot: Held<Slot>, ctl: Ctl) -> bool {
+    ctl.state() == State::Closed
+        && (ctl.reason() == Reason::HalfOpenEvicted as u8 || ctl.flags() & SEIZED != 0)
+        && clock::ticks().0.wrapping_sub(slot.last_seen_once().0) < SETTLES
 }
 
 /// The emergency search, when the ring is empty: abandoned slots whose time is over, a few at a

@@ -36,9 +36,20 @@ impl Cluster {
     /// `hook`: `tc` (tcx, with the offloads of veth), `clsact` (the same), or `xdp` (native,
     /// without offloads).
     pub fn of(plan: Plan, hook: &str, configure: impl Fn(Service) -> Service) -> Cluster {
+        Cluster::with(plan, hook, &[], configure)
+    }
+
+    /// The same with stand-ins that have more options of `evenkeel-lab apiserver`.
+    pub fn with(
+        plan: Plan,
+        hook: &str,
+        standin: &'static [&'static str],
+        configure: impl Fn(Service) -> Service,
+    ) -> Cluster {
         let plan = if hook == "xdp" { plan.for_xdp() } else { plan };
         let lab = Lab::build(&plan).expect("the lab");
-        let standins = lab.backends.iter().map(|host| StandIn::start(host).expect("a stand-in")).collect();
+        let standins =
+            lab.backends.iter().map(|host| StandIn::start_with(host, standin).expect("a stand-in")).collect();
         let datapath = if hook == "clsact" { "tc" } else { hook };
         let service = configure(Service::new(&lab, datapath));
         let mut evenkeel = Evenkeel::stopped(&lab, &service.toml()).expect("a configuration");

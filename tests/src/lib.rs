@@ -39,6 +39,7 @@ pub mod standin;
 #[cfg(feature = "full")]
 pub mod terminal;
 pub mod topology;
+pub mod transport;
 #[cfg(feature = "full")]
 pub mod verified;
 pub mod wait;

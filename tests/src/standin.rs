@@ -11,13 +11,19 @@ pub struct StandIn {
     pub host: Host,
     /// The name by which it identifies itself: the host's.
     pub name: String,
+    options: &'static [&'static str],
     process: Option<(Process, Talk)>,
 }
 
 impl StandIn {
     /// Starts it on the host's address and waits until it listens.
     pub fn start(host: &Host) -> Result<Self> {
-        let mut standin = Self { host: host.clone(), name: host.name.to_string(), process: None };
+        Self::start_with(host, &[])
+    }
+
+    /// The same with more options of `evenkeel-lab apiserver`.
+    pub fn start_with(host: &Host, options: &'static [&'static str]) -> Result<Self> {
+        let mut standin = Self { host: host.clone(), name: host.name.to_string(), options, process: None };
         standin.revive()?;
         Ok(standin)
     }
@@ -31,8 +37,9 @@ impl StandIn {
         self.kill();
         let mut command = self.host.command(binaries::lab()?);
         command.args(["apiserver", "--name", &self.name, "--listen", &self.address().to_string(), "--pki"]);
+        command.arg(self.host.folder()).args(self.options);
         let (name, log) = (format!("apiserver on {}", self.name), self.host.log("apiserver"));
-        let (process, mut talk) = Process::start_talking(&name, command.arg(self.host.folder()), &log)?;
+        let (process, mut talk) = Process::start_talking(&name, &mut command, &log)?;
         talk.hear().with_context(|| process.log())?;
         self.process = Some((process, talk));
         Ok(())

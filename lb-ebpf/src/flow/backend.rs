@@ -4,7 +4,7 @@ use lb_common::{
     event::RECOVERED,
     flow::SlotAt,
     layout::{OUT, Opening, Slot, UP, connect_time_bucket},
-    slot::{CONNECTED, Ctl, KILLED, State},
+    slot::{CONNECTED, Ctl, KILLED, SEIZED, State},
     syn::{Scales, Scan},
     tcp::{ACK, RST, SYN, Side, Step, step},
     time::Instant,
@@ -74,8 +74,12 @@ extern "C" fn backend_step_global(at: u32, flags: u32, sequence: u32, acknowledg
     let is_syn_ack = flags as u8 & (SYN | ACK | RST) == SYN | ACK;
     match step(state, Side::Backend, flags as u8, inside) {
         Step::Connected if is_ours => connected(at, slot, ctl, sequence, answer).0,
+        // A SYN inside the window of the one before it ends that attempt, with a RST for this one.
+        Step::Refused if flags as u8 & ACK != 0 && is_ours && ctl.flags() & SEIZED != 0 => {
+            if change(at, slot, ctl, ctl.without_flags(SEIZED)) { Outcome::send_syn(at).0 } else { Outcome::again().0 }
+        }
         Step::Refused if flags as u8 & ACK != 0 && is_ours => leave(at, slot, ctl, Reason::Refused).0,
-        Step::Stale if slot.attempt().port_retries() < PORT_RETRIES && slots::has_free(at.pool()) => {
+        Step::Stale if may_leave_port(at, slot, ctl) => {
             let left = leave(at, slot, ctl, Reason::TimeWait);
             if left.kind() == Outcome::MOVE_ON {
                 tell_port_left_global(at.0, acknowledgement, sequence);
@@ -112,13 +116,21 @@ extern "C" fn backend_step_global(at: u32, flags: u32, sequence: u32, acknowledg
 /// The SYN-ACK that answers our SYN.
 #[inline(always)]
 fn connected(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32, answer: u64) -> Outcome {
-    if !change(at, slot, ctl, ctl.with_state(State::Answered)) {
+    if !change(at, slot, ctl, ctl.with_state(State::Answered).without_flags(SEIZED)) {
         return Outcome::again();
     }
     // From now on the client has its time to confirm, however often the answer is repeated.
     slot.set_last_seen(clock::ticks());
     count_answer_global(at.0);
     Outcome(answered_global(at.0, sequence, answer))
+}
+
+/// Whether a flow whose backend holds an older connection on its port may take another one. Where
+/// ports are seized, those that are free are no better, and the controller is about to end the older
+/// attempt.
+#[inline(always)]
+fn may_leave_port(at: SlotAt, slot: Held<Slot>, ctl: Ctl) -> bool {
+    ctl.flags() & SEIZED == 0 && slot.attempt().port_retries() < PORT_RETRIES && slots::has_free(at.pool())
 }
 
 /// Takes a flow out of `HalfOpen`: this try is over.

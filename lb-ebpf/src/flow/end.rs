@@ -73,6 +73,9 @@ fn finish(at: SlotAt, ctl: Ctl) {
             backend.add_resets(1);
         }
         tell_global(at.0, ctl.0, backend.service() as u32);
+        if ctl.reason() == Reason::HalfOpenEvicted as u8 {
+            gave_way_global(at.0, ctl.0, backend.service() as u32);
+        }
     }
     report::count_number(ctl.reason() as u32);
     if ctl.flags() & IN_RING == 0 {
@@ -88,5 +91,15 @@ extern "C" fn tell_global(at: u32, ctl: u64, service: u32) -> u32 {
     if record.flags() & LOG != 0 {
         report::flow(ENDED, Ctl(ctl).reason(), SlotAt(at), slot, Ctl(ctl), service as u16);
     }
+    1
+}
+
+/// Reports that an unconfirmed flow gave way: its backend is to get a RST.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn gave_way_global(at: u32, ctl: u64, service: u32) -> u32 {
+    let (at, ctl) = (SlotAt(at), Ctl(ctl));
+    let (Some(slot), Some(record)) = (records::slot(at), records::service(service)) else { return 0 };
+    report::gave_way(at, slot, ctl, (service as u16, record));
     1
 }

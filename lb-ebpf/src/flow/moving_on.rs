@@ -7,7 +7,7 @@ use lb_common::{
     flow::SlotAt,
     layout::{Backend, Failures, OUT, Slot, UP},
     schedule::{CHOSEN_BACKUP, CHOSEN_TRIAL, CHOSEN_UP},
-    slot::{COUNTED, Ctl, State},
+    slot::{COUNTED, Ctl, SEIZED, State},
     time::Instant,
     verdict::Reason,
 };
@@ -147,6 +147,8 @@ extern "C" fn failed_global(at: u32, reason: u32) -> u32 {
     let Some(slot) = records::slot(at) else { return 0 };
     let Some(backend) = records::backend(slot.backend() as u32) else { return 0 };
     let mut verdict = WITHIN;
+    // It may have been silent because of the attempt before this one.
+    let reason = if slot.ctl().flags() & SEIZED != 0 { Reason::MovedOn as u32 } else { reason };
     if reason != Reason::MovedOn as u32 {
         backend.add_connect_failures(1);
         verdict = count_failure_global(slot.backend() as u32, reason);

@@ -40,10 +40,10 @@ impl Held<Slot> {
     }
 
     /// Makes a slot that its caller has claimed and filled a half-open flow: nothing that was
-    /// written before this can be seen after it. Returns its word.
+    /// written before this can be seen after it. It keeps the flags of the claim. Returns its word.
     #[inline(always)]
     pub fn publish(self, flags: u8) -> Ctl {
-        let ctl = Ctl::new(self.ctl().generation(), State::HalfOpen).with_flags(flags);
+        let ctl = self.ctl().with_state(State::HalfOpen).with_flags(flags);
         // SAFETY: the record is held; the word is its first.
         unsafe { atomic::swap(self.0.cast::<u64>(), ctl.0) };
         ctl

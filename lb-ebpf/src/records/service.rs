@@ -124,6 +124,7 @@ fields! { Service:
     shared mss_clamp: u32;
     shared turned_away_in: u32, set set_turned_away_in;
     shared turned_away: u32, set set_turned_away, add add_turned_away;
+    shared gave_way: u32, set set_gave_way, add add_gave_way;
 }
 
 impl Held<Service> {

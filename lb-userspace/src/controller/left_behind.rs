@@ -1,5 +1,6 @@
 //! What a try that went on elsewhere leaves behind at its backend: a SYN of ours that was not
-//! answered, or an older connection on its port (TIME_WAIT).
+//! answered, or an older connection on its port (TIME_WAIT). And what a flow leaves there that gave
+//! way: an attempt for whose client the backend waits.
 //!
 //! Neither ends by itself before the port is used again, and both spoil its next connection. A
 //! stateful firewall before the backend holds the unanswered SYN for two minutes and judges the next
@@ -9,7 +10,7 @@
 //! both, as a client's own kernel would have done.
 
 use lb_common::{
-    event::{Event, PORT_LEFT, TOOK_OUT, TRY_FAILED},
+    event::{Event, GAVE_WAY, PORT_LEFT, TOOK_OUT, TRY_FAILED},
     flow::SlotAt,
     verdict::Reason,
 };
@@ -28,7 +29,7 @@ pub struct LeftPort {
 /// The port that an event asks to reset.
 pub fn left_port(event: &Event) -> Option<LeftPort> {
     let is_left = match event.kind {
-        PORT_LEFT => true,
+        PORT_LEFT | GAVE_WAY => true,
         // One that refused has answered the SYN itself.
         TRY_FAILED | TOOK_OUT => event.reason != Reason::Refused as u8,
         _ => false,

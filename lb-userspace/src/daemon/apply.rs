@@ -6,6 +6,7 @@ use anyhow::Result;
 use lb_common::{
     address::to_mapped,
     event::{ENDED, Event},
+    slot::{SEIZED, State},
     time::Instant,
     verdict::Reason,
 };
@@ -102,6 +103,11 @@ pub fn ask(dataplane: &Dataplane, flow: &FlowAt) {
 pub fn reset_port(dataplane: &Dataplane, LeftPort { at, sequence, acknowledgement }: &LeftPort) {
     if let Err(error) = dataplane.reset_port(*at, *sequence, *acknowledgement) {
         debug!("no RST to the backend of pool {} slot {}: {error:#}", at.pool(), at.slot());
+    }
+    // The SYN of the flow that has seized the port may have met what has just ended.
+    let next = dataplane.tables().flow(*at);
+    if let Some(next) = next.filter(|next| next.ctl.state() == State::HalfOpen && next.ctl.flags() & SEIZED != 0) {
+        retry(dataplane, &next.seen());
     }
 }
 

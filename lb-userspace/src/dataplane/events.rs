@@ -5,7 +5,7 @@ use std::{os::fd::AsFd, path::Path, time::Duration};
 use anyhow::{Context, Result};
 use aya::maps::{Map, MapData, RingBuf};
 use lb_common::{
-    event::{ENDED, Event, PORT_LEFT},
+    event::{ENDED, Event, GAVE_WAY},
     time::Instant,
 };
 
@@ -85,7 +85,7 @@ fn parse(bytes: &[u8]) -> Option<Event> {
         tries: u8::from_ne_bytes(rest.take()?),
         family: u8::from_ne_bytes(rest.take()?),
     };
-    (ENDED..=PORT_LEFT).contains(&event.kind).then_some(event)
+    (ENDED..=GAVE_WAY).contains(&event.kind).then_some(event)
 }
 
 struct Bytes<'a>(&'a [u8]);
@@ -133,7 +133,7 @@ mod tests {
     fn what_is_no_event_is_refused() {
         assert_eq!(parse(&bytes()[1..]), None);
         assert_eq!(parse(&[bytes(), vec![0]].concat()), None);
-        for kind in [0, 7, 255] {
+        for kind in [0, 8, 255] {
             let mut strange = bytes();
             strange[offset_of!(Event, kind)] = kind;
             assert_eq!(parse(&strange), None);

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     HOOKS, all_alive,
-    floods::{Flood, beside, is_served, random_syn},
+    floods::{Flood, WITH_COOKIES, beside, is_served, random_syn},
     hold,
 };
 use crate::cluster::{Cluster, all_served, both};
@@ -47,14 +47,15 @@ fn a_flood_turns_them_on_honest_clients_are_served_and_they_go_off_again() {
         let flood = Flood { rate: Some(5_000), time: Duration::from_secs(12) };
         let report = beside(
             &cluster,
+            VIP,
             flood,
-            move |_| random_syn(&mut dice),
+            move |_| random_syn(&mut dice, VIP),
             || seen = seen.take().or_else(|| Some(cookies(&cluster)).filter(|it| it["on"] == true)),
         );
         let over = Instant::now();
         let seen = seen.unwrap_or_else(|| panic!("{hook}: they never went on\n{}", cluster.evenkeel.log()));
         assert!(["half_open", "ring_full"].contains(&seen["reason"].as_str().unwrap()), "{hook}: {seen}");
-        is_served(&report, hook);
+        is_served(&report, WITH_COOKIES, hook);
         all_alive(&mut held, 60, hook);
         assert!(counter(&cluster, "cookie_sent") > 5_000 && counter(&cluster, "cookie_answered") > 50, "{hook}");
         let shown = cluster.evenkeel.done(&["status"]).expect("status");
@@ -124,9 +125,9 @@ fn without_a_controller_the_kernel_program_turns_them_on_and_the_next_one_turns_
         cluster.evenkeel.kill();
         let mut dice = Dice::new(5);
         let flood = Flood { rate: Some(5_000), time: Duration::from_secs(8) };
-        let report = beside(&cluster, flood, move |_| random_syn(&mut dice), || {});
+        let report = beside(&cluster, VIP, flood, move |_| random_syn(&mut dice, VIP), || {});
         assert_eq!(tables.cookies(0), COOKIES_ON, "{hook}");
-        is_served(&report, hook);
+        is_served(&report, WITH_COOKIES, hook);
         assert_eq!(held.ask().expect("ask").answered, 60, "{hook}");
         cluster.evenkeel.run().expect("a second start");
         assert_eq!(

@@ -98,6 +98,60 @@ fn syns_that_listeners_drop_or_refuse_take_no_backend_out_and_reset_nobody() {
 }
 
 #[test]
+fn syns_whose_time_to_live_ends_at_a_router_take_no_backend_out() {
+    for (hook, probe) in [("tc", false), ("xdp", true)] {
+        let cluster = Cluster::of(Plan::new(Topology::Routed), hook, |service| {
+            let service = service.line("connect_timeout = \"1s\"");
+            if probe { service.probe("probe = \"tcp\"").probe("interval = \"1s\"") } else { service }
+        });
+        let mut held = hold(&cluster, 30, hook);
+        let forger = Forger::new(cluster.lab.client(), &cluster.lab.balancer).expect("a forger");
+        let syns = (0..30).map(|number| {
+            let from = SocketAddrV4::new(nowhere(number), 50_000);
+            let syn = Segment::new(from, VIP, SYN).numbers(77 + number, 0).options(&LINUX_OPTIONS);
+            Segment { ttl: 1 + (number % 3) as u8, ..syn }
+        });
+        forger.send(&syns.collect::<Vec<_>>()).expect("SYNs");
+        stays_up(&cluster.evenkeel, hook);
+        all_alive(&mut held, 30, hook);
+        all_served(&cluster.hold(&[]).open(12).expect("open"), 12, hook);
+    }
+}
+
+/// The kernel's counter of this name on a host.
+fn nstat(host: &lab::Host, name: &str) -> u64 {
+    let told = host.run("nstat", &["-asz", name]).expect("nstat");
+    told.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok()).expect("a counter")
+}
+
+/// Servers as Go makes them, and clients of MPTCP with more than one address, each of which would
+/// join every connection: at whichever server the join comes to.
+#[test]
+fn clients_of_mptcp_fall_back_to_tcp_and_disturb_nobody() {
+    for (hook, probe) in [("tc", false), ("clsact", true), ("xdp", true)] {
+        let plan = Plan::new(Topology::Segment).clients(2).addresses(3);
+        let cluster = Cluster::with(plan, hook, &["--mptcp"], |service| {
+            if probe { service.probe("probe = \"tcp\"").probe("interval = \"1s\"") } else { service }
+        });
+        let mut held = hold(&cluster, 30, hook);
+        let client = &cluster.lab.clients[1];
+        client.ip(&["mptcp", "limits", "set", "subflows", "4", "add_addr_accepted", "4"]).expect("limits");
+        for address in &client.addresses[1..] {
+            client.ip(&["mptcp", "endpoint", "add", &address.to_string(), "dev", "eth0", "subflow"]).expect("endpoint");
+        }
+        let mut of_mptcp = Holding::start(client, &[crate::cluster::VIP, "--mptcp"]).expect("hold");
+        all_served(&of_mptcp.open(15).expect("open"), 15, hook);
+        all_alive(&mut of_mptcp, 15, hook);
+        stays_up(&cluster.evenkeel, hook);
+        all_alive(&mut of_mptcp, 15, hook);
+        all_alive(&mut held, 30, hook);
+        assert!(nstat(client, "MPTcpExtMPCapableSYNTX") >= 15, "{hook}: it was MPTCP");
+        let met: Vec<_> = cluster.lab.backends.iter().map(|host| nstat(host, "MPTcpExtMPCapableSYNRX")).collect();
+        assert_eq!(met, [0; 3], "{hook}: none of it has come through");
+    }
+}
+
+#[test]
 fn syns_that_listeners_drop_or_refuse_do_not_move_the_virtual_address() {
     let lab = Lab::build(&Plan::new(Topology::Segment).pair()).expect("the lab");
     let _standins: Vec<_> = lab.backends.iter().map(|host| StandIn::start(host).expect("a stand-in")).collect();

@@ -15,7 +15,7 @@ mod tls;
 
 pub use tls::config as tls_config;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use hyper::service::service_fn;
@@ -23,8 +23,10 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
+
+use crate::transport::Transport;
 
 /// How many connections may wait to be accepted: a reconnect storm brings that many.
 const BACKLOG: u32 = 4096;
@@ -42,6 +44,9 @@ pub struct Options {
     /// The folder with the lab's certificates
     #[arg(long)]
     pub pki: PathBuf,
+    /// Listen with an MPTCP socket, as Go does
+    #[arg(long)]
+    pub mptcp: bool,
     /// Seconds between the events of a watch
     #[arg(long, default_value_t = 5)]
     pub watch_seconds: u64,
@@ -60,7 +65,9 @@ pub async fn run(options: Options) -> Result<()> {
     let tls = TlsAcceptor::from(Arc::new(tls::config(&options.pki)?));
     let watch = Duration::from_secs(options.watch_seconds);
     let server = Arc::new(Server { name: options.name, watch, tls, mood: commands::Mood::default() });
-    let listener = listen(options.listen).with_context(|| format!("cannot listen on {}", options.listen))?;
+    let transport = if options.mptcp { Transport::Mptcp } else { Transport::Tcp };
+    let listening = transport.bound(options.listen).and_then(|socket| socket.listen(BACKLOG));
+    let listener = listening.with_context(|| format!("cannot listen on {}", options.listen))?;
     println!("listening on {}", options.listen);
     tokio::spawn(commands::obey(Arc::clone(&server)));
     loop {
@@ -78,13 +85,6 @@ pub async fn run(options: Options) -> Result<()> {
     }
     drop(listener);
     std::future::pending().await
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = TcpSocket::new_v4()?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 /// Errors of a connection do not matter here: the client sees and counts them.

@@ -48,7 +48,12 @@ struct Uploaded {
 
 pub async fn run(options: Options) -> Result<()> {
     let tls = options.target.connector()?.context("bulk needs --tls")?;
-    let open = Connection::open(options.target.address, options.target.from.first().copied(), Some(&tls));
+    let open = Connection::open(
+        options.target.transport().socket(),
+        options.target.address,
+        options.target.from.first().copied(),
+        Some(&tls),
+    );
     let mut connection = open.await.map_err(told)?;
     let started = Instant::now();
     let (bytes, served_by, sha256) = match options.direction {

@@ -87,8 +87,14 @@ pub struct Reply {
 }
 
 impl Connection {
-    pub async fn open(to: SocketAddrV4, from: Option<Ipv4Addr>, tls: Option<&TlsConnector>) -> Result<Self, Failure> {
-        let socket = TcpSocket::new_v4()?;
+    /// Opens one with a socket that may be bound to an address.
+    pub async fn open(
+        socket: io::Result<TcpSocket>,
+        to: SocketAddrV4,
+        from: Option<Ipv4Addr>,
+        tls: Option<&TlsConnector>,
+    ) -> Result<Self, Failure> {
+        let socket = socket?;
         if let Some(from) = from {
             // As without a bind, the kernel picks the port when it knows the destination too.
             setsockopt(&socket, sockopt::IpBindAddressNoPort, &true).map_err(io::Error::from)?;

@@ -263,7 +263,7 @@ async fn open(
     let target = &options.target;
     let opening = async {
         let from = pick(&target.from, number);
-        let mut connection = Connection::open(target.address, from, tls.as_ref()).await?;
+        let mut connection = Connection::open(target.transport().socket(), target.address, from, tls.as_ref()).await?;
         let served_by = connection.ask("name", "/version").await?;
         if options.watch {
             connection.request("GET", "/api/v1/pods?watch=1", 0).await?;

@@ -21,7 +21,7 @@ use tokio_rustls::{
     },
 };
 
-use crate::pki;
+use crate::{pki, transport::Transport};
 
 /// What to connect to, and how.
 #[derive(clap::Args, Clone, Debug)]
@@ -34,12 +34,19 @@ pub struct Target {
     /// Source addresses, used in turn [default: the kernel's choice]
     #[arg(long, value_delimiter = ',')]
     pub from: Vec<Ipv4Addr>,
+    /// Use MPTCP sockets
+    #[arg(long)]
+    pub mptcp: bool,
     /// Milliseconds after which a connection that is not served counts as failed
     #[arg(long, default_value_t = 15_000)]
     pub timeout_ms: u64,
 }
 
 impl Target {
+    fn transport(&self) -> Transport {
+        if self.mptcp { Transport::Mptcp } else { Transport::Tcp }
+    }
+
     fn timeout(&self) -> Duration {
         Duration::from_millis(self.timeout_ms)
     }

@@ -216,7 +216,8 @@ async fn one(storm: &Storm, number: u64, answered: &mut Option<(String, Instant)
     let target = &storm.options.target;
     let whole = async {
         let from = pick(&target.from, number);
-        let mut connection = Connection::open(target.address, from, storm.tls.as_ref()).await?;
+        let mut connection =
+            Connection::open(target.transport().socket(), target.address, from, storm.tls.as_ref()).await?;
         let close = storm.close(number);
         let by = ask(&mut connection, close).await?;
         *answered = Some((by, Instant::now()));

@@ -6,6 +6,7 @@ use std::net::SocketAddrV4;
 use lb_common::{
     flow::{Key, SlotAt},
     layout::{NONE, OUT, UP},
+    slot::SEIZED,
     time::Instant,
     verdict::Reason,
 };
@@ -231,7 +232,11 @@ impl World<'_> {
                 self.say(format!("backend {} refuses {}", it.backend, it.client));
                 let acknowledged = it.ends[CLIENT].next;
                 let refusal = self.bench.from_backend(it.backend, it.port, RST | ACK).numbers(0, acknowledged);
+                let seized = self.is_seized(it);
                 let out = self.sent(&refusal)?;
+                if seized {
+                    return self.goes_again(it, &out);
+                }
                 self.tally.failures += 1;
                 self.next_try(it, &out)
             }
@@ -258,10 +263,25 @@ impl World<'_> {
             return self.repeat_to_same(it);
         }
         self.say(format!("{} repeats its SYN", it.client));
+        let seized = self.is_seized(it);
         let out = self.sent(&self.syn_of(it))?;
         // A backend that is left because it takes no connections has not failed.
-        self.tally.failures += u64::from(waited >= CONNECT_TIMEOUT);
+        self.tally.failures += u64::from(waited >= CONNECT_TIMEOUT && !seized);
         self.next_try(it, &out)
+    }
+
+    /// Whether its port was taken from a stranger, whose attempt the backend may still mean.
+    fn is_seized(&self, it: &Connection) -> bool {
+        self.bench.tables().flow(it.at).is_some_and(|flow| flow.ctl.flags() & SEIZED != 0)
+    }
+
+    /// The first RST on a seized port refuses nothing: the SYN goes to the same backend once more.
+    fn goes_again(&self, it: &Connection, out: &Segment) -> Result<(), Fault> {
+        let expected = (it.port, it.backend, SYN, it.ends[CLIENT].next.wrapping_sub(1));
+        if (out.from.port(), backend_of(out), out.flags, out.sequence) == expected && !self.is_seized(it) {
+            return Ok(());
+        }
+        Err(self.fault("honest", format!("{it:?} on a port of a stranger before it: a RST led to {out:?}")))
     }
 
     /// The SYN goes to its backend again: as it came or written anew.
