@@ -8,7 +8,7 @@ use lb_common::layout::COOKIES_ON;
 use serde_json::Value;
 
 use super::{
-    HOOKS, all_alive,
+    HOOKS, VIP, all_alive,
     floods::{Flood, WITH_COOKIES, beside, is_served, random_syn},
     hold,
 };
