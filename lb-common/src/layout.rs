@@ -518,8 +518,8 @@ pub struct Service {
 /// each of them.
 pub const TURNED_AWAY_EVENTS: u32 = 100;
 
-/// Events for unconfirmed flows that gave way, likewise: so many that the controller can end each of
-/// those attempts at its backend, and a flood does not fill the ring buffer.
+/// Events for unconfirmed flows that gave way, likewise: the controller ends as many of those attempts
+/// at their backends. They take 160 KiB of the ring buffer before they are read.
 pub const GAVE_WAY_EVENTS: u32 = 2048;
 
 /// The stretch of time, about 1.07 s long, that a moment lies in.

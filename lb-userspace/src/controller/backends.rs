@@ -46,6 +46,12 @@ impl Controller {
     fn try_failed(&mut self, event: &Event) -> Vec<Action> {
         let reason = match Reason::from_number(event.reason) {
             Some(reason @ (Reason::Refused | Reason::ConnectTimeout)) => reason,
+            // It was left because it is drained, or silent on a port that an earlier attempt still
+            // holds: whether it is alive is asked, and nothing charged to it.
+            Some(Reason::MovedOn) => {
+                self.silence.point_at(event.backend);
+                return self.hurry(event.backend, event.at).into_iter().collect();
+            }
             // An older connection on the port (TIME_WAIT) is no failure of the backend.
             _ => return Vec::new(),
         };

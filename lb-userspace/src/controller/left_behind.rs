@@ -22,8 +22,8 @@ pub struct LeftPort {
     pub at: SlotAt,
     /// The number that the backend expects next.
     pub sequence: u32,
-    /// The number that it sends next.
-    pub acknowledgement: u32,
+    /// The number that it sends next, if it has answered.
+    pub acknowledgement: Option<u32>,
 }
 
 /// The port that an event asks to reset.
@@ -35,6 +35,7 @@ pub fn left_port(event: &Event) -> Option<LeftPort> {
         _ => false,
     };
     let (sequence, acknowledgement) = (event.bytes_in as u32, event.bytes_out as u32);
+    let acknowledgement = Some(acknowledgement).filter(|number| *number != 0);
     is_left.then(|| event.slot_at()).flatten().map(|at| LeftPort { at, sequence, acknowledgement })
 }
 

@@ -100,7 +100,7 @@ impl Dataplane {
     }
 
     /// Resets whatever the backend of a port holds there, if it expects this number.
-    pub fn reset_port(&self, at: SlotAt, sequence: u32, acknowledgement: u32) -> io::Result<()> {
+    pub fn reset_port(&self, at: SlotAt, sequence: u32, acknowledgement: Option<u32>) -> io::Result<()> {
         let pool = self.tables.pool(at.pool());
         let interface = self.tables.interface(pool.hop.interface());
         match frames::port_reset(&pool, at.slot(), (sequence, acknowledgement), interface.mac) {

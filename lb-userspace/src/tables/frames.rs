@@ -143,7 +143,9 @@ pub fn first_syn(client: SocketAddr, listener: &Listener, mac: [u8; 6], initial:
 /// A reset is accepted only at exactly the next sequence number that its receiver expects (RFC 5961
 /// section 3.2): the last acknowledgement seen from it or, if data beyond that was forwarded to it,
 /// the end of that data. A second reset covers the second case. Both acknowledge all that the
-/// receiver has sent, so that they are accepted in SYN-SENT too.
+/// receiver has sent, so that they are accepted in SYN-SENT too. To a backend whose number is not
+/// known they acknowledge nothing: in SYN-RECEIVED Linux looks at an acknowledgement first, and
+/// ignores a reset with a wrong one.
 pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) -> [u8; 6]) -> Vec<Outgoing> {
     let endpoints = || {
         let vip = v4(socket_address(listener.address, listener.port))?;
@@ -162,16 +164,16 @@ pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) ->
         // has answered at all, expects what follows the SYN.
         (vec![0], vec![end_client])
     };
-    let ack_backend = if flow.is_answered() { end_backend } else { 0 };
-    let reset = |hop: Hop, source, target, seq, ack| {
+    let ack_backend = flow.is_answered().then_some(end_backend);
+    let reset = |hop: Hop, source, target, seq, ack: Option<u32>| {
         let segment = Segment {
             source_mac: mac(hop.interface()),
             target_mac: hop.mac(),
             source,
             target,
             seq,
-            ack,
-            flags: RST | ACK,
+            ack: ack.unwrap_or(0),
+            flags: reset_flags(ack),
             window: [0; 2],
             tos: 0,
             options: &[],
@@ -180,7 +182,7 @@ pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) ->
     };
     let mut frames = Vec::new();
     if record.hop.is_known() {
-        frames.extend(to_client.into_iter().map(|seq| reset(record.hop, vip, client, seq, end_client)));
+        frames.extend(to_client.into_iter().map(|seq| reset(record.hop, vip, client, seq, Some(end_client))));
     }
     if pool.hop.is_known() {
         frames.extend(to_backend.into_iter().map(|seq| reset(pool.hop, snat, backend, seq, ack_backend)));
@@ -188,17 +190,22 @@ pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) ->
     frames
 }
 
+/// The flags of a reset that acknowledges what its receiver has sent, if that is known.
+fn reset_flags(ack: Option<u32>) -> u8 {
+    if ack.is_some() { RST | ACK } else { RST }
+}
+
 /// A reset from a port of ours to the backend of its pool, whatever connection it is. `None` if the
 /// way to the backend is not known.
-pub fn port_reset(pool: &Pool, slot: u16, (seq, ack): (u32, u32), mac: [u8; 6]) -> Option<Vec<u8>> {
+pub fn port_reset(pool: &Pool, slot: u16, (seq, ack): (u32, Option<u32>), mac: [u8; 6]) -> Option<Vec<u8>> {
     let segment = Segment {
         source_mac: mac,
         target_mac: pool.hop.mac(),
         source: v4(SocketAddr::new(from_mapped(pool.snat), pool.first_port.wrapping_add(slot)))?,
         target: v4(socket_address(pool.backend, pool.port))?,
         seq,
-        ack,
-        flags: RST | ACK,
+        ack: ack.unwrap_or(0),
+        flags: reset_flags(ack),
         window: [0; 2],
         tos: 0,
         options: &[],

@@ -214,6 +214,25 @@ fn a_host_that_takes_another_ones_place_asks_every_backend_though_all_connection
 }
 
 #[test]
+fn one_that_was_left_without_an_answer_is_asked_whether_it_lives_and_is_charged_with_nothing() {
+    let mut world = World::new(&[10, 11]);
+    let flows = opened(&mut world, 2);
+    let pools: Vec<_> = world.tables.installed().backends.values().flat_map(|row| row.pools.clone()).collect();
+    for pool in pools {
+        world.tables.heard_at(pool, Ticks(0));
+        world.tables.sent_at(pool, Ticks(0));
+    }
+    world.run(START + SECOND, START + 5 * SECOND);
+    assert_eq!(world.tables.asked, []);
+    for _ in 0..100 {
+        world.event(TRY_FAILED, Reason::MovedOn, 0, START + 5 * SECOND);
+    }
+    assert_eq!((world.tables.admission(0), world.tables.backend(0).connect_failures), (UP, 0));
+    world.run(START + 5 * SECOND, START + 6 * SECOND);
+    assert!(world.tables.asked.contains(&flows[0]), "{:?}", world.tables.asked);
+}
+
+#[test]
 fn when_flow_sync_ends_on_the_host_without_the_address_nobody_is_asked_and_nothing_reset() {
     let mut world = World::new(&[10, 11, 12]);
     let mut short = service("api", "10.0.1.100:6443", &[10, 11, 12]);

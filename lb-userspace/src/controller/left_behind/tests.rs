@@ -29,7 +29,7 @@ fn event(kind: u8, reason: Reason) -> Event {
 
 #[test]
 fn what_stays_at_a_backend_is_reset_by_the_number_that_it_expects() {
-    let expected = Some(LeftPort { at: SlotAt::new(5, 9), sequence: 0xffff_fff0, acknowledgement: 7 });
+    let expected = Some(LeftPort { at: SlotAt::new(5, 9), sequence: 0xffff_fff0, acknowledgement: Some(7) });
     assert_eq!(left_port(&event(PORT_LEFT, Reason::TimeWait)), expected);
     assert_eq!(left_port(&event(GAVE_WAY, Reason::HalfOpenEvicted)), expected);
     for kind in [TRY_FAILED, TOOK_OUT] {

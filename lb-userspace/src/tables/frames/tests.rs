@@ -134,6 +134,8 @@ fn a_half_open_flow_is_reset_as_one_whose_syn_was_never_answered() {
     let frames = resets(&flow, &listener(), &pool(), mac);
     let found: Vec<_> = frames.iter().map(|out| (out.interface, numbers(&out.frame))).collect();
     assert_eq!(found, [(0, (0, 0x1234_5679)), (1, (0x1234_5679, 0))]);
+    // In SYN-SENT a reset needs its acknowledgement; in SYN-RECEIVED a wrong one voids it.
+    assert_eq!(frames.iter().map(|out| out.frame[47]).collect::<Vec<_>>(), [RST | ACK, RST]);
 }
 
 #[test]
@@ -160,14 +162,17 @@ fn nothing_is_sent_to_a_next_hop_that_is_not_known() {
 
 #[test]
 fn a_port_is_reset_with_both_numbers_whatever_connection_is_on_it() {
-    let frame = port_reset(&pool(), 9, (0xffff_fff0, 7), OUR_MACS[1]).unwrap();
+    let frame = port_reset(&pool(), 9, (0xffff_fff0, Some(7)), OUR_MACS[1]).unwrap();
+    let blind = port_reset(&pool(), 9, (1, None), OUR_MACS[1]).unwrap();
+    assert_eq!((numbers(&blind), blind[47]), ((1, 0), RST));
+    assert_checksums(&blind);
     assert_checksums(&frame);
     assert_eq!((numbers(&frame), frame[47]), ((0xffff_fff0, 7), RST | ACK));
     assert_eq!((&frame[..6], &frame[6..12]), (&BACKEND_MAC[..], &OUR_MACS[1][..]));
     let ends = ("10.0.1.100:10249".parse().unwrap(), "10.0.1.10:6443".parse().unwrap());
     assert_eq!(endpoints(&frame), Some(ends));
     let unresolved = Pool { hop: Hop::default(), ..pool() };
-    assert_eq!(port_reset(&unresolved, 9, (1, 2), OUR_MACS[1]), None);
+    assert_eq!(port_reset(&unresolved, 9, (1, Some(2)), OUR_MACS[1]), None);
 }
 
 #[test]
