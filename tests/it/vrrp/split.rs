@@ -90,7 +90,8 @@ fn a_host_whose_advertisements_do_not_leave_takes_nothing_from_the_master() {
     let changes = || report(&two).expect("a report")["transitions"].as_u64();
     let before = changes();
     lab.balancer.firewall(&[], &["ip protocol 112 drop"]).expect("nft");
-    let filter = format!("arp and ether src {}", mac(&lab.balancer));
+    let vip = u32::from(VIP.parse::<std::net::Ipv4Addr>().expect("an address"));
+    let filter = format!("arp and ether src {} and arp[14:4] = {vip}", mac(&lab.balancer));
     let announced = Capture::start(lab.client(), "eth0", &filter).expect("tcpdump");
     // It hears the other one, ranks higher, and cannot say so.
     let one = evenkeel(&lab, &lab.balancer, &instance(150, &fast));
