@@ -556,11 +556,16 @@ pub struct CookieKey {
     pub reserved: u64,
 }
 
-/// VERIFIED and CHALLENGED: a word for each of this many hashes, see [`cookie::Mark`]: the clients
-/// that have answered a cookie lately (in any of [`cookie::ROWS`] rows), and those that were sent one. Written by the kernel program.
+/// VERIFIED: a word for each of this many hashes, see [`cookie::Mark`]: the clients that have answered
+/// a cookie lately, in any of [`cookie::ROWS`] rows. Written by the kernel program. A client sends its
+/// SYN again within a second; so long even 8,000 new ones a second are known.
 ///
 /// [`cookie::Mark`]: crate::cookie::Mark
-pub const MARKS: u32 = 16_384;
+/// [`cookie::ROWS`]: crate::cookie::ROWS
+pub const MARKS: u32 = 8192;
+/// CHALLENGED: the same of the clients that were sent one. It only has to catch some of those that do
+/// not answer.
+pub const CHALLENGES: u32 = 2048;
 
 /// EXEMPT: the clients that get no cookie, by service and prefix: the service's number as four bytes
 /// of the host, then the address, v4-mapped. Written by the controller.

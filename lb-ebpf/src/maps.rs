@@ -14,8 +14,8 @@ use lb_common::{
     clients::CLIENT_BUCKETS,
     event::Event,
     layout::{
-        Address, Backend, ClientLine, ConnectTimes, CookieKey, EVENTS_BYTES, EXTENT_BITS, ExemptKey, Failures,
-        FreeLine, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MARKS, MAX_ADDRESSES,
+        Address, Backend, CHALLENGES, ClientLine, ConnectTimes, CookieKey, EVENTS_BYTES, EXTENT_BITS, ExemptKey,
+        Failures, FreeLine, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MARKS, MAX_ADDRESSES,
         MAX_BACKENDS, MAX_EXEMPT, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, MaglevLine, Meta, Opening, POOL_BITS,
         POOL_EXTENTS, Pool, RST_BUCKETS, Ring, RuleLine, Service, Slot, SlowStart, Trace,
     },
@@ -99,7 +99,7 @@ pub static COOKIES: Array<CookieKey, 1, MAPPED> = Array::new();
 #[btf_map]
 pub static VERIFIED: Array<u64, { MARKS as usize }, MAPPED> = Array::new();
 #[btf_map]
-pub static CHALLENGED: Array<u64, { MARKS as usize }, MAPPED> = Array::new();
+pub static CHALLENGED: Array<u64, { CHALLENGES as usize }, MAPPED> = Array::new();
 #[btf_map]
 pub static EXEMPT: LpmTrie<ExemptKey, u32, { MAX_EXEMPT as usize }> = LpmTrie::new();
 #[btf_map]

@@ -18,9 +18,9 @@ use lb_common::{
     flow::{HalfOpenCell, Key, SlotAt},
     hash::{Entry, PROBES, listener_start, pool_start, probe},
     layout::{
-        Address, Backend, ClientLine, CookieKey, DELETED, EMPTY, EXTENT_BITS, ExemptKey, Failures, FreeLine,
-        HEARD_STEP, Hop, Interface, LISTENER_BITS, Lease, Listener, Opening, POOL_BITS, Pool, Ring, Service, Slot,
-        SlowStart, Trace,
+        Address, Backend, CHALLENGES, ClientLine, CookieKey, DELETED, EMPTY, EXTENT_BITS, ExemptKey, Failures,
+        FreeLine, HEARD_STEP, Hop, Interface, LISTENER_BITS, Lease, Listener, Opening, POOL_BITS, Pool, Ring, Service,
+        Slot, SlowStart, Trace,
     },
     time::{Instant, Ticks},
 };
@@ -220,10 +220,10 @@ pub fn verified(row: u32) -> Option<Word<u64>> {
     maps::VERIFIED.get_ptr_mut(row).map(Word)
 }
 
-/// The mark of a client that was sent a cookie.
+/// The mark of a client that was sent a cookie; a row of VERIFIED is folded.
 #[inline(always)]
 pub fn challenged(row: u32) -> Option<Word<u64>> {
-    maps::CHALLENGED.get_ptr_mut(row).map(Word)
+    maps::CHALLENGED.get_ptr_mut(row % CHALLENGES).map(Word)
 }
 
 /// Whether EXEMPT has a client of a service, whose address is as it lies in a packet.

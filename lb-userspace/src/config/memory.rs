@@ -9,9 +9,9 @@ use lb_common::{
     clients::CLIENT_BUCKETS,
     hash::BUCKET,
     layout::{
-        Backend, ClientLine, ConnectTimes, CookieKey, EVENTS_BYTES, EXTENT_BITS, Failures, Interface, LEASE_BITS,
-        LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MARKS, MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES,
-        MIN_RING_BITS, MaglevLine, Meta, Opening, POOL_BITS, POOL_EXTENTS, Pool, Ring, Rule, RuleLine,
+        Backend, CHALLENGES, ClientLine, ConnectTimes, CookieKey, EVENTS_BYTES, EXTENT_BITS, Failures, Interface,
+        LEASE_BITS, LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MARKS, MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES,
+        MAX_SERVICES, MIN_RING_BITS, MaglevLine, Meta, Opening, POOL_BITS, POOL_EXTENTS, Pool, Ring, Rule, RuleLine,
         Service as ServiceRecord, Slot, SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
@@ -57,7 +57,7 @@ pub(crate) const FIXED: [(&str, u64, u64); 16] = [
     ("FAILURES", size_of::<Failures>() as u64, MAX_BACKENDS as u64),
     ("COOKIES", size_of::<CookieKey>() as u64, 1),
     ("VERIFIED", 8, MARKS as u64),
-    ("CHALLENGED", 8, MARKS as u64),
+    ("CHALLENGED", 8, CHALLENGES as u64),
     ("COUNTED", 8, REASON_LIMIT as u64),
     ("TRACE", size_of::<Trace>() as u64, 1),
 ];

@@ -8,8 +8,8 @@ use aya::maps::{MapData, MapType};
 use lb_common::{
     hash,
     layout::{
-        Backend, ConnectTimes, CookieKey, EVENTS_BYTES, Failures, Interface, LEASE_BITS, LISTENER_BITS, Lease,
-        Listener, MARKS, MAX_ADDRESSES, MAX_BACKENDS, MAX_EXEMPT, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, Meta,
+        Backend, CHALLENGES, ConnectTimes, CookieKey, EVENTS_BYTES, Failures, Interface, LEASE_BITS, LISTENER_BITS,
+        Lease, Listener, MARKS, MAX_ADDRESSES, MAX_BACKENDS, MAX_EXEMPT, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, Meta,
         POOL_BITS, POOL_EXTENTS, Pool, RST_BUCKETS, Ring, Service, SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
@@ -88,7 +88,7 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("WAYS", Shape { kind: MapType::LpmTrie, key: 20, value: 8, entries: MAX_WAYS, flags: NO_PREALLOC }),
         ("COOKIES", mapped(size_of::<CookieKey>(), 1)),
         ("VERIFIED", mapped(8, MARKS)),
-        ("CHALLENGED", mapped(8, MARKS)),
+        ("CHALLENGED", mapped(8, CHALLENGES)),
         ("EXEMPT", Shape { kind: MapType::LpmTrie, key: 24, value: 4, entries: MAX_EXEMPT, flags: NO_PREALLOC }),
         ("COUNTERS", per_cpu(8, REASON_LIMIT)),
         ("COUNTED", mapped(8, REASON_LIMIT)),
