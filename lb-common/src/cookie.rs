@@ -14,7 +14,7 @@ use crate::{hash::mix, layout::MARKS, time::Ticks};
 const AHEAD: u32 = 1 << 10;
 /// One epoch is `1 << EPOCH_BITS` nanoseconds, 8.6 s. A cookie is good in its own and in the next.
 pub const EPOCH_BITS: u32 = 33;
-/// How long a client that has answered is known, in [`Ticks`]: 4.2 s.
+/// How long a client that has answered is known, in [`Ticks`]: 4.3 s.
 pub const KNOWN: u32 = 4 << 10;
 /// When a client that was sent a cookie and sends its SYN again has not answered, in [`Ticks`]: a
 /// little less than the second after which a SYN is repeated (RFC 6298 section 2.1).

@@ -231,8 +231,7 @@ impl Way {
 
 /// Whether a frame is for another MAC address than ours: a switch that has forgotten an address
 /// sends its frames to every port, and both hosts of a pair know the flow. A live flow whose address
-/// this host holds is forwarded all the same. `out` is the
-/// way that the segment would take.
+/// this host holds is forwarded all the same. `out` is the way that the segment would take.
 #[inline(always)]
 fn is_for_another<F: Frame>(frame: F, segment: Segment, out: Way, ctl: Ctl) -> bool {
     if !frame.is_flooded(|| came_in_by(frame, out)) {

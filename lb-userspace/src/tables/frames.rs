@@ -165,20 +165,9 @@ pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) ->
         (vec![0], vec![end_client])
     };
     let ack_backend = flow.is_answered().then_some(end_backend);
-    let reset = |hop: Hop, source, target, seq, ack: Option<u32>| {
-        let segment = Segment {
-            source_mac: mac(hop.interface()),
-            target_mac: hop.mac(),
-            source,
-            target,
-            seq,
-            ack: ack.unwrap_or(0),
-            flags: reset_flags(ack),
-            window: [0; 2],
-            tos: 0,
-            options: &[],
-        };
-        Outgoing { interface: hop.interface(), frame: segment.frame() }
+    let reset = |hop: Hop, source, target, seq, ack| {
+        let frame = reset([mac(hop.interface()), hop.mac()], [source, target], (seq, ack));
+        Outgoing { interface: hop.interface(), frame }
     };
     let mut frames = Vec::new();
     if record.hop.is_known() {
@@ -190,27 +179,21 @@ pub fn resets(flow: &Flow, listener: &Listener, pool: &Pool, mac: impl Fn(u8) ->
     frames
 }
 
-/// The flags of a reset that acknowledges what its receiver has sent, if that is known.
-fn reset_flags(ack: Option<u32>) -> u8 {
-    if ack.is_some() { RST | ACK } else { RST }
+/// A reset from one address to another, which acknowledges what its receiver has sent, if that is
+/// known.
+fn reset(macs: [[u8; 6]; 2], ends: [SocketAddrV4; 2], (seq, ack): (u32, Option<u32>)) -> Vec<u8> {
+    let ([source_mac, target_mac], [source, target]) = (macs, ends);
+    let flags = if ack.is_some() { RST | ACK } else { RST };
+    let (ack, window) = (ack.unwrap_or(0), [0; 2]);
+    Segment { source_mac, target_mac, source, target, seq, ack, flags, window, tos: 0, options: &[] }.frame()
 }
 
 /// A reset from a port of ours to the backend of its pool, whatever connection it is. `None` if the
 /// way to the backend is not known.
-pub fn port_reset(pool: &Pool, slot: u16, (seq, ack): (u32, Option<u32>), mac: [u8; 6]) -> Option<Vec<u8>> {
-    let segment = Segment {
-        source_mac: mac,
-        target_mac: pool.hop.mac(),
-        source: v4(SocketAddr::new(from_mapped(pool.snat), pool.first_port.wrapping_add(slot)))?,
-        target: v4(socket_address(pool.backend, pool.port))?,
-        seq,
-        ack: ack.unwrap_or(0),
-        flags: reset_flags(ack),
-        window: [0; 2],
-        tos: 0,
-        options: &[],
-    };
-    pool.hop.is_known().then(|| segment.frame())
+pub fn port_reset(pool: &Pool, slot: u16, numbers: (u32, Option<u32>), mac: [u8; 6]) -> Option<Vec<u8>> {
+    let source = v4(SocketAddr::new(from_mapped(pool.snat), pool.first_port.wrapping_add(slot)))?;
+    let target = v4(socket_address(pool.backend, pool.port))?;
+    pool.hop.is_known().then(|| reset([mac, pool.hop.mac()], [source, target], numbers))
 }
 
 /// A keepalive as the client would send it (RFC 1122 section 4.2.3.6): the sequence number before
