@@ -1,4 +1,4 @@
-//! The task that keeps next hops and links up to date.
+//! The thread that keeps next hops and links up to date.
 
 use std::{pin::Pin, time::Duration};
 
@@ -43,17 +43,23 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts the task, inside a tokio runtime. The receiver gets every change; it closes when the
-    /// task ends, which logs the cause.
+    /// Starts the task on a thread of its own: a question may wait for the kernel's lock on network
+    /// configuration, which other processes can hold for any length of time. The receiver gets every
+    /// change; it closes when the task ends, which logs the cause.
     pub fn start() -> Result<(Watch, mpsc::Receiver<Change>)> {
         let (wanted, wants) = watch::channel(Vec::new());
         let (changes, receiver) = mpsc::channel(CHANGES);
-        let task = Task::open(wants, changes)?;
-        tokio::spawn(async move {
-            if let Err(error) = task.run().await {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let task = {
+            let _inside = runtime.enter();
+            Task::open(wants, changes)?
+        };
+        let run = move || {
+            if let Err(error) = runtime.block_on(task.run()) {
                 log::error!("next hops are no longer watched: {error:#}");
             }
-        });
+        };
+        std::thread::Builder::new().name("next-hops".into()).spawn(run).context("cannot start the thread next-hops")?;
         Ok((Watch { wanted }, receiver))
     }
 
