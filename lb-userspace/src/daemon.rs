@@ -240,8 +240,11 @@ impl Daemon {
             let stop = End::Stop { detach: self.config.daemon.on_exit == OnExit::Detach, reply: None };
             let deadline = self.controller.deadline().left(clock::monotonic());
             tokio::select! {
-                Some(change) = inputs.changes.recv() => {
-                    self.netlink_change(change);
+                change = inputs.changes.recv() => {
+                    let change = change.context("routes, neighbours and links can no longer be watched")?;
+                    if self.netlink_change(change) {
+                        self.check_dependencies().await;
+                    }
                     self.write_hops();
                 }
                 batch = inputs.events.next() => {
@@ -316,15 +319,18 @@ impl Daemon {
 
     // ---- what comes in ----
 
-    fn netlink_change(&mut self, change: netlink::Change) {
+    /// Returns whether the program is on other interfaces than before.
+    fn netlink_change(&mut self, change: netlink::Change) -> bool {
         let Daemon { hops, dataplane, wanted, .. } = self;
-        if let Err(error) =
-            hops.change(change, dataplane, self.process.options.clsact, |name| wanted.interfaces.get(name).copied())
-        {
+        let before = dataplane.attached();
+        if let Err(error) = hops.change(change, dataplane, self.process.options.clsact, wanted) {
             warn!("{error:#}");
         }
+        let now = self.dataplane.attached();
+        interfaces::moved(&before, &now).into_iter().for_each(|notice| self.tell(notice));
         self.direct_sync();
         self.clamp_payload();
+        before.iter().map(|it| it.ifindex).ne(now.iter().map(|it| it.ifindex))
     }
 
     fn write_hops(&mut self) {

@@ -21,6 +21,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -176,6 +177,28 @@ impl Lab {
     /// Adds a device to a host on the clients' segment, without an address.
     pub fn second_cable(&self, host: &Host, device: &str) -> Result<()> {
         self.cable_to_port(host, device, &self.switch, &format!("{}-{device}", host.name))
+    }
+
+    /// Removes a host's device on the clients' segment and makes another one, with the MAC address
+    /// of its own, `meanwhile` later; it is called `name` at first. Its addresses are those of before.
+    pub fn make_anew(&self, host: &Host, device: &str, name: &str, meanwhile: Duration) -> Result<()> {
+        host.ip(&["link", "del", device])?;
+        std::thread::sleep(meanwhile);
+        self.cable(host, name, &self.switch)?;
+        if name != device {
+            configure(host, &[format!("link set {name} down"), format!("link set {name} name {device} up")])?;
+        }
+        let addresses: Vec<_> = host.addresses.iter().map(|ip| address(device, *ip, 24)).collect();
+        configure(host, &addresses)
+    }
+
+    /// Moves a host's device to another network namespace and back: it keeps its index, and loses
+    /// everything else.
+    pub fn take_away_and_back(&self, host: &Host, device: &str) -> Result<()> {
+        host.ip(&["link", "set", device, "netns", self.switch.namespace()])?;
+        self.switch.ip(&["link", "set", device, "netns", host.namespace()])?;
+        let addresses = host.addresses.iter().map(|ip| address(device, *ip, 24));
+        configure(host, &[format!("link set {device} up")].into_iter().chain(addresses).collect::<Vec<_>>())
     }
 
     fn prepare_folder(&self) -> Result<()> {

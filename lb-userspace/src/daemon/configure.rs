@@ -67,7 +67,9 @@ impl Daemon {
                 return;
             }
             tokio::select! {
-                Some(change) = inputs.changes.recv() => self.netlink_change(change),
+                Some(change) = inputs.changes.recv() => {
+                    self.netlink_change(change);
+                }
                 () = &mut patience => return,
             }
         }

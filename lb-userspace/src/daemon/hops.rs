@@ -9,7 +9,7 @@ use anyhow::Result;
 use lb_common::layout::Hop;
 use log::warn;
 
-use super::ways::Ways;
+use super::{interfaces::Wanted, ways::Ways};
 use crate::{
     dataplane::{Dataplane, Requested},
     sys::netlink::{Change, Destination, NextHop, Watch},
@@ -49,15 +49,9 @@ impl Hops {
     }
 
     /// Takes in a change. An interface through which a backend is reached may not be attached yet;
-    /// the backend's answers come in there, so it is attached now. `wanted` says whether and how a
-    /// link is to be attached because of its name.
-    pub fn change(
-        &mut self,
-        change: Change,
-        dataplane: &mut Dataplane,
-        clsact: bool,
-        wanted: impl Fn(&str) -> Option<Requested>,
-    ) -> Result<()> {
+    /// the backend's answers come in there, so it is attached now. A link whose name is wanted may be
+    /// new, or made anew: it gets what the one before had.
+    pub fn change(&mut self, change: Change, dataplane: &mut Dataplane, clsact: bool, wanted: &Wanted) -> Result<()> {
         match change {
             Change::NextHop { destination, hop: Some(hop) } => {
                 self.hops.insert(destination.address, Some(hop));
@@ -68,12 +62,13 @@ impl Hops {
             }
             Change::Link { ifindex, name, mac, up: _ } => {
                 self.links.insert(ifindex, name.clone());
-                let attached = dataplane.attached().iter().any(|attached| attached.ifindex == ifindex);
-                if attached {
-                    dataplane.tables().place_interface(ifindex, mac)?;
-                } else if let Some(requested) = wanted(&name) {
-                    // It did not exist when the daemon started, or was removed and made again.
-                    dataplane.attach_beside(&name, requested, clsact)?;
+                if !dataplane.link(ifindex, &name, mac)?
+                    && let Some(requested) = wanted.interfaces.get(&name)
+                {
+                    dataplane.attach_beside(&name, *requested, clsact)?;
+                }
+                if wanted.guarded.contains(&name) {
+                    dataplane.guard(&name, clsact)?;
                 }
                 if self.hops.values().flatten().any(|hop| hop.ifindex == ifindex) {
                     self.attach_for(ifindex, dataplane, clsact);
@@ -87,6 +82,7 @@ impl Hops {
                 for hop in self.hops.values_mut() {
                     *hop = hop.filter(|hop| hop.ifindex != ifindex);
                 }
+                dataplane.link_gone(ifindex)?;
                 dataplane.renew_members()?;
             }
         }

@@ -119,15 +119,7 @@ pub fn attach(dataplane: &mut Dataplane, wanted: &Wanted, clsact: bool) -> Resul
     for group in groups(wanted) {
         let before = dataplane.attached();
         match dataplane.attach_together(&group, clsact) {
-            Ok(attached) => {
-                let as_before =
-                    |now: &Attached| before.iter().any(|it| it.ifindex == now.ifindex && it.mode == now.mode);
-                notices.extend(
-                    attached.iter().filter(|now| !as_before(now)).map(|now| {
-                        notice(Level::Info, &now.interface, &format!("{} ({})", now.mode.name(), now.reason))
-                    }),
-                );
-            }
+            Ok(attached) => notices.extend(put_on(&before, &attached)),
             Err(error) => {
                 let names: Vec<_> = group.keys().map(String::as_str).collect();
                 errors.push(format!("interface {}: {error:#}", names.join(", ")));
@@ -137,6 +129,20 @@ pub fn attach(dataplane: &mut Dataplane, wanted: &Wanted, clsact: bool) -> Resul
     let guarded = wanted.guarded.iter().map(|name| dataplane.guard(name, clsact));
     errors.extend(guarded.filter_map(Result::err).map(|error| format!("{error:#}")));
     if errors.is_empty() { Ok(notices) } else { Err(errors) }
+}
+
+fn put_on(before: &[Attached], now: &[Attached]) -> Vec<Notice> {
+    let as_before = |now: &&Attached| before.iter().any(|it| it.ifindex == now.ifindex && it.mode == now.mode);
+    let told = |now: &Attached| notice(Level::Info, &now.interface, &format!("{} ({})", now.mode.name(), now.reason));
+    now.iter().filter(|now| !as_before(now)).map(told).collect()
+}
+
+/// What has become of the program on interfaces that went, came or were renamed.
+pub fn moved(before: &[Attached], now: &[Attached]) -> Vec<Notice> {
+    let is_gone = |it: &&Attached| now.iter().all(|now| now.ifindex != it.ifindex);
+    let gone = before.iter().filter(is_gone);
+    let gone = gone.map(|it| notice(Level::Warn, &it.interface, "gone, and the program with it"));
+    gone.chain(put_on(before, now)).collect()
 }
 
 /// The interfaces between which frames go: those of a service, and of all that share one with it.

@@ -51,7 +51,7 @@ use pins::Pins;
 use crate::{
     sys::{
         memory::{Record, Table},
-        netdev,
+        netdev::{self, Device},
         packet_socket::PacketSocket,
     },
     tables::{Fixed, Index, Tables},
@@ -95,6 +95,8 @@ pub struct Dataplane {
     groups: Vec<BTreeSet<String>>,
     /// The interfaces that the guard was put on.
     guarded: BTreeSet<u32>,
+    /// The number that each name had last.
+    numbers: BTreeMap<String, u8>,
     socket: PacketSocket,
     lock: File,
 }
@@ -105,8 +107,10 @@ impl Prepared {
         let Prepared { pins, loaded: Loaded { programs, log, meta, adopted }, lock } = self;
         in_use(&pins)?;
         left_behind(&pins)?;
+        let tables = open_tables(&pins)?;
+        tables.retain_interfaces(|ifindex| netdev::name_of(ifindex).is_ok())?;
         Ok(Dataplane {
-            tables: Arc::new(open_tables(&pins)?),
+            tables: Arc::new(tables),
             trace: mapped_table(&pins.maps(), "TRACE")?,
             socket: PacketSocket::open().context("cannot open a packet socket")?,
             pins,
@@ -118,6 +122,7 @@ impl Prepared {
             asked: BTreeMap::new(),
             groups: Vec::new(),
             guarded: BTreeSet::new(),
+            numbers: BTreeMap::new(),
             lock,
         })
     }
@@ -200,7 +205,7 @@ impl Dataplane {
     /// gap. The interface is entered in the tables first.
     pub fn attach(&mut self, interface: &str, requested: Requested, clsact: bool) -> Result<Attached> {
         let device = netdev::by_name(interface).with_context(|| format!("no interface {interface}"))?;
-        let number = self.tables.place_interface(device.ifindex, device.mac)?;
+        let number = self.place(&device)?;
         // Before the hook: frames come in by the members from its first moment on. A bond gets
         // native XDP only where that is asked for.
         if requested == Requested::Xdp {
@@ -224,6 +229,38 @@ impl Dataplane {
         Ok(attached)
     }
 
+    fn place(&mut self, device: &Device) -> Result<u8> {
+        let number = self.tables.place_interface_again(device.ifindex, device.mac, &self.numbers, &device.name)?;
+        self.numbers.insert(device.name.clone(), number);
+        Ok(number)
+    }
+
+    /// Takes in what the kernel says of an interface with the program on it; `false`: of no such one.
+    pub fn link(&mut self, ifindex: u32, name: &str, mac: [u8; 6]) -> Result<bool> {
+        let Some(attached) = self.attached.get_mut(&ifindex) else { return Ok(false) };
+        attached.mac = mac;
+        if attached.interface != name {
+            // Another one may get the name it had.
+            let before = std::mem::replace(&mut attached.interface, name.to_owned());
+            for group in &mut self.groups {
+                if group.remove(&before) {
+                    group.insert(name.to_owned());
+                }
+            }
+            let number = attached.number;
+            self.numbers.retain(|_, had| *had != number);
+            self.numbers.insert(name.to_owned(), number);
+        }
+        self.tables.place_interface(ifindex, mac)?;
+        Ok(true)
+    }
+
+    /// An interface is gone, and with it the program and the guard. Another one may have its index
+    /// by now.
+    pub fn link_gone(&mut self, ifindex: u32) -> Result<()> {
+        self.remove(ifindex)
+    }
+
     /// A bond gives its members the native XDP program: frames come in by those.
     fn place_members(&self, ifindex: u32, number: u8) -> Result<()> {
         let members = netdev::members(ifindex)
@@ -242,9 +279,10 @@ impl Dataplane {
     /// address whose lease does not hold.
     pub fn guard(&mut self, interface: &str, clsact: bool) -> Result<()> {
         let device = netdev::by_name(interface).with_context(|| format!("no interface {interface}"))?;
-        if self.guarded.insert(device.ifindex) {
+        if !self.guarded.contains(&device.ifindex) {
             let mut hooks = Hooks { pins: &self.pins, programs: &mut self.programs };
             hooks.guard(&device, clsact).with_context(|| format!("cannot attach to the egress of {interface}"))?;
+            self.guarded.insert(device.ifindex);
         }
         Ok(())
     }
@@ -283,6 +321,10 @@ impl Dataplane {
             Some(attached) => attached.ifindex,
             None => netdev::index_of(interface).with_context(|| format!("no interface {interface}"))?,
         };
+        self.remove(ifindex)
+    }
+
+    fn remove(&mut self, ifindex: u32) -> Result<()> {
         for (of, hook) in self.pins.all_links()? {
             if of == ifindex {
                 detach(&self.pins, ifindex, hook)?;

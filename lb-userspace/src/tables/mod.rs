@@ -237,9 +237,26 @@ impl Tables {
 
     /// Enters one of our interfaces, or updates its MAC address; returns its number.
     pub fn place_interface(&self, ifindex: u32, mac: [u8; 6]) -> Result<u8> {
-        let free =
-            || numbered(&self.fixed.interfaces).find(|(_, record)| record.ifindex == 0).map(|(number, _)| number as u8);
-        let Some(number) = self.interface_number(ifindex).or_else(free) else {
+        self.place_interface_again(ifindex, mac, &BTreeMap::new(), "")
+    }
+
+    /// The same for one that was made anew: it gets the number that its name had, by which open
+    /// flows know it, and none that another name had while there are others.
+    pub fn place_interface_again(
+        &self,
+        ifindex: u32,
+        mac: [u8; 6],
+        had: &BTreeMap<String, u8>,
+        name: &str,
+    ) -> Result<u8> {
+        let free: Vec<_> = numbered(&self.fixed.interfaces)
+            .filter(|(_, record)| record.ifindex == 0)
+            .map(|(number, _)| number as u8)
+            .collect();
+        let own = || had.get(name).filter(|number| free.contains(number));
+        let unclaimed = || free.iter().find(|number| !had.values().any(|had| had == *number));
+        let new = || own().or_else(unclaimed).or(free.first()).copied();
+        let Some(number) = self.interface_number(ifindex).or_else(new) else {
             bail!("more than {MAX_INTERFACES} interfaces");
         };
         let record = Interface { ifindex, mac, reserved: [0; 6] };
@@ -290,6 +307,14 @@ impl Tables {
             self.fixed.interfaces.publish(number.into(), &Interface::default(), offset_of!(Interface, ifindex));
         }
         Ok(())
+    }
+
+    /// Forgets the interfaces of which this is not true; returns how many.
+    pub fn retain_interfaces(&self, is_there: impl Fn(u32) -> bool) -> Result<usize> {
+        let known: Vec<_> = numbered(&self.fixed.interfaces).map(|(_, record)| record.ifindex).collect();
+        let gone: Vec<_> = known.into_iter().filter(|ifindex| *ifindex != 0 && !is_there(*ifindex)).collect();
+        gone.iter().try_for_each(|ifindex| self.remove_interface(*ifindex))?;
+        Ok(gone.len())
     }
 
     // ---- counters ----

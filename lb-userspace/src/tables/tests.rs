@@ -305,6 +305,24 @@ fn interfaces_keep_their_numbers() {
 }
 
 #[test]
+fn an_interface_made_anew_gets_the_number_that_its_name_had_and_no_other_name_does() {
+    let tables = Tables::in_memory().unwrap();
+    for ifindex in [7, 9] {
+        tables.place_interface(ifindex, [1; 6]).unwrap();
+    }
+    let had = [("eth0", 0), ("eth1", 1)].map(|(name, number)| (name.to_owned(), number)).into();
+    assert_eq!(tables.retain_interfaces(|_| false).unwrap(), 2);
+    let again = |ifindex, name| tables.place_interface_again(ifindex, [2; 6], &had, name).unwrap();
+    assert_eq!((again(11, "eth1"), again(12, "br0"), again(13, "eth0"), again(14, "br1")), (1, 2, 0, 3));
+    assert_eq!(again(13, "br2"), 0, "one that has a number keeps it");
+    // Where nothing else is free, a number is better than none.
+    tables.retain_interfaces(|ifindex| ifindex != 13).unwrap();
+    (100..160).for_each(|ifindex| _ = again(ifindex, "other"));
+    assert_eq!(again(160, "other"), 0);
+    assert!(tables.place_interface_again(161, [2; 6], &had, "eth1").is_err());
+}
+
+#[test]
 fn a_bond_has_the_members_that_were_set_last_and_takes_them_with_it() {
     let tables = Tables::in_memory().unwrap();
     let [bond, card] = [(7, [1; 6]), (9, [2; 6])].map(|(ifindex, mac)| tables.place_interface(ifindex, mac).unwrap());

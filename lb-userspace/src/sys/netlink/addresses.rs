@@ -35,6 +35,17 @@ pub struct Interface {
 
 type Messages = Pin<Box<dyn Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)> + Send>>;
 
+/// What has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A link, or an address on it: the interface's index.
+    Changed(u32),
+    /// A link is gone; another one may have its index by now.
+    Gone(u32),
+    /// News was lost.
+    Lost,
+}
+
 /// One socket for requests and one for news. Lives inside a tokio runtime.
 pub struct Addresses {
     handle: Handle,
@@ -57,21 +68,24 @@ impl Addresses {
         Ok(Addresses { handle, news: Box::pin(messages) })
     }
 
-    /// Waits until a link or an address changes; returns the interface's index, or `None` if news
-    /// was lost. Cancel safe.
-    pub async fn changed(&mut self) -> Result<Option<u32>> {
+    /// Waits until a link or an address changes. Cancel safe.
+    pub async fn changed(&mut self) -> Result<News> {
         loop {
             let (message, _) = self.news.next().await.context("the netlink socket was closed")?;
             match message.payload {
+                // Not where a bridge says that a port has left it.
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message)) if link(&message).is_some() => {
+                    return Ok(News::Gone(message.header.index));
+                }
                 NetlinkPayload::InnerMessage(
                     RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
                 ) => {
-                    return Ok(Some(link.header.index));
+                    return Ok(News::Changed(link.header.index));
                 }
                 NetlinkPayload::InnerMessage(
                     RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address),
-                ) => return Ok(Some(address.header.index)),
-                NetlinkPayload::Overrun(_) => return Ok(None),
+                ) => return Ok(News::Changed(address.header.index)),
+                NetlinkPayload::Overrun(_) => return Ok(News::Lost),
                 _ => {}
             }
         }

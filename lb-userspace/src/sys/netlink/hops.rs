@@ -61,7 +61,8 @@ pub enum Change {
         /// What has changed; `None`: nothing is said of the prefix any longer.
         news: Vec<(IpNet, Option<Way>)>,
     },
-    /// A network interface is gone.
+    /// A network interface is gone. One that has come back under the same index is reported anew
+    /// after this.
     LinkGone {
         /// The index it had.
         ifindex: u32,
@@ -92,6 +93,8 @@ pub struct Hops {
     /// Links whose change is not reported yet. Together with `reported` it bounds what waits for a
     /// slow receiver: the latest state of each, never a queue.
     changed_links: BTreeSet<u32>,
+    /// Links that went, perhaps to come back under the same index, and are not reported as gone yet.
+    gone_links: BTreeSet<u32>,
 }
 
 impl Hops {
@@ -157,11 +160,18 @@ impl Hops {
         true
     }
 
-    /// A link is gone.
+    /// A link is gone, and with it what was known by it: another one may get its index.
     pub fn link_gone(&mut self, ifindex: u32) {
-        if self.links.remove(&ifindex).is_some() {
-            self.changed_links.insert(ifindex);
+        if self.links.remove(&ifindex).is_none() {
+            return;
         }
+        self.changed_links.remove(&ifindex);
+        self.gone_links.insert(ifindex);
+        self.neighbours.retain(|(by, _), _| *by != ifindex);
+        for via in self.routes.values_mut() {
+            *via = via.filter(|(by, _)| *by != ifindex);
+        }
+        self.reported.retain(|_, hop| hop.is_none_or(|hop| hop.ifindex != ifindex));
     }
 
     /// The indexes of the known links.
@@ -171,16 +181,18 @@ impl Hops {
 
     /// Whether there is something to report.
     pub fn has_change(&self) -> bool {
-        !self.changed_links.is_empty() || self.next_hop_change().is_some()
+        !self.gone_links.is_empty() || !self.changed_links.is_empty() || self.next_hop_change().is_some()
     }
 
     /// Takes one change to report: links first, because a next hop names one.
     pub fn take_change(&mut self) -> Option<Change> {
-        if let Some(ifindex) = self.changed_links.pop_first() {
-            return Some(match self.links.get(&ifindex).cloned() {
-                Some(Link { name, mac, up }) => Change::Link { ifindex, name, mac, up },
-                None => Change::LinkGone { ifindex },
-            });
+        if let Some(ifindex) = self.gone_links.pop_first() {
+            return Some(Change::LinkGone { ifindex });
+        }
+        while let Some(ifindex) = self.changed_links.pop_first() {
+            if let Some(Link { name, mac, up }) = self.links.get(&ifindex).cloned() {
+                return Some(Change::Link { ifindex, name, mac, up });
+            }
         }
         let (destination, hop) = self.next_hop_change()?;
         self.reported.insert(destination, hop);
@@ -290,6 +302,27 @@ mod tests {
         hops.link_gone(2);
         hops.link_gone(5);
         assert_eq!(changes(&mut hops), [Change::LinkGone { ifindex: 2 }]);
+    }
+
+    #[test]
+    fn a_link_that_comes_back_under_its_index_is_another_one_and_nothing_is_known_by_it() {
+        let mut hops = routed();
+        hops.link(3, "eth1".into(), [1; 6], true);
+        hops.neighbour((3, ip("10.0.3.1")), Some([7; 6]));
+        changes(&mut hops);
+        hops.link_gone(3);
+        hops.link(3, "eth1".into(), [1; 6], true);
+        let link = Change::Link { ifindex: 3, name: "eth1".into(), mac: [1; 6], up: true };
+        assert_eq!(changes(&mut hops), [Change::LinkGone { ifindex: 3 }, link.clone()]);
+        hops.route(destination("10.9.0.1"), Some((3, ip("10.0.3.1"))));
+        hops.neighbour((3, ip("10.0.3.1")), Some([7; 6]));
+        let again = next_hop("10.9.0.1", Some((3, 7)));
+        assert_eq!(changes(&mut hops), [again], "the receiver has forgotten it with the link");
+        // New and gone before it was reported.
+        hops.link_gone(3);
+        hops.link(3, "eth1".into(), [1; 6], true);
+        hops.link_gone(3);
+        assert_eq!(changes(&mut hops), [Change::LinkGone { ifindex: 3 }]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use super::{Fact, Shared, ThreadOrder};
 use crate::{
     sys::{
-        netlink::{Addresses, Interface},
+        netlink::{Addresses, Interface, News},
         raw_ip::{Kind, RawIp},
         readiness::Readiness,
     },
@@ -96,8 +96,8 @@ async fn run(shared: &Shared) -> Result<()> {
                 }
             }
             changed = work.addresses.changed() => {
-                let changed = changed?;
-                if work.concerns(changed) {
+                let news = changed?;
+                if work.concerns(news) {
                     work.look().await;
                 }
             }
@@ -150,9 +150,15 @@ impl Work<'_> {
         true
     }
 
-    /// Whether a change on this interface matters here.
-    fn concerns(&self, ifindex: Option<u32>) -> bool {
-        let Some(ifindex) = ifindex else { return true };
+    /// Whether the news matters here. With its interface a socket's membership in the multicast
+    /// group is gone, also if the interface comes back under its index.
+    fn concerns(&mut self, news: News) -> bool {
+        match news {
+            News::Lost => self.open.clear(),
+            News::Gone(gone) => self.open.retain(|_, (ifindex, _)| *ifindex != gone),
+            News::Changed(_) => {}
+        }
+        let (News::Changed(ifindex) | News::Gone(ifindex)) = news else { return true };
         let is_known = self.known.iter().any(|interface| interface.ifindex == ifindex);
         // An interface that is new, or has a new name.
         is_known || crate::sys::netdev::name_of(ifindex).is_ok_and(|name| self.wanted.interfaces.contains(&name))
