@@ -300,7 +300,9 @@ impl Daemon {
         self.keep_given_away();
         // Comes first: with the program gone and the address still there, the host itself would
         // reset every connection.
-        self.end_vrrp().await?;
+        if let Some(calls) = self.end_vrrp().await? {
+            tokio::task::spawn_blocking(|| calls.finish()).await?;
+        }
         self.sync.end();
         let datapath = if detach { "is detached" } else { "stays and goes on balancing" };
         self.tell(Notice::daemon(Level::Info, Kind::Lifecycle, format!("ending; the datapath {datapath}")));

@@ -198,6 +198,8 @@ pub struct VrrpStatus {
     /// While MASTER: how long this host would answer for the addresses without sending another
     /// advertisement.
     pub lease_ms: u64,
+    /// It leaves a lower MASTER in peace until flow sync knows all of its connections.
+    pub waits_for_flow_sync: bool,
     pub peers: Vec<VrrpPeer>,
     pub adverts: VrrpAdverts,
 }

@@ -247,6 +247,9 @@ fn details(instance: &VrrpStatus) -> String {
         // Writing to a String cannot fail, here and below.
         _ = writeln!(text, "  priority {} of {}: {}", instance.priority, instance.base_priority, weights.join(", "));
     }
+    if instance.waits_for_flow_sync {
+        _ = writeln!(text, "  waits for flow sync: it does not know all connections of the MASTER yet");
+    }
     for fault in &instance.faults {
         _ = writeln!(text, "  fault: {fault}");
     }

@@ -114,6 +114,7 @@ mod tests {
             source: None,
             lease: Instant::ZERO,
             given_away,
+            waits_for_flows: false,
             peers: Vec::new(),
             counters: Default::default(),
         }

@@ -184,13 +184,16 @@ impl Daemon {
     /// After the handover: finishes answers under way and writes the remaining lines of the access
     /// log. The socket and the locks belong to the other daemon.
     pub(super) async fn leave(mut self) -> Result<()> {
-        self.hand_over_vrrp().await;
+        let calls = self.hand_over_vrrp().await;
         self.history.close();
         drop(self.doors.serving.shutdown);
         if let Err(error) =
             self.doors.serving.task.await.context("the control socket's task has died").and_then(|served| served)
         {
             warn!("{error:#}");
+        }
+        if let Some(calls) = calls {
+            tokio::task::spawn_blocking(|| calls.finish()).await?;
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ use crate::{
         messages::InstanceEvent,
         report::{InstanceReport, Remembered},
         setup::Setup,
-        shell::{Fact, Reports, Router},
+        shell::{Fact, LastCalls, Reports, Router},
     },
     words::BackendState,
 };
@@ -118,7 +118,11 @@ impl Daemon {
         let setups: Vec<_> = self.config.vrrp.iter().map(Setup::of).collect();
         self.vrrp.numbers = setups.iter().map(|setup| (setup.name.clone(), setup.router())).collect();
         if setups.is_empty() {
-            return self.end_vrrp().await;
+            // The loop does not wait for an operator's program.
+            if let Some(calls) = self.end_vrrp().await? {
+                tokio::task::spawn_blocking(|| calls.finish());
+            }
+            return Ok(());
         }
         if self.vrrp.router.is_none() {
             let known = self.dependencies().await;
@@ -144,26 +148,35 @@ impl Daemon {
     /// by its lease.
     pub(super) async fn pause_vrrp(&mut self) {
         if !self.vrrp.reports().iter().any(|report| report.state == State::Master) {
-            self.hand_over_vrrp().await;
+            // The other daemon does not wait for an operator's program.
+            if let Some(calls) = self.hand_over_vrrp().await {
+                tokio::task::spawn_blocking(|| calls.finish());
+            }
         }
     }
 
-    /// Ends the instances without resigning.
-    pub(super) async fn hand_over_vrrp(&mut self) {
-        let Some(router) = self.vrrp.router.take() else { return };
+    /// Ends the instances without resigning. Returns the calls of `notify` that are still to be made.
+    pub(super) async fn hand_over_vrrp(&mut self) -> Option<LastCalls> {
+        let router = self.vrrp.router.take()?;
         match tokio::task::spawn_blocking(move || router.hand_over()).await {
-            Ok(events) => self.vrrp_events(&events),
-            Err(error) => log::error!("VRRP: {error}"),
+            Ok((events, calls)) => {
+                self.vrrp_events(&events);
+                Some(calls)
+            }
+            Err(error) => {
+                log::error!("VRRP: {error}");
+                None
+            }
         }
     }
 
     /// Ends the instances in order: they resign and remove their addresses. Waits for that, but not
-    /// forever.
-    pub(super) async fn end_vrrp(&mut self) -> Result<()> {
-        let Some(router) = self.vrrp.router.take() else { return Ok(()) };
-        let events = tokio::task::spawn_blocking(move || router.end()).await?;
+    /// forever. Returns the calls of `notify` that are still to be made.
+    pub(super) async fn end_vrrp(&mut self) -> Result<Option<LastCalls>> {
+        let Some(router) = self.vrrp.router.take() else { return Ok(None) };
+        let (events, calls) = tokio::task::spawn_blocking(move || router.end()).await?;
         self.vrrp_events(&events);
-        Ok(())
+        Ok(Some(calls))
     }
 
     pub(super) fn vrrp_events(&self, events: &[InstanceEvent]) {

@@ -9,7 +9,8 @@
 //!
 //! **What was lost.** A gap in the numbers that does not close in half a second means that datagrams
 //! were lost: a full copy is requested, at most once per second. A request is repeated until the
-//! copy begins; then the sender says that it goes on, also while it finds no flow. A copy is
+//! copy begins; then the sender says that it goes on, also while it finds no flow. One of which
+//! nothing is heard any more (its end was lost) is requested anew. A copy is
 //! complete if as many flows arrived as its end says and nothing was lost since its beginning; flows
 //! that we hold and the copy does not are over.
 
@@ -33,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a copy that has begun may be silent before another one is requested: longer than the
 /// longest `batch`, at the end of which the peer says that it goes on.
 const STANDSTILL: Duration = Duration::from_secs(3);
+/// How long a copy may take: longer than that of the largest tables.
+const LONGEST: Duration = Duration::from_secs(300);
 /// A peer that was silent for this long is lost.
 const SILENCE: Duration = Duration::from_secs(3);
 
@@ -90,6 +93,8 @@ struct Copy {
     covered: Vec<SocketAddr>,
     /// When it is requested again, if nothing is heard of it.
     until: Instant,
+    /// When it is requested again, whatever is heard of it.
+    over: Instant,
 }
 
 /// The session of the peer that is believed.
@@ -193,8 +198,8 @@ impl Link {
         if self.is_accepted() && self.copy_wanted_at.is_some_and(|at| now >= at) {
             self.copies += 1;
             self.copy_wanted_at = None;
-            let until = now + PATIENCE;
-            self.copy = Some(Copy { number: self.copies, begun: false, flows: 0, covered: Vec::new(), until });
+            let (until, over) = (now + PATIENCE, Instant::NEVER);
+            self.copy = Some(Copy { number: self.copies, begun: false, flows: 0, covered: Vec::new(), until, over });
             datagrams.push(self.message(&Message::Request { copy: self.copies }));
         }
         datagrams
@@ -325,9 +330,9 @@ impl Link {
             Message::Flow(flow) => {
                 let copy = self.copy.as_mut().filter(|copy| copy.begun);
                 let in_copy = copy.is_some();
+                // It does not show that the copy goes on: open flows are sent in their turn, too.
                 if let Some(copy) = copy {
                     copy.flows = copy.flows.saturating_add(1);
-                    copy.until = now + STANDSTILL;
                 }
                 Received::Flow { flow, in_copy }
             }
@@ -335,12 +340,13 @@ impl Link {
             Message::Request { copy } => Received::CopyWanted(copy),
             Message::CopyBegin { copy: number } => {
                 let copy = self.copy.as_mut().filter(|copy| copy.number == number)?;
-                *copy = Copy { number, begun: true, flows: 0, covered: Vec::new(), until: now + STANDSTILL };
+                let (until, over) = (now + STANDSTILL, now + LONGEST);
+                *copy = Copy { number, begun: true, flows: 0, covered: Vec::new(), until, over };
                 Received::CopyBegins
             }
             Message::CopyGoesOn { copy: number } => {
                 let copy = self.copy.as_mut().filter(|copy| copy.number == number && copy.begun)?;
-                copy.until = now + STANDSTILL;
+                copy.until = (now + STANDSTILL).min(copy.over);
                 return None;
             }
             Message::CopyEnd { copy: number, flows } => {

@@ -113,6 +113,7 @@ pub fn instance() -> VrrpStatus {
         faults: Vec::new(),
         source: None,
         lease_ms: 3000,
+        waits_for_flow_sync: false,
         peers: vec![VrrpPeer {
             address: "10.0.1.2".parse().unwrap(),
             priority: 100,

@@ -11,6 +11,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -53,6 +54,10 @@ pub enum HoldingOrder {
 }
 
 use HoldingOrder::{Forget, PutOn, Renew, TakeOff};
+
+/// How long putting addresses on an interface may take. Another process may hold the kernel's lock
+/// on network configuration for longer; then the address is better off on another host.
+pub const HELD_WITHIN: Duration = Duration::from_secs(3);
 
 /// A lease as the table has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +120,10 @@ struct Holding {
     leases: Vec<LeaseRecord>,
     /// An earlier run was MASTER, and its leases still held when the instance began.
     resumes: bool,
+    /// Orders to put addresses on that the kernel has not answered yet.
+    asked: u32,
+    /// When the last of them is overdue.
+    overdue_at: Option<Instant>,
 }
 
 impl Holding {
@@ -155,7 +164,7 @@ impl Holdings {
         now: Instant,
     ) -> Vec<HoldingOrder> {
         let interface = interface.to_owned();
-        let mut holding = Holding { interface, addresses: addresses.to_vec(), leases, resumes: false };
+        let mut holding = Holding { interface, addresses: addresses.to_vec(), leases, ..Holding::default() };
         holding.resumes = holding.is_held(|lease| lease.until > now);
         let resumes = holding.resumes;
         let mut orders = Vec::new();
@@ -237,14 +246,36 @@ impl Holdings {
     }
 
     /// Puts an instance's addresses on its interface.
-    pub fn hold(&self, id: InstanceId) -> Vec<HoldingOrder> {
-        let Some(holding) = self.instances.get(&id) else { return Vec::new() };
+    pub fn hold(&mut self, id: InstanceId, now: Instant) -> Vec<HoldingOrder> {
+        let Some(holding) = self.instances.get_mut(&id) else { return Vec::new() };
+        holding.asked += 1;
+        holding.overdue_at = Some(now + HELD_WITHIN);
         vec![PutOn { id, interface: holding.interface.clone(), addresses: holding.addresses.clone() }]
     }
 
+    /// The kernel has answered an order to put addresses on, whatever it said.
+    pub fn answered(&mut self, id: InstanceId) {
+        if let Some(holding) = self.instances.get_mut(&id) {
+            holding.asked = holding.asked.saturating_sub(1);
+            holding.overdue_at.take_if(|_| holding.asked == 0);
+        }
+    }
+
+    /// When the first answer is overdue.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.instances.values().filter_map(|holding| holding.overdue_at).min()
+    }
+
+    /// The instances whose addresses are not on the interface in time. Each is told once.
+    pub fn overdue(&mut self, now: Instant) -> Vec<InstanceId> {
+        let is_overdue = |holding: &mut Holding| holding.overdue_at.take_if(|at| *at <= now).is_some();
+        self.instances.iter_mut().filter_map(|(id, holding)| is_overdue(holding).then_some(*id)).collect()
+    }
+
     /// Takes an instance's addresses off its interface: first the leases, which count at once.
-    pub fn release(&self, id: InstanceId) -> Vec<HoldingOrder> {
-        let Some(holding) = self.instances.get(&id) else { return Vec::new() };
+    pub fn release(&mut self, id: InstanceId) -> Vec<HoldingOrder> {
+        let Some(holding) = self.instances.get_mut(&id) else { return Vec::new() };
+        holding.overdue_at = None;
         holding.renew(Instant::ZERO).chain([holding.take_off()]).collect()
     }
 

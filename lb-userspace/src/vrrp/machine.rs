@@ -9,7 +9,8 @@
 //! - when an advertisement has left, call [`sent`](Machine::sent). The lease is counted from there.
 //!
 //! A MASTER that could not advertise for three intervals (stopped, starved, or its interface takes
-//! nothing) is no longer MASTER: its peers have taken over. On any wake-up it steps down first.
+//! nothing) is no longer MASTER: its peers have taken over. On any wake-up it steps down first. Of a
+//! sleep that the clock does not show, [`Input::Slept`] tells.
 //!
 //! RFC 9568 says Active where RFC 5798, keepalived and this program say MASTER. Sections are those
 //! of RFC 9568 unless another RFC is named.
@@ -34,7 +35,7 @@ use master::{Master, Spoken, Verdict};
 /// "I resign": the priority in the last advertisement of a MASTER that ends in order.
 pub const RESIGN: u8 = 0;
 /// Intervals without an advertisement after which the MASTER counts as gone (section 6.1).
-const DOWN_INTERVALS: u32 = 3;
+pub const DOWN_INTERVALS: u32 = 3;
 
 /// The configuration, in the machine's units.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub enum Input {
     Heard(Heard),
     /// The deadline has come.
     Timer,
+    /// The host stood still for this long, and the clock with it (a suspended or paused machine).
+    Slept(Duration),
     /// Another host claims one of our addresses.
     Claimed,
     /// An operator gives the mastership away.
@@ -285,6 +288,12 @@ impl Machine {
         matches!(&self.phase, Phase::Master(master) if master.has_spoken)
     }
 
+    /// Whether it leaves a lower MASTER in peace because flow sync does not know all of its
+    /// connections yet.
+    pub fn waits_for_flows(&self, now: Instant) -> bool {
+        matches!(&self.phase, Phase::Backup(backup) if backup.waits_for_flows(&self.candidate, now))
+    }
+
     /// When [`Input::Timer`] is due; `None`: there is nothing to wait for.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.phase {
@@ -342,6 +351,9 @@ impl Machine {
     /// Handles one input at `now`.
     pub fn handle(&mut self, input: Input, now: Instant) -> Vec<Output> {
         let mut out = Vec::new();
+        if let Input::Slept(time) = input {
+            self.slept(time, now);
+        }
         if matches!(&self.phase, Phase::Master(master) if now >= master.lease) && !matches!(input, Input::End) {
             self.leave_master(State::Backup, Why::LeaseLapsed, now, &mut out);
         }
@@ -361,9 +373,20 @@ impl Machine {
             }
             (Input::Resume, Phase::Backup(_)) => self.resume(now, &mut out),
             (Input::End, _) => self.end(now, &mut out),
-            (Input::Claimed | Input::GiveAway | Input::StepDown | Input::Promote | Input::Resume, _) => {}
+            (Input::Claimed | Input::GiveAway | Input::StepDown | Input::Promote | Input::Resume, _)
+            | (Input::Slept(_), _) => {}
         }
         out
+    }
+
+    /// The peers' time has gone on: they wait for a MASTER by their own clocks, and what this host
+    /// had heard before says nothing about now.
+    fn slept(&mut self, time: Duration, now: Instant) {
+        match &mut self.phase {
+            Phase::Master(master) => master.lease = master.lease - time,
+            Phase::Backup(backup) => backup.wait_anew(&self.candidate, now),
+            Phase::Init | Phase::Fault => {}
+        }
     }
 
     fn usable(&mut self, source: Option<IpAddr>, now: Instant, out: &mut Vec<Output>) {
@@ -388,10 +411,11 @@ impl Machine {
     }
 
     /// Section 6.4.1: "If a Startup event is received". The owner does not wait, unless an operator
-    /// has given its mastership away.
+    /// has given its mastership away, or another MASTER may have connections that are not known here:
+    /// then it listens first, as any other.
     fn start(&mut self, why: Why, now: Instant, out: &mut Vec<Output>) {
         out.push(self.enter(State::Backup, why, now));
-        if self.priority() == OWNER && !self.candidate.yields {
+        if self.priority() == OWNER && !self.candidate.yields && !self.candidate.lacks_flows {
             self.master_down(Why::Owner, now, out);
         }
     }

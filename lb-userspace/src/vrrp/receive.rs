@@ -2,9 +2,17 @@
 //! The last one is ours: who carries none of our addresses must not make us give them away.
 //! One that fails a check is counted by that check and changes nothing.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
-use super::wire::{self, Packet, View, v2, v3};
+use super::{
+    group::InstanceId,
+    machine::{DOWN_INTERVALS, RESIGN},
+    wire::{self, Packet, View, v2, v3},
+};
 use crate::words::{AdvertRefusal, VrrpVersion};
 
 /// What an instance accepts as an advertisement of its virtual router.
@@ -64,6 +72,23 @@ pub struct RefusedAdvert {
 /// The number of the virtual router in a packet; `None`: the packet is too short.
 pub fn router_of(packet: &Packet) -> Option<u8> {
     View::new(packet.payload).map(View::router)
+}
+
+/// The instances that stood still without noticing it, and for how long: a router sends one
+/// advertisement an interval, and of one router so many were found at the same moment that it took
+/// longer to send them than a MASTER's lease lasts. A paused virtual machine shows it by nothing
+/// else: its clocks stand still with it.
+pub fn backlog(found: &[(InstanceId, Heard)]) -> BTreeMap<InstanceId, Duration> {
+    let mut senders: BTreeMap<_, u32> = BTreeMap::new();
+    let mut slept = BTreeMap::new();
+    for (id, heard) in found.iter().filter(|(_, heard)| heard.priority != RESIGN) {
+        let before = senders.entry((*id, heard.source)).or_default();
+        if *before >= DOWN_INTERVALS {
+            slept.insert(*id, heard.interval * *before);
+        }
+        *before += 1;
+    }
+    slept
 }
 
 impl Expectation {

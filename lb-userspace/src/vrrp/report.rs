@@ -50,6 +50,8 @@ pub struct InstanceReport {
     pub lease: Instant,
     /// The mastership was given away, and whichever router has it keeps it.
     pub given_away: bool,
+    /// It leaves a lower MASTER in peace until flow sync knows all of its connections.
+    pub waits_for_flows: bool,
     /// Other routers that were heard.
     pub peers: Vec<HeardRouter>,
     /// What it has counted.

@@ -33,6 +33,7 @@ fn report() -> Report {
         faults: vec![],
         source: None,
         lease_ms: 0,
+        waits_for_flow_sync: false,
         peers: vec![],
         adverts: VrrpAdverts {
             counts: AdvertCounts { sent: 7, ..AdvertCounts::default() },

@@ -36,6 +36,7 @@ fn instance(snapshot: &Snapshot, report: &InstanceReport) -> VrrpStatus {
         faults: report.faults.clone(),
         source: report.source,
         lease_ms: report.lease.left(snapshot.now).as_millis() as u64,
+        waits_for_flow_sync: report.waits_for_flows,
         peers: report
             .peers
             .iter()

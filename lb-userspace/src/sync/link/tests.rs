@@ -24,7 +24,7 @@ struct Fresh(u8);
 
 impl Fresh {
     fn next(&mut self) -> Session {
-        self.0 += 1;
+        self.0 = self.0.wrapping_add(1);
         [self.0; 16]
     }
 }
@@ -258,6 +258,38 @@ fn a_copy_goes_on_as_long_as_the_sender_says_so_though_it_finds_no_flow() {
     let copy = [Message::CopyBegin { copy: 2 }, Message::CopyEnd { copy: 2, flows: 0 }];
     send(&mut a, &mut b, &copy, START + 22 * SECOND).unwrap();
     assert_eq!(b.state(START + 22 * SECOND), SyncState::Synced);
+}
+
+#[test]
+fn a_copy_whose_end_was_lost_is_requested_again_though_open_flows_keep_coming() {
+    let (mut a, mut b, mut fresh) = pair();
+    send(&mut a, &mut b, &[Message::CopyBegin { copy: 1 }, Message::Flow(flow(1))], START).unwrap();
+    sealed(&mut a, &[Message::CopyEnd { copy: 1, flows: 1 }]);
+    let mut requested = None;
+    for tenth in 1..60 {
+        let now = ms(tenth * 100);
+        send(&mut a, &mut b, &[Message::Flow(flow(1 + tenth as u16 % 9))], now).unwrap();
+        let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, now);
+        if heard_a.contains(&Received::CopyWanted(2)) {
+            requested = requested.or(Some(tenth));
+        }
+    }
+    assert_eq!(requested, Some(30), "tenths of a second");
+}
+
+#[test]
+fn a_copy_that_never_ends_is_requested_again() {
+    let (mut a, mut b, mut fresh) = pair();
+    send(&mut a, &mut b, &[Message::CopyBegin { copy: 1 }], START).unwrap();
+    let mut second = 0;
+    loop {
+        second += 1;
+        send(&mut a, &mut b, &[Message::CopyGoesOn { copy: 1 }], START + second * SECOND).unwrap();
+        if talk(&mut a, &mut b, &mut fresh, START + second * SECOND).0.contains(&Received::CopyWanted(2)) {
+            break;
+        }
+    }
+    assert_eq!(second, 300);
 }
 
 #[test]

@@ -126,11 +126,11 @@ fn the_lease_of_an_instance_that_an_earlier_run_had_is_removed_at_the_start() {
 
 #[test]
 fn a_master_puts_its_addresses_on_and_releases_the_lease_before_the_address() {
-    let holdings = one(&[100, 101]);
+    let mut holdings = one(&[100, 101]);
     let addresses = nets(&[100, 101]);
-    assert_eq!(holdings.hold(0), [PutOn { id: 0, interface: "eth0".into(), addresses }]);
+    assert_eq!(holdings.hold(0, NOW), [PutOn { id: 0, interface: "eth0".into(), addresses }]);
     assert_eq!(holdings.release(0), [ended(100), ended(101), take_off(&[100, 101])]);
-    assert_eq!((holdings.hold(1), holdings.release(1), holdings.renew(1, NOW)), (vec![], vec![], vec![]));
+    assert_eq!((holdings.hold(1, NOW), holdings.release(1), holdings.renew(1, NOW)), (vec![], vec![], vec![]));
 }
 
 #[test]
@@ -141,4 +141,24 @@ fn each_claim_of_another_host_is_reported_once_with_its_address() {
     assert_eq!(holdings.new_claims(0, once), [NewClaim { address: ip(101), by: other, times: 2 }]);
     assert_eq!(holdings.new_claims(0, once), []);
     assert_eq!(holdings.new_claims(1, once), []);
+}
+
+#[test]
+fn addresses_that_the_kernel_does_not_put_on_are_overdue_once_until_it_has_answered_every_order() {
+    let at = |millis| NOW + Duration::from_millis(millis);
+    let mut holdings = one(&[100]);
+    assert_eq!(holdings.deadline(), None);
+    holdings.hold(0, at(0));
+    assert_eq!((holdings.overdue(at(2999)), holdings.deadline()), (vec![], Some(at(3000))));
+    assert_eq!((holdings.overdue(at(3000)), holdings.overdue(at(9000)), holdings.deadline()), (vec![0], vec![], None));
+    // It is tried again, and only now the first order is answered: that says nothing of the second.
+    holdings.hold(0, at(8000));
+    holdings.answered(0);
+    assert_eq!(holdings.deadline(), Some(at(11_000)));
+    holdings.answered(0);
+    assert_eq!((holdings.deadline(), holdings.overdue(at(20_000))), (None, vec![]));
+    // Addresses that are taken off again are not waited for.
+    holdings.hold(0, at(0));
+    holdings.release(0);
+    assert_eq!(holdings.deadline(), None);
 }

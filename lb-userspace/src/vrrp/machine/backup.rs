@@ -109,8 +109,7 @@ impl Backup {
             return;
         }
         self.master = Some(HeardMaster { address: heard.source, priority: heard.priority, heard: now });
-        let preempts = (candidate.settings.preempt || ours == OWNER) && !candidate.yields;
-        if preempts && heard.priority < ours && !self.is_held(candidate, now) {
+        if outranks(heard.priority, candidate) && !self.is_held(candidate, now) {
             // "Discard the ADVERTISEMENT": the timer runs on, and at its end the lower MASTER is
             // preempted.
             let why = Why::Preempts(heard.source);
@@ -139,10 +138,29 @@ impl Backup {
         delayed || candidate.lacks_flows && now < self.entered + FLOWS_WITHIN
     }
 
+    /// Whether a lower MASTER is left in peace because its connections are not known here.
+    pub fn waits_for_flows(&self, candidate: &Candidate, now: Instant) -> bool {
+        let is_lower = self.master.is_some_and(|master| outranks(master.priority, candidate));
+        is_lower && candidate.lacks_flows && now < self.entered + FLOWS_WITHIN
+    }
+
+    /// What was heard until now does not count: whoever is MASTER has the whole time to be heard.
+    pub fn wait_anew(&mut self, candidate: &Candidate, now: Instant) {
+        if matches!(self.takeover, Takeover::At(..)) {
+            self.wait(candidate, now);
+        }
+    }
+
     /// The MASTER has the whole Active_Down_Interval from now on.
     fn wait(&mut self, candidate: &Candidate, now: Instant) {
         self.takeover = Takeover::At(now + master_down_interval(candidate, self.interval), Why::Silence);
     }
+}
+
+/// Whether this router takes the mastership from a MASTER of this priority.
+fn outranks(priority: u8, candidate: &Candidate) -> bool {
+    let ours = candidate.priority();
+    (candidate.settings.preempt || ours == OWNER) && !candidate.yields && priority < ours
 }
 
 /// Active_Down_Interval (section 6.1). Version 2 does not learn (RFC 3768 section 6.1).

@@ -511,3 +511,62 @@ fn the_next_process_continues_with_what_the_last_one_knew() {
         (State::Backup, Instant::ZERO + 2000 * SECOND, past.transitions + 1)
     );
 }
+
+#[test]
+fn a_host_that_slept_longer_than_its_lease_listens_before_it_speaks_though_its_clock_stood_still() {
+    let lapsed = [Release, moved(State::Master, State::Backup, Why::LeaseLapsed)];
+    for slept in [3, 4, 30, 3600] {
+        let mut host = Host::master(settings(150));
+        assert_eq!(host.input(Input::Slept(slept * SECOND)), lapsed, "{slept} s");
+        // The other host has the addresses, and connections that are not known here.
+        host.input(Input::LacksFlows(true));
+        for _ in 0..8 {
+            host.hear(2, 100);
+            assert_eq!(host.run(SECOND), [], "{slept} s");
+        }
+        assert_eq!(host.machine.lease(), Instant::ZERO);
+        // A host that was BACKUP gives the MASTER the whole time, too.
+        let mut host = Host::new(settings(100));
+        host.hear(2, 150);
+        host.run(3 * SECOND);
+        host.input(Input::Slept(slept * SECOND));
+        assert_eq!(host.master_after().as_millis(), 3_609, "{slept} s");
+    }
+    // A shorter sleep ends the lease sooner.
+    let mut host = Host::master(settings(150));
+    let lease = host.machine.lease();
+    assert_eq!(host.input(Input::Slept(SECOND)), []);
+    assert_eq!((host.machine.state(), host.machine.lease()), (State::Master, lease - SECOND));
+}
+
+#[test]
+fn the_owner_of_the_addresses_waits_for_connections_too_but_no_longer_than_any_other() {
+    let takes_over_after = |known_after: Option<u32>| {
+        let mut host = Host { machine: Machine::new(settings(255)), now: START };
+        host.input(Input::LacksFlows(true));
+        host.input(Input::Usable(Some(ip(1))));
+        for second in 0..60 {
+            assert_eq!(
+                host.machine.waits_for_flows(host.now),
+                second > 0 && known_after.is_none_or(|it| it >= second) && second < 10
+            );
+            if known_after == Some(second) {
+                host.input(Input::LacksFlows(false));
+            }
+            host.hear(2, 254);
+            host.run(SECOND);
+            if host.machine.state() == State::Master {
+                return second;
+            }
+        }
+        panic!("it never takes over");
+    };
+    assert_eq!((takes_over_after(Some(0)), takes_over_after(Some(5)), takes_over_after(None)), (3, 7, 12));
+    // Nobody has the addresses.
+    let mut alone = Host { machine: Machine::new(settings(255)), now: START };
+    alone.input(Input::LacksFlows(true));
+    alone.input(Input::Usable(Some(ip(1))));
+    assert_eq!(alone.master_after().as_millis(), 3_003);
+    // Without flow sync it begins at once, as ever.
+    assert_eq!(Host::new(settings(255)).machine.state(), State::Master);
+}

@@ -173,3 +173,14 @@ fn names_of_refusals_are_unique() {
     let names: BTreeSet<_> = AdvertRefusal::ALL.iter().map(|refusal| refusal.name()).collect();
     assert_eq!(names.len(), AdvertRefusal::ALL.len());
 }
+
+#[test]
+fn advertisements_that_have_piled_up_tell_how_long_the_host_stood_still() {
+    let heard =
+        |source: &str, priority| Heard { source: ip(source), priority, interval: SECOND, agreement: Agreement::Same };
+    let (two, three) = (heard("10.0.1.2", 90), heard("10.0.1.3", 80));
+    assert_eq!(backlog(&[(0, two), (0, three), (0, two), (0, three), (0, two), (0, three)]), [].into());
+    assert_eq!(backlog(&[(0, two), (1, two), (0, two), (1, two), (0, two), (0, two)]), [(0, 3 * SECOND)].into());
+    assert_eq!(backlog(&[(7, three); 31]), [(7, 30 * SECOND)].into());
+    assert_eq!(backlog(&[(0, heard("10.0.1.2", 0)); 9]), [].into(), "resignations come when they come");
+}

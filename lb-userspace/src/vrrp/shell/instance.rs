@@ -87,7 +87,7 @@ impl Instance {
         result
     }
 
-    pub fn report(&self, machine: &Machine) -> InstanceReport {
+    pub fn report(&self, machine: &Machine, now: Instant) -> InstanceReport {
         let usability = self.usability.clone().unwrap_or_default();
         let is_master = machine.state() == State::Master;
         InstanceReport {
@@ -108,6 +108,7 @@ impl Instance {
             source: usability.source,
             lease: machine.lease(),
             given_away: machine.past().yields,
+            waits_for_flows: machine.waits_for_flows(now),
             peers: self.peers.clone(),
             counters: self.counters.clone(),
         }

@@ -27,6 +27,7 @@ use anyhow::{Context, Result};
 use tokio::sync::oneshot;
 
 use super::{
+    group::InstanceId,
     messages::InstanceEvent,
     report::{InstanceReport, Remembered},
     setup::Setup,
@@ -86,7 +87,7 @@ pub enum Fact {
     /// The addresses of an instance were put on the interface, or could not be.
     Held {
         /// The instance.
-        instance: Arc<str>,
+        id: InstanceId,
         /// The error, if there was one.
         result: Result<(), String>,
     },
@@ -190,17 +191,18 @@ impl Router {
         Ok(events)
     }
 
-    /// Ends in order: resigns, and removes addresses and leases. Returns the last events.
-    pub fn end(self) -> Vec<InstanceEvent> {
+    /// Ends in order: resigns, and removes addresses and leases. Returns the last events, and the
+    /// calls of `notify` that are still to be made.
+    pub fn end(self) -> (Vec<InstanceEvent>, LastCalls) {
         self.finish(false)
     }
 
     /// Ends without resigning: another process continues where this one was.
-    pub fn hand_over(self) -> Vec<InstanceEvent> {
+    pub fn hand_over(self) -> (Vec<InstanceEvent>, LastCalls) {
         self.finish(true)
     }
 
-    fn finish(mut self, hand_over: bool) -> Vec<InstanceEvent> {
+    fn finish(mut self, hand_over: bool) -> (Vec<InstanceEvent>, LastCalls) {
         self.shared.orders.post(ThreadOrder::End { hand_over });
         self.scripts.stop();
         if let Some(thread) = self.thread.take() {
@@ -209,8 +211,17 @@ impl Router {
         }
         let events = self.shared.events.take();
         self.notify.call(&self.programs, &events);
-        self.notify.finish(FAREWELL);
-        events
+        (events, LastCalls(self.notify))
+    }
+}
+
+/// Calls of `notify` that an operator's programs may take their time for.
+pub struct LastCalls(Notify);
+
+impl LastCalls {
+    /// Waits for them, but not for ever.
+    pub fn finish(self) {
+        self.0.finish(FAREWELL);
     }
 }
 

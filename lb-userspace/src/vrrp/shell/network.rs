@@ -19,7 +19,7 @@ use crate::{
         raw_ip::{Kind, RawIp},
         readiness::Readiness,
     },
-    vrrp::wire,
+    vrrp::{group::InstanceId, wire},
 };
 
 /// What this thread has to do.
@@ -28,8 +28,8 @@ pub enum NetworkOrder {
     Watch(Wanted),
     /// Put an instance's addresses on its interface, and keep them there.
     Hold {
-        /// The instance's name.
-        instance: Arc<str>,
+        /// The instance.
+        id: InstanceId,
         /// The interface.
         interface: String,
         /// The addresses.
@@ -67,8 +67,9 @@ pub fn start(shared: Arc<Shared>) -> Result<mpsc::Receiver<()>> {
                 log::error!("VRRP can no longer read or change addresses: {error:#}");
             }
         });
-        // The other thread may have ended first.
+        // The other thread may have ended first. It must know if this one has ended by itself.
         _ = done.send(());
+        shared.orders.ring();
     };
     std::thread::Builder::new().name("vrrp-net".into()).spawn(run)?;
     Ok(ended)
@@ -130,12 +131,12 @@ impl Work<'_> {
                 self.wanted = wanted;
                 self.look().await;
             }
-            NetworkOrder::Hold { instance, interface, addresses } => {
+            NetworkOrder::Hold { id, interface, addresses } => {
                 for address in &addresses {
                     self.held.insert((interface.clone(), address.addr()), *address);
                 }
                 let result = self.add(&interface, &addresses).await;
-                self.post(Fact::Held { instance, result: result.map_err(|error| format!("{error:#}")) });
+                self.post(Fact::Held { id, result: result.map_err(|error| format!("{error:#}")) });
             }
             NetworkOrder::Release { interface, addresses } => {
                 for address in &addresses {

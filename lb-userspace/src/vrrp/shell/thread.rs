@@ -32,10 +32,10 @@ use crate::{
     tables::Tables,
     vrrp::{
         group::{InstanceId, Machines},
-        holdings::Holdings,
+        holdings::{HELD_WITHIN, Holdings},
         machine::{Input, RESIGN},
         messages::{InstanceEvent, Occurrence, Trouble, TroubleLimit},
-        receive::{Agreement, router_of},
+        receive::{Agreement, Heard, backlog, router_of},
         report::Remembered,
         tracking::HostFacts,
         wire::{Packet, ipv4},
@@ -49,6 +49,8 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Packets of one socket in one turn: far more than arrive while the host is well, and few enough
 /// to be handled at once.
 const PACKETS: usize = 1024;
+/// The shortest sleep that counts: two clocks are not read at one moment.
+const NAP: Duration = Duration::from_millis(50);
 /// The longest packet, in bytes.
 const PACKET: usize = 2048;
 
@@ -76,6 +78,8 @@ pub struct Thread {
     limit: TroubleLimit,
     events: VecDeque<InstanceEvent>,
     network: VecDeque<NetworkOrder>,
+    /// How long the host had been suspended at the last look.
+    suspended: Duration,
     /// Notifies the daemon that the reports are about the instances that were configured.
     configured: Vec<oneshot::Sender<()>>,
     /// A lock was taken: come again soon.
@@ -111,6 +115,7 @@ impl Thread {
             limit: TroubleLimit::default(),
             events: VecDeque::new(),
             network: VecDeque::new(),
+            suspended: clock::suspended(),
             configured: Vec::new(),
             again: false,
         })
@@ -123,12 +128,17 @@ impl Thread {
         loop {
             let ready = self.wait();
             let now = monotonic();
+            self.look_for_sleep(now);
             self.read_sockets(&ready, &mut buffer, now);
             if let Turn::End { hand_over } = self.take_orders(now) {
                 return self.end(hand_over);
             }
             self.timers(now);
             self.publish();
+            // Without it no address is put on or taken off: the daemon ends, and another begins.
+            if !matches!(self.network_ended.try_recv(), Err(mpsc::TryRecvError::Empty)) {
+                return self.end(false);
+            }
         }
     }
 
@@ -146,7 +156,7 @@ impl Thread {
     /// Waits, and says which sockets can be read. The mailbox is read in any case.
     fn wait(&self) -> Vec<bool> {
         let retries = self.instances.values().filter_map(|instance| instance.retry_at);
-        let due = self.machines.deadline().into_iter().chain(retries).min();
+        let due = self.machines.deadline().into_iter().chain(retries).chain(self.holdings.deadline()).min();
         let now = monotonic();
         let again = self.again.then_some(now + AGAIN);
         let time = due.into_iter().chain(again).min().map(|at| at.left(now));
@@ -159,7 +169,25 @@ impl Thread {
 
     // ---- what comes in ----
 
+    /// CLOCK_MONOTONIC stands still while the host is suspended, and the leases' time with it.
+    fn look_for_sleep(&mut self, now: Instant) {
+        let suspended = clock::suspended();
+        let slept = suspended.saturating_sub(self.suspended);
+        if slept < NAP {
+            return;
+        }
+        self.suspended = suspended;
+        let ids: Vec<_> = self.instances.keys().copied().collect();
+        for id in ids {
+            self.input(id, Input::Slept(slept), now);
+            self.renew_leases(id);
+        }
+    }
+
+    /// All that has arrived is looked at before the first advertisement is acted on: many of one
+    /// sender tell of a sleep that no clock shows.
     fn read_sockets(&mut self, ready: &[bool], buffer: &mut [u8], now: Instant) {
+        let mut all = Vec::new();
         let keys: Vec<_> =
             self.sockets.keys().zip(ready).filter(|(_, ready)| **ready).map(|(key, _)| key.clone()).collect();
         for (interface, is_ipv4) in keys {
@@ -172,22 +200,25 @@ impl Thread {
                         Packet { source: source.into(), destination: destination.into(), hop_limit, payload }
                     }),
                 };
-                if let Some(packet) = packet {
-                    self.packet(&interface, is_ipv4, &packet, now);
-                }
+                all.extend(packet.and_then(|packet| self.packet(&interface, is_ipv4, &packet, now)));
             }
+        }
+        for (id, time) in backlog(&all) {
+            self.input(id, Input::Slept(time), now);
+        }
+        for (id, heard) in all {
+            self.input(id, Input::Heard(heard), now);
         }
     }
 
-    fn packet(&mut self, interface: &str, is_ipv4: bool, packet: &Packet, now: Instant) {
-        let Some(router) = router_of(packet) else { return };
+    /// The instance that a packet is for, and what it says, if that counts.
+    fn packet(&mut self, interface: &str, is_ipv4: bool, packet: &Packet, now: Instant) -> Option<(InstanceId, Heard)> {
+        let router = router_of(packet)?;
         let is_ours = |instance: &Instance| {
             let setup = &instance.setup;
             setup.router() == router && setup.ipv4 == is_ipv4 && setup.interface == interface
         };
-        let Some((id, instance)) = self.instances.iter_mut().find(|(_, instance)| is_ours(instance)) else {
-            return;
-        };
+        let (id, instance) = self.instances.iter_mut().find(|(_, instance)| is_ours(instance))?;
         let id = *id;
         match instance.setup.expectation.judge(packet) {
             Ok(heard) => {
@@ -199,12 +230,13 @@ impl Thread {
                     let trouble = Trouble::Disagrees { from: heard.source };
                     self.trouble(id, trouble, now);
                 }
-                self.input(id, Input::Heard(heard), now);
+                Some((id, heard))
             }
             Err(refused) => {
                 instance.counters.refuse(refused.why);
                 let trouble = Trouble::Refused { why: refused.why, from: packet.source, agreement: refused.agreement };
                 self.trouble(id, trouble, now);
+                None
             }
         }
     }
@@ -255,18 +287,22 @@ impl Thread {
             Fact::NoBackend(none) => self.host.no_backend = none,
             Fact::LacksFlows(lacks) => self.host.lacks_flows = lacks,
             Fact::Script { instance, number, passed } => self.script(&instance, number, passed),
-            Fact::Held { instance, result } => {
-                let Some(id) = self.id_of(&instance) else { return };
+            Fact::Held { id, result } => {
+                self.holdings.answered(id);
                 let Err(error) = result else { return };
-                self.trouble(id, Trouble::Addresses(error.clone()), now);
-                if let Some(instance) = self.instances.get_mut(&id) {
-                    instance.facts.addresses = Some(error);
-                    instance.retry_at = Some(now + RETRY);
-                }
+                self.cannot_hold(id, error, now);
             }
             Fact::Released { addresses, result } => self.released(&addresses, result, now),
         }
         self.evaluate_all(now);
+    }
+
+    fn cannot_hold(&mut self, id: InstanceId, why: String, now: Instant) {
+        self.trouble(id, Trouble::Addresses(why.clone()), now);
+        if let Some(instance) = self.instances.get_mut(&id) {
+            instance.facts.addresses = Some(why);
+            instance.retry_at = Some(now + RETRY);
+        }
     }
 
     fn socket(&mut self, key: SocketKey, socket: Result<RawIp, String>) {
@@ -318,6 +354,11 @@ impl Thread {
         };
         let retries: Vec<_> = self.instances.iter_mut().filter_map(due).collect();
         retries.into_iter().for_each(|id| self.evaluate(id, now));
+        for id in self.holdings.overdue(now) {
+            let why = format!("the kernel has not put its addresses on the interface within {HELD_WITHIN:?}");
+            self.cannot_hold(id, why, now);
+            self.evaluate(id, now);
+        }
         let outputs = self.machines.timer(now);
         self.act(outputs, now);
     }

@@ -1,21 +1,23 @@
 //! Two to five routers over virtual time: loss, delay, duplicates, partitions, pauses, crashes and
 //! restarts, then peace. Every run derives from one number, the seed. A run that fails prints its
-//! seed, and `EVENKEEL_SEED=N` repeats that run alone.
+//! seed, and `EVENKEEL_SEED=N` repeats that run alone; `EVENKEEL_SEEDS=10000` runs that many.
 
 mod network;
-mod random;
+pub(crate) mod random;
 
 use network::{Conduct, Network};
 use random::Random;
 
 use super::machine::State;
 
-/// Runs a case with many seeds, or with the one in `EVENKEEL_SEED`.
-fn with_seeds(count: u64, case: impl Fn(u64)) {
-    if let Some(seed) = std::env::var("EVENKEEL_SEED").ok().and_then(|seed| seed.parse().ok()) {
+/// Runs a case with so many seeds, with as many as `EVENKEEL_SEEDS` says, or with the one in
+/// `EVENKEEL_SEED`.
+pub(crate) fn with_seeds(count: u64, case: impl Fn(u64)) {
+    let number = |name| std::env::var(name).ok().and_then(|value| value.parse().ok());
+    if let Some(seed) = number("EVENKEEL_SEED") {
         return case(seed);
     }
-    for seed in 0..count {
+    for seed in 0..number("EVENKEEL_SEEDS").unwrap_or(count) {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case(seed)));
         assert!(outcome.is_ok(), "seed {seed} fails: EVENKEEL_SEED={seed} repeats it");
     }

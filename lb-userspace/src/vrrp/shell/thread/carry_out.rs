@@ -25,8 +25,11 @@ impl Thread {
         while let Some((id, output)) = work.pop_front() {
             match output {
                 Output::Advertise(priority) => work.extend(self.advertise(id, priority)),
-                Output::Hold => self.hold(id),
-                Output::Release => self.carry_out(self.holdings.release(id)),
+                Output::Hold => self.hold(id, now),
+                Output::Release => {
+                    let orders = self.holdings.release(id);
+                    self.carry_out(orders);
+                }
                 Output::Announce => self.announce(id),
                 Output::Moved { from, to, why } => self.moved(id, from, to, why),
                 Output::Contention(contention) => self.contention(id, contention, now),
@@ -44,9 +47,7 @@ impl Thread {
                     self.network.push_back(NetworkOrder::Release { interface, addresses });
                 }
                 HoldingOrder::PutOn { id, interface, addresses } => {
-                    let Some(instance) = self.instances.get(&id) else { continue };
-                    let instance = instance.setup.name.clone();
-                    self.network.push_back(NetworkOrder::Hold { instance, interface, addresses });
+                    self.network.push_back(NetworkOrder::Hold { id, interface, addresses });
                 }
             }
         }
@@ -115,14 +116,15 @@ impl Thread {
         claims
     }
 
-    fn hold(&mut self, id: InstanceId) {
+    fn hold(&mut self, id: InstanceId, now: Instant) {
         // Its first advertisement may not have left.
         if !self.machines.is_master(id) {
             return;
         }
         // Claims from before do not matter now; they are only counted.
         self.new_claims(id);
-        self.carry_out(self.holdings.hold(id));
+        let orders = self.holdings.hold(id, now);
+        self.carry_out(orders);
     }
 
     fn announce(&mut self, id: InstanceId) {
@@ -196,8 +198,10 @@ impl Thread {
     /// Hands on events and orders, and updates the reports. What is locked is tried again soon.
     pub(super) fn publish(&mut self) {
         let posted = [self.shared.events.try_post(&mut self.events), self.shared.network.try_post(&mut self.network)];
+        let now = monotonic();
         let reports = || {
-            let report = |(id, instance): (&InstanceId, &Instance)| Some(instance.report(self.machines.machine(*id)?));
+            let report =
+                |(id, instance): (&InstanceId, &Instance)| Some(instance.report(self.machines.machine(*id)?, now));
             Arc::new(self.instances.iter().filter_map(report).collect())
         };
         let shown = match self.shared.reports.try_lock() {

@@ -23,14 +23,15 @@ impl Thread {
         self.configured_addresses(&setups);
         let known: Vec<_> = self.instances.iter().map(|(id, instance)| (*id, instance.setup.clone())).collect();
         for (id, old) in known {
-            let new = setups.iter().find(|setup| setup.name == old.name);
-            if new.is_none_or(|new| !new.is_same_router(&old)) {
+            if !setups.iter().any(|setup| setup.is_same_router(&old)) {
                 self.remove(id, now);
             }
         }
         self.watch(&setups);
+        // A router is known by its number and interface: under another name it goes on.
         for setup in setups {
-            match self.id_of(&setup.name) {
+            let known = self.instances.iter().find(|(_, instance)| instance.setup.is_same_router(&setup));
+            match known.map(|(id, _)| *id) {
                 Some(id) => self.change(id, setup, now),
                 None => self.add(setup, now),
             }
