@@ -69,6 +69,12 @@ fn a_reload_keeps_the_master_and_moves_its_addresses() {
     wait::until("the new address", SOON, || addresses().contains("10.0.1.99/").then_some(())).expect("it");
     assert_eq!(resolve(lab.client(), "10.0.1.99"), Some(mac(&lab.balancer)));
     assert_eq!((state(&one).as_str(), report(&one).expect("a report")["transitions"].as_u64()), ("MASTER", Some(1)));
+    // Under another name it is the same instance.
+    one.write(&(service(&lab) + "\n" + &more.replace("VI_1", "api"))).expect("a file");
+    one.done(&["reload"]).expect("reload");
+    let known = one.json(&["vrrp"]).expect("vrrp");
+    assert_eq!((&known[0]["name"], &known[0]["state"]), (&"api".into(), &"MASTER".into()), "{known}");
+    assert_eq!((&known[0]["transitions"], known.as_array().map(Vec::len)), (&1.into(), Some(1)), "{known}");
     one.write(&service(&lab)).expect("a file");
     one.done(&["reload"]).expect("reload");
     wait::until("no address is left", SOON, || (!addresses().contains("10.0.1.100/")).then_some(())).expect("gone");
