@@ -56,8 +56,10 @@ pub fn is_served(report: &Report, all_but_one_of: u64, what: &str) {
 
 /// With SYN cookies, and where none are needed.
 pub const WITH_COOKIES: u64 = 10_000;
-/// By the limits alone.
-const WITHOUT: u64 = 1_000;
+/// By the limits alone, and so few ports that each is used again within a quarter of a second: a SYN
+/// is late if it meets a port before the controller has ended what its backend still holds there,
+/// and how soon that is, the machine's load decides.
+const BY_FEW_PORTS: u64 = 20;
 
 /// A flood beside 50 honest new connections a second to `to`; `during` looks at it now and then.
 pub fn beside(
@@ -126,7 +128,8 @@ fn flooded_by_syns(hook: &str, lines: &[&str], flood: Flood, count: u64) {
             confirmed.extend(strangers.filter(|row| row["state"] != "half_open"));
         },
     );
-    is_served(&report, if lines.contains(&NO_COOKIES) { WITHOUT } else { WITH_COOKIES }, hook);
+    is_served(&report, if lines.contains(&NO_COOKIES) { BY_FEW_PORTS } else { WITH_COOKIES }, hook);
+    assert_eq!(report.failures(), 0, "{hook}: {report:?}");
     assert_eq!(confirmed, Vec::<serde_json::Value>::new(), "{hook}: none of them has acknowledged anything");
     assert!(most > 50, "{hook}: at most {most} half-open connections were counted");
     all_alive(&mut held, count, hook);
