@@ -20,7 +20,7 @@ use super::{
     admission::{Admin, Standing},
     drains::Happened,
     health::Health,
-    ownership::Ours,
+    ownership::{Ours, Ownership},
     plan::Write,
     rebalance::{self, Load, Share},
     rebalancing::Rebalancing,
@@ -189,6 +189,14 @@ impl Controller {
         let job = Job { which, only, reason, rate, not_before: now, begun_by: now };
         let id = self.resets.push(job);
         Some(self.tasks.begin(total, rate, Work::Job(id)))
+    }
+
+    /// How many connections there are of those that [`kill`](Self::kill) would reset: of this host,
+    /// and of others, which have their addresses.
+    pub fn count(&self, whose: Whose, only: Only, tables: &Tables) -> (u64, u64) {
+        let count = |ownership| self.flows_of(whose, only, &Ours::new(ownership, tables)).len() as u64;
+        let here = count(&self.ownership);
+        (here, count(&Ownership::default()) - here)
     }
 
     /// The `reset_rate` of a service, or the largest there is.

@@ -69,19 +69,30 @@ impl Daemon {
 
     fn maint(&mut self, asked: &Maint, peer: &Peer) -> Outcome<Changed> {
         let number = self.find(&asked.backend, asked.service.as_deref())?;
+        // Clients whose SYN is not answered yet are served elsewhere when they repeat it.
+        let (whose, only) = (Whose::Backend(number), Only::Connected);
+        let (here, elsewhere) = match asked.reset {
+            true => self.controller.count(whose, only, self.dataplane.tables()),
+            false => (0, 0),
+        };
+        if here == 0 && elsewhere > 0 {
+            let name = &asked.backend;
+            return Err(refused(format!(
+                "the {elsewhere} connections of {name} are those of another host, which has their address: \
+                 maint {name} --reset there; nothing has changed"
+            )));
+        }
         let mut changed = self.order(number, Some(AdminState::Maint), peer)?;
         if asked.reset {
             let tables = self.dataplane.tables().clone();
-            // Clients whose SYN is not answered yet are served elsewhere when they repeat it.
-            let how = (Only::Connected, Reason::Maintenance);
-            changed.task = self.controller.kill(Whose::Backend(number), how, &tables, now().monotonic);
+            changed.task = self.controller.kill(whose, (only, Reason::Maintenance), &tables, now().monotonic);
         }
-        let what = if asked.reset { "are reset" } else { "stay" };
-        let active = changed.active;
-        self.tell_of(
-            number,
-            format!("is put into maintenance by {peer}: it is out of service; its {active} connections {what}"),
-        );
+        let rest = match (asked.reset, elsewhere) {
+            (false, _) => format!("its {} connections stay", changed.active),
+            (true, 0) => format!("its {here} connections are reset"),
+            (true, _) => format!("{here} of its connections are reset, {elsewhere} of another host stay"),
+        };
+        self.tell_of(number, format!("is put into maintenance by {peer}: it is out of service; {rest}"));
         Ok(changed)
     }
 
@@ -184,7 +195,12 @@ impl Daemon {
         };
         let tables = self.dataplane.tables().clone();
         let task = self.controller.kill(whose, (Only::Open, Reason::Killed), &tables, now().monotonic);
-        let task = task.ok_or_else(|| refused(format!("there is no {shown}")))?;
+        let task = task.ok_or_else(|| match self.controller.count(whose, Only::Open, &tables) {
+            (_, 0) => refused(format!("there is no {shown}")),
+            (_, count) => refused(format!(
+                "every {shown} ({count}) is one of another host, which has its address: kill there; nothing is reset"
+            )),
+        })?;
         let text = format!("every {shown} is reset by {peer}: {} at {}/s", task.total, task.rate);
         self.tell(Notice::daemon(Level::Info, Kind::Admin, text));
         Ok(task)

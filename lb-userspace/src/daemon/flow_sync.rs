@@ -272,6 +272,7 @@ impl Daemon {
         match news {
             PeerNews::State { peer, state, version } => self.tell(state_notice(peer, state, &version)),
             PeerNews::OlderFormat { peer, version } => self.tell(older_notice(peer, &version)),
+            PeerNews::OtherKey { peer } => self.tell(other_key_notice(peer)),
             PeerNews::UnknownBackend { listener, backend, snat } => self.bury(listener, backend, snat),
             PeerNews::Admin { peer, admin } => self.heard_decision(peer, &admin),
             PeerNews::Health { peer, health } => {
@@ -416,6 +417,15 @@ fn older_notice(peer: SocketAddr, version: &str) -> Notice {
     let text = format!(
         "flow sync: {peer} runs version {version}, whose datagrams do not say for whom they are and are not believed: \
          connections would not survive a failover; upgrade evenkeel there"
+    );
+    Notice::daemon(Level::Error, Kind::Sync, text)
+}
+
+fn other_key_notice(peer: SocketAddr) -> Notice {
+    let text = format!(
+        "flow sync: the datagrams of {peer} arrive, but are sealed with another key, or for another `listen` than this \
+         host's or another address than {peer}: connections would not survive a failover; copy key_file to both hosts, \
+         compare `listen` here with `peers` there, and reload both"
     );
     Notice::daemon(Level::Error, Kind::Sync, text)
 }

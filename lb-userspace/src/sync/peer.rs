@@ -72,6 +72,8 @@ pub struct Peer {
     pub version: String,
     /// The version that was reported as too old; empty: none.
     pub older: String,
+    /// Whether it was reported that its key is another one.
+    pub other_key: bool,
     /// The state that was reported last.
     pub reported: SyncState,
     /// What was counted.
@@ -93,6 +95,7 @@ impl Peer {
             link,
             version: String::new(),
             older: String::new(),
+            other_key: false,
             reported: SyncState::Connecting,
             counts: SyncCounts::default(),
             present: HashSet::new(),

@@ -21,7 +21,7 @@ use super::{
     link::{Link, Received, Refused},
     mirror::{Applied, Clocks, Directory, Mirror},
     peer::{Item, Payloads, Peer, WalkPos},
-    seal::{Direction, Session, SharedKey},
+    seal::{self, Direction, Session, SharedKey},
     wire::{AdminDecision, BackendHealth, FlowName, FlowRecord, Message},
 };
 use crate::{
@@ -60,6 +60,12 @@ pub enum PeerNews {
         peer: SocketAddr,
         /// Its version.
         version: String,
+    },
+    /// Nothing of a peer is believed, and its datagrams are sealed with another key than ours. Said
+    /// once, until one is believed.
+    OtherKey {
+        /// The peer.
+        peer: SocketAddr,
     },
     /// There is a flow to a backend that no configuration here has: the backend should become a
     /// tombstone.
@@ -398,11 +404,22 @@ impl Station {
                     && std::mem::replace(&mut peer.older, version.clone()) != version
                 {
                     news.waiting.push(PeerNews::OlderFormat { peer: peer.address, version });
+                } else if is_of_other_key(peer, datagram, now.monotonic)
+                    && !std::mem::replace(&mut peer.other_key, true)
+                {
+                    news.waiting.push(PeerNews::OtherKey { peer: peer.address });
                 }
                 None
             }
         }
     }
+}
+
+/// Whether a datagram that was refused is probably what the peer itself says: in our format, while
+/// nothing that it says can be opened.
+fn is_of_other_key(peer: &Peer, datagram: &[u8], now: Instant) -> bool {
+    let is_heard = matches!(peer.link.state(now), SyncState::Synced | SyncState::Copying);
+    !is_heard && seal::head(datagram).is_some()
 }
 
 /// Whether the operator should hear of a new state: not that datagrams were lost and a copy makes
@@ -423,6 +440,7 @@ fn take_in(received: Received, peer: &mut Peer, mirror: &Mirror, now: Clocks, ne
         Received::Accepted(version) => {
             peer.version = version;
             peer.older.clear();
+            peer.other_key = false;
         }
         Received::Flow { flow, in_copy } => return take_in_flow(&flow, in_copy, peer, mirror, now, news),
         Received::Ended(name) => {

@@ -184,6 +184,20 @@ fn a_kill_takes_what_it_names_and_nothing_else() {
 }
 
 #[test]
+fn connections_of_another_host_are_counted_apart_and_not_reset() {
+    let mut world = World::new(&[10, 11]);
+    for slot in 0..7 {
+        world.tables.open(slot % 2, slot, State::Established, 0, START);
+    }
+    let count = |world: &World, whose| world.controller.count(whose, Only::Open, &world.tables);
+    assert_eq!(count(&world, Whose::Backend(0)), (4, 0));
+    world.controller.set_ownership(Ownership::beside_another([].into(), SECOND), START);
+    assert_eq!(count(&world, Whose::Backend(0)), (0, 4));
+    let how = (Only::Open, Reason::Killed);
+    assert!(world.controller.kill(Whose::Backend(0), how, &world.tables, START).is_none());
+}
+
+#[test]
 fn a_rebalancing_makes_even_what_is_up_and_is_told_of_once() {
     let mut world = World::new(&[10, 11, 12, 13]);
     for slot in 0..90 {

@@ -30,11 +30,15 @@ struct Pair {
 }
 
 fn host(own: u8, peer: &str) -> Station {
+    host_with_key(own, peer, "7e")
+}
+
+fn host_with_key(own: u8, peer: &str, byte: &str) -> Station {
     let tables = Tables::in_memory().unwrap();
     let example = flow(1).name;
     put_pool(&tables, example.backend, example.snat.ip(), PORTS);
     put_listener(&tables, example.listener);
-    let key = SharedKey::parse(&"7e".repeat(32)).unwrap();
+    let key = SharedKey::parse(&byte.repeat(32)).unwrap();
     let mut count = 0_u64;
     let fresh = Box::new(move || {
         count += 1;
@@ -354,6 +358,27 @@ fn a_peer_of_an_older_format_is_told_once_and_counted() {
     // It is upgraded.
     pair.carry(400);
     assert_eq!(pair.states(), (SyncState::Synced, SyncState::Synced));
+}
+
+#[test]
+fn a_peer_with_another_key_is_told_once_and_a_stranger_s_datagram_to_synced_hosts_is_not() {
+    let mut pair = Pair::new(0);
+    pair.b = host_with_key(2, A, "7f");
+    pair.master('a');
+    pair.carry(2000);
+    let of = |peer: &str| vec![PeerNews::OtherKey { peer: peer.parse().unwrap() }];
+    assert_eq!((pair.a.news(), pair.b.news()), (of(B), of(A)));
+    assert!(pair.a.status(pair.at())[0].counts.refused.not_authentic > 1);
+    // The right one is copied.
+    pair.b = host(3, A);
+    pair.master('a');
+    pair.carry(2000);
+    assert_eq!(pair.states(), (SyncState::Synced, SyncState::Synced));
+    pair.a.news();
+    let stranger = host_with_key(4, A, "7f").turn(pair.at());
+    let (peer, at) = (B.parse().unwrap(), pair.at());
+    stranger.iter().for_each(|(_, datagram)| _ = pair.a.receive(peer, datagram, at));
+    assert_eq!(pair.a.news(), []);
 }
 
 #[test]

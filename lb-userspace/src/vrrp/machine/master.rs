@@ -105,10 +105,11 @@ impl Master {
     pub fn heard(&mut self, heard: Heard, candidate: &Candidate, now: Instant, out: &mut Vec<Output>) -> Verdict {
         let ours = candidate.priority();
         if heard.priority == RESIGN {
-            // "Send an ADVERTISEMENT", "Reset the Adver_Timer to Advertisement_Interval". There was
-            // a second MASTER: the hosts that listened to it must learn where the addresses are.
+            // "Send an ADVERTISEMENT", "Reset the Adver_Timer to Advertisement_Interval". Who resigns
+            // contends for nothing: it was MASTER until it heard us. The hosts that listened to it
+            // must learn where the addresses are.
             self.advertise_at = now + candidate.settings.interval;
-            self.answer(heard, candidate, now, out);
+            self.speak(candidate, now, out);
             return Verdict::Stay;
         }
         let higher_address = candidate.source.is_some_and(|own| heard.source > own);
@@ -128,7 +129,14 @@ impl Master {
     /// Active state". The hosts that listened to it must learn where the addresses are: now, and
     /// again when it has fallen silent.
     fn answer(&mut self, heard: Heard, candidate: &Candidate, now: Instant, out: &mut Vec<Output>) {
-        // A storm is not answered with a storm.
+        self.speak(candidate, now, out);
+        let silence = candidate.settings.interval.clamp(Duration::from_millis(100), Duration::from_millis(500));
+        self.healed_at = Some(now + silence);
+        out.push(Output::Contention(Contention::LowerMaster { from: heard.source, priority: heard.priority }));
+    }
+
+    /// Tells the other router and the segment at once. A storm is not answered with a storm.
+    fn speak(&mut self, candidate: &Candidate, now: Instant, out: &mut Vec<Output>) {
         if now >= self.spoken.answered + ANSWER_PAUSE {
             self.spoken.answered = now;
             out.push(Output::Advertise(candidate.priority()));
@@ -136,9 +144,6 @@ impl Master {
         if now >= self.spoken.announced + ANNOUNCE_PAUSE {
             self.announce(now, out);
         }
-        let silence = candidate.settings.interval.clamp(Duration::from_millis(100), Duration::from_millis(500));
-        self.healed_at = Some(now + silence);
-        out.push(Output::Contention(Contention::LowerMaster { from: heard.source, priority: heard.priority }));
     }
 
     /// Section 6.4.3 does not foresee two owners. keepalived's rule: the one with the lower address

@@ -303,10 +303,21 @@ fn the_answer_to_a_lower_master_does_not_move_the_beat_and_a_storm_is_not_answer
 }
 
 #[test]
-fn a_master_answers_a_resignation_and_tells_the_segment_because_there_were_two_masters() {
+fn a_master_answers_a_resignation_and_tells_the_segment_and_no_operator_of_a_second_master() {
     let mut host = Host::master(settings(100));
-    let two = Output::Contention(Contention::LowerMaster { from: ip(2), priority: 0 });
-    assert_eq!(host.hear(2, 0), [Advertise(100), Announce, two]);
+    assert_eq!(host.hear(2, 0), [Advertise(100), Announce]);
+    let all = host.run(SECOND);
+    assert!(!all.iter().any(|(_, output)| matches!(output, Output::Contention(_))), "{all:?}");
+}
+
+#[test]
+fn a_second_master_that_resigns_has_fallen_silent() {
+    let mut host = Host::master(settings(100));
+    let two = Output::Contention(Contention::LowerMaster { from: ip(2), priority: 50 });
+    assert!(host.hear(2, 50).contains(&two));
+    assert!(!host.hear(2, 0).contains(&two));
+    let all = host.run(SECOND);
+    assert!(all.iter().any(|(_, output)| *output == Output::Contention(Contention::SplitHealed)), "{all:?}");
 }
 
 #[test]
