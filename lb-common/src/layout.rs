@@ -449,6 +449,8 @@ pub struct Failures {
 
 /// In [`Backend::out_reason`], above every reason: it is alive and not ready.
 pub const NOT_READY: u32 = 1 << 8;
+/// In [`Backend::out_reason`]: it is alive, and its TLS certificate or protocol is not accepted.
+pub const UNTRUSTED: u32 = 1 << 9;
 /// Gets no connections: `down`, `maint`, draining, or a tombstone.
 pub const NONE: u32 = 0;
 /// Out by health: it gets a trial connection at `retry_at`, or connections when nothing else is

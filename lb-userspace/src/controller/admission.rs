@@ -10,7 +10,7 @@
 //! | | | next hop unknown | down, silent | when nothing else is left, should it answer |
 //! | | | out, connections reset | down, the cause | a trial at `retry_at`; or when nothing else is left |
 //! | | | out, connections kept | draining, the cause | the same |
-//! | | | not ready | draining, `probe_status` | when nothing else is left |
+//! | | | not ready | draining, `probe_status` or `probe_tls` | when nothing else is left |
 //! | | | up | up, or `slow_start` | its share |
 
 use lb_common::{
@@ -18,7 +18,10 @@ use lb_common::{
     time::Instant,
 };
 
-use super::health::{Cause, State};
+use super::{
+    health::{Cause, State},
+    probe_count::Unready,
+};
 use crate::words::{BackendReason, BackendState};
 
 /// What an operator has said about a backend.
@@ -70,7 +73,7 @@ pub fn standing(facts: &Facts, now: Instant) -> Standing {
     let (admission, retry_at) = match facts.health {
         _ if facts.down || facts.admin != Admin::None => (NONE, Instant::NEVER),
         State::Up => (UP, Instant::NEVER),
-        State::NotReady => (OUT, Instant::NEVER),
+        State::NotReady(_) => (OUT, Instant::NEVER),
         State::Out { retry_at, .. } => (OUT, retry_at),
     };
     Standing { state, reason, admission, retry_at }
@@ -86,7 +89,7 @@ fn shown(facts: &Facts, now: Instant) -> (BackendState, Option<BackendReason>) {
         State::Out { cause, retry_at } if now < retry_at => (BackendState::Down, cause.map(Cause::reason)),
         _ if facts.admin == Admin::Drain => (BackendState::Draining, by_admin),
         State::Out { cause, .. } => (BackendState::Probing, cause.map(Cause::reason)),
-        State::NotReady => (BackendState::Draining, Some(BackendReason::ProbeStatus)),
+        State::NotReady(unready) => (BackendState::Draining, Some(unready.reason())),
         State::Up if now < facts.slow_until => (BackendState::SlowStart, None),
         State::Up => (BackendState::Up, None),
     }
@@ -100,6 +103,16 @@ impl Cause {
             Cause::Timeout => BackendReason::Timeout,
             Cause::Silent => BackendReason::Silent,
             Cause::ProbeTimeout => BackendReason::ProbeTimeout,
+        }
+    }
+}
+
+impl Unready {
+    /// The word for it in the JSON.
+    pub fn reason(self) -> BackendReason {
+        match self {
+            Unready::Status => BackendReason::ProbeStatus,
+            Unready::Tls => BackendReason::ProbeTls,
         }
     }
 }

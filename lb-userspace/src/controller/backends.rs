@@ -199,7 +199,7 @@ impl Controller {
                     Cause::Timeout | Cause::Silent | Cause::ProbeTimeout => self.inquiry.end(backend),
                 }
             }
-            (Change::Recovered | Change::Drained, _) => {
+            (Change::Recovered | Change::Drained(_), _) => {
                 self.reset_guard.came_back(backend);
                 // Its host may have been started anew.
                 if was_out {
@@ -238,7 +238,10 @@ impl Controller {
                 let why = if detail.is_empty() { format!(" ({} failures)", facts.settings.max_fails) } else { why };
                 (Level::Warn, format!("is out {until}: {word}{why}"))
             }
-            Change::Drained => (Level::Warn, format!("is not ready and gets no new connections: probe_status{why}")),
+            Change::Drained(unready) => {
+                let reason = unready.reason();
+                (Level::Warn, format!("is not ready and gets no new connections: {reason}{why}"))
+            }
             Change::Recovered if !facts.settings.slow_start.is_zero() => {
                 let seconds = facts.settings.slow_start.as_secs_f64();
                 (Level::Info, format!("is up; it starts slowly, for {seconds} s"))
@@ -376,7 +379,7 @@ impl Controller {
 pub fn cause_of(health: &Health) -> Option<Cause> {
     match health.state() {
         State::Out { cause, .. } => cause,
-        State::Up | State::NotReady => None,
+        State::Up | State::NotReady(_) => None,
     }
 }
 

@@ -31,12 +31,12 @@
 use std::{collections::VecDeque, time::Duration};
 
 use lb_common::{
-    layout::{Backend, NOT_READY, OUT, UP},
+    layout::{Backend, NOT_READY, OUT, UNTRUSTED, UP},
     time::Instant,
     verdict::Reason,
 };
 
-use super::probe_count::{Outcome, ProbeCount, Tries, Verdict};
+use super::probe_count::{Outcome, ProbeCount, Tries, Unready, Verdict};
 
 /// What the configuration says about one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,7 +97,7 @@ pub enum State {
     /// It does.
     Up,
     /// It answers probes, but is not ready for connections: no new ones.
-    NotReady,
+    NotReady(Unready),
     /// Not before `retry_at`, and then one trial connection.
     Out {
         /// The earliest trial, as this state machine has set it; the kernel program moves the word
@@ -119,7 +119,7 @@ pub enum Change {
         retry_at: Instant,
     },
     /// No new connections, while it is not ready.
-    Drained,
+    Drained(Unready),
     /// It stays out, and its trial has another time.
     StaysOut {
         /// For the map.
@@ -168,7 +168,11 @@ impl Health {
     /// As the map has it, after a restart of the controller.
     pub fn adopted(record: &Backend, now: Instant) -> Health {
         let reason = u8::try_from(record.out_reason).ok().and_then(Reason::from_number);
-        let not_ready = record.out_reason == NOT_READY;
+        let unready = match record.out_reason {
+            NOT_READY => Some(Unready::Status),
+            UNTRUSTED => Some(Unready::Tls),
+            _ => None,
+        };
         let is_out = record.admission == OUT;
         // While no controller ran, the kernel program may have taken it back without recording
         // when.
@@ -177,7 +181,7 @@ impl Health {
         if is_out {
             let cause = reason.and_then(Cause::from_reason);
             let out = State::Out { retry_at: record.retry_at, cause };
-            health.state = if not_ready { State::NotReady } else { out };
+            health.state = unready.map_or(out, State::NotReady);
         }
         health
     }
@@ -190,7 +194,8 @@ impl Health {
     /// For its record: why it gets no connections.
     pub fn out_reason(&self) -> u32 {
         match self.state {
-            State::NotReady => NOT_READY,
+            State::NotReady(Unready::Status) => NOT_READY,
+            State::NotReady(Unready::Tls) => UNTRUSTED,
             State::Out { cause: Some(cause), .. } => cause.to_reason() as u32,
             State::Out { cause: None, .. } | State::Up => 0,
         }
@@ -232,7 +237,7 @@ impl Health {
         let timed_out = cause == Cause::Timeout;
         let began = if timed_out { at - settings.connect_timeout } else { at };
         match self.state {
-            State::Up | State::NotReady => self.counted(settings, cause, at),
+            State::Up | State::NotReady(_) => self.counted(settings, cause, at),
             // Given a connection because every backend is out; the probe will decide.
             State::Out { .. } if settings.probe.is_some() => Change::Nothing,
             // Begun while it was up, or because every backend was out: no trial, and no news.
@@ -253,7 +258,7 @@ impl Health {
         match self.state {
             // Known already: this machine's own count was first, or the map has shown it.
             State::Out { .. } => self.failed(settings, reason, at),
-            State::Up | State::NotReady => {
+            State::Up | State::NotReady(_) => {
                 self.distrust_probes();
                 self.take_out(settings, cause_of_failure(reason), at)
             }
@@ -316,17 +321,20 @@ impl Health {
         let verdict = probe_count.count(outcome, tries);
         self.probe_count = Some((tries, probe_count));
         match (verdict, self.state) {
-            (Verdict::Up, State::Up) | (Verdict::NotYet, State::NotReady | State::Out { .. }) => Change::Nothing,
+            (Verdict::Up, State::Up) | (Verdict::NotYet, State::NotReady(_) | State::Out { .. }) => Change::Nothing,
             (Verdict::Up, _) => self.recovered(at),
+            (Verdict::NotReady(unready), State::NotReady(before)) if before == unready => Change::Nothing,
             // Failures of both kinds: it was alive a moment ago.
-            (Verdict::NotYet, State::Up) | (Verdict::NotReady, State::Up | State::Out { .. }) => {
-                self.failures.clear();
-                self.enter(State::NotReady, at);
-                Change::Drained
-            }
-            (Verdict::NotReady, State::NotReady) => Change::Nothing,
+            (Verdict::NotYet, State::Up) => self.drained(probe_count.unready(), at),
+            (Verdict::NotReady(unready), _) => self.drained(unready, at),
             (Verdict::Dead(outcome), _) => self.dead(settings, outcome, at),
         }
+    }
+
+    fn drained(&mut self, unready: Unready, at: Instant) -> Change {
+        self.failures.clear();
+        self.enter(State::NotReady(unready), at);
+        Change::Drained(unready)
     }
 
     fn dead(&mut self, settings: &Settings, outcome: Outcome, at: Instant) -> Change {
@@ -383,8 +391,8 @@ impl Health {
         match self.state {
             State::Up => Change::Nothing,
             _ if settings.probe.is_none() && settings.max_fails == 0 => self.recovered(now),
-            State::NotReady if settings.probe.is_none() => self.recovered(now),
-            State::NotReady => Change::Nothing,
+            State::NotReady(_) if settings.probe.is_none() => self.recovered(now),
+            State::NotReady(_) => Change::Nothing,
             State::Out { retry_at, cause } => {
                 let anew = if retry_at == Instant::NEVER { now } else { retry_at };
                 let anew = settings.retry_at(anew);
@@ -398,7 +406,7 @@ impl Health {
     /// whose event did not reach us, or not yet; and where it has moved the next trial.
     pub fn compared(&mut self, settings: &Settings, record: &Backend, now: Instant) -> Change {
         match (record.admission, self.state) {
-            (UP, State::Out { .. } | State::NotReady) if settings.probe.is_none() => self.recovered(now),
+            (UP, State::Out { .. } | State::NotReady(_)) if settings.probe.is_none() => self.recovered(now),
             (OUT, State::Up) => self.found_out(settings, record, now),
             (OUT, State::Out { cause, .. }) => {
                 self.state = State::Out { retry_at: settings.retry_at(record.retry_at), cause };

@@ -5,21 +5,30 @@
 //! 0 ....................... rise .................... rise + fall - 1
 //! down, passes count up     up, failures count down   a pass puts it here
 //! ```
-//! In which way it is down depends on what it answered last: a status that is not listed means
-//! alive but not ready, however many probes it left unanswered before; only `fall` failures in a
-//! row without any answer mean dead.
+//! In which way it is down depends on what it answered last: a status that is not listed, or a TLS
+//! handshake that fails for what the server is, means alive but not ready, however many probes it
+//! left unanswered before; only `fall` failures in a row without any answer mean dead.
 
 /// The outcome of one probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Answered as it should.
     Passed,
-    /// Answered with a status that is not listed.
-    NotReady,
+    /// Answered, but not as it should.
+    NotReady(Unready),
     /// The connection was refused.
     Refused,
-    /// No answer in time, or none that makes sense: the TLS handshake failed, the connection broke.
+    /// No answer in time, or none that makes sense: no TLS was spoken, the connection broke.
     Failed,
+}
+
+/// How a living backend is not ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unready {
+    /// It answered with a status that is not listed.
+    Status,
+    /// It speaks TLS, but its certificate is not accepted, or there is no common protocol.
+    Tls,
 }
 
 /// How many it takes.
@@ -39,7 +48,7 @@ pub enum Verdict {
     /// Not up, and not enough passes to change that.
     NotYet,
     /// Alive, not ready.
-    NotReady,
+    NotReady(Unready),
     /// Not there.
     Dead(Outcome),
 }
@@ -51,22 +60,29 @@ pub struct ProbeCount {
     /// Failures without an answer in a row.
     unanswered: u32,
     last: Option<Outcome>,
+    /// How it was not ready when it last answered so.
+    unready: Unready,
 }
 
 impl ProbeCount {
     /// A backend nothing is known about is up.
     pub fn up(tries: Tries) -> ProbeCount {
-        ProbeCount { health: tries.rise + tries.fall - 1, unanswered: 0, last: None }
+        ProbeCount { health: tries.rise + tries.fall - 1, ..ProbeCount::down() }
     }
 
     /// One that is out for another reason: it takes `rise` passes from now.
     pub fn down() -> ProbeCount {
-        ProbeCount { health: 0, unanswered: 0, last: None }
+        ProbeCount { health: 0, unanswered: 0, last: None, unready: Unready::Status }
     }
 
     /// Failures without an answer in a row.
     pub fn unanswered(&self) -> u32 {
         self.unanswered
+    }
+
+    /// How it was not ready when it last answered so.
+    pub fn unready(&self) -> Unready {
+        self.unready
     }
 
     /// Whether the last probe failed: a backend that may be on its way down.
@@ -91,11 +107,14 @@ impl ProbeCount {
                 }
             }
         }
+        if let Outcome::NotReady(unready) = outcome {
+            self.unready = unready;
+        }
         let silent = matches!(outcome, Outcome::Refused | Outcome::Failed);
         self.unanswered = if silent { self.unanswered.saturating_add(1) } else { 0 };
         match outcome {
             _ if self.health >= tries.rise => Verdict::Up,
-            Outcome::NotReady => Verdict::NotReady,
+            Outcome::NotReady(unready) => Verdict::NotReady(unready),
             Outcome::Refused | Outcome::Failed if self.unanswered >= tries.fall => Verdict::Dead(outcome),
             _ => Verdict::NotYet,
         }
@@ -110,7 +129,7 @@ impl ProbeCount {
 mod tests {
     use super::*;
 
-    const OUTCOMES: [Outcome; 4] = [Outcome::Passed, Outcome::NotReady, Outcome::Refused, Outcome::Failed];
+    const OUTCOMES: [Outcome; 4] = [Outcome::Passed, Outcome::NotReady(Unready::Tls), Outcome::Refused, Outcome::Failed];
 
     /// Every sequence of seven probes for every rise and fall up to three, with the verdict after
     /// each.
@@ -163,10 +182,10 @@ mod tests {
     }
 
     #[test]
-    fn an_unlisted_status_means_not_ready_once_it_is_not_up() {
+    fn an_answer_that_is_not_accepted_means_not_ready_once_it_is_not_up() {
         every(|tries, sequence, verdict| {
-            let unlisted = sequence.last() == Some(&Outcome::NotReady) && !is_up(tries, sequence);
-            assert_eq!(verdict == Verdict::NotReady, unlisted, "{tries:?} {sequence:?}");
+            let answered = sequence.last() == Some(&Outcome::NotReady(Unready::Tls)) && !is_up(tries, sequence);
+            assert_eq!(verdict == Verdict::NotReady(Unready::Tls), answered, "{tries:?} {sequence:?}");
         });
     }
 

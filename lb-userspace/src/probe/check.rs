@@ -30,11 +30,14 @@ use tokio::{
 };
 use tokio_rustls::{
     TlsConnector,
-    rustls::{ClientConfig, pki_types::ServerName},
+    rustls::{self, ClientConfig, pki_types::ServerName},
 };
 
 use super::tls;
-use crate::{config::model, controller::probe_count::Outcome};
+use crate::{
+    config::model,
+    controller::probe_count::{Outcome, Unready},
+};
 
 /// Bytes read of an answer's body at most; the verbose answer of `/readyz` has about 2,000.
 const BODY: usize = 64 * 1024;
@@ -61,6 +64,8 @@ enum Fault {
     Refused,
     /// The backend did not answer properly, for this reason.
     Failed(String),
+    /// It speaks TLS, and the handshake failed for what it is, for this reason.
+    Untrusted(String),
     /// This host lacks something; that says nothing about the backend.
     Ours(io::Error),
 }
@@ -93,6 +98,7 @@ impl Check {
         match found {
             Ok(answer) => Ok(answer),
             Err(Fault::Refused) => Ok((Outcome::Refused, "connection refused".to_owned())),
+            Err(Fault::Untrusted(why)) => Ok((Outcome::NotReady(Unready::Tls), why)),
             Err(Fault::Failed(why)) => Ok((Outcome::Failed, why)),
             Err(Fault::Ours(error)) => Err(error).context("on this host"),
         }
@@ -135,10 +141,27 @@ fn is_ours(error: &io::Error) -> bool {
     kinds.contains(&error.kind()) || matches!(number, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS))
 }
 
+/// Why a TLS handshake failed. A certificate that does not verify (renewed by another authority,
+/// not valid yet by this host's clock), an alert or a protocol that is not shared come from a
+/// living server, whose connections go on.
+fn no_handshake(error: io::Error) -> Fault {
+    let why = format!("TLS handshake: {error}");
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(
+            rustls::Error::InvalidCertificate(_)
+            | rustls::Error::NoCertificatesPresented
+            | rustls::Error::UnsupportedNameType
+            | rustls::Error::AlertReceived(_)
+            | rustls::Error::PeerIncompatible(_),
+        ) => Fault::Untrusted(why),
+        _ => Fault::Failed(why),
+    }
+}
+
 impl Https {
     fn judge(&self, status: StatusCode) -> (Outcome, String) {
         let listed = self.expect.contains(&status.as_u16());
-        (if listed { Outcome::Passed } else { Outcome::NotReady }, format!("status {}", status.as_u16()))
+        (if listed { Outcome::Passed } else { Outcome::NotReady(Unready::Status) }, format!("status {}", status.as_u16()))
     }
 
     async fn ask(&self, address: SocketAddr, by: &Deadline) -> Result<StatusCode, Fault> {
@@ -147,7 +170,7 @@ impl Https {
         // An address is not sent as SNI, and the certificate need not contain it.
         let connecting = TlsConnector::from(self.tls.clone()).connect(ServerName::from(address.ip()), stream);
         let stream = by.keep("TLS handshake", connecting).await?;
-        let stream = stream.map_err(|error| Fault::Failed(format!("TLS handshake: {error}")))?;
+        let stream = stream.map_err(no_handshake)?;
         let failed = |error: hyper::Error| Fault::Failed(format!("HTTP: {error}"));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
         // Ends with this function, whatever happens to the connection.

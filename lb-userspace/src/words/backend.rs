@@ -50,6 +50,8 @@ pub enum BackendReason {
     ProbeTimeout,
     /// It answered a probe with a status that is not expected.
     ProbeStatus,
+    /// It speaks TLS, but a probe does not accept its certificate, or has no protocol in common.
+    ProbeTls,
 }
 
 /// What an operator has ordered for a backend.

@@ -8,7 +8,7 @@ const CAUSES: [Option<Cause>; 5] =
 
 fn healths() -> Vec<State> {
     let out = |cause| [Instant::ZERO, NOW, LATER, Instant::NEVER].map(|retry_at| State::Out { retry_at, cause });
-    let two = [State::Up, State::NotReady];
+    let two = [State::Up, State::NotReady(Unready::Tls)];
     two.into_iter().chain(CAUSES.into_iter().flat_map(out)).collect()
 }
 

@@ -10,6 +10,7 @@ use super::super::{
     tests::{SECOND, START, World},
 };
 use super::*;
+use crate::controller::probe_count::Unready;
 use crate::{
     tables::FlowAt,
     words::{BackendReason, BackendState},
@@ -53,7 +54,9 @@ fn is_open(world: &World, flow: FlowAt) -> bool {
     world.tables.state(flow) == FlowState::Established
 }
 
-use Outcome::{Failed, NotReady, Passed, Refused};
+use Outcome::{Failed, Passed, Refused};
+
+const NOT_READY: Outcome = Outcome::NotReady(Unready::Status);
 
 #[test]
 fn one_that_leaves_probes_unanswered_is_out_and_its_connections_are_reset_once_the_others_have_passed_one() {
@@ -262,8 +265,8 @@ fn when_flow_sync_ends_on_the_host_without_the_address_nobody_is_asked_and_nothi
 fn one_that_is_not_ready_is_drained_stays_so_over_a_restart_and_nobody_is_reset() {
     let mut world = world(&[10, 11, 12]);
     let flows = opened(&mut world, 3);
-    probe(&mut world, 0, NotReady, START);
-    probe(&mut world, 0, NotReady, START + SECOND);
+    probe(&mut world, 0, NOT_READY, START);
+    probe(&mut world, 0, NOT_READY, START + SECOND);
     let draining = (BackendState::Draining, Some(BackendReason::ProbeStatus));
     assert_eq!((world.tables.admission(0), stands(&world, 0, START + SECOND)), (OUT, draining));
     world.restart(START + 2 * SECOND);
@@ -302,7 +305,7 @@ fn of_one_that_refuses_each_connection_is_asked_and_what_gives_no_answer_twice_i
 
 #[test]
 fn whatever_one_was_out_for_its_connections_are_asked_when_it_is_back_and_not_when_it_was_not_ready() {
-    for (outcome, asked) in [(Refused, true), (Failed, true), (NotReady, false)] {
+    for (outcome, asked) in [(Refused, true), (Failed, true), (NOT_READY, false)] {
         // Half of them, so that nobody is reset.
         let mut world = world(&[10, 11]);
         let flows = opened(&mut world, 2);

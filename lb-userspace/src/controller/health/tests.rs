@@ -182,7 +182,9 @@ fn with_probe() -> Health {
     health
 }
 
-use Outcome::{Failed, NotReady, Passed};
+use Outcome::{Failed, Passed};
+
+const UNREADY: Outcome = Outcome::NotReady(Unready::Status);
 
 #[test]
 fn probes_that_are_not_answered_take_it_out_until_probes_pass_and_no_client_is_spent_on_a_trial() {
@@ -201,26 +203,39 @@ fn probes_that_are_not_answered_take_it_out_until_probes_pass_and_no_client_is_s
 #[test]
 fn an_unlisted_status_drains_and_a_listed_one_ends_it() {
     let mut health = with_probe();
-    assert_eq!(probed(&mut health, &[NotReady; 3], Instant(5))[2], Change::Drained);
-    assert_eq!(health.state(), State::NotReady);
-    assert_eq!(probed(&mut health, &[NotReady, Passed, NotReady, Passed], Instant(6)), [Change::Nothing; 4]);
+    assert_eq!(probed(&mut health, &[UNREADY; 3], Instant(5))[2], Change::Drained(Unready::Status));
+    assert_eq!(health.state(), State::NotReady(Unready::Status));
+    assert_eq!(probed(&mut health, &[UNREADY, Passed, UNREADY, Passed], Instant(6)), [Change::Nothing; 4]);
     assert_eq!(probed(&mut health, &[Passed], Instant(7)), [Change::Recovered]);
+}
+
+#[test]
+fn a_certificate_that_is_not_accepted_drains_and_is_told_from_a_status_also_by_the_next_controller() {
+    const UNTRUSTED_NOW: Outcome = Outcome::NotReady(Unready::Tls);
+    let mut health = with_probe();
+    assert_eq!(probed(&mut health, &[UNTRUSTED_NOW; 3], Instant(5))[2], Change::Drained(Unready::Tls));
+    let record = Backend { admission: OUT, out_reason: health.out_reason(), changed_at: Instant(5), ..Backend::default() };
+    assert_eq!(Health::adopted(&record, Instant(9)).state(), State::NotReady(Unready::Tls));
+    assert_eq!(probed(&mut health, &[UNTRUSTED_NOW, Failed], Instant(6)), [Change::Nothing; 2]);
+    assert_eq!(probed(&mut health, &[UNREADY], Instant(7)), [Change::Drained(Unready::Status)]);
+    assert_eq!(probed(&mut health, &[Passed; 2], Instant(8))[1], Change::Recovered);
+    assert_eq!(probed(&mut health, &[UNTRUSTED_NOW, Failed, Failed], Instant(9))[2], Change::Drained(Unready::Tls));
 }
 
 #[test]
 fn one_that_is_not_ready_and_then_dies_is_out_and_one_that_answers_again_is_not_ready() {
     let mut health = with_probe();
-    probed(&mut health, &[NotReady; 3], Instant(5));
+    probed(&mut health, &[UNREADY; 3], Instant(5));
     let changes = probed(&mut health, &[Outcome::Refused; 3], Instant(6));
     assert_eq!(changes, [Change::Nothing, Change::Nothing, Change::TakenOut { retry_at: Instant::NEVER }]);
     assert_eq!(health.state(), State::Out { retry_at: Instant::NEVER, cause: Some(Cause::Refused) });
-    assert_eq!(probed(&mut health, &[NotReady], Instant(7)), [Change::Drained]);
+    assert_eq!(probed(&mut health, &[UNREADY], Instant(7)), [Change::Drained(Unready::Status)]);
 }
 
 #[test]
 fn failures_of_both_kinds_drain_and_do_not_kill() {
     let mut health = with_probe();
-    assert_eq!(probed(&mut health, &[NotReady, Failed, Failed], Instant(5))[2], Change::Drained);
+    assert_eq!(probed(&mut health, &[UNREADY, Failed, Failed], Instant(5))[2], Change::Drained(Unready::Status));
     assert_eq!(probed(&mut health, &[Failed], Instant(6)), [Change::TakenOut { retry_at: Instant::NEVER }]);
 }
 
@@ -272,7 +287,7 @@ fn a_probe_that_is_configured_or_removed_keeps_what_is_known() {
     assert_eq!(probed(&mut health, &[Passed], at(7)), [Change::Nothing], "it has to pass twice");
     assert_eq!(health.configured(&SETTINGS, at(8)), Change::StaysOut { retry_at: at(8) });
     let mut health = with_probe();
-    probed(&mut health, &[NotReady; 3], Instant(5));
+    probed(&mut health, &[UNREADY; 3], Instant(5));
     assert_eq!(health.configured(&PROBED, Instant(6)), Change::Nothing);
     assert_eq!(health.configured(&SETTINGS, Instant(6)), Change::Recovered);
     let other = Settings { probe: Some(Tries { rise: 9, fall: 1 }), ..SETTINGS };

@@ -259,5 +259,6 @@ fn meaning(reason: BackendReason) -> &'static str {
         BackendReason::Silent => "is silent",
         BackendReason::ProbeTimeout => "does not answer the probe",
         BackendReason::ProbeStatus => "reports not ready",
+        BackendReason::ProbeTls => "is not trusted by the probe",
     }
 }
