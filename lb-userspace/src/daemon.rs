@@ -37,7 +37,13 @@ mod verifier_log;
 mod vrrp;
 mod ways;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Instant};
+use std::{
+    os::fd::AsFd,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
@@ -45,6 +51,7 @@ use lb_common::{event::Event, layout::NONE, verdict::Reason};
 use log::{Level, LevelFilter, warn};
 use sd_notify::NotifyState;
 use tokio::{
+    io::AsyncReadExt,
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -96,6 +103,8 @@ const BPFFS: &str = "bpffs";
 /// Runs the daemon until it is asked to end.
 pub fn run(options: RunOptions) -> Result<ExitCode> {
     let mut predecessor = Predecessor::inherited()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let signals = runtime.block_on(async { Requests::register() })?;
     let loaded = match config::load(&options.config) {
         Ok(loaded) => loaded,
         Err(problems) => {
@@ -105,18 +114,17 @@ pub fn run(options: RunOptions) -> Result<ExitCode> {
         }
     };
     journal::begin(loaded.config.daemon.log_level, options.kernel_log);
-    loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
+    loaded.warnings.iter().chain(&loaded.here).for_each(|warning| warn!("{warning}"));
     let history = Arc::new(History::default());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let started = Daemon::start(options, loaded.config, history, predecessor.as_mut()).await;
+        let started = Daemon::start(options, loaded.config, history, signals, predecessor.as_mut()).await;
         match &started {
             Ok(_) => predecessor.into_iter().for_each(Predecessor::acting),
             Err(error) => predecessor.into_iter().for_each(|old| old.refuse(format_args!("{error:#}"))),
         }
-        let (mut daemon, inputs) = started?;
-        let end = daemon.serve(inputs).await?;
-        daemon.end(end).await
+        let (mut daemon, mut inputs) = started?;
+        let end = daemon.serve(&mut inputs).await?;
+        daemon.end(end, inputs).await
     })?;
     // No requester is left to receive the answers that are still being put together.
     runtime.shutdown_background();
@@ -193,22 +201,45 @@ struct Inputs {
 }
 
 struct Signals {
+    requests: Requests,
+    ends: Ends,
+}
+
+/// The signals that ask for something. Unregistered they would end the process, whoever sends one
+/// at the wrong moment (logrotate); so they wait from the first moment until the loop runs.
+struct Requests {
     hangup: Signal,
-    terminate: Signal,
-    interrupt: Signal,
     reopen: Signal,
     upgrade: Signal,
 }
 
-impl Signals {
-    fn register() -> Result<Signals> {
-        Ok(Signals {
+impl Requests {
+    fn register() -> Result<Requests> {
+        Ok(Requests {
             hangup: signal(SignalKind::hangup())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
             reopen: signal(SignalKind::user_defined1())?,
             upgrade: signal(SignalKind::user_defined2())?,
         })
+    }
+}
+
+/// The signals that end the daemon.
+struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ends {
+    fn register() -> Result<Ends> {
+        Ok(Ends { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one of them.
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
@@ -221,15 +252,15 @@ enum End {
         /// The requester to notify when the datapath is in its final state.
         reply: Option<Reply<Result<(), Refused>>>,
     },
-    /// Another daemon has taken over.
-    HandedOver,
+    /// Another daemon has taken over: this process.
+    HandedOver(u32),
 }
 
 impl Daemon {
     /// Serves until the end. What was read from the ring by then is taken in.
-    async fn serve(&mut self, mut inputs: Inputs) -> Result<End> {
-        let end = self.until_the_end(&mut inputs).await?;
-        self.take_in_the_rest(&mut inputs).await;
+    async fn serve(&mut self, inputs: &mut Inputs) -> Result<End> {
+        let end = self.until_the_end(inputs).await?;
+        self.take_in_the_rest(inputs).await;
         Ok(end)
     }
 
@@ -258,11 +289,10 @@ impl Daemon {
                         return Ok(end);
                     }
                 }
-                _ = inputs.signals.hangup.recv() => self.hang_up().await,
-                _ = inputs.signals.reopen.recv() => self.logs.reopen(),
-                _ = inputs.signals.upgrade.recv() => self.upgrade(None),
-                _ = inputs.signals.terminate.recv() => return Ok(stop),
-                _ = inputs.signals.interrupt.recv() => return Ok(stop),
+                _ = inputs.signals.requests.hangup.recv() => self.hang_up().await,
+                _ = inputs.signals.requests.reopen.recv() => self.logs.reopen(),
+                _ = inputs.signals.requests.upgrade.recv() => self.upgrade(None),
+                () = inputs.signals.ends.recv() => return Ok(stop),
                 readiness = Upgrading::outcome(&mut self.upgrading) => {
                     if let Some(end) = self.hand_over(inputs, readiness).await {
                         return Ok(end);
@@ -283,10 +313,10 @@ impl Daemon {
         }
     }
 
-    async fn end(self, end: End) -> Result<()> {
+    async fn end(self, end: End, inputs: Inputs) -> Result<()> {
         match end {
             End::Stop { detach, reply } => self.stop(detach, reply).await,
-            End::HandedOver => self.leave().await,
+            End::HandedOver(successor) => self.leave(successor, inputs.signals.ends).await,
         }
     }
 
@@ -447,6 +477,24 @@ fn now() -> Now {
 /// Without systemd this does nothing.
 fn tell_systemd(states: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(states) {
+        warn!("cannot notify systemd: {error}");
+    }
+}
+
+/// How long systemd may take to take in what it was told.
+const SYSTEMD: Duration = Duration::from_secs(5);
+
+/// Waits until systemd has taken in what it was told so far (sd_notify_barrier(3): it closes the
+/// descriptor then).
+async fn until_systemd_has_heard() {
+    let wait = async {
+        let (sender, mut receiver) = tokio::net::unix::pipe::pipe()?;
+        let sender = sender.into_blocking_fd()?;
+        sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[sender.as_fd()])?;
+        drop(sender);
+        receiver.read(&mut [0]).await
+    };
+    if let Ok(Err(error)) = tokio::time::timeout(SYSTEMD, wait).await {
         warn!("cannot notify systemd: {error}");
     }
 }

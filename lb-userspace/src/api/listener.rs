@@ -28,7 +28,10 @@ use tokio::{
     sync::{Semaphore, oneshot},
 };
 
-use super::routes::{self, Daemon};
+use super::{
+    hosts::Hosts,
+    routes::{self, Daemon},
+};
 use crate::notice::{History, Kind, Notice};
 
 /// The limits of one listener.
@@ -73,12 +76,17 @@ impl Listener {
     /// Listens with the default limits. If the address is not available, this returns a warning and
     /// retries every second: it may be the VIP while another host holds it, or still belong to a
     /// daemon that is stopping.
-    pub fn start(address: SocketAddr, daemon: Daemon) -> (Listener, Option<String>) {
-        Listener::with_limits(address, daemon, Limits::default())
+    pub fn start(address: SocketAddr, hosts: Hosts, daemon: Daemon) -> (Listener, Option<String>) {
+        Listener::with_limits(address, hosts, daemon, Limits::default())
     }
 
     /// The same with other limits.
-    pub fn with_limits(address: SocketAddr, daemon: Daemon, limits: Limits) -> (Listener, Option<String>) {
+    pub fn with_limits(
+        address: SocketAddr,
+        hosts: Hosts,
+        daemon: Daemon,
+        limits: Limits,
+    ) -> (Listener, Option<String>) {
         let refused = Arc::new(AtomicU64::new(0));
         let (stop, stopped) = oneshot::channel();
         let mut listener = Listener { address, refused: refused.clone(), stop: Some(stop), thread: None };
@@ -88,7 +96,7 @@ impl Listener {
             .err()
             .map(|error| format!("[api] cannot listen on {address}: {error}; retrying every second"));
         let history = daemon.history.clone();
-        let desk = Desk { router: routes::reading(daemon), limits, refused };
+        let desk = Desk { router: routes::reading(daemon, hosts), limits, refused };
         let thread = std::thread::Builder::new().name("api".into()).spawn(move || {
             if let Err(error) = desk.run(address, bound.ok(), stopped, &history) {
                 tell(&history, Level::Error, format!("[api] has stopped: {error}"));

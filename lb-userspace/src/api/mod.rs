@@ -4,6 +4,7 @@
 
 pub mod admin;
 mod commands;
+mod hosts;
 mod listener;
 mod metrics;
 mod page;
@@ -17,6 +18,7 @@ pub mod trace;
 pub mod types;
 
 pub use commands::Peer;
+pub use hosts::Hosts;
 pub use listener::Listener;
 pub use report::{Connects, PoolUse, Report};
 pub use request::{Conns, ConnsFilter, EventsFilter, Order, QUEUE, Reply, Request};

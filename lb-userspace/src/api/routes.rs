@@ -17,6 +17,7 @@ use axum::{
         HeaderValue, StatusCode,
         header::{CONTENT_TYPE, RETRY_AFTER},
     },
+    middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -26,6 +27,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::{
     TOTAL_HEADER, commands,
+    hosts::{self, Hosts},
     metrics::Metrics,
     page,
     report::Report,
@@ -79,9 +81,9 @@ impl Daemon {
     }
 }
 
-/// The routes that change nothing.
-pub fn reading(daemon: Daemon) -> Router {
-    finish(reading_routes(), daemon)
+/// The routes that change nothing, for everybody who asks by one of the host's names.
+pub fn reading(daemon: Daemon, hosts: Hosts) -> Router {
+    finish(reading_routes(), daemon).layer(middleware::from_fn_with_state(Arc::new(hosts), hosts::check))
 }
 
 fn reading_routes() -> Router<Daemon> {
@@ -137,16 +139,27 @@ impl Daemon {
         }
     }
 
-    async fn conns(&self, filter: ConnsFilter) -> Result<Result<Conns, Refused>, Response> {
-        let Some(shared) = &self.shared else { return self.ask(|reply| Request::Conns(filter, reply)).await };
-        let limit = Some(filter.limit.unwrap_or(ROWS.0).min(ROWS.1));
+    /// The same; public requests wait until no other one asks.
+    async fn ask_in_turn<T: Send + 'static>(
+        &self,
+        request: impl FnOnce(Reply<T>) -> Request + Send + 'static,
+    ) -> Result<T, Response> {
+        let Some(shared) = &self.shared else { return self.ask(request).await };
         let (turn, daemon) = (shared.clone().lock_owned().await, self.clone());
         to_its_end(async move {
-            let conns = daemon.ask(|reply| Request::Conns(ConnsFilter { limit, ..filter }, reply)).await;
+            let answer = daemon.ask(request).await;
             drop(turn);
-            conns
+            answer
         })
         .await
+    }
+
+    async fn conns(&self, filter: ConnsFilter) -> Result<Result<Conns, Refused>, Response> {
+        let limit = match self.shared {
+            Some(_) => Some(filter.limit.unwrap_or(ROWS.0).min(ROWS.1)),
+            None => filter.limit,
+        };
+        self.ask_in_turn(move |reply| Request::Conns(ConnsFilter { limit, ..filter }, reply)).await
     }
 
     /// The report. Public requests share one that was made a moment ago.
@@ -197,7 +210,7 @@ pub fn outcome<T: Serialize>(outcome: Result<T, Refused>) -> Response {
 
 /// Answers 200 while the daemon's loop runs.
 async fn healthz(State(daemon): State<Daemon>) -> Response {
-    match tokio::time::timeout(TURN_WITHIN, daemon.ask(Request::Ping)).await {
+    match tokio::time::timeout(TURN_WITHIN, daemon.ask_in_turn(Request::Ping)).await {
         Ok(Ok(())) => "ok\n".into_response(),
         _ => (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not respond\n").into_response(),
     }
@@ -231,7 +244,7 @@ async fn backends(State(daemon): State<Daemon>) -> Result<Response, Response> {
 }
 
 async fn vrrp(State(daemon): State<Daemon>) -> Result<Response, Response> {
-    Ok(Json(daemon.ask(Request::Vrrp).await?).into_response())
+    Ok(Json(daemon.ask_in_turn(Request::Vrrp).await?).into_response())
 }
 
 async fn counters(State(daemon): State<Daemon>) -> Result<Response, Response> {
@@ -242,11 +255,11 @@ async fn counters(State(daemon): State<Daemon>) -> Result<Response, Response> {
 }
 
 async fn in_force(State(daemon): State<Daemon>) -> Result<Response, Response> {
-    Ok(Json(daemon.ask(Request::InForce).await?).into_response())
+    Ok(Json(daemon.ask_in_turn(Request::InForce).await?).into_response())
 }
 
 async fn task(State(daemon): State<Daemon>, Path(id): Path<u64>) -> Result<Response, Response> {
-    daemon.ask(|reply| Request::Task(id, reply)).await.map(outcome)
+    daemon.ask_in_turn(move |reply| Request::Task(id, reply)).await.map(outcome)
 }
 
 /// The meaning of every reason in the counters.

@@ -102,7 +102,11 @@ impl Server {
 
     /// Removes the socket, then releases the lock.
     pub fn remove(self) -> Result<()> {
-        std::fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))
+        match std::fs::remove_file(&self.path) {
+            // Somebody has done so: the folder was cleaned.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => removed.with_context(|| format!("cannot remove {}", self.path.display())),
+        }
     }
 }
 

@@ -90,8 +90,13 @@ Examples:
     /// Check a configuration, and say how many connections it has room for
     #[command(after_help = "\
 Prints \"configuration ok\" and exits with 0, or prints every error with its file, line and column and exits with 1.
-Example: evenkeel check -c evenkeel.toml && evenkeel reload")]
+What this host lacks (an interface, the key file, the CA file, the folder of a log) is a warning, because the file may
+be for another host; with --here it is an error, as it is for `evenkeel run`.
+Example: evenkeel check --here -c evenkeel.toml && evenkeel reload")]
     Check {
+        /// The file is for this host: what would refuse the start is an error
+        #[arg(long)]
+        here: bool,
         #[arg(short, long, default_value = DEFAULT_PATH, value_name = "FILE")]
         config: PathBuf,
         #[command(flatten)]

@@ -10,20 +10,25 @@ use crate::{
     config::{self, Config, Problem, Problems},
 };
 
-/// `check`: "configuration ok" and the room for connections, or every error.
-pub fn check(path: &Path, format: Format) -> Result<(), Failure> {
-    let loaded = config::load(path);
+/// `check`: "configuration ok" and the room for connections, or every error. With `here`, what this
+/// host lacks is an error.
+pub fn check(path: &Path, here: bool, format: Format) -> Result<(), Failure> {
+    let loaded = config::load(path).and_then(|loaded| match here && !loaded.here.is_empty() {
+        true => Err(Problems(loaded.here)),
+        false => Ok(loaded),
+    });
     if format == Format::Json {
         return check_json(loaded);
     }
     let loaded = loaded.map_err(|problems| Failure::Refused(problems.to_string()))?;
-    warn(&loaded.warnings);
+    warn(loaded.warnings.iter().chain(&loaded.here));
     output::print(&format!("configuration ok\n{}", room(&loaded.config)))
 }
 
 fn check_json(loaded: Result<config::Loaded, Problems>) -> Result<(), Failure> {
     let (answer, outcome) = match loaded {
-        Ok(config::Loaded { config, warnings, files }) => {
+        Ok(config::Loaded { config, mut warnings, here, files }) => {
+            warnings.extend(here);
             let room = config.capacity();
             let answer = json!({
                 "ok": true, "errors": [], "warnings": warnings, "files": files,
@@ -40,7 +45,7 @@ fn check_json(loaded: Result<config::Loaded, Problems>) -> Result<(), Failure> {
     outcome
 }
 
-fn warn(warnings: &[Problem]) {
+fn warn<'a>(warnings: impl IntoIterator<Item = &'a Problem>) {
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
@@ -71,7 +76,7 @@ fn room(config: &Config) -> String {
 /// `dump`: the whole configuration as evenkeel understands it.
 pub fn dump(path: &Path, format: Format) -> Result<(), Failure> {
     let loaded = config::load(path).map_err(|problems| Failure::Refused(problems.to_string()))?;
-    warn(&loaded.warnings);
+    warn(loaded.warnings.iter().chain(&loaded.here));
     match format {
         Format::Json => {
             let json = serde_json::to_string(&loaded.config);

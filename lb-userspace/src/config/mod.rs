@@ -23,7 +23,7 @@ use toml::{Spanned, de::DeTable};
 
 use cross::Cross;
 use model::{Service, Vrrp};
-use problem::{Findings, Source, SourcePos};
+use problem::{Doubts, Findings, Source, SourcePos};
 use raw::Table;
 
 /// The default of `-c`.
@@ -37,6 +37,8 @@ pub struct Loaded {
     pub config: Config,
     /// What is allowed but may not do what was meant.
     pub warnings: Vec<Problem>,
+    /// What this host lacks, so that the daemon would not start here.
+    pub here: Vec<Problem>,
     /// Every file that was read, the main one first.
     pub files: Vec<PathBuf>,
 }
@@ -48,9 +50,9 @@ pub fn load(path: &Path) -> Result<Loaded, Problems> {
     let sources = with_drop_ins(main, &findings);
     let roots: Vec<_> = sources.iter().map(|source| parse(source, &findings)).collect();
     let config = understand(&sources, &roots, &findings);
-    let warnings = findings.into_result()?;
+    let Doubts { warnings, here } = findings.into_result()?;
     let files = sources.iter().map(|source| source.path.clone()).collect();
-    Ok(Loaded { config, warnings, files })
+    Ok(Loaded { config, warnings, here, files })
 }
 
 /// A larger file is certainly not a configuration.

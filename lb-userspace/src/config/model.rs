@@ -72,6 +72,7 @@ pub enum OnExit {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Api {
     pub listen: SocketAddr,
+    pub hosts: Vec<String>,
 }
 
 /// `[[service]]`

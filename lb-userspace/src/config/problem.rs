@@ -95,6 +95,16 @@ impl std::error::Error for Problems {}
 pub struct Findings {
     errors: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Problem>>,
+    here: RefCell<Vec<Problem>>,
+}
+
+/// What is allowed, and may still not do what was meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Doubts {
+    /// Wherever the configuration is used.
+    pub warnings: Vec<Problem>,
+    /// On this host: the daemon would not start here.
+    pub here: Vec<Problem>,
 }
 
 impl Findings {
@@ -108,13 +118,21 @@ impl Findings {
         self.warnings.borrow_mut().push(problem);
     }
 
-    /// The warnings if there is no error, otherwise every error.
-    pub fn into_result(self) -> Result<Vec<Problem>, Problems> {
+    /// Adds what this host lacks: the daemon would not start here. It may be another host than the
+    /// daemon's, or another user.
+    pub fn here(&self, problem: Problem) {
+        self.here.borrow_mut().push(problem);
+    }
+
+    /// The doubts if there is no error, otherwise every error.
+    pub fn into_result(self) -> Result<Doubts, Problems> {
         let mut errors = self.errors.into_inner();
         if errors.is_empty() {
-            let mut warnings = self.warnings.into_inner();
+            let (mut warnings, mut here) = (self.warnings.into_inner(), self.here.into_inner());
             warnings.sort();
-            return Ok(warnings);
+            here.sort();
+            here.dedup();
+            return Ok(Doubts { warnings, here });
         }
         errors.sort();
         errors.dedup();

@@ -20,6 +20,11 @@ pub struct At<'a, T> {
     pub pos: SourcePos<'a>,
 }
 
+/// The values of a list, without their positions.
+pub fn values<T>(list: Vec<At<T>>) -> Vec<T> {
+    list.into_iter().map(|at| at.value).collect()
+}
+
 /// A value that has not been interpreted yet.
 #[derive(Clone, Copy)]
 pub struct Value<'a> {

@@ -106,14 +106,15 @@ impl Daemon {
         let key = flow_sync::key(&loaded.config).map_err(one)?;
         let prepared = self.logs.prepare(&loaded.config).map_err(one)?;
         let probes = probes::prepare(&loaded.config).map_err(one)?;
-        let attached = interfaces::attach(&mut self.dataplane, &wanted, self.process.options.clsact)?;
+        let attached = interfaces::attach(&mut self.dataplane, &wanted, self.process.options.clsact);
+        let attached = attached.map_err(|errors| self.back_to_the_interfaces_in_use(errors))?;
         attached.into_iter().for_each(|notice| self.tell(notice));
-        if let Err(error) = self.write(&plan) {
-            return Err(self.back_to_the_configuration_in_force(error));
+        if let Err(error) = self.write(&plan).and_then(|()| self.write_cookie_key(key.as_ref())) {
+            let errors = self.back_to_the_configuration_in_force(error);
+            return Err(self.back_to_the_interfaces_in_use(errors));
         }
-        self.write_cookie_key(key.as_ref()).map_err(one)?;
 
-        let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        let mut warnings: Vec<String> = loaded.warnings.iter().chain(&loaded.here).map(ToString::to_string).collect();
         warnings.extend(plan.warnings.iter().chain(&wanted.warnings).cloned());
         warnings.extend(needs_restart(&self.config, &loaded.config));
         let changes = plan::changes(self.controller.desired(), &desired);
@@ -127,10 +128,28 @@ impl Daemon {
         warnings.extend(self.listen());
         self.commit(desired, plan);
         self.write_hops();
-        self.configure_sync(key).map_err(one)?;
-        self.configure_vrrp().await.map_err(one)?;
+        // From here on the configuration is in force, and what cannot be done is told beside it.
+        let flow_sync = self.configure_sync(key).map_err(|error| not_started("flow sync", &error));
+        let vrrp = self.configure_vrrp().await.map_err(|error| not_started("VRRP", &error));
+        for failed in [flow_sync, vrrp].into_iter().filter_map(Result::err) {
+            self.tell(Notice::daemon(Level::Error, Kind::Reload, failed.clone()));
+            warnings.push(failed);
+        }
         self.detach_unused();
         Ok(Reloaded { generation: self.load.generation, changes, warnings })
+    }
+
+    /// The program could not be attached everywhere, and perhaps is attached in another way than
+    /// before on some interfaces.
+    fn back_to_the_interfaces_in_use(&mut self, mut errors: Vec<String>) -> Vec<String> {
+        match interfaces::attach(&mut self.dataplane, &self.wanted, self.process.options.clsact) {
+            Ok(attached) => attached.into_iter().for_each(|notice| self.tell(notice)),
+            Err(again) => {
+                errors.extend(again.into_iter().map(|error| format!("{error}, also as it was before: reload again")));
+            }
+        }
+        self.detach_unused();
+        errors
     }
 
     /// Some writes of a plan succeeded and one failed, with `error`. The configuration in force
@@ -154,8 +173,7 @@ impl Daemon {
     /// Brings the listener of `[api]` in line with the configuration. Returns a warning if the
     /// address is not available yet and is tried again.
     pub(super) fn listen(&mut self) -> Option<String> {
-        let address = self.config.api.as_ref().map(|api| api.listen);
-        self.doors.listener.set(address, &self.doors.api)
+        self.doors.listener.set(self.config.api.as_ref(), &self.doors.api)
     }
 
     pub(super) fn write(&mut self, plan: &plan::Plan) -> Result<()> {
@@ -217,6 +235,10 @@ fn reload_notice(reloaded: &Result<Reloaded, Vec<String>>) -> Notice {
             Notice::daemon(Level::Error, Kind::Reload, text)
         }
     }
+}
+
+fn not_started(what: &str, error: &anyhow::Error) -> String {
+    format!("the configuration is in force, but {what} does not run: {error:#}; reload again")
 }
 
 fn one(error: anyhow::Error) -> Vec<String> {

@@ -139,7 +139,8 @@ fn refresh_for(idle_timeouts: impl Iterator<Item = Duration>) -> Duration {
 }
 
 impl Daemon {
-    /// Brings the thread in line with the configuration.
+    /// Brings the thread in line with the configuration. Which listeners are ours is right also if
+    /// it cannot be started.
     pub(super) fn configure_sync(&mut self, key: Option<SharedKey>) -> Result<()> {
         let wanted = self.config.sync.clone().zip(key);
         let is_same = match (&self.sync.running, &wanted) {
@@ -147,15 +148,14 @@ impl Daemon {
             (None, None) => true,
             _ => false,
         };
+        let mut started = Ok(());
         if !is_same {
             self.sync.end();
-            if let Some((sync, key)) = wanted {
-                self.start_sync(sync, key)?;
-            }
+            started = wanted.map_or(Ok(()), |(sync, key)| self.start_sync(sync, key));
         }
         self.direct_sync();
         self.set_ownership();
-        Ok(())
+        started
     }
 
     fn start_sync(&mut self, config: model::Sync, key: SharedKey) -> Result<()> {

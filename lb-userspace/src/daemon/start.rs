@@ -14,7 +14,7 @@ use sd_notify::NotifyState;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    BPFFS, Daemon, Doors, Inputs, Load, Process, RunOptions, Serving, Signals,
+    BPFFS, Daemon, Doors, Ends, Inputs, Load, Process, Requests, RunOptions, Serving, Signals,
     admin_file::AdminFile,
     flow_sync::{self, FlowSync},
     given_away::GivenAwayFile,
@@ -49,7 +49,7 @@ const LONGER_THAN_A_STEP: Duration = Duration::from_millis(50);
 /// What is open and ready before anything acts.
 struct Opened {
     server: Server,
-    signals: Signals,
+    ends: Ends,
     desired: Desired,
     probes: Probes,
     findings: mpsc::Receiver<Finding>,
@@ -77,7 +77,7 @@ impl Opened {
             Some(predecessor) => Server::inherit(&config.daemon.socket(), predecessor)?,
             None => Server::bind(&config.daemon.socket(), &config.daemon.socket_group)?,
         };
-        let signals = Signals::register()?;
+        let ends = Ends::register()?;
         let desired = Desired::new(config).map_err(several)?;
         let (probes, findings) = Probes::start(config)?;
         let key = flow_sync::key(config)?;
@@ -102,7 +102,7 @@ impl Opened {
         wanted.warnings.iter().for_each(|warning| warn!("{warning}"));
         Ok(Opened {
             server,
-            signals,
+            ends,
             desired,
             probes,
             findings,
@@ -123,6 +123,8 @@ impl Opened {
         Controller::new(installed, AdminStates::default()).plan(&self.desired).map_err(several)?;
         let memory = predecessor.ready(env!("CARGO_PKG_VERSION"))?;
         history.go_on(memory.events);
+        // Until now the other daemon was told that a file is a new one.
+        self.logs.reopen();
         Ok(memory.vrrp)
     }
 
@@ -133,6 +135,7 @@ impl Opened {
         config: Config,
         history: Arc<History>,
         remembered: Vec<Remembered>,
+        requests: Requests,
     ) -> Result<(Daemon, Inputs, Desired, Option<SharedKey>)> {
         let mut dataplane = self.prepared.take()?;
         if let Some(log) = dataplane.take_kernel_log() {
@@ -157,10 +160,10 @@ impl Opened {
         // Netlink reports all of them at the start.
         dataplane.tables().clear_ways()?;
         let controller = Controller::new(dataplane.tables().read(), admin_states);
-        let (ask, requests) = mpsc::channel(api::QUEUE);
+        let (ask, asked) = mpsc::channel(api::QUEUE);
         let api = api::Daemon::new(ask, history.clone());
         let (events, serving) = begin_inputs(&self.server, &dataplane, &api)?;
-        let Opened { findings, signals, changes, territory, server, logs, probes, .. } = self;
+        let Opened { findings, ends, changes, territory, server, logs, probes, .. } = self;
         let daemon = Daemon {
             process,
             config,
@@ -184,7 +187,8 @@ impl Opened {
             floors: Arc::default(),
             upgrading: None,
         };
-        Ok((daemon, Inputs { requests, events, changes, findings, signals }, self.desired, self.key))
+        let signals = Signals { requests, ends };
+        Ok((daemon, Inputs { requests: asked, events, changes, findings, signals }, self.desired, self.key))
     }
 }
 
@@ -194,6 +198,7 @@ impl Daemon {
         options: RunOptions,
         config: Config,
         history: Arc<History>,
+        signals: Requests,
         mut predecessor: Option<&mut Predecessor>,
     ) -> Result<(Daemon, Inputs)> {
         let process = Process { options, started: Instant::now(), binary: handover::own_path()? };
@@ -203,7 +208,7 @@ impl Daemon {
             Some(predecessor) => opened.take_over(predecessor, &history)?,
             None => Vec::new(),
         };
-        let (mut daemon, mut inputs, desired, key) = opened.begin(process, config, history, remembered)?;
+        let (mut daemon, mut inputs, desired, key) = opened.begin(process, config, history, remembered, signals)?;
         daemon.first_configuration(desired, key, &mut inputs).await?;
         if !is_upgrade {
             // In an upgrade the service stays ready throughout, and the old daemon names its

@@ -3,20 +3,24 @@
 //!
 //! [`handover`]: crate::handover
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use log::{Level, warn};
+use nix::{sys::signal::kill, unistd::Pid};
 use sd_notify::NotifyState;
 use tokio::task::JoinHandle;
 
-use super::{Daemon, End, Inputs, flow_sync, interfaces, several, start::begin_inputs, tell_systemd};
+use super::{Daemon, End, Ends, Inputs, flow_sync, interfaces, several, start::begin_inputs, tell_systemd};
 use crate::{
     api::{Reply, types::Refused},
     handover::{Memory, Successor, Upgraded},
     notice::{Kind, Notice},
     vrrp::report::Remembered,
 };
+
+/// How long a signal that was sent may take to be noticed.
+const SIGNALS: Duration = Duration::from_millis(50);
 
 /// The requester, which waits for the outcome.
 pub type Asked = Reply<Result<Upgraded, Refused>>;
@@ -97,12 +101,13 @@ impl Daemon {
         };
         match taken {
             Ok(upgraded) => {
-                tell_systemd(&[NotifyState::MainPid(upgraded.pid)]);
+                let pid = upgraded.pid;
+                tell_systemd(&[NotifyState::MainPid(pid)]);
                 let text = format!("evenkeel {} (process {}) has taken over", upgraded.version, upgraded.pid);
                 self.tell(Notice::daemon(Level::Info, Kind::Lifecycle, text));
                 // The requester may have hung up.
                 _ = asked.map(|asked| asked.send(Ok(upgraded)));
-                Some(End::HandedOver)
+                Some(End::HandedOver(pid))
             }
             Err(error) => {
                 self.not_upgraded(asked, &error);
@@ -183,7 +188,9 @@ impl Daemon {
 
     /// After the handover: finishes answers under way and writes the remaining lines of the access
     /// log. The socket and the locks belong to the other daemon.
-    pub(super) async fn leave(mut self) -> Result<()> {
+    /// Whoever ends this process until then, which was the main one, means the daemon: the other one
+    /// hears of it.
+    pub(super) async fn leave(mut self, successor: u32, mut ends: Ends) -> Result<()> {
         let calls = self.hand_over_vrrp().await;
         self.history.close();
         drop(self.doors.serving.shutdown);
@@ -194,6 +201,11 @@ impl Daemon {
         }
         if let Some(calls) = calls {
             tokio::task::spawn_blocking(|| calls.finish()).await?;
+        }
+        super::until_systemd_has_heard().await;
+        if tokio::time::timeout(SIGNALS, ends.recv()).await.is_ok() {
+            let process = Pid::from_raw(successor.try_into().context("the number of the process")?);
+            kill(process, nix::sys::signal::Signal::SIGTERM).with_context(|| format!("cannot end process {successor}"))?;
         }
         Ok(())
     }

@@ -3,6 +3,11 @@
 
 use std::fs;
 
+/// The host's name, as `hostname` prints it.
+pub fn name() -> Option<String> {
+    nix::unistd::gethostname().ok().map(|name| name.to_string_lossy().into_owned())
+}
+
 /// The kernel's release and machine, as `uname -rm` prints them.
 pub fn kernel() -> String {
     let read = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();

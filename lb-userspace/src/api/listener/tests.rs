@@ -29,7 +29,7 @@ fn daemon() -> Daemon {
 }
 
 fn listen(limits: Limits) -> Listener {
-    let (listener, warning) = Listener::with_limits(free_address(), daemon(), limits);
+    let (listener, warning) = Listener::with_limits(free_address(), Hosts::default(), daemon(), limits);
     assert_eq!(warning, None);
     listener
 }
@@ -177,7 +177,7 @@ fn a_connection_ends_with_its_life_however_busy_it_is() {
 fn an_address_that_is_in_use_is_tried_again_until_it_is_free() {
     let other = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = other.local_addr().unwrap();
-    let (listener, warning) = Listener::start(address, daemon());
+    let (listener, warning) = Listener::start(address, Hosts::default(), daemon());
     assert!(warning.is_some_and(|warning| warning.contains("cannot listen on") && warning.contains("in use")));
     drop(other);
     let began = Instant::now();

@@ -16,6 +16,11 @@ use crate::{
 pub fn access_log(mut table: Table) -> Option<AccessLog> {
     let findings = table.findings;
     let target = table.required("path", "\"/var/log/evenkeel/access.log\"", target);
+    if let Some(At { value: LogTarget::File(file), pos }) = &target
+        && let Some(folder) = file.parent().filter(|folder| !folder.is_dir())
+    {
+        findings.here(pos.problem(format!("path: there is no folder {}: create it", folder.display())));
+    }
     let interval = table.optional("interval", interval);
     let format = match table.optional("format", units::text) {
         None => Some(Format::default()),

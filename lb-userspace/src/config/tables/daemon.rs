@@ -2,17 +2,19 @@
 
 use std::{
     net::SocketAddr,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use log::LevelFilter;
+use nix::unistd::{getegid, geteuid};
 
 use super::{millis, seconds};
 use crate::config::{
     cross::Once,
     model::{Api, Daemon, OnExit, Sync},
     problem::Findings,
-    raw::{At, Table},
+    raw::{At, Table, Value, values},
     units,
 };
 
@@ -72,9 +74,21 @@ fn default_bpffs(state_dir: &Path) -> PathBuf {
 
 /// Reads `[api]`.
 pub fn api(mut table: Table) -> Api {
-    let api = Api { listen: table.or("listen", SocketAddr::from(([127, 0, 0, 1], 9643)), units::socket_address) };
+    let api = Api {
+        listen: table.or("listen", SocketAddr::from(([127, 0, 0, 1], 9643)), units::socket_address),
+        hosts: values(table.list("hosts", host_name).unwrap_or_default()),
+    };
     table.finish();
     api
+}
+
+fn host_name(value: Value) -> Result<String, String> {
+    let text = units::text(value)?;
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    if text.is_empty() || !text.chars().all(is_name) {
+        return Err(format!("\"{text}\" is not a host name: write it without scheme and port, \"lb1.example.com\""));
+    }
+    Ok(text.trim_end_matches('.').to_owned())
 }
 
 /// Reads `[sync]`.
@@ -89,7 +103,7 @@ pub fn sync(mut table: Table) -> Option<Sync> {
             Ok(Some(what)) => table.findings.error(key_file.pos.problem(format!("key_file: {what}"))),
             Err(error) => {
                 let what = format!("key_file: {} cannot be read: {error}", key_file.value.display());
-                table.findings.warning(key_file.pos.problem(what));
+                table.findings.here(key_file.pos.problem(what));
             }
         }
     }
@@ -100,7 +114,7 @@ pub fn sync(mut table: Table) -> Option<Sync> {
     Some(Sync {
         batch,
         listen: listen?.value,
-        peers: peers.into_iter().map(|peer| peer.value).collect(),
+        peers: values(peers),
         key_file: key_file?.value,
     })
 }
@@ -118,16 +132,13 @@ fn check_hosts(listen: &At<SocketAddr>, peers: &[At<SocketAddr>], findings: &Fin
     }
 }
 
-/// What is wrong with a key file: its permissions, or the length of the key.
+/// What is wrong with a key file: who may read or change it, or the length of the key.
 fn key_problem(path: &Path) -> std::io::Result<Option<String>> {
-    use std::os::unix::fs::PermissionsExt;
-    let mode = std::fs::metadata(path)?.permissions().mode();
+    let metadata = std::fs::metadata(path)?;
     let shown = path.display();
-    if mode & 0o007 != 0 {
-        return Ok(Some(format!(
-            "{shown} has mode {:04o}, so other users can read it: chmod 600 {shown}",
-            mode & 0o7777
-        )));
+    if let Some(who) = strangers(&metadata, geteuid().as_raw(), getegid().as_raw()) {
+        let mode = metadata.mode() & 0o7777;
+        return Ok(Some(format!("{shown} has mode {mode:04o}, so {who}: chown root:root {shown}; chmod 600 {shown}")));
     }
     let key = std::fs::read_to_string(path)?;
     let key = key.trim();
@@ -137,4 +148,16 @@ fn key_problem(path: &Path) -> std::io::Result<Option<String>> {
         )));
     }
     Ok(None)
+}
+
+/// Who else than root and this process may read or change a file.
+fn strangers(file: &std::fs::Metadata, user: u32, group: u32) -> Option<String> {
+    if file.mode() & 0o007 != 0 {
+        return Some("other users can read or change it".into());
+    }
+    if file.uid() != 0 && file.uid() != user {
+        return Some(format!("its owner, user {}, can read and change it", file.uid()));
+    }
+    let by_group = file.mode() & 0o070 != 0 && file.gid() != 0 && file.gid() != group;
+    by_group.then(|| format!("its group {} can read or change it", file.gid()))
 }

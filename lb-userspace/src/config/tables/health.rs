@@ -31,10 +31,8 @@ pub fn health(mut table: Table) -> Option<Health> {
     let fall = table.or("fall", 3, units::number(1..=1000));
     let ca = table.optional("ca", units::absolute_path);
     if let Some(ca) = &ca {
-        // Only a warning: this may be another host or user than the daemon's. The daemon does not
-        // start without it.
         if let Err(error) = std::fs::File::open(&ca.value) {
-            findings.warning(ca.pos.problem(format!("ca: {} cannot be read: {error}", ca.value.display())));
+            findings.here(ca.pos.problem(format!("ca: {} cannot be read: {error}", ca.value.display())));
         } else if let Err(error) = authorities(&ca.value) {
             findings.error(ca.pos.problem(format!("ca: {error:#}")));
         }

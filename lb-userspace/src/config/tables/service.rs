@@ -9,12 +9,12 @@ use ipnet::IpNet;
 use lb_common::{clients::MOST, layout};
 use toml::de::DeValue;
 
-use super::{DAY, access_log, backend, health, millis, seconds};
+use super::{DAY, access_log, backend, check_interface, health, millis, seconds};
 use crate::config::{
     cross::{Cross, Once},
     model::{Backend, Balance, Datapath, MssClamp, PortRange, Rule, Service, SynCookies},
     problem::Findings,
-    raw::{At, Table, Value, describe},
+    raw::{At, Table, Value, describe, values},
     units,
 };
 
@@ -91,12 +91,9 @@ pub fn service<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Servic
     })
 }
 
-fn values<T>(list: Vec<At<T>>) -> Vec<T> {
-    list.into_iter().map(|at| at.value).collect()
-}
-
 fn interfaces(table: &mut Table) -> Vec<String> {
     let interfaces = table.list("interface", units::interface).unwrap_or_default();
+    interfaces.iter().for_each(|at| check_interface(at, table.findings));
     let mut once = Once::new("interface");
     for at in &interfaces {
         once.enter(at.value.clone(), at.pos, table.findings);

@@ -11,7 +11,7 @@ use std::{
 use ipnet::IpNet;
 use toml::de::DeValue;
 
-use super::{DAY, HOUR, millis, seconds};
+use super::{DAY, HOUR, check_interface, millis, seconds};
 use crate::{
     config::{
         cross::Cross,
@@ -31,6 +31,7 @@ pub fn vrrp<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Vrrp> {
     let findings = table.findings;
     let name = table.required("name", "\"VI_1\"", units::name);
     let interface = table.required("interface", "\"eth0\"", units::interface);
+    interface.iter().for_each(|at| check_interface(at, table.findings));
     let router = table.required("virtual_router_id", "251", units::number(1..=255_u8));
     if let Some(name) = &name {
         cross.instances.enter(name.value.to_owned(), name.pos, findings);
