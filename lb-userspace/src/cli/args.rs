@@ -97,6 +97,9 @@ Example: evenkeel check --here -c evenkeel.toml && evenkeel reload")]
         /// The file is for this host: what would refuse the start is an error
         #[arg(long)]
         here: bool,
+        /// Also listen to the VRRP advertisements on the wire for this long, and compare them with the file
+        #[arg(long, value_name = "TIME", value_parser = listening)]
+        listen: Option<Duration>,
         #[arg(short, long, default_value = DEFAULT_PATH, value_name = "FILE")]
         config: PathBuf,
         #[command(flatten)]
@@ -387,6 +390,18 @@ pub enum Format {
     Wide,
     /// JSON for programs: plain bytes, seconds and milliseconds
     Json,
+}
+
+/// The longest `check --listen`.
+const LONGEST_LISTENING: Duration = Duration::from_secs(600);
+
+/// How long `check --listen` listens.
+fn listening(text: &str) -> Result<Duration, String> {
+    let time = units::parse_duration(text)?;
+    if time.is_zero() || time > LONGEST_LISTENING {
+        return Err("write 1ms to 10m; three advertisement intervals are enough to hear every master".into());
+    }
+    Ok(time)
 }
 
 #[derive(Clone, Debug, Args)]

@@ -1,6 +1,6 @@
 //! `check` and `dump`, which read files and need no daemon.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use serde_json::json;
 
@@ -8,11 +8,12 @@ use super::{args::Format, output};
 use crate::{
     client::{Failure, units},
     config::{self, Config, Problem, Problems},
+    vrrp::shell::overhear::overhear,
 };
 
 /// `check`: "configuration ok" and the room for connections, or every error. With `here`, what this
 /// host lacks is an error.
-pub fn check(path: &Path, here: bool, format: Format) -> Result<(), Failure> {
+pub fn check(path: &Path, here: bool, listen: Option<Duration>, format: Format) -> Result<(), Failure> {
     let loaded = config::load(path).and_then(|loaded| match here && !loaded.here.is_empty() {
         true => Err(Problems(loaded.here)),
         false => Ok(loaded),
@@ -22,7 +23,31 @@ pub fn check(path: &Path, here: bool, format: Format) -> Result<(), Failure> {
     }
     let loaded = loaded.map_err(|problems| Failure::Refused(problems.to_string()))?;
     warn(loaded.warnings.iter().chain(&loaded.here));
-    output::print(&format!("configuration ok\n{}", room(&loaded.config)))
+    output::print(&format!("configuration ok\n{}", room(&loaded.config)))?;
+    listen.map_or(Ok(()), |time| compare_with_the_wire(&loaded.config, time))
+}
+
+/// What is heard of each virtual router, and an error if that does not agree with the configuration.
+fn compare_with_the_wire(config: &Config, time: Duration) -> Result<(), Failure> {
+    if config.vrrp.is_empty() {
+        return Err(Failure::Refused("--listen: the configuration has no [[vrrp]]".into()));
+    }
+    let heard = overhear(&config.vrrp, time).map_err(|error| Failure::Refused(format!("--listen: {error:#}")))?;
+    let mut differ = Vec::new();
+    for (instance, heard) in heard {
+        if heard.is_empty() {
+            let time = time.as_secs_f64();
+            output::print(&format!("VRRP instance {instance} hears no advertisement within {time} s\n"))?;
+        }
+        for overheard in heard {
+            let line = format!("VRRP instance {instance} {}", overheard.text);
+            match overheard.differs {
+                true => differ.push(line),
+                false => output::print(&format!("{line}\n"))?,
+            }
+        }
+    }
+    if differ.is_empty() { Ok(()) } else { Err(Failure::Refused(differ.join("\n"))) }
 }
 
 fn check_json(loaded: Result<config::Loaded, Problems>) -> Result<(), Failure> {

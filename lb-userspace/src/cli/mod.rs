@@ -57,7 +57,7 @@ pub fn main() -> ExitCode {
             return run(RunOptions { config, mount_bpffs, clsact, reset_state, kernel_log });
         }
         Command::Upgrade { output } => upgrade(&client, output.format),
-        Command::Check { here, config, output } => config_commands::check(&config, here, output.format),
+        Command::Check { here, listen, config, output } => config_commands::check(&config, here, listen, output.format),
         Command::Dump { config, output } => config_commands::dump(&config, output.format),
         Command::Top { interval } => top::run(&cli.socket, interval, None),
         Command::Stop { detach, output } => stop(&client, detach, output.format),

@@ -129,7 +129,8 @@ impl ProbeCount {
 mod tests {
     use super::*;
 
-    const OUTCOMES: [Outcome; 4] = [Outcome::Passed, Outcome::NotReady(Unready::Tls), Outcome::Refused, Outcome::Failed];
+    const OUTCOMES: [Outcome; 4] =
+        [Outcome::Passed, Outcome::NotReady(Unready::Tls), Outcome::Refused, Outcome::Failed];
 
     /// Every sequence of seven probes for every rise and fall up to three, with the verdict after
     /// each.

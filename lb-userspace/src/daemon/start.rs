@@ -100,20 +100,7 @@ impl Opened {
         let territory = Territory::watch().await?;
         let wanted = interfaces::wanted(config).await.map_err(several)?;
         wanted.warnings.iter().for_each(|warning| warn!("{warning}"));
-        Ok(Opened {
-            server,
-            ends,
-            desired,
-            probes,
-            findings,
-            key,
-            logs,
-            prepared,
-            watch,
-            changes,
-            territory,
-            wanted,
-        })
+        Ok(Opened { server, ends, desired, probes, findings, key, logs, prepared, watch, changes, territory, wanted })
     }
 
     /// Tells the old daemon that this one is ready, and waits until that one has stopped acting.

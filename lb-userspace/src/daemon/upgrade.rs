@@ -205,7 +205,8 @@ impl Daemon {
         super::until_systemd_has_heard().await;
         if tokio::time::timeout(SIGNALS, ends.recv()).await.is_ok() {
             let process = Pid::from_raw(successor.try_into().context("the number of the process")?);
-            kill(process, nix::sys::signal::Signal::SIGTERM).with_context(|| format!("cannot end process {successor}"))?;
+            kill(process, nix::sys::signal::Signal::SIGTERM)
+                .with_context(|| format!("cannot end process {successor}"))?;
         }
         Ok(())
     }

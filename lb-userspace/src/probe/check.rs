@@ -161,7 +161,10 @@ fn no_handshake(error: io::Error) -> Fault {
 impl Https {
     fn judge(&self, status: StatusCode) -> (Outcome, String) {
         let listed = self.expect.contains(&status.as_u16());
-        (if listed { Outcome::Passed } else { Outcome::NotReady(Unready::Status) }, format!("status {}", status.as_u16()))
+        (
+            if listed { Outcome::Passed } else { Outcome::NotReady(Unready::Status) },
+            format!("status {}", status.as_u16()),
+        )
     }
 
     async fn ask(&self, address: SocketAddr, by: &Deadline) -> Result<StatusCode, Fault> {

@@ -72,11 +72,24 @@ pub enum Trouble {
         from: IpAddr,
         /// How its addresses agree with the configured ones.
         agreement: Option<Agreement>,
+        /// What it says.
+        said: String,
     },
     /// An advertisement was accepted, though only some of its addresses are ours.
     Disagrees {
         /// Its sender.
         from: IpAddr,
+        /// What it says.
+        said: String,
+    },
+    /// Another virtual router's advertisement has an address of ours.
+    OtherNumber {
+        /// Its sender.
+        from: IpAddr,
+        /// The address.
+        address: IpAddr,
+        /// What it says.
+        said: String,
     },
     /// Advertisements cannot be sent.
     CannotSend(String),
@@ -131,7 +144,8 @@ pub fn reason(why: Why) -> String {
 }
 
 impl Trouble {
-    fn words(&self, router: u8) -> (Level, String) {
+    /// What to tell of it.
+    pub fn words(&self, router: u8) -> (Level, String) {
         let text = match self {
             Trouble::LowerMaster { from, priority } => format!(
                 "is not the only master: {from} advertises priority {priority}. If this persists, that host does not hear \
@@ -146,9 +160,16 @@ impl Trouble {
             Trouble::TwoOwners(other) => format!(
                 "has priority 255, and so has {other}: only the one host that owns the addresses may; lower the other's"
             ),
-            Trouble::Refused { why, from, agreement } => refused(*why, *from, *agreement, router),
-            Trouble::Disagrees { from } => format!(
-                "hears {from} with other `addresses`: write the same on both hosts, or a takeover leaves some of them behind"
+            Trouble::Refused { why, from, agreement, said } => {
+                format!("{}; it says: {said}", refused(*why, *from, *agreement, router))
+            }
+            Trouble::Disagrees { from, said } => format!(
+                "hears {from} with other `addresses`: write the same on both hosts, or a takeover leaves some of them \
+                 behind; it says: {said}"
+            ),
+            Trouble::OtherNumber { from, address, said } => format!(
+                "has virtual_router_id {router}, but {from} advertises {address} under another one: write the same \
+                 virtual_router_id on both hosts; until then both are master; it says: {said}"
             ),
             Trouble::CannotSend(error) => format!("cannot advertise: {error}"),
             Trouble::Addresses(error) => error.clone(),
@@ -215,7 +236,8 @@ impl Trouble {
             Trouble::Claimed { address, .. } => ("claimed", Some(*address)),
             Trouble::TwoOwners(from) => ("two_owners", Some(*from)),
             Trouble::Refused { why, from, .. } => (why.name(), Some(*from)),
-            Trouble::Disagrees { from } => ("disagrees", Some(*from)),
+            Trouble::Disagrees { from, .. } => ("disagrees", Some(*from)),
+            Trouble::OtherNumber { from, .. } => ("other_number", Some(*from)),
             Trouble::CannotSend(_) => ("cannot_send", None),
             Trouble::Addresses(_) => ("addresses", None),
             Trouble::Script(_) => ("script", None),

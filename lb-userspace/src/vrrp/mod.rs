@@ -10,6 +10,7 @@ pub mod group;
 pub mod holdings;
 pub mod machine;
 pub mod messages;
+pub mod overheard;
 pub mod receive;
 pub mod report;
 pub mod setup;

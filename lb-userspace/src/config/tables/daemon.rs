@@ -111,12 +111,7 @@ pub fn sync(mut table: Table) -> Option<Sync> {
         check_hosts(listen, &peers, table.findings);
     }
     table.finish();
-    Some(Sync {
-        batch,
-        listen: listen?.value,
-        peers: values(peers),
-        key_file: key_file?.value,
-    })
+    Some(Sync { batch, listen: listen?.value, peers: values(peers), key_file: key_file?.value })
 }
 
 /// The hosts know each other by these addresses.

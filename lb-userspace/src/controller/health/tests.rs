@@ -214,7 +214,8 @@ fn a_certificate_that_is_not_accepted_drains_and_is_told_from_a_status_also_by_t
     const UNTRUSTED_NOW: Outcome = Outcome::NotReady(Unready::Tls);
     let mut health = with_probe();
     assert_eq!(probed(&mut health, &[UNTRUSTED_NOW; 3], Instant(5))[2], Change::Drained(Unready::Tls));
-    let record = Backend { admission: OUT, out_reason: health.out_reason(), changed_at: Instant(5), ..Backend::default() };
+    let record =
+        Backend { admission: OUT, out_reason: health.out_reason(), changed_at: Instant(5), ..Backend::default() };
     assert_eq!(Health::adopted(&record, Instant(9)).state(), State::NotReady(Unready::Tls));
     assert_eq!(probed(&mut health, &[UNTRUSTED_NOW, Failed], Instant(6)), [Change::Nothing; 2]);
     assert_eq!(probed(&mut health, &[UNREADY], Instant(7)), [Change::Drained(Unready::Status)]);

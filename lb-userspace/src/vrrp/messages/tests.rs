@@ -11,6 +11,10 @@ fn text(trouble: Trouble) -> String {
     InstanceEvent { instance: "VI".into(), what: Occurrence::Trouble(trouble) }.notice(51).text
 }
 
+fn refused(why: AdvertRefusal, agreement: Agreement) -> Trouble {
+    Trouble::Refused { why, from: from(), agreement: Some(agreement), said: "version 3".into() }
+}
+
 #[test]
 fn a_change_of_state_says_why() {
     let moved = |to, why, faults: &[&str]| {
@@ -33,16 +37,16 @@ fn a_change_of_state_says_why() {
 #[test]
 fn every_refusal_says_what_to_do_or_what_it_is() {
     for why in AdvertRefusal::ALL {
-        let text = text(Trouble::Refused { why: *why, from: from(), agreement: Some(Agreement::Same) });
+        let text = text(refused(*why, Agreement::Same));
         assert!(text.contains("10.0.1.2"), "{text}");
     }
-    let password = Trouble::Refused { why: AdvertRefusal::Password, from: from(), agreement: Some(Agreement::Same) };
+    let password = refused(AdvertRefusal::Password, Agreement::Same);
     assert!(text(password).contains("the same `auth_pass`"));
 }
 
 #[test]
 fn a_stranger_with_our_number_is_distinguished_from_a_peer_with_another_configuration() {
-    let strange = |why| text(Trouble::Refused { why, from: from(), agreement: Some(Agreement::Strange) });
+    let strange = |why| text(refused(why, Agreement::Strange));
     for why in [
         AdvertRefusal::Password,
         AdvertRefusal::Version,
@@ -52,7 +56,7 @@ fn a_stranger_with_our_number_is_distinguished_from_a_peer_with_another_configur
     ] {
         assert!(strange(why).contains("virtual_router_id 51 for other addresses"), "{why:?}");
     }
-    assert!(text(Trouble::Disagrees { from: from() }).contains("other `addresses`"));
+    assert!(text(Trouble::Disagrees { from: from(), said: "version 3".into() }).contains("other `addresses`"));
 }
 
 #[test]

@@ -11,6 +11,7 @@
 mod instance;
 mod mailbox;
 mod network;
+pub mod overhear;
 mod scripts;
 mod thread;
 
@@ -31,15 +32,33 @@ use super::{
     messages::InstanceEvent,
     report::{InstanceReport, Remembered},
     setup::Setup,
+    wire::{Packet, ipv4},
 };
 use crate::{
-    sys::{netlink::Interface, raw_ip::RawIp, readiness::Readiness},
+    sys::{
+        netlink::Interface,
+        raw_ip::{RawIp, Received},
+        readiness::Readiness,
+    },
     tables::Tables,
 };
 use mailbox::Mailbox;
 use network::NetworkOrder;
 use scripts::{Notify, Scripts};
 use thread::Thread;
+
+/// What a socket has received, as a packet; `None`: it is cut short.
+fn packet_of(received: Received, buffer: &[u8]) -> Option<Packet<'_>> {
+    match received {
+        Received::V4(length) => buffer.get(..length).and_then(ipv4::parse),
+        Received::V6 { length, source, destination, hop_limit } => buffer.get(..length).map(|payload| Packet {
+            source: source.into(),
+            destination: destination.into(),
+            hop_limit,
+            payload,
+        }),
+    }
+}
 
 /// What the thread has to do.
 enum ThreadOrder {

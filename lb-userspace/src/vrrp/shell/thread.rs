@@ -21,24 +21,20 @@ use anyhow::{Context, Result};
 use lb_common::time::Instant;
 use tokio::sync::oneshot;
 
-use super::{FAREWELL, Fact, Shared, ThreadOrder, instance::Instance, network::NetworkOrder};
+use super::{FAREWELL, Fact, Shared, ThreadOrder, instance::Instance, network::NetworkOrder, packet_of};
 use crate::{
-    sys::{
-        clock,
-        packet_socket::PacketSocket,
-        raw_ip::{RawIp, Received},
-        realtime, wake,
-    },
+    sys::{clock, packet_socket::PacketSocket, raw_ip::RawIp, realtime, wake},
     tables::Tables,
     vrrp::{
         group::{InstanceId, Machines},
         holdings::{HELD_WITHIN, Holdings},
         machine::{Input, RESIGN},
         messages::{InstanceEvent, Occurrence, Trouble, TroubleLimit},
+        overheard::{described, under_another_number},
         receive::{Agreement, Heard, backlog, router_of},
         report::Remembered,
         tracking::HostFacts,
-        wire::{Packet, ipv4},
+        wire::Packet,
     },
 };
 
@@ -194,12 +190,7 @@ impl Thread {
             for _ in 0..PACKETS {
                 let Some(socket) = self.sockets.get(&(interface.clone(), is_ipv4)) else { break };
                 let Ok(Some(received)) = socket.receive(buffer) else { break };
-                let packet = match received {
-                    Received::V4(length) => buffer.get(..length).and_then(ipv4::parse),
-                    Received::V6 { length, source, destination, hop_limit } => buffer.get(..length).map(|payload| {
-                        Packet { source: source.into(), destination: destination.into(), hop_limit, payload }
-                    }),
-                };
+                let packet = packet_of(received, buffer);
                 all.extend(packet.and_then(|packet| self.packet(&interface, is_ipv4, &packet, now)));
             }
         }
@@ -218,7 +209,10 @@ impl Thread {
             let setup = &instance.setup;
             setup.router() == router && setup.ipv4 == is_ipv4 && setup.interface == interface
         };
-        let (id, instance) = self.instances.iter_mut().find(|(_, instance)| is_ours(instance))?;
+        let Some((id, instance)) = self.instances.iter_mut().find(|(_, instance)| is_ours(instance)) else {
+            self.of_another_router(interface, is_ipv4, packet, now);
+            return None;
+        };
         let id = *id;
         match instance.setup.expectation.judge(packet) {
             Ok(heard) => {
@@ -227,17 +221,32 @@ impl Thread {
                 instance.heard(heard.source, heard.priority, now);
                 if heard.agreement != Agreement::Same {
                     instance.counters.adverts.address_mismatches += 1;
-                    let trouble = Trouble::Disagrees { from: heard.source };
+                    let trouble = Trouble::Disagrees { from: heard.source, said: described(packet, is_ipv4) };
                     self.trouble(id, trouble, now);
                 }
                 Some((id, heard))
             }
             Err(refused) => {
                 instance.counters.refuse(refused.why);
-                let trouble = Trouble::Refused { why: refused.why, from: packet.source, agreement: refused.agreement };
+                let (why, agreement) = (refused.why, refused.agreement);
+                let trouble =
+                    Trouble::Refused { why, from: packet.source, agreement, said: described(packet, is_ipv4) };
                 self.trouble(id, trouble, now);
                 None
             }
+        }
+    }
+
+    /// Its addresses should not be ours.
+    fn of_another_router(&mut self, interface: &str, is_ipv4: bool, packet: &Packet, now: Instant) {
+        let beside = self
+            .instances
+            .iter()
+            .filter(|(_, instance)| instance.setup.ipv4 == is_ipv4 && instance.setup.interface == interface);
+        let found = beside.filter_map(|(id, instance)| Some((*id, under_another_number(&instance.setup, packet)?)));
+        for (id, address) in found.collect::<Vec<_>>() {
+            let trouble = Trouble::OtherNumber { from: packet.source, address, said: described(packet, is_ipv4) };
+            self.trouble(id, trouble, now);
         }
     }
 
