@@ -38,6 +38,8 @@ mod vrrp;
 mod ways;
 
 use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
     os::fd::AsFd,
     path::PathBuf,
     process::ExitCode,
@@ -156,6 +158,8 @@ struct Daemon {
     /// When what no event announces is looked at again: the time of day, the interfaces' MTUs.
     compare_at: lb_common::time::Instant,
     floors: Arc<report::floors::Floors>,
+    /// The listeners whose address this host cannot have.
+    stranded: BTreeSet<SocketAddr>,
     upgrading: Option<Upgrading>,
 }
 

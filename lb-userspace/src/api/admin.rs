@@ -165,6 +165,9 @@ pub struct Changed {
     pub deadline: Option<Timestamp>,
     /// The resets that the command started.
     pub task: Option<Task>,
+    /// What the operator may not have meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 /// A backend that an operator took out: a row of `GET /api/v1/admin`.

@@ -13,7 +13,7 @@ mod request;
 mod routes;
 mod server;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 pub mod trace;
 pub mod types;
 

@@ -14,6 +14,8 @@ pub struct Report {
     pub status: Status,
     /// Whether the last reload was applied; true before the first.
     pub reloaded: bool,
+    /// What is wrong with the listeners whose address this host cannot have.
+    pub stranded: Vec<String>,
     /// Number of connections that the flow index has room for.
     pub capacity: u64,
     /// One per backend of the status, in the same order.
@@ -56,7 +58,7 @@ impl Report {
             let nobody = (!admitted).then(|| format!("service {}: no backend is up", service.name));
             detached.into_iter().chain(nobody)
         });
-        reasons.collect()
+        reasons.chain(self.stranded.iter().cloned()).collect()
     }
 }
 

@@ -89,7 +89,7 @@ pub fn status() -> Status {
 
 pub fn report() -> Report {
     let connects = vec![Connects { times: [0; lb_common::layout::CONNECT_TIME_BUCKETS], sum_us: 0 }];
-    Report { status: status(), reloaded: true, capacity: 1, connects, pools: vec![] }
+    Report { status: status(), reloaded: true, stranded: vec![], capacity: 1, connects, pools: vec![] }
 }
 
 #[test]

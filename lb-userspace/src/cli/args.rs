@@ -229,6 +229,8 @@ Ctrl-C while it waits: the drain continues.")]
         #[command(flatten)]
         args: DrainArgs,
         #[command(flatten)]
+        sure: Sure,
+        #[command(flatten)]
         output: Output,
     },
     /// Take a backend out at once; its connections stay open, unless --reset
@@ -244,6 +246,8 @@ Examples:
         /// Also reset its connections
         #[arg(long)]
         reset: bool,
+        #[command(flatten)]
+        sure: Sure,
         #[command(flatten)]
         output: Output,
     },
@@ -390,6 +394,13 @@ pub enum Format {
     Wide,
     /// JSON for programs: plain bytes, seconds and milliseconds
     Json,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Sure {
+    /// Do not ask whether the last backend that is up may be taken out; without a terminal nothing is asked
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// The longest `check --listen`.

@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::{
     args::{BackendArg, DrainArgs, Format, KillArgs, RebalanceArgs, Setting},
     interrupt::Interrupt,
-    output, raw, show,
+    last, output, raw, show,
     table::Style,
 };
 use crate::{
@@ -49,6 +49,7 @@ pub fn drain(client: &Client, which: BackendArg, args: DrainArgs, format: Format
         Format::Json => raw(&answer)?,
         _ => output::print(&drained(&changed, asked.rate))?,
     }
+    last::warn(&changed);
     if args.wait { wait_until_empty(client, &changed, interrupt, format) } else { Ok(()) }
 }
 
@@ -114,6 +115,7 @@ pub fn maint(client: &Client, which: BackendArg, reset: bool, format: Format) ->
         };
         output::print(&format!("{}: no new connections, {rest}\n", standing(&changed)))?;
     }
+    last::warn(&changed);
     let Some(task) = changed.task.clone() else {
         return if format == Format::Json { raw(&answer) } else { Ok(()) };
     };

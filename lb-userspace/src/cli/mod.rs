@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod config_commands;
 mod interrupt;
+mod last;
 mod manual;
 mod output;
 mod show;
@@ -68,8 +69,12 @@ pub fn main() -> ExitCode {
         Command::Backends { output } => backends(&client, output.format),
         Command::Conns { filter, output } => conns(&client, &filter, output.format),
         Command::Trace { client: about, service, output } => trace::trace(&client, about, service, output.format),
-        Command::Drain { which, args, output } => commands::drain(&client, which, args, output.format),
-        Command::Maint { which, reset, output } => commands::maint(&client, which, reset, output.format),
+        Command::Drain { which, args, sure, output } => {
+            last::ask(&client, &which, sure.force).and_then(|()| commands::drain(&client, which, args, output.format))
+        }
+        Command::Maint { which, reset, sure, output } => {
+            last::ask(&client, &which, sure.force).and_then(|()| commands::maint(&client, which, reset, output.format))
+        }
         Command::Ready { which, output } => commands::ready(&client, which, output.format),
         Command::Set { which, settings, output } => commands::set(&client, which, &settings, output.format),
         Command::Kill { args, output } => commands::kill(&client, args, output.format),

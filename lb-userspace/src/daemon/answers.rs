@@ -8,6 +8,7 @@ use log::error;
 
 use super::{
     Daemon, End,
+    flow_sync::stranded_listener,
     report::{self, BackendView, ServiceView, Snapshot},
 };
 use crate::{
@@ -90,6 +91,7 @@ impl Daemon {
             loaded_at: self.load.at,
             generation: self.load.generation,
             reloaded: self.load.is_current,
+            stranded: self.stranded.iter().map(stranded_listener).collect(),
             capacity: u64::from(self.dataplane.max_connections()),
             services: self.service_views(),
             names: names.collect(),

@@ -25,7 +25,7 @@ use crate::{
     notice::{Kind, Notice, Subject},
     words::{AdminWord, Task},
 };
-use lb_common::verdict::Reason;
+use lb_common::{layout::UP, time::Instant, verdict::Reason};
 
 /// The answer to a command.
 type Outcome<T> = Result<T, Refused>;
@@ -54,7 +54,7 @@ impl Daemon {
         let after = asked.deadline_ms.map(Duration::from_millis);
         let deadline = after.map(|after| now.monotonic + after);
         let order = AdminState::Drain { deadline, rate: asked.rate.get() };
-        let changed = self.order(number, Some(order), peer)?;
+        let mut changed = self.order(number, Some(order), peer)?;
         let rest = match after {
             Some(after) => format!("those left after {} s are reset at {}/s", after.as_secs_f64(), asked.rate),
             None => "all may stay".into(),
@@ -64,6 +64,7 @@ impl Daemon {
             number,
             format!("is drained by {peer}: it gets no new connections; of its {active} open ones, {rest}"),
         );
+        self.warn_if_last(&mut changed);
         Ok(changed)
     }
 
@@ -93,6 +94,7 @@ impl Daemon {
             (true, _) => format!("{here} of its connections are reset, {elsewhere} of another host stay"),
         };
         self.tell_of(number, format!("is put into maintenance by {peer}: it is out of service; {rest}"));
+        self.warn_if_last(&mut changed);
         Ok(changed)
     }
 
@@ -314,7 +316,24 @@ impl Daemon {
             active: self.dataplane.tables().active(number).into(),
             deadline,
             task: None,
+            warning: None,
         }
+    }
+
+    /// Tells, after a command that takes a backend out, that its service has none left.
+    fn warn_if_last(&self, changed: &mut Changed) {
+        let backends = self.controller.backends().iter();
+        let numbers = backends.filter(|(_, facts)| facts.service == changed.service).map(|(number, _)| *number);
+        let now = now().monotonic;
+        let mut admissions = numbers.map(|number| self.controller.standing(number, Instant::ZERO, now).admission);
+        if admissions.any(|admission| admission == UP) {
+            return;
+        }
+        let text =
+            String::from("has no backend left that is up: new clients are refused, or meet backends that are down");
+        changed.warning = Some(format!("service {} {text}", changed.service));
+        let subject = Subject::Service(changed.service.clone());
+        self.tell(Notice { level: Level::Warn, kind: Kind::Admin, subject, text });
     }
 
     fn find(&self, backend: &str, service: Option<&str>) -> Outcome<u16> {

@@ -244,6 +244,20 @@ impl Daemon {
             self.territory.look(listeners, &carried(&self.config), self.dataplane.tables(), now)
         };
         self.controller.set_ownership(ownership, now);
+        self.look_for_stranded();
+    }
+
+    /// Tells of listeners whose address this host cannot have, as after a wrong digit in `addresses`.
+    fn look_for_stranded(&mut self) {
+        let carried = carried(&self.config);
+        let listens = self.config.services.iter().flat_map(|service| &service.listen);
+        let stranded = self.territory.stranded(listens, &carried);
+        for listen in stranded.difference(&self.stranded) {
+            let have = carried.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let text = format!("{}; those of [[vrrp]] are {have}", stranded_listener(listen));
+            self.tell(Notice::daemon(Level::Warn, Kind::Vrrp, text));
+        }
+        self.stranded = stranded;
     }
 
     // ---- what the thread reports ----
@@ -411,6 +425,14 @@ fn state_notice(peer: SocketAddr, state: SyncState, version: &str) -> Notice {
         }
     };
     Notice::daemon(level, Kind::Sync, text)
+}
+
+/// What is wrong with a listener that this host cannot have.
+pub fn stranded_listener(listen: &SocketAddr) -> String {
+    format!(
+        "a service listens on {listen}, whose address no [[vrrp]] carries and no interface of this host has: clients reach \
+         it only if it is routed here"
+    )
 }
 
 fn older_notice(peer: SocketAddr, version: &str) -> Notice {

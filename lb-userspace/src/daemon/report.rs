@@ -42,6 +42,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// Whether the last reload was applied.
     pub reloaded: bool,
+    /// What is wrong with the listeners whose address this host cannot have.
+    pub stranded: Vec<String>,
     /// The most connections that the flow index has room for.
     pub capacity: u64,
     pub services: Vec<ServiceView>,
@@ -178,6 +180,7 @@ pub fn report(snapshot: &Snapshot, tables: &Tables) -> Report {
         used: live.used.get(number).copied().unwrap_or(0),
     };
     Report {
+        stranded: snapshot.stranded.clone(),
         status: Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),

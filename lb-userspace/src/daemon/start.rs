@@ -3,6 +3,7 @@
 //! begins.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -172,6 +173,7 @@ impl Opened {
             lost: 0,
             compare_at: lb_common::time::Instant::ZERO,
             floors: Arc::default(),
+            stranded: BTreeSet::new(),
             upgrading: None,
         };
         let signals = Signals { requests, ends };

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -45,6 +45,19 @@ impl Territory {
         if self.addresses.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Of these addresses those that nobody on this host has: VRRP carries others, and no interface
+    /// has them.
+    pub fn stranded<'a>(
+        &self,
+        listens: impl Iterator<Item = &'a SocketAddr>,
+        carried: &BTreeMap<IpAddr, String>,
+    ) -> BTreeSet<SocketAddr> {
+        let addresses = self.addresses.borrow();
+        let is_nowhere =
+            |listen: &&SocketAddr| !carried.contains_key(&listen.ip()) && !addresses.contains(&listen.ip());
+        if carried.is_empty() { BTreeSet::new() } else { listens.filter(is_nowhere).copied().collect() }
     }
 
     /// What flow sync has found out in the meantime.
@@ -111,6 +124,21 @@ mod tests {
 
     const VIP: [u8; 4] = [10, 0, 1, 100];
     const OWN: [u8; 4] = [10, 0, 1, 1];
+
+    #[test]
+    fn a_listener_that_neither_vrrp_nor_an_interface_has_is_stranded_if_there_is_vrrp() {
+        let (_tell, addresses) = watch::channel(BTreeSet::from([IpAddr::from(OWN)]));
+        let territory = Territory { addresses, ours: None };
+        let listens = [VIP, OWN, [10, 0, 1, 200]].map(|address| SocketAddr::from((address, 6443)));
+        let stranded = |carried: &[[u8; 4]]| {
+            let carried = carried.iter().map(|address| (IpAddr::from(*address), "eth0".to_owned())).collect();
+            territory.stranded(listens.iter(), &carried).into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(stranded(&[]), [], "without VRRP addresses may be routed here");
+        assert_eq!(stranded(&[VIP, [10, 0, 1, 200]]), []);
+        assert_eq!(stranded(&[VIP]), [listens[2]]);
+        assert_eq!(stranded(&[[10, 0, 1, 101]]), [listens[0], listens[2]], "a digit is wrong");
+    }
 
     #[test]
     fn a_listener_is_ours_by_its_lease_or_its_address_from_the_moment_it_came_or_ever_since() {

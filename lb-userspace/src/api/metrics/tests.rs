@@ -73,6 +73,7 @@ fn report() -> Report {
     let mut times = [0; CONNECT_TIME_BUCKETS];
     (times[0], times[3], times[4], times[63]) = (1, 2, 3, 4);
     Report {
+        stranded: vec![],
         status,
         reloaded: false,
         capacity: 262_144,
