@@ -60,7 +60,7 @@ fn get(listener: &Listener, path: &str) -> (String, String) {
 
 /// The first line and the body.
 fn ask(listener: &Listener, method: &str, path: &str) -> (String, String) {
-    let text = say(listener, format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes());
+    let text = say(listener, format!("{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n").as_bytes());
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
     (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
 }
@@ -99,9 +99,27 @@ fn anybody_may_read_and_change_nothing() {
 }
 
 #[test]
+fn a_name_that_is_not_this_host_s_reads_nothing_about_clients_and_monitoring_may_have_any() {
+    let (listener, _) =
+        Listener::with_limits(free_address(), Hosts::new(None, &["lb.example".into()]), daemon(), Limits::default());
+    let status = |target: &str, host: &str| {
+        let request = format!("GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        say(&listener, request.as_bytes()).split(' ').nth(1).map(str::to_owned)
+    };
+    for path in ["/", "/api/v1/conns", "/api/v1/status", "/api/v1/nothing"] {
+        assert_eq!(status(path, "evil.example").as_deref(), Some("421"), "{path}");
+        assert_ne!(status(path, "lb.example:9643").as_deref(), Some("421"), "{path}");
+    }
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        assert_eq!(status(path, "evil.example").as_deref(), Some("200"), "{path}");
+    }
+    assert_eq!(status("http://evil.example/api/v1/conns", "127.0.0.1").as_deref(), Some("421"));
+}
+
+#[test]
 fn the_page_allows_its_own_script_and_no_other_and_names_nothing_outside() {
     let listener = listen(Limits::default());
-    let ask = || say(&listener, b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let ask = || say(&listener, b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n");
     let (first, second) = (ask(), ask());
     let nonce = |page: &str| page.split("script-src 'nonce-").nth(1).expect("a policy")[..32].to_owned();
     let number = nonce(&first);

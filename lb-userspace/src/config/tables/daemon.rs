@@ -148,7 +148,7 @@ fn key_problem(path: &Path) -> std::io::Result<Option<String>> {
 /// Who else than root and this process may read or change a file.
 fn strangers(file: &std::fs::Metadata, user: u32, group: u32) -> Option<String> {
     if file.mode() & 0o007 != 0 {
-        return Some("other users can read or change it".into());
+        return Some("other users can read it or change it".into());
     }
     if file.uid() != 0 && file.uid() != user {
         return Some(format!("its owner, user {}, can read and change it", file.uid()));
