@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
 };
 
 use lb_common::layout;
@@ -13,6 +14,7 @@ use super::{
     problem::{Findings, SourcePos},
     raw::At,
 };
+use crate::sys::host;
 
 /// Keys that may appear once, and where each appeared first.
 pub struct Once<'a, K> {
@@ -158,12 +160,33 @@ impl<'a> Cross<'a> {
             findings.error(pos.problem(format!("addresses: {address} is a backend's own address, which cannot move")));
         }
         self.groups.check(findings);
+        self.warn_of_ephemeral_ports(&host::ephemeral_ports(), findings);
         for snat in self.snat.iter().filter(|snat| hosts.contains(&snat.value)) {
             let what = format!(
                 "snat: {} is a backend's own address, so that backend's answers would never leave it",
                 snat.value
             );
             findings.error(snat.pos.problem(what));
+        }
+    }
+}
+
+impl Cross<'_> {
+    /// Warns of SNAT addresses that may be the host's own, because no [[vrrp]] carries them, if the
+    /// kernel gives the same ports to the host's own connections.
+    fn warn_of_ephemeral_ports(&self, ephemeral: &[RangeInclusive<u16>], findings: &Findings) {
+        let mut told = BTreeSet::new();
+        for ((_, snat), (ports, pos)) in &self.pools {
+            let is_carried = self.virtual_addresses.first.contains_key(snat);
+            let meets = |own: &RangeInclusive<u16>| ports.first() <= *own.end() && *own.start() <= ports.last();
+            if is_carried || !ephemeral.iter().any(meets) || !told.insert((*snat, *ports)) {
+                continue;
+            }
+            findings.warning(pos.problem(format!(
+                "snat_ports: {ports} overlaps the ports that this kernel gives to the host's own connections, and no [[vrrp]] \
+                 carries {snat}: if it is the host's own address, connections of the host to backends get lost: \
+                 sysctl -w net.ipv4.ip_local_reserved_ports={ports}, or other snat_ports"
+            )));
         }
     }
 }

@@ -200,7 +200,7 @@ impl Balance {
 }
 
 /// Ports from `first` to `last`, both included; never empty and never below 1024.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortRange {
     first: u16,
     last: u16,

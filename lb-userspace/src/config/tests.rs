@@ -480,11 +480,9 @@ fn a_key_of_sync_that_others_may_read_is_refused() {
     );
     // Some machines run tests without the right to give files away.
     if std::os::unix::fs::chown(&key, Some(12_345), Some(23_456)).is_ok() {
-        for (mode, owner, words) in [
-            (0o600, 12_345, "its owner, user 12345"),
-            (0o640, 0, "its group 23456"),
-            (0o660, 0, "its group 23456"),
-        ] {
+        for (mode, owner, words) in
+            [(0o600, 12_345, "its owner, user 12345"), (0o640, 0, "its group 23456"), (0o660, 0, "its group 23456")]
+        {
             std::os::unix::fs::chown(&key, Some(owner), None).unwrap();
             fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
             assert!(errors(&text)[0].contains(words), "{mode:o}: {:?}", errors(&text));
@@ -522,6 +520,19 @@ fn what_this_host_lacks_is_told_apart_from_mistakes() {
         assert!(here.iter().any(|text| text.starts_with(start) && text.contains(what)), "{what}: {here:?}");
     }
     assert_eq!((here.len(), loaded.warnings.len()), (5, 0), "{here:?} {:?}", loaded.warnings);
+}
+
+#[test]
+fn ports_that_the_host_uses_itself_are_told_unless_vrrp_carries_the_address() {
+    let vrrp = "[[vrrp]]\nname = \"VI\"\ninterface = \"lo\"\nvirtual_router_id = 51\npriority = 100\n\
+                addresses = [\"10.0.1.100/24\"]\n";
+    let service = |ports: &str| format!("{SERVICE}snat_ports = \"{ports}\"\n{BACKEND}");
+    let warnings = |text: &str| load_text(text).unwrap().warnings.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let told = warnings(&service("1024-65535"));
+    assert!(told.len() == 1 && told[0].contains("ip_local_reserved_ports=1024-65535"), "{told:?}");
+    assert_eq!(warnings(&(service("1024-65535") + vrrp)), Vec::<String>::new());
+    let other = vrrp.replace(".100/", ".101/");
+    assert!(warnings(&(service("1024-65535") + &other)).iter().any(|text| text.contains("snat_ports: ")));
 }
 
 #[test]

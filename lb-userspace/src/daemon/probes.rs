@@ -25,9 +25,10 @@ pub struct Probes {
 
 /// The probes of a configuration. The files that it names are read here: an error changes nothing.
 pub fn prepare(config: &Config) -> Result<ByService> {
+    let avoided: Vec<_> = config.services.iter().map(|service| service.snat_ports).collect();
     let probed = config.services.iter().filter_map(|service| Some((&service.name, service.health.as_ref()?)));
     let probe = |(name, health): (&Arc<str>, _)| {
-        let probe = Probe::new(health).with_context(|| format!("service {name}: [service.health]: ca"))?;
+        let probe = Probe::new(health, &avoided).with_context(|| format!("service {name}: [service.health]: ca"))?;
         Ok((name.clone(), Arc::new(probe)))
     };
     probed.map(probe).collect()

@@ -33,7 +33,7 @@ use tokio_rustls::{
     rustls::{self, ClientConfig, pki_types::ServerName},
 };
 
-use super::tls;
+use super::{source::Source, tls};
 use crate::{
     config::model,
     controller::probe_count::{Outcome, Unready},
@@ -85,15 +85,15 @@ impl Check {
 
     /// Probes once, within `timeout` in total. Returns the outcome and a text for the log; an error
     /// concerns this host.
-    pub async fn run(&self, address: SocketAddr, timeout: Duration) -> Result<(Outcome, String)> {
+    pub async fn run(&self, address: SocketAddr, timeout: Duration, source: &Source) -> Result<(Outcome, String)> {
         let by = Deadline { at: Instant::now() + timeout, timeout };
         let found = match self {
-            Check::Tcp => connect(address, true, &by).await.and_then(|stream| {
+            Check::Tcp => connect(address, true, source, &by).await.and_then(|stream| {
                 // The RST removes the connection before anything has accepted it.
                 stream.set_zero_linger().map_err(Fault::Ours)?;
                 Ok((Outcome::Passed, "connected".to_owned()))
             }),
-            Check::Https(https) => https.ask(address, &by).await.map(|status| https.judge(status)),
+            Check::Https(https) => https.ask(address, source, &by).await.map(|status| https.judge(status)),
         };
         match found {
             Ok(answer) => Ok(answer),
@@ -119,8 +119,9 @@ impl Deadline {
 }
 
 /// Connects. `half` leaves out the last acknowledgement of the handshake.
-async fn connect(address: SocketAddr, half: bool, by: &Deadline) -> Result<TcpStream, Fault> {
+async fn connect(address: SocketAddr, half: bool, source: &Source, by: &Deadline) -> Result<TcpStream, Fault> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(Fault::Ours)?;
+    source.bind(&socket, address).map_err(Fault::Ours)?;
     if half {
         // The acknowledgement of the SYN-ACK waits for data to be sent with it (tcp(7),
         // TCP_QUICKACK).
@@ -167,8 +168,8 @@ impl Https {
         )
     }
 
-    async fn ask(&self, address: SocketAddr, by: &Deadline) -> Result<StatusCode, Fault> {
-        let stream = connect(address, false, by).await?;
+    async fn ask(&self, address: SocketAddr, source: &Source, by: &Deadline) -> Result<StatusCode, Fault> {
+        let stream = connect(address, false, source, by).await?;
         stream.set_nodelay(true).map_err(Fault::Ours)?;
         // An address is not sent as SNI, and the certificate need not contain it.
         let connecting = TlsConnector::from(self.tls.clone()).connect(ServerName::from(address.ip()), stream);

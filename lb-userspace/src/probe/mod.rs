@@ -6,6 +6,7 @@
 
 mod check;
 mod pace;
+mod source;
 mod tls;
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, thread, time::Duration};
@@ -18,8 +19,13 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{config::model, controller::probe_count::Outcome, sys::clock};
+use crate::{
+    config::model::{self, PortRange},
+    controller::probe_count::Outcome,
+    sys::clock,
+};
 use pace::Pace;
+use source::Source;
 
 pub use check::Check;
 
@@ -44,12 +50,13 @@ pub struct Probe {
     pub check: Check,
     /// The settings as in the file.
     pub settings: model::Health,
+    source: Source,
 }
 
 impl Probe {
-    /// Reads the CA file, if one is configured.
-    pub fn new(settings: &model::Health) -> Result<Probe> {
-        Ok(Probe { check: Check::new(settings)?, settings: settings.clone() })
+    /// Reads the CA file, if one is configured. Probes are sent from none of the ports `avoided`.
+    pub fn new(settings: &model::Health, avoided: &[PortRange]) -> Result<Probe> {
+        Ok(Probe { check: Check::new(settings)?, settings: settings.clone(), source: Source::beside(avoided) })
     }
 }
 
@@ -178,7 +185,7 @@ async fn watch_one(
         }
         began = Instant::now();
         let probe = probes.borrow().clone();
-        let found = probe.check.run(target.address, settings.timeout).await;
+        let found = probe.check.run(target.address, settings.timeout, &probe.source).await;
         // A check may take as long as the interval, but two never run at once.
         match found {
             Ok((outcome, detail)) => {

@@ -79,7 +79,7 @@ async fn the_status_decides_and_the_connection_is_closed_in_order() {
         let (listener, address) = listen().await;
         let (check, answer) = (https(), answer(status));
         let (found, (request, end)) =
-            tokio::join!(check.run(address, TIMEOUT), serve(&listener, config.clone(), &answer));
+            tokio::join!(check.run(address, TIMEOUT, Source::any()), serve(&listener, config.clone(), &answer));
         assert_eq!(found.expect("an outcome"), (outcome, format!("status {status}")));
         assert!(request.starts_with("GET /readyz HTTP/1.1\r\n"), "{request}");
         assert!(request.contains(&format!("host: {address}\r\n")), "{request}");
@@ -105,7 +105,7 @@ async fn a_certificate_is_verified_up_to_the_ca_whatever_its_name() {
             _ = stream.write_all(answer(200).as_bytes()).await;
             _ = stream.read(&mut [0; 16]).await;
         };
-        let (found, ()) = tokio::join!(check.run(address, TIMEOUT), serving);
+        let (found, ()) = tokio::join!(check.run(address, TIMEOUT, Source::any()), serving);
         assert_eq!(found.expect("an outcome").0, outcome);
     }
 }
@@ -127,7 +127,7 @@ async fn a_closed_port_is_a_refusal() {
     let (listener, address) = listen().await;
     drop(listener);
     for check in [https(), Check::Tcp] {
-        let found = check.run(address, TIMEOUT).await.expect("an outcome");
+        let found = check.run(address, TIMEOUT, Source::any()).await.expect("an outcome");
         assert_eq!(found, (Outcome::Refused, "connection refused".to_owned()));
     }
 }
@@ -152,7 +152,7 @@ async fn a_server_that_hangs_anywhere_fails_in_time() {
             std::future::pending().await
         });
         let begin = Instant::now();
-        let (outcome, detail) = https().run(address, TIMEOUT).await.expect("an outcome");
+        let (outcome, detail) = https().run(address, TIMEOUT, Source::any()).await.expect("an outcome");
         assert_eq!((outcome, detail), (Outcome::Failed, format!("{expected}: no answer within 300 ms")));
         assert!(begin.elapsed() < TIMEOUT * 2, "{:?}", begin.elapsed());
         server.abort();
@@ -168,7 +168,7 @@ async fn what_does_not_speak_tls_or_hangs_up_fails() {
             let (mut stream, _) = listener.accept().await.expect("a connection");
             _ = stream.write_all(bytes).await;
         };
-        let (found, ()) = tokio::join!(check.run(address, TIMEOUT), serving);
+        let (found, ()) = tokio::join!(check.run(address, TIMEOUT, Source::any()), serving);
         let (outcome, detail) = found.expect("an outcome");
         assert_eq!(outcome, Outcome::Failed);
         assert!(detail.starts_with("TLS handshake: "), "{detail}");
@@ -179,7 +179,7 @@ async fn what_does_not_speak_tls_or_hangs_up_fails() {
 async fn a_tcp_probe_passes_without_the_server_ever_hearing_of_it() {
     let (listener, address) = listen().await;
     for _ in 0..20 {
-        assert_eq!(Check::Tcp.run(address, TIMEOUT).await.expect("an outcome").0, Outcome::Passed);
+        assert_eq!(Check::Tcp.run(address, TIMEOUT, Source::any()).await.expect("an outcome").0, Outcome::Passed);
     }
     // The first connection that it accepts is the one after the probes.
     let client = TcpStream::connect(address).await.expect("a connection");
@@ -195,7 +195,7 @@ async fn findings_come_spread_over_the_interval_at_the_pace_and_end_when_nobody_
     drop(closed_listener);
     let mut settings = settings(model::Probe::Tcp, None);
     settings.interval = Duration::from_millis(400);
-    let probe = Arc::new(Probe::new(&settings).expect("a probe"));
+    let probe = Arc::new(Probe::new(&settings, &[]).expect("a probe"));
     let target = |backend, address| Target { backend, address, probe: probe.clone() };
     let begin = clock::monotonic();
     prober.watch(vec![target(1, open), target(2, closed)]);

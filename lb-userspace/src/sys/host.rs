@@ -1,11 +1,36 @@
 //! What the kernel says of itself and of this process's rights. What cannot be read (no /proc, no
 //! securityfs) counts as not restricted.
 
-use std::fs;
+use std::{fs, ops::RangeInclusive};
 
 /// The host's name, as `hostname` prints it.
 pub fn name() -> Option<String> {
     nix::unistd::gethostname().ok().map(|name| name.to_string_lossy().into_owned())
+}
+
+/// The ports that the kernel gives to connections of this host: its range without the reserved
+/// ones; Linux's default if it cannot be read.
+pub fn ephemeral_ports() -> Vec<RangeInclusive<u16>> {
+    let read = |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+    ephemeral(&read("ip_local_port_range"), &read("ip_local_reserved_ports"))
+}
+
+fn ephemeral(range: &str, reserved: &str) -> Vec<RangeInclusive<u16>> {
+    let mut bounds = range.split_whitespace().filter_map(|bound| bound.parse().ok());
+    let (first, last) = (bounds.next().unwrap_or(32_768), bounds.next().unwrap_or(60_999_u16));
+    let mut left = vec![first..=last];
+    for part in reserved.trim().split(',') {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        let (Ok(from), Ok(to)) = (from.parse::<u16>(), to.parse::<u16>()) else { continue };
+        let below = from.checked_sub(1).map(|last| 0..=last);
+        let above = to.checked_add(1).map(|first| first..=u16::MAX);
+        let beside = |range: RangeInclusive<u16>| {
+            let cut = |by: &RangeInclusive<u16>| *range.start().max(by.start())..=*range.end().min(by.end());
+            below.iter().chain(&above).map(cut).collect::<Vec<_>>()
+        };
+        left = left.into_iter().flat_map(beside).filter(|range| !range.is_empty()).collect();
+    }
+    left
 }
 
 /// The kernel's release and machine, as `uname -rm` prints them.
@@ -55,5 +80,18 @@ mod tests {
         assert_ne!(capabilities(), u64::MAX);
         assert!(status("Seccomp").is_some());
         assert!(["none", "integrity", "confidentiality"].contains(&lockdown().as_str()));
+    }
+
+    #[test]
+    fn reserved_ports_are_not_given_to_connections() {
+        for (range, reserved, ports) in [
+            ("32768\t60999\n", "\n", &[32_768..=60_999][..]),
+            ("1024 65535", "10240-32767,40000\n", &[1024..=10_239, 32_768..=39_999, 40_001..=65_535]),
+            ("1024 2000", "0-1023", &[1024..=2000]),
+            ("1024 2000", "1024-65535", &[]),
+            ("", "nonsense", &[32_768..=60_999]),
+        ] {
+            assert_eq!(ephemeral(range, reserved), ports, "{range:?} {reserved:?}");
+        }
     }
 }

@@ -60,7 +60,8 @@ fn get(listener: &Listener, path: &str) -> (String, String) {
 
 /// The first line and the body.
 fn ask(listener: &Listener, method: &str, path: &str) -> (String, String) {
-    let text = say(listener, format!("{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n").as_bytes());
+    let text =
+        say(listener, format!("{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n").as_bytes());
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
     (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
 }

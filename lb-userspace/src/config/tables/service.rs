@@ -64,7 +64,6 @@ pub fn service<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Servic
 
     let addresses: Vec<_> = backends.iter().map(|read| read.address).collect();
     check_families(&listen, &snat, &addresses, findings);
-    warn_of_ephemeral_ports(&listen, &snat, snat_ports, findings);
     cross.service(&listen, &addresses, &snat, snat_ports, findings);
     Some(Service {
         name: name?.value.into(),
@@ -265,21 +264,5 @@ fn check_families(listen: &[At<SocketAddr>], snat: &[At<IpAddr>], backends: &[At
     }
     for at in listen.iter().chain(backends).filter(|at| at.value.is_ipv6()) {
         findings.error(at.pos.problem(format!("{} is IPv6, which is not balanced yet: use an IPv4 address", at.value)));
-    }
-}
-
-/// Warns of a SNAT address that is probably the host's own: the host itself uses the ephemeral
-/// ports.
-fn warn_of_ephemeral_ports(listen: &[At<SocketAddr>], snat: &[At<IpAddr>], ports: At<PortRange>, findings: &Findings) {
-    let own = snat.iter().find(|snat| !listen.iter().any(|listen| listen.value.ip() == snat.value));
-    if let Some(own) = own
-        && ports.value.last() >= 32_768
-        && ports.value.first() <= 60_999
-    {
-        findings.warning(ports.pos.problem(format!(
-            "snat_ports: {} overlaps Linux's ephemeral ports (32768-60999) and {} is not a listen address: if it is this host's own, \
-             the host's own connections to a backend may collide with balanced ones",
-            ports.value, own.value
-        )));
     }
 }
