@@ -263,6 +263,24 @@ fn in_and_out_of_maintenance_under_load_no_client_fails_and_no_held_connection_i
 }
 
 #[test]
+fn whoever_takes_out_the_last_one_is_warned() {
+    let cluster = cluster();
+    let warning = "warning: service kube-apiserver has no backend left that is up";
+    for (args, is_last) in [
+        (&["drain", "cp01"][..], false),
+        (&["maint", "cp02"], false),
+        (&["drain", "cp03"], true),
+        (&["ready", "cp02"], false),
+        (&["maint", "cp02", "--force"], true),
+    ] {
+        let answer = cluster.command(args);
+        assert_eq!((answer.code, answer.err.starts_with(warning)), (0, is_last), "{args:?}: {answer:?}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&cluster.done(&["drain", "cp02", "-o", "json"])).expect("JSON");
+    assert!(json["warning"].as_str().is_some_and(|text| text.contains("no backend left")), "{json}");
+}
+
+#[test]
 fn maint_with_reset_resets_what_the_backend_has_and_only_that() {
     let cluster = cluster();
     let mut held = cluster.hold(&[]);

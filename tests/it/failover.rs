@@ -280,6 +280,27 @@ fn goes(evenkeel: &Evenkeel, backend: &str, wanted: &str) {
     late.unwrap_or_else(|late| panic!("{late:#}, but {}\n{}", state_of(evenkeel, backend), evenkeel.log()));
 }
 
+/// The host without the address knows every connection, and can reset none.
+fn connections_are_reset_where_they_are(pair: &Pair) {
+    let mut holding = pair.hold(8);
+    knows(&pair.two, 8);
+    let rows = pair.two.json(&["conns"]).expect("conns");
+    let client = rows[0]["client"].as_str().expect("a client").to_owned();
+    for (command, words) in [
+        (&["maint", "cp03", "--reset"][..], "nothing has changed"),
+        (&["kill", &client], "one of another host"),
+        (&["kill", "--backend", "cp03"], "one of another host"),
+    ] {
+        let answer = pair.two.command(command).expect("a command");
+        assert!(answer.code == 1 && answer.err.contains(words), "{command:?}: {answer:?}");
+    }
+    assert_eq!(state_of(&pair.two, "cp03"), "up");
+    assert_eq!(holding.ask().expect("ask").answered, 8);
+    let done = pair.one.done(&["kill", "--backend", "cp03"]).expect("kill");
+    assert!(done.contains('4'), "{done}");
+    assert_eq!(holding.ask().expect("ask").answered, 4);
+}
+
 #[test]
 fn an_operator_s_command_on_one_host_holds_on_the_other() {
     let mut pair = Setup::default().start();
@@ -290,6 +311,7 @@ fn an_operator_s_command_on_one_host_holds_on_the_other() {
     goes(&pair.one, "cp01", "up");
     pair.one.done(&["maint", "cp02"]).expect("maint");
     goes(&pair.two, "cp02", "maint");
+    connections_are_reset_where_they_are(&pair);
 
     // It holds after a failover, and for the host that was not there when it was ordered.
     pair.crash();

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use lab::{StandIn, binaries, wait};
+use lab::{Process, StandIn, binaries, wait};
 use nix::sys::signal::Signal;
 
 use crate::cluster::{Cluster, SOON, VIP, all_served, full};
@@ -289,28 +289,93 @@ fn two_daemons_in_two_network_namespaces_do_not_notice_each_other() {
     two.active([20, 20, 20]);
 }
 
+/// What systemd hears.
+struct Systemd(UnixDatagram);
+
+impl Systemd {
+    /// Starts evenkeel anew, for this one to hear.
+    fn of(cluster: &mut Cluster) -> Systemd {
+        let path = cluster.lab.folder().join("notify");
+        let socket = UnixDatagram::bind(&path).expect("a socket");
+        socket.set_read_timeout(Some(SOON)).expect("a limit");
+        cluster.evenkeel.terminate().expect("its end");
+        cluster.evenkeel.run_with("NOTIFY_SOCKET", &path.display().to_string());
+        cluster.evenkeel.run().expect("a start");
+        let systemd = Systemd(socket);
+        assert_eq!(systemd.hear(), "READY=1");
+        systemd
+    }
+
+    /// A descriptor that comes along is closed, as systemd closes that of a barrier.
+    fn hear(&self) -> String {
+        let mut text = [0; 1024];
+        let length = self.0.recv(&mut text).expect("a notification");
+        String::from_utf8_lossy(&text[..length]).trim().to_owned()
+    }
+}
+
+#[test]
+fn an_end_that_the_old_daemon_is_asked_for_while_systemd_takes_it_for_the_main_one_is_the_new_one_s() {
+    let mut cluster = Cluster::new("tc", |service| service);
+    let systemd = Systemd::of(&mut cluster);
+    Process::inherit_orphans().expect("orphans");
+    cluster.evenkeel.signal(Signal::SIGUSR2).expect("SIGUSR2");
+    let told = systemd.hear();
+    let new = told.strip_prefix("MAINPID=").expect("the new one").to_owned();
+    cluster.evenkeel.signal(Signal::SIGTERM).expect("SIGTERM");
+    assert_eq!(systemd.hear(), "BARRIER=1");
+    assert_eq!(systemd.hear(), "STOPPING=1");
+    let is_over = || {
+        let status = fs::read_to_string(format!("/proc/{new}/stat")).unwrap_or_default();
+        (status.is_empty() || status.contains(") Z ")).then_some(())
+    };
+    wait::until("the new one ends", SOON, is_over).unwrap_or_else(|late| panic!("{late:#}"));
+    assert!(!cluster.evenkeel.is_running());
+    cluster.evenkeel.kill();
+    cluster.evenkeel.run().expect("a start");
+    assert_eq!(systemd.hear(), "READY=1");
+}
+
+/// A signal that asks for something ends no daemon, whenever it comes.
+#[test]
+fn logrotate_at_the_moment_of_the_start_does_not_end_the_daemon() {
+    let mut cluster = Cluster::new("tc", |service| service);
+    // Whoever holds the lock of the folder makes the start wait.
+    for signal in [Signal::SIGHUP, Signal::SIGUSR1] {
+        cluster.evenkeel.terminate().expect("its end");
+        let lock = fs::File::create(cluster.evenkeel.state_dir().join("lock")).expect("the lock");
+        lock.lock().expect("the lock");
+        let host = &cluster.lab.balancer;
+        let mut command = host.command(&binaries::evenkeel().expect("evenkeel"));
+        command.args(["run", "-c"]).arg(cluster.evenkeel.config());
+        let mut process = host.start("waiting", &mut command).expect("a process");
+        std::thread::sleep(Duration::from_millis(500));
+        process.signal(signal).expect("a signal");
+        drop(lock);
+        wait::until("it answers", SOON, || cluster.evenkeel.status().ok())
+            .unwrap_or_else(|late| panic!("{signal}: {late:#}"));
+        assert!(process.is_running(), "{signal}");
+        drop(process);
+        cluster.evenkeel.run().expect("a start");
+    }
+}
+
 #[test]
 fn systemd_is_told_when_it_is_ready_reloads_gives_its_place_away_and_ends() {
     let mut cluster = Cluster::new("tc", |service| service);
-    let path = cluster.lab.folder().join("notify");
-    let socket = UnixDatagram::bind(&path).expect("a socket");
-    socket.set_read_timeout(Some(SOON)).expect("a limit");
-    let hear = || {
-        let mut text = [0; 1024];
-        let length = socket.recv(&mut text).expect("a notification");
-        String::from_utf8_lossy(&text[..length]).into_owned()
-    };
-    cluster.evenkeel.terminate().expect("its end");
-    cluster.evenkeel.run_with("NOTIFY_SOCKET", &path.display().to_string());
-    cluster.evenkeel.run().expect("a start");
-    assert_eq!(hear().trim(), "READY=1");
+    let systemd = Systemd::of(&mut cluster);
+    let hear = || systemd.hear();
     cluster.evenkeel.hang_up().expect("SIGHUP");
     let reloading = hear();
     assert!(reloading.contains("RELOADING=1") && reloading.contains("MONOTONIC_USEC="), "{reloading}");
-    assert_eq!(hear().trim(), "READY=1");
-    cluster.evenkeel.upgrade_by_signal().expect("an upgrade");
+    assert_eq!(hear(), "READY=1");
+    Process::inherit_orphans().expect("orphans");
+    cluster.evenkeel.signal(Signal::SIGUSR2).expect("SIGUSR2");
+    let new = hear();
+    assert_eq!(hear(), "BARRIER=1");
+    cluster.evenkeel.after_upgrade().expect("an upgrade");
     let pid = cluster.evenkeel.pid().expect("pid");
-    assert_eq!(hear().trim(), format!("MAINPID={pid}"), "and nothing from a process that is not the main one yet");
+    assert_eq!(new, format!("MAINPID={pid}"), "and nothing from a process that is not the main one yet");
     cluster.evenkeel.terminate().expect("its end");
-    assert_eq!(hear().trim(), "STOPPING=1");
+    assert_eq!(hear(), "STOPPING=1");
 }

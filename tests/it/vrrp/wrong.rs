@@ -53,6 +53,61 @@ fn another_password_or_interval_leaves_two_masters_that_report_it_and_what_to_do
     assert!(shown.contains("claims to its addresses by ARP or ND: a master that this host does not hear"), "{shown}");
 }
 
+/// Both hosts would be MASTER for ever, each with its own number.
+#[test]
+fn our_address_under_another_number_is_told_and_a_file_is_compared_with_the_wire_before_it_joins() {
+    let lab = lab();
+    let keys = ["advert_interval = \"100ms\"", "version = 3"];
+    let one = evenkeel(&lab, &lab.balancer, &instance(150, &keys));
+    becomes(&one, "MASTER");
+    let with = |text: String| Evenkeel::on(&lab, second(&lab), &(service(&lab) + "\n" + &text)).expect("files");
+    let compared = |evenkeel: &Evenkeel| {
+        let file = evenkeel.config().display().to_string();
+        evenkeel.command(&["check", "--listen", "700ms", "-c", &file]).expect("check")
+    };
+    let same = compared(&with(instance(100, &keys)));
+    assert_eq!(same.code, 0, "{same:?}");
+    assert!(same.out.contains("VI_1 hears 10.0.1.1, which agrees with it: version 3"), "{same:?}");
+    for (wrong, words) in [
+        (instance(100, &["advert_interval = \"1s\"", "version = 2"]), "`version` on both hosts"),
+        (instance(100, &keys).replace("= 51", "= 52"), "10.0.1.1 advertises 10.0.1.100 under another one"),
+        (
+            instance(100, &keys).replace("[\"10.0.1.100/24\"]", "[\"10.0.1.100/24\", \"10.0.1.78/24\"]"),
+            "other `addresses`",
+        ),
+    ] {
+        let answer = compared(&with(wrong));
+        assert!(answer.code == 1 && answer.err.contains(words), "{words}: {answer:?}");
+        assert!(answer.err.contains("virtual_router_id 51, priority 150"), "what was heard: {answer:?}");
+    }
+    let mut two = with(instance(100, &keys).replace("= 51", "= 52"));
+    two.run().expect("evenkeel");
+    is_told(&one, "has virtual_router_id 51, but 10.0.1.2 advertises 10.0.1.100 under another one");
+    is_told(&two, "has virtual_router_id 52, but 10.0.1.1 advertises 10.0.1.100 under another one");
+}
+
+/// `.101` for `.100`, in a reload: nobody has the address any more.
+#[test]
+fn a_listener_that_no_instance_carries_is_told_and_not_ready() {
+    let lab = lab();
+    let one = evenkeel(&lab, &lab.balancer, &instance(150, &["advert_interval = \"100ms\""]));
+    becomes(&one, "MASTER");
+    let wrong = instance(150, &["advert_interval = \"100ms\""]).replace(VIP, "10.0.1.101");
+    one.write(&(service(&lab) + "\n" + &wrong)).expect("a configuration");
+    one.done(&["reload"]).expect("reload");
+    is_told(&one, "listens on 10.0.1.100:6443, whose address no [[vrrp]] carries and no interface of this host has");
+    is_told(&one, "those of [[vrrp]] are 10.0.1.101");
+    let ready = || {
+        let mut curl = lab.balancer.command(std::path::Path::new("curl"));
+        curl.args(["--silent", "--unix-socket"]).arg(one.socket()).arg("http://evenkeel/readyz");
+        String::from_utf8_lossy(&curl.output().expect("curl").stdout).into_owned()
+    };
+    assert!(ready().contains("a service listens on 10.0.1.100:6443"), "{}", ready());
+    one.write(&(service(&lab) + "\n" + &instance(150, &["advert_interval = \"100ms\""]))).expect("a configuration");
+    one.done(&["reload"]).expect("reload");
+    wait::until("ready", SOON, || (ready() == "ready\n").then_some(())).unwrap_or_else(|_| panic!("{}", ready()));
+}
+
 #[test]
 fn somebody_else_s_virtual_router_with_our_number_is_distinguished_from_a_peer_with_other_addresses() {
     let lab = lab();
