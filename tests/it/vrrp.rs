@@ -1,6 +1,7 @@
 //! VRRP on real hosts: with another evenkeel, with keepalived in both roles, and alone when
 //! something goes wrong.
 
+mod host_network;
 mod links;
 mod pair;
 mod split;

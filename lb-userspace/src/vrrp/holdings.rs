@@ -107,6 +107,8 @@ pub struct AddressChange {
 #[derive(Clone, Debug, Default)]
 pub struct Holdings {
     configured: BTreeSet<IpAddr>,
+    /// Those of them that the host has as its own: they have no lease.
+    own: BTreeSet<IpAddr>,
     leaving: BTreeSet<IpAddr>,
     instances: BTreeMap<InstanceId, Holding>,
 }
@@ -151,6 +153,20 @@ impl Holdings {
     /// A new configuration has these addresses. Instances end, change and begin after this.
     pub fn configure(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         self.configured = addresses.into_iter().collect();
+    }
+
+    /// These addresses of the host are its own: VRRP leaves them alone. Returns whether that changes
+    /// which of the configured ones have a lease; then [`enter`](Self::enter) the leases again.
+    pub fn find_own(&mut self, own: impl Iterator<Item = IpAddr>) -> bool {
+        let own = own.filter(|address| self.configured.contains(address)).collect();
+        let differs = self.own != own;
+        self.own = own;
+        differs
+    }
+
+    /// Whether an address is the host's own.
+    pub fn is_own(&self, address: &IpAddr) -> bool {
+        self.own.contains(address)
     }
 
     /// An instance begins. What an earlier run has left is taken away, unless that run was MASTER
@@ -217,10 +233,12 @@ impl Holdings {
         addresses.iter().for_each(|address| _ = self.leaving.remove(address));
     }
 
-    /// Removes the leases of addresses that are the operator's own now: those that have left, and
-    /// those of an earlier run whose instance is no longer configured.
+    /// Removes the leases of addresses that are the operator's own now: those that have left, those of
+    /// an earlier run whose instance is no longer configured, and those that the host has as its own.
     pub fn forget_strangers(&self, leases: impl IntoIterator<Item = (u16, IpAddr)>) -> Vec<HoldingOrder> {
-        let is_stranger = |address: &IpAddr| !self.configured.contains(address) && !self.leaving.contains(address);
+        let is_stranger = |address: &IpAddr| {
+            self.is_own(address) || !self.configured.contains(address) && !self.leaving.contains(address)
+        };
         let strangers = leases.into_iter().filter(|(_, address)| is_stranger(address));
         strangers.map(|(lease, _)| Forget { lease }).collect()
     }

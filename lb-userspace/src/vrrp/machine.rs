@@ -56,6 +56,13 @@ pub struct Settings {
     pub garp_refresh: Duration,
 }
 
+impl Settings {
+    /// For how long after an advertisement no peer takes over, if it hears nothing more.
+    pub fn lease(&self) -> Duration {
+        DOWN_INTERVALS * self.interval
+    }
+}
+
 /// Something that happens to the machine.
 #[derive(Clone, Copy, Debug)]
 pub enum Input {
@@ -315,7 +322,7 @@ impl Machine {
     /// An advertisement left at `now`. Returns the new end of the lease.
     pub fn sent(&mut self, now: Instant) -> Instant {
         if let Phase::Master(master) = &mut self.phase {
-            master.lease = now + DOWN_INTERVALS * self.candidate.settings.interval;
+            master.lease = now + self.candidate.settings.lease();
             master.has_spoken = true;
         }
         self.lease()

@@ -3,14 +3,15 @@
 //!
 //! Decisions are pure: [`wire`] reads and writes packets, [`receive`] judges them, [`machine`] is
 //! one virtual router, [`group`] moves several of them together, [`tracking`] says how usable the
-//! host is, and [`holdings`] which addresses and leases an instance has. [`shell`] runs them on the
-//! real host.
+//! host is, [`holdings`] which addresses and leases an instance has, and [`placing`] how they stand on
+//! an interface. [`shell`] runs them on the real host.
 
 pub mod group;
 pub mod holdings;
 pub mod machine;
 pub mod messages;
 pub mod overheard;
+pub mod placing;
 pub mod receive;
 pub mod report;
 pub mod setup;

@@ -42,7 +42,9 @@ impl Tracked {
 pub struct HostFacts {
     /// The interfaces that exist, by name.
     pub interfaces: BTreeMap<String, Interface>,
-    /// Those of them that forward IPv6.
+    /// The addresses that are the host's own, on any interface.
+    pub own: BTreeMap<IpAddr, String>,
+    /// Those of the interfaces that forward IPv6.
     pub routers: BTreeSet<String>,
     /// Why the datapath fails, if it does.
     pub datapath: Option<String>,
@@ -120,6 +122,7 @@ impl Usability {
 pub fn usability(setup: &Setup, host: &HostFacts, own: &InstanceFacts, moving: &BTreeSet<IpAddr>) -> Usability {
     let mut usability = Usability { source: source(setup, host, moving), ..Usability::default() };
     usability.faults.extend(interface_fault(&setup.interface, host));
+    usability.faults.extend(setup.addresses.iter().filter_map(|address| own_address_fault(address.addr(), host)));
     if usability.faults.is_empty() && usability.source.is_none() {
         let name = &setup.interface;
         usability.faults.push(match (setup.source, setup.ipv4) {
@@ -159,6 +162,15 @@ fn interface_fault(name: &str, host: &HostFacts) -> Option<String> {
         Some(interface) if !interface.up => Some(format!("interface {name} is down")),
         Some(_) => None,
     }
+}
+
+/// A virtual address moves; one that the host has otherwise is not taken from it.
+fn own_address_fault(address: IpAddr, host: &HostFacts) -> Option<String> {
+    let interface = host.own.get(&address)?;
+    Some(format!(
+        "{address} of `addresses` is this host's own on {interface}: choose one that no host has by itself, or take it \
+         off {interface} (ip address del)"
+    ))
 }
 
 /// The configured address, if the host has it, or the first one of the interface that does not move.

@@ -1,6 +1,10 @@
 //! Addresses that come and go, and the interfaces that hold them.
 
-use std::{collections::BTreeSet, net::IpAddr, pin::Pin};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    pin::Pin,
+};
 
 use anyhow::{Context, Result};
 use futures_util::{Stream, StreamExt, TryStreamExt};
@@ -9,13 +13,13 @@ use rtnetlink::{
     Handle, MulticastGroup,
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
-        RouteNetlinkMessage,
+        AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo},
     },
     sys::SocketAddr,
 };
 
-use super::wire::{all_links, link, patiently};
+use super::wire::{all_links, is_loopback, link, patiently};
 
 /// An interface, as far as answering for addresses is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +35,26 @@ pub struct Interface {
     /// Its addresses in the kernel's order, without unusable ones (tentative, duplicate,
     /// deprecated).
     pub addresses: Vec<IpNet>,
+}
+
+/// What this host has at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The interfaces that were asked for, as far as they exist.
+    pub interfaces: Vec<Interface>,
+    /// The addresses that are the host's own, with their interfaces; not those of the loopback.
+    pub own: BTreeMap<IpAddr, String>,
+}
+
+/// An address as it stands on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// The address.
+    pub address: IpNet,
+    /// Whether evenkeel has put it there.
+    pub is_ours: bool,
+    /// Whether the kernel has another address of the same subnet that came first (IPv4).
+    pub is_secondary: bool,
 }
 
 type Messages = Pin<Box<dyn Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)> + Send>>;
@@ -52,10 +76,9 @@ pub struct Addresses {
     news: Messages,
 }
 
-/// EINVAL, EADDRNOTAVAIL, EEXIST (errno.h).
+/// EINVAL and EADDRNOTAVAIL (errno.h).
 const INVALID: i32 = 22;
 const NOT_AVAILABLE: i32 = 99;
-const EXISTS: i32 = 17;
 
 impl Addresses {
     pub fn open() -> Result<Addresses> {
@@ -68,7 +91,7 @@ impl Addresses {
         Ok(Addresses { handle, news: Box::pin(messages) })
     }
 
-    /// Waits until a link or an address changes. Cancel safe.
+    /// Waits until a link or an address changes. That one of ours lives on is no change. Cancel safe.
     pub async fn changed(&mut self) -> Result<News> {
         loop {
             let (message, _) = self.news.next().await.context("the netlink socket was closed")?;
@@ -82,6 +105,7 @@ impl Addresses {
                 ) => {
                     return Ok(News::Changed(link.header.index));
                 }
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) if is_renewed(&address) => {}
                 NetlinkPayload::InnerMessage(
                     RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address),
                 ) => return Ok(News::Changed(address.header.index)),
@@ -91,23 +115,25 @@ impl Addresses {
         }
     }
 
-    /// The interfaces with these names, as far as they exist.
-    pub async fn interfaces(&self, names: &BTreeSet<String>) -> Result<Vec<Interface>> {
+    /// The interfaces with these names, and the host's own addresses.
+    pub async fn find(&self, names: &BTreeSet<String>) -> Result<Found> {
         let links = all_links(&self.handle).await?;
-        let mut found: Vec<_> = links
-            .iter()
-            .filter_map(link)
-            .filter(|link| names.contains(&link.name))
-            .map(|link| {
-                let (name, ifindex, mac, up) = (link.name, link.ifindex, link.mac, link.up);
-                Interface { name, ifindex, mac, up, addresses: Vec::new() }
-            })
-            .collect();
+        let mut found = Found::default();
+        for link in links.iter().filter_map(link).filter(|link| names.contains(&link.name)) {
+            let (name, ifindex, mac, up) = (link.name, link.ifindex, link.mac, link.up);
+            found.interfaces.push(Interface { name, ifindex, mac, up, addresses: Vec::new() });
+        }
+        let others = links.iter().filter(|message| !is_loopback(message)).filter_map(link);
+        let names: BTreeMap<_, _> = others.map(|link| (link.ifindex, link.name)).collect();
         for message in self.all().await? {
-            let interface = found.iter_mut().find(|interface| interface.ifindex == message.header.index);
-            if let (Some(interface), Some(address)) = (interface, address_of(&message).filter(|_| is_usable(&message)))
-            {
-                interface.addresses.push(address);
+            let Some(placed) = placed(&message) else { continue };
+            let ifindex = message.header.index;
+            let interface = found.interfaces.iter_mut().find(|interface| interface.ifindex == ifindex);
+            if let Some(interface) = interface.filter(|_| is_usable(&message)) {
+                interface.addresses.push(placed.address);
+            }
+            if let Some(name) = names.get(&ifindex).filter(|_| !placed.is_ours) {
+                found.own.insert(placed.address.addr(), name.clone());
             }
         }
         Ok(found)
@@ -118,67 +144,60 @@ impl Addresses {
         Ok(self.all().await?.iter().filter_map(|message| Some(address_of(message)?.addr())).collect())
     }
 
+    /// The addresses of one interface, in the kernel's order.
+    pub async fn on(&self, ifindex: u32) -> Result<Vec<Placed>> {
+        let all = self.all().await?;
+        Ok(all.iter().filter(|message| message.header.index == ifindex).filter_map(placed).collect())
+    }
+
     async fn all(&self) -> Result<Vec<AddressMessage>> {
         patiently(self.handle.address().get().execute().try_collect()).await?.context("cannot list addresses")
     }
 
-    /// Adds an address to an interface so that the host answers for it but never chooses it as a
-    /// source by itself: no route, no duplicate address detection. Succeeds if the address is
-    /// already there.
-    pub async fn add(&self, ifindex: u32, address: IpNet) -> Result<()> {
-        // An address of scope host is never chosen as a source (inet_select_addr). If there is an
-        // address of the same subnet, the kernel insists on that one's scope, but then ours is a
-        // secondary address, which is not chosen either.
-        let added = match self.add_with(ifindex, address, AddressScope::Host).await? {
-            Err(INVALID) if address.addr().is_ipv4() => self.add_with(ifindex, address, AddressScope::Universe).await?,
-            added => added,
-        };
-        match added {
-            Ok(()) | Err(EXISTS) => Ok(()),
+    /// Adds an address to an interface, with our marks: no route, no duplicate address detection. The
+    /// kernel removes it after `valid`, in seconds, unless it is added again before; it looks about
+    /// once a second.
+    pub async fn add(&self, ifindex: u32, address: IpNet, valid: u32) -> Result<()> {
+        let mut request = self.handle.address().add(ifindex, address.addr(), address.prefix_len()).replace();
+        let message = request.message_mut();
+        message.header.flags = AddressHeaderFlags::Nodad;
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
+        message.attributes.push(AddressAttribute::RoutePriority(METRIC));
+        message.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
+        let mut lifetime = CacheInfo::default();
+        lifetime.ifa_valid = valid;
+        // Over IPv6, deprecated from the beginning (RFC 4862 section 5.5.4), so that it is no source
+        // of new connections.
+        lifetime.ifa_preferred = if address.addr().is_ipv4() { valid } else { 0 };
+        message.attributes.push(AddressAttribute::CacheInfo(lifetime));
+        match code_of(patiently(request.execute()).await?)? {
+            Ok(()) => Ok(()),
             Err(error) => {
                 Err(std::io::Error::from_raw_os_error(error)).with_context(|| format!("cannot add {address}"))
             }
         }
     }
 
-    async fn add_with(&self, ifindex: u32, address: IpNet, scope: AddressScope) -> Result<Result<(), i32>> {
-        let mut request = self.handle.address().add(ifindex, address.addr(), address.prefix_len());
-        let message = request.message_mut();
-        message.header.flags = AddressHeaderFlags::Nodad;
-        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
-        if address.addr().is_ipv4() {
-            message.header.scope = scope;
-            message.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
-        } else {
-            // Deprecated from the beginning (RFC 4862 section 5.5.4), which IPv4 does not know.
-            let mut lifetime = CacheInfo::default();
-            lifetime.ifa_valid = u32::MAX;
-            message.attributes.push(AddressAttribute::CacheInfo(lifetime));
-        }
-        code_of(patiently(request.execute()).await?)
-    }
-
-    /// Removes an address from an interface, whatever its prefix length. Succeeds if it is not
-    /// there; returns whether it was.
-    pub async fn remove(&self, ifindex: u32, address: IpAddr) -> Result<bool> {
-        let mut removed = false;
-        for message in self.all().await? {
-            let is_it = address_of(&message).is_some_and(|found| found.addr() == address);
-            if message.header.index != ifindex || !is_it {
-                continue;
-            }
-            match code_of(patiently(self.handle.address().del(message).execute()).await?)? {
-                Ok(()) => removed = true,
-                Err(NOT_AVAILABLE) => {}
-                Err(error) => {
-                    let error = std::io::Error::from_raw_os_error(error);
-                    return Err(error).with_context(|| format!("cannot remove {address}"));
-                }
+    /// Removes an address from an interface, if it is there and carries our marks.
+    pub async fn remove(&self, ifindex: u32, address: IpNet) -> Result<()> {
+        let wanted = |message: &AddressMessage| {
+            let is_it = placed(message).is_some_and(|placed| placed.address == address && placed.is_ours);
+            is_it && message.header.index == ifindex
+        };
+        let Some(message) = self.all().await?.into_iter().find(wanted) else { return Ok(()) };
+        match code_of(patiently(self.handle.address().del(message).execute()).await?)? {
+            Ok(()) | Err(NOT_AVAILABLE) => Ok(()),
+            Err(error) => {
+                Err(std::io::Error::from_raw_os_error(error)).with_context(|| format!("cannot remove {address}"))
             }
         }
-        Ok(removed)
     }
 }
+
+/// How the addresses that evenkeel puts on an interface differ from all others: they have no route,
+/// but a metric for it. Of the flags, the kernel keeps that of duplicate address detection for IPv6
+/// only.
+const METRIC: u32 = 25974;
 
 /// The kernel's answer, or an error if there was none.
 fn code_of(answer: Result<(), rtnetlink::Error>) -> Result<Result<(), i32>> {
@@ -201,10 +220,40 @@ fn address_of(message: &AddressMessage) -> Option<IpNet> {
     IpNet::new(find(true).or_else(|| find(false))?, message.header.prefix_len).ok()
 }
 
+fn placed(message: &AddressMessage) -> Option<Placed> {
+    let (flags, ipv4) = (flags_of(message), message.header.family == AddressFamily::Inet);
+    let is_secondary = ipv4 && flags.contains(AddressFlags::Secondary);
+    let has = |wanted: fn(&AddressAttribute) -> bool| message.attributes.iter().any(wanted);
+    // An older version had no metric.
+    let was_ours = if ipv4 {
+        let is_no_source = is_secondary || message.header.scope == AddressScope::Host;
+        is_no_source && !has(|it| matches!(it, AddressAttribute::Broadcast(_)))
+    } else {
+        flags.contains(AddressFlags::Nodad | AddressFlags::Deprecated)
+    };
+    let is_marked = has(|it| matches!(it, AddressAttribute::RoutePriority(METRIC))) || was_ours;
+    let is_ours = flags.contains(AddressFlags::Noprefixroute) && is_marked;
+    Some(Placed { address: address_of(message)?, is_ours, is_secondary })
+}
+
 fn is_usable(message: &AddressMessage) -> bool {
     let unusable = AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Deprecated;
-    !message
-        .attributes
-        .iter()
-        .any(|attribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.intersects(unusable)))
+    !flags_of(message).intersects(unusable)
+}
+
+/// Whether the address is ours and was there before.
+fn is_renewed(message: &AddressMessage) -> bool {
+    let is_later = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::CacheInfo(lifetime) => lifetime.tstamp != lifetime.cstamp,
+        _ => false,
+    };
+    placed(message).is_some_and(|placed| placed.is_ours) && message.attributes.iter().any(is_later)
+}
+
+fn flags_of(message: &AddressMessage) -> AddressFlags {
+    let flags = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    flags.unwrap_or(AddressFlags::empty())
 }

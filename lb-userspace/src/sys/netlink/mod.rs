@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 
-pub use addresses::{Addresses, Interface, News};
+pub use addresses::{Addresses, Found, Interface, News, Placed};
 pub use clsact::remove_unused_clsact;
 pub use hops::{Change, Destination, NextHop};
 pub use watch::Watch;

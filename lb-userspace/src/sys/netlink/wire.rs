@@ -54,6 +54,11 @@ pub fn link(message: &LinkMessage) -> Option<LinkNews> {
     Some(news)
 }
 
+/// Whether the link is the host's loopback.
+pub fn is_loopback(message: &LinkMessage) -> bool {
+    message.header.flags.contains(LinkFlags::Loopback)
+}
+
 /// A neighbour and its MAC address; `None` if the kernel has no address that it would send to.
 pub fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, Option<[u8; 6]>)> {
     let (mut address, mut mac) = (None, None);

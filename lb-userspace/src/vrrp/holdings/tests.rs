@@ -38,6 +38,16 @@ fn one(last: &[u8]) -> Holdings {
     holdings
 }
 
+#[test]
+fn an_address_that_the_host_has_as_its_own_has_no_lease_until_it_is_not() {
+    let mut holdings = one(&[100, 101]);
+    assert!(holdings.find_own(ips(&[1, 101]).into_iter()));
+    assert!(!holdings.find_own(ips(&[7, 101]).into_iter()), "others do not matter");
+    assert_eq!(forgotten(&holdings, &[100, 101]), [Forget { lease: 101 }]);
+    assert!(holdings.find_own(std::iter::empty()));
+    assert_eq!(forgotten(&holdings, &[100, 101]), []);
+}
+
 /// The leases that are removed from a table with these addresses.
 fn forgotten(holdings: &Holdings, table: &[u8]) -> Vec<HoldingOrder> {
     holdings.forget_strangers(table.iter().map(|last| ((*last).into(), ip(*last))))

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lb_common::time::Instant;
 
-use super::{Candidate, Contention, DOWN_INTERVALS, OWNER, Output, RESIGN, Settings};
+use super::{Candidate, Contention, OWNER, Output, RESIGN, Settings};
 use crate::vrrp::receive::Heard;
 
 /// The advertisements that the owner with the higher address sends before it checks whether the
@@ -69,7 +69,7 @@ pub enum Verdict {
 impl Master {
     pub fn new(settings: &Settings, spoken: Spoken, now: Instant) -> Master {
         let mut master = Master {
-            lease: now + DOWN_INTERVALS * settings.interval,
+            lease: now + settings.lease(),
             has_spoken: false,
             advertise_at: now,
             delayed_at: None,

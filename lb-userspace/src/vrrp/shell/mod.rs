@@ -16,7 +16,7 @@ mod scripts;
 mod thread;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::AsFd,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     sys::{
-        netlink::Interface,
+        netlink::Found,
         raw_ip::{RawIp, Received},
         readiness::Readiness,
     },
@@ -77,8 +77,13 @@ enum ThreadOrder {
 
 /// Something about the host.
 pub enum Fact {
-    /// The interfaces that are wanted and exist, and whether they forward IPv6.
-    Interfaces(Vec<(Interface, bool)>),
+    /// The interfaces that are wanted and exist, and the host's own addresses.
+    Interfaces {
+        /// What was found.
+        found: Found,
+        /// The interfaces that forward IPv6.
+        routers: BTreeSet<String>,
+    },
     /// A socket on an interface was opened, or could not be.
     Socket {
         /// The interface.

@@ -7,10 +7,11 @@ use std::{
     net::IpAddr,
     os::fd::AsFd,
     sync::{Arc, mpsc},
+    time::Duration,
 };
 
-use anyhow::{Context, Result};
-use ipnet::IpNet;
+use anyhow::{Context, Result, bail};
+use tokio::time::Instant;
 
 use super::{Fact, Shared, ThreadOrder};
 use crate::{
@@ -19,7 +20,11 @@ use crate::{
         raw_ip::{Kind, RawIp},
         readiness::Readiness,
     },
-    vrrp::{group::InstanceId, wire},
+    vrrp::{
+        group::InstanceId,
+        placing::{self, RENEWALS, Step},
+        wire,
+    },
 };
 
 /// What this thread has to do.
@@ -33,7 +38,9 @@ pub enum NetworkOrder {
         /// The interface.
         interface: String,
         /// The addresses.
-        addresses: Vec<IpNet>,
+        addresses: Vec<IpAddr>,
+        /// How long this host may hold them after its last advertisement.
+        lease: Duration,
     },
     /// Take addresses off an interface, if they are there.
     Release {
@@ -83,6 +90,7 @@ async fn run(shared: &Shared) -> Result<()> {
         known: Vec::new(),
         open: BTreeMap::new(),
         held: BTreeMap::new(),
+        renew_at: Instant::now(),
         logged: String::new(),
     };
     let orders = Readiness::of(shared.network.as_fd())?;
@@ -96,6 +104,7 @@ async fn run(shared: &Shared) -> Result<()> {
                     }
                 }
             }
+            () = tokio::time::sleep_until(work.renew_at), if !work.held.is_empty() => work.renew().await,
             changed = work.addresses.changed() => {
                 let news = changed?;
                 if work.concerns(news) {
@@ -106,6 +115,14 @@ async fn run(shared: &Shared) -> Result<()> {
     }
 }
 
+/// How an address was found.
+enum Standing {
+    /// As it should be, on the interface with this index.
+    Stood(u32),
+    /// It has just been put there.
+    New,
+}
+
 struct Work<'a> {
     shared: &'a Shared,
     addresses: Addresses,
@@ -113,8 +130,9 @@ struct Work<'a> {
     known: Vec<Interface>,
     /// The open sockets: the interface's number, and whether in the multicast group.
     open: BTreeMap<(String, bool), (u32, bool)>,
-    /// The addresses to keep on each interface.
-    held: BTreeMap<(String, IpAddr), IpNet>,
+    /// The addresses to keep on each interface, with their lifetimes in seconds.
+    held: BTreeMap<(String, IpAddr), u32>,
+    renew_at: Instant,
     /// The last trouble, so that it is logged once.
     logged: String,
 }
@@ -131,18 +149,21 @@ impl Work<'_> {
                 self.wanted = wanted;
                 self.look().await;
             }
-            NetworkOrder::Hold { id, interface, addresses } => {
-                for address in &addresses {
-                    self.held.insert((interface.clone(), address.addr()), *address);
+            NetworkOrder::Hold { id, interface, addresses, lease } => {
+                let valid = placing::lifetime(lease);
+                let mut result = Ok(Standing::New);
+                for address in addresses {
+                    self.held.insert((interface.clone(), address), valid);
+                    result = result.and(self.put_on(&interface, address, valid).await);
                 }
-                let result = self.add(&interface, &addresses).await;
-                self.post(Fact::Held { id, result: result.map_err(|error| format!("{error:#}")) });
+                self.renew_at = self.renew_at.min(Instant::now() + Duration::from_secs(valid.into()) / RENEWALS);
+                self.post(Fact::Held { id, result: result.map(drop).map_err(|error| format!("{error:#}")) });
             }
             NetworkOrder::Release { interface, addresses } => {
                 for address in &addresses {
                     self.held.remove(&(interface.clone(), *address));
                 }
-                let result = self.remove(&interface, &addresses).await;
+                let result = self.take_off(&interface, &addresses).await;
                 self.post(Fact::Released { addresses, result: result.map_err(|error| format!("{error:#}")) });
             }
             NetworkOrder::Close(socket) => drop(socket),
@@ -167,16 +188,17 @@ impl Work<'_> {
 
     /// Reads the interfaces, opens the sockets that are missing, and reports.
     async fn look(&mut self) {
-        match self.addresses.interfaces(&self.wanted.interfaces).await {
-            Ok(known) => self.known = known,
+        let found = match self.addresses.find(&self.wanted.interfaces).await {
+            Ok(found) => found,
             // What is known stays until the next change.
             Err(error) => return self.trouble(format!("{error:#}")),
-        }
+        };
+        self.known.clone_from(&found.interfaces);
         self.open_sockets();
         self.put_back().await;
         let forwards = |name: &str| sysctl(&format!("ipv6/conf/{name}/forwarding")).is_some_and(|value| value > 0);
-        let interfaces = self.known.iter().map(|interface| (interface.clone(), forwards(&interface.name)));
-        self.post(Fact::Interfaces(interfaces.collect()));
+        let routers = self.known.iter().map(|interface| interface.name.clone()).filter(|name| forwards(name));
+        self.post(Fact::Interfaces { routers: routers.collect(), found });
     }
 
     fn trouble(&mut self, what: String) {
@@ -212,46 +234,68 @@ impl Work<'_> {
         }
     }
 
-    /// Puts back the addresses that somebody else has taken off.
+    /// Puts back the addresses that somebody else has taken off or moved to the front.
     async fn put_back(&mut self) {
-        let is_there = |name: &str, address: &IpAddr| {
-            let interface = self.known.iter().find(|interface| interface.name == name);
-            // Our IPv6 addresses are deprecated, and deprecated ones are not listed: adding one
-            // again shows whether it is there.
-            address.is_ipv4() && interface.is_some_and(|it| it.addresses.iter().any(|found| found.addr() == *address))
-        };
-        let missing: Vec<_> = self
-            .held
-            .iter()
-            .filter(|((name, address), _)| !is_there(name, address))
-            .map(|((name, _), address)| (name.clone(), *address))
-            .collect();
-        for (name, address) in missing {
-            // If the interface is gone or down, the instance learns of that by itself.
-            if let Err(error) = self.add(&name, &[address]).await {
+        for ((name, address), valid) in self.held.clone() {
+            // If the interface is gone or down, or the address is the host's own now, the instance
+            // learns of that by itself.
+            if let Err(error) = self.put_on(&name, address, valid).await {
                 log::debug!("{error:#}");
             }
         }
     }
 
-    async fn add(&mut self, interface: &str, addresses: &[IpNet]) -> Result<()> {
+    /// Lets the addresses live on.
+    async fn renew(&mut self) {
+        for ((name, address), valid) in self.held.clone() {
+            let renewed = match self.put_on(&name, address, valid).await {
+                Ok(Standing::Stood(ifindex)) => self.addresses.add(ifindex, address.into(), valid).await,
+                Ok(Standing::New) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = renewed {
+                log::debug!("{error:#}");
+            }
+        }
+        let shortest = self.held.values().min().copied().unwrap_or(u32::MAX);
+        self.renew_at = Instant::now() + Duration::from_secs(shortest.into()) / RENEWALS;
+    }
+
+    async fn put_on(&mut self, interface: &str, address: IpAddr, valid: u32) -> Result<Standing> {
         let ifindex = self.ifindex(interface)?;
-        if addresses.iter().any(|address| address.addr().is_ipv4())
+        if address.is_ipv4()
             && let Err(error) = restrain_arp()
         {
             self.trouble(format!("{error:#}"));
         }
+        let placed = self.addresses.on(ifindex).await?;
+        match placing::to_hold(&placed, address) {
+            Ok(steps) if steps.is_empty() => Ok(Standing::Stood(ifindex)),
+            Ok(steps) => {
+                self.take(ifindex, &steps, valid).await.with_context(|| format!("interface {interface}"))?;
+                Ok(Standing::New)
+            }
+            Err(own) => bail!("{own} is the host's own on {interface}"),
+        }
+    }
+
+    async fn take_off(&self, interface: &str, addresses: &[IpAddr]) -> Result<()> {
+        // If the interface is gone, so are its addresses.
+        let Ok(ifindex) = self.ifindex(interface) else { return Ok(()) };
+        let placed = self.addresses.on(ifindex).await?;
         for address in addresses {
-            self.addresses.add(ifindex, *address).await.with_context(|| format!("interface {interface}"))?;
+            let steps = placing::to_release(&placed, *address);
+            self.take(ifindex, &steps, 0).await.with_context(|| format!("interface {interface}"))?;
         }
         Ok(())
     }
 
-    async fn remove(&self, interface: &str, addresses: &[IpAddr]) -> Result<()> {
-        // If the interface is gone, so are its addresses.
-        let Ok(ifindex) = self.ifindex(interface) else { return Ok(()) };
-        for address in addresses {
-            self.addresses.remove(ifindex, *address).await.with_context(|| format!("interface {interface}"))?;
+    async fn take(&self, ifindex: u32, steps: &[Step], valid: u32) -> Result<()> {
+        for step in steps {
+            match *step {
+                Step::PutOn(address) => self.addresses.add(ifindex, address, valid).await?,
+                Step::TakeOff(address) => self.addresses.remove(ifindex, address).await?,
+            }
         }
         Ok(())
     }

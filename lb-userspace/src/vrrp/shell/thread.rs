@@ -10,7 +10,7 @@ mod carry_out;
 mod configure;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
     os::fd::AsFd,
     sync::{Arc, mpsc},
@@ -23,7 +23,13 @@ use tokio::sync::oneshot;
 
 use super::{FAREWELL, Fact, Shared, ThreadOrder, instance::Instance, network::NetworkOrder, packet_of};
 use crate::{
-    sys::{clock, packet_socket::PacketSocket, raw_ip::RawIp, realtime, wake},
+    sys::{
+        clock,
+        netlink::{Found, Interface},
+        packet_socket::PacketSocket,
+        raw_ip::RawIp,
+        realtime, wake,
+    },
     tables::Tables,
     vrrp::{
         group::{InstanceId, Machines},
@@ -284,13 +290,7 @@ impl Thread {
 
     fn fact(&mut self, fact: Fact, now: Instant) {
         match fact {
-            Fact::Interfaces(found) => {
-                let forwarding = found.iter().filter(|(_, forwards)| *forwards);
-                self.host.routers = forwarding.map(|(interface, _)| interface.name.clone()).collect();
-                let by_name = found.into_iter().map(|(interface, _)| (interface.name.clone(), interface));
-                self.host.interfaces = by_name.collect();
-                self.interfaces_known = true;
-            }
+            Fact::Interfaces { found, routers } => self.interfaces(found, routers),
             Fact::Socket { interface, ipv4, socket } => self.socket((interface, ipv4), socket),
             Fact::Datapath(why) => self.host.datapath = why,
             Fact::NoBackend(none) => self.host.no_backend = none,
@@ -312,6 +312,27 @@ impl Thread {
             instance.facts.addresses = Some(why);
             instance.retry_at = Some(now + RETRY);
         }
+    }
+
+    fn interfaces(&mut self, found: Found, routers: BTreeSet<String>) {
+        let by_name = found.interfaces.into_iter().map(|interface| (interface.name.clone(), interface));
+        let before = std::mem::replace(&mut self.host.interfaces, by_name.collect());
+        self.host.routers = routers;
+        self.host.own = found.own;
+        self.interfaces_known = true;
+        self.leave_own_addresses();
+        self.announce_new_macs(&before);
+    }
+
+    /// The segment sends to the MAC address that it was told.
+    fn announce_new_macs(&mut self, before: &BTreeMap<String, Interface>) {
+        let has_another = |name: &str| {
+            let macs = [before, &self.host.interfaces].map(|all| all.get(name).map(|interface| interface.mac));
+            macs.iter().all(Option::is_some) && macs[0] != macs[1]
+        };
+        let moved = self.instances.iter().filter(|(_, instance)| has_another(&instance.setup.interface));
+        let moved: Vec<_> = moved.map(|(id, _)| *id).collect();
+        moved.into_iter().for_each(|id| self.announce(id));
     }
 
     fn socket(&mut self, key: SocketKey, socket: Result<RawIp, String>) {

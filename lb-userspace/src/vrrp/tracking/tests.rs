@@ -77,6 +77,26 @@ fn a_host_on_which_all_is_well_has_no_weights_and_speaks_from_the_address_that_s
 }
 
 #[test]
+fn an_address_that_is_the_host_s_own_is_a_fault_whatever_its_prefix_and_interface() {
+    for interface in ["eth0", "eth7"] {
+        let mut host = host();
+        host.own = [(ip("10.0.1.100"), interface.to_owned()), (ip("10.0.1.1"), "eth0".to_owned())].into();
+        let usability = usability(&setup(), &host, &own(), &moving());
+        assert_eq!(usability.usable(), None);
+        assert_eq!(usability.faults.len(), 1);
+        let fault = &usability.faults[0];
+        assert!(fault.starts_with(&format!("10.0.1.100 of `addresses` is this host's own on {interface}")), "{fault}");
+    }
+    // The only one that it has: that is what has to be said.
+    let mut owner = instance("10.0.1.1/24");
+    owner.priority = 255.try_into().unwrap();
+    let mut host = host();
+    host.own = [(ip("10.0.1.1"), "eth0".to_owned())].into();
+    let usability = usability(&Setup::of(&owner), &host, &own(), &[ip("10.0.1.1")].into());
+    assert_eq!(usability.faults.len(), 1, "{:?}", usability.faults);
+}
+
+#[test]
 fn ipv6_is_spoken_from_the_link_local_address_and_a_configured_source_wins() {
     let six = Setup::of(&instance("fd00::100/64"));
     assert_eq!(usability(&six, &host(), &own(), &moving()).usable(), Some(ip("fe80::1")));

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, TryLockError},
 };
 
+use ipnet::IpNet;
 use lb_common::time::Instant;
 
 use super::{RETRY, Thread, monotonic};
@@ -47,7 +48,10 @@ impl Thread {
                     self.network.push_back(NetworkOrder::Release { interface, addresses });
                 }
                 HoldingOrder::PutOn { id, interface, addresses } => {
-                    self.network.push_back(NetworkOrder::Hold { id, interface, addresses });
+                    let Some(instance) = self.instances.get(&id) else { continue };
+                    let lease = instance.setup.settings.lease();
+                    let addresses = addresses.iter().map(IpNet::addr).collect();
+                    self.network.push_back(NetworkOrder::Hold { id, interface, addresses, lease });
                 }
             }
         }
@@ -127,7 +131,7 @@ impl Thread {
         self.carry_out(orders);
     }
 
-    fn announce(&mut self, id: InstanceId) {
+    pub(super) fn announce(&mut self, id: InstanceId) {
         if !self.machines.machine(id).is_some_and(Machine::has_spoken) {
             return;
         }

@@ -42,6 +42,7 @@ impl Thread {
 
     pub(super) fn configured_addresses(&mut self, setups: &[Setup]) {
         self.holdings.configure(setups.iter().flat_map(|setup| &setup.addresses).map(IpNet::addr));
+        self.holdings.find_own(self.host.own.keys().copied());
     }
 
     /// Has vrrp-net watch the interfaces and open the sockets that are wanted, and closes the
@@ -87,6 +88,7 @@ impl Thread {
         if instance.setup == setup {
             return;
         }
+        let lease_differs = instance.setup.settings.lease() != setup.settings.lease();
         instance.configure(setup.clone());
         let change = self.holdings.change(id, &setup.addresses);
         self.carry_out(change.orders);
@@ -94,6 +96,9 @@ impl Thread {
         self.holdings.enter(id, leases);
         let outputs = self.machines.configure(id, setup.settings, setup.group.as_deref(), now);
         self.act(outputs, now);
+        if lease_differs && self.machines.is_master(id) {
+            self.act(vec![(id, Output::Hold)], now);
+        }
         if change.differs && self.machines.is_master(id) {
             self.renew_leases(id);
             self.act(vec![(id, Output::Hold), (id, Output::Announce)], now);
@@ -116,7 +121,8 @@ impl Thread {
     /// is wrong with the others.
     fn place_leases(&self, addresses: &[IpNet]) -> (Vec<LeaseRecord>, Vec<String>) {
         let (mut leases, mut problems) = (Vec::new(), Vec::new());
-        for address in addresses.iter().map(IpNet::addr) {
+        let moving = addresses.iter().map(IpNet::addr).filter(|address| !self.holdings.is_own(address));
+        for address in moving {
             match self.tables.place_lease(address) {
                 Ok(number) => leases.push(LeaseRecord {
                     address,
@@ -128,6 +134,20 @@ impl Thread {
             }
         }
         (leases, problems)
+    }
+
+    /// The kernel program keeps the host from answering for an address whose lease does not hold: an
+    /// address that is the host's own has none.
+    pub(super) fn leave_own_addresses(&mut self) {
+        if !self.holdings.find_own(self.host.own.keys().copied()) {
+            return;
+        }
+        let all: Vec<_> = self.instances.iter().map(|(id, it)| (*id, it.setup.addresses.clone())).collect();
+        for (id, addresses) in all {
+            let (leases, _) = self.place_leases(&addresses);
+            self.holdings.enter(id, leases);
+        }
+        self.forget_strangers();
     }
 
     pub(super) fn forget_strangers(&mut self) {
