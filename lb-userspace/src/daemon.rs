@@ -57,6 +57,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     task::JoinHandle,
+    time::Interval,
 };
 
 use crate::{
@@ -271,6 +272,7 @@ impl Daemon {
     async fn until_the_end(&mut self, inputs: &mut Inputs) -> Result<End> {
         let mut test = tokio::time::interval(vrrp::TEST);
         test.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut watchdog = Watchdog::of_systemd();
         loop {
             let stop = End::Stop { detach: self.config.daemon.on_exit == OnExit::Detach, reply: None };
             let deadline = self.controller.deadline().left(clock::monotonic());
@@ -312,6 +314,7 @@ impl Daemon {
                     self.keep_given_away();
                     self.check_dependencies().await;
                 }
+                () = watchdog.due() => tell_systemd(&[NotifyState::Watchdog]),
                 () = tokio::time::sleep(deadline) => self.turn(),
             }
         }
@@ -482,6 +485,26 @@ fn now() -> Now {
 fn tell_systemd(states: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(states) {
         warn!("cannot notify systemd: {error}");
+    }
+}
+
+/// systemd's watchdog (`WatchdogSec=`), which ends and restarts a daemon whose loop hangs.
+struct Watchdog(Option<Interval>);
+
+impl Watchdog {
+    /// systemd names the process that it has started; in an upgrade its successor goes on, so the
+    /// number (`WATCHDOG_PID`) does not matter here.
+    fn of_systemd() -> Watchdog {
+        let time = std::env::var("WATCHDOG_USEC").ok().and_then(|text| text.parse().ok()).filter(|time| *time > 0);
+        Watchdog(time.map(|time| tokio::time::interval(Duration::from_micros(time).max(Duration::from_millis(30)) / 3)))
+    }
+
+    /// Waits until systemd is to hear again. Cancel safe.
+    async fn due(&mut self) {
+        match &mut self.0 {
+            Some(interval) => _ = interval.tick().await,
+            None => std::future::pending().await,
+        }
     }
 }
 

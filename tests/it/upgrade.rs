@@ -336,6 +336,33 @@ fn an_end_that_the_old_daemon_is_asked_for_while_systemd_takes_it_for_the_main_o
     assert_eq!(systemd.hear(), "READY=1");
 }
 
+#[test]
+fn systemd_s_watchdog_hears_of_the_loop_before_and_after_an_upgrade_and_not_of_one_that_hangs() {
+    let mut cluster = Cluster::new("tc", |service| service);
+    let own = std::process::id().to_string();
+    cluster.evenkeel.run_with("WATCHDOG_PID", &own);
+    cluster.evenkeel.run_with("WATCHDOG_USEC", "600000");
+    let systemd = Systemd::of(&mut cluster);
+    let beats = || (0..4).for_each(|_| assert_eq!(systemd.hear(), "WATCHDOG=1"));
+    beats();
+    Process::inherit_orphans().expect("orphans");
+    cluster.evenkeel.signal(Signal::SIGUSR2).expect("SIGUSR2");
+    let told = || std::iter::from_fn(|| Some(systemd.hear())).find(|text| text != "WATCHDOG=1");
+    assert!(told().is_some_and(|text| text.starts_with("MAINPID=")));
+    assert_eq!(told().as_deref(), Some("BARRIER=1"));
+    cluster.evenkeel.after_upgrade().expect("an upgrade");
+    beats();
+    cluster.evenkeel.signal(Signal::SIGSTOP).expect("SIGSTOP");
+    std::thread::sleep(Duration::from_millis(100));
+    systemd.0.set_read_timeout(Some(Duration::from_millis(900))).expect("a limit");
+    let mut text = [0; 64];
+    let heard = std::iter::from_fn(|| systemd.0.recv(&mut text).ok()).count();
+    assert!(heard <= 12, "those that had been sent before, and no more: {heard}");
+    systemd.0.set_read_timeout(Some(SOON)).expect("a limit");
+    cluster.evenkeel.signal(Signal::SIGCONT).expect("SIGCONT");
+    beats();
+}
+
 /// A signal that asks for something ends no daemon, whenever it comes.
 #[test]
 fn logrotate_at_the_moment_of_the_start_does_not_end_the_daemon() {

@@ -523,6 +523,32 @@ fn what_this_host_lacks_is_told_apart_from_mistakes() {
 }
 
 #[test]
+fn a_script_that_others_than_root_may_change_is_told() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let folder = tempfile::Builder::new().prefix("scripts").tempdir_in("/usr/local/bin");
+    // Only root makes one that is safe to begin with.
+    let Ok(folder) = folder else { return };
+    let script = folder.path().join("check");
+    fs::write(&script, "#!/bin/sh\n").unwrap();
+    let text = format!(
+        "[[vrrp]]\nname = \"VI\"\ninterface = \"lo\"\nvirtual_router_id = 51\npriority = 100\n\
+         addresses = [\"10.0.1.100/24\"]\nnotify = \"{}\"\n[daemon]\n",
+        script.display()
+    );
+    let told = |folder_mode: u32, mode: u32, user: u32| {
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(folder_mode)).unwrap();
+        chown(&script, Some(user), None).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(mode)).unwrap();
+        let warnings = load_text(&text).unwrap().warnings;
+        warnings.iter().any(|warning| warning.what.contains("decide what runs as root"))
+    };
+    assert_eq!(
+        [told(0o755, 0o755, 0), told(0o755, 0o775, 0), told(0o777, 0o755, 0), told(0o755, 0o755, 12_345)],
+        [false, true, true, true]
+    );
+}
+
+#[test]
 fn ports_that_the_host_uses_itself_are_told_unless_vrrp_carries_the_address() {
     let vrrp = "[[vrrp]]\nname = \"VI\"\ninterface = \"lo\"\nvirtual_router_id = 51\npriority = 100\n\
                 addresses = [\"10.0.1.100/24\"]\n";

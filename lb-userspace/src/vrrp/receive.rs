@@ -28,6 +28,8 @@ pub struct Expectation {
     pub interval: Duration,
     /// The only routers that are listened to; empty: the multicast group.
     pub peers: BTreeSet<IpAddr>,
+    /// The least time to live of what they send.
+    pub min_ttl: u8,
     /// The virtual router's addresses.
     pub addresses: BTreeSet<IpAddr>,
     /// The host's own address.
@@ -110,7 +112,8 @@ impl Expectation {
 
     fn climb(&self, view: View, packet: &Packet) -> Result<(), AdvertRefusal> {
         let multicast = self.peers.is_empty();
-        ensure(!multicast || packet.hop_limit == wire::HOP_LIMIT, AdvertRefusal::HopLimit)?;
+        let least = if multicast { wire::HOP_LIMIT } else { self.min_ttl };
+        ensure(packet.hop_limit >= least, AdvertRefusal::HopLimit)?;
         ensure(view.version() == self.version.number(), AdvertRefusal::Version)?;
         match self.version {
             VrrpVersion::V2 => self.climb_v2(view)?,

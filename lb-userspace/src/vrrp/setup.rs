@@ -86,6 +86,7 @@ impl Setup {
                 password,
                 interval: instance.advert_interval,
                 peers: instance.unicast_peers.iter().copied().collect(),
+                min_ttl: instance.min_ttl,
                 addresses: addresses.into_iter().collect(),
                 own: None,
             },

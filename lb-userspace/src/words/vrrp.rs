@@ -101,7 +101,7 @@ macro_rules! refusals {
 
 refusals! {
     Truncated, "truncated", "shorter than the header of an advertisement";
-    HopLimit, "hop_limit", "multicast, but its time to live is not 255: it was not sent on this link";
+    HopLimit, "hop_limit", "its time to live is below 255 (multicast) or min_ttl (unicast): it comes from farther away";
     Version, "version", "another version of VRRP";
     AuthenticationType, "auth_type", "version 2: another kind of authentication, or none";
     Password, "password", "version 2: another password";
@@ -138,7 +138,7 @@ impl AdvertRefusal {
                 "this host's own address as its source: another host has the same address, or the network loops"
             }
             AdvertRefusal::HopLimit => {
-                "a time to live that shows it was not sent on this link: somebody may be trying to interfere"
+                "a time to live that shows it comes from farther away: somebody may be trying to interfere, or `min_ttl` is too high"
             }
             AdvertRefusal::Addresses => {
                 "none of our addresses: somebody else's virtual router; choose another virtual_router_id for one of the two"

@@ -3,8 +3,8 @@
 use std::{
     net::IpAddr,
     num::{NonZeroU8, NonZeroU32},
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -44,6 +44,11 @@ pub fn vrrp<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Vrrp> {
     let auth_pass = auth_pass(&mut table, version);
     let unicast_source = table.optional("unicast_source", units::address);
     let unicast_peers = table.list("unicast_peers", units::address).unwrap_or_default();
+    let min_ttl = table.optional("min_ttl", units::number(0..=255_u8));
+    if let Some(at) = min_ttl.as_ref().filter(|_| unicast_peers.is_empty()) {
+        let what = "min_ttl has no effect without unicast_peers: what was multicast must have 255";
+        findings.warning(at.pos.problem(what));
+    }
     let addresses = addresses(&mut table, version);
     check_families(&addresses, unicast_source.iter().chain(&unicast_peers), findings);
     check_unicast(&addresses, unicast_source.as_ref(), &unicast_peers, findings);
@@ -83,6 +88,7 @@ pub fn vrrp<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Vrrp> {
         preempt_delay,
         auth_pass,
         unicast_source: unicast_source.map(|at| at.value),
+        min_ttl: min_ttl.map_or(0, |at| at.value),
         unicast_peers: unicast_peers.into_iter().map(|at| at.value).collect(),
         addresses: addresses.into_iter().map(|at| at.value).collect(),
         garp_repeat,
@@ -250,10 +256,29 @@ fn track_script(mut table: Table) -> Option<TrackScript> {
 
 /// Warns of a program that does not exist here; the file may be checked on another host.
 fn warn_of_program(key: &str, at: &At<PathBuf>, findings: &Findings) {
-    let runs = std::fs::metadata(&at.value).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
-    if !runs {
-        let what = format!("{key}: no program {} on this host", at.value.display());
-        findings.warning(at.pos.problem(what));
+    let shown = at.value.display();
+    match std::fs::metadata(&at.value) {
+        Ok(file) if file.is_file() && file.permissions().mode() & 0o111 != 0 => {
+            if let Some(who) = at.value.ancestors().find_map(changeable) {
+                let what =
+                    format!("{key}: {who}, so others than root decide what runs as root: chown root, chmod go-w");
+                findings.warning(at.pos.problem(what));
+            }
+        }
+        _ => findings.warning(at.pos.problem(format!("{key}: no program {shown} on this host"))),
+    }
+}
+
+/// Says so if others than root may put something else in the place of a file or folder
+/// (keepalived's `enable_script_security`).
+fn changeable(path: &Path) -> Option<String> {
+    let metadata = std::fs::metadata(path).ok()?;
+    let shown = path.display();
+    // In a folder with the sticky bit everybody changes only what is his own.
+    let by_others = metadata.mode() & 0o022 != 0 && !(metadata.is_dir() && metadata.mode() & 0o1000 != 0);
+    match metadata.uid() {
+        0 => by_others.then(|| format!("{shown} has mode {:04o}", metadata.mode() & 0o7777)),
+        user => Some(format!("{shown} belongs to user {user}")),
     }
 }
 

@@ -19,6 +19,7 @@ fn expectation(version: VrrpVersion) -> Expectation {
         password: (version == VrrpVersion::V2).then(|| v2::password("secret")),
         interval: SECOND,
         peers: BTreeSet::new(),
+        min_ttl: 0,
         addresses: set(&["10.0.1.100"]),
         own: Some(ip("10.0.1.1")),
     }
@@ -102,6 +103,7 @@ fn every_rung_of_the_ladder_refuses_for_its_own_reason() {
 #[test]
 fn multicast_and_unicast_do_not_mix_and_strangers_are_not_peers() {
     let unicast = Expectation { peers: set(&["10.0.1.2"]), ..expectation(VrrpVersion::V3) };
+    let near = Expectation { min_ttl: 254, ..unicast.clone() };
     let stranger = Expectation { peers: set(&["10.0.1.3"]), ..expectation(VrrpVersion::V3) };
     let multicast = expectation(VrrpVersion::V3);
     let by_group = voice(VrrpVersion::V3);
@@ -111,6 +113,7 @@ fn multicast_and_unicast_do_not_mix_and_strangers_are_not_peers() {
     };
     assert_eq!(why(&unicast, &direct, 255), Ok(100));
     assert_eq!(why(&unicast, &direct, 64), Ok(100), "a unicast peer may be behind a router");
+    assert_eq!([why(&near, &direct, 254), why(&near, &direct, 253)], [Ok(100), Err(AdvertRefusal::HopLimit)]);
     assert_eq!(why(&unicast, &by_group, 255), Err(AdvertRefusal::Destination));
     assert_eq!(why(&multicast, &direct, 255), Err(AdvertRefusal::Destination));
     assert_eq!(why(&stranger, &direct, 255), Err(AdvertRefusal::Peer));

@@ -466,6 +466,7 @@ impl Network {
             password: voice.password,
             interval: voice.interval,
             peers: BTreeSet::new(),
+            min_ttl: 0,
             addresses: voice.addresses.iter().copied().collect(),
             own: Some(Self::address(host, member)),
         };

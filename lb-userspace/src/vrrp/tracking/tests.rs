@@ -31,6 +31,7 @@ fn instance(address: &str) -> Vrrp {
         auth_pass: None,
         unicast_source: None,
         unicast_peers: Vec::new(),
+        min_ttl: 0,
         addresses: vec![address.parse().unwrap()],
         garp_repeat: 5,
         garp_delay: Duration::from_secs(5),
