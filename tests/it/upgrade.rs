@@ -373,7 +373,7 @@ fn logrotate_at_the_moment_of_the_start_does_not_end_the_daemon() {
         let lock = fs::File::create(cluster.evenkeel.state_dir().join("lock")).expect("the lock");
         lock.lock().expect("the lock");
         let host = &cluster.lab.balancer;
-        let mut command = host.command(&binaries::evenkeel().expect("evenkeel"));
+        let mut command = host.command(binaries::evenkeel().expect("evenkeel"));
         command.args(["run", "-c"]).arg(cluster.evenkeel.config());
         let mut process = host.start("waiting", &mut command).expect("a process");
         std::thread::sleep(Duration::from_millis(500));

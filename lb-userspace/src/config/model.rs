@@ -356,7 +356,6 @@ pub struct Vrrp {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unicast_peers: Vec<IpAddr>,
     /// The least time to live of a unicast advertisement that is believed.
-    #[serde(skip_serializing_if = "is_zero")]
     pub min_ttl: u8,
     /// At least one, all of one family.
     pub addresses: Vec<IpNet>,
@@ -465,11 +464,6 @@ impl Config {
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("every value of the model has a form in TOML")
     }
-}
-
-/// For keys that have no effect at their default in every other configuration.
-fn is_zero(number: &u8) -> bool {
-    *number == 0
 }
 
 fn level<S: Serializer>(level: &log::LevelFilter, serializer: S) -> Result<S::Ok, S::Error> {

@@ -45,7 +45,7 @@ pub fn vrrp<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Vrrp> {
     let unicast_source = table.optional("unicast_source", units::address);
     let unicast_peers = table.list("unicast_peers", units::address).unwrap_or_default();
     let min_ttl = table.optional("min_ttl", units::number(0..=255_u8));
-    if let Some(at) = min_ttl.as_ref().filter(|_| unicast_peers.is_empty()) {
+    if let Some(at) = min_ttl.as_ref().filter(|at| at.value > 0 && unicast_peers.is_empty()) {
         let what = "min_ttl has no effect without unicast_peers: what was multicast must have 255";
         findings.warning(at.pos.problem(what));
     }
