@@ -20,6 +20,7 @@ mod configure;
 mod cookies;
 mod flow_sync;
 mod given_away;
+mod hooks;
 mod hops;
 mod interfaces;
 mod journal;
@@ -64,7 +65,7 @@ use crate::{
     api::{self, Reply, Request, Server, types::Refused},
     config::{self, model::Config, model::OnExit},
     controller::{Action, Controller, Now, sweep::Step},
-    dataplane::Dataplane,
+    dataplane::{Dataplane, Look},
     handover::Predecessor,
     notice::{History, Kind, Notice},
     probe::Finding,
@@ -74,6 +75,7 @@ use crate::{
 use admin_file::AdminFile;
 use flow_sync::FlowSync;
 use given_away::GivenAwayFile;
+use hooks::HookWatch;
 use hops::Hops;
 use interfaces::Wanted;
 use listener::ApiListener;
@@ -144,6 +146,7 @@ struct Daemon {
     controller: Controller,
     admin_file: AdminFile,
     hops: Hops,
+    hooks: HookWatch,
     logs: Logs,
     history: Arc<History>,
     doors: Doors,
@@ -201,6 +204,7 @@ struct Inputs {
     requests: mpsc::Receiver<Request>,
     events: Pump,
     changes: mpsc::Receiver<netlink::Change>,
+    looks: mpsc::Receiver<Look>,
     findings: mpsc::Receiver<Finding>,
     signals: Signals,
 }
@@ -280,7 +284,8 @@ impl Daemon {
                 change = inputs.changes.recv() => {
                     let change = change.context("routes, neighbours and links can no longer be watched")?;
                     if self.netlink_change(change) {
-                        self.check_dependencies().await;
+                        self.look_at_hooks();
+                        self.check_dependencies();
                     }
                     self.write_hops();
                 }
@@ -310,9 +315,13 @@ impl Daemon {
                 }
                 () = self.territory.changed() => self.set_ownership(),
                 news = self.sync.news() => self.sync_said(news),
-                _ = test.tick(), if self.vrrp.is_running() => {
-                    self.keep_given_away();
-                    self.check_dependencies().await;
+                look = inputs.looks.recv() => self.looked(&look.context("the thread of the hooks has ended")?),
+                _ = test.tick() => {
+                    self.look_at_hooks();
+                    if self.vrrp.is_running() {
+                        self.keep_given_away();
+                        self.check_dependencies();
+                    }
                 }
                 () = watchdog.due() => tell_systemd(&[NotifyState::Watchdog]),
                 () = tokio::time::sleep(deadline) => self.turn(),

@@ -12,6 +12,7 @@ mod dataplane;
 mod dead_backends;
 mod endurance;
 mod failover;
+mod hooks;
 mod injection;
 mod irregular;
 mod kernel_log;

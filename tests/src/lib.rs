@@ -16,6 +16,8 @@ pub mod capture;
 pub mod client;
 pub mod daemon;
 #[cfg(feature = "full")]
+pub mod foreign;
+#[cfg(feature = "full")]
 pub mod forger;
 pub mod frr;
 pub mod host;

@@ -13,28 +13,31 @@ use object::{
 
 use crate::Host;
 
-/// `mov r0, 2` (XDP_PASS) and `exit`.
-const PROGRAM: [u8; 16] = [0xb7, 0, 0, 0, 2, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
+pub const XDP_PASS: i32 = 2;
 const SECTION: &str = "xdp";
 
 /// Attaches it to a device of a host, in driver mode.
 pub fn attach(host: &Host, device: &str) -> Result<()> {
     let file = host.folder().join("xdp_pass.o");
     if !file.exists() {
-        write(&file)?;
+        write(&file, SECTION, "pass", XDP_PASS)?;
     }
     let file = file.to_str().context("the lab's folder is not UTF-8")?;
     host.ip(&["link", "set", "dev", device, "xdpdrv", "obj", file, "sec", SECTION]).map(drop)
 }
 
-fn write(file: &Path) -> Result<()> {
+/// Writes a program to a file: `mov r0, verdict` and `exit`.
+pub fn write(file: &Path, section: &str, name: &str, verdict: i32) -> Result<()> {
+    let mut program = vec![0xb7, 0, 0, 0];
+    program.extend(verdict.to_le_bytes());
+    program.extend([0x95, 0, 0, 0, 0, 0, 0, 0]);
     let mut elf = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
-    let code = elf.add_section(Vec::new(), SECTION.into(), SectionKind::Text);
-    elf.append_section_data(code, &PROGRAM, 8);
+    let code = elf.add_section(Vec::new(), section.into(), SectionKind::Text);
+    elf.append_section_data(code, &program, 8);
     elf.add_symbol(Symbol {
-        name: b"pass".into(),
+        name: name.into(),
         value: 0,
-        size: PROGRAM.len() as u64,
+        size: program.len() as u64,
         kind: SymbolKind::Text,
         scope: SymbolScope::Linkage,
         weak: false,

@@ -118,6 +118,9 @@ pub struct DatapathStatus {
     pub mode: DatapathMode,
     /// Why this mode was chosen.
     pub reason: String,
+    /// The programs of others that see a frame first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub behind: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -55,6 +55,9 @@ fn service(service: &ServiceStatus, format: Format, style: Style) -> String {
     for hook in &service.datapath {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "datapath {} on {}: {}", hook.mode, hook.interface, hook.reason);
+        if !hook.behind.is_empty() {
+            let _ = writeln!(text, "  behind {}", hook.behind.join(", "));
+        }
     }
     let connections = &service.connections;
     let _ = writeln!(

@@ -112,7 +112,7 @@ impl Daemon {
                 listen: service.listen.clone(),
                 balance: service.balance.name(),
                 capacity: service.capacity().min(u64::from(self.dataplane.max_connections())),
-                datapath: report::datapath(&attached, used),
+                datapath: report::datapath(&attached, |ifindex| self.dataplane.behind(ifindex), used),
                 cookies: self.cookies_of(&service.name),
                 backends: service.backends.iter().filter_map(|backend| self.backend_view(service, backend)).collect(),
             }

@@ -163,7 +163,8 @@ fn groups(wanted: &Wanted) -> Vec<BTreeMap<String, Requested>> {
     groups.iter().map(|group| group.iter().filter_map(requested).collect()).collect()
 }
 
-fn notice(level: Level, interface: &str, text: &str) -> Notice {
+/// About an interface.
+pub fn notice(level: Level, interface: &str, text: &str) -> Notice {
     Notice::daemon(level, Kind::Datapath, format!("interface {interface}: {text}"))
 }
 

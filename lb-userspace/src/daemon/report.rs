@@ -82,7 +82,11 @@ pub struct BackendView {
 }
 
 /// The `datapath` of a service: the interfaces that it uses, as they are attached.
-pub fn datapath(attached: &[Attached], of_service: impl Fn(&str) -> bool) -> Vec<DatapathStatus> {
+pub fn datapath(
+    attached: &[Attached],
+    behind: impl Fn(u32) -> Vec<String>,
+    of_service: impl Fn(&str) -> bool,
+) -> Vec<DatapathStatus> {
     let used = attached.iter().filter(|attached| of_service(&attached.interface));
     used.map(|attached| DatapathStatus {
         interface: attached.interface.clone(),
@@ -92,6 +96,7 @@ pub fn datapath(attached: &[Attached], of_service: impl Fn(&str) -> bool) -> Vec
             Mode::Tc => DatapathMode::Tc,
         },
         reason: attached.reason.clone(),
+        behind: behind(attached.ifindex),
     })
     .collect()
 }

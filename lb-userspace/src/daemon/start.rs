@@ -19,6 +19,7 @@ use super::{
     admin_file::AdminFile,
     flow_sync::{self, FlowSync},
     given_away::GivenAwayFile,
+    hooks::HookWatch,
     hops::Hops,
     interfaces::{self, Wanted},
     listener::ApiListener,
@@ -35,7 +36,7 @@ use crate::{
     api::{self, Server},
     config::model::Config,
     controller::{Controller, admin_state::AdminStates, desired::Desired},
-    dataplane::{self, Dataplane, Options, Prepared},
+    dataplane::{self, Dataplane, Look, Options, Prepared},
     handover::{self, Predecessor},
     notice::{History, Kind, Notice},
     probe::Finding,
@@ -59,6 +60,8 @@ struct Opened {
     prepared: Prepared,
     watch: netlink::Watch,
     changes: mpsc::Receiver<netlink::Change>,
+    hooks: HookWatch,
+    looks: mpsc::Receiver<Look>,
     territory: Territory,
     wanted: Wanted,
 }
@@ -88,6 +91,9 @@ impl Opened {
         if options.mount_bpffs && !mount::is_bpffs(&config.daemon.bpffs) {
             mount::mount_bpffs(&config.daemon.bpffs)?;
         }
+        let wanted = interfaces::wanted(config).await.map_err(several)?;
+        wanted.warnings.iter().for_each(|warning| warn!("{warning}"));
+        dataplane::refuse_strangers(&config.daemon.bpffs, wanted.interfaces.keys()).await?;
         let lock = predecessor.as_mut().map(|predecessor| predecessor.take_file(BPFFS, &config.daemon.bpffs));
         let tables = Options {
             bpffs: config.daemon.bpffs.clone(),
@@ -99,9 +105,23 @@ impl Opened {
             .map_err(|error| verifier_log::kept(error, &config.daemon.state_dir))?;
         let (watch, changes) = netlink::Watch::start()?;
         let territory = Territory::watch().await?;
-        let wanted = interfaces::wanted(config).await.map_err(several)?;
-        wanted.warnings.iter().for_each(|warning| warn!("{warning}"));
-        Ok(Opened { server, ends, desired, probes, findings, key, logs, prepared, watch, changes, territory, wanted })
+        let (hooks, looks) = HookWatch::start()?;
+        Ok(Opened {
+            server,
+            ends,
+            desired,
+            probes,
+            findings,
+            key,
+            logs,
+            prepared,
+            watch,
+            changes,
+            hooks,
+            looks,
+            territory,
+            wanted,
+        })
     }
 
     /// Tells the old daemon that this one is ready, and waits until that one has stopped acting.
@@ -151,7 +171,7 @@ impl Opened {
         let (ask, asked) = mpsc::channel(api::QUEUE);
         let api = api::Daemon::new(ask, history.clone());
         let (events, serving) = begin_inputs(&self.server, &dataplane, &api)?;
-        let Opened { findings, ends, changes, territory, server, logs, probes, .. } = self;
+        let Opened { findings, ends, changes, looks, territory, server, logs, probes, .. } = self;
         let daemon = Daemon {
             process,
             config,
@@ -161,6 +181,7 @@ impl Opened {
             controller,
             admin_file,
             hops: Hops::new(self.watch),
+            hooks: self.hooks,
             logs,
             history,
             doors: Doors { api, server, serving, listener: ApiListener::default() },
@@ -177,7 +198,7 @@ impl Opened {
             upgrading: None,
         };
         let signals = Signals { requests, ends };
-        Ok((daemon, Inputs { requests: asked, events, changes, findings, signals }, self.desired, self.key))
+        Ok((daemon, Inputs { requests: asked, events, changes, looks, findings, signals }, self.desired, self.key))
     }
 }
 

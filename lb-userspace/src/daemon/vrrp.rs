@@ -20,7 +20,7 @@ use crate::{
     },
     config::model::Config,
     notice::{Kind, Notice, Subject},
-    sys::{clock, netlink},
+    sys::clock,
     vrrp::{
         machine::State,
         messages::InstanceEvent,
@@ -125,7 +125,7 @@ impl Daemon {
             return Ok(());
         }
         if self.vrrp.router.is_none() {
-            let known = self.dependencies().await;
+            let known = self.dependencies();
             let flows = Fact::LacksFlows(self.sync.lacks_flows());
             let facts = vec![Fact::Datapath(known.datapath.clone()), Fact::NoBackend(known.no_backend), flows];
             let remembered = std::mem::take(&mut self.vrrp.remembered);
@@ -198,8 +198,11 @@ impl Daemon {
     }
 
     /// Tests the datapath and counts backends; tells the instances what has changed.
-    pub(super) async fn check_dependencies(&mut self) {
-        let now = self.dependencies().await;
+    pub(super) fn check_dependencies(&mut self) {
+        if !self.vrrp.is_running() {
+            return;
+        }
+        let now = self.dependencies();
         let Some(router) = self.vrrp.router.as_ref().filter(|_| self.vrrp.known.as_ref() != Some(&now)) else { return };
         router.fact(Fact::Datapath(now.datapath.clone()));
         router.fact(Fact::NoBackend(now.no_backend));
@@ -215,16 +218,8 @@ impl Daemon {
         self.tell(Notice::daemon(level, Kind::Datapath, text));
     }
 
-    async fn dependencies(&self) -> Dependencies {
-        let mut datapath = self.dataplane.self_test();
-        for (attached, (priority, handle)) in self.dataplane.clsact() {
-            let name = &attached.interface;
-            match netlink::has_filter(attached.ifindex, priority, handle).await {
-                Ok(true) => {}
-                Ok(false) => datapath = Err(format!("the program was taken from {name}: restart evenkeel")),
-                Err(error) => datapath = Err(format!("the filters of {name} cannot be listed: {error:#}")),
-            }
-        }
+    fn dependencies(&self) -> Dependencies {
+        let datapath = self.hooks.failing.clone().map_or_else(|| self.dataplane.self_test(), Err);
         let now = clock::monotonic();
         let is_up = |number: &u16| {
             let state = self.controller.standing(*number, time::Instant::ZERO, now).state;

@@ -24,15 +24,18 @@ use crate::sys::{
     netlink,
 };
 
-/// Where our clsact filter is, so that it can be found again: it has no link.
-const FILTER_PRIORITY: u16 = 0x4556;
-const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
+/// Where our clsact filter is, so that it can be found again: it has no link. Of the filters of a
+/// priority the latest comes first.
+const HEAD: FilterAt = (1, TcHandle::new(0, 0x4556));
+/// Where it is while it moves to the head.
+const STAND_IN: FilterAt = (1, TcHandle::new(0, 0x4557));
+/// Where it is if somebody has filters of another kind at the head, and where earlier versions had it.
+const APART: FilterAt = (0x4556, TcHandle::new(0, 1));
+
+type FilterAt = (u16, TcHandle);
 
 /// In the folder that stands for a filter: the sign that its queueing discipline is ours too.
 const QDISC: &str = "qdisc";
-/// The same for netlink: priority and handle.
-pub const FILTER: (u16, u32) = (FILTER_PRIORITY, 1);
-
 /// `datapath` in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requested {
@@ -240,7 +243,7 @@ impl Hooks<'_> {
             }
             remove_file(&path)?;
         }
-        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
         let id = match program.attach_with_options(&device.name, way, options) {
             Err(error) if os_error(&error) == Some(EINVAL) => return Ok(false),
             id => id.map_err(in_short)?,
@@ -263,12 +266,21 @@ impl Hooks<'_> {
             Err(_) if !was_ours => remove_file(&ours)?,
             _ => {}
         }
+        match self.filter(device, way, HEAD) {
+            Ok(()) => drop(filter_at(&device.name, way, APART)),
+            Err(_) => self.filter(device, way, APART)?,
+        }
+        Ok(())
+    }
+
+    /// Sets a filter, or replaces the program of the one that is there.
+    fn filter(&mut self, device: &Device, way: TcAttachType, at: FilterAt) -> Result<()> {
         let program = self.tc_program(way);
-        let id = match program.attach_to_link(our_filter(&device.name, way)?) {
+        let id = match program.attach_to_link(filter_at(&device.name, way, at)?) {
             Ok(id) => id,
             // No filter yet.
             Err(_) => {
-                let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+                let options = NlOptions { priority: at.0, handle: at.1, classid: None };
                 let options = TcAttachOptions::Netlink(options);
                 program.attach_with_options(&device.name, way, options).map_err(in_short)?
             }
@@ -276,6 +288,30 @@ impl Hooks<'_> {
         // Dropping it would take the filter away.
         std::mem::forget(program.take_link(id)?);
         Ok(())
+    }
+
+    /// Puts the program in front of all others on the hook that it is on. Another filter stands in
+    /// meanwhile; behind those that it overtakes it sees what they pass on, as before.
+    pub fn move_to_head(&mut self, device: &Device, hook: Hook) -> Result<()> {
+        let way = if hook.is_outgoing() { TcAttachType::Egress } else { TcAttachType::Ingress };
+        match hook {
+            Hook::Tcx | Hook::TcxOut => {
+                let clsact = if hook.is_outgoing() { Hook::ClsactOut } else { Hook::Clsact };
+                self.attach_clsact(device, clsact, way)?;
+                detach(self.pins, device.ifindex, hook)?;
+                ensure!(self.attach_tcx(device, hook, way)?, "this kernel has no tcx");
+                detach(self.pins, device.ifindex, clsact)
+            }
+            Hook::Clsact | Hook::ClsactOut => {
+                self.filter(device, way, STAND_IN)?;
+                drop(filter_at(&device.name, way, HEAD));
+                self.attach_clsact(device, hook, way)?;
+                drop(filter_at(&device.name, way, STAND_IN));
+                Ok(())
+            }
+            // The kernel takes one program there.
+            Hook::Xdp | Hook::Generic => Ok(()),
+        }
     }
 }
 
@@ -294,8 +330,8 @@ pub fn detach(pins: &Pins, ifindex: u32, hook: Hook) -> Result<()> {
     if matches!(hook, Hook::Clsact | Hook::ClsactOut) {
         let way = if hook.is_outgoing() { TcAttachType::Egress } else { TcAttachType::Ingress };
         let name = netdev::name_of(ifindex).map_err(anyhow::Error::from);
-        if let Ok(filter) = name.and_then(|name| our_filter(&name, way)) {
-            drop(filter);
+        if let Ok(name) = name {
+            [HEAD, STAND_IN, APART].into_iter().for_each(|at| drop(filter_at(&name, way, at)));
         }
         let ours = path.join(QDISC);
         if ours.exists() {
@@ -333,9 +369,17 @@ pub fn left_behind(pins: &Pins) -> Result<BTreeMap<u32, String>> {
     Ok(found)
 }
 
-fn our_filter(interface: &str, way: TcAttachType) -> Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(interface, way, FILTER_PRIORITY, FILTER_HANDLE, None)
+/// Our filter at a place, if it is there. Dropping it takes the filter away.
+fn filter_at(interface: &str, way: TcAttachType, (priority, handle): FilterAt) -> Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, way, priority, handle, None)
         .with_context(|| format!("no interface {interface}"))
+}
+
+/// Whether only we put a filter there.
+pub fn is_our_place(place: Option<(u16, u32)>) -> bool {
+    place.is_some_and(|(priority, handle)| {
+        [HEAD, STAND_IN, APART].iter().any(|at| at.0 == priority && u32::from(at.1) == handle)
+    })
 }
 
 /// The link that an earlier run has pinned.

@@ -36,6 +36,23 @@ pub struct Programs {
     pub out: SchedClassifier,
 }
 
+impl Programs {
+    /// Pins those whose pins somebody has removed.
+    pub fn pin_again(&mut self, pins: &Pins) -> Result<()> {
+        let place = |name| pins.programs().join(name);
+        if !place(XDP).exists() {
+            self.xdp.pin(place(XDP))?;
+        }
+        if !place(TC).exists() {
+            self.tc.pin(place(TC))?;
+        }
+        if !place(OUT).exists() {
+            self.out.pin(place(OUT))?;
+        }
+        Ok(())
+    }
+}
+
 /// What was loaded, onto what.
 pub struct Loaded {
     pub programs: Programs,

@@ -23,11 +23,14 @@ mod inject;
 mod inner;
 mod kernel_log;
 mod load;
+mod mend;
 mod needs;
 mod pins;
 mod refusal;
 mod self_test;
 mod shapes;
+mod standing;
+mod strangers;
 mod together;
 mod trace;
 
@@ -35,9 +38,12 @@ pub use attach::{Attached, Mode, Requested};
 pub use events::Events;
 pub use inject::Injected;
 pub use kernel_log::{KernelLog, TARGET as KERNEL_LOG_TARGET};
+pub use mend::Mended;
 pub use needs::{Need, missing};
 pub use refusal::{Refusal, lacking_rights};
 pub use shapes::index_buckets;
+pub use standing::{Look, Looker};
+pub use strangers::refuse_strangers;
 pub use trace::Answer;
 // For the lab, which shows what the verifier makes of the programs.
 #[doc(hidden)]
@@ -47,6 +53,7 @@ use attach::{Hooks, detach, left_behind};
 use inner::Kernel;
 use load::{Loaded, Programs, in_use, load, settle_layout};
 use pins::Pins;
+use standing::Found;
 
 use crate::{
     sys::{
@@ -97,6 +104,14 @@ pub struct Dataplane {
     guarded: BTreeSet<u32>,
     /// The number that each name had last.
     numbers: BTreeMap<String, u8>,
+    /// How often hooks were changed.
+    changes: u64,
+    /// The programs of others that see frames first, and those that did: by interface, and whether
+    /// on the way out.
+    behind: BTreeMap<(u32, bool), Vec<Found>>,
+    overtaken: BTreeMap<(u32, bool), Vec<Found>>,
+    /// The maps, so that they can be pinned again.
+    held: Vec<(String, MapData)>,
     socket: PacketSocket,
     lock: File,
 }
@@ -108,6 +123,7 @@ impl Prepared {
         in_use(&pins)?;
         left_behind(&pins)?;
         let tables = open_tables(&pins)?;
+        let held = all_maps(&pins)?;
         tables.retain_interfaces(|ifindex| netdev::name_of(ifindex).is_ok())?;
         Ok(Dataplane {
             tables: Arc::new(tables),
@@ -123,6 +139,10 @@ impl Prepared {
             groups: Vec::new(),
             guarded: BTreeSet::new(),
             numbers: BTreeMap::new(),
+            changes: 0,
+            behind: BTreeMap::new(),
+            overtaken: BTreeMap::new(),
+            held,
             lock,
         })
     }
@@ -170,6 +190,8 @@ impl Dataplane {
     pub fn reclaim(&mut self) -> Result<()> {
         self.tables = Arc::new(open_tables(&self.pins)?);
         self.trace = mapped_table(&self.pins.maps(), "TRACE")?;
+        self.held = all_maps(&self.pins)?;
+        self.changes += 1;
         self.asked.clear();
         self.guarded.clear();
         Ok(())
@@ -217,6 +239,7 @@ impl Dataplane {
             attached.mac = device.mac;
             return Ok(attached.clone());
         }
+        self.changes += 1;
         let mut hooks = Hooks { pins: &self.pins, programs: &mut self.programs };
         let (mode, reason) = hooks.attach(&device, requested, clsact)?;
         if mode != Mode::Xdp {
@@ -280,6 +303,7 @@ impl Dataplane {
     pub fn guard(&mut self, interface: &str, clsact: bool) -> Result<()> {
         let device = netdev::by_name(interface).with_context(|| format!("no interface {interface}"))?;
         if !self.guarded.contains(&device.ifindex) {
+            self.changes += 1;
             let mut hooks = Hooks { pins: &self.pins, programs: &mut self.programs };
             hooks.guard(&device, clsact).with_context(|| format!("cannot attach to the egress of {interface}"))?;
             self.guarded.insert(device.ifindex);
@@ -292,6 +316,7 @@ impl Dataplane {
         let kept: BTreeSet<_> = interfaces.iter().filter_map(|name| netdev::index_of(name).ok()).collect();
         for (ifindex, hook) in self.pins.all_links()? {
             if hook.is_outgoing() && !kept.contains(&ifindex) {
+                self.changes += 1;
                 detach(&self.pins, ifindex, hook)?;
             }
         }
@@ -325,6 +350,9 @@ impl Dataplane {
     }
 
     fn remove(&mut self, ifindex: u32) -> Result<()> {
+        self.changes += 1;
+        self.behind.retain(|(of, _), _| *of != ifindex);
+        self.overtaken.retain(|(of, _), _| *of != ifindex);
         for (of, hook) in self.pins.all_links()? {
             if of == ifindex {
                 detach(&self.pins, ifindex, hook)?;
@@ -334,6 +362,20 @@ impl Dataplane {
         self.asked.remove(&ifindex);
         self.guarded.remove(&ifindex);
         self.tables.remove_interface(ifindex)
+    }
+
+    /// Puts back what somebody has taken off the folder: the programs and maps go on without their
+    /// pins, but end with the last of us.
+    fn pin_again(&mut self) -> Result<()> {
+        if self.pins.make_again()? {
+            self.lock = self.pins.lock()?;
+        }
+        self.programs.pin_again(&self.pins)?;
+        let maps = self.pins.maps();
+        for (name, map) in self.held.iter().filter(|(name, _)| !maps.join(name).exists()) {
+            map.pin(maps.join(name)).with_context(|| format!("map {name}"))?;
+        }
+        Ok(())
     }
 
     /// Removes everything: links, programs, tables and the folder. All connections through us end.
@@ -383,6 +425,14 @@ fn open_tables(pins: &Pins) -> Result<Tables> {
         cookie_key: mapped_table(&maps, "COOKIES")?,
     };
     Tables::open(fixed, Box::new(Kernel::open(&maps)?))
+}
+
+fn all_maps(pins: &Pins) -> Result<Vec<(String, MapData)>> {
+    let open = |name: String| {
+        let map = MapData::from_pin(pins.maps().join(&name)).with_context(|| format!("cannot open map {name}"))?;
+        Ok((name, map))
+    };
+    pins.map_names()?.into_iter().map(open).collect()
 }
 
 fn mapped_table<T: Record>(maps: &Path, name: &str) -> Result<Table<T>> {

@@ -24,7 +24,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::sys::{lock, mount};
+use crate::sys::{bpf, lock, mount};
 
 /// The folder of one instance.
 #[derive(Clone, Debug)]
@@ -95,6 +95,33 @@ impl Pins {
         let pins = Pins { root: root.to_owned(), maps: MAPS };
         [root.to_owned(), pins.maps(), pins.programs(), pins.links()].iter().try_for_each(|folder| make(folder))?;
         Ok(pins)
+    }
+
+    /// Makes the folders that are gone. `true`: that of the instance, with its lock.
+    pub fn make_again(&self) -> Result<bool> {
+        let is_gone = !self.root.exists();
+        for folder in [self.root.clone(), self.maps(), self.programs(), self.links()] {
+            if !folder.exists() {
+                make(&folder)?;
+            }
+        }
+        Ok(is_gone)
+    }
+
+    /// The names of the maps.
+    pub fn map_names(&self) -> Result<Vec<String>> {
+        names(&self.maps())
+    }
+
+    /// The IDs of the programs pinned here, those of links included.
+    pub fn program_ids(&self) -> Result<Vec<u32>> {
+        let pinned = names(&self.programs())?.into_iter().filter_map(|name| {
+            // One that cannot be read is none of ours.
+            bpf::pinned_program(&self.programs().join(name)).ok()
+        });
+        let links = self.all_links()?.into_iter();
+        let linked = links.filter_map(|(ifindex, hook)| bpf::pinned_link(&self.link(ifindex, hook)).ok());
+        Ok(pinned.chain(linked.map(|link| link.program)).collect())
     }
 
     /// The folder at `root` as it is; `None` if it does not exist.

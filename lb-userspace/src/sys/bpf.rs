@@ -152,16 +152,7 @@ pub struct LinkState {
 
 /// Reads the state of a pinned link.
 pub fn pinned_link(path: &Path) -> io::Result<LinkState> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let get = ObjectGet { path: path.as_ptr() as u64, fd: 0, flags: 0 };
-    // SAFETY: the attributes and the path they point to live through the call; the kernel writes
-    // nothing.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const get, size_of::<ObjectGet>()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a descriptor just opened, owned by nothing else.
-    let link = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let link = open_pin(path)?;
     let mut info = LinkInfo::default();
     let mut attributes =
         InfoByFd { fd: link.as_raw_fd() as u32, length: size_of::<LinkInfo>() as u32, info: (&raw mut info) as u64 };
@@ -173,6 +164,127 @@ pub fn pinned_link(path: &Path) -> io::Result<LinkState> {
         return Err(io::Error::last_os_error());
     }
     Ok(LinkState { program: info.program, ifindex: info.ifindex })
+}
+
+/// The part of `union bpf_attr` for BPF_PROG_QUERY.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    padding: u32,
+    program_attach_flags: u64,
+    links: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+/// `BPF_MPROG_MAX` (linux/bpf_mprog.h).
+const MOST_PROGRAMS: usize = 64;
+
+/// The IDs of the programs that stand on an interface by tcx, in the order in which they see a
+/// frame; none where the kernel has no tcx (before 6.6). `None`: there is no such interface.
+pub fn tcx_programs(ifindex: u32, outward: bool) -> io::Result<Option<Vec<u32>>> {
+    let mut programs = [0_u32; MOST_PROGRAMS];
+    let mut query = Query {
+        ifindex,
+        attach_type: if outward { BPF_TCX_EGRESS } else { BPF_TCX_INGRESS },
+        programs: programs.as_mut_ptr() as u64,
+        count: MOST_PROGRAMS as u32,
+        ..Query::default()
+    };
+    let size = size_of::<Query>();
+    // SAFETY: the kernel writes at most `count` numbers to `programs`, which has as many, and some
+    // words of `query`; both live through the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size) };
+    if result == 0 {
+        return Ok(Some(programs.into_iter().take(query.count as usize).collect()));
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        // EINVAL: no tcx. ENOENT: nothing is attached.
+        Some(libc::EINVAL | libc::ENOENT) => Ok(Some(Vec::new())),
+        Some(libc::ENODEV) => Ok(None),
+        _ => Err(error),
+    }
+}
+
+/// The part of `union bpf_attr` for BPF_PROG_GET_FD_BY_ID.
+#[repr(C)]
+struct GetById {
+    id: u32,
+    next: u32,
+    flags: u32,
+}
+
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
+
+/// The beginning of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramInfo {
+    kind: u32,
+    id: u32,
+    unused: [u64; 7],
+    name: [u8; 16],
+}
+
+const _: () = assert!(std::mem::offset_of!(ProgramInfo, name) == 64 && size_of::<ProgramInfo>() == 80);
+
+/// The name of a program, at most 15 bytes of it.
+pub fn program_name(id: u32) -> io::Result<String> {
+    let get = GetById { id, next: 0, flags: 0 };
+    // SAFETY: the attributes live through the call; the kernel writes nothing.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_GET_FD_BY_ID, &raw const get, size_of::<GetById>()) };
+    Ok(program_info(owned(fd)?)?.name())
+}
+
+/// The ID of a pinned program.
+pub fn pinned_program(path: &Path) -> io::Result<u32> {
+    Ok(program_info(open_pin(path)?)?.id)
+}
+
+impl ProgramInfo {
+    fn name(&self) -> String {
+        let bytes = self.name.split(|byte| *byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+}
+
+fn program_info(program: OwnedFd) -> io::Result<ProgramInfo> {
+    let mut info = ProgramInfo::default();
+    let length = size_of::<ProgramInfo>() as u32;
+    let mut attributes = InfoByFd { fd: program.as_raw_fd() as u32, length, info: (&raw mut info) as u64 };
+    let size = size_of::<InfoByFd>();
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which is that long, and writes
+    // the length back; both live through the call. It reads the lengths and places of longer answers
+    // from `info`: they are zero, so it gives none.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw mut attributes, size) };
+    if result == 0 { Ok(info) } else { Err(io::Error::last_os_error()) }
+}
+
+fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let get = ObjectGet { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    // SAFETY: the attributes and the path they point to live through the call; the kernel writes
+    // nothing.
+    owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const get, size_of::<ObjectGet>()) })
+}
+
+/// A descriptor that a system call has just returned.
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, owned by nothing else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// The part of `union bpf_attr` for BPF_MAP_CREATE (linux/bpf.h) that an array needs.

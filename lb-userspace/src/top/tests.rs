@@ -84,7 +84,12 @@ pub fn status() -> Status {
             name: "kube-apiserver".into(),
             listen: vec!["10.0.1.100:6443".parse().unwrap()],
             balance: "least_conn".into(),
-            datapath: vec![DatapathStatus { interface: "eth0".into(), mode: DatapathMode::Tc, reason: "veth".into() }],
+            datapath: vec![DatapathStatus {
+                interface: "eth0".into(),
+                mode: DatapathMode::Tc,
+                reason: "veth".into(),
+                behind: Vec::new(),
+            }],
             connections: Connections { active: 2004, half_open: 2, capacity: 67_584, total: 12_345 },
             syn_cookies: None,
             backends: vec![backend("cp01", 1004), down, draining],

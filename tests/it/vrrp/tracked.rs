@@ -189,29 +189,41 @@ fn with_all_backends_gone_on_both_hosts_one_still_holds_the_address_and_on_one_h
     becomes(&two, "BACKUP");
 }
 
+/// Takes the program off and puts another one there before ours is back.
+fn occupy(lab: &Lab, one: &Evenkeel) {
+    let links = std::fs::read_dir(one.bpffs().join("links")).expect("links").flatten();
+    let link = links.map(|entry| entry.path()).find(|path| path.to_string_lossy().ends_with("-generic"));
+    let link = link.expect("a link").display().to_string();
+    let taken = || {
+        lab::process::output(std::process::Command::new("bpftool").args(["link", "detach", "pinned", &link])).ok()?;
+        lab::foreign::generic_xdp(&lab.balancer, "eth0", "stranger").ok()
+    };
+    wait::until("the hook is taken", SOON, taken).expect("the hook");
+}
+
 #[test]
-fn a_program_that_was_detached_costs_the_priority_or_everything_as_configured() {
+fn a_program_that_cannot_be_put_back_costs_the_priority_or_everything_as_configured_until_it_can() {
     let lab = lab();
     let two = evenkeel(&lab, second(&lab), &instance(100, &[FAST]));
     becomes(&two, "MASTER");
     for (key, then, priority) in [("track_datapath = -60", "BACKUP", 90), ("track_datapath = \"fault\"", "FAULT", 150)]
     {
-        let mut one = evenkeel(&lab, &lab.balancer, &instance(150, &[FAST, key]));
+        let file = Service::new(&lab, "xdp-generic").toml() + "\n" + &instance(150, &[FAST, key]);
+        let mut one = Evenkeel::on(&lab, &lab.balancer, &file).expect("files");
+        one.run().expect("evenkeel");
         becomes(&one, "MASTER");
         becomes(&two, "BACKUP");
-        let links = fs::read_dir(one.bpffs().join("links")).expect("links").flatten();
-        let link =
-            links.map(|entry| entry.path()).find(|path| path.to_string_lossy().ends_with("-tcx")).expect("a link");
-        let detach = ["link", "detach", "pinned", link.to_str().expect("a path")];
-        lab::process::output(std::process::Command::new("bpftool").args(detach)).expect("bpftool");
+        occupy(&lab, &one);
         becomes(&one, then);
         becomes(&two, "MASTER");
         assert_eq!(self::priority(&one), priority, "{}", because(&one));
-        assert!(because(&one).contains("datapath: the program was taken from eth0"), "{}", because(&one));
+        assert!(
+            because(&one).contains("datapath: the program was taken from eth0 and cannot be put back"),
+            "{}",
+            because(&one)
+        );
         vip_goes(&lab.balancer, false);
-        // A restart puts it back.
-        one.terminate().expect("an end in order");
-        one.run().expect("evenkeel");
+        lab.balancer.ip(&["link", "set", "dev", "eth0", "xdpgeneric", "off"]).expect("ip");
         becomes(&one, "MASTER");
         one.stop_detach().expect("its end");
         becomes(&two, "MASTER");

@@ -4,6 +4,7 @@
 mod addresses;
 mod clsact;
 mod hops;
+mod on_hooks;
 mod watch;
 mod ways;
 mod wire;
@@ -15,19 +16,11 @@ use anyhow::{Context, Result};
 pub use addresses::{Addresses, Found, Interface, News, Placed};
 pub use clsact::remove_unused_clsact;
 pub use hops::{Change, Destination, NextHop};
+pub use on_hooks::{Filter, OnHooks, Questions};
 pub use watch::Watch;
 pub use ways::Way;
 
 use super::netdev;
-
-/// Whether an interface has a filter of this priority and handle on its ingress.
-pub async fn has_filter(ifindex: u32, priority: u16, filter: u32) -> Result<bool> {
-    let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
-    let connection = tokio::spawn(connection);
-    let found = wire::has_filter(&handle, ifindex, priority, filter).await;
-    connection.abort();
-    found
-}
 
 /// The name of the interface of a listen address: the one that holds the address; if none does
 /// (another host may be MASTER for it), the one to which its route leads.

@@ -17,7 +17,6 @@ use rtnetlink::{
         link::{LinkAttribute, LinkFlags, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia},
-        tc::TcHeader,
     },
 };
 
@@ -193,15 +192,6 @@ pub async fn holder_of(handle: &Handle, address: IpAddr) -> Result<Option<u32>> 
 pub async fn interface_towards(handle: &Handle, address: IpAddr) -> Result<Option<u32>> {
     let way = route_to(handle, Destination { address, interface: None }).await?;
     Ok(way.map(|way| way.ifindex))
-}
-
-/// Whether an interface has a filter of this priority and handle on its ingress.
-pub async fn has_filter(handle: &Handle, ifindex: u32, priority: u16, filter: u32) -> Result<bool> {
-    let filters = handle.traffic_filter(ifindex as i32).get().ingress().execute();
-    let filters: Vec<_> = patiently(filters.try_collect()).await?.context("cannot list filters")?;
-    // tcm_info: the priority in the upper half, the protocol in the lower (linux/rtnetlink.h).
-    let is_it = |header: &TcHeader| header.info >> 16 == u32::from(priority) && u32::from(header.handle) == filter;
-    Ok(filters.iter().any(|message| is_it(&message.header)))
 }
 
 pub async fn patiently<T>(answer: impl Future<Output = T>) -> Result<T> {
