@@ -30,6 +30,8 @@ mod payload;
 mod probes;
 mod pump;
 mod report;
+#[cfg(test)]
+mod simulation;
 mod start;
 mod territory;
 mod trace;

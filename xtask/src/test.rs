@@ -15,6 +15,9 @@ pub fn run(filter: Option<&str>, full: bool) -> Result<()> {
         // it too.
         Some(_) => step("debug build", || cargo(&["build", "--package", "lb-userspace", "--bin", "evenkeel"]))?,
     }
+    if full && filter.is_none() {
+        simulation()?;
+    }
     lab(filter, full)?;
     if filter.is_none() { other_kernels() } else { Ok(()) }
 }
@@ -37,6 +40,13 @@ fn check() -> Result<()> {
     })?;
     // Those of the default members; the tests of the package tests run with the lab.
     step("unit tests", || cargo(&["test"]))
+}
+
+/// The pair of hosts, simulated. The unit tests run a few of these seeds.
+fn simulation() -> Result<()> {
+    let mut tests = shell::cargo(&["test", "--release", "--package", "lb-userspace", "--lib", "daemon::simulation"]);
+    tests.env("EVENKEEL_SEEDS", "10000");
+    step("10,000 runs of the simulated pair", || shell::run(&mut tests))
 }
 
 /// One test at a time, because they measure and there may be only two cores. At full size they

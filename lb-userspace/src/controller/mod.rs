@@ -392,6 +392,11 @@ impl Controller {
     pub fn turn(&mut self, tables: &Tables, now: Instant) -> Vec<Action> {
         let ours = Ours::new(&self.ownership, tables);
         let mut actions = Vec::new();
+        let is_second = now >= self.due.second;
+        if is_second {
+            // First: the tables do not show yet what is decided below.
+            actions.extend(self.heal(tables, now));
+        }
         if now >= self.due.half_open {
             let rows = self.installed.services.iter();
             let services: Vec<_> = rows.map(|(number, row)| (*number, row.connect_timeout)).collect();
@@ -421,8 +426,7 @@ impl Controller {
         if now >= self.resets.deadline() {
             actions.extend(self.resets_turn(&ours, now));
         }
-        if now >= self.due.second {
-            actions.extend(self.heal(tables, now));
+        if is_second {
             actions.extend(self.reconcile(tables));
             actions.extend(self.count_cookies(tables, now));
             actions.extend(self.count_clients(tables, now));

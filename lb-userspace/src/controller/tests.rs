@@ -417,3 +417,25 @@ fn connections_from_before_a_change_of_snat_are_moved_by_a_rebalancing() {
     assert_eq!(batch.len(), 10);
     assert!(batch.iter().all(|flow| flows[30..60].contains(flow)));
 }
+
+#[test]
+fn what_a_turn_decides_is_not_undone_by_what_the_tables_still_say_in_the_same_turn() {
+    let mut world = World { controller: Controller::default(), tables: Testbed::default(), notes: Vec::new() };
+    // All slots are looked at in one turn, so that it is found silent in the turn of a second.
+    let small = desired::DesiredService { ports: 400, ..service("api", "10.0.1.100:6443", &[10, 11, 12]) };
+    world.configure(vec![small], START);
+    let flows: Vec<_> = (0..6).map(|slot| world.tables.open(2, slot, FlowState::Established, 0, START)).collect();
+    world.tables.heard_at(world.tables.row(2).pools[0], (START + SECOND / 10 * 4).ticks());
+    for step in 0..160 {
+        let now = START + SECOND / 20 * step;
+        flows.iter().for_each(|flow| world.tables.speak(*flow, now));
+        while world.controller.deadline() <= now {
+            let actions = world.controller.turn(&world.tables, now);
+            world.act(&actions);
+        }
+    }
+    assert_eq!((world.tables.admission(2), cause(&world, 2)), (OUT, Some(health::Cause::Silent)));
+    let out = "backend cp12 of service api is out for 10.0 s: silent (no packet from it on any connection)";
+    let reset = "backend cp12 of service api has had 6 connection(s) reset: backend_silent";
+    assert_eq!(world.notes, [out, reset]);
+}

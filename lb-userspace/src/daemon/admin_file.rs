@@ -75,7 +75,7 @@ impl AdminFile {
     /// into, and the error names the consequences.
     pub fn load(&self, now: Now) -> Result<AdminStates> {
         let admin_states =
-            self.read().and_then(|contents| contents.map_or(Ok(AdminStates::default()), |all| admin_states(all, now)));
+            self.read().and_then(|bytes| bytes.map_or(Ok(AdminStates::default()), |bytes| decoded(&bytes, now)));
         admin_states.map_err(|error| {
             let aside = self.path.with_extension("json.bad");
             let shown = self.path.display();
@@ -90,7 +90,7 @@ impl AdminFile {
         })
     }
 
-    fn read(&self) -> Result<Option<Contents>> {
+    fn read(&self) -> Result<Option<Vec<u8>>> {
         // Checked before it is opened: opening a FIFO would wait for its writer.
         match fs::symlink_metadata(&self.path) {
             Ok(found) => ensure!(found.is_file(), "it is not a regular file"),
@@ -100,31 +100,41 @@ impl AdminFile {
         let mut bytes = Vec::new();
         File::open(&self.path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
         ensure!(bytes.len() as u64 <= MOST_BYTES, "it has more than {MOST_BYTES} bytes");
-        // First the version alone: in another version anything else may differ.
-        #[derive(Deserialize)]
-        struct Version {
-            version: u32,
-        }
-        let Version { version } = serde_json::from_slice(&bytes)?;
-        ensure!(version == VERSION, "it has version {version}, this evenkeel reads and writes version {VERSION}");
-        let contents: Contents = serde_json::from_slice(&bytes)?;
-        let named = contents.backends.len().max(contents.ready.len());
-        ensure!(named <= MAX_BACKENDS as usize, "it names more than {MAX_BACKENDS} backends");
-        Ok(Some(contents))
+        Ok(Some(bytes))
     }
 
     /// Replaces the file's content with `admin_states`, completely or not at all.
     pub fn save(&self, admin_states: &AdminStates, now: Now) -> Result<()> {
-        let entry = |(name, said)| entry(name, said, admin_states.decided_at(name), now);
-        let taken_back = admin_states.decided().filter(|(name, _)| admin_states.get(name).is_none());
-        let contents = Contents {
-            version: VERSION,
-            backends: admin_states.iter().map(entry).collect(),
-            ready: taken_back.map(ready).collect(),
-        };
-        replace(&self.path, &serde_json::to_vec_pretty(&contents)?)
+        replace(&self.path, &encoded(admin_states, now)?)
             .with_context(|| format!("{} cannot be written", self.path.display()))
     }
+}
+
+/// The file's content for these states.
+pub fn encoded(admin_states: &AdminStates, now: Now) -> Result<Vec<u8>> {
+    let entry = |(name, said)| entry(name, said, admin_states.decided_at(name), now);
+    let taken_back = admin_states.decided().filter(|(name, _)| admin_states.get(name).is_none());
+    let contents = Contents {
+        version: VERSION,
+        backends: admin_states.iter().map(entry).collect(),
+        ready: taken_back.map(ready).collect(),
+    };
+    Ok(serde_json::to_vec_pretty(&contents)?)
+}
+
+/// The states in a file's content.
+pub fn decoded(bytes: &[u8], now: Now) -> Result<AdminStates> {
+    // First the version alone: in another version anything else may differ.
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let Version { version } = serde_json::from_slice(bytes)?;
+    ensure!(version == VERSION, "it has version {version}, this evenkeel reads and writes version {VERSION}");
+    let contents: Contents = serde_json::from_slice(bytes)?;
+    let named = contents.backends.len().max(contents.ready.len());
+    ensure!(named <= MAX_BACKENDS as usize, "it names more than {MAX_BACKENDS} backends");
+    admin_states(contents, now)
 }
 
 /// Replaces a file's content completely or not at all.

@@ -45,7 +45,16 @@ pub fn write(
 /// Changes one flow, if its word is still the same. If this closes the flow, it makes the event
 /// that the kernel program would have sent.
 pub fn step(dataplane: &Dataplane, step: &Step) -> Option<Event> {
-    let tables = dataplane.tables();
+    step_in(dataplane.tables(), step, clock::coarse(), |closed, both| {
+        if let Err(error) = dataplane.reset(closed, both) {
+            debug!("no RST for the connection of {}: {error:#}", closed.client());
+        }
+    })
+}
+
+/// The same in these tables. `reset` sends the RSTs of a flow that was closed: to its backend, or to
+/// both sides.
+pub fn step_in(tables: &Tables, step: &Step, now: Instant, reset: impl FnOnce(&Flow, bool)) -> Option<Event> {
     match step {
         Step::Suspect(flow) => {
             tables.suspect(*flow);
@@ -63,10 +72,8 @@ pub fn step(dataplane: &Dataplane, step: &Step) -> Option<Event> {
             let closed = tables.close(*flow, *reason)?;
             // Who never acknowledged may be anybody: only the backend is told.
             let both = *reason != Reason::Unconfirmed;
-            if let Err(error) = dataplane.reset(&closed, both) {
-                debug!("no RST for the connection of {}: {error:#}", closed.client());
-            }
-            Some(ended(tables, &closed, *reason))
+            reset(&closed, both);
+            Some(ended(tables, &closed, *reason, now))
         }
     }
 }
@@ -111,10 +118,10 @@ pub fn reset_port(dataplane: &Dataplane, LeftPort { at, sequence, acknowledgemen
     }
 }
 
-fn ended(tables: &Tables, flow: &Flow, reason: Reason) -> Event {
+pub fn ended(tables: &Tables, flow: &Flow, reason: Reason, now: Instant) -> Event {
     let client = flow.client();
     Event {
-        at: clock::coarse(),
+        at: now,
         started: Instant(flow.started_ns()),
         bytes_in: flow.bytes_in(),
         bytes_out: flow.bytes_out(),

@@ -13,13 +13,13 @@ use anyhow::{Context, Result};
 use lb_common::event::{ENDED, Event};
 use log::Level;
 
-use super::{Daemon, admin_file::milliseconds, now, report, vrrp::carried};
+use super::{Daemon, admin_file::milliseconds, now, report, territory::Synced, vrrp::carried};
 use crate::{
     api::types::SyncStatus,
     config::model::{self, Config},
     controller::{
+        Now,
         admin_state::{AdminState, AdminStates, Heard, HeardState, Name},
-        ownership::Ownership,
         plan,
     },
     notice::{Kind, Notice, Subject},
@@ -31,7 +31,10 @@ use crate::{
         wire::{AdminDecision, BackendHealth, Decision},
     },
     sys::clock,
-    tables::rows::{listener_address, pool_backend, pool_snat},
+    tables::{
+        Installed,
+        rows::{listener_address, pool_backend, pool_snat},
+    },
     vrrp::shell::Fact,
     words::SyncState,
 };
@@ -129,8 +132,13 @@ fn is_above_any(listen: SocketAddr, peers: &[SocketAddr]) -> bool {
 }
 
 /// Period of a full refresh: short enough that no active flow looks idle to the peer.
-fn refresh(config: &Config) -> Duration {
+pub(super) fn refresh(config: &Config) -> Duration {
     refresh_for(config.services.iter().map(|service| service.idle_timeout))
+}
+
+/// How old the other host's news of an idle flow may be.
+pub(super) fn lag(config: &Config) -> Duration {
+    refresh(config) + config.sync.as_ref().map_or(Duration::ZERO, |sync| 2 * sync.batch)
 }
 
 fn refresh_for(idle_timeouts: impl Iterator<Item = Duration>) -> Duration {
@@ -188,30 +196,11 @@ impl Daemon {
             backend: backend.to_string(),
             reason: cause.map_or(0, |cause| cause.to_reason() as u8),
         });
-        BackendKnowledge { admin: decisions(self.controller.admin_states()), health: health.collect() }
+        BackendKnowledge { admin: decisions(self.controller.admin_states(), now()), health: health.collect() }
     }
 
     fn directory(&self) -> Directory {
-        let installed = self.controller.installed();
-        let listeners = installed.listeners.iter().map(|(number, listener)| {
-            let address = SocketAddr::V4(listener_address(listener));
-            let interface = self.clients_of(address.ip());
-            (address, ListenerAt { number: *number, service: listener.service, ours: false, lingers: false, interface })
-        });
-        let backends = installed.backends.iter().filter_map(|(number, row)| {
-            let address = SocketAddr::V4(installed.backend_address(row)?);
-            Some(((row.service, address), *number))
-        });
-        let pools = installed.pools.iter().map(|(number, pool)| {
-            let at = PoolAt { number: *number, first_port: pool.first_port, ports: pool.ports };
-            ((SocketAddr::V4(pool_backend(pool)), IpAddr::V4(pool_snat(pool))), at)
-        });
-        Directory {
-            listeners: listeners.collect(),
-            backends: backends.collect(),
-            pools: pools.collect(),
-            refresh: refresh(&self.config),
-        }
+        directory(self.controller.installed(), refresh(&self.config), |address| self.clients_of(address))
     }
 
     /// The interface through which the clients of an address are reached; `None`: uncertain.
@@ -235,14 +224,11 @@ impl Daemon {
     /// whether flow sync runs or not. While it runs, its thread finds out.
     pub(super) fn set_ownership(&mut self) {
         let now = clock::monotonic();
-        let ownership = if self.sync.is_running() {
-            let lag = refresh(&self.config) + self.config.sync.as_ref().map_or(Duration::ZERO, |sync| 2 * sync.batch);
-            self.territory.hand_on(&self.sync.state.master_of);
-            Ownership::beside_another(self.sync.state.master_of.clone(), lag)
-        } else {
-            let listeners = &self.controller.installed().listeners;
-            self.territory.look(listeners, &carried(&self.config), self.dataplane.tables(), now)
-        };
+        let Daemon { sync, territory, controller, config, dataplane, .. } = self;
+        let synced = sync.is_running().then(|| Synced { master_of: &sync.state.master_of, lag: lag(config) });
+        let ownership = territory.ownership(synced, |territory| {
+            territory.look(&controller.installed().listeners, &carried(config), dataplane.tables(), now)
+        });
         self.controller.set_ownership(ownership, now);
         self.look_for_stranded();
     }
@@ -381,8 +367,31 @@ impl Daemon {
     }
 }
 
+/// What the addresses of these tables mean. `clients_of` is the interface towards the clients of an
+/// address.
+pub(super) fn directory(
+    installed: &Installed,
+    refresh: Duration,
+    clients_of: impl Fn(IpAddr) -> Option<u8>,
+) -> Directory {
+    let listeners = installed.listeners.iter().map(|(number, listener)| {
+        let address = SocketAddr::V4(listener_address(listener));
+        let interface = clients_of(address.ip());
+        (address, ListenerAt { number: *number, service: listener.service, ours: false, lingers: false, interface })
+    });
+    let backends = installed.backends.iter().filter_map(|(number, row)| {
+        let address = SocketAddr::V4(installed.backend_address(row)?);
+        Some(((row.service, address), *number))
+    });
+    let pools = installed.pools.iter().map(|(number, pool)| {
+        let at = PoolAt { number: *number, first_port: pool.first_port, ports: pool.ports };
+        ((SocketAddr::V4(pool_backend(pool)), IpAddr::V4(pool_snat(pool))), at)
+    });
+    Directory { listeners: listeners.collect(), backends: backends.collect(), pools: pools.collect(), refresh }
+}
+
 /// A peer's decision in the controller's terms.
-fn heard(peer: SocketAddr, admin: &AdminDecision) -> Heard {
+pub(super) fn heard(peer: SocketAddr, admin: &AdminDecision) -> Heard {
     Heard {
         name: (admin.service.as_str().into(), admin.backend.as_str().into()),
         state: match admin.decision {
@@ -396,8 +405,7 @@ fn heard(peer: SocketAddr, admin: &AdminDecision) -> Heard {
 }
 
 /// The operators' decisions here, for the peers.
-fn decisions(admin_states: &AdminStates) -> Vec<AdminDecision> {
-    let now = now();
+pub(super) fn decisions(admin_states: &AdminStates, now: Now) -> Vec<AdminDecision> {
     let decision = |(name, decided_at): (&Name, u64)| {
         let decision = match admin_states.get(name).map(|said| said.order) {
             None => Decision::Ready,

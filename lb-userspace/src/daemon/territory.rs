@@ -37,7 +37,12 @@ impl Territory {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("addresses".into());
         thread.spawn(move || runtime.block_on(follow(tell))).context("cannot start the thread addresses")?;
-        Ok(Territory { addresses, ours: None })
+        Ok(Territory::new(addresses))
+    }
+
+    /// Nobody has looked yet.
+    pub fn new(addresses: watch::Receiver<BTreeSet<IpAddr>>) -> Territory {
+        Territory { addresses, ours: None }
     }
 
     /// Waits until the addresses have changed. Cancel safe.
@@ -60,9 +65,16 @@ impl Territory {
         if carried.is_empty() { BTreeSet::new() } else { listens.filter(is_nowhere).copied().collect() }
     }
 
-    /// What flow sync has found out in the meantime.
-    pub fn hand_on(&mut self, ours: &BTreeMap<u16, Instant>) {
-        self.ours = Some(ours.clone());
+    /// Which flows are ours: of the listeners that flow sync has found out, while it runs. `look` is
+    /// the way without it.
+    pub fn ownership(&mut self, synced: Option<Synced>, look: impl FnOnce(&mut Territory) -> Ownership) -> Ownership {
+        match synced {
+            Some(Synced { master_of, lag }) => {
+                self.ours = Some(master_of.clone());
+                Ownership::beside_another(master_of.clone(), lag)
+            }
+            None => look(self),
+        }
     }
 
     /// The listeners that this host has now; VRRP carries the addresses `carried`. What it has at the
@@ -87,6 +99,14 @@ impl Territory {
         self.ours = Some(ours.clone());
         Ownership::alone(ours, routed)
     }
+}
+
+/// What flow sync knows while it runs.
+pub struct Synced<'a> {
+    /// The numbers of the listeners that are ours, and since when.
+    pub master_of: &'a BTreeMap<u16, Instant>,
+    /// How old the other host's news of an idle flow may be.
+    pub lag: Duration,
 }
 
 /// Passes on every change until nobody listens any more.
@@ -165,7 +185,10 @@ mod tests {
         tell.send_replace(BTreeSet::new());
         assert_eq!(look(&mut territory, 101), ([].into(), vec![2]), "on no interface: it may be routed here");
         // What flow sync knew goes on.
-        territory.hand_on(&[(1, Instant(70))].into());
+        let master_of = [(1, Instant(70))].into();
+        let synced = Synced { master_of: &master_of, lag: Duration::ZERO };
+        let ownership = territory.ownership(Some(synced), |_| unreachable!("flow sync knows"));
+        assert!(ownership.holds(1) && !ownership.holds(2));
         tables.renew_lease(lease, 300);
         assert_eq!(look(&mut territory, 200), ([(1, Instant(70))].into(), vec![2]));
     }

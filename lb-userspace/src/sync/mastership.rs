@@ -10,6 +10,7 @@ use std::{
 use lb_common::time::Instant;
 
 use super::mirror::Directory;
+use crate::tables::Tables;
 
 /// How long a host that has lost an address still sends what begins and ends on it: until its
 /// clients' packets reach the other host. With advertisements a second apart that takes up to 1 s.
@@ -71,6 +72,27 @@ impl Mastership {
         lingering.extend(lost.map(|number| (*number, now + LINGER)));
         lingering.retain(|number, until| *until > now && !since.contains_key(number));
         Mastership { since, lingering }
+    }
+
+    /// The directory to go by from now on, if the mastership or `base` has changed. `tables` have the
+    /// leases.
+    pub fn look(
+        &mut self,
+        base: &Directory,
+        is_new: bool,
+        (tables, addresses): (&Tables, &BTreeSet<IpAddr>),
+        now: Instant,
+    ) -> Option<Directory> {
+        let leases = tables.leases().into_iter();
+        let leases = leases.map(|(number, address)| (address, Instant(tables.lease_until(number)))).collect();
+        let next = self.next(base, Held { leases: &leases, addresses }, now);
+        if next == *self && !is_new {
+            return None;
+        }
+        *self = next;
+        let mut directory = base.clone();
+        self.mark(&mut directory);
+        Some(directory)
     }
 
     /// Marks each listener of a directory as ours, lingering or neither.

@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use super::{
-    mastership::{Held, Mastership},
+    mastership::Mastership,
     mirror::{Clocks, Directory},
     seal::{Session, SharedKey},
     station::{PeerNews, PeerStatus, Station},
@@ -361,19 +361,12 @@ impl Shell {
 
     /// Passes the directory to the station if it has changed, or which listeners are ours.
     fn direct(&mut self, now: Clocks) {
-        let leases = self.tables.leases().into_iter();
-        let leases = leases.map(|(number, address)| (address, Instant(self.tables.lease_until(number)))).collect();
-        let held = Held { leases: &leases, addresses: &self.addresses };
         let is_new = self.base.has_changed().unwrap_or(false) || !self.begun;
         let base = self.base.borrow_and_update().clone();
-        let mastership = self.mastership.next(&base, held, now.monotonic);
-        if mastership == self.mastership && !is_new {
-            return;
+        let held = (&*self.tables, &self.addresses);
+        if let Some(directory) = self.mastership.look(&base, is_new, held, now.monotonic) {
+            self.station.direct(Arc::new(directory), now);
         }
-        let mut directory = Directory::clone(&base);
-        mastership.mark(&mut directory);
-        self.mastership = mastership;
-        self.station.direct(Arc::new(directory), now);
     }
 
     fn ended(&mut self, ends: &[EndedFlow]) {

@@ -449,6 +449,42 @@ impl Tables {
         FlowAt { at, ctl }
     }
 
+    /// Opens a flow, half-open, in the slot whose turn it is; `None`: there is none.
+    pub(crate) fn claim(&self, pool: u16, record: &Slot, opening: &Opening) -> Option<FlowAt> {
+        let slots = self.slots_of(pool)?;
+        let slot = loop {
+            let slot = slots.pop(&self.fixed.rings)?;
+            let word = slots.ctl(slot);
+            match word.state() {
+                State::Free | State::Closed => break slot,
+                // A flow of the other host: its end gives the port back.
+                _ => assert!(slots.swap(slot, word, word.without_flags(IN_RING)), "nothing else runs"),
+            }
+        };
+        let at = SlotAt::new(pool, slot);
+        self.leave(slots.key(slot), at, slots.ctl(slot).generation());
+        let flow = self.put_flow(at, State::HalfOpen, record, opening);
+        self.change_backend(record.backend, |record| {
+            record.opened += 1;
+            record.active += 1;
+        });
+        if self.enter(record.key, at, flow.ctl.generation()) != super::index::Entered::Won {
+            self.end_quietly(at, |found| found.ctl == flow.ctl);
+            return None;
+        }
+        let service = self.backend(record.backend).service;
+        let ring = self.half_open.of(service).expect("a ring");
+        let head = self.fixed.services.word32(service.into(), offset_of!(Service, half_open));
+        let cell = head.fetch_add(1, Ordering::Relaxed) as usize % ring.len();
+        ring.word64(cell, 0).store(HalfOpenCell::new(at, flow.ctl.generation()).0, Ordering::Relaxed);
+        Some(flow)
+    }
+
+    /// Another host claims the address of a lease.
+    pub(crate) fn claim_address(&self, lease: u16) {
+        self.fixed.leases.word32(lease.into(), offset_of!(Lease, claims)).fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A slot's word.
     pub(crate) fn ctl(&self, at: SlotAt) -> Ctl {
         self.slots_of(at.pool()).expect("a pool").ctl(at.slot())

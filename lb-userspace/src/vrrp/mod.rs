@@ -17,6 +17,6 @@ pub mod report;
 pub mod setup;
 pub mod shell;
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;
 pub mod tracking;
 pub mod wire;
