@@ -29,6 +29,7 @@ mod logs;
 mod payload;
 mod probes;
 mod pump;
+pub mod remains;
 mod report;
 #[cfg(test)]
 mod simulation;
@@ -95,6 +96,8 @@ pub struct RunOptions {
     pub config: PathBuf,
     /// Mount a bpffs if `bpffs` is not on one.
     pub mount_bpffs: bool,
+    /// Go on although `bpffs` ends with this process.
+    pub private_pins: bool,
     /// Attach TC programs with clsact, as on kernels before 6.6.
     pub clsact: bool,
     /// Begin with new tables. A daemon that takes over from another ignores it: it was meant for
@@ -364,6 +367,9 @@ impl Daemon {
         drop(self.doors.serving.shutdown);
         self.doors.serving.task.await??;
         self.doors.server.remove()?;
+        if detach {
+            remains::remove_files(&self.config.daemon.state_dir)?;
+        }
         detached
     }
 

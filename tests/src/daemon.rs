@@ -1,6 +1,7 @@
 //! The evenkeel daemon as a process on the balancer, and its command line.
 
 use std::{
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
@@ -28,6 +29,8 @@ pub struct Evenkeel {
     bpffs: PathBuf,
     /// The path that the daemon is started from.
     binary: PathBuf,
+    /// The command that starts it, before its own.
+    under: Vec<String>,
     /// More options for `evenkeel run`.
     options: Vec<String>,
     /// More environment variables.
@@ -69,7 +72,8 @@ impl Evenkeel {
         let binary = binaries::evenkeel()?;
         let (host, options, environment) = (host.clone(), Vec::new(), Vec::new());
         let patience = PATIENCE;
-        let evenkeel = Self { host, folder, bpffs, binary, options, environment, patience, process: None };
+        let under = Vec::new();
+        let evenkeel = Self { host, folder, bpffs, binary, under, options, environment, patience, process: None };
         evenkeel.write(services)?;
         Ok(evenkeel)
     }
@@ -106,6 +110,13 @@ impl Evenkeel {
         self.options.push(option.to_owned());
     }
 
+    /// Starts it with mounts of its own from now on, among them a bpffs in place of the lab's: what it
+    /// pins ends with it.
+    pub fn run_with_private_mounts(&mut self, lab: &Lab) {
+        let mount = format!("mount -t bpf private {} && exec \"$@\"", lab.bpffs().display());
+        self.under = ["unshare", "--mount", "sh", "-c", &mount, "sh"].map(str::to_owned).to_vec();
+    }
+
     /// Waits longer than usual for it to start, to be upgraded or to stop.
     pub fn be_patient(&mut self, patience: Duration) {
         self.patience = patience;
@@ -132,8 +143,9 @@ impl Evenkeel {
 
     /// Starts the daemon, for the first time or again, and waits until it answers.
     pub fn run(&mut self) -> Result<()> {
-        let mut command = self.host.command(&self.binary);
-        command.args(["run", "-c"]).arg(self.config()).args(&self.options);
+        let mut whole = self.under.iter().map(OsStr::new).chain([self.binary.as_os_str()]);
+        let mut command = self.host.command(whole.next().context("no command")?);
+        command.args(whole).args(["run", "-c"]).arg(self.config()).args(&self.options);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut process = self.host.start("evenkeel", &mut command)?;
         let ready = wait::until("evenkeel answers", self.patience, || {

@@ -56,6 +56,14 @@ Examples:
         /// Mount a bpffs for `bpffs` if none is mounted there (labs and containers)
         #[arg(long)]
         mount_bpffs: bool,
+        /// Accept a bpffs that ends with this process (its own mounts: `ip netns exec`, containers)
+        ///
+        /// Programs and tables then end with it: each restart breaks every connection, and after a
+        /// crash this host resets those that still reach it until its addresses of [[vrrp]] are gone,
+        /// within their lease in whole seconds, at least 2. Without this option such a start is
+        /// refused.
+        #[arg(long)]
+        private_pins: bool,
         /// Start with new tables: open connections are reset, counters start at 0
         ///
         /// For when this version cannot use the tables of the previous one. The old tables serve
@@ -79,11 +87,23 @@ Examples:
     #[command(after_help = "\
 Examples:
   evenkeel stop             `on_exit` says whether the datapath stays or goes
-  evenkeel stop --detach    leaves nothing behind: no program, no pin; open connections break")]
+  evenkeel stop --detach    leaves nothing behind: no program, no pin, no file; open connections break")]
     Stop {
-        /// Remove the datapath as well: links, programs, maps and pins
+        /// Remove the datapath as well: links, programs, maps and pins, and the files in `state_dir`
         #[arg(long)]
         detach: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove what a daemon that has ended has left: programs, pins, addresses, files
+    ///
+    /// For when no daemon runs: after `evenkeel stop`, or after it was killed. Open connections break.
+    /// `drain` and `maint` are forgotten. With a daemon running, use `evenkeel stop --detach`.
+    #[command(after_help = "\
+Example: evenkeel stop && evenkeel detach    the same as evenkeel stop --detach")]
+    Detach {
+        #[arg(short, long, default_value = DEFAULT_PATH, value_name = "FILE")]
+        config: PathBuf,
         #[command(flatten)]
         output: Output,
     },

@@ -8,6 +8,7 @@ use super::{args::Format, output};
 use crate::{
     client::{Failure, units},
     config::{self, Config, Problem, Problems},
+    daemon::remains::{self, Detached},
     vrrp::shell::overhear::overhear,
 };
 
@@ -48,6 +49,23 @@ fn compare_with_the_wire(config: &Config, time: Duration) -> Result<(), Failure>
         }
     }
     if differ.is_empty() { Ok(()) } else { Err(Failure::Refused(differ.join("\n"))) }
+}
+
+/// `detach`: removes what an ended daemon has left.
+pub fn detach(path: &Path, format: Format) -> Result<(), Failure> {
+    let loaded = config::load(path).map_err(|problems| Failure::Refused(problems.to_string()))?;
+    let detached = remains::detach(&loaded.config).map_err(|error| Failure::Refused(format!("{error:#}")))?;
+    if format == Format::Json {
+        return output::print(&format!("{}\n", json!(detached)));
+    }
+    if detached == Detached::default() {
+        return output::print("nothing was left\n");
+    }
+    let mut text = String::new();
+    detached.interfaces.iter().for_each(|name| text += &format!("detached from {name}\n"));
+    detached.addresses.iter().for_each(|address| text += &format!("removed {address}\n"));
+    detached.files.iter().for_each(|file| text += &format!("removed {}\n", file.display()));
+    output::print(&text)
 }
 
 fn check_json(loaded: Result<config::Loaded, Problems>) -> Result<(), Failure> {

@@ -26,7 +26,10 @@ use crate::{
         types::{Counters, Reloaded, Status},
     },
     client::{Answer, Client, Failure, exit},
-    daemon::{self, RunOptions},
+    daemon::{
+        self, RunOptions,
+        remains::{self, Remains},
+    },
     handover::Upgraded,
     top,
     words::Event,
@@ -54,14 +57,15 @@ pub fn main() -> ExitCode {
     };
     let client = Client::new(&cli.socket);
     let done = match cli.command {
-        Command::Run { config, mount_bpffs, clsact, reset_state, kernel_log } => {
-            return run(RunOptions { config, mount_bpffs, clsact, reset_state, kernel_log });
+        Command::Run { config, mount_bpffs, private_pins, clsact, reset_state, kernel_log } => {
+            return run(RunOptions { config, mount_bpffs, private_pins, clsact, reset_state, kernel_log });
         }
         Command::Upgrade { output } => upgrade(&client, output.format),
         Command::Check { here, listen, config, output } => config_commands::check(&config, here, listen, output.format),
         Command::Dump { config, output } => config_commands::dump(&config, output.format),
         Command::Top { interval } => top::run(&cli.socket, interval, None),
         Command::Stop { detach, output } => stop(&client, detach, output.format),
+        Command::Detach { config, output } => config_commands::detach(&config, output.format),
         Command::Reload { output } => reload(&client, output.format),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { command } => manual::man(&command),
@@ -97,14 +101,40 @@ fn run(options: RunOptions) -> ExitCode {
 }
 
 fn stop(client: &Client, detach: bool, format: Format) -> Result<(), Failure> {
-    client.post(if detach { "/api/v1/stop?detach=true" } else { "/api/v1/stop" })?;
+    let asked = client.post(if detach { "/api/v1/stop?detach=true" } else { "/api/v1/stop" });
+    if let (true, Err(Failure::Unreachable(why))) = (detach, &asked) {
+        return Err(Failure::Unreachable(without_daemon(client, why)));
+    }
+    asked?;
     if !client.wait_until_gone() {
         return Err(Failure::Refused("the daemon agreed to stop but still listens after 10 s: see its log".into()));
     }
-    match format {
-        Format::Json => output::print(&format!("{}\n", serde_json::json!({ "stopped": true, "detached": detach }))),
+    let remains = remains::of(client.socket());
+    match (format, remains) {
+        (Format::Json, remains) => {
+            let attached = remains.map_or_else(Vec::new, |remains| remains.interfaces);
+            let answer = serde_json::json!({ "stopped": true, "detached": detach, "attached": attached });
+            output::print(&format!("{answer}\n"))
+        }
         _ if detach => output::print("stopped, datapath detached\n"),
-        _ => output::print("stopped\n"),
+        (_, None) => output::print("stopped\n"),
+        (_, Some(Remains { config, interfaces })) => output::print(&format!(
+            "stopped; the program on {} goes on balancing. To take it off: evenkeel detach -c {}\n",
+            interfaces.join(", "),
+            config.display()
+        )),
+    }
+}
+
+/// What `stop --detach` says where no daemon runs.
+fn without_daemon(client: &Client, why: &str) -> String {
+    match remains::of(client.socket()) {
+        Some(Remains { config, interfaces }) => format!(
+            "{why}\nits program is still on {}: evenkeel detach -c {} takes it off without a daemon",
+            interfaces.join(", "),
+            config.display()
+        ),
+        None => format!("{why}\nwhat an ended daemon has left, `evenkeel detach -c FILE` removes"),
     }
 }
 

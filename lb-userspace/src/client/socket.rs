@@ -167,6 +167,11 @@ impl Client {
         ))
     }
 
+    /// The path of the control socket.
+    pub fn socket(&self) -> &std::path::Path {
+        &self.socket
+    }
+
     /// Waits up to 10 s until nothing listens on the socket; whether the daemon has stopped.
     pub fn wait_until_gone(&self) -> bool {
         let began = Instant::now();

@@ -4,13 +4,14 @@
 
 use std::{
     collections::BTreeSet,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
 use jiff::Timestamp;
-use log::{Level, warn};
+use log::{Level, info, warn};
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, oneshot};
 
@@ -27,7 +28,7 @@ use super::{
     now,
     probes::Probes,
     pump::Pump,
-    several, tell_systemd,
+    remains, several, tell_systemd,
     territory::Territory,
     verifier_log,
     vrrp::Vrrp,
@@ -41,7 +42,11 @@ use crate::{
     notice::{History, Kind, Notice},
     probe::Finding,
     sync::seal::SharedKey,
-    sys::{clock, host, mount, netlink},
+    sys::{
+        clock, host,
+        mount::{self, Lifetime},
+        netlink,
+    },
     vrrp::report::Remembered,
 };
 
@@ -58,6 +63,7 @@ struct Opened {
     key: Option<SharedKey>,
     logs: Logs,
     prepared: Prepared,
+    private_pins: bool,
     watch: netlink::Watch,
     changes: mpsc::Receiver<netlink::Change>,
     hooks: HookWatch,
@@ -89,8 +95,10 @@ impl Opened {
         let opened = logs.prepare(config)?;
         logs.commit(config, opened);
         if options.mount_bpffs && !mount::is_bpffs(&config.daemon.bpffs) {
-            mount::mount_bpffs(&config.daemon.bpffs)?;
+            let mount = if options.private_pins { mount::mount_private_bpffs } else { mount::mount_bpffs };
+            mount(&config.daemon.bpffs)?;
         }
+        let private_pins = ends_with_this_process(&config.daemon.bpffs, options.private_pins)?;
         let wanted = interfaces::wanted(config).await.map_err(several)?;
         wanted.warnings.iter().for_each(|warning| warn!("{warning}"));
         dataplane::refuse_strangers(&config.daemon.bpffs, wanted.interfaces.keys()).await?;
@@ -115,6 +123,7 @@ impl Opened {
             key,
             logs,
             prepared,
+            private_pins,
             watch,
             changes,
             hooks,
@@ -146,6 +155,9 @@ impl Opened {
         requests: Requests,
     ) -> Result<(Daemon, Inputs, Desired, Option<SharedKey>)> {
         let mut dataplane = self.prepared.take()?;
+        if self.private_pins {
+            dataplane.guard_without_pins();
+        }
         if let Some(log) = dataplane.take_kernel_log() {
             tokio::spawn(log.run());
         }
@@ -159,6 +171,7 @@ impl Opened {
             history.tell(Notice::daemon(Level::Warn, Kind::Admin, format!("{error:#}")), Timestamp::now());
             AdminStates::default()
         });
+        remains::note(&config.daemon.state_dir, &process.options.config)?;
         let (given_away, given, loaded) = GivenAwayFile::load(&config.daemon.state_dir);
         if let Err(error) = loaded {
             history.tell(Notice::daemon(Level::Warn, Kind::Vrrp, format!("{error:#}")), Timestamp::now());
@@ -199,6 +212,34 @@ impl Opened {
         };
         let signals = Signals { requests, ends };
         Ok((daemon, Inputs { requests: asked, events, changes, looks, findings, signals }, self.desired, self.key))
+    }
+}
+
+/// Whether the pins end with this process; refused unless `accepted`. On no bpffs, nothing is pinned.
+fn ends_with_this_process(bpffs: &Path, accepted: bool) -> Result<bool> {
+    if !mount::is_bpffs(bpffs) {
+        return Ok(false);
+    }
+    let place = bpffs.display();
+    match mount::lifetime(bpffs)? {
+        Lifetime::Host => Ok(false),
+        Lifetime::Unknown(why) => {
+            info!("whether {place} outlives this process cannot be told ({why}): it has to be on a bpffs of the host");
+            Ok(false)
+        }
+        Lifetime::Process if accepted => {
+            warn!(
+                "{place} ends with this process, and so do programs and tables: each restart breaks every connection \
+                 (--private-pins)"
+            );
+            Ok(true)
+        }
+        Lifetime::Process => bail!(
+            "{place} is on a bpffs that ends with this process, which has mounts of its own (`ip netns exec`, a container, \
+             PrivateMounts=): programs and tables would end with it, and every connection. Start it with the host's mounts \
+             (`nsenter --net=/run/netns/NAME` in place of `ip netns exec NAME`; in a container, mount the host's \
+             /sys/fs/bpf), or accept that with --private-pins"
+        ),
     }
 }
 

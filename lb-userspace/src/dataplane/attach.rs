@@ -174,6 +174,11 @@ impl Hooks<'_> {
     /// Puts the guard on an interface: what the host sends passes it, however frames come in.
     pub fn guard(&mut self, device: &Device, clsact: bool) -> Result<()> {
         let hook = self.attach_tc(device, clsact, TcAttachType::Egress)?;
+        if hook == Hook::TcxOut {
+            // A filter whose sign ended with a process that had private pins would go on by tables of
+            // long ago.
+            detach(self.pins, device.ifindex, Hook::ClsactOut)?;
+        }
         self.keep_only(device, hook).map(drop)
     }
 
@@ -380,6 +385,13 @@ pub fn is_our_place(place: Option<(u16, u32)>) -> bool {
     place.is_some_and(|(priority, handle)| {
         [HEAD, STAND_IN, APART].iter().any(|at| at.0 == priority && u32::from(at.1) == handle)
     })
+}
+
+/// Removes our filters from an interface, if they are there.
+pub fn drop_filters(interface: &str) {
+    for way in [TcAttachType::Ingress, TcAttachType::Egress] {
+        [HEAD, STAND_IN, APART].into_iter().for_each(|at| drop(filter_at(interface, way, at)));
+    }
 }
 
 /// The link that an earlier run has pinned.

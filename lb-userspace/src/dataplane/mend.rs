@@ -101,7 +101,7 @@ impl Dataplane {
         self.changes += 1;
         let mut hooks = Hooks { pins: &self.pins, programs: &mut self.programs };
         if side == Side::Out {
-            return hooks.guard(&device, clsact);
+            return hooks.guard(&device, clsact || self.guards_by_filter);
         }
         let requested = match attached.mode {
             Mode::Xdp => Requested::Xdp,

@@ -102,6 +102,8 @@ pub struct Dataplane {
     groups: Vec<BTreeSet<String>>,
     /// The interfaces that the guard was put on.
     guarded: BTreeSet<u32>,
+    /// The guard is put there as a filter, which needs no pin.
+    guards_by_filter: bool,
     /// The number that each name had last.
     numbers: BTreeMap<String, u8>,
     /// How often hooks were changed.
@@ -138,6 +140,7 @@ impl Prepared {
             asked: BTreeMap::new(),
             groups: Vec::new(),
             guarded: BTreeSet::new(),
+            guards_by_filter: false,
             numbers: BTreeMap::new(),
             changes: 0,
             behind: BTreeMap::new(),
@@ -298,6 +301,11 @@ impl Dataplane {
         native.try_for_each(|attached| self.place_members(attached.ifindex, attached.number))
     }
 
+    /// From here on the guard goes on when this process and its pins end.
+    pub fn guard_without_pins(&mut self) {
+        self.guards_by_filter = true;
+    }
+
     /// Puts the guard on an interface, or updates it there: it keeps the host from speaking for an
     /// address whose lease does not hold.
     pub fn guard(&mut self, interface: &str, clsact: bool) -> Result<()> {
@@ -305,6 +313,7 @@ impl Dataplane {
         if !self.guarded.contains(&device.ifindex) {
             self.changes += 1;
             let mut hooks = Hooks { pins: &self.pins, programs: &mut self.programs };
+            let clsact = clsact || self.guards_by_filter;
             hooks.guard(&device, clsact).with_context(|| format!("cannot attach to the egress of {interface}"))?;
             self.guarded.insert(device.ifindex);
         }
@@ -387,10 +396,25 @@ impl Dataplane {
     }
 }
 
-/// [`Dataplane::detach_all`] for what an earlier run has left in a folder. For tests.
-#[doc(hidden)]
+/// [`Dataplane::detach_all`] for what an earlier run has left in a folder.
 pub fn detach_left_behind(bpffs: &Path) -> Result<()> {
-    Pins::existing(bpffs).map_or(Ok(()), remove_all)
+    let Some(pins) = Pins::existing(bpffs) else { return Ok(()) };
+    // Released before the folder goes; whoever runs has it.
+    drop(pins.lock()?);
+    remove_all(pins)
+}
+
+/// The interfaces with a program that is pinned in a folder.
+pub fn left_in(bpffs: &Path) -> Result<Vec<String>> {
+    let Some(pins) = Pins::existing(bpffs) else { return Ok(Vec::new()) };
+    let names = pins.all_links()?.into_iter().filter_map(|(ifindex, _)| netdev::name_of(ifindex).ok());
+    let names: BTreeSet<_> = names.collect();
+    Ok(names.into_iter().collect())
+}
+
+/// Removes the filters of a daemon whose pins have ended with it.
+pub fn detach_filters(interface: &str) {
+    attach::drop_filters(interface);
 }
 
 fn remove_all(pins: Pins) -> Result<()> {

@@ -4,7 +4,10 @@ use std::{
     ffi::CString,
     fs::{self, File},
     io,
-    os::{fd::AsRawFd, unix::ffi::OsStrExt},
+    os::{
+        fd::AsRawFd,
+        unix::{ffi::OsStrExt, fs::MetadataExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -19,6 +22,48 @@ const BPF_FS: libc::__fsword_t = libc::BPF_FS_MAGIC;
 /// Whether `path`, or its nearest existing parent, lies on a mounted bpffs.
 pub fn is_bpffs(path: &Path) -> bool {
     nearest_existing(path).is_some_and(|path| file_system(&path).is_ok_and(|magic| magic == BPF_FS))
+}
+
+/// How long the mount lives that pins are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// As long as the host: process 1 has it too.
+    Host,
+    /// As long as this process and those that share its mounts.
+    Process,
+    /// It cannot be looked at; why.
+    Unknown(&'static str),
+}
+
+/// How long the bpffs lives that `path` lies on.
+pub fn lifetime(path: &Path) -> Result<Lifetime> {
+    let place = nearest_existing(path).unwrap_or_else(|| PathBuf::from("/"));
+    let device = fs::metadata(&place).with_context(|| format!("cannot look at {}", place.display()))?.dev();
+    let Ok(mounts) = fs::read_to_string("/proc/1/mountinfo") else {
+        return Ok(Lifetime::Unknown("the mounts of process 1 cannot be read"));
+    };
+    if !has_device(&mounts, libc::major(device), libc::minor(device)) {
+        return Ok(Lifetime::Process);
+    }
+    match fs::read_link("/proc/self/ns/pid") {
+        Ok(name) if name == Path::new(FIRST_PID_NAMESPACE) => Ok(Lifetime::Host),
+        _ => Ok(Lifetime::Unknown("in a container, process 1 is not the host's")),
+    }
+}
+
+/// The namespace that process numbers have at boot: its inode is fixed (include/linux/proc_ns.h).
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// Whether mountinfo (proc_pid_mountinfo(5)) lists a mount of this device: each bpffs has its own.
+fn has_device(mounts: &str, major: u32, minor: u32) -> bool {
+    let wanted = format!("{major}:{minor}");
+    mounts.lines().any(|line| line.split(' ').nth(2) == Some(&wanted))
+}
+
+/// Mounts a bpffs for `path` for this process and those that share its mounts.
+pub fn mount_private_bpffs(path: &Path) -> Result<()> {
+    let place = mount_point(path);
+    make_and_mount(&place).with_context(|| format!("cannot mount a bpffs at {}", place.display()))
 }
 
 /// Mounts a bpffs for `path` on the host's side, that is in the mount namespace of process 1, so
@@ -114,6 +159,14 @@ mod tests {
     fn below_sys_fs_bpf_the_mount_goes_to_its_usual_place() {
         assert_eq!(mount_point(Path::new("/sys/fs/bpf/evenkeel")), Path::new("/sys/fs/bpf"));
         assert_eq!(mount_point(Path::new("/run/lab/bpf")), Path::new("/run/lab/bpf"));
+    }
+
+    #[test]
+    fn a_mount_is_found_by_its_device_whatever_its_place() {
+        let mounts = "22 27 0:21 / /proc rw,relatime - proc proc rw\n48 23 0:39 / /elsewhere rw - bpf 0:40 rw\n";
+        assert!(has_device(mounts, 0, 39));
+        assert!(!has_device(mounts, 0, 3));
+        assert!(!has_device(mounts, 0, 40));
     }
 
     #[test]
