@@ -92,8 +92,10 @@ pub struct Lease {
     pub claims: u32,
     /// `EMPTY`, `ACTIVE` or `DELETED`.
     pub state: u8,
+    /// The interface that the address is on, its number plus 1; 0: it is not known.
+    pub link: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
     /// The MAC address that claimed it most recently.
     pub claimed_by: [u8; 6],
     /// Zero.

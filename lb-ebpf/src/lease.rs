@@ -105,20 +105,40 @@ pub fn outgoing(frame: TcFrame) -> i32 {
     if !frame.bytes().has(end) {
         frame.pull(LONGEST_HEADERS);
     }
-    let said = if protocol == ARP { said_by_arp(frame.bytes()) } else { said_by_nd(frame.bytes()) };
-    match said.and_then(is_not_ours) {
+    if protocol == ARP {
+        return outgoing_arp(frame.bytes());
+    }
+    match said_by_nd(frame.bytes()).and_then(is_not_ours) {
         Some(why) => dropped::<TcFrame>(why),
         None => TcFrame::PASS,
     }
 }
 
-/// The address whose MAC address an ARP packet announces.
+/// An ARP packet announces the MAC address of its sender. Only the interface that an address is on may
+/// announce itself: the kernel would answer and ask with the address on all of them. A question of
+/// another one goes out without a sender, as for a probe (RFC 5227 section 1.1); it is answered all the
+/// same.
 #[inline(always)]
-fn said_by_arp(bytes: Bytes) -> Option<Address> {
+fn outgoing_arp(bytes: Bytes) -> i32 {
     if !bytes.has(arp::END) || bytes.read::<u32>(arp::KIND) != ARP_IPV4 {
-        return None;
+        return TcFrame::PASS;
     }
-    Some(ipv4(bytes.read(arp::SENDER)))
+    let address = ipv4(bytes.read(arp::SENDER));
+    if let Some(why) = is_not_ours(address) {
+        return dropped::<TcFrame>(why);
+    }
+    let Some(lease) = find(address) else { return TcFrame::PASS };
+    let Some(interface) = (lease.link() as u32).checked_sub(1).and_then(records::interface) else {
+        return TcFrame::PASS;
+    };
+    if interface.mac() == bytes.read::<[u8; 6]>(arp::SENDER_MAC) {
+        return TcFrame::PASS;
+    }
+    if bytes.read::<u16>(arp::OPERATION) != REQUEST {
+        return dropped::<TcFrame>(Reason::VipNotHeld);
+    }
+    bytes.forget_sender();
+    TcFrame::PASS
 }
 
 /// The address whose MAC address a packet of neighbour discovery announces.

@@ -567,6 +567,7 @@ impl Held<FreeLine> {
 fields! { Lease:
     shared until: Instant;
     plain state: u8;
+    plain link: u8;
     write claimed_by: [u8; 6], set set_claimed_by;
     count claims: u32, add add_claims;
 }

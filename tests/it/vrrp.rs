@@ -2,6 +2,7 @@
 //! something goes wrong.
 
 mod host_network;
+mod leaves_nothing;
 mod links;
 mod pair;
 mod split;
@@ -10,6 +11,7 @@ mod takeover;
 mod tracked;
 mod with_frr;
 mod with_keepalived;
+mod without_program;
 mod wrong;
 
 use std::{fmt::Write as _, time::Duration};

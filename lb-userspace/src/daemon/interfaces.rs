@@ -26,7 +26,8 @@ pub struct Wanted {
     pub interfaces: BTreeMap<String, Requested>,
     /// The interfaces of each service, for `status`.
     pub of_service: BTreeMap<Arc<str>, BTreeSet<String>>,
-    /// The interfaces of VRRP, on which the host must not speak for an address without its lease.
+    /// The interfaces on which the host must not speak for an address without its lease, or for one
+    /// that is on another interface: all of them, if there is VRRP.
     pub guarded: BTreeSet<String>,
     /// What the operator should know.
     pub warnings: Vec<String>,
@@ -68,6 +69,12 @@ pub async fn wanted(config: &Config) -> Result<Wanted, Vec<String>> {
     for interface in carried.into_values() {
         wanted.interfaces.entry(interface.clone()).or_insert(Requested::Auto);
         wanted.guarded.insert(interface);
+    }
+    if !wanted.guarded.is_empty() {
+        match netlink::asked_interfaces().await {
+            Ok(names) => wanted.guarded.extend(names),
+            Err(error) => wanted.warnings.push(format!("other interfaces may answer for addresses: {error:#}")),
+        }
     }
     if errors.is_empty() { Ok(wanted) } else { Err(errors) }
 }
@@ -126,8 +133,14 @@ pub fn attach(dataplane: &mut Dataplane, wanted: &Wanted, clsact: bool) -> Resul
             }
         }
     }
-    let guarded = wanted.guarded.iter().map(|name| dataplane.guard(name, clsact));
-    errors.extend(guarded.filter_map(Result::err).map(|error| format!("{error:#}")));
+    for name in &wanted.guarded {
+        match dataplane.guard(name, clsact) {
+            Ok(()) => {}
+            Err(error) if wanted.interfaces.contains_key(name) => errors.push(format!("{error:#}")),
+            // It may be gone by now.
+            Err(error) => log::warn!("interface {name} may answer for addresses of others: {error:#}"),
+        }
+    }
     if errors.is_empty() { Ok(notices) } else { Err(errors) }
 }
 

@@ -46,6 +46,12 @@ impl Tables {
         self.fixed.leases.word64(number.into(), offset_of!(Lease, until)).store(until, Ordering::Release);
     }
 
+    /// Only this interface may announce the address of a lease; `None`: it is not known which.
+    pub fn set_lease_link(&self, number: u16, interface: Option<u8>) {
+        let word = u32::from_ne_bytes([ACTIVE, interface.map_or(0, |number| number + 1), 0, 0]);
+        self.fixed.leases.word32(number.into(), offset_of!(Lease, state)).store(word, Ordering::Release);
+    }
+
     /// The end of a lease.
     pub fn lease_until(&self, number: u16) -> u64 {
         self.fixed.leases.word64(number.into(), offset_of!(Lease, until)).load(Ordering::Acquire)

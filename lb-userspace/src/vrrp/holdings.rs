@@ -243,6 +243,11 @@ impl Holdings {
         strangers.map(|(lease, _)| Forget { lease }).collect()
     }
 
+    /// The leases of an instance, by number.
+    pub fn leases(&self, id: InstanceId) -> impl Iterator<Item = u16> {
+        self.instances.get(&id).into_iter().flat_map(|holding| &holding.leases).map(|lease| lease.number)
+    }
+
     /// Whether an instance waits to continue the mastership of an earlier run.
     pub fn resumes(&self, id: InstanceId) -> bool {
         self.instances.get(&id).is_some_and(|holding| holding.resumes)

@@ -137,3 +137,15 @@ fn another_mac_address_of_the_interface_is_announced_at_once() {
     }
     assert_eq!(state(&one), "MASTER");
 }
+
+#[test]
+fn an_administrator_s_arp_settings_do_not_make_the_address_silent() {
+    let lab = lab();
+    let one = evenkeel(&lab, &lab.balancer, &instance(150, &[FAST]));
+    becomes(&one, "MASTER");
+    vip_goes(&lab.balancer, true);
+    for ignore in ["0", "1", "2", "3"] {
+        lab.balancer.sysctl("net.ipv4.conf.all.arp_ignore", ignore).expect("sysctl");
+        assert_eq!(resolve(lab.client(), VIP), Some(mac(&lab.balancer)), "arp_ignore = {ignore}");
+    }
+}

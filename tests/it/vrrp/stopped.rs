@@ -129,6 +129,18 @@ fn once_a_lease_has_run_out_neither_another_interface_nor_the_host_s_own_questio
     wait::until("answers", SOON, || (asker.answers().len() > 20).then_some(())).expect("answers");
     assert_eq!(asker.answerers(address(VIP)), [&*own[0]], "the VIP's own interface answers and no other");
 
+    // What it has to ask on another interface goes out without the address.
+    const BEYOND: &str = "10.0.1.251";
+    let beyond = u32::from(address(BEYOND));
+    let asked =
+        Capture::start(lab.client(), "eth0", &format!("arp[6:2] = 1 and arp[14:4] = 0 and arp[24:4] = {beyond}"))
+            .expect("tcpdump");
+    lab.balancer.ip(&["route", "add", BEYOND, "dev", "eth1"]).expect("ip");
+    let told = questions.lines().len();
+    speak_from(&lab.balancer, VIP, BEYOND);
+    wait::until("a question without a sender", SOON, || (!asked.seen().is_empty()).then_some(())).expect("it");
+    assert_eq!(questions.lines().len(), told, "in the VIP's name: {:?}", questions.lines());
+
     one.signal(Signal::SIGSTOP).expect("SIGSTOP");
     let lapsed = || is_silent(&asker);
     wait::until("nobody answers", SOON, lapsed).expect("silence");
@@ -139,8 +151,9 @@ fn once_a_lease_has_run_out_neither_another_interface_nor_the_host_s_own_questio
     assert_eq!(asker.answerers(address(VIP)), [&*own[0]]);
     assert_eq!(questions.lines().len(), told, "it asks for others in the VIP's name: {:?}", questions.lines());
 
-    // The traps are real: without evenkeel's settings the other interface answers.
-    lab.balancer.sysctl("net.ipv4.conf.all.arp_ignore", "0").expect("sysctl");
+    // The trap is real: without the guard the other interface answers.
+    let index = lab.balancer.inside(|| Ok(nix::net::if_::if_nametoindex("eth1")?)).expect("an index");
+    std::fs::remove_file(one.bpffs().join(format!("links/{index}-tcx-out"))).expect("the guard's pin");
     let other = || (asker.answerers(address(VIP)).last() == Some(&own[1])).then_some(());
     wait::until("the other interface answers", SOON, other).expect("the trap");
     one.signal(Signal::SIGCONT).expect("SIGCONT");

@@ -22,6 +22,18 @@ pub use ways::Way;
 
 use super::netdev;
 
+/// The interfaces by which the host may be asked for an address: all that carry Ethernet frames, but
+/// for those that belong to another one, such as a bond.
+pub async fn asked_interfaces() -> Result<Vec<String>> {
+    let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+    let connection = tokio::spawn(connection);
+    let links = wire::all_links(&handle).await;
+    connection.abort();
+    let links = links?;
+    let own = links.iter().filter(|message| wire::is_ethernet(message) && !wire::is_port(message));
+    Ok(own.filter_map(wire::link).map(|link| link.name).collect())
+}
+
 /// The name of the interface of a listen address: the one that holds the address; if none does
 /// (another host may be MASTER for it), the one to which its route leads.
 pub async fn interface_of(listen: IpAddr) -> Result<String> {

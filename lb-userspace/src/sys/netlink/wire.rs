@@ -14,7 +14,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::AddressAttribute,
-        link::{LinkAttribute, LinkFlags, LinkMessage},
+        link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia},
     },
@@ -51,6 +51,16 @@ pub fn link(message: &LinkMessage) -> Option<LinkNews> {
         }
     }
     Some(news)
+}
+
+/// Whether the link carries Ethernet frames.
+pub fn is_ethernet(message: &LinkMessage) -> bool {
+    message.header.link_layer_type == LinkLayerType::Ether
+}
+
+/// Whether the link belongs to another one: a bond, a bridge.
+pub fn is_port(message: &LinkMessage) -> bool {
+    message.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Controller(_)))
 }
 
 /// Whether the link is the host's loopback.

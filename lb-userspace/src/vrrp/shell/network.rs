@@ -263,11 +263,6 @@ impl Work<'_> {
 
     async fn put_on(&mut self, interface: &str, address: IpAddr, valid: u32) -> Result<Standing> {
         let ifindex = self.ifindex(interface)?;
-        if address.is_ipv4()
-            && let Err(error) = restrain_arp()
-        {
-            self.trouble(format!("{error:#}"));
-        }
         let placed = self.addresses.on(ifindex).await?;
         match placing::to_hold(&placed, address) {
             Ok(steps) if steps.is_empty() => Ok(Standing::Stood(ifindex)),
@@ -303,27 +298,6 @@ impl Work<'_> {
     fn ifindex(&self, name: &str) -> Result<u32> {
         crate::sys::netdev::index_of(name).with_context(|| format!("there is no interface {name}"))
     }
-}
-
-/// Makes every interface answer only for its own addresses (`arp_ignore`), and makes the host's ARP
-/// requests carry only an address of the sending interface (`arp_announce`). Otherwise another
-/// interface would answer for an address whose lease has run out, and the host would keep telling
-/// the segment that the address is here. Applies to all interfaces, later ones included;
-/// kube-proxy's `strictARP` sets the same.
-fn restrain_arp() -> Result<()> {
-    for (name, least) in [("ipv4/conf/all/arp_ignore", 1), ("ipv4/conf/all/arp_announce", 2)] {
-        if sysctl(name).is_none_or(|value| value < least) {
-            let path = format!("/proc/sys/net/{name}");
-            fs::write(&path, least.to_string()).with_context(|| {
-                format!(
-                    "cannot set net.{} = {least}, without which two hosts may answer for an address",
-                    name.replace('/', ".")
-                )
-            })?;
-            log::info!("set net.{} = {least}", name.replace('/', "."));
-        }
-    }
-    Ok(())
 }
 
 fn sysctl(name: &str) -> Option<u32> {

@@ -321,6 +321,7 @@ impl Thread {
         self.host.own = found.own;
         self.interfaces_known = true;
         self.leave_own_addresses();
+        self.tie_leases();
         self.announce_new_macs(&before);
     }
 

@@ -125,6 +125,7 @@ impl Thread {
         if !self.machines.is_master(id) {
             return;
         }
+        self.tie_leases();
         // Claims from before do not matter now; they are only counted.
         self.new_claims(id);
         let orders = self.holdings.hold(id, now);

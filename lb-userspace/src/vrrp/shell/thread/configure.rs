@@ -150,6 +150,15 @@ impl Thread {
         self.forget_strangers();
     }
 
+    /// Only the interface of an instance may announce its addresses.
+    pub(super) fn tie_leases(&self) {
+        for (id, instance) in &self.instances {
+            let interface = self.host.interfaces.get(&instance.setup.interface);
+            let number = interface.and_then(|interface| self.tables.interface_number(interface.ifindex));
+            self.holdings.leases(*id).for_each(|lease| self.tables.set_lease_link(lease, number));
+        }
+    }
+
     pub(super) fn forget_strangers(&mut self) {
         let orders = self.holdings.forget_strangers(self.tables.leases());
         self.carry_out(orders);
