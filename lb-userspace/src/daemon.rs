@@ -15,6 +15,7 @@
 mod admin_file;
 mod answers;
 mod apply;
+mod beside;
 mod commands;
 mod configure;
 mod cookies;

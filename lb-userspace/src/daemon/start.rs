@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     BPFFS, Daemon, Doors, Ends, Inputs, Load, Process, Requests, RunOptions, Serving, Signals,
     admin_file::AdminFile,
+    beside,
     flow_sync::{self, FlowSync},
     given_away::GivenAwayFile,
     hooks::HookWatch,
@@ -166,6 +167,7 @@ impl Opened {
             let text = format!("{back} SNAT port(s) that an earlier daemon had lost can be used again");
             history.tell(Notice::daemon(Level::Warn, Kind::Datapath, text), Timestamp::now());
         }
+        beside::watch(dataplane.tables(), &history)?;
         let admin_file = AdminFile::new(&config.daemon.state_dir);
         let admin_states = admin_file.load(now()).unwrap_or_else(|error| {
             history.tell(Notice::daemon(Level::Warn, Kind::Admin, format!("{error:#}")), Timestamp::now());

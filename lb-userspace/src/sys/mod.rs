@@ -18,6 +18,7 @@ pub mod random;
 pub mod raw_ip;
 pub mod readiness;
 pub mod realtime;
+pub mod syn_tap;
 pub mod udp;
 pub mod wake;
 pub mod xdp_features;

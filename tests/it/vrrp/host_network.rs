@@ -149,3 +149,38 @@ fn an_administrator_s_arp_settings_do_not_make_the_address_silent() {
         assert_eq!(resolve(lab.client(), VIP), Some(mac(&lab.balancer)), "arp_ignore = {ignore}");
     }
 }
+
+#[test]
+fn a_client_that_comes_by_an_interface_without_the_program_is_told_and_served_once_it_has_one() {
+    let lab = lab();
+    let _standin = lab::StandIn::start(&lab.backends[0]).expect("a stand-in");
+    lab.second_cable(&lab.balancer, "eth1").expect("a cable");
+    lab.balancer.ip(&["address", "add", "10.0.7.1/24", "dev", "eth1"]).expect("ip");
+    let client = lab.client();
+    client.ip(&["address", "add", "10.0.7.50/24", "dev", "eth0"]).expect("ip");
+    let file = |interfaces: &str| {
+        let service = service(&lab).replace("datapath =", &format!("interface = {interfaces}\ndatapath ="));
+        service + "\n" + &instance(150, &[FAST])
+    };
+    let mut one = Evenkeel::on(&lab, &lab.balancer, &file("\"eth0\"")).expect("files");
+    one.run().expect("evenkeel");
+    becomes(&one, "MASTER");
+    vip_goes(&lab.balancer, true);
+    client.ip(&["route", "add", VIP, "via", "10.0.7.1", "src", "10.0.7.50"]).expect("ip");
+    let connect = || {
+        client.inside(|| {
+            let address = format!("{VIP}:6443").parse()?;
+            Ok(std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok())
+        })
+    };
+    let told = || {
+        let is_served = connect().expect("the namespace");
+        assert!(!is_served, "it is served after all");
+        let events = one.json(&["events"]).expect("events").to_string();
+        events.contains("10.0.7.50 asks for 10.0.1.100:6443 by eth1, where the program does not stand").then_some(())
+    };
+    wait::until("an event", SOON, told).unwrap_or_else(|late| panic!("{late:#}\n{}", one.log()));
+    one.write(&file("[\"eth0\", \"eth1\"]")).expect("the file");
+    one.done(&["reload"]).expect("a reload");
+    wait::until("a connection", SOON, || connect().expect("the namespace").then_some(())).expect("service");
+}
