@@ -63,8 +63,9 @@ pub fn plan(installed: &Installed, desired: &Desired, known: &BTreeMap<Arc<str>,
 }
 
 /// Makes room for the flows of a backend that only the other host of a pair has: a tombstone, which
-/// gets no connections and goes when its last flow has ended. `None` if there is no such service,
-/// or no free row.
+/// gets no connections and goes when its last flow has ended. If there is the backend and only its
+/// slots for this SNAT address are missing: those, for as long as they hold flows. `None` if there is
+/// no such service, or no free row.
 pub fn tombstone(
     installed: &Installed,
     desired: &Desired,
@@ -74,7 +75,7 @@ pub fn tombstone(
 ) -> Option<Plan> {
     let of = installed.listener(listener)?.1.service;
     let service = desired.services.iter().find(|service| service.listen.contains(&listener))?;
-    if installed.backend(of, backend).is_some() || !service.snat.contains(&snat) {
+    if installed.pool(backend, snat).is_some() || !service.snat.contains(&snat) {
         return None;
     }
     let nameless = DesiredBackend {
@@ -89,6 +90,10 @@ pub fn tombstone(
         down: true,
     };
     let mut planner = Planner { plan: Plan { after: installed.clone(), ..Plan::default() }, errors: Vec::new() };
+    if installed.backend(of, backend).is_some() {
+        planner.pool(service, &nameless, snat, desired)?;
+        return Some(planner.plan);
+    }
     let pools: Option<Vec<_>> =
         service.snat.iter().map(|snat| planner.pool(service, &nameless, *snat, desired)).collect();
     planner.backend(service, of, &nameless, pools?)?;

@@ -197,7 +197,8 @@ impl Station {
             // Clients' packets come here now: what waits for its turn must be known.
             self.take_in(now, Link::at_once);
         }
-        let known = directory.backends != self.mirror.directory.backends;
+        let before_known = (&self.mirror.directory.backends, &self.mirror.directory.pools);
+        let known = (&directory.backends, &directory.pools) != before_known;
         // An earlier run may have adopted flows and ended before it weeded their ports.
         let new = directory.pools.values().filter(|pool| !self.mirror.directory.pools.values().any(|old| old == *pool));
         self.adopted.extend(new.map(|pool| (pool.number, RUN)));

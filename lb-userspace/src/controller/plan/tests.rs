@@ -145,6 +145,16 @@ fn a_backend_that_only_the_other_host_has_becomes_a_tombstone_which_its_flows_fi
     let number = number.expect("the tombstone");
     assert!(installed.is_tombstone(number) && installed.backends[&number].closed);
     assert_eq!(tables.admission(number), lb_common::layout::NONE);
+    // Of one that is known, the slots for another SNAT address of the service may be missing.
+    let other = Ipv4Addr::new(10, 0, 1, 101);
+    let mut both = desired.clone();
+    both.services[0].snat.push(other);
+    for known in ["10.0.1.11:6443", "10.0.1.12:6443"] {
+        let plan = tombstone(&installed, &both, listener, v4(known), other).expect("a plan");
+        assert_eq!((kinds(&plan), &plan.after.backends), (vec!["new pool"], &installed.backends), "{known}");
+        assert!(plan.after.pool(v4(known), other).is_some());
+        assert!(tombstone(&plan.after, &both, listener, v4(known), other).is_none(), "it is there");
+    }
 }
 
 #[test]

@@ -90,6 +90,14 @@ fn run(seed: u64) -> World {
     world
 }
 
+/// Seeds that have shown a fault, with what it was: a turn that undid what it had decided (1), and
+/// connections that were not taken over because their backend was known without their SNAT address
+/// (70, 97).
+#[test]
+fn what_has_failed_once_holds() {
+    [1, 70, 97].into_iter().for_each(|seed| _ = run(seed));
+}
+
 #[test]
 fn whatever_happens_to_a_pair_nothing_is_lost_that_both_had_and_the_last_word_holds() {
     with_seeds(SEEDS, |seed| _ = run(seed));
