@@ -195,8 +195,11 @@ impl Lab {
     /// Moves a host's device to another network namespace and back: it keeps its index, and loses
     /// everything else.
     pub fn take_away_and_back(&self, host: &Host, device: &str) -> Result<()> {
-        host.ip(&["link", "set", device, "netns", self.switch.namespace()])?;
-        self.switch.ip(&["link", "set", device, "netns", host.namespace()])?;
+        let away = self.name.namespace("away");
+        process::output(Command::new("ip").args(["netns", "add", &away]))?;
+        host.ip(&["link", "set", device, "netns", &away])?;
+        process::output(Command::new("ip").args(["-n", &away, "link", "set", device, "netns", host.namespace()]))?;
+        process::output(Command::new("ip").args(["netns", "del", &away]))?;
         let addresses = host.addresses.iter().map(|ip| address(device, *ip, 24));
         configure(host, &[format!("link set {device} up")].into_iter().chain(addresses).collect::<Vec<_>>())
     }

@@ -34,6 +34,29 @@ pub struct Kind {
 pub struct RawIp {
     socket: Socket,
     ifindex: u32,
+    group: Option<IpAddr>,
+}
+
+/// A socket's membership in its multicast group.
+pub struct Membership {
+    socket: Socket,
+    ifindex: u32,
+    group: IpAddr,
+}
+
+impl Membership {
+    /// Gives it up. The kernel knows it by the interface's index alone: if the interface is gone,
+    /// and another one has its index, a socket that is closed takes away the membership of the
+    /// socket that has joined there in its place. So it leaves before that one joins.
+    pub fn leave(self) {
+        // A membership that went with its interface is none to give up.
+        _ = match self.group {
+            IpAddr::V4(group) => {
+                self.socket.leave_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(self.ifindex))
+            }
+            IpAddr::V6(group) => self.socket.leave_multicast_v6(&group, self.ifindex),
+        };
+    }
 }
 
 /// A received packet.
@@ -84,7 +107,13 @@ impl RawIp {
             Some(IpAddr::V6(group)) => socket.join_multicast_v6(&group, ifindex)?,
             None => {}
         }
-        Ok(RawIp { socket, ifindex })
+        Ok(RawIp { socket, ifindex, group })
+    }
+
+    /// Its membership in the group; `None` if it has joined none.
+    pub fn membership(&self) -> io::Result<Option<Membership>> {
+        let of = |group| Ok(Membership { socket: self.socket.try_clone()?, ifindex: self.ifindex, group });
+        self.group.map(of).transpose()
     }
 
     /// Sends a packet; over IPv4 with its header, which names the source.

@@ -123,7 +123,10 @@ fn an_interface_that_comes_back_under_its_index_is_joined_and_served_anew() {
         let two = start(second(&lab), 100);
         becomes(&two, "BACKUP");
         // The one that listens has to hear, or there are two.
+        let index = |host: &Host| host.inside(|| Ok(evenkeel::sys::netdev::index_of("eth0")?)).expect("an index");
+        let before = index(second(&lab));
         lab.take_away_and_back(second(&lab), "eth0").expect("the same eth0");
+        assert_eq!(index(second(&lab)), before);
         becomes(&two, "BACKUP");
         let heard = || report(&two).expect("a report")["adverts"]["received"].as_u64().expect("a number");
         let before = heard();

@@ -17,7 +17,7 @@ use super::{Fact, Shared, ThreadOrder};
 use crate::{
     sys::{
         netlink::{Addresses, Interface, News},
-        raw_ip::{Kind, RawIp},
+        raw_ip::{Kind, Membership, RawIp},
         readiness::Readiness,
     },
     vrrp::{
@@ -128,13 +128,22 @@ struct Work<'a> {
     addresses: Addresses,
     wanted: Wanted,
     known: Vec<Interface>,
-    /// The open sockets: the interface's number, and whether in the multicast group.
-    open: BTreeMap<(String, bool), (u32, bool)>,
+    /// The open sockets, by interface and whether for IPv4.
+    open: BTreeMap<(String, bool), Open>,
     /// The addresses to keep on each interface, with their lifetimes in seconds.
     held: BTreeMap<(String, IpAddr), u32>,
     renew_at: Instant,
     /// The last trouble, so that it is logged once.
     logged: String,
+}
+
+/// An open socket.
+struct Open {
+    /// The interface's number.
+    ifindex: u32,
+    /// Whether it is in the multicast group.
+    multicast: bool,
+    membership: Option<Membership>,
 }
 
 impl Work<'_> {
@@ -175,11 +184,13 @@ impl Work<'_> {
     /// Whether the news matters here. With its interface a socket's membership in the multicast
     /// group is gone, also if the interface comes back under its index.
     fn concerns(&mut self, news: News) -> bool {
-        match news {
-            News::Lost => self.open.clear(),
-            News::Gone(gone) => self.open.retain(|_, (ifindex, _)| *ifindex != gone),
-            News::Changed(_) => {}
-        }
+        let is_gone = |ifindex: u32| match news {
+            News::Lost => true,
+            News::Gone(gone) => ifindex == gone,
+            News::Changed(_) => false,
+        };
+        let gone = self.open.extract_if(.., |_, open| is_gone(open.ifindex));
+        gone.filter_map(|(_, open)| open.membership).for_each(Membership::leave);
         let (News::Changed(ifindex) | News::Gone(ifindex)) = news else { return true };
         let is_known = self.known.iter().any(|interface| interface.ifindex == ifindex);
         // An interface that is new, or has a new name.
@@ -209,13 +220,14 @@ impl Work<'_> {
     }
 
     fn open_sockets(&mut self) {
-        self.open.retain(|(interface, ipv4), (_, multicast)| {
-            self.wanted.sockets.contains(&(interface.clone(), *ipv4, *multicast))
+        self.open.retain(|(interface, ipv4), open| {
+            self.wanted.sockets.contains(&(interface.clone(), *ipv4, open.multicast))
         });
         for (name, ipv4, multicast) in &self.wanted.sockets {
             let Some(interface) = self.known.iter().find(|interface| interface.name == *name) else { continue };
             let key = (name.clone(), *ipv4);
-            if self.open.get(&key) == Some(&(interface.ifindex, *multicast)) {
+            let stays = |open: &Open| (open.ifindex, open.multicast) == (interface.ifindex, *multicast);
+            if self.open.get(&key).is_some_and(stays) {
                 continue;
             }
             let group: IpAddr = if *ipv4 { wire::GROUP_V4.into() } else { wire::GROUP_V6.into() };
@@ -226,9 +238,11 @@ impl Work<'_> {
                 traffic_class: wire::TRAFFIC_CLASS,
             };
             let socket = RawIp::open(kind, name, interface.ifindex, multicast.then_some(group));
-            if socket.is_ok() {
-                self.open.insert(key, (interface.ifindex, *multicast));
-            }
+            let opened = socket.and_then(|socket| Ok((socket.membership()?, socket)));
+            let socket = opened.map(|(membership, socket)| {
+                self.open.insert(key, Open { ifindex: interface.ifindex, multicast: *multicast, membership });
+                socket
+            });
             let socket = socket.map_err(|error| format!("cannot open a socket on {name}: {error}"));
             self.post(Fact::Socket { interface: name.clone(), ipv4: *ipv4, socket });
         }
