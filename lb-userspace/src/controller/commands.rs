@@ -194,9 +194,11 @@ impl Controller {
     /// How many connections there are of those that [`kill`](Self::kill) would reset: of this host,
     /// and of others, which have their addresses.
     pub fn count(&self, whose: Whose, only: Only, tables: &Tables) -> (u64, u64) {
-        let count = |ownership| self.flows_of(whose, only, &Ours::new(ownership, tables)).len() as u64;
-        let here = count(&self.ownership);
-        (here, count(&Ownership::default()) - here)
+        let all = self.flows_of(whose, only, &Ours::new(&Ownership::default(), tables));
+        let is_here =
+            |flow: &&FlowAt| tables.flow(flow.at).is_none_or(|it| self.ownership.holds_flow(it.listener(), flow.ctl));
+        let here = all.iter().filter(is_here).count() as u64;
+        (here, all.len() as u64 - here)
     }
 
     /// The `reset_rate` of a service, or the largest there is.

@@ -61,7 +61,7 @@ impl Ownership {
 
     /// Whether a flow is ours. What another host has told of one, and no packet has shown here, is
     /// marked.
-    fn holds_flow(&self, listener: u16, ctl: Ctl) -> bool {
+    pub fn holds_flow(&self, listener: u16, ctl: Ctl) -> bool {
         self.has(listener) || self.routed.contains(&listener) && ctl.flags() & LOOSE == 0
     }
 

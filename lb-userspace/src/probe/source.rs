@@ -16,6 +16,8 @@ use crate::{config::model::PortRange, sys::host};
 
 /// Ports that are tried before a probe is given up.
 const TRIES: u32 = 64;
+/// Ports that are enough for the connections of probes that wait in TIME_WAIT.
+const ENOUGH: usize = 1024;
 /// The ports that need no right, as long as there are others.
 const ALL: RangeInclusive<u16> = PortRange::LOWEST..=u16::MAX;
 
@@ -41,7 +43,7 @@ impl Source {
         Source::chosen(&host::ephemeral_ports(), avoided)
     }
 
-    /// The longest run of the kernel's ephemeral ports that is left; if there is none, of all ports.
+    /// The longest run of the kernel's ephemeral ports that is left; if it is short, of all ports.
     fn chosen(ephemeral: &[RangeInclusive<u16>], avoided: &[PortRange]) -> Source {
         let is_free = |port: u16| !avoided.iter().any(|range| (range.first()..=range.last()).contains(&port));
         let meets = |range: &RangeInclusive<u16>| range.clone().any(|port| !is_free(port));
@@ -49,7 +51,8 @@ impl Source {
             return Source::default();
         }
         let own = ephemeral.iter().filter_map(|range| longest_run(range.clone(), is_free));
-        Source { ports: own.max_by_key(ExactSizeIterator::len).or_else(|| longest_run(ALL, is_free)) }
+        let own = own.max_by_key(ExactSizeIterator::len).filter(|run| run.len() >= ENOUGH);
+        Source { ports: own.or_else(|| longest_run(ALL, is_free)) }
     }
 
     /// Binds a socket to one of them, if the kernel must not choose.
@@ -98,6 +101,7 @@ mod tests {
         assert_eq!(ports(&linux, &[range(1024, 40_000)]), Some(40_001..=60_999));
         assert_eq!(ports(&[1024..=65_000], &[range(10_240, 32_767)]), Some(32_768..=65_000));
         assert_eq!(ports(&linux, &[range(30_000, 61_000)]), Some(1024..=29_999), "none of the kernel's is left");
+        assert_eq!(ports(&linux, &[range(10_240, 60_990)]), Some(1024..=10_239), "too few are left");
         assert_eq!(ports(&linux, &[range(40_000, 50_000), range(32_768, 35_000)]), Some(50_001..=60_999));
         assert_eq!(ports(&linux, &[range(1024, 65_535)]), None, "nothing is left");
         assert_eq!(ports(&[1024..=10_239, 32_768..=65_000], &[range(10_240, 32_767)]), None, "reserved ones");

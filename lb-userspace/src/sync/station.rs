@@ -394,6 +394,7 @@ impl Station {
                 answer
             }
             Err(why) => {
+                let is_of_other_key = why == Refused::NotAuthentic && is_of_other_key(peer, datagram, now.monotonic);
                 let refused = &mut peer.counts.refused;
                 *match &why {
                     Refused::NotAuthentic => &mut refused.not_authentic,
@@ -405,9 +406,7 @@ impl Station {
                     && std::mem::replace(&mut peer.older, version.clone()) != version
                 {
                     news.waiting.push(PeerNews::OlderFormat { peer: peer.address, version });
-                } else if is_of_other_key(peer, datagram, now.monotonic)
-                    && !std::mem::replace(&mut peer.other_key, true)
-                {
+                } else if is_of_other_key && !std::mem::replace(&mut peer.other_key, true) {
                     news.waiting.push(PeerNews::OtherKey { peer: peer.address });
                 }
                 None

@@ -154,5 +154,8 @@ fn strangers(file: &std::fs::Metadata, user: u32, group: u32) -> Option<String> 
         return Some(format!("its owner, user {}, can read and change it", file.uid()));
     }
     let by_group = file.mode() & 0o070 != 0 && file.gid() != 0 && file.gid() != group;
-    by_group.then(|| format!("its group {} can read or change it", file.gid()))
+    // The unit's group is the daemon's own; root, who checks the file, has another.
+    let is_daemon_s =
+        nix::unistd::Group::from_gid(file.gid().into()).ok().flatten().is_some_and(|it| it.name == "evenkeel");
+    (by_group && !is_daemon_s).then(|| format!("its group {} can read or change it", file.gid()))
 }

@@ -361,6 +361,25 @@ fn a_peer_of_an_older_format_is_told_once_and_counted() {
 }
 
 #[test]
+fn a_peer_with_the_same_key_is_not_told_of_when_its_session_goes_on_after_a_restart_here() {
+    let mut pair = Pair::new(0);
+    pair.carry(400);
+    // This host is started anew, and hears a session that it does not know.
+    pair.a = host(3, B);
+    let flows: Vec<_> = pair.b.turn(pair.at()).into_iter().map(|(_, datagram)| datagram).collect();
+    let unknown = crate::sync::seal::Sealer::new(
+        &SharedKey::parse(&"7e".repeat(32)).unwrap(),
+        [9; 16],
+        crate::sync::seal::Direction { from: B.parse().unwrap(), to: A.parse().unwrap() },
+    )
+    .seal(&[]);
+    let (peer, at) = (B.parse().unwrap(), pair.at());
+    flows.iter().chain([&unknown]).for_each(|datagram| _ = pair.a.receive(peer, datagram, at));
+    assert!(!pair.a.news().contains(&PeerNews::OtherKey { peer }));
+    assert!(pair.a.status(at)[0].counts.refused.replayed > 0, "it was refused, for another reason");
+}
+
+#[test]
 fn a_peer_with_another_key_is_told_once_and_a_stranger_s_datagram_to_synced_hosts_is_not() {
     let mut pair = Pair::new(0);
     pair.b = host_with_key(2, A, "7f");
