@@ -134,8 +134,11 @@ pub fn run(options: RunOptions) -> Result<ExitCode> {
             Err(error) => predecessor.into_iter().for_each(|old| old.refuse(format_args!("{error:#}"))),
         }
         let (mut daemon, mut inputs) = started?;
-        let end = daemon.serve(&mut inputs).await?;
-        daemon.end(end, inputs).await
+        match daemon.serve(&mut inputs).await {
+            Ok(end) => daemon.end(end, inputs.close()).await,
+            // The addresses go to the other host now rather than when the lease has run out.
+            Err(error) => daemon.end_vrrp().await.and(Err(error)),
+        }
     })?;
     // No requester is left to receive the answers that are still being put together.
     runtime.shutdown_background();
@@ -213,6 +216,13 @@ struct Inputs {
     looks: mpsc::Receiver<Look>,
     findings: mpsc::Receiver<Finding>,
     signals: Signals,
+}
+
+impl Inputs {
+    /// Nothing more comes in: whoever waits for an answer hears so at once, and asks the next daemon.
+    fn close(self) -> Ends {
+        self.signals.ends
+    }
 }
 
 struct Signals {
@@ -335,10 +345,10 @@ impl Daemon {
         }
     }
 
-    async fn end(self, end: End, inputs: Inputs) -> Result<()> {
+    async fn end(self, end: End, ends: Ends) -> Result<()> {
         match end {
             End::Stop { detach, reply } => self.stop(detach, reply).await,
-            End::HandedOver(successor) => self.leave(successor, inputs.signals.ends).await,
+            End::HandedOver(successor) => self.leave(successor, ends).await,
         }
     }
 

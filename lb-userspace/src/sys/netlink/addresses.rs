@@ -62,8 +62,10 @@ type Messages = Pin<Box<dyn Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, 
 /// What has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
-    /// A link, or an address on it: the interface's index.
+    /// A link: its index.
     Changed(u32),
+    /// An address, and the index of its interface.
+    Address(u32, Option<IpAddr>),
     /// A link is gone; another one may have its index by now.
     Gone(u32),
     /// News was lost.
@@ -108,7 +110,7 @@ impl Addresses {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) if is_renewed(&address) => {}
                 NetlinkPayload::InnerMessage(
                     RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address),
-                ) => return Ok(News::Changed(address.header.index)),
+                ) => return Ok(News::Address(address.header.index, address_of(&address).map(|it| it.addr()))),
                 NetlinkPayload::Overrun(_) => return Ok(News::Lost),
                 _ => {}
             }
@@ -194,6 +196,8 @@ impl Addresses {
     }
 }
 
+/// From this prefix on IPv4 has no broadcast address; others put one on every address.
+const HOST_PREFIX_V4: u8 = 31;
 /// How the addresses that evenkeel puts on an interface differ from all others: they have no route,
 /// but a metric for it. Of the flags, the kernel keeps that of duplicate address detection for IPv6
 /// only.
@@ -226,7 +230,9 @@ fn placed(message: &AddressMessage) -> Option<Placed> {
     let has = |wanted: fn(&AddressAttribute) -> bool| message.attributes.iter().any(wanted);
     // An older version had no metric.
     let was_ours = if ipv4 {
-        let is_no_source = is_secondary || message.header.scope == AddressScope::Host;
+        // Beside an own address it was a secondary one, and the first one when that had gone.
+        let is_part_of_subnet = message.header.prefix_len < HOST_PREFIX_V4;
+        let is_no_source = is_secondary || message.header.scope == AddressScope::Host || is_part_of_subnet;
         is_no_source && !has(|it| matches!(it, AddressAttribute::Broadcast(_)))
     } else {
         flags.contains(AddressFlags::Nodad | AddressFlags::Deprecated)
@@ -242,7 +248,7 @@ fn is_usable(message: &AddressMessage) -> bool {
 }
 
 /// Whether the address is ours and was there before.
-fn is_renewed(message: &AddressMessage) -> bool {
+pub(super) fn is_renewed(message: &AddressMessage) -> bool {
     let is_later = |attribute: &AddressAttribute| match attribute {
         AddressAttribute::CacheInfo(lifetime) => lifetime.tstamp != lifetime.cstamp,
         _ => false,

@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::{
+    addresses::is_renewed,
     hops::{Change, Destination, Hops},
     ways::Ways,
     wire,
@@ -33,6 +34,10 @@ const RETRY: Duration = Duration::from_secs(1);
 const WAYS: Duration = Duration::from_millis(100);
 /// How long it takes at least from one list of all routes to the next: there may be many.
 const ROUTES: Duration = Duration::from_secs(1);
+/// How often in a row watching may fail, a second apart; and how long it has to last to count as
+/// having succeeded.
+const FAILURES: u32 = 10;
+const LONG: Duration = Duration::from_secs(60);
 /// How often the kernel is notified that a neighbour is in use: more often than it takes the kernel
 /// to doubt one (base_reachable_time / 2, 15 s).
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -52,10 +57,10 @@ impl Watch {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let task = {
             let _inside = runtime.enter();
-            Task::open(wants, changes)?
+            Task::open(wants.clone(), changes.clone())?
         };
         let run = move || {
-            if let Err(error) = runtime.block_on(task.run()) {
+            if let Err(error) = runtime.block_on(watch_on(task, &wants, &changes)) {
                 log::error!("next hops are no longer watched: {error:#}");
             }
         };
@@ -75,6 +80,29 @@ impl Watch {
 }
 
 type Messages = Pin<Box<dyn Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)> + Send>>;
+
+/// Watches until the end. A question that the kernel refuses or does not answer in time is asked
+/// anew, over other sockets; only if that fails again and again, this does.
+async fn watch_on(
+    mut task: Task,
+    wants: &watch::Receiver<Vec<Destination>>,
+    changes: &mpsc::Sender<Change>,
+) -> Result<()> {
+    let mut failures = 0;
+    loop {
+        let began = Instant::now();
+        let Err(error) = task.run().await else { return Ok(()) };
+        failures = if began.elapsed() > LONG { 1 } else { failures + 1 };
+        if failures > FAILURES {
+            return Err(error);
+        }
+        log::warn!("next hops: {error:#}; watching them anew");
+        tokio::time::sleep(RETRY).await;
+        let mut wants = wants.clone();
+        wants.mark_changed();
+        task = Task::open(wants, changes.clone())?;
+    }
+}
 
 struct Task {
     handle: Handle,
@@ -264,6 +292,7 @@ impl Task {
                     self.look_soon();
                 }
             }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) if is_renewed(&address) => {}
             NetlinkPayload::InnerMessage(
                 RouteNetlinkMessage::NewRoute(_)
                 | RouteNetlinkMessage::DelRoute(_)

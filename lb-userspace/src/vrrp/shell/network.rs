@@ -187,11 +187,16 @@ impl Work<'_> {
         let is_gone = |ifindex: u32| match news {
             News::Lost => true,
             News::Gone(gone) => ifindex == gone,
-            News::Changed(_) => false,
+            News::Changed(_) | News::Address(..) => false,
         };
         let gone = self.open.extract_if(.., |_, open| is_gone(open.ifindex));
         gone.filter_map(|(_, open)| open.membership).for_each(Membership::leave);
-        let (News::Changed(ifindex) | News::Gone(ifindex)) = news else { return true };
+        let ifindex = match news {
+            News::Lost => return true,
+            // Anywhere it may be one of ours, or have been. Every new link gets a link-local one.
+            News::Address(_, Some(address)) if !is_link_local(address) => return true,
+            News::Changed(ifindex) | News::Gone(ifindex) | News::Address(ifindex, _) => ifindex,
+        };
         let is_known = self.known.iter().any(|interface| interface.ifindex == ifindex);
         // An interface that is new, or has a new name.
         is_known || crate::sys::netdev::name_of(ifindex).is_ok_and(|name| self.wanted.interfaces.contains(&name))
@@ -267,8 +272,9 @@ impl Work<'_> {
                 Ok(Standing::New) => Ok(()),
                 Err(error) => Err(error),
             };
+            // If it goes on, the kernel takes the address off, and the other host does not know.
             if let Err(error) = renewed {
-                log::debug!("{error:#}");
+                self.trouble(format!("an address cannot be renewed: {error:#}"));
             }
         }
         let shortest = self.held.values().min().copied().unwrap_or(u32::MAX);
@@ -311,6 +317,13 @@ impl Work<'_> {
 
     fn ifindex(&self, name: &str) -> Result<u32> {
         crate::sys::netdev::index_of(name).with_context(|| format!("there is no interface {name}"))
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
 
