@@ -103,6 +103,27 @@ fn what_an_older_version_has_left_with_a_prefix_is_taken_off() {
     assert_eq!(listed(&lab.balancer), ["10.0.1.1/24"]);
 }
 
+/// The host got another address while the older one stood beside its first: the kernel made that the
+/// first of the subnet.
+#[test]
+fn what_an_older_version_has_left_is_taken_off_also_if_it_became_the_first_of_its_subnet() {
+    let lab = lab();
+    let ip = |command: String| lab.balancer.ip(&command.split(' ').collect::<Vec<_>>()).expect("ip");
+    let promote = "net.ipv4.conf.eth0.promote_secondaries=1";
+    let set = lab.balancer.command("sysctl").args(["-qw", promote]).status().expect("sysctl");
+    assert!(set.success());
+    ip(format!("address add {VIP}/24 dev eth0 noprefixroute"));
+    ip("address del 10.0.1.1/24 dev eth0".into());
+    ip("address add 10.0.1.1/24 dev eth0".into());
+    assert_eq!(listed(&lab.balancer), ["10.0.1.100/24", "10.0.1.1/24"]);
+    ip("route replace 10.0.1.0/24 dev eth0 src 10.0.1.1".into());
+    let one = evenkeel(&lab, &lab.balancer, &instance(150, &[FAST]));
+    becomes(&one, "MASTER");
+    let stands = || (listed(&lab.balancer) == ["10.0.1.1/24", "10.0.1.100/32"]).then_some(());
+    wait::until("one address, as it should be", SOON, stands)
+        .unwrap_or_else(|late| panic!("{late:#}: {:?}\n{}", listed(&lab.balancer), one.log()));
+}
+
 /// Every connect of a client, one each 50 ms: when it was done, and whether it went well.
 fn connects(lab: &Lab, length: Duration) -> Vec<(std::time::Instant, bool)> {
     let client = lab.client().clone();
@@ -127,7 +148,8 @@ fn another_mac_address_of_the_interface_is_announced_at_once() {
     becomes(&one, "MASTER");
     vip_goes(&lab.balancer, true);
     for new in ["02:11:22:33:44:55", "02:11:22:33:44:66"] {
-        assert!(connects(&lab, Duration::from_millis(300)).iter().all(|(_, done)| *done));
+        let served = || connects(&lab, Duration::from_millis(300)).iter().all(|(_, done)| *done).then_some(());
+        wait::until("everybody is served", SOON, served).unwrap_or_else(|late| panic!("{late:#}\n{}", one.log()));
         lab.balancer.ip(&["link", "set", "eth0", "address", new]).expect("ip");
         let changed = std::time::Instant::now();
         let all = connects(&lab, Duration::from_secs(2));
