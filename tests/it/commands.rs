@@ -99,8 +99,11 @@ const CASES: &[Case] = &[
     refused("reload now"),
     case("upgrade", &["version", "pid"]),
     refused("upgrade now"),
+    // While a daemon runs, and when it has ended.
+    refused("detach -c {config}"),
     case("stop", &["stopped", "detached"]),
     refused("stop now"),
+    case("detach -c {config}", &["interfaces", "addresses", "files"]),
 ];
 
 /// Commands without JSON output, with a correct call and a part of what it prints.
@@ -111,7 +114,7 @@ const ENDLESS: &[&str] = &["run", "top"];
 
 /// Commands that need no daemon.
 fn is_for_files(call: &str) -> bool {
-    call.starts_with("check") || call.starts_with("dump") || call.starts_with("counters --list")
+    ["check", "dump", "detach", "counters --list"].iter().any(|files| call.starts_with(files))
 }
 
 struct Calls {
