@@ -35,7 +35,7 @@ const CABLE: [Check; 9] = [
     ("kill -9", killed),
     ("restart", restarted),
     ("kill", kill),
-    ("self-test", self_test),
+    ("program taken away", put_back),
     ("connections after all", small),
 ];
 /// On other devices, what depends on them.
@@ -237,8 +237,10 @@ fn kill(stage: &mut Stage) -> Result<String> {
 
 /// A program that was taken away is noticed, and makes this host give up the VIP; a restart puts it
 /// back.
-fn self_test(stage: &mut Stage) -> Result<String> {
+/// What was taken from the hooks is put back, and the address stays.
+fn put_back(stage: &mut Stage) -> Result<String> {
     stage.becomes("MASTER")?;
+    let before = stage.instance()?["transitions"].clone();
     for (kind, link) in stage.hooks()? {
         if kind == "clsact" {
             let device = stage.row.device.name();
@@ -248,13 +250,14 @@ fn self_test(stage: &mut Stage) -> Result<String> {
             process::output(std::process::Command::new("bpftool").args(["link", "detach", "pinned", link]))?;
         }
     }
-    stage.becomes("FAULT")?;
-    let why = stage.instance()?["faults"].to_string();
-    stage.evenkeel.kill();
-    stage.evenkeel.run()?;
+    let words = "the program was taken away, and is back";
+    let is_told = || stage.evenkeel.done(&["events"]).is_ok_and(|events| events.contains(words)).then_some(());
+    wait::until(words, SOON, is_told).with_context(|| format!("{:?}", stage.evenkeel.done(&["events"])))?;
     stage.becomes("MASTER")?;
     stage.connections(6)?;
-    Ok(why)
+    let moves = stage.instance()?["transitions"].clone();
+    ensure!(moves == before, "{moves} transitions, {before} before");
+    Ok(words.into())
 }
 
 /// Connections begin all the time while the cable is cut.
