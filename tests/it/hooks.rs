@@ -13,19 +13,12 @@ use lab::{
 
 use crate::{
     cluster::{Cluster, SOON, VIP},
-    vrrp::{becomes, instance, report},
+    vrrp::{becomes, instance, is_told_of, report, told_of},
 };
-
-fn told(evenkeel: &Evenkeel) -> Vec<String> {
-    let events = evenkeel.json(&["events"]).expect("events");
-    let of_hooks = events.as_array().expect("a list").iter().filter(|event| event["kind"] == "datapath");
-    of_hooks.filter_map(|event| event["text"].as_str().map(str::to_owned)).collect()
-}
 
 #[track_caller]
 fn is_told(evenkeel: &Evenkeel, what: &str) {
-    let told = || told(evenkeel).iter().any(|text| text.contains(what)).then_some(());
-    wait::until(what, SOON, told).unwrap_or_else(|late| panic!("{late:#}\n{}", evenkeel.log()));
+    is_told_of(evenkeel, "datapath", what);
 }
 
 /// A new client is served.
@@ -106,7 +99,11 @@ fn what_was_there_before_the_start_is_behind_ours_or_told() {
         evenkeel.run().expect("evenkeel");
         is_told(&evenkeel, "looks (generic XDP, id ");
         assert!(is_served(&lab), "{hook}\n{}", evenkeel.log());
-        assert!(!told(&evenkeel).iter().any(|text| text.contains("swallows")), "{:?}", told(&evenkeel));
+        assert!(
+            !told_of(&evenkeel, "datapath").iter().any(|text| text.contains("swallows")),
+            "{:?}",
+            told_of(&evenkeel, "datapath")
+        );
         assert!(behind(&evenkeel).contains("looks (generic XDP"), "{}", behind(&evenkeel));
     }
 }
@@ -168,10 +165,10 @@ fn mended(hook: &str, blows: &[Blow]) {
     let transitions = || report(&evenkeel).expect("a report")["transitions"].clone();
     let before = transitions();
     for blow in blows {
-        let tales = told(&evenkeel).len();
+        let tales = told_of(&evenkeel, "datapath").len();
         blow.strike(&evenkeel, &lab.balancer);
         let back = |what: &str| {
-            let told = &told(&evenkeel)[tales..];
+            let told = &told_of(&evenkeel, "datapath")[tales..];
             told.iter().any(|text| text.contains(what) && text.ends_with("and is back"))
         };
         let is_back = || (back("the program ") && back("the guard ")).then_some(());

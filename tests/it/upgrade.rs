@@ -367,7 +367,6 @@ fn systemd_s_watchdog_hears_of_the_loop_before_and_after_an_upgrade_and_not_of_o
     });
     beats();
     cluster.evenkeel.signal(Signal::SIGSTOP).expect("SIGSTOP");
-    std::thread::sleep(Duration::from_millis(100));
     systemd.0.set_read_timeout(Some(Duration::from_millis(900))).expect("a limit");
     let mut text = [0; 64];
     let heard = std::iter::from_fn(|| systemd.0.recv(&mut text).ok()).count();
@@ -375,6 +374,14 @@ fn systemd_s_watchdog_hears_of_the_loop_before_and_after_an_upgrade_and_not_of_o
     systemd.0.set_read_timeout(Some(SOON)).expect("a limit");
     cluster.evenkeel.signal(Signal::SIGCONT).expect("SIGCONT");
     beats();
+}
+
+/// Whether a process has a handler for a signal (SigCgt, proc(5)).
+fn handles(process: u32, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    caught >> (signal as u32 - 1) & 1 == 1
 }
 
 /// A signal that asks for something ends no daemon, whenever it comes.
@@ -390,7 +397,8 @@ fn logrotate_at_the_moment_of_the_start_does_not_end_the_daemon() {
         let mut command = host.command(binaries::evenkeel().expect("evenkeel"));
         command.args(["run", "-c"]).arg(cluster.evenkeel.config());
         let mut process = host.start("waiting", &mut command).expect("a process");
-        std::thread::sleep(Duration::from_millis(500));
+        wait::until("it handles the signal", SOON, || handles(process.id(), signal).then_some(()))
+            .unwrap_or_else(|late| panic!("{signal}: {late:#}"));
         process.signal(signal).expect("a signal");
         drop(lock);
         wait::until("it answers", SOON, || cluster.evenkeel.status().ok())

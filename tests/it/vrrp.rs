@@ -94,15 +94,26 @@ fn report_of(evenkeel: &Evenkeel, name: &str) -> anyhow::Result<Value> {
 
 /// What `evenkeel events` reports about VRRP.
 fn told(evenkeel: &Evenkeel) -> Vec<String> {
+    told_of(evenkeel, "vrrp")
+}
+
+/// The same of another kind.
+pub fn told_of(evenkeel: &Evenkeel, kind: &str) -> Vec<String> {
     let events = evenkeel.json(&["events"]).expect("events");
-    let of_vrrp = events.as_array().expect("a list").iter().filter(|event| event["kind"] == "vrrp");
-    of_vrrp.filter_map(|event| event["text"].as_str().map(str::to_owned)).collect()
+    let of_kind = events.as_array().expect("a list").iter().filter(|event| event["kind"] == kind);
+    of_kind.filter_map(|event| event["text"].as_str().map(str::to_owned)).collect()
 }
 
 /// Waits until an event contains this text.
 #[track_caller]
 fn is_told(evenkeel: &Evenkeel, what: &str) {
-    let told = || told(evenkeel).iter().any(|text| text.contains(what)).then_some(());
+    is_told_of(evenkeel, "vrrp", what);
+}
+
+/// The same of another kind.
+#[track_caller]
+pub fn is_told_of(evenkeel: &Evenkeel, kind: &str, what: &str) {
+    let told = || told_of(evenkeel, kind).iter().any(|text| text.contains(what)).then_some(());
     wait::until(what, SOON, told).unwrap_or_else(|late| panic!("{late:#}\n{}", evenkeel.log()));
 }
 

@@ -187,9 +187,8 @@ impl Daemon {
     }
 
     /// After the handover: finishes answers under way and writes the remaining lines of the access
-    /// log. The socket and the locks belong to the other daemon.
-    /// Whoever ends this process until then, which was the main one, means the daemon: the other one
-    /// hears of it.
+    /// log. The socket and the locks belong to the other daemon. Until systemd knows that it is the
+    /// main process, whoever ends the daemon ends this one: the other hears of it.
     pub(super) async fn leave(mut self, successor: u32, mut ends: Ends) -> Result<()> {
         let calls = self.hand_over_vrrp().await;
         self.history.close();

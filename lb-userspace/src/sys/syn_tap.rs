@@ -2,17 +2,19 @@
 //! (packet(7)). The kernel looks for them; nothing else is copied.
 
 use std::{
-    io,
+    io::{self, Read},
     net::{Ipv4Addr, SocketAddrV4},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::AsRawFd,
 };
 
+use socket2::{Domain, SockFilter, Socket, Type};
+
 /// A socket that hears the SYNs of one interface.
-pub struct SynTap(OwnedFd);
+pub struct SynTap(Socket);
 
 /// One instruction of the filter (linux/filter.h).
-const fn step(code: u16, if_true: u8, if_false: u8, k: u32) -> libc::sock_filter {
-    libc::sock_filter { code, jt: if_true, jf: if_false, k }
+const fn step(code: u16, if_true: u8, if_false: u8, k: u32) -> SockFilter {
+    SockFilter::new(code, if_true, if_false, k)
 }
 
 /// `ldb [k]`, `ldh [k]`, `ldxb 4*([k]&0xf)`, `ldb [x+k]`, `and #k`, `jeq #k`, `jset #k`, `ret #k`.
@@ -30,7 +32,7 @@ const FOR_WHOM: u32 = (-0x1000_i32 + 4) as u32;
 const LENGTH: u32 = 64;
 
 /// IPv4, for this host, TCP, no fragment but the first, SYN without ACK.
-const FILTER: [libc::sock_filter; 11] = [
+const FILTER: [SockFilter; 12] = [
     step(LOAD_BYTE, 0, 0, FOR_WHOM),
     step(IS, 0, 8, libc::PACKET_HOST as u32),
     step(LOAD_BYTE, 0, 0, 9),
@@ -42,22 +44,16 @@ const FILTER: [libc::sock_filter; 11] = [
     step(AND, 0, 0, 0x12),
     step(IS, 1, 0, 0x02),
     step(RETURN, 0, 0, 0),
+    step(RETURN, 0, 0, LENGTH),
 ];
-/// The filter's last step: the SYN is taken.
-const TAKEN: libc::sock_filter = step(RETURN, 0, 0, LENGTH);
 
 impl SynTap {
     /// Listens on an interface of the network namespace of this thread.
     pub fn open(ifindex: u32) -> io::Result<SynTap> {
-        let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        // SAFETY: no pointers; the result is checked before it is owned.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a descriptor just opened, owned by nothing else.
-        let tap = SynTap(unsafe { OwnedFd::from_raw_fd(fd) });
-        tap.filter()?;
+        let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
+        socket.set_nonblocking(true)?;
+        // Before it hears anything.
+        socket.attach_filter(&FILTER)?;
         // SAFETY: plain data for which zeros are valid.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
@@ -65,34 +61,15 @@ impl SynTap {
         address.sll_ifindex = ifindex as i32;
         let length = size_of_val(&address) as libc::socklen_t;
         // SAFETY: the pointer and the length describe `address`, which lives through the call.
-        let bound = unsafe { libc::bind(tap.0.as_raw_fd(), (&raw const address).cast(), length) };
-        if bound == 0 { Ok(tap) } else { Err(io::Error::last_os_error()) }
-    }
-
-    fn filter(&self) -> io::Result<()> {
-        let mut steps = FILTER.to_vec();
-        steps.push(TAKEN);
-        let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
-        // SAFETY: the pointer and the length describe `program`, which describes `steps`; both live
-        // through the call, in which the kernel copies them.
-        let result = unsafe {
-            libc::setsockopt(
-                self.0.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_ATTACH_FILTER,
-                (&raw const program).cast(),
-                size_of_val(&program) as libc::socklen_t,
-            )
-        };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+        if bound == 0 { Ok(SynTap(socket)) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Who has asked, and for what; `None`: nobody more by now.
     pub fn next(&self) -> Option<(SocketAddrV4, SocketAddrV4)> {
         let mut bytes = [0_u8; LENGTH as usize];
-        // SAFETY: the pointer and the length describe `bytes`, which live through the call.
-        let read = unsafe { libc::recv(self.0.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-        ends_of(bytes.get(..usize::try_from(read).ok()?)?)
+        let length = (&self.0).read(&mut bytes).ok()?;
+        ends_of(bytes.get(..length)?)
     }
 }
 
