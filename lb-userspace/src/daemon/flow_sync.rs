@@ -2,8 +2,9 @@
 //! ended, and acts on what the thread reports about the other host.
 
 use std::{
+    collections::BTreeSet,
     fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     ops::RangeInclusive,
     sync::Arc,
     time::Duration,
@@ -50,6 +51,9 @@ pub struct FlowSync {
     state: HostState,
     /// Why its socket cannot be bound, as reported to the operator.
     deaf: Option<String>,
+    /// Listener, backend and SNAT address of connections that have no slots here, as reported to the
+    /// operator since the last reload.
+    without_slots: BTreeSet<(SocketAddrV4, SocketAddrV4, Ipv4Addr)>,
 }
 
 /// The thread, and the configuration with which it was started.
@@ -156,6 +160,7 @@ impl Daemon {
             (None, None) => true,
             _ => false,
         };
+        self.sync.without_slots.clear();
         let mut started = Ok(());
         if !is_same {
             self.sync.end();
@@ -318,7 +323,8 @@ impl Daemon {
         })
     }
 
-    /// Makes room for the flows of a backend that only the other host's configuration has.
+    /// Makes room for the flows of a backend that only the other host's configuration has. The thread
+    /// asks again while there is none; the operator is told once.
     fn bury(&mut self, listener: SocketAddr, backend: SocketAddr, snat: IpAddr) {
         let (SocketAddr::V4(listener), SocketAddr::V4(backend), IpAddr::V4(snat)) = (listener, backend, snat) else {
             return;
@@ -327,6 +333,7 @@ impl Daemon {
         let planned = plan::tombstone(installed, desired, listener, backend, snat);
         let text = match planned.map(|plan| self.write(&plan).map(|()| plan)) {
             Some(Ok(plan)) => {
+                self.sync.without_slots.remove(&(listener, backend, snat));
                 self.controller.reread(plan.after);
                 self.hops.want(self.controller.installed());
                 self.write_hops();
@@ -335,6 +342,7 @@ impl Daemon {
                     "the other host has connections to {backend}, which is not a backend here: they are kept until they end"
                 )
             }
+            _ if !self.sync.without_slots.insert((listener, backend, snat)) => return,
             Some(Err(error)) => format!("connections of the other host to {backend} cannot be kept: {error:#}"),
             None => format!(
                 "connections of the other host to {backend} (SNAT {snat}) have no slots here: is the configuration of {listener} the same?"

@@ -39,8 +39,11 @@ const WEED: Duration = Duration::from_millis(250);
 /// A run of ports in a ring that carry flows, as long as the kernel program skips without trouble:
 /// half of what it skips at most.
 const RUN: u32 = 4;
-/// The most backends unknown here that are reported.
+/// The most backends unknown here that are reported in [`AGAIN`].
 const UNKNOWN: usize = 64;
+/// How often a backend is reported that stays unknown: what stood against it may be over, as a
+/// SNAT address that the file lacked.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// What the daemon should hear.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +71,7 @@ pub enum PeerNews {
         peer: SocketAddr,
     },
     /// There is a flow to a backend that no configuration here has: the backend should become a
-    /// tombstone.
+    /// tombstone. Said again every few seconds for as long as it does not.
     UnknownBackend {
         /// The listener of the flow's service.
         listener: SocketAddr,
@@ -123,8 +126,9 @@ struct RingSeen {
 #[derive(Default)]
 struct Outbox {
     waiting: Vec<PeerNews>,
-    /// Unknown backends that were reported since the directory last changed: each is reported once.
+    /// Unknown backends that were reported since `forgot_at`, or since the directory last changed.
     unknown: Vec<PeerNews>,
+    forgot_at: Instant,
 }
 
 impl Outbox {
@@ -135,6 +139,11 @@ impl Outbox {
             self.unknown.push(news.clone());
             self.waiting.push(news);
         }
+    }
+
+    fn forget_unknown(&mut self, now: Instant) {
+        self.unknown.clear();
+        self.forgot_at = now;
     }
 }
 
@@ -214,7 +223,7 @@ impl Station {
                 peer.restart_copy();
             }
         }
-        self.news.unknown.clear();
+        self.news.forget_unknown(now.monotonic);
     }
 
     /// Sets the operators' decisions here, and the health of backends whose connections are ours.
@@ -258,6 +267,9 @@ impl Station {
 
     /// Everything to send in this turn, with its destination.
     pub fn turn(&mut self, now: Clocks) -> Vec<(SocketAddr, Vec<u8>)> {
+        if self.news.forgot_at.age(now.monotonic) >= AGAIN {
+            self.news.forget_unknown(now.monotonic);
+        }
         self.take_in(now, Link::in_turn);
         self.look_for_new_flows();
         self.walk(now);

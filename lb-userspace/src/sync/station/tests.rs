@@ -322,7 +322,7 @@ fn decisions_of_an_operator_and_the_health_of_backends_travel_and_are_repeated()
 }
 
 #[test]
-fn a_backend_that_is_unknown_here_is_told_once() {
+fn a_backend_that_is_unknown_here_is_told_once_and_again_while_it_stays_so() {
     let mut pair = Pair::new(0);
     pair.carry(200);
     let mut blind = Directory::clone(&directory(&pair.b, false));
@@ -333,6 +333,13 @@ fn a_backend_that_is_unknown_here_is_told_once() {
     pair.carry(200);
     let unknown = pair.b.news().into_iter().filter(|news| matches!(news, PeerNews::UnknownBackend { .. })).count();
     assert_eq!((unknown, pair.b.status(at)[0].counts.unknown >= 20), (1, true));
+    // They are sent again every 30 s.
+    let mut again = 0;
+    for _ in 0..90 {
+        pair.carry(1000);
+        again += pair.b.news().iter().filter(|news| matches!(news, PeerNews::UnknownBackend { .. })).count();
+    }
+    assert!((3..=18).contains(&again), "told {again} times");
     let known = directory(&pair.b, false);
     pair.b.direct(known, pair.at());
     pair.carry(2000);
