@@ -168,11 +168,12 @@ fn given_up(flags: u32) -> Outcome {
 }
 
 /// A RST of the backend ends the flow if its number is exact: what the client acknowledged last or,
-/// if it has not acknowledged everything yet, the end of it.
+/// if it has not acknowledged everything yet, the end of it. As with a client's, nothing is forwarded
+/// after that.
 #[inline(always)]
 fn reset(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32) {
     if sequence == slot.ack_client() || sequence == slot.end_backend() as u32 {
-        close(at, ctl, Reason::BackendReset);
+        close(at, ctl.with_flags(KILLED), Reason::BackendReset);
     } else {
         report::count(Reason::RstOutOfWindow);
     }

@@ -11,6 +11,9 @@ use lb_common::{
 
 use super::{client, on_every_hook, taken_over};
 
+/// Where the TCP checksum is, in a frame with an IPv4 header without options.
+const TCP_CHECKSUM: usize = 14 + 20 + 16;
+
 #[test]
 fn a_connection_is_over_after_a_fin_from_both_sides_and_late_segments_still_find_their_way() {
     on_every_hook(|bench| {
@@ -54,6 +57,29 @@ fn a_rst_inside_the_window_ends_a_connection_from_either_side() {
         assert_eq!(bench.moved(), [(Reason::BackendReset, 1)]);
         assert_eq!(bench.active(), [0, 0, 0]);
         assert_eq!((0..3).map(|n| bench.tables().backend(n).resets).sum::<u64>(), 2);
+    });
+}
+
+#[test]
+fn nothing_is_forwarded_after_a_rst_that_counted_even_if_its_receiver_did_not_take_it() {
+    on_every_hook(|bench| {
+        for (n, by_client) in [(0, true), (1, false)] {
+            let flow = bench.connect(client(n));
+            let rst = match by_client {
+                true => bench.from_client(flow.client, RST).numbers(1001, 0),
+                false => bench.from_backend(flow.backend, flow.port, RST).numbers(5001, 0),
+            };
+            let mut damaged = rst.bytes();
+            damaged[TCP_CHECKSUM] ^= 0x40;
+            assert!(matches!(bench.run(&damaged), Verdict::Sent(_)), "whoever gets it sees the checksum");
+            assert_eq!(bench.active().iter().sum::<u32>(), 0, "it is no longer counted");
+            bench.moved();
+            let out = bench.forward(&bench.from_client(flow.client, ACK).numbers(1001, 5001).payload(b"on"));
+            assert_eq!((out.to, out.flags, out.sequence), (client(n), RST, 5001));
+            let out = bench.forward(&bench.from_backend(flow.backend, flow.port, ACK).numbers(5001, 1001));
+            assert_eq!((out.to, out.flags, out.sequence), (backend(flow.backend), RST, 1001));
+            assert_eq!(bench.moved(), [(Reason::AfterClose, 2)]);
+        }
     });
 }
 
