@@ -69,7 +69,7 @@ use crate::{
     api::{self, Reply, Request, Server, types::Refused},
     config::{self, model::Config, model::OnExit},
     controller::{Action, Controller, Now, sweep::Step},
-    dataplane::{Dataplane, Look},
+    dataplane::{Attached, Dataplane, Look},
     handover::Predecessor,
     notice::{History, Kind, Notice},
     probe::Finding,
@@ -333,6 +333,10 @@ impl Daemon {
                 news = self.sync.news() => self.sync_said(news),
                 look = inputs.looks.recv() => self.looked(&look.context("the thread of the hooks has ended")?),
                 _ = test.tick() => {
+                    if self.hops.forget(clock::monotonic()) {
+                        self.write_hops();
+                    }
+                    self.attach_missing();
                     self.look_at_hooks();
                     if self.vrrp.is_running() {
                         self.keep_given_away();
@@ -393,8 +397,13 @@ impl Daemon {
         if let Err(error) = hops.change(change, dataplane, self.process.options.clsact, wanted) {
             warn!("{error:#}");
         }
+        self.compare_interfaces(&before)
+    }
+
+    /// Tells what has become of the program on its interfaces. Returns whether it is on others.
+    fn compare_interfaces(&mut self, before: &[Attached]) -> bool {
         let now = self.dataplane.attached();
-        interfaces::moved(&before, &now).into_iter().for_each(|notice| self.tell(notice));
+        interfaces::moved(before, &now).into_iter().for_each(|notice| self.tell(notice));
         self.direct_sync();
         self.clamp_payload();
         before.iter().map(|it| it.ifindex).ne(now.iter().map(|it| it.ifindex))

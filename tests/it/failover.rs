@@ -1,6 +1,8 @@
 //! Flow sync on real hosts: connections that survive failovers, and what happens to those that do
 //! not.
 
+mod churn;
+
 use std::{fmt::Write as _, fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use lab::{
@@ -211,32 +213,6 @@ fn connections_survive_a_crash_of_the_master_and_its_return() {
 #[test]
 fn on_native_xdp_they_survive_too() {
     crash_and_back(&Setup { hook: "xdp", ..Setup::default() }, if full() { 5_000 } else { 200 });
-}
-
-/// As with `netplan apply` and its like, on one host and on the other in turn.
-#[test]
-fn interfaces_that_are_made_anew_under_load_cost_no_connection() {
-    let held = 200;
-    let pair = Setup::default().start();
-    let mut holding = pair.hold(held);
-    knows(&pair.two, held);
-    for round in 0..if full() { 40 } else { 6 } {
-        let host = if round % 2 == 0 { &pair.lab.balancer } else { second(&pair.lab) };
-        match round / 2 % 3 {
-            0 => pair.lab.make_anew(host, "eth0", "eth0", Duration::from_millis(200)).expect("another eth0"),
-            1 => pair.lab.take_away_and_back(host, "eth0").expect("the same eth0"),
-            _ => pair.lab.make_anew(host, "eth0", "new0", Duration::ZERO).expect("another eth0"),
-        }
-        // While the address is on its way they wait.
-        assert_eq!(holding.ask().expect("ask").answered, held, "round {round}: {}", pair.told());
-        becomes(&pair.one, "MASTER");
-        becomes(&pair.two, "BACKUP");
-        all_answer(&mut holding, held, &pair);
-        knows(&pair.two, held);
-    }
-    for evenkeel in [&pair.one, &pair.two] {
-        assert_eq!(evenkeel.counter("least_conn_drift").expect("a counter"), 0, "{}", pair.told());
-    }
 }
 
 #[test]

@@ -151,6 +151,27 @@ fn backends_behind_a_router_have_its_mac_and_follow_their_route() {
     drop(far);
 }
 
+/// Clients that come before it has answered again are served rather than refused.
+#[test]
+fn a_neighbour_keeps_its_mac_while_the_link_is_down_or_made_anew() {
+    let far = Neighbour::new(&["10.0.1.10"]);
+    in_tokio(async {
+        let (watch, mut changes) = Watch::start().unwrap();
+        watch.want(vec![destination("10.0.1.10")]);
+        next_hop(&mut changes).await;
+        far.run("ip link set ek1 arp off");
+        run("ip link set ek0 down");
+        assert_eq!(next_hop(&mut changes).await.1, None);
+        run("ip link set ek0 up");
+        assert_eq!(next_hop(&mut changes).await.1, Some(NextHop { ifindex: ifindex("ek0"), mac: FAR_MAC }));
+        run("ip link del ek0");
+        run("ip link add ek0 type veth peer name ek1");
+        run("ip link set ek0 up");
+        run("ip addr add 10.0.1.1/24 dev ek0");
+        assert_eq!(next_hop(&mut changes).await.1, Some(NextHop { ifindex: ifindex("ek0"), mac: FAR_MAC }));
+    });
+}
+
 #[test]
 fn a_destination_can_be_bound_to_an_interface() {
     let _far = Neighbour::new(&["10.0.1.10"]);
@@ -226,7 +247,7 @@ fn links_are_reported_as_they_come_change_and_go() {
             }
         };
         let number = ifindex("ek0");
-        let ours = |mac, up| Change::Link { ifindex: number, name: "ek0".into(), mac, up };
+        let ours = |mac, up| Change::Link { ifindex: number, name: "ek0".into(), mac, up, asked: true };
         found(&mut changes, &|change| *change == ours([2, 0, 0, 0, 0, 1], true)).await;
         run("ip link set ek0 address 02:00:00:00:00:02");
         found(&mut changes, &|change| *change == ours([2, 0, 0, 0, 0, 2], true)).await;

@@ -142,13 +142,13 @@ fn vip_goes(host: &Host, there: bool) {
 }
 
 /// The MAC address of a host's eth0.
-fn mac(host: &Host) -> String {
+pub fn mac(host: &Host) -> String {
     lab::arp::text(lab::arp::mac(host, "eth0").expect("a MAC address"))
 }
 
 /// Forgets an address and asks the segment for it: the MAC address of the host that answers, if
 /// any.
-fn resolve(host: &Host, address: &str) -> Option<String> {
+pub fn resolve(host: &Host, address: &str) -> Option<String> {
     host.sysctl("net.ipv4.neigh.eth0.retrans_time_ms", "100").expect("sysctl");
     // It may not have been known.
     _ = host.ip(&["neighbour", "del", address, "dev", "eth0"]);

@@ -185,6 +185,10 @@ impl Lab {
         host.ip(&["link", "del", device])?;
         std::thread::sleep(meanwhile);
         self.cable(host, name, &self.switch)?;
+        if !self.plan.offloads {
+            host.offload(name, "tx", false)?;
+            xdp_pass::attach(&self.switch, &host.name)?;
+        }
         if name != device {
             configure(host, &[format!("link set {name} down"), format!("link set {name} name {device} up")])?;
         }

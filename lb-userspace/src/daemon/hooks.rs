@@ -6,7 +6,10 @@ use anyhow::Result;
 use log::warn;
 use tokio::sync::mpsc;
 
-use super::{Daemon, interfaces::notice};
+use super::{
+    Daemon,
+    interfaces::{self, notice},
+};
 use crate::dataplane::{Look, Looker};
 
 /// How many different errors are told.
@@ -16,9 +19,11 @@ const ERRORS: usize = 64;
 pub struct HookWatch {
     looker: Looker,
     /// What could not be mended.
-    pub failing: Option<String>,
+    failing: Option<String>,
     /// It could not be mended at the last look, and is tried again before anybody is told.
     doubted: bool,
+    /// What is missing since the last attempt, and since the one before.
+    missing: [Option<String>; 2],
     /// What could not be found out, told once.
     unknown: BTreeSet<String>,
 }
@@ -27,7 +32,15 @@ impl HookWatch {
     /// Starts the thread that looks.
     pub fn start() -> Result<(HookWatch, mpsc::Receiver<Look>)> {
         let (looker, looks) = Looker::start()?;
-        Ok((HookWatch { looker, failing: None, doubted: false, unknown: BTreeSet::new() }, looks))
+        let unknown = BTreeSet::new();
+        Ok((HookWatch { looker, failing: None, doubted: false, missing: [None, None], unknown }, looks))
+    }
+
+    /// Why the datapath does not do its work.
+    pub fn fault(&self) -> Option<String> {
+        let [now, before] = &self.missing;
+        // An interface may be on its way in or out.
+        self.failing.clone().or_else(|| now.clone().filter(|_| before.is_some()))
     }
 }
 
@@ -35,6 +48,23 @@ impl Daemon {
     /// The answer comes to [`looked`](Self::looked).
     pub(super) fn look_at_hooks(&self) {
         self.hooks.looker.ask(self.dataplane.question());
+    }
+
+    /// What could not be put on an interface when it came is tried again.
+    pub(super) fn attach_missing(&mut self) {
+        let Daemon { dataplane, wanted, .. } = self;
+        let before = dataplane.attached();
+        let attached = interfaces::attach_missing(dataplane, wanted, self.process.options.clsact);
+        let [now, earlier] = &mut self.hooks.missing;
+        *earlier = std::mem::replace(now, attached.err());
+        if self.dataplane.attached() == before {
+            return;
+        }
+        if let Err(error) = self.hops.renew(self.dataplane.tables()) {
+            warn!("{error:#}");
+        }
+        self.compare_interfaces(&before);
+        self.write_hops();
     }
 
     pub(super) fn looked(&mut self, look: &Look) {

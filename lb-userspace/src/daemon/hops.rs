@@ -3,24 +3,58 @@
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
+    time::Duration,
 };
 
 use anyhow::Result;
-use lb_common::layout::Hop;
+use lb_common::{layout::Hop, time::Instant};
 use log::warn;
 
 use super::{interfaces::Wanted, ways::Ways};
 use crate::{
     dataplane::{Dataplane, Requested},
-    sys::netlink::{Change, Destination, NextHop, Watch},
+    sys::{
+        clock,
+        netlink::{Change, Destination, NextHop, Watch},
+    },
     tables::{Installed, Tables, rows::pool_backend},
 };
+
+/// For how long backends keep a next hop that is gone: interfaces blink, lose their addresses for a
+/// moment, and are made anew. A client that comes meanwhile sends its SYN again; without any next hop
+/// it would be refused.
+const KEPT: Duration = Duration::from_secs(1);
+
+/// The backends whose next hop is gone, and until when they keep it all the same.
+#[derive(Debug, Default)]
+struct Gone(HashMap<IpAddr, Instant>);
+
+impl Gone {
+    fn went(&mut self, backend: IpAddr, now: Instant) {
+        self.0.insert(backend, now + KEPT);
+    }
+
+    fn came(&mut self, backend: &IpAddr) {
+        self.0.remove(backend);
+    }
+
+    fn keeps(&self, backend: &IpAddr) -> bool {
+        self.0.contains_key(backend)
+    }
+
+    fn forget(&mut self, now: Instant) -> bool {
+        let before = self.0.len();
+        self.0.retain(|_, until| *until > now);
+        self.0.len() != before
+    }
+}
 
 /// What is known of the neighbourhood.
 pub struct Hops {
     watch: Watch,
     /// By backend; `None` for one whose neighbour is known not to answer.
     hops: HashMap<IpAddr, Option<NextHop>>,
+    gone: Gone,
     /// The names of the links of this network namespace by ifindex.
     links: HashMap<u32, String>,
     /// The ways to the clients.
@@ -30,7 +64,7 @@ pub struct Hops {
 impl Hops {
     /// Nothing is known before the first change.
     pub fn new(watch: Watch) -> Hops {
-        Hops { watch, hops: HashMap::new(), links: HashMap::new(), ways: Ways::default() }
+        Hops { watch, hops: HashMap::new(), gone: Gone::default(), links: HashMap::new(), ways: Ways::default() }
     }
 
     /// Asks for the next hops of all backends that have a pool, tombstones included.
@@ -39,11 +73,14 @@ impl Hops {
         self.watch.want(backends.into_iter().map(|address| Destination { address, interface: None }).collect());
     }
 
-    /// The word for a pool towards `backend`. `None` before netlink has reported it: what an
-    /// earlier run has found out is still better than nothing. An unknown hop while the neighbour
+    /// The word for a pool towards `backend`. `None` before netlink has reported it, and for a moment
+    /// after it is gone: what was found out before is still better than nothing. An unknown hop while the neighbour
     /// does not answer, or answers on an interface that has no number yet.
     pub fn hop(&self, tables: &Tables, backend: IpAddr) -> Option<Hop> {
         let hop = self.hops.get(&backend)?;
+        if self.gone.keeps(&backend) {
+            return None;
+        }
         let numbered = hop.and_then(|hop| Some((hop.mac, tables.interface_number(hop.ifindex)?)));
         Some(numbered.map_or(Hop::default(), |(mac, interface)| Hop::new(mac, interface)))
     }
@@ -55,23 +92,26 @@ impl Hops {
         match change {
             Change::NextHop { destination, hop: Some(hop) } => {
                 self.hops.insert(destination.address, Some(hop));
-                self.attach_for(hop.ifindex, dataplane, clsact);
+                self.gone.came(&destination.address);
+                self.attach_for(hop.ifindex, dataplane, clsact, wanted);
             }
             Change::NextHop { destination, hop: None } => {
-                self.hops.insert(destination.address, None);
+                if self.hops.insert(destination.address, None).flatten().is_some() {
+                    self.gone.went(destination.address, clock::monotonic());
+                }
             }
-            Change::Link { ifindex, name, mac, up: _ } => {
+            Change::Link { ifindex, name, mac, up: _, asked } => {
                 self.links.insert(ifindex, name.clone());
                 if !dataplane.link(ifindex, &name, mac)?
                     && let Some(requested) = wanted.interfaces.get(&name)
                 {
                     dataplane.attach_beside(&name, *requested, clsact)?;
                 }
-                if wanted.guarded.contains(&name) {
+                if wanted.guards(&name, asked) {
                     dataplane.guard(&name, clsact)?;
                 }
                 if self.hops.values().flatten().any(|hop| hop.ifindex == ifindex) {
-                    self.attach_for(ifindex, dataplane, clsact);
+                    self.attach_for(ifindex, dataplane, clsact, wanted);
                 }
                 // It may have joined a bond, or left one.
                 dataplane.renew_members()?;
@@ -79,25 +119,39 @@ impl Hops {
             Change::Ways { news } => return self.ways.change(news, dataplane.tables()),
             Change::LinkGone { ifindex } => {
                 self.links.remove(&ifindex);
-                for hop in self.hops.values_mut() {
-                    *hop = hop.filter(|hop| hop.ifindex != ifindex);
+                for (backend, hop) in &mut self.hops {
+                    if hop.take_if(|hop| hop.ifindex == ifindex).is_some() {
+                        self.gone.went(*backend, clock::monotonic());
+                    }
                 }
                 dataplane.link_gone(ifindex)?;
                 dataplane.renew_members()?;
             }
         }
-        self.ways.renew(dataplane.tables())
+        self.renew(dataplane.tables())
     }
 
-    fn attach_for(&self, ifindex: u32, dataplane: &mut Dataplane, clsact: bool) {
+    /// An interface may have got a number, or lost it.
+    pub fn renew(&mut self, tables: &Tables) -> Result<()> {
+        self.ways.renew(tables)
+    }
+
+    fn attach_for(&self, ifindex: u32, dataplane: &mut Dataplane, clsact: bool, wanted: &Wanted) {
         if dataplane.tables().interface_number(ifindex).is_some() {
             return;
         }
         // The name is not known before the link is reported; then this is called again.
         let Some(name) = self.links.get(&ifindex) else { return };
-        if let Err(error) = dataplane.attach_beside(name, Requested::Auto, clsact) {
+        let requested = wanted.interfaces.get(name).copied().unwrap_or(Requested::Auto);
+        if let Err(error) = dataplane.attach_beside(name, requested, clsact) {
             warn!("backends are reached through {name}, but: {error:#}");
         }
+    }
+
+    /// Forgets what has been gone for long enough. Returns whether there is something to
+    /// [`write`](Self::write).
+    pub fn forget(&mut self, now: Instant) -> bool {
+        self.gone.forget(now)
     }
 
     /// Writes the next hop of every pool; returns the pools, and whether theirs is known.
@@ -111,5 +165,22 @@ impl Hops {
             (*number, hop.is_known())
         };
         installed.pools.iter().map(write).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_next_hop_that_is_gone_is_kept_for_a_moment_and_one_that_is_back_is_not_gone() {
+        let (mut gone, now) = (Gone::default(), Instant(7_000_000_000));
+        let [one, two] = [IpAddr::from([10, 0, 1, 10]), IpAddr::from([10, 0, 1, 11])];
+        gone.went(one, now);
+        gone.went(two, now + KEPT / 2);
+        assert_eq!((gone.forget(now + KEPT / 2), gone.keeps(&one)), (false, true));
+        assert_eq!((gone.forget(now + KEPT), gone.keeps(&one), gone.keeps(&two)), (true, false, true));
+        gone.came(&two);
+        assert_eq!((gone.keeps(&two), gone.forget(now + 2 * KEPT)), (false, false));
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     config::model::{Config, Datapath, Service},
     dataplane::{Attached, Dataplane, Requested},
     notice::{Kind, Notice},
-    sys::netlink,
+    sys::{netdev, netlink},
     tables::Installed,
 };
 
@@ -31,6 +31,13 @@ pub struct Wanted {
     pub guarded: BTreeSet<String>,
     /// What the operator should know.
     pub warnings: Vec<String>,
+}
+
+impl Wanted {
+    /// Whether an interface gets the guard: one that comes later may answer for addresses as well.
+    pub fn guards(&self, name: &str, asked: bool) -> bool {
+        self.guarded.contains(name) || asked && !self.guarded.is_empty()
+    }
 }
 
 /// The loopback device: the host's own addresses lead there, and no frame of ours passes it.
@@ -148,6 +155,21 @@ fn put_on(before: &[Attached], now: &[Attached]) -> Vec<Notice> {
     let as_before = |now: &&Attached| before.iter().any(|it| it.ifindex == now.ifindex && it.mode == now.mode);
     let told = |now: &Attached| notice(Level::Info, &now.interface, &format!("{} ({})", now.mode.name(), now.reason));
     now.iter().filter(|now| !as_before(now)).map(told).collect()
+}
+
+/// Attaches what is still missing on interfaces that are there. The error is for an operator.
+pub fn attach_missing(dataplane: &mut Dataplane, wanted: &Wanted, clsact: bool) -> Result<(), String> {
+    let is_there = |name: &&String| netdev::index_of(name).is_ok();
+    for (name, requested) in wanted.interfaces.iter().filter(|(name, _)| is_there(name)) {
+        let why = |error: anyhow::Error| format!("the program cannot be put on {name}: {error:#}");
+        if !dataplane.is_attached(name) {
+            dataplane.attach_beside(name, *requested, clsact).map_err(why)?;
+        }
+        if wanted.guarded.contains(name) && !dataplane.is_guarded(name) {
+            dataplane.guard(name, clsact).map_err(why)?;
+        }
+    }
+    Ok(())
 }
 
 /// What has become of the program on interfaces that went, came or were renamed.

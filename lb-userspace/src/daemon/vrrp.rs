@@ -219,7 +219,7 @@ impl Daemon {
     }
 
     fn dependencies(&self) -> Dependencies {
-        let datapath = self.hooks.failing.clone().map_or_else(|| self.dataplane.self_test(), Err);
+        let datapath = self.hooks.fault().map_or_else(|| self.dataplane.self_test(), Err);
         let now = clock::monotonic();
         let is_up = |number: &u16| {
             let state = self.controller.standing(*number, time::Instant::ZERO, now).state;

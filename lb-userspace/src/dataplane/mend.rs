@@ -9,6 +9,7 @@ use super::{
     Attached, Dataplane, Mode,
     attach::{Hooks, Requested},
     pins::Hook,
+    rivals::{Met, Rivals},
     standing::{Found, Look, Place, Question, place},
 };
 use crate::sys::netdev;
@@ -111,33 +112,27 @@ impl Dataplane {
         hooks.attach(&device, requested, clsact).map(drop)
     }
 
-    /// Whoever comes back to the first place after that keeps it: two that overtake each other for
-    /// ever help nobody. A program on an earlier hook cannot be overtaken.
+    /// See [`Rivals`].
     fn overtake(&mut self, attached: &Attached, side: Side, hook: Hook, before: &[Found], mended: &mut Mended) {
         let key = (attached.ifindex, hook.is_outgoing());
-        let known = self.behind.remove(&key).unwrap_or_default();
-        let overtaken = self.overtaken.entry(key).or_default();
-        let is_new = |found: &&Found| found.hook == hook && !overtaken.contains(*found);
-        let new: Vec<_> = before.iter().filter(is_new).cloned().collect();
-        overtaken.extend(new.iter().cloned());
-        let spare = overtaken.len().saturating_sub(REMEMBERED);
-        overtaken.drain(..spare);
+        let Met { new, staying } = self.rivals.entry(key).or_default().meet(hook, before);
         let moved = if new.is_empty() { Ok(()) } else { self.move_to_head(attached, hook) };
         let what = if side == Side::In { "the program" } else { "the guard" };
-        for found in before.iter().filter(|found| !known.contains(found)) {
-            let then = match &moved {
-                Ok(()) if new.contains(found) => format!("{what} is put in front of it"),
-                Ok(()) => format!("frames pass it before {what} sees them"),
-                Err(error) => format!("{what} cannot be put in front of it: {error:#}"),
-            };
-            mended.told.push((
-                Level::Warn,
-                attached.interface.clone(),
-                format!("{} stands first: {then}", found.told()),
-            ));
+        let then = match &moved {
+            Ok(()) => format!("{what} is put in front of it"),
+            Err(error) => format!("{what} cannot be put in front of it: {error:#}"),
+        };
+        let stays = format!("frames pass it before {what} sees them");
+        let all = new.iter().map(|found| (found, &then)).chain(staying.iter().map(|found| (found, &stays)));
+        for (found, then) in all {
+            let text = format!("{} stands first: {then}", found.told());
+            mended.told.push((Level::Warn, attached.interface.clone(), text));
         }
-        let stays = |found: &&Found| moved.is_err() || !new.contains(found);
-        self.behind.insert(key, before.iter().filter(stays).cloned().collect());
+        if moved.is_ok()
+            && let Some(rivals) = self.rivals.get_mut(&key)
+        {
+            rivals.overtook(&new);
+        }
     }
 
     fn move_to_head(&mut self, attached: &Attached, hook: Hook) -> anyhow::Result<()> {
@@ -149,10 +144,7 @@ impl Dataplane {
 
     /// The programs of others that see a frame before ours does, as they were last seen.
     pub fn behind(&self, ifindex: u32) -> Vec<String> {
-        let sides = [false, true].into_iter().filter_map(|outward| self.behind.get(&(ifindex, outward)));
-        sides.flatten().map(Found::told).collect()
+        let sides = [false, true].into_iter().filter_map(|outward| self.rivals.get(&(ifindex, outward)));
+        sides.flat_map(Rivals::before).map(Found::told).collect()
     }
 }
-
-/// How many programs that were overtaken are remembered on each hook.
-const REMEMBERED: usize = 64;

@@ -27,6 +27,7 @@ mod mend;
 mod needs;
 mod pins;
 mod refusal;
+mod rivals;
 mod self_test;
 mod shapes;
 mod standing;
@@ -53,7 +54,7 @@ use attach::{Hooks, detach, left_behind};
 use inner::Kernel;
 use load::{Loaded, Programs, in_use, load, settle_layout};
 use pins::Pins;
-use standing::Found;
+use rivals::Rivals;
 
 use crate::{
     sys::{
@@ -108,10 +109,8 @@ pub struct Dataplane {
     numbers: BTreeMap<String, u8>,
     /// How often hooks were changed.
     changes: u64,
-    /// The programs of others that see frames first, and those that did: by interface, and whether
-    /// on the way out.
-    behind: BTreeMap<(u32, bool), Vec<Found>>,
-    overtaken: BTreeMap<(u32, bool), Vec<Found>>,
+    /// The programs of others that see frames first, by interface, and whether on the way out.
+    rivals: BTreeMap<(u32, bool), Rivals>,
     /// The maps, so that they can be pinned again.
     held: Vec<(String, MapData)>,
     socket: PacketSocket,
@@ -143,8 +142,7 @@ impl Prepared {
             guards_by_filter: false,
             numbers: BTreeMap::new(),
             changes: 0,
-            behind: BTreeMap::new(),
-            overtaken: BTreeMap::new(),
+            rivals: BTreeMap::new(),
             held,
             lock,
         })
@@ -338,6 +336,16 @@ impl Dataplane {
         self.attached.values().cloned().collect()
     }
 
+    /// Whether the program is on an interface of this name.
+    pub fn is_attached(&self, interface: &str) -> bool {
+        self.attached.values().any(|attached| attached.interface == interface)
+    }
+
+    /// Whether the guard is on an interface.
+    pub fn is_guarded(&self, interface: &str) -> bool {
+        netdev::index_of(interface).is_ok_and(|ifindex| self.guarded.contains(&ifindex))
+    }
+
     /// Interfaces on which an earlier run has left its program and on which this one has not been
     /// asked to attach yet.
     pub fn left_attached(&self) -> Result<Vec<String>> {
@@ -360,8 +368,7 @@ impl Dataplane {
 
     fn remove(&mut self, ifindex: u32) -> Result<()> {
         self.changes += 1;
-        self.behind.retain(|(of, _), _| *of != ifindex);
-        self.overtaken.retain(|(of, _), _| *of != ifindex);
+        self.rivals.retain(|(of, _), _| *of != ifindex);
         for (of, hook) in self.pins.all_links()? {
             if of == ifindex {
                 detach(&self.pins, ifindex, hook)?;

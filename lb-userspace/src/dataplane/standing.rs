@@ -28,6 +28,11 @@ pub struct Found {
 }
 
 impl Found {
+    /// Whether it is the other one, or that one loaded anew.
+    pub fn is_same(&self, other: &Found) -> bool {
+        (self.hook, &self.name, self.place) == (other.hook, &other.name, other.place)
+    }
+
     /// For an operator.
     pub fn told(&self) -> String {
         let by = match (self.hook, self.place) {

@@ -124,6 +124,8 @@ struct Holding {
     resumes: bool,
     /// Orders to put addresses on that the kernel has not answered yet.
     asked: u32,
+    /// The kernel has put them all on.
+    stands: bool,
     /// When the last of them is overdue.
     overdue_at: Option<Instant>,
 }
@@ -197,6 +199,7 @@ impl Holdings {
     pub fn change(&mut self, id: InstanceId, addresses: &[IpNet]) -> AddressChange {
         let Some(holding) = self.instances.get_mut(&id) else { return AddressChange::default() };
         let differs = holding.addresses != addresses;
+        holding.stands &= !differs;
         holding.addresses = addresses.to_vec();
         let kept: BTreeSet<_> = bare(addresses).into_iter().collect();
         let gone: Vec<_> = holding.leases.iter().filter(|lease| !kept.contains(&lease.address)).collect();
@@ -268,19 +271,26 @@ impl Holdings {
         self.instances.get(&id).map_or_else(Vec::new, |holding| holding.renew(until).collect())
     }
 
-    /// Puts an instance's addresses on its interface.
+    /// Puts an instance's addresses on its interface. Where they stand already, only their lifetimes
+    /// change, and that may wait.
     pub fn hold(&mut self, id: InstanceId, now: Instant) -> Vec<HoldingOrder> {
         let Some(holding) = self.instances.get_mut(&id) else { return Vec::new() };
         holding.asked += 1;
-        holding.overdue_at = Some(now + HELD_WITHIN);
+        if !holding.stands {
+            holding.overdue_at = Some(now + HELD_WITHIN);
+        }
         vec![PutOn { id, interface: holding.interface.clone(), addresses: holding.addresses.clone() }]
     }
 
-    /// The kernel has answered an order to put addresses on, whatever it said.
-    pub fn answered(&mut self, id: InstanceId) {
+    /// The kernel has answered an order to put addresses on: they are all there, or not.
+    pub fn answered(&mut self, id: InstanceId, all_there: bool) {
         if let Some(holding) = self.instances.get_mut(&id) {
             holding.asked = holding.asked.saturating_sub(1);
-            holding.overdue_at.take_if(|_| holding.asked == 0);
+            if holding.asked == 0 {
+                // Otherwise they may have been taken off after the order.
+                let is_awaited = holding.overdue_at.take().is_some();
+                holding.stands = all_there && (holding.stands || is_awaited);
+            }
         }
     }
 
@@ -299,6 +309,7 @@ impl Holdings {
     pub fn release(&mut self, id: InstanceId) -> Vec<HoldingOrder> {
         let Some(holding) = self.instances.get_mut(&id) else { return Vec::new() };
         holding.overdue_at = None;
+        holding.stands = false;
         holding.renew(Instant::ZERO).chain([holding.take_off()]).collect()
     }
 

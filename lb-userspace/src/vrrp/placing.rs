@@ -22,9 +22,33 @@ pub fn lifetime(lease: Duration) -> u32 {
     u32::try_from(seconds).unwrap_or(u32::MAX).max(SHORTEST)
 }
 
-/// How often it is renewed within its lifetime.
-pub const RENEWALS: u32 = 4;
 const SHORTEST: u32 = 2;
+
+/// Renewals of an address that have failed in a row. One may find the kernel busy; after the second
+/// the address may go at any time, and the other host has to know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Renewals {
+    failed: u32,
+}
+
+impl Renewals {
+    /// Takes in how a renewal went. `true`: it is time to give the address up.
+    pub fn went(&mut self, well: bool) -> bool {
+        self.failed = if well { 0 } else { self.failed + 1 };
+        self.failed == 2
+    }
+
+    /// When to renew an address of this lifetime next.
+    pub fn next_in(self, valid: u32) -> Duration {
+        let usual = Duration::from_secs(valid.into()) / RENEWALS;
+        if self.failed == 0 { usual } else { usual.min(AGAIN) }
+    }
+}
+
+/// How often it is renewed within its lifetime.
+const RENEWALS: u32 = 4;
+/// How soon a renewal that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Something to do on the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +66,13 @@ pub fn to_hold(placed: &[Placed], address: IpAddr) -> Result<Vec<Step>, IpNet> {
         return Err(own.address);
     }
     let wanted = IpNet::from(address);
+    // By an older version, with the configuration's prefix.
+    let others = placed.iter().map(|it| it.address).filter(|it| it.addr() == address && *it != wanted);
+    let others: Vec<_> = others.map(Step::TakeOff).collect();
+    if address.is_ipv6() && !others.is_empty() {
+        // The kernel takes it for the same address, whatever its prefix: for a moment it is gone.
+        return Ok(others.into_iter().chain([Step::PutOn(wanted)]).collect());
+    }
     let mut steps = match placed.iter().position(|it| it.address == wanted) {
         None => vec![Step::PutOn(wanted)],
         Some(position) if is_before_own(&placed[position..], address) => {
@@ -49,9 +80,7 @@ pub fn to_hold(placed: &[Placed], address: IpAddr) -> Result<Vec<Step>, IpNet> {
         }
         Some(_) => Vec::new(),
     };
-    // By an older version, with the configuration's prefix.
-    let others = placed.iter().map(|it| it.address).filter(|it| it.addr() == address && *it != wanted);
-    steps.extend(others.map(Step::TakeOff));
+    steps.extend(others);
     Ok(steps)
 }
 

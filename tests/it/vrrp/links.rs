@@ -176,3 +176,38 @@ fn what_an_interface_of_an_earlier_run_has_left_is_forgotten_at_the_start() {
     stands_once(&lab, &lab.balancer, &one, false);
     serves(&lab, &lab.balancer, &one, &mut hold(&lab, 3));
 }
+
+/// Until then the host would answer for the address, and refuse every client itself.
+#[test]
+fn native_xdp_that_a_new_interface_does_not_take_is_a_fault_and_put_there_once_it_does() {
+    let mut lab = Lab::build(&Plan::new(Topology::Segment).backends(1).pair().for_xdp()).expect("the lab");
+    let _backend = StandIn::start(&lab.backends[0]).expect("a stand-in");
+    let file = Service::new(&lab, "xdp").toml() + "\n" + &instance(150, &[FAST]);
+    let mut one = Evenkeel::on(&lab, &lab.balancer, &file).expect("files");
+    one.run().expect("evenkeel");
+    becomes(&one, "MASTER");
+    // Its other end has no program.
+    lab.plan.offloads = true;
+    lab.make_anew(&lab.balancer, "eth0", "eth0", Duration::ZERO).expect("another eth0");
+    let what = "the program cannot be put on eth0";
+    let is_told = || faults(&one).contains(what).then_some(());
+    wait::until(what, SOON, is_told).unwrap_or_else(|late| panic!("{late:#}\n{}", one.log()));
+    becomes(&one, "FAULT");
+    lab.balancer.offload("eth0", "tx", false).expect("ethtool");
+    lab::xdp_pass::attach(&lab.switch, &lab.balancer.name).expect("a program");
+    is_back(&lab, &lab.balancer, &one, Instant::now());
+    assert_eq!(one.status().expect("status")["services"][0]["datapath"][0]["mode"], "xdp", "{}", one.log());
+    serves(&lab, &lab.balancer, &one, &mut hold(&lab, 3));
+}
+
+#[test]
+fn an_interface_that_comes_later_gets_the_guard_without_a_reload() {
+    let lab = lab();
+    let one = evenkeel(&lab, &lab.balancer, &instance(150, &[FAST]));
+    becomes(&one, "MASTER");
+    lab.second_cable(&lab.balancer, "eth1").expect("a cable");
+    let ifindex = lab.balancer.inside(|| Ok(evenkeel::sys::netdev::index_of("eth1")?)).expect("an index");
+    let pin = one.bpffs().join("links").join(format!("{ifindex}-tcx-out"));
+    wait::until("the guard", SOON, || pin.exists().then_some(()))
+        .unwrap_or_else(|late| panic!("{late:#}\n{}", one.log()));
+}

@@ -37,8 +37,8 @@ pub type Neighbour = (u32, IpAddr);
 pub enum Change {
     /// A destination's next hop has changed or is gone: there is no route, or a new route whose
     /// neighbour is not resolved yet. A neighbour that stops answering keeps its MAC address here,
-    /// because a lost ARP answer must not cut connections; whether a backend is alive is found out
-    /// elsewhere.
+    /// because a lost ARP answer must not cut connections, and so does one whose route is back after
+    /// its link was down or made anew; whether a backend is alive is found out elsewhere.
     NextHop {
         /// The destination.
         destination: Destination,
@@ -55,6 +55,9 @@ pub enum Change {
         mac: [u8; 6],
         /// Whether it is up and has a carrier.
         up: bool,
+        /// Whether the host may be asked for an address by it, see
+        /// [`asked_interfaces`](super::asked_interfaces).
+        asked: bool,
     },
     /// By which next hops this host reaches others; see [`Way`].
     Ways {
@@ -69,6 +72,9 @@ pub enum Change {
     },
 }
 
+/// How many neighbours without a route are remembered: more than there are backends.
+const REMEMBERED: usize = 4096;
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
     mac: Option<[u8; 6]>,
@@ -81,6 +87,7 @@ struct Link {
     name: String,
     mac: [u8; 6],
     up: bool,
+    asked: bool,
 }
 
 /// Destinations, routes, neighbours and links as far as they are known.
@@ -88,6 +95,9 @@ struct Link {
 pub struct Hops {
     routes: BTreeMap<Destination, Option<Neighbour>>,
     neighbours: BTreeMap<Neighbour, Known>,
+    /// The last MAC address of neighbours that no route leads through any longer, by the name of the
+    /// link. When a link was down, or made anew, they hold until the neighbour answers.
+    last: BTreeMap<(String, IpAddr), [u8; 6]>,
     reported: BTreeMap<Destination, Option<NextHop>>,
     links: BTreeMap<u32, Link>,
     /// Links whose change is not reported yet. Together with `reported` it bounds what waits for a
@@ -120,15 +130,29 @@ impl Hops {
         if let Some(route) = self.routes.get_mut(&destination) {
             *route = via;
         }
-        if let Some(via) = via {
-            self.neighbours.entry(via).or_default();
+        if let Some(via) = via
+            && !self.neighbours.contains_key(&via)
+        {
+            let name = self.links.get(&via.0).map(|link| link.name.clone()).unwrap_or_default();
+            let mac = self.last.remove(&(name, via.1));
+            self.neighbours.insert(via, Known { mac, valid: false });
         }
         self.forget_unused();
     }
 
     fn forget_unused(&mut self) {
         let used: BTreeSet<Neighbour> = self.routes.values().copied().flatten().collect();
-        self.neighbours.retain(|neighbour, _| used.contains(neighbour));
+        self.forget(|neighbour| !used.contains(neighbour));
+    }
+
+    fn forget(&mut self, unused: impl Fn(&Neighbour) -> bool) {
+        for ((ifindex, address), known) in self.neighbours.extract_if(.., |neighbour, _| unused(neighbour)) {
+            let (Some(link), Some(mac)) = (self.links.get(&ifindex), known.mac) else { continue };
+            if self.last.len() == REMEMBERED {
+                self.last.clear();
+            }
+            self.last.insert((link.name.clone(), address), mac);
+        }
     }
 
     /// News of a neighbour. Most of it concerns none of ours and costs one look-up.
@@ -150,8 +174,8 @@ impl Hops {
     }
 
     /// News of a link. `true`: its state has changed.
-    pub fn link(&mut self, ifindex: u32, name: String, mac: [u8; 6], up: bool) -> bool {
-        let link = Link { name, mac, up };
+    pub fn link(&mut self, ifindex: u32, name: String, mac: [u8; 6], up: bool, asked: bool) -> bool {
+        let link = Link { name, mac, up, asked };
         if self.links.get(&ifindex) == Some(&link) {
             return false;
         }
@@ -162,12 +186,12 @@ impl Hops {
 
     /// A link is gone, and with it what was known by it: another one may get its index.
     pub fn link_gone(&mut self, ifindex: u32) {
+        self.forget(|(by, _)| *by == ifindex);
         if self.links.remove(&ifindex).is_none() {
             return;
         }
         self.changed_links.remove(&ifindex);
         self.gone_links.insert(ifindex);
-        self.neighbours.retain(|(by, _), _| *by != ifindex);
         for via in self.routes.values_mut() {
             *via = via.filter(|(by, _)| *by != ifindex);
         }
@@ -190,8 +214,8 @@ impl Hops {
             return Some(Change::LinkGone { ifindex });
         }
         while let Some(ifindex) = self.changed_links.pop_first() {
-            if let Some(Link { name, mac, up }) = self.links.get(&ifindex).cloned() {
-                return Some(Change::Link { ifindex, name, mac, up });
+            if let Some(Link { name, mac, up, asked }) = self.links.get(&ifindex).cloned() {
+                return Some(Change::Link { ifindex, name, mac, up, asked });
             }
         }
         let (destination, hop) = self.next_hop_change()?;
@@ -294,10 +318,10 @@ mod tests {
     #[test]
     fn links_are_reported_when_they_change_the_latest_state_only() {
         let mut hops = Hops::default();
-        assert!(hops.link(2, "eth0".into(), [1; 6], false));
-        assert!(hops.link(2, "eth0".into(), [1; 6], true));
-        assert!(!hops.link(2, "eth0".into(), [1; 6], true));
-        let link = Change::Link { ifindex: 2, name: "eth0".into(), mac: [1; 6], up: true };
+        assert!(hops.link(2, "eth0".into(), [1; 6], false, true));
+        assert!(hops.link(2, "eth0".into(), [1; 6], true, true));
+        assert!(!hops.link(2, "eth0".into(), [1; 6], true, true));
+        let link = Change::Link { ifindex: 2, name: "eth0".into(), mac: [1; 6], up: true, asked: true };
         assert_eq!(changes(&mut hops), [link]);
         hops.link_gone(2);
         hops.link_gone(5);
@@ -305,14 +329,14 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_comes_back_under_its_index_is_another_one_and_nothing_is_known_by_it() {
+    fn a_link_that_comes_back_under_its_index_is_another_one() {
         let mut hops = routed();
-        hops.link(3, "eth1".into(), [1; 6], true);
+        hops.link(3, "eth1".into(), [1; 6], true, true);
         hops.neighbour((3, ip("10.0.3.1")), Some([7; 6]));
         changes(&mut hops);
         hops.link_gone(3);
-        hops.link(3, "eth1".into(), [1; 6], true);
-        let link = Change::Link { ifindex: 3, name: "eth1".into(), mac: [1; 6], up: true };
+        hops.link(3, "eth1".into(), [1; 6], true, true);
+        let link = Change::Link { ifindex: 3, name: "eth1".into(), mac: [1; 6], up: true, asked: true };
         assert_eq!(changes(&mut hops), [Change::LinkGone { ifindex: 3 }, link.clone()]);
         hops.route(destination("10.9.0.1"), Some((3, ip("10.0.3.1"))));
         hops.neighbour((3, ip("10.0.3.1")), Some([7; 6]));
@@ -320,9 +344,36 @@ mod tests {
         assert_eq!(changes(&mut hops), [again], "the receiver has forgotten it with the link");
         // New and gone before it was reported.
         hops.link_gone(3);
-        hops.link(3, "eth1".into(), [1; 6], true);
+        hops.link(3, "eth1".into(), [1; 6], true, true);
         hops.link_gone(3);
         assert_eq!(changes(&mut hops), [Change::LinkGone { ifindex: 3 }]);
+    }
+
+    /// Clients that come before the neighbour has answered again are served rather than refused.
+    #[test]
+    fn a_neighbour_keeps_its_mac_while_its_link_is_down_or_made_anew_and_is_asked_again() {
+        let mut hops = routed();
+        let (backend, name) = (destination("10.0.1.10"), "eth0".to_owned());
+        hops.link(2, name.clone(), [1; 6], true, true);
+        hops.neighbour((2, backend.address), Some([7; 6]));
+        changes(&mut hops);
+        hops.route(backend, None);
+        assert_eq!(changes(&mut hops), [next_hop("10.0.1.10", None)]);
+        hops.route(backend, Some((2, backend.address)));
+        assert_eq!(changes(&mut hops), [next_hop("10.0.1.10", Some((2, 7)))]);
+        assert!(hops.unresolved().contains(&(2, backend.address)));
+        hops.link_gone(2);
+        hops.link(9, name, [1; 6], true, true);
+        changes(&mut hops);
+        hops.route(backend, Some((9, backend.address)));
+        assert_eq!(changes(&mut hops), [next_hop("10.0.1.10", Some((9, 7)))]);
+        hops.neighbour((9, backend.address), Some([8; 6]));
+        assert_eq!(changes(&mut hops), [next_hop("10.0.1.10", Some((9, 8)))]);
+        // Another link is another segment.
+        hops.link(4, "eth1".into(), [2; 6], true, true);
+        changes(&mut hops);
+        hops.route(backend, Some((4, backend.address)));
+        assert_eq!(changes(&mut hops), [next_hop("10.0.1.10", None)]);
     }
 
     #[test]

@@ -30,8 +30,7 @@ pub async fn asked_interfaces() -> Result<Vec<String>> {
     let links = wire::all_links(&handle).await;
     connection.abort();
     let links = links?;
-    let own = links.iter().filter(|message| wire::is_ethernet(message) && !wire::is_port(message));
-    Ok(own.filter_map(wire::link).map(|link| link.name).collect())
+    Ok(links.iter().filter_map(wire::link).filter(|link| link.asked).map(|link| link.name).collect())
 }
 
 /// The name of the interface of a listen address: the one that holds the address; if none does

@@ -318,7 +318,7 @@ impl Task {
 
     fn hear_link(&mut self, message: &rtnetlink::packet_route::link::LinkMessage) {
         if let Some(news) = wire::link(message)
-            && self.hops.link(news.ifindex, news.name, news.mac, news.up)
+            && self.hops.link(news.ifindex, news.name, news.mac, news.up, news.asked)
         {
             self.look_soon();
         }
@@ -337,7 +337,7 @@ impl Task {
             }
         }
         for news in found {
-            self.hops.link(news.ifindex, news.name, news.mac, news.up);
+            self.hops.link(news.ifindex, news.name, news.mac, news.up, news.asked);
         }
         Ok(())
     }

@@ -34,6 +34,8 @@ pub struct LinkNews {
     pub name: String,
     pub mac: [u8; 6],
     pub up: bool,
+    /// It carries Ethernet frames of its own: it belongs to no bond and no bridge.
+    pub asked: bool,
 }
 
 /// `None` if the message is not about the link itself (a bridge sends others about its ports).
@@ -41,8 +43,9 @@ pub fn link(message: &LinkMessage) -> Option<LinkNews> {
     if message.header.interface_family != AddressFamily::Unspec {
         return None;
     }
-    let mut news = LinkNews { ifindex: message.header.index, name: String::new(), mac: [0; 6], up: false };
-    news.up = message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
+    let up = message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
+    let asked = is_ethernet(message) && !is_port(message);
+    let mut news = LinkNews { ifindex: message.header.index, name: String::new(), mac: [0; 6], up, asked };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => news.name.clone_from(name),
@@ -54,12 +57,12 @@ pub fn link(message: &LinkMessage) -> Option<LinkNews> {
 }
 
 /// Whether the link carries Ethernet frames.
-pub fn is_ethernet(message: &LinkMessage) -> bool {
+fn is_ethernet(message: &LinkMessage) -> bool {
     message.header.link_layer_type == LinkLayerType::Ether
 }
 
 /// Whether the link belongs to another one: a bond, a bridge.
-pub fn is_port(message: &LinkMessage) -> bool {
+fn is_port(message: &LinkMessage) -> bool {
     message.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Controller(_)))
 }
 

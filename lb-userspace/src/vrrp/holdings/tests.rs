@@ -163,12 +163,39 @@ fn addresses_that_the_kernel_does_not_put_on_are_overdue_once_until_it_has_answe
     assert_eq!((holdings.overdue(at(3000)), holdings.overdue(at(9000)), holdings.deadline()), (vec![0], vec![], None));
     // It is tried again, and only now the first order is answered: that says nothing of the second.
     holdings.hold(0, at(8000));
-    holdings.answered(0);
+    holdings.answered(0, false);
     assert_eq!(holdings.deadline(), Some(at(11_000)));
-    holdings.answered(0);
+    holdings.answered(0, false);
     assert_eq!((holdings.deadline(), holdings.overdue(at(20_000))), (None, vec![]));
     // Addresses that are taken off again are not waited for.
     holdings.hold(0, at(0));
     holdings.release(0);
     assert_eq!(holdings.deadline(), None);
+}
+
+/// A reload that changes the lease gives them other lifetimes.
+#[test]
+fn addresses_that_stand_already_are_never_overdue() {
+    let mut holdings = one(&[100]);
+    holdings.hold(0, NOW);
+    holdings.answered(0, true);
+    holdings.hold(0, NOW);
+    assert_eq!(holdings.deadline(), None);
+    // Whatever takes them off, or adds one, ends that.
+    holdings.configure(ips(&[100, 101]));
+    holdings.change(0, &nets(&[100, 101]));
+    holdings.hold(0, NOW);
+    assert!(holdings.deadline().is_some());
+    holdings.answered(0, true);
+    holdings.answered(0, true);
+    holdings.release(0);
+    holdings.hold(0, NOW);
+    assert!(holdings.deadline().is_some());
+    // An order that was answered while they were taken off says nothing of now.
+    let mut holdings = one(&[100]);
+    holdings.hold(0, NOW);
+    holdings.release(0);
+    holdings.answered(0, true);
+    holdings.hold(0, NOW);
+    assert!(holdings.deadline().is_some());
 }

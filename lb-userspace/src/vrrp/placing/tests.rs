@@ -59,6 +59,31 @@ fn what_an_older_version_has_put_there_with_a_prefix_is_replaced_and_taken_off()
 }
 
 #[test]
+fn over_ipv6_it_is_taken_off_first_because_the_kernel_takes_both_for_one() {
+    let steps = vec![TakeOff(net("fd00::100/64")), PutOn(net("fd00::100/128"))];
+    assert_eq!(hold(&[ours("fd00::100/64"), own("fd00::1/64")], "fd00::100"), Ok(steps));
+    let others = [ours("fd00::99/64"), ours("fd00::100/128")];
+    assert_eq!(hold(&others, "fd00::100"), Ok(vec![]));
+}
+
+#[test]
+fn an_address_is_given_up_once_after_two_renewals_that_failed_in_a_row() {
+    let mut renewals = Renewals::default();
+    let went: Vec<_> = [false, true, false, false, false, true, false, false].map(|well| renewals.went(well)).into();
+    assert_eq!(went, [false, false, false, true, false, false, false, true]);
+}
+
+#[test]
+fn a_renewal_that_failed_is_tried_again_soon() {
+    let (mut renewals, ms) = (Renewals::default(), Duration::from_millis);
+    assert_eq!((renewals.next_in(2), renewals.next_in(40)), (ms(500), ms(10_000)));
+    renewals.went(false);
+    assert_eq!((renewals.next_in(2), renewals.next_in(40)), (ms(500), ms(1000)));
+    renewals.went(true);
+    assert_eq!(renewals.next_in(40), ms(10_000));
+}
+
+#[test]
 fn it_lives_as_long_as_its_lease_in_whole_seconds() {
     for (lease, seconds) in [(30, 2), (300, 2), (2000, 2), (2001, 3), (3000, 3), (3600, 4), (122_850, 123)] {
         assert_eq!(lifetime(Duration::from_millis(lease)), seconds, "{lease}");

@@ -115,6 +115,13 @@ pub enum Fact {
         /// The error, if there was one.
         result: Result<(), String>,
     },
+    /// The addresses of an instance will go from the interface soon.
+    NotRenewed {
+        /// The instance.
+        id: InstanceId,
+        /// Why they cannot be renewed.
+        error: String,
+    },
     /// Addresses were taken off an interface, or could not be.
     Released {
         /// The addresses.

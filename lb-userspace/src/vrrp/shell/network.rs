@@ -22,7 +22,7 @@ use crate::{
     },
     vrrp::{
         group::InstanceId,
-        placing::{self, RENEWALS, Step},
+        placing::{self, Renewals, Step},
         wire,
     },
 };
@@ -130,11 +130,21 @@ struct Work<'a> {
     known: Vec<Interface>,
     /// The open sockets, by interface and whether for IPv4.
     open: BTreeMap<(String, bool), Open>,
-    /// The addresses to keep on each interface, with their lifetimes in seconds.
-    held: BTreeMap<(String, IpAddr), u32>,
+    /// The addresses to keep on each interface.
+    held: BTreeMap<(String, IpAddr), Kept>,
     renew_at: Instant,
     /// The last trouble, so that it is logged once.
     logged: String,
+}
+
+/// An address to keep on an interface.
+#[derive(Clone, Copy)]
+struct Kept {
+    /// The instance.
+    id: InstanceId,
+    /// Its lifetime in seconds.
+    valid: u32,
+    renewals: Renewals,
 }
 
 /// An open socket.
@@ -162,10 +172,11 @@ impl Work<'_> {
                 let valid = placing::lifetime(lease);
                 let mut result = Ok(Standing::New);
                 for address in addresses {
-                    self.held.insert((interface.clone(), address), valid);
+                    let renewals = Renewals::default();
+                    self.held.insert((interface.clone(), address), Kept { id, valid, renewals });
                     result = result.and(self.put_on(&interface, address, valid).await);
                 }
-                self.renew_at = self.renew_at.min(Instant::now() + Duration::from_secs(valid.into()) / RENEWALS);
+                self.renew_at = self.renew_at.min(Instant::now() + Renewals::default().next_in(valid));
                 self.post(Fact::Held { id, result: result.map(drop).map_err(|error| format!("{error:#}")) });
             }
             NetworkOrder::Release { interface, addresses } => {
@@ -255,7 +266,7 @@ impl Work<'_> {
 
     /// Puts back the addresses that somebody else has taken off or moved to the front.
     async fn put_back(&mut self) {
-        for ((name, address), valid) in self.held.clone() {
+        for ((name, address), Kept { valid, .. }) in self.held.clone() {
             // If the interface is gone or down, or the address is the host's own now, the instance
             // learns of that by itself.
             if let Err(error) = self.put_on(&name, address, valid).await {
@@ -266,19 +277,33 @@ impl Work<'_> {
 
     /// Lets the addresses live on.
     async fn renew(&mut self) {
-        for ((name, address), valid) in self.held.clone() {
-            let renewed = match self.put_on(&name, address, valid).await {
-                Ok(Standing::Stood(ifindex)) => self.addresses.add(ifindex, address.into(), valid).await,
-                Ok(Standing::New) => Ok(()),
-                Err(error) => Err(error),
-            };
-            // If it goes on, the kernel takes the address off, and the other host does not know.
+        for (key, mut kept) in self.held.clone() {
+            let renewed = self.renew_one(&key.0, key.1, kept.valid).await;
+            if kept.renewals.went(renewed.is_ok())
+                && let Err(error) = &renewed
+            {
+                let error = format!("{} cannot be renewed, and would go by itself: {error:#}", key.1);
+                self.post(Fact::NotRenewed { id: kept.id, error });
+            }
             if let Err(error) = renewed {
                 self.trouble(format!("an address cannot be renewed: {error:#}"));
             }
+            self.held.insert(key, kept);
         }
-        let shortest = self.held.values().min().copied().unwrap_or(u32::MAX);
-        self.renew_at = Instant::now() + Duration::from_secs(shortest.into()) / RENEWALS;
+        if let Some(next) = self.held.values().map(|kept| kept.renewals.next_in(kept.valid)).min() {
+            self.renew_at = Instant::now() + next;
+        }
+    }
+
+    async fn renew_one(&mut self, interface: &str, address: IpAddr, valid: u32) -> Result<()> {
+        // If it is gone, the instance learns of that by itself.
+        if self.ifindex(interface).is_err() {
+            return Ok(());
+        }
+        match self.put_on(interface, address, valid).await? {
+            Standing::Stood(ifindex) => self.addresses.add(ifindex, address.into(), valid).await,
+            Standing::New => Ok(()),
+        }
     }
 
     async fn put_on(&mut self, interface: &str, address: IpAddr, valid: u32) -> Result<Standing> {

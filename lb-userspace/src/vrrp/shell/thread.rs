@@ -297,10 +297,13 @@ impl Thread {
             Fact::LacksFlows(lacks) => self.host.lacks_flows = lacks,
             Fact::Script { instance, number, passed } => self.script(&instance, number, passed),
             Fact::Held { id, result } => {
-                self.holdings.answered(id);
+                self.holdings.answered(id, result.is_ok());
                 let Err(error) = result else { return };
                 self.cannot_hold(id, error, now);
             }
+            // It may have given them up by now.
+            Fact::NotRenewed { id, error } if self.machines.is_master(id) => self.cannot_hold(id, error, now),
+            Fact::NotRenewed { .. } => return,
             Fact::Released { addresses, result } => self.released(&addresses, result, now),
         }
         self.evaluate_all(now);

@@ -119,7 +119,7 @@ impl Host {
                 HoldingOrder::Forget { lease } => self.tables.remove_lease(lease),
                 HoldingOrder::PutOn { id, .. } => {
                     if let Some(daemon) = &mut self.daemon {
-                        daemon.holdings.answered(id);
+                        daemon.holdings.answered(id, true);
                     }
                 }
                 HoldingOrder::TakeOff { .. } => {}
