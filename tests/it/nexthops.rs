@@ -160,10 +160,12 @@ fn a_neighbour_keeps_its_mac_while_the_link_is_down_or_made_anew() {
         watch.want(vec![destination("10.0.1.10")]);
         next_hop(&mut changes).await;
         far.run("ip link set ek1 arp off");
+        let begin = Instant::now();
         run("ip link set ek0 down");
         assert_eq!(next_hop(&mut changes).await.1, None);
         run("ip link set ek0 up");
         assert_eq!(next_hop(&mut changes).await.1, Some(NextHop { ifindex: ifindex("ek0"), mac: FAR_MAC }));
+        assert!(begin.elapsed() < Duration::from_millis(600), "{:?}", begin.elapsed());
         run("ip link del ek0");
         run("ip link add ek0 type veth peer name ek1");
         run("ip link set ek0 up");

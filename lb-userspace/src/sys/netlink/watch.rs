@@ -251,7 +251,8 @@ impl Task {
             self.hops.route(destination, via);
         }
         let now = Instant::now();
-        if self.routes_at <= now {
+        let all = self.routes_at <= now;
+        if all {
             self.routes_at = now + ROUTES;
             let known = self.ways.routers();
             self.ways.routes(wire::all_routes(&self.handle).await?);
@@ -261,11 +262,13 @@ impl Task {
         } else {
             self.look_at = Some(self.routes_at);
         }
-        let listed: Vec<_> = wire::all_neighbours(&self.handle).await?.iter().filter_map(wire::neighbour).collect();
-        for (neighbour, mac) in &listed {
-            self.hops.neighbour(*neighbour, *mac);
+        if all || !self.hops.unresolved().is_empty() {
+            let listed: Vec<_> = wire::all_neighbours(&self.handle).await?.iter().filter_map(wire::neighbour).collect();
+            for (neighbour, mac) in &listed {
+                self.hops.neighbour(*neighbour, *mac);
+            }
+            self.ways.neighbours(listed);
         }
-        self.ways.neighbours(listed);
         self.resolve_missing().await
     }
 
@@ -325,7 +328,9 @@ impl Task {
     }
 
     fn look_soon(&mut self) {
-        self.look_at.get_or_insert_with(|| Instant::now() + SETTLE);
+        let soon = Instant::now() + SETTLE;
+        // All routes may have to wait for longer; those to the backends have not.
+        self.look_at = Some(self.look_at.map_or(soon, |at| at.min(soon)));
     }
 
     async fn list_links(&mut self) -> Result<()> {
