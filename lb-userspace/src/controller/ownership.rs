@@ -4,7 +4,9 @@
 //!
 //! [`Ours`] shows the tables with the flows of other hosts left out. Whatever acts on flows looks
 //! through it; what only counts them does not. Without flow sync nobody says when a flow of another
-//! host ends: such a flow is forgotten, without a packet, when its idle timeout is over.
+//! host ends: such a flow is forgotten, without a packet, when its idle timeout is over. One that is
+//! not confirmed is told of by nobody in any case. It began here, with a SYN that came when the
+//! address had moved, its backend answers to the other host, and it is forgotten soon.
 //!
 //! An address that no interface has may be routed to this host, or be another host's. Of its flows
 //! those are ours that began here, or went on here.
@@ -111,11 +113,15 @@ impl<'a> Ours<'a> {
         heads.map(|head| Head { last_seen: self.ownership.seen_by(head.listener(), head.last_seen), ..head })
     }
 
-    /// The flows of other hosts in a range of a pool, if nobody says when they end.
-    pub fn untold(&self, pool: u16, range: Range<u32>) -> impl Iterator<Item = Head> {
-        let heads = (!self.ownership.is_told).then(|| self.tables.heads(pool, range));
+    /// The flows of a range of a pool that are not ours.
+    pub fn foreign(&self, pool: u16, range: Range<u32>) -> impl Iterator<Item = Head> {
         let is_ours = |head: &Head| self.ownership.holds_flow(head.listener(), head.flow.ctl);
-        heads.into_iter().flatten().filter(move |head| head.flow.ctl.state().is_active() && !is_ours(head))
+        self.tables.heads(pool, range).filter(move |head| head.flow.ctl.state().is_active() && !is_ours(head))
+    }
+
+    /// Whether another host says when a flow of its own ends.
+    pub fn is_told(&self) -> bool {
+        self.ownership.is_told
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! An idle flow is put under suspicion first, by compare-and-swap; any packet clears it. One that
 //! is still suspect a second later is closed, and both sides get a RST, at a limited rate because
-//! thousands of watches may go idle at once. One of another host, of which nobody tells, is
+//! thousands of watches may go idle at once. One that is not ours, and of which nobody tells, is
 //! forgotten instead.
 
 use std::{collections::BTreeMap, ops::Range, time::Duration};
@@ -93,9 +93,9 @@ impl Sweep {
             for head in ours.heads(pool, range.clone()) {
                 sweep.judge(&head, &limits(head.backend), ours, now, &mut steps);
             }
-            let untold = ours.untold(pool, range);
-            let idle = untold.filter(|head| head.last_seen.age(now.ticks()) >= limits(head.backend).idle_timeout);
-            steps.extend(idle.map(|head| Step::Forget(head.flow)));
+            let foreign = ours.foreign(pool, range);
+            let left = foreign.filter(|head| is_left(head, &limits(head.backend), ours.is_told(), now));
+            steps.extend(left.map(|head| Step::Forget(head.flow)));
         });
         steps
     }
@@ -172,6 +172,15 @@ impl Sweep {
             false
         });
         steps
+    }
+}
+
+/// Whether a flow that is not ours is over, though nobody says so.
+fn is_left(head: &Head, limits: &Limits, is_told: bool, now: Instant) -> bool {
+    let idle = head.last_seen.age(now.ticks());
+    match head.flow.ctl.state() {
+        State::HalfOpen | State::Answered => idle >= limits.connecting + UNCONFIRMED,
+        _ => !is_told && idle >= limits.idle_timeout,
     }
 }
 

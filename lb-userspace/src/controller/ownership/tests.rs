@@ -33,12 +33,15 @@ fn suspected_after(ownership: &Ownership) -> Option<u32> {
 
 /// The first thing that the sweep does within 40 s, and when.
 fn first_step(ownership: &Ownership) -> Option<(u32, Step)> {
-    let tables = tables();
+    first_step_in(&tables(), ownership)
+}
+
+fn first_step_in(tables: &Testbed, ownership: &Ownership) -> Option<(u32, Step)> {
     let mut sweep = Sweep::default();
     let limits = |_| Limits { service: 0, idle_timeout: 10 * SECOND, connecting: SECOND, reset_rate: 100 };
     (0..400).find_map(|tenth| {
         let now = START + tenth * SECOND / 10;
-        let steps = sweep.turn(&[0], &limits, 2 * SECOND, &Ours::new(ownership, &tables), now);
+        let steps = sweep.turn(&[0], &limits, 2 * SECOND, &Ours::new(ownership, tables), now);
         steps.first().map(|step| (tenth / 10, *step))
     })
 }
@@ -78,6 +81,20 @@ fn without_flow_sync_a_flow_of_another_host_is_forgotten_when_it_has_been_idle_a
 }
 
 #[test]
+fn what_is_not_confirmed_began_here_and_is_forgotten_soon_whosever_the_address_is() {
+    let tables = tables();
+    let flow = tables.heads(0, 0..100).next().unwrap().flow;
+    let elsewhere = [Ownership::beside_another([].into(), 4 * SECOND), Ownership::alone([].into(), [].into())];
+    for state in [State::HalfOpen, State::Answered] {
+        tables.change_slot(flow.at, |slot| slot.ctl = slot.ctl.with_state(state));
+        for ownership in &elsewhere {
+            let (second, step) = first_step_in(&tables, ownership).unwrap();
+            assert!((4..6).contains(&second) && matches!(step, Step::Forget(_)), "{second} {step:?}");
+        }
+    }
+}
+
+#[test]
 fn without_flow_sync_nothing_is_known_of_what_a_flow_did_before_it_was_ours() {
     let since = |since| Ownership::alone([(0, since)].into(), [].into());
     assert!((30..32).contains(&suspected_after(&since(START + 20 * SECOND)).unwrap()));
@@ -108,7 +125,7 @@ fn of_an_address_that_may_be_routed_here_what_is_known_from_another_host_only_is
     let flow = tables.heads(0, 0..100).next().unwrap().flow;
     tables.change_slot(flow.at, |slot| slot.ctl = slot.ctl.with_flags(LOOSE));
     let ours = Ours::new(&routed, &tables);
-    assert_eq!((ours.heads(0, 0..100).count(), ours.untold(0, 0..100).count()), (0, 1));
+    assert_eq!((ours.heads(0, 0..100).count(), ours.foreign(0, 0..100).count()), (0, 1));
     let held = Ownership::alone([(0, START)].into(), [].into());
     assert_eq!(Ours::new(&held, &tables).heads(0, 0..100).count(), 1, "with the address it is ours in any case");
 }

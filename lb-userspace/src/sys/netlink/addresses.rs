@@ -19,6 +19,8 @@ use rtnetlink::{
     sys::SocketAddr,
 };
 
+use tokio::task::JoinSet;
+
 use super::wire::{all_links, is_loopback, link, patiently};
 
 /// An interface, as far as answering for addresses is concerned.
@@ -76,6 +78,9 @@ pub enum News {
 pub struct Addresses {
     handle: Handle,
     news: Messages,
+    /// The tasks of the two sockets. They end with this value: one that goes on for nobody logs the
+    /// first news as lost.
+    _sockets: JoinSet<()>,
 }
 
 /// EINVAL and EADDRNOTAVAIL (errno.h).
@@ -88,9 +93,10 @@ impl Addresses {
         let (requests, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
         let (news, _, messages) =
             rtnetlink::new_multicast_connection(&groups).context("cannot open a netlink socket for news")?;
-        tokio::spawn(requests);
-        tokio::spawn(news);
-        Ok(Addresses { handle, news: Box::pin(messages) })
+        let mut sockets = JoinSet::new();
+        sockets.spawn(requests);
+        sockets.spawn(news);
+        Ok(Addresses { handle, news: Box::pin(messages), _sockets: sockets })
     }
 
     /// Waits until a link or an address changes. That one of ours lives on is no change. Cancel safe.
@@ -262,4 +268,28 @@ fn flags_of(message: &AddressMessage) -> AddressFlags {
         _ => None,
     });
     flags.unwrap_or(AddressFlags::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        runtime::{Builder, Handle},
+        task::yield_now,
+    };
+
+    use super::*;
+
+    #[test]
+    fn nobody_goes_on_listening_for_who_is_gone() {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let tasks = || Handle::current().metrics().num_alive_tasks();
+            let addresses = Addresses::open().unwrap();
+            assert!(!addresses.everywhere().await.unwrap().is_empty());
+            assert_eq!(tasks(), 2);
+            drop(addresses);
+            yield_now().await;
+            assert_eq!(tasks(), 0);
+        });
+    }
 }

@@ -12,6 +12,7 @@ use rtnetlink::{
 };
 use tokio::{
     sync::{mpsc, watch},
+    task::JoinSet,
     time::{Instant, sleep_until},
 };
 
@@ -119,6 +120,8 @@ struct Task {
     look_at: Option<Instant>,
     retry_at: Instant,
     keep_alive_at: Instant,
+    /// The tasks of the two sockets, which end with this value.
+    _sockets: JoinSet<()>,
 }
 
 /// What woke the loop.
@@ -152,8 +155,9 @@ impl Task {
         let (questions, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
         let (news, _, messages) =
             rtnetlink::new_multicast_connection(&groups).context("cannot open a netlink socket for news")?;
-        tokio::spawn(questions);
-        tokio::spawn(news);
+        let mut sockets = JoinSet::new();
+        sockets.spawn(questions);
+        sockets.spawn(news);
         let now = Instant::now();
         let messages = Box::pin(messages);
         Ok(Task {
@@ -168,6 +172,7 @@ impl Task {
             look_at: Some(now),
             retry_at: now,
             keep_alive_at: now + KEEP_ALIVE,
+            _sockets: sockets,
         })
     }
 
