@@ -28,7 +28,7 @@ const SEEDS: u64 = 15;
 /// One step of trouble.
 fn trouble(world: &mut World, random: &mut Random) {
     let host = random.below(2) as usize;
-    match random.below(20) {
+    match random.below(21) {
         0 => world.with(host, |host, _| host.kill()),
         1 => world.with(host, Host::stop),
         // The process is replaced while its lease holds.
@@ -45,8 +45,15 @@ fn trouble(world: &mut World, random: &mut Random) {
         11 | 12 => world.set_cut(Cut::Nothing, true),
         13 | 14 => world.reload(host),
         15 => world.step_clock(host),
-        16 | 17 => world.say(host),
+        16 | 17 => _ = world.say(host),
         18 => world.kill_connections(host),
+        // Who speaks last has the earlier time.
+        19 => {
+            world.step_clock(host);
+            let backend = world.say(host);
+            world.run(3 * SECOND);
+            world.say_of(1 - host, backend);
+        }
         _ => {
             let delay = random.choose(&[MILLISECOND, 5 * MILLISECOND, 300 * MILLISECOND]);
             let (loss, duplicates) = (random.choose(&[0, 0, 5, 20]), random.choose(&[0, 0, 10]));
@@ -90,12 +97,13 @@ fn run(seed: u64) -> World {
     world
 }
 
-/// Seeds that have shown a fault, with what it was: a turn that undid what it had decided (1), and
-/// connections that were not taken over because their backend was known without their SNAT address
-/// (70, 97), or was refused for the lack of one that came with a later reload (71).
+/// Each of these seeds shows a fault that was mended: the clock decides between the words of two
+/// operators (2, 5), datagrams that come back are believed (5), without flow sync the other host's
+/// connections are reset (9, 22), a copy of many empty slots never ends (17), connections from before
+/// a change of `snat` are not counted (26).
 #[test]
 fn what_has_failed_once_holds() {
-    [1, 70, 71, 97].into_iter().for_each(|seed| _ = run(seed));
+    [2, 5, 9, 17, 22, 26].into_iter().for_each(|seed| _ = run(seed));
 }
 
 #[test]

@@ -240,9 +240,14 @@ impl World {
         self.hosts[host].clock_off = by;
     }
 
-    /// An operator says a word.
-    pub fn say(&mut self, host: usize) {
+    /// An operator says a word about some backend. Returns which.
+    pub fn say(&mut self, host: usize) -> String {
         let backend = format!("cp{}", 10 + self.random.below(KEPT.into()));
+        self.say_of(host, backend.clone());
+        backend
+    }
+
+    pub fn say_of(&mut self, host: usize, backend: String) {
         let kind = self.random.below(3) as u8;
         let deadline = self.random.chance(1, 3).then(|| self.now + self.random.time_below(10 * SECOND));
         let order = match kind {
@@ -468,7 +473,11 @@ impl World {
         }
     }
 
+    /// The backend answers to the host that has the address by then.
     fn confirm(&mut self, client: SocketAddrV4, host: usize, at: SlotAt) {
+        if self.arrives_at() != Some(host) {
+            return self.note(format_args!("nobody answers {client}"));
+        }
         let tables = &self.hosts[host].tables;
         let Some(flow) = tables.occupant(at).filter(|flow| flow.client() == SocketAddr::V4(client)) else { return };
         if flow.ctl.state() != State::HalfOpen {
@@ -622,7 +631,11 @@ impl World {
         }
         let [one, two] = [0, 1].map(|host| {
             let open = self.hosts[host].open();
-            let is_meant = |flow: &&Flow| flow.is_connected() && !self.strays.contains(&flow.client());
+            // One that is not confirmed belongs to the MASTER, which may still try it.
+            let is_meant = |flow: &&Flow| match flow.is_connected() {
+                true => !self.strays.contains(&flow.client()),
+                false => host != masters[0],
+            };
             open.values().filter(is_meant).map(|flow| (flow.client(), flow.at)).collect::<BTreeMap<_, _>>()
         });
         let lacks: Vec<_> = one.iter().filter(|(client, _)| !two.contains_key(*client)).collect();
