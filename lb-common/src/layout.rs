@@ -13,8 +13,8 @@ mod service;
 use crate::time::{Instant, Ticks};
 
 pub use flow::{
-    EXTENT_BITS, FreeLine, MIN_RING_BITS, Opening, POOL_EXTENTS, Ring, SEEN_BACKEND, SEEN_CLIENT, SEEN_NONE, Slot,
-    TRACE_ASKED, TRACE_KNOWN, TRACE_OPENS, TRACE_TURNED_AWAY, Trace,
+    EXTENT_BITS, Ends, FreeLine, MIN_RING_BITS, Opening, POOL_EXTENTS, Ring, SEEN_BACKEND, SEEN_CLIENT, SEEN_NONE,
+    Slot, TRACE_ASKED, TRACE_KNOWN, TRACE_OPENS, TRACE_TURNED_AWAY, Trace, WIDE_BITS, WIDE_LINES,
 };
 pub use service::{
     BACKUP, Backend, CHALLENGES, COOKIES_OFF, COOKIES_ON, COOKIES_READY, ClientLine, ConnectTimes, CookieKey, EXEMPTS,
@@ -212,9 +212,10 @@ pub struct Pool {
     pub snat: [u8; 16],
     /// The backend's port.
     pub port: [u8; 2],
-    /// The SNAT port of slot 0.
+    /// The SNAT port of slot 0. It stays when the ports are changed: those below it are the slots at
+    /// the end, because a port is its slot plus this, modulo 2^16.
     pub first_port: u16,
-    /// How many slots there are; `u16::MAX` at most.
+    /// How many slots there are; `u16::MAX`: all 2^16. Extents of them may be missing.
     pub ports: u16,
     /// 4 or 6.
     pub family: u8,
@@ -230,8 +231,9 @@ pub struct Pool {
     pub sent: Ticks,
     /// `LISTENED`.
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The SNAT ports that new connections get, if they were changed: the first one in the upper half,
+    /// how many in the lower one. Zero: `ports` from `first_port` on. Not read by the kernel program.
+    pub range: u32,
 }
 
 /// In [`Pool::flags`]: some listener has the SNAT address, which another host may hold at this

@@ -115,9 +115,9 @@ pub const KILLED: u8 = 4;
 pub const CONNECTED: u8 = 8;
 /// The flow is counted for its client (`per_client_connections`): its end takes that back.
 pub const COUNTED: u8 = 16;
-/// The flow was taken over from the other host without taking its port from the ring of free ports,
-/// where the port still waits. A claim that meets it there clears the flag; the end of the flow
-/// gives the port back only if the flag is clear.
+/// The end of the flow does not give its port back. The flow was taken over from the other host
+/// without taking its port from the ring of free ports, where the port still waits: a claim that
+/// meets it there clears the flag. Or its port is none of those that new connections get any more.
 pub const IN_RING: u8 = 64;
 /// The flow was taken over from the other host, whose last packets of it may not be known here. The
 /// first segment inside the window clears the flag; or else two segments, one of each side, that
@@ -211,6 +211,19 @@ impl Ctl {
     #[inline(always)]
     pub const fn cleared(self) -> Ctl {
         Ctl(self.0 & !0xffff | self.previous() as u64)
+    }
+
+    /// Whether the slot is out of use: it looks claimed for ever, so that it is skipped when it is
+    /// popped. The flag distinguishes it from a claim.
+    #[inline(always)]
+    pub const fn is_retired(self) -> bool {
+        matches!(self.state(), State::Claiming) && self.flags() & KILLED != 0
+    }
+
+    /// The word that takes a slot without a flow out of use.
+    #[inline(always)]
+    pub const fn retired(self) -> Ctl {
+        self.claimed().with_flags(KILLED)
     }
 
     /// The next owner's word while it fills the slot.

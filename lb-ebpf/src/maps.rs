@@ -17,7 +17,7 @@ use lb_common::{
         Address, Backend, CHALLENGES, ClientLine, ConnectTimes, CookieKey, EVENTS_BYTES, EXTENT_BITS, ExemptKey,
         Failures, FreeLine, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MARKS, MAX_ADDRESSES,
         MAX_BACKENDS, MAX_EXEMPT, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, MaglevLine, Meta, Opening, POOL_BITS,
-        POOL_EXTENTS, Pool, RST_BUCKETS, Ring, RuleLine, Service, Slot, SlowStart, Trace,
+        POOL_EXTENTS, Pool, RST_BUCKETS, Ring, RuleLine, Service, Slot, SlowStart, Trace, WIDE_LINES,
     },
     verdict::REASON_LIMIT,
 };
@@ -75,6 +75,8 @@ pub static SLOTS: ArrayOfMaps<Array<[Slot; 1], { 1 << EXTENT_BITS }, MAPPED>, EX
 pub static OPENINGS: ArrayOfMaps<Array<[Opening; 1], { 1 << EXTENT_BITS }, MAPPED>, EXTENTS_LEN> = ArrayOfMaps::new();
 #[btf_map]
 pub static FREE: ArrayOfMaps<Array<FreeLine, 1, INNER>, POOLS_LEN> = ArrayOfMaps::new();
+#[btf_map]
+pub static WIDE: ArrayOfMaps<Array<FreeLine, { WIDE_LINES as usize }, INNER>, POOLS_LEN> = ArrayOfMaps::new();
 #[btf_map]
 pub static HALF_OPEN: ArrayOfMaps<Array<u64, 1, INNER>, { MAX_SERVICES as usize }> = ArrayOfMaps::new();
 #[btf_map]

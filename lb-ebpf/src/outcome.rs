@@ -26,6 +26,7 @@ impl Outcome {
     pub const AGAIN: u64 = 11;
     pub const CHALLENGE: u64 = 12;
     pub const COOKIE: u64 = 13;
+    pub const NOT_OURS: u64 = 14;
 
     #[inline(always)]
     const fn new(kind: u64, reason: u64, at: SlotAt) -> Outcome {
@@ -66,6 +67,12 @@ impl Outcome {
     #[inline(always)]
     pub const fn refuse(at: SlotAt) -> Outcome {
         Self::new(Self::REFUSE, 0, at)
+    }
+
+    /// Leave it to the host: the port is none of ours.
+    #[inline(always)]
+    pub const fn not_ours() -> Outcome {
+        Self::new(Self::NOT_OURS, 0, SlotAt(0))
     }
 
     /// Count why, and answer its sender with a RST.

@@ -18,7 +18,7 @@ use lb_common::{
     flow::{HalfOpenCell, Key, SlotAt},
     hash::{Entry, PROBES, listener_start, pool_start, probe},
     layout::{
-        Address, Backend, CHALLENGES, ClientLine, CookieKey, DELETED, EMPTY, EXTENT_BITS, ExemptKey, Failures,
+        Address, Backend, CHALLENGES, ClientLine, CookieKey, DELETED, EMPTY, EXTENT_BITS, Ends, ExemptKey, Failures,
         FreeLine, HEARD_STEP, Hop, Interface, LISTENER_BITS, Lease, Listener, Opening, POOL_BITS, Pool, Ring, Service,
         Slot, SlowStart, Trace,
     },
@@ -251,6 +251,12 @@ pub fn client_bucket(service: u32, bucket: u32) -> Option<Held<ClientLine>> {
 #[inline(always)]
 pub fn free_line(pool: u32, line: u32) -> Option<Held<FreeLine>> {
     maps::FREE.get_value_ptr_mut(pool, &line).map(Held)
+}
+
+/// A line of a pool's wide ring.
+#[inline(always)]
+pub fn wide_line(pool: u32, line: u32) -> Option<Held<FreeLine>> {
+    maps::WIDE.get_value_ptr_mut(pool, &line).map(Held)
 }
 
 /// Which backend is at a point of a service's Maglev table: its position in the list; `u32::MAX` if
@@ -519,14 +525,37 @@ impl Held<Interface> {
     }
 }
 
-fields! { Ring:
+impl Held<Ring> {
+    /// The first ring.
+    #[inline(always)]
+    pub fn first(self) -> Held<Ends> {
+        // SAFETY: the record is held, and so is its part.
+        Held(unsafe { &raw mut (*self.0).first })
+    }
+
+    /// The wide one, if there is one.
+    #[inline(always)]
+    pub fn wide(self) -> Option<Held<Ends>> {
+        // SAFETY: the record is held, and so is its part.
+        let wide = Held(unsafe { &raw mut (*self.0).wide });
+        if wide.bits() == 0 { None } else { Some(wide) }
+    }
+}
+
+fields! { Ends:
     shared head: u32;
     shared tail: u32;
     shared reclaim: u32;
     plain bits: u32;
 }
 
-impl Held<Ring> {
+impl Held<Ends> {
+    /// Whether nothing waits in it.
+    #[inline(always)]
+    pub fn is_empty(self) -> bool {
+        self.head() == self.tail()
+    }
+
     /// Moves the head by one, if it still is at `head`.
     #[inline(always)]
     pub fn pop(self, head: u32) -> bool {

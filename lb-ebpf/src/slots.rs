@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use lb_common::{
     flow::SlotAt,
-    layout::{Ring, Slot},
+    layout::{Ends, Ring, Slot},
     ring::{cell, slot_at},
     slot::{Ctl, IN_RING, SEIZED, State},
     time::Ticks,
@@ -64,7 +64,33 @@ fn fetch_opening(at: SlotAt) {
 /// Whether a port waits in the pool's ring.
 #[inline(always)]
 pub fn has_free(pool: u16) -> bool {
-    records::ring(pool as u32).is_some_and(|ring| ring.head() != ring.tail())
+    records::ring(pool as u32).is_some_and(|ring| !front(ring).ends.is_empty())
+}
+
+/// One of a pool's rings.
+#[derive(Clone, Copy)]
+struct Fifo {
+    ends: Held<Ends>,
+    is_wide: bool,
+}
+
+impl Fifo {
+    /// The cell of a position.
+    #[inline(always)]
+    fn cell(self, pool: u32, position: u32) -> Option<Word<u32>> {
+        let cell = position & ((1 << self.ends.bits_31()) - 1);
+        let line = if self.is_wide { records::wide_line(pool, cell >> 4) } else { records::free_line(pool, cell >> 4) };
+        Some(line?.cell(cell))
+    }
+}
+
+/// The ring that holds the slots that were released longest ago: the first one, until it is used up.
+#[inline(always)]
+fn front(ring: Held<Ring>) -> Fifo {
+    match ring.wide() {
+        Some(ends) if ring.first().is_empty() => Fifo { ends, is_wide: true },
+        _ => Fifo { ends: ring.first(), is_wide: false },
+    }
 }
 
 /// The slot that was released longest ago.
@@ -73,16 +99,17 @@ pub fn has_free(pool: u16) -> bool {
 extern "C" fn pop_global(pool: u32) -> i64 {
     let Some(ring) = records::ring(pool) else { return NONE };
     for _ in 0..8 {
-        let head = ring.head();
-        if head == ring.tail() {
+        let fifo = front(ring);
+        let head = fifo.ends.head();
+        if head == fifo.ends.tail() {
             return NONE;
         }
-        let Some(word) = ring_cell(pool, ring, head) else { return NONE };
-        let Some(slot) = slot_at(head, word.load(), ring.bits_31()) else {
+        let Some(word) = fifo.cell(pool, head) else { return NONE };
+        let Some(slot) = slot_at(head, word.load(), fifo.ends.bits_31()) else {
             // A push that is not finished, or a pop that was faster: look again.
             continue;
         };
-        if ring.pop(head) {
+        if fifo.ends.pop(head) {
             return slot as i64;
         }
     }
@@ -115,13 +142,21 @@ extern "C" fn peek_global(pool: u32) -> i64 {
 #[unsafe(no_mangle)]
 extern "C" fn peek_ring_global(pool: u32, turn: u32) -> i64 {
     let Some(ring) = records::ring(pool) else { return NONE };
-    let head = ring.head();
-    if turn >= ring.tail().wrapping_sub(head) {
+    let first = Fifo { ends: ring.first(), is_wide: false };
+    let (mut fifo, mut turn) = (first, turn);
+    let waiting = first.ends.tail().wrapping_sub(first.ends.head());
+    if turn >= waiting
+        && let Some(ends) = ring.wide()
+    {
+        (fifo, turn) = (Fifo { ends, is_wide: true }, turn - waiting);
+    }
+    let head = fifo.ends.head();
+    if turn >= fifo.ends.tail().wrapping_sub(head) {
         return NONE;
     }
     let position = head.wrapping_add(turn);
-    let Some(word) = ring_cell(pool, ring, position) else { return NONE };
-    match slot_at(position, word.load(), ring.bits_31()) {
+    let Some(word) = fifo.cell(pool, position) else { return NONE };
+    match slot_at(position, word.load(), fifo.ends.bits_31()) {
         Some(slot) => slot as i64,
         None => NONE,
     }
@@ -132,7 +167,7 @@ extern "C" fn peek_ring_global(pool: u32, turn: u32) -> i64 {
 #[unsafe(no_mangle)]
 extern "C" fn peek_reclaim_global(pool: u32) -> i64 {
     let (Some(ring), Some(record)) = (records::ring(pool), records::pool(pool)) else { return NONE };
-    let (ports, cursor) = (record.ports() as u32, ring.reclaim());
+    let (ports, cursor) = (record.ports() as u32, ring.first().reclaim());
     if ports == 0 {
         return NONE;
     }
@@ -165,21 +200,18 @@ fn was_held_back(slot: Held<Slot>, now: u32) -> bool {
     now.wrapping_sub(slot.last_seen_once().0) >= HOLD
 }
 
-/// The cell of a position in the ring.
-#[inline(always)]
-fn ring_cell(pool: u32, ring: Held<Ring>, position: u32) -> Option<Word<u32>> {
-    let cell = position & ((1 << ring.bits_31()) - 1);
-    Some(records::free_line(pool, cell >> 4)?.cell(cell))
-}
-
 /// Gives a slot back to the ring. Only the CPU that closed the flow does this, once.
 #[inline(always)]
 pub fn release(at: SlotAt) {
     let pool = at.pool() as u32;
     let Some(ring) = records::ring(pool) else { return };
-    let tail = ring.next_tail();
-    let Some(word) = ring_cell(pool, ring, tail) else { return };
-    word.store(cell(tail, at.slot() as u32, ring.bits_31()));
+    let fifo = match ring.wide() {
+        Some(ends) => Fifo { ends, is_wide: true },
+        None => Fifo { ends: ring.first(), is_wide: false },
+    };
+    let tail = fifo.ends.next_tail();
+    let Some(word) = fifo.cell(pool, tail) else { return };
+    word.store(cell(tail, at.slot() as u32, fifo.ends.bits_31()));
 }
 
 /// Makes a free or closed slot ours. A slot that has changed since it was pushed is left alone; if
@@ -235,7 +267,7 @@ extern "C" fn reclaim_global(pool: u32) -> i64 {
     }
     let now = clock::ticks().0;
     for _ in 0..RECLAIMS {
-        let slot = ring.next_reclaim() % ports;
+        let slot = ring.first().next_reclaim() % ports;
         if reclaim_one_global(pool, slot, now) != 0 {
             return slot as i64;
         }

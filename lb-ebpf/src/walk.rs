@@ -123,7 +123,7 @@ fn turned_away<F: Frame>(
 #[inline(always)]
 fn from_backend<F: Frame>(frame: F, segment: Segment, row: u32, pool: Held<Pool>) -> i32 {
     let slot = u16::from_be(segment.destination_port).wrapping_sub(pool.first_port());
-    if slot >= pool.ports() {
+    if slot >= pool.ports() && pool.ports() != u16::MAX {
         return passed::<F>(Reason::NotOurs);
     }
     let at = SlotAt(row << 16 | slot as u32);
@@ -201,6 +201,7 @@ fn carry_out<F: Frame>(frame: F, segment: Segment, outcome: Outcome, client: boo
             klog::dropped(segment, outcome.reason());
             return F::DROP;
         }
+        Outcome::NOT_OURS => return passed::<F>(Reason::NotOurs),
         _ => return F::DROP,
     }
     if client {

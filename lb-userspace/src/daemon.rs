@@ -447,6 +447,8 @@ impl Daemon {
         if clock::monotonic() >= self.compare_at {
             self.write_cookie_clock();
             self.clamp_payload();
+            let changed = self.controller.installed().pools.iter().filter(|(_, pool)| pool.range != 0);
+            changed.for_each(|(number, _)| tables.retire_outside(*number, clock::coarse().ticks()));
             self.compare_at = clock::monotonic() + cookies::COMPARED;
         }
         self.waiting.retain(|(pool, port)| !tables.withhold_port(*pool, *port));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use evenkeel::dataplane::tables_beside;
+use evenkeel::{dataplane::tables_beside, tables::rows::Ports};
 use lab::{
     Evenkeel, Lab, Plan, StandIn,
     client::{
@@ -107,16 +107,16 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Counts in the tables themselves. SNAT ports that are also listen ports (at most one per
-    /// pool) are in no ring.
+    /// Counts in the tables themselves those that new connections get. SNAT ports that are also
+    /// listen ports (at most one per pool) are in no ring.
     pub fn of(evenkeel: &Evenkeel) -> Slots {
         let tables = tables_beside(evenkeel.bpffs()).expect("the tables");
         let mut slots = Slots { all: 0, free: 0, open: 0, held_back: 0 };
         for (number, pool) in tables.pools() {
-            let withheld = (pool.first_port..=pool.first_port + (pool.ports - 1)).contains(&PORT);
-            slots.all += u64::from(tables.slots(number)) - u64::from(withheld);
+            let ports = Ports::of(&pool);
+            slots.all += u64::from(ports.count) - u64::from(ports.has(PORT));
             slots.free += u64::from(tables.free_slots(number));
-            for head in tables.heads(number, 0..u32::MAX) {
+            for head in tables.heads(number, 0..u32::MAX).filter(|head| ports.has_slot(&pool, head.flow.at.slot())) {
                 *if head.flow.ctl.state().is_active() { &mut slots.open } else { &mut slots.held_back } += 1;
             }
         }

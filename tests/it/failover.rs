@@ -379,6 +379,43 @@ fn a_backup_that_starts_late_or_again_gets_all_connections_and_forgets_those_tha
 }
 
 #[test]
+fn ports_that_are_changed_on_one_host_after_the_other_cost_no_connection() {
+    let ports = |service: Service, range: &str| service.line(&format!("snat_ports = \"{range}\""));
+    let setup = Setup { service: |service| service.line("snat_ports = \"20000-20099\""), ..Setup::default() };
+    let mut pair = setup.start();
+    let change = |pair: &Pair, evenkeel: &Evenkeel, own: &Host, other: &Host, priority, range| {
+        let service = ports(Service::new(&pair.lab, "tc"), range).toml() + "\n" + &instance(priority, &[FAST]);
+        evenkeel.write(&(service + &sync(&pair.lab, own, other))).expect("files");
+        evenkeel.done(&["reload"]).unwrap_or_else(|error| panic!("{error:#}\n{}", evenkeel.log()));
+    };
+    let (first, second) = (pair.lab.balancer.clone(), second(&pair.lab).clone());
+    let mut holding = pair.hold(60);
+    // The master has other ports than the one that stands by, and is cut off.
+    change(&pair, &pair.one, &first, &second, 150, "30000-31999");
+    let opened = holding.open(200).expect("opened");
+    assert_eq!(opened.opened, 200, "{opened:?}");
+    knows(&pair.two, 260);
+    pair.crash();
+    becomes(&pair.two, "MASTER");
+    all_answer(&mut holding, 260, &pair);
+    // It comes back with the new ones, to which it has connections from the old ones too.
+    pair.come_back();
+    becomes(&pair.one, "MASTER");
+    all_answer(&mut holding, 260, &pair);
+    // The one that stands by gets fewer ports than the master has, and takes over what lies outside.
+    change(&pair, &pair.two, &second, &first, 100, "1024-1099");
+    let opened = holding.open(100).expect("opened");
+    assert_eq!(opened.opened, 100, "{opened:?}");
+    knows(&pair.two, 360);
+    pair.crash();
+    becomes(&pair.two, "MASTER");
+    all_answer(&mut holding, 360, &pair);
+    let opened = holding.open(30).expect("opened");
+    assert_eq!(opened.opened, 30, "{opened:?}");
+    assert!(pair.two.log().contains("a port that is not in snat_ports here"), "{}", pair.two.log());
+}
+
+#[test]
 fn the_backup_leaves_idle_flows_to_the_master_and_takes_over_those_of_backends_it_does_not_know() {
     let setup = Setup { service: |service| service.line("idle_timeout = \"6s\""), ..Setup::default() };
     let mut pair = setup.start();

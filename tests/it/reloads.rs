@@ -1,6 +1,8 @@
 //! The configuration changes under load: backends that are added, removed and get another weight,
 //! and changes that fail half-way.
 
+mod snat_ports;
+
 use std::{fs, process::Command, time::Duration};
 
 use lab::{

@@ -8,28 +8,46 @@ use crate::{
     time::{Instant, Ticks},
 };
 
-/// RINGS: the two ends of a pool's ring of free slots (the cells are in FREE), and the cursor of
-/// the emergency search. Both the kernel program and the controller write it, as they open and
-/// close flows.
+/// RINGS: a pool's rings of free slots. Both the kernel program and the controller write them, as they
+/// open and close flows.
+///
+/// The first one has a cell for every slot that the pool was made with, in FREE. A pool that has got
+/// more slots than that has a wide one too, with a cell for every slot there can be, in WIDE: from
+/// then on slots are given back to it, and the first one is used up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Ring {
+    /// The first one.
+    pub first: Ends,
+    /// The wide one; `bits` is 0 if there is none.
+    pub wide: Ends,
+    /// Zero.
+    pub reserved: [u32; 8],
+}
+
+/// The two ends of a ring of free slots, and the cursor of the emergency search.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Ends {
     /// Position of the next pop.
     pub head: u32,
     /// Position of the next push.
     pub tail: u32,
-    /// Where the search for expired slots continues when the ring is empty.
+    /// Where the search for expired slots continues when both rings are empty; zero in the wide one.
     pub reclaim: u32,
     /// The ring has `1 << bits` cells.
     pub bits: u32,
-    /// Zero.
-    pub reserved: [u32; 12],
 }
 
-/// FREE[pool]: a line of the ring's cells. Position `p` is cell `p & 15` of line `p & mask >> 4`
+/// [`Ends::bits`] of a ring that has room for every slot of a pool.
+pub const WIDE_BITS: u32 = 16;
+/// Lines of a wide ring.
+pub const WIDE_LINES: u32 = 1 << WIDE_BITS >> 4;
+
+/// FREE[pool], WIDE[pool]: a line of a ring's cells. Position `p` is cell `p & 15` of line `p & mask >> 4`
 /// (an ARRAY rounds every value up to 8 bytes, so single cells would take twice the memory).
 pub type FreeLine = [u32; 16];
-/// The smallest [`Ring::bits`]: one line.
+/// The smallest [`Ends::bits`]: one line.
 pub const MIN_RING_BITS: u32 = 4;
 
 /// Slots of one extent, as bits. The slots of a pool are in as many arrays of this size as are

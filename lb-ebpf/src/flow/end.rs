@@ -25,6 +25,7 @@ pub fn ends(at: SlotAt, slot: Held<Slot>, ctl: Ctl, (side, step): (Side, Step), 
     let done = match step {
         Step::Closing(state) => change(at, slot, ctl, ctl.with_state(state).with_flags(fin)),
         Step::Close => close(at, ctl.with_flags(fin), Reason::Closed),
+        Step::Unknown if ctl.is_retired() => return Outcome::not_ours(),
         Step::Unknown => return Outcome::reset(Reason::UnknownFlow),
         _ => {
             if !inside && ctl.state() != State::Closed {

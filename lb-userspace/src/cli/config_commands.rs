@@ -100,10 +100,11 @@ fn room(config: &Config) -> String {
     for service in &config.services {
         let pools = service.pools().count() as u64;
         text += &format!(
-            "service {}: {pools} pairs of backend and SNAT address x {} ports = {} connections\n",
+            "service {}: {pools} pairs of backend and SNAT address x {} ports = {} connections, {} with one backend left\n",
             service.name,
             service.snat_ports.count(),
-            service.capacity()
+            service.capacity(),
+            service.capacity() / (service.backends.len() as u64).max(1)
         );
     }
     let room = config.capacity();

@@ -63,10 +63,11 @@ pub(crate) const FIXED: [(&str, u64, u64); 16] = [
 ];
 
 /// The maps of maps: name and number of entries, each a pointer in the kernel.
-pub(crate) const OUTER: [(&str, u64); 7] = [
+pub(crate) const OUTER: [(&str, u64); 8] = [
     ("SLOTS", (POOL_EXTENTS as u64) << POOL_BITS),
     ("OPENINGS", (POOL_EXTENTS as u64) << POOL_BITS),
     ("FREE", 1 << POOL_BITS),
+    ("WIDE", 1 << POOL_BITS),
     ("HALF_OPEN", MAX_SERVICES as u64),
     ("MAGLEV", MAX_SERVICES as u64),
     ("RULES", MAX_SERVICES as u64),

@@ -17,7 +17,7 @@ use lb_common::{
 use super::probe_count::Tries;
 use crate::{
     config::model,
-    tables::{ServiceRow, way_key},
+    tables::{ServiceRow, rows::Ports, way_key},
     words::SynCookies,
 };
 
@@ -41,10 +41,8 @@ pub struct DesiredService {
     pub idle_timeout: Duration,
     /// The addresses that backends see.
     pub snat: Vec<Ipv4Addr>,
-    /// The first SNAT port.
-    pub first_port: u16,
-    /// How many SNAT ports there are.
-    pub ports: u16,
+    /// The SNAT ports.
+    pub ports: Ports,
     /// When it sends SYN cookies.
     pub syn_cookies: SynCookies,
     /// How much payload the segments of its connections may have.
@@ -131,8 +129,7 @@ fn translate(service: &model::Service, synced: bool, errors: &mut Vec<String>) -
         row: row(service, synced),
         idle_timeout: service.idle_timeout,
         snat: snat?,
-        first_port: service.snat_ports.first(),
-        ports: service.snat_ports.count(),
+        ports: Ports { first: service.snat_ports.first(), count: service.snat_ports.count() },
         syn_cookies: service.syn_cookies,
         mss_clamp: service.mss_clamp,
         reset_rate: service.reset_rate.get(),

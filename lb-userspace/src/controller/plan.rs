@@ -24,7 +24,7 @@ use super::desired::{Desired, DesiredBackend, DesiredService};
 pub use crate::tables::Write;
 use crate::tables::{
     BackendRow, Installed, ServiceRow,
-    rows::{listener_address, listener_record, pool_record, pool_snat},
+    rows::{Ports, listener_address, listener_record, pool_record, pool_snat, with_port, with_ports},
 };
 
 /// What a plan does, and what is installed afterwards.
@@ -36,8 +36,6 @@ pub struct Plan {
     pub after: Installed,
     /// The number of each desired service and those of its backends, in the order of the file.
     pub places: Vec<(u16, Vec<u16>)>,
-    /// What the file asks for but the tables in use do not allow.
-    pub warnings: Vec<String>,
 }
 
 /// The writes that lead from `installed` to `desired`. If that is not possible: every error, and no
@@ -98,6 +96,17 @@ pub fn tombstone(
         service.snat.iter().map(|snat| planner.pool(service, &nameless, *snat, desired)).collect();
     planner.backend(service, of, &nameless, pools?)?;
     Some(planner.plan)
+}
+
+/// Makes room for the flows that another host has with this SNAT port, which new connections do not get
+/// here: the ports were changed on one of the hosts. `None` if there are no slots of this backend and
+/// SNAT address.
+pub fn reach(installed: &Installed, backend: SocketAddrV4, snat: SocketAddrV4) -> Option<Plan> {
+    let (number, pool) = installed.pool(backend, *snat.ip())?;
+    let mut after = installed.clone();
+    after.pools.insert(number, with_port(*pool, snat.port()));
+    let writes = vec![Write::ReachPort { number, port: snat.port() }];
+    Some(Plan { writes, after, ..Plan::default() })
 }
 
 /// The number of every desired service: that of the first of its listeners that is installed, else
@@ -176,20 +185,20 @@ impl Planner {
         let flags = if desired.is_listened(snat) { LISTENED } else { 0 };
         if let Some((number, pool)) = self.plan.after.pool(backend.address, snat) {
             let pool = *pool;
-            if (pool.first_port, pool.ports) != (service.first_port, service.ports) {
-                self.plan.warnings.push(format!(
-                    "service {}: snat_ports of backend {} stay {}-{}, for its slots exist; they change when it is removed or the datapath is detached",
-                    service.name, backend.name, pool.first_port, pool.first_port + (pool.ports - 1)
-                ));
+            if Ports::of(&pool) != service.ports {
+                let after = with_ports(pool, service.ports);
+                self.after().pools.insert(number, after);
+                let withheld = withheld_ports(&self.plan.after, desired, &after);
+                self.plan.writes.push(Write::SetPorts { number, ports: service.ports, withheld });
             }
             if pool.flags != flags {
-                self.after().pools.insert(number, Pool { flags, ..pool });
+                self.after().pools.entry(number).and_modify(|pool| pool.flags = flags);
                 self.plan.writes.push(Write::FlagPool { number, flags });
             }
             return Some(number);
         }
         let number = self.plan.after.free_pool_row(backend.address, snat)?;
-        let pool = Pool { flags, ..pool_record(backend.address, snat, service.first_port, service.ports) };
+        let pool = Pool { flags, ..pool_record(backend.address, snat, service.ports.first, service.ports.count) };
         self.after().pools.insert(number, pool);
         let withheld = withheld_ports(&self.plan.after, desired, &pool);
         self.plan.writes.push(Write::NewPool { number, pool, withheld });
@@ -335,7 +344,7 @@ fn withheld_ports(installed: &Installed, desired: &Desired, pool: &Pool) -> Vec<
 }
 
 fn covers(pool: &Pool, port: u16) -> bool {
-    port.checked_sub(pool.first_port).is_some_and(|slot| slot < pool.ports)
+    Ports::of(pool).has(port)
 }
 
 /// What a reload changes, as one line per change for the operator.

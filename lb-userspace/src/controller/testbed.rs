@@ -21,11 +21,11 @@ use super::{
 };
 use crate::tables::{
     BackendRow, FlowAt, Installed, ServiceRow, Tables, Write,
-    rows::{pool_record, pool_rows},
+    rows::{Ports, pool_record, pool_rows, with_port, with_ports},
 };
 
 pub struct Testbed {
-    tables: Tables,
+    pub tables: Tables,
     /// What the writes so far have installed.
     installed: Installed,
     /// The ports that each pool does not use.
@@ -66,7 +66,10 @@ fn check(installed: &Installed, tables: &Tables, write: &Write) {
         Write::NewPool { number, .. } => {
             assert!(!installed.pools.contains_key(number), "pool {number} is in use");
         }
-        Write::WithholdPort { pool: number, .. } | Write::FlagPool { number, .. } => {
+        Write::WithholdPort { pool: number, .. }
+        | Write::FlagPool { number, .. }
+        | Write::SetPorts { number, .. }
+        | Write::ReachPort { number, .. } => {
             assert!(installed.pools.contains_key(number), "a pool");
         }
         Write::NewBackend { number, row } => {
@@ -129,6 +132,21 @@ impl Testbed {
                 assert_eq!(self.tables.free_slots(*number), free, "the others can be used");
                 self.withheld.insert(*number, withheld.iter().copied().collect());
                 installed.pools.insert(*number, *pool);
+            }
+            Write::SetPorts { number, ports, withheld } => {
+                let pool = installed.pools.get_mut(number).expect("a pool");
+                let before = Ports::of(pool);
+                *pool = with_ports(*pool, *ports);
+                // What was taken out of use for good stays so.
+                let kept = self.withheld.get_mut(number).expect("a pool");
+                kept.retain(|port| before.has(*port) && ports.has(*port));
+                kept.extend(withheld);
+                let free = u32::from(ports.count) - kept.len() as u32;
+                assert_eq!(self.tables.free_slots(*number), free, "the others can be used");
+            }
+            Write::ReachPort { number, port } => {
+                let pool = installed.pools.get_mut(number).expect("a pool");
+                *pool = with_port(*pool, *port);
             }
             Write::WithholdPort { pool, port } => {
                 assert!(self.withheld.get_mut(pool).expect("a pool").insert(*port));

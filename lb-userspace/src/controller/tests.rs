@@ -422,7 +422,8 @@ fn connections_from_before_a_change_of_snat_are_moved_by_a_rebalancing() {
 fn what_a_turn_decides_is_not_undone_by_what_the_tables_still_say_in_the_same_turn() {
     let mut world = World { controller: Controller::default(), tables: Testbed::default(), notes: Vec::new() };
     // All slots are looked at in one turn, so that it is found silent in the turn of a second.
-    let small = desired::DesiredService { ports: 400, ..service("api", "10.0.1.100:6443", &[10, 11, 12]) };
+    let mut small = service("api", "10.0.1.100:6443", &[10, 11, 12]);
+    small.ports.count = 400;
     world.configure(vec![small], START);
     let flows: Vec<_> = (0..6).map(|slot| world.tables.open(2, slot, FlowState::Established, 0, START)).collect();
     world.tables.heard_at(world.tables.row(2).pools[0], (START + SECOND / 10 * 4).ticks());

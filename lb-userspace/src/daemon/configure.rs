@@ -29,7 +29,6 @@ impl Daemon {
         inputs: &mut Inputs,
     ) -> Result<()> {
         let plan = self.controller.plan(&desired).map_err(several)?;
-        plan.warnings.iter().for_each(|warning| warn!("{warning}"));
         self.write_cookie_key(key.as_ref())?;
         self.write(&plan)?;
         self.commit(desired, plan);
@@ -115,7 +114,7 @@ impl Daemon {
         }
 
         let mut warnings: Vec<String> = loaded.warnings.iter().chain(&loaded.here).map(ToString::to_string).collect();
-        warnings.extend(plan.warnings.iter().chain(&wanted.warnings).cloned());
+        warnings.extend(wanted.warnings.iter().cloned());
         warnings.extend(needs_restart(&self.config, &loaded.config));
         let changes = plan::changes(self.controller.desired(), &desired);
         self.config = loaded.config;

@@ -34,7 +34,7 @@ use crate::{
     sys::clock,
     tables::{
         Installed,
-        rows::{listener_address, pool_backend, pool_snat},
+        rows::{listener_address, pool_backend, pool_slots, pool_snat},
     },
     vrrp::shell::Fact,
     words::SyncState,
@@ -51,10 +51,12 @@ pub struct FlowSync {
     state: HostState,
     /// Why its socket cannot be bound, as reported to the operator.
     deaf: Option<String>,
-    /// Listener, backend and SNAT address of connections that have no slots here, as reported to the
-    /// operator since the last reload.
-    without_slots: BTreeSet<(SocketAddrV4, SocketAddrV4, Ipv4Addr)>,
+    /// Connections that have no slots here, as reported to the operator since the last reload.
+    without_slots: BTreeSet<WithoutSlots>,
 }
+
+/// Listener, backend and SNAT address of connections; no listener: only the ports are missing.
+type WithoutSlots = (Option<SocketAddrV4>, SocketAddrV4, Ipv4Addr);
 
 /// The thread, and the configuration with which it was started.
 struct Running {
@@ -279,6 +281,7 @@ impl Daemon {
             PeerNews::OlderFormat { peer, version } => self.tell(older_notice(peer, &version)),
             PeerNews::OtherKey { peer } => self.tell(other_key_notice(peer)),
             PeerNews::UnknownBackend { listener, backend, snat } => self.bury(listener, backend, snat),
+            PeerNews::UnknownPort { backend, snat } => self.reach(backend, snat),
             PeerNews::Admin { peer, admin } => self.heard_decision(peer, &admin),
             PeerNews::Health { peer, health } => {
                 let name = (health.service.as_str().into(), health.backend.as_str().into());
@@ -331,22 +334,36 @@ impl Daemon {
         };
         let (installed, desired) = (self.controller.installed(), self.controller.desired());
         let planned = plan::tombstone(installed, desired, listener, backend, snat);
+        let what = format!("{backend}, which is not a backend here");
+        let else_said = format!(
+            "connections of the other host to {backend} (SNAT {snat}) have no slots here: is the configuration of {listener} the same?"
+        );
+        self.make_room(planned, (Some(listener), backend, snat), &what, else_said);
+    }
+
+    /// Makes room for flows with a SNAT port that only the other host's configuration has.
+    fn reach(&mut self, backend: SocketAddr, snat: SocketAddr) {
+        let (SocketAddr::V4(backend), SocketAddr::V4(snat)) = (backend, snat) else { return };
+        let planned = plan::reach(self.controller.installed(), backend, snat);
+        let what = format!("{backend} from {snat}, a port that is not in snat_ports here");
+        let else_said = format!("connections of the other host to {backend} from {snat} have no slots here");
+        self.make_room(planned, (None, backend, *snat.ip()), &what, else_said);
+    }
+
+    /// Carries out a plan that makes room for connections of the other host to `what`.
+    fn make_room(&mut self, planned: Option<plan::Plan>, key: WithoutSlots, what: &str, else_said: String) {
         let text = match planned.map(|plan| self.write(&plan).map(|()| plan)) {
             Some(Ok(plan)) => {
-                self.sync.without_slots.remove(&(listener, backend, snat));
+                self.sync.without_slots.remove(&key);
                 self.controller.reread(plan.after);
                 self.hops.want(self.controller.installed());
                 self.write_hops();
                 self.direct_sync();
-                format!(
-                    "the other host has connections to {backend}, which is not a backend here: they are kept until they end"
-                )
+                format!("the other host has connections to {what}: they are kept until they end")
             }
-            _ if !self.sync.without_slots.insert((listener, backend, snat)) => return,
-            Some(Err(error)) => format!("connections of the other host to {backend} cannot be kept: {error:#}"),
-            None => format!(
-                "connections of the other host to {backend} (SNAT {snat}) have no slots here: is the configuration of {listener} the same?"
-            ),
+            _ if !self.sync.without_slots.insert(key) => return,
+            Some(Err(error)) => format!("connections of the other host to {what}, cannot be kept: {error:#}"),
+            None => else_said,
         };
         self.tell(Notice::daemon(Level::Warn, Kind::Sync, text));
     }
@@ -392,7 +409,7 @@ pub(super) fn directory(
         Some(((row.service, address), *number))
     });
     let pools = installed.pools.iter().map(|(number, pool)| {
-        let at = PoolAt { number: *number, first_port: pool.first_port, ports: pool.ports };
+        let at = PoolAt { number: *number, first_port: pool.first_port, slots: pool_slots(pool) };
         ((SocketAddr::V4(pool_backend(pool)), IpAddr::V4(pool_snat(pool))), at)
     });
     Directory { listeners: listeners.collect(), backends: backends.collect(), pools: pools.collect(), refresh }

@@ -181,7 +181,7 @@ pub fn report(snapshot: &Snapshot, tables: &Tables) -> Report {
     let pool = |(number, pool): (&u16, &Pool)| PoolUse {
         backend: SocketAddr::V4(rows::pool_backend(pool)),
         snat: rows::pool_snat(pool).into(),
-        ports: u64::from(pool.ports),
+        ports: u64::from(rows::Ports::of(pool).count),
         used: live.used.get(number).copied().unwrap_or(0),
     };
     Report {
@@ -318,7 +318,7 @@ fn snat(snapshot: &Snapshot, flow: &Flow) -> Option<SocketAddr> {
 pub fn open_records(snapshot: Snapshot, tables: Arc<Tables>, service: Arc<str>) -> impl Iterator<Item = Record> + Send {
     let slots = |(number, pool): (&u16, &Pool)| {
         let number = *number;
-        (0..pool.ports).step_by(usize::from(PORTION)).map(move |first| (number, u32::from(first)))
+        (0..rows::pool_slots(pool)).step_by(usize::from(PORTION)).map(move |first| (number, first))
     };
     let portions: Vec<_> = snapshot.installed.pools.iter().flat_map(slots).collect();
     portions.into_iter().flat_map(move |(pool, first)| {

@@ -9,7 +9,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use aya::maps::{ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key};
 use lb_common::{
     layout::{Address, ExemptKey, Hop},
@@ -19,7 +19,7 @@ use lb_common::{
 use super::shapes::{INNER, MAPPED};
 use crate::{
     sys,
-    tables::{EXTENT, Extents, Maps, Outer, WayKey},
+    tables::{InnerMap, Maps, Outer, WayKey},
 };
 
 /// The maps that are accessed by system calls.
@@ -54,43 +54,32 @@ impl Kernel {
 }
 
 impl Maps for Kernel {
-    fn make(&self, outer: Outer, record: u32, entries: u32) -> Result<Extents> {
+    fn make(&self, outer: Outer, record: u32, records: u32) -> Result<InnerMap> {
         let name = outer.name();
-        let (count, each, flags) =
-            if outer.has_extents() { (entries.div_ceil(EXTENT), EXTENT, MAPPED) } else { (1, entries, MAPPED | INNER) };
-        let one = |_| {
-            sys::bpf::create_array(name, record, each, flags)
-                .with_context(|| format!("cannot make an inner map of {name} with {each} entries"))
-        };
-        Ok(Extents { maps: (0..count).map(one).collect::<Result<_>>()?, each })
+        let flags = if outer.has_extents() { MAPPED } else { MAPPED | INNER };
+        let map = sys::bpf::create_array(name, record, records, flags)
+            .with_context(|| format!("cannot make an inner map of {name} with {records} entries"))?;
+        Ok(InnerMap { map: Some(map), records })
     }
 
-    fn open(&self, outer: Outer, number: u16) -> Result<Option<Extents>> {
+    fn open(&self, outer: Outer, number: u16, part: u32) -> Result<Option<InnerMap>> {
         let array = lock(&self.outer[outer as usize].0);
-        let mut opened: Option<Extents> = None;
-        for position in outer.positions(number) {
-            let failed = || format!("cannot open {}[{position}]", outer.name());
-            let map = match array.get(&position, 0) {
-                Ok(map) => map,
-                Err(MapError::KeyNotFound) => break,
-                Err(error) => return Err(error).with_context(failed),
-            };
-            let entries = map.info()?.max_entries();
-            let extents = opened.get_or_insert_with(|| Extents { maps: Vec::new(), each: entries });
-            ensure!(
-                extents.each == entries,
-                "{}[{position}] has {entries} entries, not {}",
-                outer.name(),
-                extents.each
-            );
-            extents.maps.push(map.fd().as_fd().try_clone_to_owned().with_context(failed)?);
-        }
-        Ok(opened)
+        let position = outer.position(number, part);
+        let failed = || format!("cannot open {}[{position}]", outer.name());
+        let map = match array.get(&position, 0) {
+            Ok(map) => map,
+            Err(MapError::KeyNotFound) => return Ok(None),
+            Err(error) => return Err(error).with_context(failed),
+        };
+        let records = map.info()?.max_entries();
+        let map = Some(map.fd().as_fd().try_clone_to_owned().with_context(failed)?);
+        Ok(Some(InnerMap { map, records }))
     }
 
-    fn install(&self, outer: Outer, number: u16, made: &Extents) -> Result<()> {
+    fn install(&self, outer: Outer, number: u16, first: u32, made: &[&InnerMap]) -> Result<()> {
         let fd = self.outer[outer as usize].1.fd().as_fd();
-        let result = sys::bpf::set_inner_maps(fd, outer.positions(number).start, &made.descriptors());
+        let maps: Vec<_> = made.iter().filter_map(|made| made.map.as_ref()).map(AsFd::as_fd).collect();
+        let result = sys::bpf::set_inner_maps(fd, outer.position(number, first), &maps);
         result.with_context(|| format!("cannot set {}[{number}]", outer.name()))
     }
 

@@ -78,6 +78,7 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("SLOTS", outer(POOL_EXTENTS << POOL_BITS)),
         ("OPENINGS", outer(POOL_EXTENTS << POOL_BITS)),
         ("FREE", outer(1 << POOL_BITS)),
+        ("WIDE", outer(1 << POOL_BITS)),
         ("HALF_OPEN", outer(MAX_SERVICES)),
         ("MAGLEV", outer(MAX_SERVICES)),
         ("RULES", outer(MAX_SERVICES)),

@@ -55,8 +55,15 @@ pub struct PoolAt {
     pub number: u16,
     /// The SNAT port of slot 0.
     pub first_port: u16,
-    /// The number of its slots.
-    pub ports: u16,
+    /// The number of its slots, if no extent is missing.
+    pub slots: u32,
+}
+
+impl PoolAt {
+    /// The slot of a SNAT port.
+    fn slot(&self, port: u16) -> SlotAt {
+        SlotAt::new(self.number, port.wrapping_sub(self.first_port))
+    }
 }
 
 /// What addresses mean on this host; replaced whenever the configuration or the mastership changes.
@@ -106,7 +113,9 @@ pub enum Applied {
     UnknownListener,
     /// No configuration here has this backend with this SNAT address.
     UnknownBackend,
-    /// The SNAT port is outside `snat_ports` here, or reserved, or the slot is changing hands.
+    /// There is no slot for its SNAT port here yet.
+    UnknownPort,
+    /// The SNAT port is reserved, or the slot is changing hands.
     NoSuchPort,
     /// There is no room in the flow index.
     Full,
@@ -224,13 +233,13 @@ impl Mirror {
         let name = &flow.name;
         let pool = self.directory.pools.get(&(name.backend, name.snat.ip())).ok_or(Applied::UnknownBackend)?;
         let backend = self.directory.backends.get(&(listener.service, name.backend)).ok_or(Applied::UnknownBackend)?;
-        let slot = name.snat.port().checked_sub(pool.first_port).filter(|slot| *slot < pool.ports);
+        let at = Some(pool.slot(name.snat.port())).filter(|at| self.tables.has_slot(*at));
         let key = key_of(name.client, listener.number).ok_or(Applied::UnknownListener)?;
         let age = Duration::from_millis(now.wall_ms.saturating_sub(flow.established_at));
         let idle = Duration::from_millis(flow.idle_ms.into());
         let windows = flow.windows.unwrap_or_else(|| wire::Windows::widest(flow.acks));
         Ok(Foreign {
-            at: SlotAt::new(pool.number, slot.ok_or(Applied::NoSuchPort)?),
+            at: at.ok_or(Applied::UnknownPort)?,
             backend: *backend,
             key,
             state: match flow.phase {
@@ -255,11 +264,8 @@ impl Mirror {
     pub fn ended(&self, name: &wire::FlowName) -> bool {
         let Some(listener) = self.directory.listeners.get(&name.listener).filter(|at| !at.ours) else { return false };
         let pool = self.directory.pools.get(&(name.backend, name.snat.ip()));
-        let slot = pool.and_then(|pool| name.snat.port().checked_sub(pool.first_port));
-        let (Some(pool), Some(slot), Some(key)) = (pool, slot, key_of(name.client, listener.number)) else {
-            return false;
-        };
-        self.tables.end_quietly(SlotAt::new(pool.number, slot), |flow| flow.record.key == key)
+        let (Some(pool), Some(key)) = (pool, key_of(name.client, listener.number)) else { return false };
+        self.tables.end_quietly(pool.slot(name.snat.port()), |flow| flow.record.key == key)
     }
 
     /// Ends the flows of these listeners that were not in a complete copy from the other host;

@@ -57,8 +57,8 @@ pub struct WalkPos {
 
 impl WalkPos {
     /// The position after `slot` was reached in a pool of `slots`.
-    pub fn after(self, slot: u32, slots: u16) -> WalkPos {
-        if slot >= u32::from(slots) { WalkPos { pool: self.pool + 1, slot: 0 } } else { WalkPos { slot, ..self } }
+    pub fn after(self, slot: u32, slots: u32) -> WalkPos {
+        if slot >= slots { WalkPos { pool: self.pool + 1, slot: 0 } } else { WalkPos { slot, ..self } }
     }
 }
 
@@ -215,7 +215,7 @@ impl Peer {
                 return;
             }
             // As many slots as surely fit even if each holds a flow.
-            let to = (copy.next.slot + slots.min(512)).min(u32::from(pool.ports));
+            let to = (copy.next.slot + slots.min(512)).min(pool.slots);
             let heads = mirror.tables.heads(pool.number, copy.next.slot..to);
             for head in
                 heads.filter(|head| head.flow.ctl.state().is_active() && mirror.directory.is_ours(head.listener()))
@@ -228,7 +228,7 @@ impl Peer {
                 }
             }
             slots -= to.saturating_sub(copy.next.slot);
-            copy.next = copy.next.after(to, pool.ports);
+            copy.next = copy.next.after(to, pool.slots);
         }
         payloads.add(&Message::CopyEnd { copy: copy.number, flows: copy.flows });
         self.counts.copies_sent += 1;

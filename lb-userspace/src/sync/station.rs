@@ -14,6 +14,7 @@ use std::{
 
 use lb_common::{
     flow::SlotAt,
+    layout::EXTENT_BITS,
     time::{Instant, nanoseconds},
 };
 
@@ -80,6 +81,13 @@ pub enum PeerNews {
         /// The address that the backend sees as the client's.
         snat: IpAddr,
     },
+    /// There is a flow with a SNAT port of which there is no slot here.
+    UnknownPort {
+        /// The backend.
+        backend: SocketAddr,
+        /// What the backend sees as the client's.
+        snat: SocketAddr,
+    },
     /// An operator's decision on another host.
     Admin {
         /// The other host.
@@ -126,17 +134,28 @@ struct RingSeen {
 #[derive(Default)]
 struct Outbox {
     waiting: Vec<PeerNews>,
-    /// Unknown backends that were reported since `forgot_at`, or since the directory last changed.
-    unknown: Vec<PeerNews>,
+    /// What was reported since `forgot_at`, or since the directory last changed: listener, backend,
+    /// SNAT address, and the extent of an unknown port.
+    unknown: Vec<(Option<SocketAddr>, SocketAddr, IpAddr, Option<u16>)>,
     forgot_at: Instant,
 }
 
 impl Outbox {
-    /// The list is short: a host has few backends that the other does not know.
     fn unknown_backend(&mut self, name: &FlowName) {
-        let news = PeerNews::UnknownBackend { listener: name.listener, backend: name.backend, snat: name.snat.ip() };
-        if self.unknown.len() < UNKNOWN && !self.unknown.contains(&news) {
-            self.unknown.push(news.clone());
+        let (listener, backend, snat) = (name.listener, name.backend, name.snat.ip());
+        self.report((Some(listener), backend, snat, None), PeerNews::UnknownBackend { listener, backend, snat });
+    }
+
+    fn unknown_port(&mut self, name: &FlowName) {
+        let (backend, snat) = (name.backend, name.snat);
+        let extent = Some(snat.port() >> EXTENT_BITS);
+        self.report((None, backend, snat.ip(), extent), PeerNews::UnknownPort { backend, snat });
+    }
+
+    /// The list is short: a host has few backends that the other does not know.
+    fn report(&mut self, what: (Option<SocketAddr>, SocketAddr, IpAddr, Option<u16>), news: PeerNews) {
+        if self.unknown.len() < UNKNOWN && !self.unknown.contains(&what) {
+            self.unknown.push(what);
             self.waiting.push(news);
         }
     }
@@ -340,7 +359,7 @@ impl Station {
             return;
         }
         let pools: Vec<_> = self.mirror.directory.pools.values().copied().collect();
-        let all: u64 = pools.iter().map(|pool| u64::from(pool.ports)).sum();
+        let all: u64 = pools.iter().map(|pool| u64::from(pool.slots)).sum();
         let mut share = share_of_walk(all, elapsed, self.mirror.directory.refresh);
         while share > 0 {
             let Some(pool) = pools.get(self.walk.pool) else {
@@ -350,7 +369,7 @@ impl Station {
                 }
                 continue;
             };
-            let to = (u64::from(self.walk.slot) + share).min(u64::from(pool.ports)) as u32;
+            let to = (u64::from(self.walk.slot) + share).min(u64::from(pool.slots)) as u32;
             for head in self.mirror.tables.heads(pool.number, self.walk.slot..to) {
                 if !self.mirror.directory.is_ours(head.listener()) {
                     continue;
@@ -359,7 +378,7 @@ impl Station {
                 self.peers.iter_mut().for_each(|peer| peer.push(item));
             }
             share -= u64::from(to.saturating_sub(self.walk.slot)).clamp(1, share);
-            self.walk = self.walk.after(to, pool.ports);
+            self.walk = self.walk.after(to, pool.slots);
         }
     }
 
@@ -487,6 +506,10 @@ fn take_in_flow(
         Applied::UnknownBackend => {
             peer.counts.unknown += 1;
             news.unknown_backend(&flow.name);
+        }
+        Applied::UnknownPort => {
+            peer.counts.unknown += 1;
+            news.unknown_port(&flow.name);
         }
         Applied::UnknownListener | Applied::NoSuchPort | Applied::Full => peer.counts.unknown += 1,
     }

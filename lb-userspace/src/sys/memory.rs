@@ -42,26 +42,6 @@ impl Mapping {
         Ok(Mapping { base, len })
     }
 
-    /// Maps `each` bytes of every `fd`, one after the other; `each` is a multiple of the page size.
-    fn joined(fds: &[BorrowedFd<'_>], each: usize) -> io::Result<Mapping> {
-        // Reserves the address range; the parts then replace it piece by piece.
-        let room = Mapping::new(None, fds.len() * each)?;
-        for (part, fd) in fds.iter().enumerate() {
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-            // SAFETY: the part lies inside `room`, which is ours alone and not in use yet; the
-            // kernel checks everything else.
-            let at = unsafe {
-                let place = room.base.as_ptr().add(part * each);
-                libc::mmap(place.cast(), each, protection, flags, fd.as_raw_fd(), 0)
-            };
-            if at == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        Ok(room)
-    }
-
     fn word64(&self, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.len, "word at {offset} of {}", self.len);
         // SAFETY: the word lies inside the mapping (asserted above), which lives as long as `self`
@@ -123,13 +103,6 @@ impl<T: Record> Table<T> {
     /// entries.
     pub fn map(fd: BorrowedFd<'_>, len: usize) -> io::Result<Table<T>> {
         Ok(Table { mapping: Mapping::new(Some(fd), len * size_of::<T>())?, len, record: PhantomData })
-    }
-
-    /// Maps several array maps of `each` records as one table whose first `len` records are used.
-    /// The records of one map fill whole pages.
-    pub fn joined(fds: &[BorrowedFd<'_>], each: usize, len: usize) -> io::Result<Table<T>> {
-        assert!(len <= fds.len() * each, "{len} records in {} maps of {each}", fds.len());
-        Ok(Table { mapping: Mapping::joined(fds, each * size_of::<T>())?, len, record: PhantomData })
     }
 
     /// A table in plain zeroed memory.

@@ -18,7 +18,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::{Tables, flow::Flow, index::Entered};
+use super::{PortUse, Tables, flow::Flow, index::Entered};
 
 /// A flow of the other host, in the numbers of our own tables and by the clock of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,13 +114,17 @@ impl Tables {
 
     /// Takes a flow over into its free slot.
     pub fn adopt(&self, foreign: &Foreign) -> Result<(), NotAdopted> {
-        let slots = self.slots_of(foreign.at.pool()).filter(|slots| u32::from(foreign.at.slot()) < slots.len());
+        let slots = self.slots_of(foreign.at.pool()).filter(|slots| slots.has(foreign.at.slot()));
         let slots = slots.ok_or(NotAdopted::SlotTaken)?;
         let old = slots.ctl(foreign.at.slot());
-        // A slot that is held back is not in the ring.
+        let port_use = self.port_uses(foreign.at.pool())(foreign.at.slot());
+        // Neither a slot that is held back is in the ring, nor one that is out of circulation: that one
+        // is not to get into it.
         let in_ring = match old.state() {
             State::Free | State::Closed => IN_RING,
+            State::Abandoned if port_use == PortUse::Outside => IN_RING,
             State::Abandoned => 0,
+            State::Claiming if old.is_retired() && port_use == PortUse::Outside => IN_RING,
             _ => return Err(NotAdopted::SlotTaken),
         };
         let claimed = old.claimed();
@@ -147,7 +151,7 @@ impl Tables {
     /// skips a few of them per claim, but gives up on a long run.
     pub fn weed(&self, pool: u16) {
         if let Some(slots) = self.slots_of(pool) {
-            slots.weed(&self.fixed.rings);
+            slots.weed(&self.fixed.rings, self.insides(pool));
         }
     }
 
@@ -155,8 +159,7 @@ impl Tables {
     /// was seen here in the meantime counts.
     pub fn refresh(&self, current: &Flow, foreign: &Foreign) {
         let Some(slots) = self.slots_of(foreign.at.pool()) else { return };
-        let table = slots.table();
-        let index = usize::from(foreign.at.slot());
+        let Some((table, index)) = slots.table(foreign.at.slot()) else { return };
         let ahead = |offset: usize, current: u64, new: u64| {
             if new > current {
                 table.word64(index, offset).store(new, Ordering::Relaxed);

@@ -4,21 +4,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, RwLock},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use lb_common::{
-    layout::{Address, EXTENT_BITS, Hop, POOL_EXTENTS},
+    layout::{Address, Hop, POOL_EXTENTS},
     verdict::Reason,
 };
 
 use super::{Tables, WayKey, read, write};
 use crate::sys::memory::{Record, Table};
-
-/// Slots of one extent.
-pub const EXTENT: u32 = 1 << EXTENT_BITS;
 
 /// The arrays of inner maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +24,10 @@ pub enum Outer {
     Slots,
     /// By pool, [`POOL_EXTENTS`] for each: what the flows in its slots began with.
     Openings,
-    /// By pool: the cells of its ring of free slots.
+    /// By pool: the cells of its first ring of free slots.
     Free,
+    /// By pool: the cells of its wide one.
+    Wide,
     /// By service: its ring of half-open flows.
     HalfOpen,
     /// By service: its Maglev table.
@@ -41,8 +40,16 @@ pub enum Outer {
 
 impl Outer {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Outer; 7] =
-        [Outer::Slots, Outer::Openings, Outer::Free, Outer::HalfOpen, Outer::Maglev, Outer::Rules, Outer::Clients];
+    pub const ALL: [Outer; 8] = [
+        Outer::Slots,
+        Outer::Openings,
+        Outer::Free,
+        Outer::Wide,
+        Outer::HalfOpen,
+        Outer::Maglev,
+        Outer::Rules,
+        Outer::Clients,
+    ];
 
     /// The most inner maps that one pool or service has.
     pub fn most(self) -> u32 {
@@ -56,8 +63,13 @@ impl Outer {
 
     /// The positions of the inner maps of a pool or service in the array.
     pub fn positions(self, number: u16) -> Range<u32> {
-        let first = u32::from(number) * self.most();
+        let first = self.position(number, 0);
         first..first + self.most()
+    }
+
+    /// The position of one of them.
+    pub fn position(self, number: u16, part: u32) -> u32 {
+        u32::from(number) * self.most() + part
     }
 
     /// The name of the array.
@@ -66,6 +78,7 @@ impl Outer {
             Outer::Slots => "SLOTS",
             Outer::Openings => "OPENINGS",
             Outer::Free => "FREE",
+            Outer::Wide => "WIDE",
             Outer::HalfOpen => "HALF_OPEN",
             Outer::Maglev => "MAGLEV",
             Outer::Rules => "RULES",
@@ -74,43 +87,34 @@ impl Outer {
     }
 }
 
-/// The inner maps of one pool or service, in order; no maps in plain memory.
+/// One inner map; none in plain memory.
 #[derive(Debug)]
-pub struct Extents {
-    /// The maps.
-    pub maps: Vec<OwnedFd>,
-    /// Records in each of them.
-    pub each: u32,
+pub struct InnerMap {
+    /// The map.
+    pub map: Option<OwnedFd>,
+    /// Its records.
+    pub records: u32,
 }
 
-impl Extents {
-    /// The descriptors of the maps.
-    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.maps.iter().map(AsFd::as_fd).collect()
-    }
-
-    /// The first `len` records, as one table.
-    fn table<T: Record>(&self, len: u32) -> Result<Table<T>> {
-        let room = self.maps.len() as u64 * u64::from(self.each);
-        ensure!(self.maps.is_empty() || u64::from(len) <= room, "{len} records do not fit in maps of {room}");
-        Ok(match &self.maps[..] {
-            [] => Table::anonymous(len as usize)?,
-            [map] => Table::map(map.as_fd(), len as usize)?,
-            _ => Table::joined(&self.descriptors(), self.each as usize, len as usize)?,
+impl InnerMap {
+    fn table<T: Record>(&self) -> Result<Table<T>> {
+        let len = self.records as usize;
+        Ok(match &self.map {
+            None => Table::anonymous(len)?,
+            Some(map) => Table::map(map.as_fd(), len)?,
         })
     }
 }
 
 /// What the tables need of their maps beyond mapped memory.
 pub trait Maps: Send + Sync {
-    /// Makes inner maps for `entries` records of `record` bytes, zeroed. Nothing else can reach
-    /// them yet.
-    fn make(&self, outer: Outer, record: u32, entries: u32) -> Result<Extents>;
-    /// Opens the inner maps of a pool or service; `None` if it has none.
-    fn open(&self, outer: Outer, number: u16) -> Result<Option<Extents>>;
-    /// Puts the inner maps of a pool or service into the array: from now on the kernel program
-    /// finds them.
-    fn install(&self, outer: Outer, number: u16, made: &Extents) -> Result<()>;
+    /// Makes an inner map of `records` of `record` bytes, zeroed. Nothing else can reach it yet.
+    fn make(&self, outer: Outer, record: u32, records: u32) -> Result<InnerMap>;
+    /// Opens an inner map of a pool or service; `None` if it has none.
+    fn open(&self, outer: Outer, number: u16, part: u32) -> Result<Option<InnerMap>>;
+    /// Puts inner maps of a pool or service into the array, from part `first` on: from now on the
+    /// kernel program finds them.
+    fn install(&self, outer: Outer, number: u16, first: u32, made: &[&InnerMap]) -> Result<()>;
     /// Takes the inner maps of a pool or service out of the array, if there are any.
     fn delete(&self, outer: Outer, number: u16) -> Result<()>;
     /// Enters the number of one of our interfaces where the kernel program looks it up.
@@ -145,15 +149,15 @@ pub struct Memory {
 }
 
 impl Maps for Memory {
-    fn make(&self, _: Outer, _: u32, entries: u32) -> Result<Extents> {
-        Ok(Extents { maps: Vec::new(), each: entries })
+    fn make(&self, _: Outer, _: u32, records: u32) -> Result<InnerMap> {
+        Ok(InnerMap { map: None, records })
     }
 
-    fn open(&self, _: Outer, _: u16) -> Result<Option<Extents>> {
+    fn open(&self, _: Outer, _: u16, _: u32) -> Result<Option<InnerMap>> {
         Ok(None)
     }
 
-    fn install(&self, _: Outer, _: u16, _: &Extents) -> Result<()> {
+    fn install(&self, _: Outer, _: u16, _: u32, _: &[&InnerMap]) -> Result<()> {
         Ok(())
     }
 
@@ -221,10 +225,10 @@ impl Maps for Memory {
     }
 }
 
-/// Inner maps that nothing else can reach yet, with their records mapped.
+/// An inner map that nothing else can reach yet, with its records mapped.
 pub(super) struct Made<T> {
     pub table: Table<T>,
-    pub maps: Extents,
+    pub map: InnerMap,
 }
 
 /// The inner maps of the services in one array, as this process has them mapped.
@@ -243,8 +247,8 @@ impl<T: Record> Inner<T> {
     pub fn adopt(&self, maps: &dyn Maps) -> Result<()> {
         let mut tables = write(&self.tables);
         for (number, table) in tables.iter_mut().enumerate() {
-            let opened = maps.open(self.outer, number as u16)?;
-            *table = opened.map(|opened| opened.table(opened.each)).transpose()?.map(Arc::new);
+            let opened = maps.open(self.outer, number as u16, 0)?;
+            *table = opened.map(|opened| opened.table()).transpose()?.map(Arc::new);
         }
         Ok(())
     }
@@ -256,26 +260,28 @@ impl<T: Record> Inner<T> {
 }
 
 impl Tables {
-    /// Makes inner maps for `entries` records, zeroed.
-    pub(super) fn make<T: Record>(&self, outer: Outer, entries: u32) -> Result<Made<T>> {
-        let maps = self.maps.make(outer, size_of::<T>() as u32, entries)?;
-        Ok(Made { table: maps.table(entries)?, maps })
+    /// Makes an inner map of `records`, zeroed.
+    pub(super) fn make<T: Record>(&self, outer: Outer, records: u32) -> Result<Made<T>> {
+        let map = self.maps.make(outer, size_of::<T>() as u32, records)?;
+        Ok(Made { table: map.table()?, map })
     }
 
-    /// Opens the inner maps of a pool as one table of `len` records; `None` if there are none, or
-    /// of another size.
-    pub(super) fn open_inner<T: Record>(&self, outer: Outer, number: u16, len: u32) -> Result<Option<Table<T>>> {
-        let Some(mut opened) = self.maps.open(outer, number)? else { return Ok(None) };
-        let (each, count) = if outer.has_extents() { (EXTENT, len.div_ceil(EXTENT)) } else { (len, 1) };
-        opened.maps.truncate(count as usize);
-        let fits = opened.each == each && opened.maps.len() == count as usize;
-        fits.then(|| opened.table(len)).transpose()
+    /// Opens an inner map of a pool; `None` if there is none, or one of another size.
+    pub(super) fn open_inner<T: Record>(
+        &self,
+        outer: Outer,
+        number: u16,
+        part: u32,
+        records: u32,
+    ) -> Result<Option<Table<T>>> {
+        let opened = self.maps.open(outer, number, part)?.filter(|opened| opened.records == records);
+        opened.map(|opened| opened.table()).transpose()
     }
 
     /// Puts what [`make`](Self::make) made in place of the service's table: the kernel program uses
     /// the old one or the new one, whole.
     pub(super) fn replace<T: Record>(&self, inner: &Inner<T>, number: u16, made: Made<T>) -> Result<()> {
-        self.maps.install(inner.outer, number, &made.maps)?;
+        self.maps.install(inner.outer, number, 0, &[&made.map])?;
         write(&inner.tables)[usize::from(number)] = Some(Arc::new(made.table));
         Ok(())
     }

@@ -60,7 +60,8 @@ pub use backends::BackendRow;
 pub use flow::{Flow, FlowAt, Head};
 pub use index::{Bucket, Index};
 pub use leases::Claims;
-pub use maps::{EXTENT, Extents, Maps, Outer};
+pub use maps::{InnerMap, Maps, Outer};
+pub use pools::PortUse;
 pub use rows::Installed;
 pub use services::ServiceRow;
 pub use ways::{WayKey, way_key};
@@ -216,21 +217,16 @@ impl Tables {
     /// Changes the next hop towards the client of a flow. For tests.
     #[doc(hidden)]
     pub fn set_client_hop(&self, at: SlotAt, hop: Hop) {
-        if let Some(slots) = self.slots_of(at.pool()) {
-            slots
-                .table()
-                .word64(at.slot().into(), offset_of!(lb_common::layout::Slot, hop))
-                .store(hop.0, Ordering::Release);
+        let slots = self.slots_of(at.pool());
+        if let Some((table, index)) = slots.as_ref().and_then(|slots| slots.table(at.slot())) {
+            table.word64(index, offset_of!(lb_common::layout::Slot, hop)).store(hop.0, Ordering::Release);
         }
     }
 
-    /// How many slots wait in a pool's ring. For tests.
+    /// How many slots wait in a pool's rings. For tests.
     #[doc(hidden)]
     pub fn free_slots(&self, pool: u16) -> u32 {
-        let head = self.fixed.rings.word32(pool.into(), offset_of!(Ring, head)).load(Ordering::Acquire);
-        let tail = self.fixed.rings.word32(pool.into(), offset_of!(Ring, tail)).load(Ordering::Acquire);
-        // Slots may be popped and pushed between the two reads.
-        tail.wrapping_sub(head).min(self.slots(pool))
+        self.slots_of(pool).map_or(0, |slots| slots.waiting(&self.fixed.rings))
     }
 
     // ---- interfaces ----
@@ -331,9 +327,14 @@ impl Tables {
 
     // ---- flows ----
 
-    /// How many slots a pool has; 0 if it is not in use.
+    /// How many slots a pool has, if no extent is missing; 0 if it is not in use.
     pub fn slots(&self, pool: u16) -> u32 {
         self.slots_of(pool).map_or(0, |slots| slots.len())
+    }
+
+    /// Whether there is a slot.
+    pub fn has_slot(&self, at: SlotAt) -> bool {
+        self.slots_of(at.pool()).is_some_and(|slots| slots.has(at.slot()))
     }
 
     fn slots_of(&self, pool: u16) -> Option<Arc<Slots>> {
@@ -387,7 +388,10 @@ impl Tables {
     /// has lost; returns how many ports. Nothing but the kernel program may use the tables meanwhile.
     /// `pause` is longer than any of its steps.
     pub fn heal_rings(&self, pause: impl FnOnce()) -> u32 {
-        let look = |slots: &Slots| slots.lost(&self.fixed.rings);
+        let look = |slots: &Slots| {
+            let port_use = self.port_uses(slots.pool);
+            slots.lost(&self.fixed.rings, |slot| port_use(slot) == PortUse::Connections)
+        };
         let pools = self.pools().into_iter().filter_map(|(pool, _)| self.slots_of(pool));
         let first = pools.map(|slots| (look(&slots), slots)).filter(|(lost, _)| !lost.is_empty()).collect::<Vec<_>>();
         if first.is_empty() {
@@ -429,7 +433,7 @@ impl Tables {
     pub fn release_abandoned(&self, flow: FlowAt) -> bool {
         let Some(slots) = self.slots_of(flow.at.pool()) else { return false };
         let won = slots.release(flow.at.slot(), flow.ctl);
-        if won {
+        if won && self.insides(flow.at.pool())(flow.at.slot()) {
             slots.push(&self.fixed.rings, flow.at.slot());
         }
         won

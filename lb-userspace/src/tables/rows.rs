@@ -114,6 +114,68 @@ pub fn pool_record(backend: SocketAddrV4, snat: Ipv4Addr, first_port: u16, ports
     }
 }
 
+/// A range of SNAT ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// The first one.
+    pub first: u16,
+    /// How many; at least one.
+    pub count: u16,
+}
+
+impl Ports {
+    /// Those that new connections of a pool get.
+    pub const fn of(pool: &Pool) -> Ports {
+        match pool.range {
+            0 => Ports { first: pool.first_port, count: pool.ports },
+            range => Ports { first: (range >> 16) as u16, count: range as u16 },
+        }
+    }
+
+    /// As it stands in [`Pool::range`].
+    const fn word(self) -> u32 {
+        (self.first as u32) << 16 | self.count as u32
+    }
+
+    /// Whether a port is one of them.
+    pub const fn has(self, port: u16) -> bool {
+        port.wrapping_sub(self.first) < self.count
+    }
+
+    /// The last one.
+    pub const fn last(self) -> u16 {
+        self.first.wrapping_add(self.count.wrapping_sub(1))
+    }
+
+    /// Whether a slot of a pool is one of them.
+    pub const fn has_slot(self, pool: &Pool, slot: u16) -> bool {
+        self.has(pool.first_port.wrapping_add(slot))
+    }
+}
+
+/// The number of slots of a pool, if no extent is missing.
+pub const fn pool_slots(pool: &Pool) -> u32 {
+    if pool.ports == u16::MAX { 1 << 16 } else { pool.ports as u32 }
+}
+
+/// The record of a pool whose new connections get other ports. Its slots stay what they are, and there
+/// are as many as the highest one needs.
+pub fn with_ports(pool: Pool, ports: Ports) -> Pool {
+    // The slots go round once: those of the ports below the first one are at the end.
+    let wraps = ports.has(pool.first_port) && ports.first != pool.first_port;
+    let highest = if wraps { pool.first_port.wrapping_sub(1) } else { ports.last() };
+    Pool { range: ports.word(), ..with_port(pool, highest) }
+}
+
+/// The record of a pool that has a slot for a port, whatever its new connections get.
+pub fn with_port(pool: Pool, port: u16) -> Pool {
+    let slot = port.wrapping_sub(pool.first_port);
+    if u32::from(slot) < pool_slots(&pool) {
+        return pool;
+    }
+    Pool { range: Ports::of(&pool).word(), ports: slot.saturating_add(1), ..pool }
+}
+
 /// The IPv4 address in a record; 0.0.0.0 for any other address (the controller writes none).
 fn unmapped(octets: [u8; 16]) -> Ipv4Addr {
     match from_mapped(octets) {

@@ -143,7 +143,7 @@ impl Tables {
             line[..chunk.len()].copy_from_slice(chunk);
             inner.table.publish(index, &line, 0);
         }
-        self.maps.install(Outer::Maglev, service, &inner.maps)
+        self.maps.install(Outer::Maglev, service, 0, &[&inner.map])
     }
 
     /// The cells in use of a service's ring of half-open flows. A flow may have left its slot long

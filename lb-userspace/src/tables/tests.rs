@@ -32,8 +32,11 @@ fn v4(address: SocketAddr) -> SocketAddrV4 {
 }
 
 fn record(backend: SocketAddr, snat: IpAddr, ports: u16) -> Pool {
-    pool_record(v4(backend), *v4(SocketAddr::new(snat, 0)).ip(), 10_240, ports)
+    pool_record(v4(backend), *v4(SocketAddr::new(snat, 0)).ip(), FIRST, ports)
 }
+
+/// The SNAT port of slot 0.
+pub(crate) const FIRST: u16 = 10_240;
 
 /// Makes a pool in the row that a plan would choose.
 pub(crate) fn put_pool(tables: &Tables, backend: SocketAddr, snat: IpAddr, ports: u16) -> u16 {
@@ -493,9 +496,10 @@ impl Tables {
     /// Changes a slot's record.
     pub(crate) fn change_slot(&self, at: SlotAt, change: impl FnOnce(&mut Slot)) {
         let slots = self.slots_of(at.pool()).expect("a pool");
-        let mut record = slots.table().read(at.slot().into());
+        let (table, index) = slots.table(at.slot()).expect("a slot");
+        let mut record = table.read(index);
         change(&mut record);
-        slots.table().publish(at.slot().into(), &record, offset_of!(Slot, ctl));
+        table.publish(index, &record, offset_of!(Slot, ctl));
     }
 
     /// Changes a backend's record.

@@ -40,7 +40,8 @@ impl Tables {
         for (pool, _) in self.pools() {
             let Some(slots) = self.slots_of(pool) else { continue };
             for head in slots.clone().heads(0..slots.len()) {
-                let word = slots.table().word64(head.flow.at.slot().into(), offset_of!(Slot, hop));
+                let Some((table, index)) = slots.table(head.flow.at.slot()) else { continue };
+                let word = table.word64(index, offset_of!(Slot, hop));
                 let old = word.load(Ordering::Relaxed);
                 let client = head.key.client([0; 16]).ip();
                 let Some(hop) = new(client, Hop(old)) else { continue };

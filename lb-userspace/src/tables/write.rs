@@ -10,7 +10,7 @@ use lb_common::{
 
 use super::{
     BackendRow, ServiceRow, Tables,
-    rows::{listener_address, pool_backend},
+    rows::{Ports, listener_address, pool_backend},
 };
 
 /// One change of the tables.
@@ -25,6 +25,22 @@ pub enum Write {
         pool: Pool,
         /// SNAT ports that are listen ports of the same address.
         withheld: Vec<u16>,
+    },
+    /// Gives the new connections of a pool other ports. Open ones keep theirs.
+    SetPorts {
+        /// Its row in POOLS.
+        number: u16,
+        /// The ports.
+        ports: Ports,
+        /// Those of them that are listen ports of the same address.
+        withheld: Vec<u16>,
+    },
+    /// Makes the slot of a port that new connections do not get: another host has one there.
+    ReachPort {
+        /// The pool, a row of POOLS.
+        number: u16,
+        /// The SNAT port.
+        port: u16,
     },
     /// Takes a port out of use because it has become a listen port of the same address.
     WithholdPort {
@@ -109,6 +125,8 @@ impl Tables {
             Write::NewPool { number, pool, withheld } => self
                 .put_pool(*number, pool, withheld, upper_first)
                 .with_context(|| format!("slots for backend {}", pool_backend(pool)))?,
+            Write::SetPorts { number, ports, withheld } => self.set_ports(*number, *ports, withheld, upper_first)?,
+            Write::ReachPort { number, port } => self.reach_port(*number, *port)?,
             Write::WithholdPort { pool, port } => return Ok(self.withhold_port(*pool, *port)),
             Write::FlagPool { number, flags } => self.set_pool_flags(*number, *flags),
             Write::NewBackend { number, row } => {

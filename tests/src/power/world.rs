@@ -210,7 +210,7 @@ impl<'a> World<'a> {
                 !self.connections.iter().any(|it| it.phase != Phase::Over && it.at == at)
             }
             // What is in the index is looked up after each step.
-            "RINGS" | "FREE" | "HALF_OPEN" | "INDEX" => true,
+            "RINGS" | "FREE" | "WIDE" | "HALF_OPEN" | "INDEX" => true,
             "BACKENDS" => [0, offset_of!(Backend, opened)].contains(&change.offset),
             // The line that the program writes.
             "SERVICES" => (64..128).contains(&change.offset),

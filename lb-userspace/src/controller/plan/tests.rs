@@ -1,3 +1,5 @@
+use lb_common::flow::SlotAt;
+
 use super::*;
 use crate::{config::model::MssClamp, controller::testbed::Testbed, words::SynCookies};
 
@@ -41,8 +43,7 @@ pub fn service(name: &str, listen: &str, hosts: &[u8]) -> DesiredService {
         mss_clamp: MssClamp::Off,
         idle_timeout: 600 * SECOND,
         snat: vec![*listen.ip()],
-        first_port: 10_240,
-        ports: 22_528,
+        ports: Ports { first: 10_240, count: 22_528 },
         reset_rate: 5000,
         probe: None,
         backends: hosts.iter().map(|host| backend(*host)).collect(),
@@ -65,6 +66,8 @@ fn apply(tables: &mut Testbed, desired: &Desired) -> Plan {
 fn kinds(plan: &Plan) -> Vec<&'static str> {
     let kind = |write: &Write| match write {
         Write::NewPool { .. } => "new pool",
+        Write::SetPorts { .. } => "set ports",
+        Write::ReachPort { .. } => "reach port",
         Write::WithholdPort { .. } => "withhold port",
         Write::FlagPool { .. } => "flag pool",
         Write::NewBackend { .. } => "new backend",
@@ -234,14 +237,42 @@ fn a_listen_port_within_the_snat_ports_of_its_address_is_withheld() {
 }
 
 #[test]
-fn other_snat_ports_for_slots_in_use_are_a_warning_and_change_nothing() {
+fn other_snat_ports_are_given_to_the_slots_that_exist() {
     let mut tables = Testbed::default();
-    apply(&mut tables, &one(&[10]));
-    let mut wider = one(&[10]);
-    (wider.services[0].first_port, wider.services[0].ports) = (1024, 64_512);
-    let plan = apply(&mut tables, &wider);
-    assert_eq!((plan.writes.len(), plan.warnings.len()), (0, 1));
-    assert!(plan.warnings[0].contains("10240-32767"), "{}", plan.warnings[0]);
+    apply(&mut tables, &one(&[10, 11]));
+    let before = tables.installed();
+    // Wider on both sides, moved, narrower, and back.
+    for (first, count) in [(1024, 64_512), (40_000, 1000), (1024, 10), (10_240, 22_528)] {
+        let mut other = one(&[10, 11]);
+        other.services[0].ports = Ports { first, count };
+        assert_eq!(kinds(&apply(&mut tables, &other)), ["set ports", "set ports"], "{first} {count}");
+        assert_eq!(kinds(&apply(&mut tables, &other)), Vec::<&str>::new(), "and that is all");
+        for (number, pool) in tables.installed().pools {
+            assert_eq!(pool.first_port, before.pools[&number].first_port, "slots stay what they are");
+            // 6443 is the listener's.
+            let free = u32::from(count) - u32::from((first..=first + (count - 1)).contains(&6443));
+            assert_eq!(tables.tables.free_slots(number), free, "{first} {count}");
+        }
+    }
+}
+
+#[test]
+fn the_slot_of_a_port_that_only_the_other_host_uses_can_be_had() {
+    let mut tables = Testbed::default();
+    let desired = one(&[10]);
+    apply(&mut tables, &desired);
+    let (backend, snat) = (v4("10.0.1.10:6443"), Ipv4Addr::new(10, 0, 1, 100));
+    for port in [50_000, 1024, 10_239] {
+        let plan = reach(&tables.installed(), backend, SocketAddrV4::new(snat, port)).expect("a plan");
+        assert_eq!(kinds(&plan), ["reach port"]);
+        plan.writes.iter().for_each(|write| tables.write(write));
+        assert_eq!(tables.installed(), plan.after);
+        let (number, pool) = plan.after.pool(backend, snat).expect("the pool");
+        assert!(tables.tables.has_slot(SlotAt::new(number, port.wrapping_sub(pool.first_port))), "{port}");
+        assert_eq!(tables.tables.free_slots(number), 22_528, "new connections do not get it");
+    }
+    assert_eq!(apply(&mut tables, &desired).writes, [], "nor is it in the file");
+    assert!(reach(&tables.installed(), v4("10.0.1.12:6443"), SocketAddrV4::new(snat, 50_000)).is_none());
 }
 
 #[test]
@@ -287,6 +318,9 @@ fn every_way_to_a_configuration_ends_where_a_fresh_install_does() {
         let mut last = Desired::default();
         for _ in 0..12 {
             last = Desired::default();
+            // Few, so that 2,400 configurations are made in a short time.
+            let ports = [(10_240, 64), (10_240, 200), (10_200, 100), (10_250, 20), (30_000, 64)][draw(5) as usize];
+            let ports = Ports { first: ports.0, count: ports.1 };
             for number in 0..=draw(3) {
                 let hosts: Vec<u8> = (10..18).filter(|_| draw(2) == 0).collect();
                 if hosts.is_empty() {
@@ -296,8 +330,7 @@ fn every_way_to_a_configuration_ends_where_a_fresh_install_does() {
                 if draw(3) == 0 {
                     service.listen.push(v4(&format!("10.0.1.101:{}", 7000 + number)));
                 }
-                // Few, so that 2,400 configurations are made in a short time.
-                service.ports = 64;
+                service.ports = ports;
                 for backend in &mut service.backends {
                     backend.weight = 1 + draw(3) as u32;
                     backend.down = draw(6) == 0;
@@ -308,17 +341,19 @@ fn every_way_to_a_configuration_ends_where_a_fresh_install_does() {
         }
         let mut fresh = Testbed::default();
         apply(&mut fresh, &last);
-        assert_eq!(meaning(&tables.installed()), meaning(&fresh.installed()), "{last:#?}");
+        assert_eq!(meaning(&tables), meaning(&fresh), "{last:#?}");
     }
 }
 
 /// What a client and a backend see of the tables, without numbers and without what is only there
 /// for old flows.
-fn meaning(installed: &Installed) -> BTreeMap<SocketAddrV4, Vec<String>> {
+fn meaning(tables: &Testbed) -> BTreeMap<SocketAddrV4, Vec<String>> {
+    let installed = tables.installed();
     let backend = |number: &u16| {
         let row = &installed.backends[number];
         let address = installed.backend_address(row).expect("an address");
-        format!("{address} weight {} closed {} pools {}", row.weight, row.closed, row.pools.len())
+        let ports = row.pools.iter().map(|pool| (Ports::of(&installed.pools[pool]), tables.tables.free_slots(*pool)));
+        format!("{address} weight {} closed {} ports {:?}", row.weight, row.closed, ports.collect::<Vec<_>>())
     };
     let active = installed.listeners.values().filter(|listener| listener.state == ACTIVE);
     let lists = active.map(|listener| {

@@ -22,7 +22,7 @@ fn host(ours: bool) -> Mirror {
         )]
         .into(),
         backends: [((0, example.backend), 7)].into(),
-        pools: [((example.backend, example.snat.ip()), PoolAt { number, first_port: 10_240, ports: 64 })].into(),
+        pools: [((example.backend, example.snat.ip()), PoolAt { number, first_port: 10_240, slots: 64 })].into(),
         refresh: Duration::from_secs(30),
     };
     Mirror { tables: Arc::new(tables), directory: Arc::new(directory) }
@@ -114,7 +114,7 @@ fn what_is_unknown_here_is_named() {
     assert_eq!(with(&|name| name.backend.set_port(1)), Applied::UnknownBackend);
     assert_eq!(with(&|name| name.snat.set_ip("10.0.1.101".parse().unwrap())), Applied::UnknownBackend);
     for port in [0, 10_239, 10_304, u16::MAX] {
-        assert_eq!(with(&|name| name.snat.set_port(port)), Applied::NoSuchPort, "{port}");
+        assert_eq!(with(&|name| name.snat.set_port(port)), Applied::UnknownPort, "{port}");
     }
     assert_eq!(active(&host), 0);
 }

@@ -58,8 +58,11 @@ fn directory(station: &Station, ours: bool) -> Arc<Directory> {
         listeners: [(example.listener, ListenerAt { number, service: 0, ours, lingers: false, interface: Some(1) })]
             .into(),
         backends: [((0, example.backend), 7)].into(),
-        pools: [((example.backend, example.snat.ip()), PoolAt { number: pool, first_port: 10_240, ports: PORTS })]
-            .into(),
+        pools: [(
+            (example.backend, example.snat.ip()),
+            PoolAt { number: pool, first_port: 10_240, slots: PORTS.into() },
+        )]
+        .into(),
         refresh: Duration::from_secs(30),
     })
 }
@@ -244,7 +247,7 @@ fn a_copy_completes_though_nothing_is_open() {
             for host in 0..pools {
                 let backend = SocketAddr::from(([10, 0, 5, host], 6443));
                 let number = put_pool(&station.mirror.tables, backend, flow(1).name.snat.ip(), MANY);
-                let pool = PoolAt { number, first_port: 10_240, ports: MANY };
+                let pool = PoolAt { number, first_port: 10_240, slots: MANY.into() };
                 directory.pools.insert((backend, flow(1).name.snat.ip()), pool);
             }
             station.mirror.directory = Arc::new(directory);

@@ -31,7 +31,7 @@ fn pool() -> Pool {
         heard: Ticks::default(),
         sent: Ticks::default(),
         flags: 0,
-        reserved: 0,
+        range: 0,
     }
 }
 

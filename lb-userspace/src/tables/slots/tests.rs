@@ -1,19 +1,21 @@
 use std::{
     net::SocketAddr,
     sync::atomic::{AtomicBool, AtomicU64},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use lb_common::{
     flow::{Key, SlotAt},
-    layout::Backend,
-    slot::{CONNECTED, FIN_CLIENT},
+    layout::{Backend, Ends, Ring},
+    slot::{CONNECTED, FIN_CLIENT, IN_RING},
 };
 
 use super::*;
 use crate::tables::{
     Tables,
-    tests::{address, put_pool},
+    pools::UNUSED,
+    rows::Ports,
+    tests::{FIRST, address, put_listener, put_pool},
 };
 
 /// Tables in plain memory with one pool of `ports` slots, and what the kernel program does with it.
@@ -41,21 +43,34 @@ impl Program {
         self.tables.slots_of(self.pool).unwrap()
     }
 
-    /// Takes the slot at the head of the ring, as ring.rs describes it.
+    /// Takes the slot that was released longest ago, as ring.rs and the kernel program do it.
     fn pop(&self) -> Option<u16> {
         let (slots, index) = (self.slots(), usize::from(self.pool));
-        let ring = self.tables.fixed.rings.read(index);
-        let head = self.tables.fixed.rings.word32(index, offset_of!(Ring, head));
         loop {
+            let ring = self.tables.fixed.rings.read(index);
+            let is_wide = ring.wide.bits != 0 && ring.first.head == ring.first.tail;
+            let (ends, offset) =
+                if is_wide { (ring.wide, offset_of!(Ring, wide)) } else { (ring.first, offset_of!(Ring, first)) };
+            let cells = if is_wide { slots.wide.as_ref().unwrap() } else { &slots.free };
+            let head = self.tables.fixed.rings.word32(index, offset + offset_of!(Ends, head));
             let position = head.load(Ordering::Acquire);
-            let place = position as usize & ((1 << ring.bits) - 1);
-            let cell = slots.free.word32(place >> 4, (place & 15) * 4).load(Ordering::Acquire);
-            let slot = ring::slot_at(position, cell, ring.bits)?;
+            let place = position as usize & ((1 << ends.bits) - 1);
+            let cell = cells.word32(place >> 4, (place & 15) * 4).load(Ordering::Acquire);
+            let slot = ring::slot_at(position, cell, ends.bits)?;
             let next = position.wrapping_add(1);
             if head.compare_exchange(position, next, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                 return Some(slot as u16);
             }
         }
+    }
+
+    fn set_ports(&self, first: u16, count: u16) {
+        self.tables.set_ports(self.pool, Ports { first, count }, &[], false).unwrap();
+    }
+
+    /// The port of a slot.
+    fn port(&self, slot: u16) -> u16 {
+        FIRST.wrapping_add(slot)
     }
 
     /// Claims a slot for a client and establishes its flow.
@@ -77,8 +92,9 @@ impl Program {
         };
         let open = free.claimed().with_state(State::Established).with_flags(CONNECTED);
         self.tables.fixed.backends.word32(0, offset_of!(Backend, active)).fetch_add(1, Ordering::AcqRel);
-        slots.slots.publish(slot.into(), &record, offset_of!(Slot, ctl));
-        slots.slots.word64(slot.into(), 0).store(open.0, Ordering::Release);
+        let (table, index) = slots.table(slot).expect("a slot");
+        table.publish(index, &record, offset_of!(Slot, ctl));
+        table.word64(index, 0).store(open.0, Ordering::Release);
         Some((slot, open))
     }
 
@@ -88,17 +104,24 @@ impl Program {
         let won = slots.swap(slot, ctl, ctl.closed(Reason::Closed as u8));
         if won {
             self.tables.fixed.backends.word32(0, offset_of!(Backend, active)).fetch_sub(1, Ordering::AcqRel);
-            slots.push(&self.tables.fixed.rings, slot);
+            if ctl.flags() & IN_RING == 0 {
+                slots.push(&self.tables.fixed.rings, slot);
+            }
         }
         won
     }
 
     /// Pops the whole ring: every slot has to be there exactly once.
     fn assert_all_free(&self) {
-        let mut found: Vec<u16> = std::iter::from_fn(|| self.pop()).collect();
-        found.sort_unstable();
-        assert_eq!(found, (0..self.slots().len() as u16).collect::<Vec<_>>());
+        assert_eq!(self.all_free(), (FIRST..FIRST + self.slots().len() as u16).collect::<Vec<_>>());
         assert_eq!(self.tables.backend(0).active, 0);
+    }
+
+    /// Pops the whole ring: the ports that were in it.
+    fn all_free(&self) -> Vec<u16> {
+        let mut found: Vec<u16> = std::iter::from_fn(|| self.pop()).map(|slot| self.port(slot)).collect();
+        found.sort_unstable();
+        found
     }
 }
 
@@ -112,13 +135,14 @@ fn a_flow_that_we_close_is_accounted_and_its_slot_free_again_once() {
     let (slot, ctl) = program.open(client(50_000)).unwrap();
     let slots = program.slots();
     let mut record = program.tables.flow(program.at(slot)).unwrap().record;
-    let mut opening = slots.openings.read(slot.into());
+    let (extent, index) = slots.extent(slot).expect("a slot");
+    let mut opening = extent.openings.read(index);
     (opening.isn_client, opening.isn_backend) = (99, 199);
-    slots.openings.publish(slot.into(), &opening, 0);
+    extent.openings.publish(index, &opening, 0);
     (record.end_client, record.end_backend) = (100 + 1000 + 1, 200 + (5 << 32));
     let ctl = ctl.with_flags(FIN_CLIENT).with_state(State::ClosingClient);
     record.ctl = ctl;
-    slots.slots.publish(slot.into(), &record, 0);
+    extent.slots.publish(index, &record, 0);
     let flow = program.tables.close(program.seen(slot, ctl), Reason::IdleTimeout).unwrap();
     assert_eq!((flow.ctl, flow.bytes_in(), flow.bytes_out()), (ctl, 1000, 5 << 32));
     assert_eq!(program.tables.close(program.seen(slot, ctl), Reason::IdleTimeout), None, "only once");
@@ -294,6 +318,124 @@ fn races_of_claim_close_push_and_pop_lose_no_slot_and_double_none() {
     program.assert_all_free();
 }
 
+#[test]
+fn new_connections_get_the_new_ports_and_those_that_are_open_keep_theirs_until_they_end() {
+    let program = Program::new(20);
+    let open: Vec<_> = (0..20).map(|port| program.open(client(port)).expect("a port")).collect();
+    assert_eq!(program.open(client(99)), None, "all are taken");
+    let is_open = |(slot, ctl): &(u16, Ctl)| {
+        program.tables.flow(program.at(*slot)).is_some_and(|flow| flow.ctl.generation() == ctl.generation())
+    };
+    // On both sides, beyond the cells of the ring; the ports below are the slots at the end.
+    program.set_ports(FIRST - 100, 1000);
+    let more: Vec<_> = (100..1080).map(|port| program.open(client(port)).expect("a port")).collect();
+    assert_eq!(program.open(client(99)), None, "all are taken");
+    let mut ports: Vec<_> = open.iter().chain(&more).map(|(slot, _)| program.port(*slot)).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, (FIRST - 100..FIRST + 900).collect::<Vec<_>>());
+    // Elsewhere: nothing is lost, and what ends does not come back.
+    program.set_ports(40_000, 30);
+    assert!(open.iter().chain(&more).all(is_open));
+    for (slot, _) in open.iter().chain(&more).take(500) {
+        assert!(program.finish(*slot, program.slots().ctl(*slot)));
+    }
+    let moved: Vec<_> = std::iter::from_fn(|| program.open(client(7))).collect();
+    let mut ports: Vec<_> = moved.iter().map(|(slot, _)| program.port(*slot)).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, (40_000..40_030).collect::<Vec<_>>());
+    // Back: the ports that ended are there at once, the others when they end.
+    program.set_ports(FIRST - 100, 1000);
+    assert_eq!(program.tables.free_slots(program.pool), 500);
+    for (slot, _) in open.iter().chain(&more).skip(500).chain(&moved) {
+        assert!(program.finish(*slot, program.slots().ctl(*slot)));
+    }
+    assert_eq!(program.all_free(), (FIRST - 100..FIRST + 900).collect::<Vec<_>>());
+    assert_eq!(program.tables.backend(0).active, 0);
+}
+
+#[test]
+fn a_port_that_is_no_longer_used_is_the_host_s_after_a_minute_and_not_before() {
+    let program = Program::new(20);
+    let (slot, ctl) = program.open(client(1)).unwrap();
+    let (held, _) = program.open(client(2)).unwrap();
+    program.set_ports(40_000, 30);
+    assert!(program.finish(slot, program.slots().ctl(slot)));
+    let now = program.tables.flow(program.at(slot)).unwrap().record.last_seen;
+    let later = Ticks(now.0 + Ticks::of(UNUSED - Duration::from_secs(1)));
+    program.tables.retire_outside(program.pool, later);
+    assert_eq!(program.slots().ctl(slot).state(), State::Closed, "a last FIN may come again");
+    program.tables.retire_outside(program.pool, Ticks(now.0 + Ticks::of(UNUSED + Duration::from_secs(1))));
+    assert!(program.slots().ctl(slot).is_retired());
+    assert_eq!(program.slots().ctl(slot).generation(), ctl.generation() + 1);
+    assert!(program.slots().ctl(held).state().is_active(), "a connection goes on");
+    assert!(
+        program
+            .slots()
+            .all()
+            .all(|slot| program.slots().ctl(slot).state() != State::Free || program.port(slot) >= 40_000)
+    );
+    program.set_ports(FIRST, 20);
+    assert_eq!(program.tables.free_slots(program.pool), 19);
+}
+
+/// Two threads open and close flows as the kernel program does, one closes them as the controller
+/// does, and one changes the ports all the time.
+#[test]
+fn while_ports_are_changed_no_slot_is_lost_none_is_there_twice_and_none_outside_is_claimed() {
+    const RANGES: [(u16, u16); 6] =
+        [(FIRST, 100), (FIRST - 40, 60), (20_000, 50), (FIRST + 10, 9), (FIRST, 40), (19_990, 20)];
+    let program = Program::new(40);
+    let stop = AtomicBool::new(false);
+    let closed = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for seed in 1..=2_u16 {
+            let (program, stop) = (&program, &stop);
+            scope.spawn(move || {
+                let mut turn = 0_u16;
+                while !stop.load(Ordering::Acquire) {
+                    let Some((slot, ctl)) = program.open(client(seed)) else {
+                        std::thread::yield_now();
+                        continue;
+                    };
+                    turn = turn.wrapping_add(1);
+                    if !turn.is_multiple_of(4) {
+                        program.finish(slot, ctl);
+                    }
+                }
+            });
+        }
+        let (reader, stop_reading, count) = (&program, &stop, &closed);
+        scope.spawn(move || {
+            while !stop_reading.load(Ordering::Acquire) {
+                let slots = reader.slots();
+                slots.clone().heads(0..slots.len()).for_each(|head| sweep(reader, head, count));
+                std::thread::yield_now();
+            }
+        });
+        for turn in 0..60 {
+            let (first, number) = RANGES[turn % RANGES.len()];
+            program.set_ports(first, number);
+            let is_outside = |slot: &u16| program.port(*slot).wrapping_sub(first) >= number;
+            let outside = || -> Vec<_> {
+                let slots = program.slots();
+                let heads = slots.clone().heads(0..slots.len()).map(|head| head.flow.at.slot());
+                heads.filter(is_outside).map(|slot| (slot, slots.ctl(slot).generation())).collect()
+            };
+            let before = outside();
+            std::thread::sleep(Duration::from_millis(2));
+            let new: Vec<_> = outside().into_iter().filter(|flow| !before.contains(flow)).collect();
+            assert_eq!(new, [], "a port outside {first}+{number} was claimed");
+        }
+        stop.store(true, Ordering::Release);
+    });
+    let slots = program.slots();
+    for _ in 0..3 {
+        slots.clone().heads(0..slots.len()).for_each(|head| sweep(&program, head, &closed));
+    }
+    let (first, number) = RANGES[59 % RANGES.len()];
+    assert_eq!(program.all_free(), (first..first + number).collect::<Vec<_>>());
+}
+
 fn sweep(program: &Program, head: Head, closed: &AtomicU64) {
     let FlowAt { at, ctl } = head.flow;
     let slot = at.slot();
@@ -325,14 +467,16 @@ fn ports_that_a_killed_controller_lost_are_back_and_each_is_in_the_ring_once() {
                 let ended = if *kill == "claim" { ctl.claimed() } else { ctl.closed(Reason::Killed as u8) };
                 assert!(slots.swap(slot, ctl, ended));
                 if *kill == "tail" {
-                    rings.word32(program.pool.into(), offset_of!(Ring, tail)).fetch_add(1, Ordering::AcqRel);
+                    rings.word32(program.pool.into(), offset_of!(Ring, first.tail)).fetch_add(1, Ordering::AcqRel);
                 }
             }
-            // One that is in use all the time, and one that is retired.
+            // One that is in use all the time, one that a listener has, and one whose way into the ring
+            // was cut short when ports were added.
             let (held, _) = program.open(client(60_000)).unwrap();
-            let retired = program.pop().unwrap();
-            assert!(slots.retire(retired));
-            assert_eq!(program.tables.heal_rings(|| ()), kills.len() as u32, "{kills:?}");
+            let [retired, cut_short] = [program.pop().unwrap(), program.pop().unwrap()];
+            put_listener(&program.tables, SocketAddr::new(address("10.0.1.100:0").ip(), FIRST + retired));
+            assert!(slots.retire(retired) && slots.retire(cut_short));
+            assert_eq!(program.tables.heal_rings(|| ()), kills.len() as u32 + 1, "{kills:?}");
             assert_eq!(program.tables.heal_rings(|| panic!("all is well")), 0, "{kills:?}");
             let mut found: Vec<u16> = std::iter::from_fn(|| program.pop()).collect();
             found.sort_unstable();
@@ -365,7 +509,7 @@ fn a_cell_that_was_never_filled_does_not_keep_claims_from_the_ports_behind_it() 
     let rings = &program.tables.fixed.rings;
     // Nothing is lost but the cell itself.
     while program.pop().is_some() {}
-    rings.word32(program.pool.into(), offset_of!(Ring, tail)).fetch_add(1, Ordering::AcqRel);
+    rings.word32(program.pool.into(), offset_of!(Ring, first.tail)).fetch_add(1, Ordering::AcqRel);
     let slots = program.slots();
     slots.push(rings, 7);
     assert_eq!(program.pop(), None, "nobody gets past it");

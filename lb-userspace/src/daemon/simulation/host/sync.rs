@@ -103,6 +103,7 @@ impl Host {
             // What comes back of its own is not sealed for it.
             PeerNews::OlderFormat { .. } | PeerNews::OtherKey { .. } => self.note("hears a stranger"),
             PeerNews::UnknownBackend { listener, backend, snat } => self.bury(listener, backend, snat),
+            PeerNews::UnknownPort { backend, snat } => self.reach(backend, snat),
             PeerNews::Admin { peer, admin } => self.heard_decision(peer, &admin, now),
             PeerNews::Health { peer, health } => {
                 let name = (health.service.as_str().into(), health.backend.as_str().into());
@@ -120,6 +121,17 @@ impl Host {
         let controller = &self.daemon.as_ref().expect("it runs").controller;
         let planned = plan::tombstone(controller.installed(), controller.desired(), listener, backend, snat);
         self.note(format!("is told of {backend}, which it does not know: {}", planned.is_some()));
+        self.make_room(planned);
+    }
+
+    fn reach(&mut self, backend: SocketAddr, snat: SocketAddr) {
+        let (SocketAddr::V4(backend), SocketAddr::V4(snat)) = (backend, snat) else { return };
+        let planned = plan::reach(self.daemon.as_ref().expect("it runs").controller.installed(), backend, snat);
+        self.note(format!("is told of {snat}, of which it has no slot: {}", planned.is_some()));
+        self.make_room(planned);
+    }
+
+    fn make_room(&mut self, planned: Option<plan::Plan>) {
         let Some(planned) = planned else { return };
         self.write(&planned);
         self.daemon.as_mut().expect("it runs").controller.reread(planned.after);
