@@ -54,16 +54,21 @@ fn refusal(interface: &str, strangers: &[&Found], owner: Option<&Path>, own: &Pa
     let filters: BTreeSet<_> = strangers.iter().filter_map(|found| filter_removal(interface, found)).collect();
     let removals: Vec<_> =
         owner.map(|folder| format!("`rm -r {}`", folder.display())).into_iter().chain(filters).collect();
+    let by_hand = removals.join(", ");
     let advice = match (owner, removals.is_empty()) {
-        (Some(folder), _) => format!(
-            "its pins are in {}. Go on with it by `bpffs = \"{}\"`, or take it away, which ends its connections: {}",
-            folder.display(),
-            folder.display(),
-            removals.join(", ")
-        ),
-        (None, false) => {
-            format!("its pins are not in sight. Take it away, which ends its connections: {}", removals.join(", "))
+        (Some(folder), _) => {
+            let folder = folder.display();
+            format!(
+                "its pins are in {folder}. Go on with it by `bpffs = \"{folder}\"`, or take it away, which ends its \
+                 connections: stop it, and run `evenkeel detach -c FILE` with its own configuration file, which takes \
+                 its addresses off too. Only if that file is gone: {by_hand}, and take off its addresses"
+            )
         }
+        (None, false) => format!(
+            "its pins are not in sight. Take it away, which ends its connections: stop it, and run `evenkeel detach -c \
+             FILE` with its own configuration file where its pins are, which takes its addresses off too. Only if they \
+             are gone: {by_hand}, and take off its addresses"
+        ),
         (None, true) => {
             "its pins are not in sight: they are in a container or in another mount namespace, and go with it".into()
         }
@@ -127,12 +132,17 @@ mod tests {
             told,
             "interface eth0 has the program of another evenkeel, which has nothing in /sys/fs/bpf/new: evenkeel_tc (tcx, \
              id 7); its pins are in /sys/fs/bpf/old. Go on with it by `bpffs = \"/sys/fs/bpf/old\"`, or take it away, \
-             which ends its connections: `rm -r /sys/fs/bpf/old`"
+             which ends its connections: stop it, and run `evenkeel detach -c FILE` with its own configuration file, \
+             which takes its addresses off too. Only if that file is gone: `rm -r /sys/fs/bpf/old`, and take off its \
+             addresses"
         );
         let filter = found(Hook::Clsact, "evenkeel_tc", 7, Some((1, 0x4556)));
         let told = refusal("eth0", &[&filter], Some(Path::new("/sys/fs/bpf/old")), own);
         assert!(
-            told.ends_with("`rm -r /sys/fs/bpf/old`, `tc filter del dev eth0 ingress pref 1 handle 0x4556 bpf`"),
+            told.ends_with(
+                "Only if that file is gone: `rm -r /sys/fs/bpf/old`, `tc filter del dev eth0 ingress pref 1 handle \
+                 0x4556 bpf`, and take off its addresses"
+            ),
             "{told}"
         );
         assert!(refusal("eth0", &[&link], None, own).ends_with("and go with it"));
