@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{Fact, Shared, ThreadOrder};
 use crate::{
     sys::{
-        netlink::{Addresses, Interface, News},
+        netlink::{Addresses, Found, Interface, News},
         raw_ip::{Kind, Membership, RawIp},
         readiness::Readiness,
     },
@@ -88,6 +88,7 @@ async fn run(shared: &Shared) -> Result<()> {
         addresses: Addresses::open()?,
         wanted: Wanted::default(),
         known: Vec::new(),
+        own: BTreeMap::new(),
         open: BTreeMap::new(),
         held: BTreeMap::new(),
         renew_at: Instant::now(),
@@ -128,6 +129,8 @@ struct Work<'a> {
     addresses: Addresses,
     wanted: Wanted,
     known: Vec<Interface>,
+    /// The host's own addresses.
+    own: BTreeMap<IpAddr, String>,
     /// The open sockets, by interface and whether for IPv4.
     open: BTreeMap<(String, bool), Open>,
     /// The addresses to keep on each interface.
@@ -202,6 +205,11 @@ impl Work<'_> {
         };
         let gone = self.open.extract_if(.., |_, open| is_gone(open.ifindex));
         gone.filter_map(|(_, open)| open.membership).for_each(Membership::leave);
+        if let News::Gone(ifindex) = news
+            && self.let_go(ifindex)
+        {
+            return true;
+        }
         let ifindex = match news {
             News::Lost => return true,
             // Anywhere it may be one of ours, or have been. Every new link gets a link-local one.
@@ -213,6 +221,17 @@ impl Work<'_> {
         is_known || crate::sys::netdev::name_of(ifindex).is_ok_and(|name| self.wanted.interfaces.contains(&name))
     }
 
+    /// With an interface the program on it is gone. Addresses that came back before it would have
+    /// the host's own kernel answer for them: the instance is in FAULT, and begins anew, also if the
+    /// interface is there again by now.
+    fn let_go(&mut self, ifindex: u32) -> bool {
+        let Some(position) = self.known.iter().position(|interface| interface.ifindex == ifindex) else { return false };
+        let gone = self.known.remove(position);
+        self.held.retain(|(interface, _), _| *interface != gone.name);
+        self.report();
+        true
+    }
+
     /// Reads the interfaces, opens the sockets that are missing, and reports.
     async fn look(&mut self) {
         let found = match self.addresses.find(&self.wanted.interfaces).await {
@@ -220,11 +239,17 @@ impl Work<'_> {
             // What is known stays until the next change.
             Err(error) => return self.trouble(format!("{error:#}")),
         };
-        self.known.clone_from(&found.interfaces);
+        self.known = found.interfaces;
+        self.own = found.own;
         self.open_sockets();
         self.put_back().await;
+        self.report();
+    }
+
+    fn report(&self) {
         let forwards = |name: &str| sysctl(&format!("ipv6/conf/{name}/forwarding")).is_some_and(|value| value > 0);
         let routers = self.known.iter().map(|interface| interface.name.clone()).filter(|name| forwards(name));
+        let found = Found { interfaces: self.known.clone(), own: self.own.clone() };
         self.post(Fact::Interfaces { routers: routers.collect(), found });
     }
 
