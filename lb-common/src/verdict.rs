@@ -61,7 +61,7 @@ reasons! {
     RstOutOfWindow = 22, "rst_out_of_window", "a RST whose sequence number is not exact: left to its receiver, the connection is kept";
     TtlExpired = 23, "ttl_expired", "a packet whose time to live ran out: dropped";
     NoNextHop = 24, "no_next_hop", "the MAC address of the next hop is not known yet: dropped, TCP sends again";
-    RstRateLimited = 25, "rst_rate_limited", "a RST was due but the limit of RSTs a second was reached: dropped";
+    RstRateLimited = 25, "rst_rate_limited", "a RST, or an ICMP error to translate, over the limit of so many a second: dropped";
     AfterClose = 26, "after_close", "a segment of a connection that evenkeel has closed: answered with a RST";
     RewriteFailed = 27, "rewrite_failed", "the kernel refused to resize or rewrite the packet: dropped";
     HalfOpenJunk = 28, "half_open_junk", "a segment that fits no connection attempt: dropped";
@@ -69,6 +69,7 @@ reasons! {
     // A try to connect to a backend failed; the next one is tried.
     Refused = 40, "refused", "the backend answered the SYN with a RST";
     ConnectTimeout = 41, "connect_timeout", "the backend did not answer the SYN within connect_timeout";
+    Unreachable = 43, "unreachable", "a router or a firewall answered the SYN with an ICMP error";
     TimeWait = 42, "time_wait", "the backend still held an older connection on this port: sent again from another one";
 
     // How a connection ended.
@@ -110,6 +111,8 @@ reasons! {
     CookieSent = 33, "cookie_sent", "a SYN was answered with a SYN cookie: nothing is kept of it until its client answers";
     CookieAnswered = 34, "cookie_answered", "a client answered its SYN cookie with the RST that RFC 9293 demands: its next SYN is served";
     CookieUnanswered = 35, "cookie_unanswered", "a SYN came again a second after its SYN cookie: its client, or a firewall before it, does not answer (syn_cookies_exempt)";
+    IcmpTranslated = 36, "icmp_translated", "an ICMP error about a segment of a connection: translated, and sent to the side whose segment it is";
+    IcmpRefused = 37, "icmp_refused", "an ICMP error that quotes a service and fits no connection, or no segment of it that is under way: dropped";
     Damaged = 30, "damaged", "a record contradicts itself or the other tables: the segment is dropped";
 }
 

@@ -17,7 +17,7 @@ use network_types::ip::IpProto;
 
 use crate::records::Held;
 
-pub use fields::{LONGEST_HEADERS, arp, field, nd};
+pub use fields::{LONGEST_HEADERS, LONGEST_QUOTE, arp, field, icmp, nd, quote};
 pub use tc::TcFrame;
 pub use xdp::XdpFrame;
 
@@ -172,6 +172,36 @@ impl Bytes {
         Some(unsafe { *(address as *const T) })
     }
 
+    /// Writes a field. The caller has checked that the frame [has](Bytes::has) it.
+    #[inline(always)]
+    pub fn write<T>(self, offset: usize, value: T) {
+        // SAFETY: the caller's check; the verifier refuses a program in which it is missing.
+        unsafe { write(self.start, offset, value) }
+    }
+
+    /// Writes a field at an offset that is found out at run time, if the frame has it.
+    #[inline(always)]
+    pub fn put_at<T>(self, offset: usize, value: T) {
+        let mut address = self.start + offset;
+        // As in `at`.
+        // SAFETY: touches one register.
+        unsafe { core::arch::asm!("{0} += 0", inout(reg) address) };
+        if address + size_of::<T>() <= self.end {
+            // SAFETY: checked just above.
+            unsafe { *(address as *mut T) = value };
+        }
+    }
+
+    /// Addresses a packet anew and sends it to a next hop: addresses, MAC addresses, time to live and
+    /// the checksum of its IPv4 header. The caller has checked that the frame [has](Bytes::has) that.
+    #[inline(always)]
+    pub fn route(self, hop: Hop, interface: Held<Interface>, source: u32, destination: u32) {
+        let addresses =
+            difference(self.read(field::SOURCE), source) + difference(self.read(field::DESTINATION), destination);
+        // SAFETY: the caller's check; the verifier refuses a program in which it is missing.
+        unsafe { write_route(self.start, hop, interface, (source, destination), addresses) }
+    }
+
     /// Leaves out who asks in an ARP request. The caller has checked that the frame [has](Bytes::has)
     /// all of it.
     #[inline(always)]
@@ -253,9 +283,28 @@ fn difference_at(offset: usize, old: u16, new: u16) -> u64 {
 /// to `PAYLOAD`.
 #[inline(always)]
 unsafe fn write_translation(start: usize, new: &Translation, addresses: u64) {
-    let mac = new.hop.0;
-    let (own, own_end) = new.interface.mac_words();
     // SAFETY: every field ends before `PAYLOAD`, up to which the caller has checked the frame.
+    unsafe {
+        write_route(start, new.hop, new.interface, (new.source, new.destination), addresses);
+        write(start, field::SOURCE_PORT, new.source_port);
+        write(start, field::DESTINATION_PORT, new.destination_port);
+    }
+}
+
+/// Writes the MAC addresses of a next hop, and into the IPv4 header its addresses, which make a
+/// difference of `addresses` to its sum, and a lower time to live. The caller has checked the frame
+/// up to `TCP`.
+#[inline(always)]
+unsafe fn write_route(
+    start: usize,
+    hop: Hop,
+    interface: Held<Interface>,
+    (source, destination): (u32, u32),
+    addresses: u64,
+) {
+    let mac = hop.0;
+    let (own, own_end) = interface.mac_words();
+    // SAFETY: every field ends before `TCP`, up to which the caller has checked the frame.
     unsafe {
         write(start, 0, mac as u32);
         write(start, 4, (mac >> 32) as u16);
@@ -266,9 +315,7 @@ unsafe fn write_translation(start: usize, new: &Translation, addresses: u64) {
         let check = *((start + field::IP_CHECKSUM) as *const u16);
         write(start, field::TTL, life - 1);
         write(start, field::IP_CHECKSUM, update(check, sum));
-        write(start, field::SOURCE, new.source);
-        write(start, field::DESTINATION, new.destination);
-        write(start, field::SOURCE_PORT, new.source_port);
-        write(start, field::DESTINATION_PORT, new.destination_port);
+        write(start, field::SOURCE, source);
+        write(start, field::DESTINATION, destination);
     }
 }

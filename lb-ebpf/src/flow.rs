@@ -21,7 +21,7 @@ use lb_common::{
 
 use crate::{klog, outcome::Outcome, records::Held};
 
-pub use backend::{Answer, from_backend};
+pub use backend::{Answer, from_backend, leave};
 pub use client::from_client;
 pub use confirming::{confirm, resume};
 pub use moving_on::move_on;

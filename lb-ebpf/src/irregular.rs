@@ -14,6 +14,7 @@ use network_types::{eth::EtherType, ip::IpProto};
 
 use crate::{
     cursor::{Bytes, Frame, LONGEST_HEADERS, field},
+    icmp,
     maps::forgotten,
     records,
     report::{dropped, passed},
@@ -23,6 +24,9 @@ use crate::{
 pub const PLAIN: i32 = i32::MIN;
 /// In place of a verdict: it is no TCP packet over IPv4.
 pub const OTHER: i32 = i32::MIN + 1;
+
+/// In place of a verdict: it is an ICMP error for an address of ours, whole and without options.
+pub const ICMP: i32 = i32::MIN + 2;
 
 /// A fragment's offset.
 const OFFSET: u16 = 0x1fff_u16.to_be();
@@ -49,9 +53,11 @@ pub fn irregular<F: Frame>(frame: F) -> i32 {
         return passed::<F>(Reason::Vlan);
     }
     let version: u8 = bytes.read(ip);
+    let protocol: u8 = bytes.read(ip + 9);
+    let is_icmp = protocol == IpProto::Icmp as u8;
     if bytes.read::<u16>(ip - 2) != EtherType::Ipv4 as u16
         || version >> 4 != 4
-        || bytes.read::<u8>(ip + 9) != IpProto::Tcp as u8
+        || protocol != IpProto::Tcp as u8 && !is_icmp
     {
         return OTHER;
     }
@@ -60,8 +66,16 @@ pub fn irregular<F: Frame>(frame: F) -> i32 {
     let header = (version & 15) as usize * 4;
     // The ports, as they lie in the packet. A fragment that is not the first one has none, and one
     // that is cut off before its ports is left to the host, which drops it without a word.
-    let ports = if fragment & OFFSET != 0 { None } else { bytes.at::<u32>(ip + header) };
-    let ours = match ports {
+    let first = if fragment & OFFSET != 0 { None } else { bytes.at::<u32>(ip + header) };
+    if is_icmp {
+        // Errors only, and whole ones: what else there is goes to the host as it is.
+        let is_error = first.is_some_and(|first| fragment & MORE == 0 && icmp::is_error(first as u8));
+        if !is_error || is_own_global(destination) == 0 {
+            return OTHER;
+        }
+    }
+    let ours = match first {
+        _ if is_icmp => true,
         Some(ports) => is_ours_global(source, destination, ports) != 0,
         None => fragment & OFFSET != 0 && is_address_of_ours_global(source, destination) != 0,
     };
@@ -84,7 +98,7 @@ pub fn irregular<F: Frame>(frame: F) -> i32 {
     if (in_bytes || frame.has_tag()) && !frame.untag() || header > 20 && !frame.strip(header as u32 - 20) {
         return dropped::<F>(Reason::RewriteFailed);
     }
-    PLAIN
+    if is_icmp { ICMP } else { PLAIN }
 }
 
 /// The number of the VLAN in a tag.
@@ -129,6 +143,13 @@ extern "C" fn is_ours_global(source: u32, destination: u32, ports: u32) -> u32 {
 extern "C" fn is_address_of_ours_global(source: u32, destination: u32) -> u32 {
     let to = records::uses_of::<V4>(destination);
     (to & IS_LISTENER != 0 || to & IS_SNAT != 0 && records::uses_of::<V4>(source) & IS_BACKEND != 0) as u32
+}
+
+/// Whether an address is a listener's or one that backends see.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn is_own_global(address: u32) -> u32 {
+    (records::uses_of::<V4>(address) & (IS_LISTENER | IS_SNAT) != 0) as u32
 }
 
 /// Whether one of the IPv4 options at an offset says by which way the packet is to go, which Linux

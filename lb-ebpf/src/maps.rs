@@ -112,6 +112,8 @@ pub static COUNTERS: PerCpuArray<u64, { REASON_LIMIT as usize }> = PerCpuArray::
 pub static COUNTED: Array<u64, { REASON_LIMIT as usize }, MAPPED> = Array::new();
 #[btf_map]
 pub static RST_TOKENS: PerCpuArray<RstTokens, { RST_BUCKETS as usize }> = PerCpuArray::new();
+#[btf_map]
+pub static ICMP_TOKENS: PerCpuArray<RstTokens, 1> = PerCpuArray::new();
 /// The options of the segment at hand.
 #[btf_map]
 pub static OPTIONS: PerCpuArray<[u32; 16], 1> = PerCpuArray::new();

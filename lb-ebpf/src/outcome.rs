@@ -1,6 +1,6 @@
 //! What happens to a frame: the slow path's answer to the walk.
 
-use lb_common::{flow::SlotAt, verdict::Reason};
+use lb_common::{flow::SlotAt, tcp::Side, verdict::Reason};
 
 /// What the walk does with the frame, as one number so that global functions can return it. Each
 /// has its constructor; whatever ends a frame says why, and the walk counts it.
@@ -27,6 +27,8 @@ impl Outcome {
     pub const CHALLENGE: u64 = 12;
     pub const COOKIE: u64 = 13;
     pub const NOT_OURS: u64 = 14;
+    pub const QUOTED_CLIENT: u64 = 15;
+    pub const QUOTED_BACKEND: u64 = 16;
 
     #[inline(always)]
     const fn new(kind: u64, reason: u64, at: SlotAt) -> Outcome {
@@ -123,6 +125,13 @@ impl Outcome {
     #[inline(always)]
     pub const fn impossible() -> Outcome {
         Self::new(Self::END, 0, SlotAt(0))
+    }
+
+    /// It is an error about a segment of this side of the flow in the slot, which is to get it.
+    #[inline(always)]
+    pub const fn quoted(at: SlotAt, side: Side) -> Outcome {
+        let kind = if matches!(side, Side::Client) { Self::QUOTED_CLIENT } else { Self::QUOTED_BACKEND };
+        Self::new(kind, 0, at)
     }
 
     #[inline(always)]

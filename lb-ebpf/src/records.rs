@@ -310,6 +310,12 @@ pub fn rst_tokens(bucket: u32) -> Option<Held<RstTokens>> {
     maps::RST_TOKENS.get_ptr_mut(bucket).map(Held)
 }
 
+/// This CPU's limit on ICMP errors.
+#[inline(always)]
+pub fn icmp_tokens() -> Option<Held<RstTokens>> {
+    maps::ICMP_TOKENS.get_ptr_mut(0).map(Held)
+}
+
 /// Where this CPU keeps the options of the segment at hand.
 #[inline(always)]
 pub fn options() -> Option<Held<Options>> {

@@ -4,6 +4,7 @@
 use lb_common::{
     address::V4,
     flow::SlotAt,
+    hash,
     layout::{Hop, Interface, Slot},
     tcp::{ACK, RST, SYN, Side},
     verdict::Reason,
@@ -13,6 +14,7 @@ use network_types::{eth::EtherType, ip::IpProto};
 use crate::{
     clock, cookie,
     cursor::{Frame, Headers, field},
+    maps::{self, RstTokens},
     parse::{self, Segment},
     records::{self, Held},
     report::{count, dropped, impossible},
@@ -150,6 +152,9 @@ pub fn saved_syn<F: Frame>(frame: F, at: SlotAt) -> i32 {
     headers.tcp[1] = (slot.end_client() as u32).wrapping_sub(1).to_be();
     headers.tcp[3] = tcp_word(length, SYN, syn.window);
     headers.tcp[5..10].copy_from_slice(&options);
+    // Whoever quotes this segment in an ICMP error has seen it, see `icmp`.
+    let identification = hash::identification(maps::seed(), at, slot.ctl().generation());
+    headers.ip[1] = identification as u32;
     finish(frame, &mut headers, length, syn.tos, interface.ifindex())
 }
 
@@ -170,7 +175,7 @@ fn finish<F: Frame>(frame: F, headers: &mut Headers, length: u32, tos: u8, ifind
     headers.ethernet[6] = EtherType::Ipv4 as u16;
     let total = ((20 + length) as u16).to_be_bytes();
     headers.ip[0] = u32::from_ne_bytes([0x45, tos, total[0], total[1]]);
-    headers.ip[1] = u32::from_ne_bytes([0, 0, 0x40, 0]);
+    headers.ip[1] |= u32::from_ne_bytes([0, 0, 0x40, 0]);
     headers.ip[2] = u32::from_ne_bytes([64, IpProto::Tcp as u8, 0, 0]);
     if !frame.replace(headers, length) {
         return dropped::<F>(Reason::RewriteFailed);
@@ -198,7 +203,18 @@ fn ethernet(headers: &mut Headers, hop: Hop) -> Option<Held<Interface>> {
 /// Whether another answer of this kind may be sent on this CPU.
 #[inline(always)]
 fn allowed(bucket: u32) -> bool {
-    let Some(bucket) = records::rst_tokens(bucket) else { return false };
+    may_send(records::rst_tokens(bucket))
+}
+
+/// Whether another ICMP error may be sent on on this CPU.
+#[inline(always)]
+pub fn may_send_error() -> bool {
+    may_send(records::icmp_tokens())
+}
+
+#[inline(always)]
+fn may_send(bucket: Option<Held<RstTokens>>) -> bool {
+    let Some(bucket) = bucket else { return false };
     let now = clock::ticks().0 as u64;
     let refill = (now - bucket.refilled()) * RST_PER_TICK;
     let tokens = if refill > RST_BURST { RST_BURST } else { bucket.tokens() + refill };

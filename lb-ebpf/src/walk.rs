@@ -15,7 +15,7 @@ use lb_common::{
 use crate::{
     clock, cookie,
     cursor::{Frame, LONGEST_HEADERS, Translation, field},
-    flow,
+    flow, icmp,
     index::{self, Hashed},
     irregular, klog, lease,
     outcome::Outcome,
@@ -42,6 +42,7 @@ pub fn walk<F: Frame>(frame: F) -> i32 {
         match irregular::irregular(frame) {
             irregular::PLAIN => {}
             irregular::OTHER => return lease::other::<F>(frame),
+            irregular::ICMP => return error(frame),
             verdict => return verdict,
         }
     }
@@ -56,6 +57,27 @@ pub fn walk<F: Frame>(frame: F) -> i32 {
         return from_backend(frame, segment, row, pool);
     }
     passed::<F>(Reason::NotOurs)
+}
+
+/// Carries out what an ICMP error means.
+#[inline(always)]
+fn error<F: Frame>(frame: F) -> i32 {
+    let mut outcome = Outcome(icmp::read(frame));
+    if outcome.kind() == Outcome::MOVE_ON {
+        outcome = flow::move_on(outcome.at(), outcome.reason());
+    }
+    let at = outcome.at();
+    match outcome.kind() {
+        Outcome::QUOTED_CLIENT => icmp::translate(frame, at, Side::Client),
+        Outcome::QUOTED_BACKEND => icmp::translate(frame, at, Side::Backend),
+        Outcome::SEND_SYN => reply::saved_syn(frame, at),
+        Outcome::REFUSE => reply::refuse(frame, at),
+        Outcome::NOT_OURS => passed::<F>(Reason::NotOurs),
+        _ => {
+            count_number(outcome.reason());
+            F::DROP
+        }
+    }
 }
 
 #[inline(always)]

@@ -8,6 +8,7 @@ mod cookies;
 mod draining;
 mod failures;
 mod giving_way;
+mod icmp;
 mod leases;
 mod opening;
 mod parsing;

@@ -23,6 +23,7 @@ mod nexthops;
 mod observe;
 mod packaging;
 mod page;
+mod paths;
 mod ports_again;
 mod refusal;
 mod reloads;

@@ -41,8 +41,28 @@ fn a_client_that_sends_from_another_mac_than_it_listens_at_is_served() {
     });
 }
 
+/// Lets a host forward packets, without a word about better ways.
+pub fn forward(host: &Host) {
+    for (name, value) in [
+        ("net.ipv4.ip_forward", "1"),
+        ("net.ipv4.conf.all.rp_filter", "0"),
+        ("net.ipv4.conf.all.send_redirects", "0"),
+        ("net.ipv4.conf.eth0.send_redirects", "0"),
+    ] {
+        host.sysctl(name, value).expect("sysctl");
+    }
+}
+
+/// Puts a client into a network of its own, behind a router.
+pub fn move_behind_router(client: &Host, balancer: &Host) {
+    client.ip(&["addr", "flush", "dev", "eth0"]).expect("flush");
+    client.ip(&["addr", "add", "10.9.0.5/24", "dev", "eth0"]).expect("an address");
+    client.ip(&["route", "add", "default", "via", "10.9.0.254"]).expect("a route");
+    balancer.ip(&["route", "add", "10.9.0.0/24", "via", "10.0.1.254"]).expect("a route");
+}
+
 /// Makes a host the router between the segment and the client's network.
-fn become_router(host: &Host) {
+pub fn become_router(host: &Host) {
     host.link("eth0", false).expect("down");
     for address in ["10.0.1.254/24", "10.9.0.254/24"] {
         host.ip(&["addr", "add", address, "dev", "eth0"]).expect("an address");
@@ -73,21 +93,9 @@ fn when_a_router_takes_over_anothers_address_streams_go_on_without_a_word_from_t
     for hook in ["tc", "clsact"] {
         let cluster = Cluster::of(Plan::new(Topology::Segment).clients(3), hook, |service| service);
         let [client, first, second] = [0, 1, 2].map(|number| cluster.lab.clients[number].clone());
-        for router in [&first, &second] {
-            for (name, value) in [
-                ("net.ipv4.ip_forward", "1"),
-                ("net.ipv4.conf.all.rp_filter", "0"),
-                ("net.ipv4.conf.all.send_redirects", "0"),
-                ("net.ipv4.conf.eth0.send_redirects", "0"),
-            ] {
-                router.sysctl(name, value).expect("sysctl");
-            }
-        }
+        [&first, &second].into_iter().for_each(forward);
         become_router(&first);
-        client.ip(&["addr", "flush", "dev", "eth0"]).expect("flush");
-        client.ip(&["addr", "add", "10.9.0.5/24", "dev", "eth0"]).expect("an address");
-        client.ip(&["route", "add", "default", "via", "10.9.0.254"]).expect("a route");
-        cluster.lab.balancer.ip(&["route", "add", "10.9.0.0/24", "via", "10.0.1.254"]).expect("a route");
+        move_behind_router(&client, &cluster.lab.balancer);
         // Routes are listed once a second at most.
         thread::sleep(Duration::from_millis(1500));
         let pki = cluster.lab.folder().display().to_string();

@@ -21,6 +21,7 @@ pub mod foreign;
 pub mod forger;
 pub mod frr;
 pub mod host;
+pub mod icmp;
 pub mod keepalived;
 #[cfg(feature = "full")]
 pub mod kernels;

@@ -59,6 +59,45 @@ pub mod nd {
     pub const END: usize = TARGET + 16;
 }
 
+/// Offsets in a frame with an IPv4 header without options and an ICMP error (RFC 792).
+pub mod icmp {
+    use core::mem::offset_of;
+
+    use network_types::icmp::Icmpv4Hdr;
+
+    use super::field;
+
+    pub const TYPE: usize = field::TCP + offset_of!(Icmpv4Hdr, type_);
+    pub const CODE: usize = field::TCP + offset_of!(Icmpv4Hdr, code);
+    pub const CHECKSUM: usize = field::TCP + offset_of!(Icmpv4Hdr, check);
+    /// Of the link that the packet was too large for (RFC 1191 section 4).
+    pub const MTU: usize = field::TCP + offset_of!(Icmpv4Hdr, data) + 2;
+    pub const END: usize = field::TCP + Icmpv4Hdr::LEN;
+}
+
+/// Offsets of the IPv4 header that it quotes.
+pub mod quote {
+    use core::mem::offset_of;
+
+    use network_types::ip::Ipv4Hdr;
+
+    use super::icmp;
+
+    pub const VERSION: usize = icmp::END;
+    pub const IDENTIFICATION: usize = icmp::END + offset_of!(Ipv4Hdr, id);
+    pub const FRAGMENT: usize = icmp::END + offset_of!(Ipv4Hdr, frags);
+    pub const PROTOCOL: usize = icmp::END + offset_of!(Ipv4Hdr, proto);
+    pub const CHECKSUM: usize = icmp::END + offset_of!(Ipv4Hdr, check);
+    pub const SOURCE: usize = icmp::END + offset_of!(Ipv4Hdr, src_addr);
+    pub const DESTINATION: usize = icmp::END + offset_of!(Ipv4Hdr, dst_addr);
+    /// Without its options.
+    pub const END: usize = icmp::END + Ipv4Hdr::LEN;
+}
+
+/// Bytes of the longest quote that is read and changed: an ICMP error behind an IPv4 header without
+/// options, and in it an IPv4 header with 40 bytes of options and a TCP header without.
+pub const LONGEST_QUOTE: u32 = icmp::END as u32 + 60 + 20;
+
 /// Bytes of the longest headers that are read: Ethernet, IPv4 without options, TCP with 40 bytes of
 /// options.
 pub const LONGEST_HEADERS: u32 = 94;

@@ -135,7 +135,7 @@ fn may_leave_port(at: SlotAt, slot: Held<Slot>, ctl: Ctl) -> bool {
 
 /// Takes a flow out of `HalfOpen`: this try is over.
 #[inline(always)]
-fn leave(at: SlotAt, slot: Held<Slot>, ctl: Ctl, reason: Reason) -> Outcome {
+pub fn leave(at: SlotAt, slot: Held<Slot>, ctl: Ctl, reason: Reason) -> Outcome {
     if change(at, slot, ctl, ctl.closed(reason as u8)) { Outcome::move_on(reason, at) } else { Outcome::again() }
 }
 

@@ -101,6 +101,7 @@ impl Cause {
         match self {
             Cause::Refused => BackendReason::Refused,
             Cause::Timeout => BackendReason::Timeout,
+            Cause::Unreachable => BackendReason::Unreachable,
             Cause::Silent => BackendReason::Silent,
             Cause::ProbeTimeout => BackendReason::ProbeTimeout,
         }

@@ -45,7 +45,7 @@ impl Controller {
 
     fn try_failed(&mut self, event: &Event) -> Vec<Action> {
         let reason = match Reason::from_number(event.reason) {
-            Some(reason @ (Reason::Refused | Reason::ConnectTimeout)) => reason,
+            Some(reason @ (Reason::Refused | Reason::ConnectTimeout | Reason::Unreachable)) => reason,
             // It was left because it is drained, or silent on a port that an earlier attempt still
             // holds: whether it is alive is asked, and nothing charged to it.
             Some(Reason::MovedOn) => {
@@ -55,7 +55,7 @@ impl Controller {
             // An older connection on the port (TIME_WAIT) is no failure of the backend.
             _ => return Vec::new(),
         };
-        if reason == Reason::ConnectTimeout {
+        if reason != Reason::Refused {
             self.silence.point_at(event.backend);
         }
         let at = event.at;
@@ -196,7 +196,9 @@ impl Controller {
                 self.reset_guard.went_out(backend, cause, now);
                 match cause {
                     Cause::Refused => self.inquiry.begin(backend, now),
-                    Cause::Timeout | Cause::Silent | Cause::ProbeTimeout => self.inquiry.end(backend),
+                    Cause::Timeout | Cause::Unreachable | Cause::Silent | Cause::ProbeTimeout => {
+                        self.inquiry.end(backend);
+                    }
                 }
             }
             (Change::Recovered | Change::Drained(_), _) => {

@@ -67,6 +67,8 @@ pub enum Cause {
     Refused,
     /// It did not answer SYNs in time.
     Timeout,
+    /// A router or a firewall said that it cannot be reached.
+    Unreachable,
     /// It sent no packet on any connection although it was asked for one.
     Silent,
     /// It did not answer probes.
@@ -79,6 +81,7 @@ impl Cause {
         match self {
             Cause::Refused => Reason::Refused,
             Cause::Timeout => Reason::ConnectTimeout,
+            Cause::Unreachable => Reason::Unreachable,
             Cause::Silent => Reason::BackendSilent,
             Cause::ProbeTimeout => Reason::ProbeTimeout,
         }
@@ -86,7 +89,7 @@ impl Cause {
 
     /// The reverse.
     pub fn from_reason(reason: Reason) -> Option<Cause> {
-        let all = [Cause::Refused, Cause::Timeout, Cause::Silent, Cause::ProbeTimeout];
+        let all = [Cause::Refused, Cause::Timeout, Cause::Unreachable, Cause::Silent, Cause::ProbeTimeout];
         all.into_iter().find(|cause| cause.to_reason() == reason)
     }
 }
@@ -246,7 +249,8 @@ impl Health {
             // fail_timeout.
             State::Out { cause: before, .. } => {
                 let retry_at = (began + settings.fail_timeout).max(at);
-                let silent = before.filter(|before| timed_out && *before == Cause::Silent);
+                let answered = cause == Cause::Refused;
+                let silent = before.filter(|before| !answered && *before == Cause::Silent);
                 self.state = State::Out { retry_at, cause: silent.or(Some(cause)) };
                 Change::TrialFailed
             }
@@ -430,7 +434,11 @@ impl Health {
 
 /// What a failed try shows.
 fn cause_of_failure(reason: Reason) -> Cause {
-    if reason == Reason::ConnectTimeout { Cause::Timeout } else { Cause::Refused }
+    match reason {
+        Reason::ConnectTimeout => Cause::Timeout,
+        Reason::Unreachable => Cause::Unreachable,
+        _ => Cause::Refused,
+    }
 }
 
 #[cfg(test)]

@@ -119,7 +119,7 @@ impl Case {
             }
             Cause::Silent => member.heard <= self.begun_by + LATE,
             // No cases.
-            Cause::Refused | Cause::Timeout => true,
+            Cause::Refused | Cause::Timeout | Cause::Unreachable => true,
         }
     }
 }
@@ -135,7 +135,7 @@ pub struct ResetGuard {
 impl ResetGuard {
     /// A backend went out.
     pub fn went_out(&mut self, backend: u16, cause: Cause, now: Instant) {
-        if matches!(cause, Cause::Refused | Cause::Timeout) {
+        if matches!(cause, Cause::Refused | Cause::Timeout | Cause::Unreachable) {
             self.cases.remove(&backend);
             return;
         }

@@ -94,6 +94,7 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("COUNTERS", per_cpu(8, REASON_LIMIT)),
         ("COUNTED", mapped(8, REASON_LIMIT)),
         ("RST_TOKENS", per_cpu(16, RST_BUCKETS)),
+        ("ICMP_TOKENS", per_cpu(16, 1)),
         ("OPTIONS", per_cpu(64, 1)),
         ("EVENTS", Shape { kind: MapType::RingBuf, key: 0, value: 0, entries: EVENTS_BYTES, flags: 0 }),
     ]
@@ -170,8 +171,18 @@ mod tests {
                 // its size, and a place for every address in the configuration
                 // and every neighbour of this host.
                 _ => assert!(
-                    ["LINKS", "ADDRESSES", "WAYS", "EXEMPT", "COUNTERS", "RST_TOKENS", "OPTIONS", "EVENTS"]
-                        .contains(&name),
+                    [
+                        "LINKS",
+                        "ADDRESSES",
+                        "WAYS",
+                        "EXEMPT",
+                        "COUNTERS",
+                        "RST_TOKENS",
+                        "ICMP_TOKENS",
+                        "OPTIONS",
+                        "EVENTS"
+                    ]
+                    .contains(&name),
                     "{name}: {shape}"
                 ),
             }

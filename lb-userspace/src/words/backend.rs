@@ -44,6 +44,8 @@ pub enum BackendReason {
     Refused,
     /// It did not answer a SYN in time.
     Timeout,
+    /// A router or a firewall answered a SYN with an ICMP error.
+    Unreachable,
     /// It stopped answering on established connections.
     Silent,
     /// It did not answer a probe in time.

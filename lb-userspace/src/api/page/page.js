@@ -210,7 +210,7 @@ const backendRow = (backend) => {
   });
   return row;
 };
-const REASONS = { admin: "by an operator", config: "in the configuration", refused: "refuses connections", timeout: "does not answer SYNs", silent: "is silent", probe_timeout: "does not answer the probe", probe_status: "reports not ready", probe_tls: "is not trusted by the probe" };
+const REASONS = { admin: "by an operator", config: "in the configuration", refused: "refuses connections", timeout: "does not answer SYNs", unreachable: "cannot be reached", silent: "is silent", probe_timeout: "does not answer the probe", probe_status: "reports not ready", probe_tls: "is not trusted by the probe" };
 
 const showBackend = (row, backend, most, now) => {
   const own = past(`${backend.service}/${backend.name}`);

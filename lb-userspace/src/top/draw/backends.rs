@@ -256,6 +256,7 @@ fn meaning(reason: BackendReason) -> &'static str {
         BackendReason::Config => "in the configuration",
         BackendReason::Refused => "refuses connections",
         BackendReason::Timeout => "does not answer SYNs",
+        BackendReason::Unreachable => "cannot be reached",
         BackendReason::Silent => "is silent",
         BackendReason::ProbeTimeout => "does not answer the probe",
         BackendReason::ProbeStatus => "reports not ready",
