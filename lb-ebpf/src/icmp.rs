@@ -33,9 +33,12 @@ const TIME_EXCEEDED: u8 = 11;
 const PARAMETER_PROBLEM: u8 = 12;
 /// Of UNREACHABLE: the packet is too large for the next link, and must not be cut.
 const FRAGMENTATION_NEEDED: u8 = 4;
-/// A path that is said to take less is taken to take this much, as by Linux (`min_pmtu`): with less,
-/// anybody who guesses a number could make a sender cut its data into crumbs.
-const LEAST_MTU: u16 = 552;
+/// A path to a backend that is said to take less is taken to take this much, as by Linux (`min_pmtu`):
+/// with less, anybody who guesses a number could make a sender cut its data into crumbs.
+const LEAST_TO_BACKENDS: u16 = 552;
+/// The same of a path to a client. A backend knows all clients by one address, so what one of them is
+/// said to take holds for all: every path of IPv6, and any tunnel, takes this much.
+const LEAST_TO_CLIENTS: u16 = 1280;
 
 /// What an error says about one of our segments.
 #[derive(Clone, Copy)]
@@ -107,7 +110,7 @@ extern "C" fn about_global(source: u32, destination: u32, ports: u32, sequence: 
     let (source_port, destination_port) = (ports as u16, (ports >> 16) as u16);
     if let Some((row, pool)) = records::pool_of::<V4>(destination, destination_port, source) {
         let slot = u16::from_be(source_port).wrapping_sub(pool.first_port());
-        if slot >= pool.ports() && pool.ports() != u16::MAX {
+        if !pool.has_slot(slot) {
             return Outcome::not_ours().0;
         }
         return towards_backend_global(row << 16 | slot as u32, sequence, what);
@@ -188,7 +191,8 @@ pub fn translate<F: Frame>(frame: F, at: SlotAt, side: Side) -> i32 {
     if bytes.read::<u8>(field::TTL) <= 1 {
         return dropped::<F>(Reason::TtlExpired);
     }
-    requote(bytes, source, destination);
+    let least = if matches!(side, Side::Client) { LEAST_TO_BACKENDS } else { LEAST_TO_CLIENTS };
+    requote(bytes, source, destination, least);
     bytes.route(hop, interface, destination.0, source.0);
     count(Reason::IcmpTranslated);
     frame.send(interface.ifindex())
@@ -197,7 +201,7 @@ pub fn translate<F: Frame>(frame: F, at: SlotAt, side: Side) -> i32 {
 /// Writes into an error that it is about a segment from `source` to `destination`, and what that
 /// changes of the checksums, which are right afterwards if they were before.
 #[inline(always)]
-fn requote(bytes: Bytes, source: (u32, u16), destination: (u32, u16)) {
+fn requote(bytes: Bytes, source: (u32, u16), destination: (u32, u16), least: u16) {
     let Some(old) = quoted(bytes) else { return };
     let ports = source.1 as u32 | (destination.1 as u32) << 16;
     let addresses = difference(old.source, source.0) + difference(old.destination, destination.0);
@@ -215,9 +219,9 @@ fn requote(bytes: Bytes, source: (u32, u16), destination: (u32, u16)) {
         bytes.put_at(old.tcp + TCP_CHECKSUM, new);
     }
     let mtu: u16 = bytes.read(icmp::MTU);
-    if bytes.read::<u16>(icmp::TYPE) == TOO_LARGE && u16::from_be(mtu) < LEAST_MTU {
-        sum += difference(mtu as u32, LEAST_MTU.to_be() as u32);
-        bytes.write(icmp::MTU, LEAST_MTU.to_be());
+    if bytes.read::<u16>(icmp::TYPE) == TOO_LARGE && u16::from_be(mtu) < least {
+        sum += difference(mtu as u32, least.to_be() as u32);
+        bytes.write(icmp::MTU, least.to_be());
     }
     bytes.write(icmp::CHECKSUM, update(bytes.read(icmp::CHECKSUM), sum));
 }

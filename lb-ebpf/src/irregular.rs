@@ -132,7 +132,7 @@ extern "C" fn is_ours_global(source: u32, destination: u32, ports: u32) -> u32 {
         return 1;
     }
     match records::pool_of::<V4>(source, source_port, destination) {
-        Some((_, pool)) => (u16::from_be(destination_port).wrapping_sub(pool.first_port()) < pool.ports()) as u32,
+        Some((_, pool)) => pool.has_slot(u16::from_be(destination_port).wrapping_sub(pool.first_port())) as u32,
         None => 0,
     }
 }

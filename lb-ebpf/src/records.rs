@@ -469,6 +469,12 @@ fields! { Pool:
 }
 
 impl Held<Pool> {
+    /// Whether a number is one of its slots; an extent of them may be missing.
+    #[inline(always)]
+    pub fn has_slot(self, slot: u16) -> bool {
+        slot < self.ports() || self.ports() == u16::MAX
+    }
+
     /// The backend's address as it lies in a packet.
     #[inline(always)]
     pub fn backend<V: Family>(self) -> V::Address {

@@ -73,6 +73,7 @@ fn error<F: Frame>(frame: F) -> i32 {
         Outcome::SEND_SYN => reply::saved_syn(frame, at),
         Outcome::REFUSE => reply::refuse(frame, at),
         Outcome::NOT_OURS => passed::<F>(Reason::NotOurs),
+        Outcome::AGAIN => dropped::<F>(Reason::LostRace),
         _ => {
             count_number(outcome.reason());
             F::DROP
@@ -145,7 +146,7 @@ fn turned_away<F: Frame>(
 #[inline(always)]
 fn from_backend<F: Frame>(frame: F, segment: Segment, row: u32, pool: Held<Pool>) -> i32 {
     let slot = u16::from_be(segment.destination_port).wrapping_sub(pool.first_port());
-    if slot >= pool.ports() && pool.ports() != u16::MAX {
+    if !pool.has_slot(slot) {
         return passed::<F>(Reason::NotOurs);
     }
     let at = SlotAt(row << 16 | slot as u32);

@@ -7,7 +7,7 @@ use lb_common::{
     flow::SlotAt,
     layout::{Backend, Failures, OUT, Slot, UP},
     schedule::{CHOSEN_BACKUP, CHOSEN_TRIAL, CHOSEN_UP},
-    slot::{COUNTED, Ctl, SEIZED, State},
+    slot::{COUNTED, Ctl, IN_RING, SEIZED, State},
     time::Instant,
     verdict::Reason,
 };
@@ -130,10 +130,11 @@ extern "C" fn refuse_global(at: u32, reason: u32) -> u64 {
 }
 
 /// A refused try leaves nothing at the backend, and it is not known when an older connection ends:
-/// the port goes to the end of the ring. The port towards a backend that was silent is held back.
+/// the port goes to the end of the ring, if it belongs there. The port towards a backend that was silent
+/// is held back.
 #[inline(always)]
 fn release_closed(at: SlotAt, ctl: Ctl) {
-    if ctl.state() == State::Closed {
+    if ctl.state() == State::Closed && ctl.flags() & IN_RING == 0 {
         slots::release(at);
     }
 }

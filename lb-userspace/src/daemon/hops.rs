@@ -88,7 +88,13 @@ impl Hops {
     /// Takes in a change. An interface through which a backend is reached may not be attached yet;
     /// the backend's answers come in there, so it is attached now. A link whose name is wanted may be
     /// new, or made anew: it gets what the one before had.
-    pub fn change(&mut self, change: Change, dataplane: &mut Dataplane, clsact: bool, wanted: &Wanted) -> Result<()> {
+    pub fn change(
+        &mut self,
+        change: Change,
+        dataplane: &mut Dataplane,
+        clsact: bool,
+        wanted: &mut Wanted,
+    ) -> Result<()> {
         match change {
             Change::NextHop { destination, hop: Some(hop) } => {
                 self.hops.insert(destination.address, Some(hop));
@@ -109,6 +115,8 @@ impl Hops {
                 }
                 if wanted.guards(&name, asked) {
                     dataplane.guard(&name, clsact)?;
+                } else if wanted.guards_no_more(&name, asked) {
+                    dataplane.guard_only(&wanted.guarded)?;
                 }
                 if self.hops.values().flatten().any(|hop| hop.ifindex == ifindex) {
                     self.attach_for(ifindex, dataplane, clsact, wanted);
@@ -118,7 +126,9 @@ impl Hops {
             }
             Change::Ways { news } => return self.ways.change(news, dataplane.tables()),
             Change::LinkGone { ifindex } => {
-                self.links.remove(&ifindex);
+                if let Some(name) = self.links.remove(&ifindex) {
+                    _ = wanted.is_gone(&name);
+                }
                 for (backend, hop) in &mut self.hops {
                     if hop.take_if(|hop| hop.ifindex == ifindex).is_some() {
                         self.gone.went(*backend, clock::monotonic());

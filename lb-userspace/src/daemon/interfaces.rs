@@ -29,14 +29,30 @@ pub struct Wanted {
     /// The interfaces on which the host must not speak for an address without its lease, or for one
     /// that is on another interface: all of them, if there is VRRP.
     pub guarded: BTreeSet<String>,
+    /// Those of them that came later.
+    late: BTreeSet<String>,
     /// What the operator should know.
     pub warnings: Vec<String>,
 }
 
 impl Wanted {
     /// Whether an interface gets the guard: one that comes later may answer for addresses as well.
-    pub fn guards(&self, name: &str, asked: bool) -> bool {
-        self.guarded.contains(name) || asked && !self.guarded.is_empty()
+    pub fn guards(&mut self, name: &str, asked: bool) -> bool {
+        if asked && !self.guarded.is_empty() && self.guarded.insert(name.to_owned()) {
+            self.late.insert(name.to_owned());
+        }
+        self.guarded.contains(name) && (asked || !self.late.contains(name))
+    }
+
+    /// Whether an interface that came later no longer gets it: it is a port of a bridge by now, which
+    /// other hosts' answers pass.
+    pub fn guards_no_more(&mut self, name: &str, asked: bool) -> bool {
+        !asked && self.is_gone(name)
+    }
+
+    /// An interface is gone. True: it was one that came later.
+    pub fn is_gone(&mut self, name: &str) -> bool {
+        self.late.remove(name) && self.guarded.remove(name)
     }
 }
 

@@ -18,7 +18,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::{PortUse, Tables, flow::Flow, index::Entered};
+use super::{PortUse, Tables, flow::Flow, index::Entered, lock};
 
 /// A flow of the other host, in the numbers of our own tables and by the clock of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +150,7 @@ impl Tables {
     /// Removes the ports of adopted flows from a pool's ring of free ports. The kernel program
     /// skips a few of them per claim, but gives up on a long run.
     pub fn weed(&self, pool: u16) {
+        let _circulation = lock(&self.circulation);
         if let Some(slots) = self.slots_of(pool) {
             slots.weed(&self.fixed.rings, self.insides(pool));
         }

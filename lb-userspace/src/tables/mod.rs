@@ -80,6 +80,9 @@ pub struct Tables {
     half_open: Inner<u64>,
     rules: Inner<RuleLine>,
     clients: Inner<ClientLine>,
+    /// Held while slots are taken out of circulation or put into it, which two threads do: neither must
+    /// go by ports that the other one changes.
+    circulation: Mutex<()>,
     /// What ADDRESSES holds.
     addresses: Mutex<BTreeMap<Address, u32>>,
     /// What EXEMPT holds: by service, the clients that get no SYN cookies.
@@ -157,6 +160,7 @@ impl Tables {
             half_open: Inner::new(Outer::HalfOpen, MAX_SERVICES),
             rules: Inner::new(Outer::Rules, MAX_SERVICES),
             clients: Inner::new(Outer::Clients, MAX_SERVICES),
+            circulation: Mutex::default(),
             addresses: Mutex::default(),
             exempt: Mutex::default(),
             maps,

@@ -18,7 +18,7 @@ use lb_common::{
 };
 
 use super::{
-    InnerMap, Outer, Tables, check_reach, find_row,
+    InnerMap, Outer, Tables, check_reach, find_row, lock,
     maps::Made,
     rows::{Ports, listener_address, pool_backend, pool_rows, pool_slots, pool_snat, with_port, with_ports},
     slots::{EXTENT, Extent, Extents, Slots, free_lines, retire_all, ring_lines},
@@ -117,6 +117,7 @@ impl Tables {
     /// is no longer among them is not used again. `withheld` and `upper_first`: as in
     /// [`put_pool`](Self::put_pool).
     pub fn set_ports(&self, number: u16, ports: Ports, withheld: &[u16], upper_first: bool) -> Result<()> {
+        let _circulation = lock(&self.circulation);
         let before = self.pool(number);
         let after = with_ports(before, ports);
         let slot_of = |nth: u16| ports.first.wrapping_add(nth).wrapping_sub(after.first_port);

@@ -3,9 +3,9 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use lab::{
-    icmp::{FRAGMENTATION_NEEDED, IcmpError, TIME_EXCEEDED, UNREACHABLE},
+    icmp::{IcmpError, TIME_EXCEEDED, UNREACHABLE},
     packet::{ACK, FIN, LINUX_OPTIONS, Mac, PSH, RST, SYN, Segment, seal},
-    program::{Bench, CLIENT_MAC, Connection, VIP, Verdict, backend, backend_mac, backend_of},
+    program::{Bench, CLIENT_MAC, Connection, VIP, Verdict, backend_mac, backend_of},
 };
 use lb_common::{
     layout::{OUT, UP},
@@ -106,13 +106,14 @@ fn a_quote_with_ip_options_is_found_as_well() {
 }
 
 #[test]
-fn a_path_is_never_said_to_take_less_than_552_bytes() {
+fn a_path_is_never_said_to_take_less_than_552_bytes_or_1280_towards_clients() {
     on_every_hook(|bench| {
         let flow = bench.connect(client(0));
-        for (_, out, _) in both_ways(bench, &flow) {
-            for (said_to_take, told) in [(0, 552), (68, 552), (551, 552), (552, 552), (553, 553), (65_535, 65_535)] {
+        for ((_, out, _), least) in both_ways(bench, &flow).into_iter().zip([552, 1280]) {
+            for said_to_take in [0, 68, 551, 552, 553, 1279, 1280, 1281, 65_535] {
                 let error = said(&out, 8).too_large(said_to_take);
-                assert_eq!(IcmpError::parse(&sent(bench, &error.bytes())).expect("a correct error").mtu, told);
+                let told = IcmpError::parse(&sent(bench, &error.bytes())).expect("a correct error");
+                assert_eq!(told.mtu, said_to_take.max(least));
             }
         }
     });
@@ -135,7 +136,7 @@ fn with_sequence(error: &IcmpError, sequence: u32) -> IcmpError {
 fn an_error_about_nothing_that_is_under_way_is_dropped_and_counted() {
     on_every_hook(|bench| {
         let flow = bench.connect(client(0));
-        let [(up, to_backend, _), (down, to_client, _)] = both_ways(bench, &flow);
+        let [(up, to_backend, _), (_, to_client, _)] = both_ways(bench, &flow);
         for (out, first, end) in [(&to_backend, 1001, 2301), (&to_client, 5001, 6401_u32)] {
             for error in [said(out, 8), said(out, 64).too_large(600)] {
                 for sequence in [first - 1, end + 1, first.wrapping_add(1 << 31), 0] {
@@ -155,7 +156,6 @@ fn an_error_about_nothing_that_is_under_way_is_dropped_and_counted() {
         bench.forward(&bench.from_client(flow.client, RST).numbers(up.sequence + 1300, 0));
         refused(bench, &said(&to_backend, 8));
         refused(bench, &said(&to_client, 8));
-        assert_eq!(down.payload.len(), 1400);
     });
 }
 
@@ -273,7 +273,5 @@ fn an_error_about_a_syn_fits_only_the_attempt_that_it_quotes() {
         assert_eq!(bench.active()[usize::from(n)], 1);
         bench.forward(&bench.from_client(client(0), FIN | ACK).numbers(1001, 5001));
         assert_eq!(bench.active()[usize::from(n)], 1);
-        assert_eq!(backend(n).port(), 6443);
-        assert_eq!(FRAGMENTATION_NEEDED, 4);
     });
 }

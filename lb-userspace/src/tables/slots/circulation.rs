@@ -17,15 +17,6 @@ use crate::sys::memory::Table;
 /// How often slots that change hands at the moment are looked at again.
 const TURNS: u32 = 100;
 
-/// What became of a slot that is taken out of circulation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Left {
-    /// It is out of it, as far as its word tells.
-    Out,
-    /// Its word was changed, or it changes hands: look again.
-    Again,
-}
-
 impl Slots {
     /// Takes a slot out of use, if it holds no flow: it looks claimed forever, so it is skipped when
     /// it is popped.
@@ -94,18 +85,20 @@ impl Slots {
 
     /// Goes once round the rings and takes out the slots that are not `inside`, and those that carry
     /// a flow of the other host: they return when the flow ends. The others keep their order. Claims
-    /// continue in the meantime. Returns how many were not inside.
-    pub(in crate::tables) fn weed(&self, rings: &Table<Ring>, inside: impl Fn(u16) -> bool) -> u32 {
+    /// continue in the meantime. Returns how many were not inside; `None` if it did not get round, because a
+    /// push is not finished or others pop all the time.
+    pub(in crate::tables) fn weed(&self, rings: &Table<Ring>, inside: impl Fn(u16) -> bool) -> Option<u32> {
         let mut outside = 0;
         for _ in 0..self.waiting(rings) {
             match self.pop(rings) {
                 Some(slot) if !inside(slot) => outside += 1,
                 Some(slot) if self.is_free(slot) => self.push(rings, slot),
                 Some(_) => {}
-                None => break,
+                None if self.waiting(rings) == 0 => break,
+                None => return None,
             }
         }
-        outside
+        Some(outside)
     }
 
     /// Takes every slot that is not `inside` out of circulation. Flows go on there, and do not give
@@ -117,12 +110,16 @@ impl Slots {
         inside: impl Fn(u16) -> bool,
         pause: impl Fn(),
     ) -> bool {
-        for turn in 0..TURNS {
+        let mut unchanged = 0;
+        for _ in 0..TURNS {
             let outside = self.all().filter(|slot| !inside(*slot));
-            let again = outside.filter(|slot| self.leave(*slot) == Left::Again).count();
-            let unchanged = self.weed(rings, &inside) == 0 && again == 0;
-            // A slot that was on its way from a ring to a flow at the first look has arrived.
-            if unchanged && turn > 0 {
+            let left: Vec<_> = outside.map(|slot| (slot, self.leave(slot))).collect();
+            let went_round = self.weed(rings, &inside) == Some(0);
+            // One that waited at the first look and holds a flow at the second has another word by now.
+            let stay = left.iter().all(|(slot, word)| *word == Some(self.ctl(*slot)));
+            unchanged = if went_round && stay { unchanged + 1 } else { 0 };
+            // What was between a ring and a flow during the first turn has arrived by the second.
+            if unchanged == 2 {
                 return true;
             }
             pause();
@@ -130,16 +127,17 @@ impl Slots {
         false
     }
 
-    /// A flow in this slot keeps its port to itself from now on.
-    fn leave(&self, slot: u16) -> Left {
+    /// A flow in this slot keeps its port to itself from now on. `Some`: the slot is out of circulation,
+    /// as far as its word tells, which this is. `None`: its word was changed, or it changes hands.
+    fn leave(&self, slot: u16) -> Option<Ctl> {
         let ctl = self.ctl(slot);
         match ctl.state() {
-            State::Claiming if !ctl.is_retired() => Left::Again,
+            State::Claiming if !ctl.is_retired() => None,
             state if state.is_active() && ctl.flags() & IN_RING == 0 => {
                 self.swap(slot, ctl, ctl.with_flags(IN_RING));
-                Left::Again
+                None
             }
-            _ => Left::Out,
+            _ => Some(ctl),
         }
     }
 

@@ -386,13 +386,16 @@ fn while_ports_are_changed_no_slot_is_lost_none_is_there_twice_and_none_outside_
         [(FIRST, 100), (FIRST - 40, 60), (20_000, 50), (FIRST + 10, 9), (FIRST, 40), (19_990, 20)];
     let program = Program::new(40);
     let stop = AtomicBool::new(false);
-    let closed = AtomicU64::new(0);
+    let (closed, turns) = (AtomicU64::new(0), [AtomicU64::new(0), AtomicU64::new(0)]);
     std::thread::scope(|scope| {
-        for seed in 1..=2_u16 {
+        // The others end too if this one fails.
+        let at_the_end = StopsWhenDropped(&stop);
+        for (seed, turns) in (1..).zip(&turns) {
             let (program, stop) = (&program, &stop);
             scope.spawn(move || {
                 let mut turn = 0_u16;
                 while !stop.load(Ordering::Acquire) {
+                    turns.fetch_add(1, Ordering::Release);
                     let Some((slot, ctl)) = program.open(client(seed)) else {
                         std::thread::yield_now();
                         continue;
@@ -415,6 +418,11 @@ fn while_ports_are_changed_no_slot_is_lost_none_is_there_twice_and_none_outside_
         for turn in 0..60 {
             let (first, number) = RANGES[turn % RANGES.len()];
             program.set_ports(first, number);
+            // What was begun before the change may still become a flow after it.
+            let begun: Vec<_> = turns.iter().map(|turns| turns.load(Ordering::Acquire)).collect();
+            while turns.iter().zip(&begun).any(|(turns, begun)| turns.load(Ordering::Acquire) == *begun) {
+                std::thread::yield_now();
+            }
             let is_outside = |slot: &u16| program.port(*slot).wrapping_sub(first) >= number;
             let outside = || -> Vec<_> {
                 let slots = program.slots();
@@ -426,7 +434,7 @@ fn while_ports_are_changed_no_slot_is_lost_none_is_there_twice_and_none_outside_
             let new: Vec<_> = outside().into_iter().filter(|flow| !before.contains(flow)).collect();
             assert_eq!(new, [], "a port outside {first}+{number} was claimed");
         }
-        stop.store(true, Ordering::Release);
+        drop(at_the_end);
     });
     let slots = program.slots();
     for _ in 0..3 {
@@ -434,6 +442,15 @@ fn while_ports_are_changed_no_slot_is_lost_none_is_there_twice_and_none_outside_
     }
     let (first, number) = RANGES[59 % RANGES.len()];
     assert_eq!(program.all_free(), (first..first + number).collect::<Vec<_>>());
+}
+
+/// Says that the threads of a test may end.
+struct StopsWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for StopsWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 fn sweep(program: &Program, head: Head, closed: &AtomicU64) {
