@@ -50,22 +50,23 @@ fn a_backend_that_a_router_or_a_firewall_says_cannot_be_reached_costs_nobody_any
     for hook in ["tc", "clsact", "xdp"] {
         let cluster = Cluster::of(Plan::new(Topology::Routed), hook, |service| service);
         let router = cluster.lab.router.as_ref().expect("a router");
-        // One host is not there, and one is behind a firewall that says so.
+        // One host is not there, as its router says, and one is behind a firewall that says so.
         let rules = "add table ip paths; add chain ip paths way { type filter hook forward priority 0; }; \
+                     add rule ip paths way ip daddr 10.0.3.10 reject with icmp type host-unreachable; \
                      add rule ip paths way ip daddr 10.0.3.11 reject with icmp type admin-prohibited";
         router.run("nft", &[rules]).expect("nft");
-        // Linux says so six times at once and then once a second, to one address.
+        // Linux says so six times at once and then once a second, to one address; and fifty times at
+        // once to all of them.
         router.sysctl("net.ipv4.icmp_ratelimit", "0").expect("sysctl");
-        router.ip(&["route", "add", "unreachable", "10.0.3.10/32"]).expect("a route");
         let mut held = cluster.hold(&[]);
-        let opened = held.open(30).expect("open");
-        all_served(&opened, 30, hook);
+        let opened = held.open(10).expect("open");
+        all_served(&opened, 10, hook);
         assert!(opened.slowest_ms < 900.0, "{hook}: none waits for its SYN to be sent again: {opened:?}");
         for name in ["cp01", "cp02"] {
             cluster.wait_state(name, "down", SOON);
             assert_eq!(cluster.backend(name).reason.as_deref(), Some("unreachable"), "{hook}: {name}");
         }
-        cluster.active([0, 0, 30]);
+        cluster.active([0, 0, 10]);
         assert!(cluster.evenkeel.counter("unreachable").expect("counters") >= 6, "{hook}");
         router.run("nft", &["delete table ip paths"]).expect("nft");
     }
