@@ -37,8 +37,8 @@ pub const fn mix(seed: u64, key: u64) -> u64 {
     hash ^ hash >> 29
 }
 
-/// The identification in the IPv4 header of the SYN of a flow: an ICMP error that quotes it has come
-/// from somebody who has seen the SYN. Never zero.
+/// The identification in the IPv4 header of the SYN of a flow: an ICMP error that quotes it has
+/// come from somebody who has seen the SYN. Never zero.
 #[inline(always)]
 pub const fn identification(seed: u64, at: SlotAt, generation: u32) -> u16 {
     (mix(seed, (generation as u64) << 32 | at.0 as u64) >> 17) as u16 | 1

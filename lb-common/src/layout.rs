@@ -212,8 +212,8 @@ pub struct Pool {
     pub snat: [u8; 16],
     /// The backend's port.
     pub port: [u8; 2],
-    /// The SNAT port of slot 0. It stays when the ports are changed: those below it are the slots at
-    /// the end, because a port is its slot plus this, modulo 2^16.
+    /// The SNAT port of slot 0. It stays when the ports are changed: those below it are the slots
+    /// at the end, because a port is its slot plus this, modulo 2^16.
     pub first_port: u16,
     /// How many slots there are; `u16::MAX`: all 2^16. Extents of them may be missing.
     pub ports: u16,
@@ -231,8 +231,9 @@ pub struct Pool {
     pub sent: Ticks,
     /// `LISTENED`.
     pub flags: u32,
-    /// The SNAT ports that new connections get, if they were changed: the first one in the upper half,
-    /// how many in the lower one. Zero: `ports` from `first_port` on. Not read by the kernel program.
+    /// The SNAT ports that new connections get, if they were changed: the first one in the upper
+    /// half, how many in the lower one. Zero: `ports` from `first_port` on. Not read by the kernel
+    /// program.
     pub range: u32,
 }
 

@@ -108,8 +108,8 @@ impl State {
 pub const FIN_CLIENT: u8 = 1;
 /// A FIN of the backend was seen.
 pub const FIN_BACKEND: u8 = 2;
-/// A RST ended the flow, of Evenkeel itself or of one side: every further segment is answered with a
-/// RST.
+/// A RST ended the flow, of Evenkeel itself or of one side: every further segment is answered with
+/// a RST.
 pub const KILLED: u8 = 4;
 /// The flow was established once: its client has acknowledged the backend's SYN-ACK.
 pub const CONNECTED: u8 = 8;

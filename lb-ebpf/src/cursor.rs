@@ -192,8 +192,9 @@ impl Bytes {
         }
     }
 
-    /// Addresses a packet anew and sends it to a next hop: addresses, MAC addresses, time to live and
-    /// the checksum of its IPv4 header. The caller has checked that the frame [has](Bytes::has) that.
+    /// Addresses a packet anew and sends it to a next hop: addresses, MAC addresses, time to live
+    /// and the checksum of its IPv4 header. The caller has checked that the frame [has](Bytes::has)
+    /// that.
     #[inline(always)]
     pub fn route(self, hop: Hop, interface: Held<Interface>, source: u32, destination: u32) {
         let addresses =

@@ -1,10 +1,10 @@
 //! ICMP errors about segments that we have sent (RFC 792, RFC 1191). The error quotes the segment's
-//! headers, as we have written them: they name the flow, and their sequence number has to lie in what
-//! is under way there, as for an endpoint (RFC 5927 section 4). The error is then translated, outside
-//! and inside, for the side whose segment it is. One that answers our SYN is a failed try.
+//! headers, as we have written them: they name the flow, and their sequence number has to lie in
+//! what is under way there, as for an endpoint (RFC 5927 section 4). The error is then translated,
+//! outside and inside, for the side whose segment it is. One that answers our SYN is a failed try.
 //!
-//! Every other ICMP packet is the host's. One that quotes a service and fits no flow, or not its window,
-//! is nobody's: the host's kernel has no socket for it.
+//! Every other ICMP packet is the host's. One that quotes a service and fits no flow, or not its
+//! window, is nobody's: the host's kernel has no socket for it.
 
 use lb_common::{
     address::V4,
@@ -33,11 +33,12 @@ const TIME_EXCEEDED: u8 = 11;
 const PARAMETER_PROBLEM: u8 = 12;
 /// Of UNREACHABLE: the packet is too large for the next link, and must not be cut.
 const FRAGMENTATION_NEEDED: u8 = 4;
-/// A path to a backend that is said to take less is taken to take this much, as by Linux (`min_pmtu`):
-/// with less, anybody who guesses a number could make a sender cut its data into crumbs.
+/// A path to a backend that is said to take less is taken to take this much, as by Linux
+/// (`min_pmtu`): with less, anybody who guesses a number could make a sender cut its data into
+/// crumbs.
 const LEAST_TO_BACKENDS: u16 = 552;
-/// The same of a path to a client. A backend knows all clients by one address, so what one of them is
-/// said to take holds for all: every path of IPv6, and any tunnel, takes this much.
+/// The same of a path to a client. A backend knows all clients by one address, so what one of them
+/// is said to take holds for all: every path of IPv6, and any tunnel, takes this much.
 const LEAST_TO_CLIENTS: u16 = 1280;
 
 /// What an error says about one of our segments.
@@ -53,8 +54,8 @@ struct Quote {
     tcp: usize,
 }
 
-/// Whether a type of ICMP is an error that quotes a packet. A redirect is about the host's own routes,
-/// and source quench is no more (RFC 6633).
+/// Whether a type of ICMP is an error that quotes a packet. A redirect is about the host's own
+/// routes, and source quench is no more (RFC 6633).
 #[inline(always)]
 pub const fn is_error(kind: u8) -> bool {
     matches!(kind, UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM)

@@ -12,9 +12,9 @@
 //! One rule for names: the plain name is the safe, inlined face with types; `*_global` behind it is
 //! what the verifier sees once.
 //!
-//! The files use one another in one direction only: `walk` → `irregular`, `lease`, `icmp`, `reply`, `flow` → `trace` →
-//! `select`, `access`, `cookie` → `slots` → `index` → `report` → `cursor` → `records` → `maps` → `atomic`;
-//! `klog`, the log for developers, is on the same level as `report`.
+//! The files use one another in one direction only: `walk` → `irregular`, `lease`, `icmp`, `reply`,
+//! `flow` → `trace` → `select`, `access`, `cookie` → `slots` → `index` → `report` → `cursor` →
+//! `records` → `maps` → `atomic`; `klog`, the log for developers, is on the same level as `report`.
 
 #![no_std]
 #![no_main]

@@ -84,7 +84,8 @@ impl Fifo {
     }
 }
 
-/// The ring that holds the slots that were released longest ago: the first one, until it is used up.
+/// The ring that holds the slots that were released longest ago: the first one, until it is used
+/// up.
 #[inline(always)]
 fn front(ring: Held<Ring>) -> Fifo {
     match ring.wide() {

@@ -402,7 +402,8 @@ fn ports_that_are_changed_on_one_host_after_the_other_cost_no_connection() {
     pair.come_back();
     becomes(&pair.one, "MASTER");
     all_answer(&mut holding, 260, &pair);
-    // The one that stands by gets fewer ports than the master has, and takes over what lies outside.
+    // The one that stands by gets fewer ports than the master has, and takes over what lies
+    // outside.
     change(&pair, &pair.two, &second, &first, 100, "1024-1099");
     let opened = holding.open(100).expect("opened");
     assert_eq!(opened.opened, 100, "{opened:?}");

@@ -55,8 +55,8 @@ fn a_backend_that_a_router_or_a_firewall_says_cannot_be_reached_costs_nobody_any
                      add rule ip paths way ip daddr 10.0.3.10 reject with icmp type host-unreachable; \
                      add rule ip paths way ip daddr 10.0.3.11 reject with icmp type admin-prohibited";
         router.run("nft", &[rules]).expect("nft");
-        // Linux says so six times at once and then once a second, to one address; and fifty times at
-        // once to all of them.
+        // Linux says so six times at once and then once a second, to one address; and fifty times
+        // at once to all of them.
         router.sysctl("net.ipv4.icmp_ratelimit", "0").expect("sysctl");
         let mut held = cluster.hold(&[]);
         let opened = held.open(10).expect("open");

@@ -8,12 +8,12 @@ use crate::{
     time::{Instant, Ticks},
 };
 
-/// RINGS: a pool's rings of free slots. Both the kernel program and the controller write them, as they
-/// open and close flows.
+/// RINGS: a pool's rings of free slots. Both the kernel program and the controller write them, as
+/// they open and close flows.
 ///
-/// The first one has a cell for every slot that the pool was made with, in FREE. A pool that has got
-/// more slots than that has a wide one too, with a cell for every slot there can be, in WIDE: from
-/// then on slots are given back to it, and the first one is used up.
+/// The first one has a cell for every slot that the pool was made with, in FREE. A pool that has
+/// got more slots than that has a wide one too, with a cell for every slot there can be, in WIDE:
+/// from then on slots are given back to it, and the first one is used up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Ring {
@@ -33,7 +33,8 @@ pub struct Ends {
     pub head: u32,
     /// Position of the next push.
     pub tail: u32,
-    /// Where the search for expired slots continues when both rings are empty; zero in the wide one.
+    /// Where the search for expired slots continues when both rings are empty; zero in the wide
+    /// one.
     pub reclaim: u32,
     /// The ring has `1 << bits` cells.
     pub bits: u32,
@@ -44,8 +45,9 @@ pub const WIDE_BITS: u32 = 16;
 /// Lines of a wide ring.
 pub const WIDE_LINES: u32 = 1 << WIDE_BITS >> 4;
 
-/// FREE[pool], WIDE[pool]: a line of a ring's cells. Position `p` is cell `p & 15` of line `p & mask >> 4`
-/// (an ARRAY rounds every value up to 8 bytes, so single cells would take twice the memory).
+/// FREE[pool], WIDE[pool]: a line of a ring's cells. Position `p` is cell `p & 15` of line `p &
+/// mask >> 4` (an ARRAY rounds every value up to 8 bytes, so single cells would take twice the
+/// memory).
 pub type FreeLine = [u32; 16];
 /// The smallest [`Ends::bits`]: one line.
 pub const MIN_RING_BITS: u32 = 4;

@@ -38,8 +38,8 @@ pub struct Backend {
     /// While `OUT`: from when on one connection may try it; [`Instant::NEVER`]: none may, only its
     /// probe brings it back. Moved forward by compare-and-swap.
     pub retry_at: Instant,
-    /// fail_timeout in nanoseconds: within how long failures count together, and how long they, or a
-    /// failed trial, keep it out.
+    /// fail_timeout in nanoseconds: within how long failures count together, and how long they, or
+    /// a failed trial, keep it out.
     pub retry_after: u64,
     /// The service, its number in SERVICES.
     pub service: u16,
@@ -139,8 +139,9 @@ pub struct Service {
     /// How often `backends` has changed, modulo 2^32: positions in it are compared only if this has
     /// not moved. Written by the controller, after the list.
     pub list: u32,
-    /// `COOKIES_OFF`, `COOKIES_READY` or `COOKIES_ON`. Written by the controller; the kernel program
-    /// swaps `COOKIES_READY` for `COOKIES_ON` when its ring of half-open flows has no room left.
+    /// `COOKIES_OFF`, `COOKIES_READY` or `COOKIES_ON`. Written by the controller; the kernel
+    /// program swaps `COOKIES_READY` for `COOKIES_ON` when its ring of half-open flows has no room
+    /// left.
     pub cookies: u32,
     /// No segment that a backend sends a client, or a client a backend, is to have more payload; 0:
     /// as they agree. Written by the controller.
@@ -156,8 +157,8 @@ pub struct Service {
     pub turned_away_in: u32,
     /// Clients that were turned away in it and that events reported.
     pub turned_away: u32,
-    /// Where the search for the oldest unconfirmed flow goes on in the ring of half-open flows, when
-    /// no slot is free.
+    /// Where the search for the oldest unconfirmed flow goes on in the ring of half-open flows,
+    /// when no slot is free.
     pub oldest: u32,
     /// Unconfirmed flows that gave way in that stretch and that events reported.
     pub gave_way: u32,
@@ -173,8 +174,8 @@ pub struct Service {
 /// each of them.
 pub const TURNED_AWAY_EVENTS: u32 = 100;
 
-/// Events for unconfirmed flows that gave way, likewise: the controller ends as many of those attempts
-/// at their backends. They take 160 KiB of the ring buffer before they are read.
+/// Events for unconfirmed flows that gave way, likewise: the controller ends as many of those
+/// attempts at their backends. They take 160 KiB of the ring buffer before they are read.
 pub const GAVE_WAY_EVENTS: u32 = 2048;
 
 /// The stretch of time, about 1.07 s long, that a moment lies in.
@@ -211,19 +212,19 @@ pub struct CookieKey {
     pub reserved: u64,
 }
 
-/// VERIFIED: a word for each of this many hashes, see [`cookie::Mark`]: the clients that have answered
-/// a cookie lately, in any of [`cookie::ROWS`] rows. Written by the kernel program. A client sends its
-/// SYN again within a second; so long even 8,000 new ones a second are known.
+/// VERIFIED: a word for each of this many hashes, see [`cookie::Mark`]: the clients that have
+/// answered a cookie lately, in any of [`cookie::ROWS`] rows. Written by the kernel program. A
+/// client sends its SYN again within a second; so long even 8,000 new ones a second are known.
 ///
 /// [`cookie::Mark`]: crate::cookie::Mark
 /// [`cookie::ROWS`]: crate::cookie::ROWS
 pub const MARKS: u32 = 8192;
-/// CHALLENGED: the same of the clients that were sent one. It only has to catch some of those that do
-/// not answer.
+/// CHALLENGED: the same of the clients that were sent one. It only has to catch some of those that
+/// do not answer.
 pub const CHALLENGES: u32 = 2048;
 
-/// EXEMPT: the clients that get no cookie, by service and prefix: the service's number as four bytes
-/// of the host, then the address, v4-mapped. Written by the controller.
+/// EXEMPT: the clients that get no cookie, by service and prefix: the service's number as four
+/// bytes of the host, then the address, v4-mapped. Written by the controller.
 pub const MAX_EXEMPT: u32 = 4096;
 /// Bytes of a key in EXEMPT without its length.
 pub type ExemptKey = [u8; 20];

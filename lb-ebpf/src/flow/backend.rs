@@ -168,8 +168,8 @@ fn given_up(flags: u32) -> Outcome {
 }
 
 /// A RST of the backend ends the flow if its number is exact: what the client acknowledged last or,
-/// if it has not acknowledged everything yet, the end of it. As with a client's, nothing is forwarded
-/// after that.
+/// if it has not acknowledged everything yet, the end of it. As with a client's, nothing is
+/// forwarded after that.
 #[inline(always)]
 fn reset(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32) {
     if sequence == slot.ack_client() || sequence == slot.end_backend() as u32 {

@@ -65,11 +65,11 @@ fn is_ours_alone(ctl: Ctl) -> bool {
     ctl.flags() & (KILLED | CONNECTED) != CONNECTED
 }
 
-/// A RST of the client ends the flow if its number is exact (RFC 5961 section 3.2): what the backend
-/// acknowledged last or, if it has not acknowledged everything yet, the end of it. Any other is for
-/// the backend to challenge. Nothing of an established one is forwarded after that: the backend may
-/// not have taken the RST, as when its checksum is wrong, and the flow is no longer counted. True: it
-/// ends the flow, now or a moment ago.
+/// A RST of the client ends the flow if its number is exact (RFC 5961 section 3.2): what the
+/// backend acknowledged last or, if it has not acknowledged everything yet, the end of it. Any
+/// other is for the backend to challenge. Nothing of an established one is forwarded after that:
+/// the backend may not have taken the RST, as when its checksum is wrong, and the flow is no longer
+/// counted. True: it ends the flow, now or a moment ago.
 #[inline(always)]
 fn reset(at: SlotAt, slot: Held<Slot>, ctl: Ctl, sequence: u32) -> bool {
     let end = slot.end_client() as u32;

@@ -130,8 +130,8 @@ extern "C" fn refuse_global(at: u32, reason: u32) -> u64 {
 }
 
 /// A refused try leaves nothing at the backend, and it is not known when an older connection ends:
-/// the port goes to the end of the ring, if it belongs there. The port towards a backend that was silent
-/// is held back.
+/// the port goes to the end of the ring, if it belongs there. The port towards a backend that was
+/// silent is held back.
 #[inline(always)]
 fn release_closed(at: SlotAt, ctl: Ctl) {
     if ctl.state() == State::Closed && ctl.flags() & IN_RING == 0 {

@@ -30,8 +30,8 @@ pub struct LeftPort {
 pub fn left_port(event: &Event) -> Option<LeftPort> {
     let is_left = match event.kind {
         PORT_LEFT | GAVE_WAY => true,
-        // One that refused has answered the SYN itself; where an ICMP error came, a firewall on the way may
-        // have noted it all the same.
+        // One that refused has answered the SYN itself; where an ICMP error came, a firewall on the
+        // way may have noted it all the same.
         TRY_FAILED | TOOK_OUT => event.reason != Reason::Refused as u8,
         _ => false,
     };

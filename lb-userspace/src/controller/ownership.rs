@@ -4,8 +4,8 @@
 //!
 //! [`Ours`] shows the tables with the flows of other hosts left out. Whatever acts on flows looks
 //! through it; what only counts them does not. Without flow sync nobody says when a flow of another
-//! host ends: such a flow is forgotten, without a packet, when its idle timeout is over. One that is
-//! not confirmed is told of by nobody in any case. It began here, with a SYN that came when the
+//! host ends: such a flow is forgotten, without a packet, when its idle timeout is over. One that
+//! is not confirmed is told of by nobody in any case. It began here, with a SYN that came when the
 //! address had moved, its backend answers to the other host, and it is forgotten soon.
 //!
 //! An address that no interface has may be routed to this host, or be another host's. Of its flows

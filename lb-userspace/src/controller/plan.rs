@@ -98,9 +98,9 @@ pub fn tombstone(
     Some(planner.plan)
 }
 
-/// Makes room for the flows that another host has with this SNAT port, which new connections do not get
-/// here: the ports were changed on one of the hosts. `None` if there are no slots of this backend and
-/// SNAT address.
+/// Makes room for the flows that another host has with this SNAT port, which new connections do not
+/// get here: the ports were changed on one of the hosts. `None` if there are no slots of this
+/// backend and SNAT address.
 pub fn reach(installed: &Installed, backend: SocketAddrV4, snat: SocketAddrV4) -> Option<Plan> {
     let (number, pool) = installed.pool(backend, *snat.ip())?;
     let mut after = installed.clone();

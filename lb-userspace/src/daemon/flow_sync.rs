@@ -326,8 +326,8 @@ impl Daemon {
         })
     }
 
-    /// Makes room for the flows of a backend that only the other host's configuration has. The thread
-    /// asks again while there is none; the operator is told once.
+    /// Makes room for the flows of a backend that only the other host's configuration has. The
+    /// thread asks again while there is none; the operator is told once.
     fn bury(&mut self, listener: SocketAddr, backend: SocketAddr, snat: IpAddr) {
         let (SocketAddr::V4(listener), SocketAddr::V4(backend), IpAddr::V4(snat)) = (listener, backend, snat) else {
             return;

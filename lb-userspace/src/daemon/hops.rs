@@ -21,8 +21,8 @@ use crate::{
 };
 
 /// For how long backends keep a next hop that is gone: interfaces blink, lose their addresses for a
-/// moment, and are made anew. A client that comes meanwhile sends its SYN again; without any next hop
-/// it would be refused.
+/// moment, and are made anew. A client that comes meanwhile sends its SYN again; without any next
+/// hop it would be refused.
 const KEPT: Duration = Duration::from_secs(1);
 
 /// The backends whose next hop is gone, and until when they keep it all the same.
@@ -73,9 +73,9 @@ impl Hops {
         self.watch.want(backends.into_iter().map(|address| Destination { address, interface: None }).collect());
     }
 
-    /// The word for a pool towards `backend`. `None` before netlink has reported it, and for a moment
-    /// after it is gone: what was found out before is still better than nothing. An unknown hop while the neighbour
-    /// does not answer, or answers on an interface that has no number yet.
+    /// The word for a pool towards `backend`. `None` before netlink has reported it, and for a
+    /// moment after it is gone: what was found out before is still better than nothing. An unknown
+    /// hop while the neighbour does not answer, or answers on an interface that has no number yet.
     pub fn hop(&self, tables: &Tables, backend: IpAddr) -> Option<Hop> {
         let hop = self.hops.get(&backend)?;
         if self.gone.keeps(&backend) {

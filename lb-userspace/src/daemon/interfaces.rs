@@ -44,8 +44,8 @@ impl Wanted {
         self.guarded.contains(name) && (asked || !self.late.contains(name))
     }
 
-    /// Whether an interface that came later no longer gets it: it is a port of a bridge by now, which
-    /// other hosts' answers pass.
+    /// Whether an interface that came later no longer gets it: it is a port of a bridge by now,
+    /// which other hosts' answers pass.
     pub fn guards_no_more(&mut self, name: &str, asked: bool) -> bool {
         !asked && self.is_gone(name)
     }

@@ -118,8 +118,8 @@ impl Tables {
         let slots = slots.ok_or(NotAdopted::SlotTaken)?;
         let old = slots.ctl(foreign.at.slot());
         let port_use = self.port_uses(foreign.at.pool())(foreign.at.slot());
-        // Neither a slot that is held back is in the ring, nor one that is out of circulation: that one
-        // is not to get into it.
+        // Neither a slot that is held back is in the ring, nor one that is out of circulation: that
+        // one is not to get into it.
         let in_ring = match old.state() {
             State::Free | State::Closed => IN_RING,
             State::Abandoned if port_use == PortUse::Outside => IN_RING,

@@ -80,8 +80,8 @@ pub struct Tables {
     half_open: Inner<u64>,
     rules: Inner<RuleLine>,
     clients: Inner<ClientLine>,
-    /// Held while slots are taken out of circulation or put into it, which two threads do: neither must
-    /// go by ports that the other one changes.
+    /// Held while slots are taken out of circulation or put into it, which two threads do: neither
+    /// must go by ports that the other one changes.
     circulation: Mutex<()>,
     /// What ADDRESSES holds.
     addresses: Mutex<BTreeMap<Address, u32>>,

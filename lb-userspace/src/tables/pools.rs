@@ -25,8 +25,8 @@ use super::{
     word_of, write,
 };
 
-/// How long a port that new connections no longer get is kept for what may still come to it, before it
-/// is the host's.
+/// How long a port that new connections no longer get is kept for what may still come to it, before
+/// it is the host's.
 pub(super) const UNUSED: Duration = Duration::from_secs(60);
 /// Longer than any step of the kernel program.
 const STEP: Duration = Duration::from_millis(1);
@@ -113,8 +113,8 @@ impl Tables {
         self.note_addresses()
     }
 
-    /// Gives new connections of a pool these ports. Those that are open keep theirs, and a port that
-    /// is no longer among them is not used again. `withheld` and `upper_first`: as in
+    /// Gives new connections of a pool these ports. Those that are open keep theirs, and a port
+    /// that is no longer among them is not used again. `withheld` and `upper_first`: as in
     /// [`put_pool`](Self::put_pool).
     pub fn set_ports(&self, number: u16, ports: Ports, withheld: &[u16], upper_first: bool) -> Result<()> {
         let _circulation = lock(&self.circulation);
@@ -141,8 +141,8 @@ impl Tables {
         self.extend(number, &after, [part].into()).map(|_| ())
     }
 
-    /// Gives a pool the slots that its new record speaks of, as far as they are in these extents, and
-    /// writes the record. The new ones are retired.
+    /// Gives a pool the slots that its new record speaks of, as far as they are in these extents,
+    /// and writes the record. The new ones are retired.
     fn extend(&self, number: u16, after: &Pool, parts: BTreeSet<usize>) -> Result<Arc<Slots>> {
         let slots = self.slots_of(number).with_context(|| format!("pool {number} has no slots"))?;
         let len = pool_slots(after);
@@ -238,8 +238,8 @@ impl Tables {
         }
     }
 
-    /// Takes the ports of a pool out of use that new connections no longer get and that were not used
-    /// for a while, so that the host may use them itself.
+    /// Takes the ports of a pool out of use that new connections no longer get and that were not
+    /// used for a while, so that the host may use them itself.
     pub fn retire_outside(&self, number: u16, now: Ticks) {
         let (pool, Some(slots)) = (self.pool(number), self.slots_of(number)) else { return };
         if pool.range == 0 {

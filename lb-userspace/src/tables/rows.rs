@@ -158,8 +158,8 @@ pub const fn pool_slots(pool: &Pool) -> u32 {
     if pool.ports == u16::MAX { 1 << 16 } else { pool.ports as u32 }
 }
 
-/// The record of a pool whose new connections get other ports. Its slots stay what they are, and there
-/// are as many as the highest one needs.
+/// The record of a pool whose new connections get other ports. Its slots stay what they are, and
+/// there are as many as the highest one needs.
 pub fn with_ports(pool: Pool, ports: Ports) -> Pool {
     // The slots go round once: those of the ports below the first one are at the end.
     let wraps = ports.has(pool.first_port) && ports.first != pool.first_port;

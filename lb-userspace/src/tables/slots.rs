@@ -115,7 +115,8 @@ impl Slots {
         word.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// The record of a slot, for changes that are written word by word: a table and its place there.
+    /// The record of a slot, for changes that are written word by word: a table and its place
+    /// there.
     pub(super) fn table(&self, slot: u16) -> Option<(&Table<Slot>, usize)> {
         self.extent(slot).map(|(extent, at)| (&extent.slots, at))
     }

@@ -271,8 +271,8 @@ impl Holdings {
         self.instances.get(&id).map_or_else(Vec::new, |holding| holding.renew(until).collect())
     }
 
-    /// Puts an instance's addresses on its interface. Where they stand already, only their lifetimes
-    /// change, and that may wait.
+    /// Puts an instance's addresses on its interface. Where they stand already, only their
+    /// lifetimes change, and that may wait.
     pub fn hold(&mut self, id: InstanceId, now: Instant) -> Vec<HoldingOrder> {
         let Some(holding) = self.instances.get_mut(&id) else { return Vec::new() };
         holding.asked += 1;

@@ -263,7 +263,8 @@ fn an_error_about_a_syn_fits_only_the_attempt_that_it_quotes() {
             refused(bench, &with_sequence(&said(&out, 8), sequence));
         }
         refused(bench, &said(&out, 8).too_large(600));
-        // Answered, but not confirmed: the SYN has arrived, and so has the answer, or it comes again.
+        // Answered, but not confirmed: the SYN has arrived, and so has the answer, or it comes
+        // again.
         let port = Segment::parse(&out).expect("a SYN").from.port();
         let answer = sent(bench, &bench.from_backend(n, port, SYN | ACK).numbers(5000, 1001).bytes());
         refused(bench, &said(&out, 8));

@@ -1,5 +1,5 @@
-//! What `netplan apply` and its like do to a host's interface, once a second under load: on the host
-//! that has the address, and on the other one. A minute on each at full size (`--full`).
+//! What `netplan apply` and its like do to a host's interface, once a second under load: on the
+//! host that has the address, and on the other one. A minute on each at full size (`--full`).
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -113,8 +113,8 @@ impl Load<'_> {
         storm.stop(SOON).expect("its report")
     }
 
-    /// The longest time for which nobody has answered for the address since a moment on the clock of
-    /// captures.
+    /// The longest time for which nobody has answered for the address since a moment on the clock
+    /// of captures.
     fn longest_gap(&self, since: Duration) -> (Duration, Duration) {
         let answers: Vec<_> =
             self.asker.answers().into_iter().map(|answer| answer.at).filter(|at| *at > since).collect();

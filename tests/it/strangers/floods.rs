@@ -158,7 +158,8 @@ fn a_flood_of_syns_that_backends_answer_keeps_nobody_out_and_ends_no_connection(
 
 #[test]
 fn a_slow_flood_of_syns_that_backends_answer_keeps_nobody_out_however_long_it_lasts() {
-    // At full size it lasts as long as the default idle_timeout, and those that are held say nothing.
+    // At full size it lasts as long as the default idle_timeout, and those that are held say
+    // nothing.
     flooded_by_syns("tc", &["idle_timeout = \"1h\""], Flood::of(200, 8, 600), held());
 }
 

@@ -37,8 +37,8 @@ pub type Neighbour = (u32, IpAddr);
 pub enum Change {
     /// A destination's next hop has changed or is gone: there is no route, or a new route whose
     /// neighbour is not resolved yet. A neighbour that stops answering keeps its MAC address here,
-    /// because a lost ARP answer must not cut connections, and so does one whose route is back after
-    /// its link was down or made anew; whether a backend is alive is found out elsewhere.
+    /// because a lost ARP answer must not cut connections, and so does one whose route is back
+    /// after its link was down or made anew; whether a backend is alive is found out elsewhere.
     NextHop {
         /// The destination.
         destination: Destination,
@@ -95,8 +95,8 @@ struct Link {
 pub struct Hops {
     routes: BTreeMap<Destination, Option<Neighbour>>,
     neighbours: BTreeMap<Neighbour, Known>,
-    /// The last MAC address of neighbours that no route leads through any longer, by the name of the
-    /// link. When a link was down, or made anew, they hold until the neighbour answers.
+    /// The last MAC address of neighbours that no route leads through any longer, by the name of
+    /// the link. When a link was down, or made anew, they hold until the neighbour answers.
     last: BTreeMap<(String, IpAddr), [u8; 6]>,
     reported: BTreeMap<Destination, Option<NextHop>>,
     links: BTreeMap<u32, Link>,

@@ -1,6 +1,6 @@
-//! Which slots are in circulation: each waits in a ring of free slots, or holds a flow that gives it
-//! back to the ring. All others are out of circulation: retired, or left with a flow whose end gives
-//! nothing back.
+//! Which slots are in circulation: each waits in a ring of free slots, or holds a flow that gives
+//! it back to the ring. All others are out of circulation: retired, or left with a flow whose end
+//! gives nothing back.
 
 use std::{mem::offset_of, sync::atomic::Ordering, time::Duration};
 
@@ -18,8 +18,8 @@ use crate::sys::memory::Table;
 const TURNS: u32 = 100;
 
 impl Slots {
-    /// Takes a slot out of use, if it holds no flow: it looks claimed forever, so it is skipped when
-    /// it is popped.
+    /// Takes a slot out of use, if it holds no flow: it looks claimed forever, so it is skipped
+    /// when it is popped.
     pub fn retire(&self, slot: u16) -> bool {
         let ctl = self.ctl(slot);
         match ctl.state() {
@@ -83,10 +83,10 @@ impl Slots {
         }
     }
 
-    /// Goes once round the rings and takes out the slots that are not `inside`, and those that carry
-    /// a flow of the other host: they return when the flow ends. The others keep their order. Claims
-    /// continue in the meantime. Returns how many were not inside; `None` if it did not get round, because a
-    /// push is not finished or others pop all the time.
+    /// Goes once round the rings and takes out the slots that are not `inside`, and those that
+    /// carry a flow of the other host: they return when the flow ends. The others keep their order.
+    /// Claims continue in the meantime. Returns how many were not inside; `None` if it did not get
+    /// round, because a push is not finished or others pop all the time.
     pub(in crate::tables) fn weed(&self, rings: &Table<Ring>, inside: impl Fn(u16) -> bool) -> Option<u32> {
         let mut outside = 0;
         for _ in 0..self.waiting(rings) {
@@ -115,7 +115,8 @@ impl Slots {
             let outside = self.all().filter(|slot| !inside(*slot));
             let left: Vec<_> = outside.map(|slot| (slot, self.leave(slot))).collect();
             let went_round = self.weed(rings, &inside) == Some(0);
-            // One that waited at the first look and holds a flow at the second has another word by now.
+            // One that waited at the first look and holds a flow at the second has another word by
+            // now.
             let stay = left.iter().all(|(slot, word)| *word == Some(self.ctl(*slot)));
             unchanged = if went_round && stay { unchanged + 1 } else { 0 };
             // What was between a ring and a flow during the first turn has arrived by the second.
@@ -127,8 +128,9 @@ impl Slots {
         false
     }
 
-    /// A flow in this slot keeps its port to itself from now on. `Some`: the slot is out of circulation,
-    /// as far as its word tells, which this is. `None`: its word was changed, or it changes hands.
+    /// A flow in this slot keeps its port to itself from now on. `Some`: the slot is out of
+    /// circulation, as far as its word tells, which this is. `None`: its word was changed, or it
+    /// changes hands.
     fn leave(&self, slot: u16) -> Option<Ctl> {
         let ctl = self.ctl(slot);
         match ctl.state() {
@@ -182,8 +184,8 @@ impl Slots {
         false
     }
 
-    /// Retires a slot that is out of circulation and was not used for `unused_for`; `Some`: its word
-    /// before that. A flow that came to it meanwhile does not give its port back.
+    /// Retires a slot that is out of circulation and was not used for `unused_for`; `Some`: its
+    /// word before that. A flow that came to it meanwhile does not give its port back.
     pub(in crate::tables) fn retire_outside(&self, slot: u16, now: Ticks, unused_for: Duration) -> Option<Ctl> {
         let ctl = self.ctl(slot);
         match ctl.state() {
@@ -204,8 +206,9 @@ impl Slots {
         (from..self.len).map(|slot| slot as u16).filter(|slot| self.has(*slot)).for_each(|slot| _ = self.retire(slot));
     }
 
-    /// What a process that was killed between two steps may have left behind. The kernel program goes
-    /// on meanwhile and may be between two steps itself: what is lost looks the same a moment later.
+    /// What a process that was killed between two steps may have left behind. The kernel program
+    /// goes on meanwhile and may be between two steps itself: what is lost looks the same a moment
+    /// later.
     pub(in crate::tables) fn lost(&self, rings: &Table<Ring>, inside: impl Fn(u16) -> bool) -> Lost {
         // Slots before the ring: one that is given back in between is found in it.
         let all = self.all().filter(|slot| inside(*slot)).map(|slot| (slot, self.ctl(slot)));

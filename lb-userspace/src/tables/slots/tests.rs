@@ -487,8 +487,8 @@ fn ports_that_a_killed_controller_lost_are_back_and_each_is_in_the_ring_once() {
                     rings.word32(program.pool.into(), offset_of!(Ring, first.tail)).fetch_add(1, Ordering::AcqRel);
                 }
             }
-            // One that is in use all the time, one that a listener has, and one whose way into the ring
-            // was cut short when ports were added.
+            // One that is in use all the time, one that a listener has, and one whose way into the
+            // ring was cut short when ports were added.
             let (held, _) = program.open(client(60_000)).unwrap();
             let [retired, cut_short] = [program.pop().unwrap(), program.pop().unwrap()];
             put_listener(&program.tables, SocketAddr::new(address("10.0.1.100:0").ip(), FIRST + retired));

@@ -222,8 +222,8 @@ impl Work<'_> {
     }
 
     /// With an interface the program on it is gone. Addresses that came back before it would have
-    /// the host's own kernel answer for them: the instance is in FAULT, and begins anew, also if the
-    /// interface is there again by now.
+    /// the host's own kernel answer for them: the instance is in FAULT, and begins anew, also if
+    /// the interface is there again by now.
     fn let_go(&mut self, ifindex: u32) -> bool {
         let Some(position) = self.known.iter().position(|interface| interface.ifindex == ifindex) else { return false };
         let gone = self.known.remove(position);
