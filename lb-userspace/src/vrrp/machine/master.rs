@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lb_common::time::Instant;
 
-use super::{Candidate, Contention, OWNER, Output, RESIGN, Settings};
+use super::{Candidate, Contention, DOWN_INTERVALS, OWNER, Output, RESIGN, Settings};
 use crate::vrrp::receive::Heard;
 
 /// The advertisements that the owner with the higher address sends before it checks whether the
@@ -31,7 +31,9 @@ pub struct Master {
     delayed_at: Option<Instant>,
     /// Every `garp_refresh`.
     refresh_at: Option<Instant>,
-    /// When a lower MASTER counts as silent.
+    /// When a lower MASTER that has heard our answer is silent.
+    again_at: Option<Instant>,
+    /// When a lower MASTER counts as gone: as a BACKUP counts.
     healed_at: Option<Instant>,
     pub spoken: Spoken,
     /// Another host has claimed one of our addresses.
@@ -74,6 +76,7 @@ impl Master {
             advertise_at: now,
             delayed_at: None,
             refresh_at: None,
+            again_at: None,
             healed_at: None,
             spoken,
             disputed: false,
@@ -93,7 +96,7 @@ impl Master {
 
     pub fn deadline(&self) -> Instant {
         let contest = self.contest.map(|contest| contest.over);
-        let timers = [self.delayed_at, self.refresh_at, self.healed_at, contest];
+        let timers = [self.delayed_at, self.refresh_at, self.again_at, self.healed_at, contest];
         timers.into_iter().flatten().fold(self.lease.min(self.advertise_at), Instant::min)
     }
 
@@ -107,9 +110,12 @@ impl Master {
         if heard.priority == RESIGN {
             // "Send an ADVERTISEMENT", "Reset the Adver_Timer to Advertisement_Interval". Who resigns
             // contends for nothing: it was MASTER until it heard us. The hosts that listened to it
-            // must learn where the addresses are.
+            // must learn where the addresses are, and the operator that a dispute is over.
             self.advertise_at = now + candidate.settings.interval;
             self.speak(candidate, now, out);
+            if std::mem::take(&mut self.disputed) {
+                self.await_silence(heard, candidate, now);
+            }
             return Verdict::Stay;
         }
         let higher_address = candidate.source.is_some_and(|own| heard.source > own);
@@ -130,9 +136,14 @@ impl Master {
     /// again when it has fallen silent.
     fn answer(&mut self, heard: Heard, candidate: &Candidate, now: Instant, out: &mut Vec<Output>) {
         self.speak(candidate, now, out);
-        let silence = candidate.settings.interval.clamp(Duration::from_millis(100), Duration::from_millis(500));
-        self.healed_at = Some(now + silence);
+        self.await_silence(heard, candidate, now);
         out.push(Output::Contention(Contention::LowerMaster { from: heard.source, priority: heard.priority }));
+    }
+
+    fn await_silence(&mut self, heard: Heard, candidate: &Candidate, now: Instant) {
+        let interval = candidate.settings.interval;
+        self.again_at = Some(now + interval.clamp(Duration::from_millis(100), Duration::from_millis(500)));
+        self.healed_at = Some(now + DOWN_INTERVALS * interval.max(heard.interval));
     }
 
     /// Tells the other router and the segment at once. A storm is not answered with a storm.
@@ -189,9 +200,11 @@ impl Master {
                 contest.sent += 1;
             }
         }
+        if take_due(&mut self.again_at, now) {
+            self.announce(now, out);
+        }
         if take_due(&mut self.healed_at, now) {
             out.push(Output::Contention(Contention::SplitHealed));
-            self.announce(now, out);
         }
         if take_due(&mut self.delayed_at, now) {
             self.announce(now, out);

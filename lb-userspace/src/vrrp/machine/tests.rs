@@ -297,9 +297,19 @@ fn the_answer_to_a_lower_master_does_not_move_the_beat_and_a_storm_is_not_answer
     }
     assert_eq!((sent, announced, beat(&host)), (10, 1, due));
     // When it has fallen silent, the addresses are announced once more.
-    let all = host.run(SECOND / 2);
-    assert!(all.contains(&(SECOND / 2, Output::Contention(Contention::SplitHealed))), "{all:?}");
-    assert!(all.contains(&(SECOND / 2, Announce)));
+    let all = host.run(3 * SECOND);
+    assert!(all.contains(&(SECOND / 2, Announce)), "{all:?}");
+    assert!(all.contains(&(3 * SECOND, Output::Contention(Contention::SplitHealed))), "{all:?}");
+}
+
+#[test]
+fn a_lower_master_that_does_not_hear_us_is_not_taken_for_gone_between_its_advertisements() {
+    let mut host = Host::master(settings(100));
+    for _ in 0..5 {
+        host.hear(2, 50);
+        let all = host.run(2 * SECOND);
+        assert!(!all.iter().any(|(_, output)| *output == Output::Contention(Contention::SplitHealed)), "{all:?}");
+    }
 }
 
 #[test]
@@ -316,8 +326,21 @@ fn a_second_master_that_resigns_has_fallen_silent() {
     let two = Output::Contention(Contention::LowerMaster { from: ip(2), priority: 50 });
     assert!(host.hear(2, 50).contains(&two));
     assert!(!host.hear(2, 0).contains(&two));
-    let all = host.run(SECOND);
+    let all = host.run(3 * SECOND);
     assert!(all.iter().any(|(_, output)| *output == Output::Contention(Contention::SplitHealed)), "{all:?}");
+}
+
+#[test]
+fn a_dispute_ends_with_the_resignation_of_a_second_master_that_was_never_heard() {
+    let mut host = Host::master(settings(100));
+    host.input(Input::Claimed);
+    assert_eq!(host.hear(2, 0)[0], Advertise(100));
+    let healed = |all: Vec<(Duration, Output)>| {
+        all.iter().filter(|(_, output)| *output == Output::Contention(Contention::SplitHealed)).count()
+    };
+    assert_eq!(healed(host.run(3 * SECOND)), 1);
+    host.hear(2, 0);
+    assert_eq!(healed(host.run(3 * SECOND)), 0, "it was over");
 }
 
 #[test]
