@@ -14,7 +14,7 @@ use super::{interfaces::Wanted, ways::Ways};
 use crate::{
     dataplane::{Dataplane, Requested},
     sys::{
-        clock,
+        clock, netdev,
         netlink::{Change, Destination, NextHop, Watch},
     },
     tables::{Installed, Tables, rows::pool_backend},
@@ -68,8 +68,10 @@ impl Hops {
     }
 
     /// Asks for the next hops of all backends that have a pool, tombstones included.
-    pub fn want(&self, installed: &Installed) {
+    pub fn want(&mut self, installed: &Installed) {
         let backends: BTreeSet<_> = installed.pools.values().map(|pool| IpAddr::V4(*pool_backend(pool).ip())).collect();
+        // One that is wanted again is reported again.
+        self.hops.retain(|backend, _| backends.contains(backend));
         self.watch.want(backends.into_iter().map(|address| Destination { address, interface: None }).collect());
     }
 
@@ -114,7 +116,8 @@ impl Hops {
                     dataplane.attach_beside(&name, *requested, clsact)?;
                 }
                 if wanted.guards(&name, asked) {
-                    dataplane.guard(&name, clsact)?;
+                    // Those of containers come and go.
+                    dataplane.guard(&name, clsact).or_else(|error| if_there(&name, error))?;
                 } else if wanted.guards_no_more(&name, asked) {
                     dataplane.guard_only(&wanted.guarded)?;
                 }
@@ -176,6 +179,11 @@ impl Hops {
         };
         installed.pools.iter().map(write).collect()
     }
+}
+
+/// An error about an interface that is gone by now is none.
+fn if_there(name: &str, error: anyhow::Error) -> Result<()> {
+    if netdev::index_of(name).is_ok() { Err(error) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -175,17 +175,24 @@ fn put_on(before: &[Attached], now: &[Attached]) -> Vec<Notice> {
 
 /// Attaches what is still missing on interfaces that are there. The error is for an operator.
 pub fn attach_missing(dataplane: &mut Dataplane, wanted: &Wanted, clsact: bool) -> Result<(), String> {
-    let is_there = |name: &&String| netdev::index_of(name).is_ok();
-    for (name, requested) in wanted.interfaces.iter().filter(|(name, _)| is_there(name)) {
-        let why = |error: anyhow::Error| format!("the program cannot be put on {name}: {error:#}");
-        if !dataplane.is_attached(name) {
-            dataplane.attach_beside(name, *requested, clsact).map_err(why)?;
+    let mut errors = Vec::new();
+    let mut tried = |name: &str, attached: anyhow::Result<()>| {
+        // It may be gone by now.
+        if let Some(error) = attached.err().filter(|_| netdev::index_of(name).is_ok()) {
+            errors.push(format!("the program cannot be put on {name}: {error:#}"));
         }
-        if wanted.guarded.contains(name) && !dataplane.is_guarded(name) {
-            dataplane.guard(name, clsact).map_err(why)?;
+    };
+    for (name, requested) in wanted.interfaces.iter().filter(|(name, _)| netdev::index_of(name).is_ok()) {
+        if !dataplane.is_attached(name) {
+            tried(name, dataplane.attach_beside(name, *requested, clsact).map(drop));
         }
     }
-    Ok(())
+    for name in wanted.guarded.iter().filter(|name| netdev::index_of(name).is_ok()) {
+        if !dataplane.is_guarded(name) {
+            tried(name, dataplane.guard(name, clsact));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
 }
 
 /// What has become of the program on interfaces that went, came or were renamed.

@@ -163,6 +163,12 @@ impl Hops {
         }
     }
 
+    /// Takes in a list of all neighbours: one that is not in it is not valid.
+    pub fn all_neighbours(&mut self, listed: &[(Neighbour, Option<[u8; 6]>)]) {
+        self.neighbours.values_mut().for_each(|known| known.valid = false);
+        listed.iter().for_each(|(neighbour, mac)| self.neighbour(*neighbour, *mac));
+    }
+
     /// All neighbours in use, which are to be kept alive.
     pub fn neighbours(&self) -> Vec<Neighbour> {
         self.neighbours.keys().copied().collect()
@@ -287,6 +293,17 @@ mod tests {
         assert!(hops.unresolved().contains(&(2, ip("10.0.1.10"))));
         hops.neighbour((2, ip("10.0.1.10")), Some([9; 6]));
         assert_eq!(changes(&mut hops), [next_hop("10.0.1.10", Some((2, 9)))], "another machine has the address now");
+    }
+
+    #[test]
+    fn a_neighbour_that_is_not_in_the_kernel_s_list_any_more_is_asked_again_and_keeps_its_mac() {
+        let mut hops = routed();
+        let listed = [((2, ip("10.0.1.10")), Some([1; 6])), ((3, ip("10.0.3.1")), Some([7; 6]))];
+        hops.all_neighbours(&listed);
+        changes(&mut hops);
+        assert_eq!(hops.unresolved(), []);
+        hops.all_neighbours(&listed[1..]);
+        assert_eq!((changes(&mut hops), hops.unresolved()), (vec![], vec![(2, ip("10.0.1.10"))]));
     }
 
     #[test]

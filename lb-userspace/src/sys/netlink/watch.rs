@@ -58,10 +58,10 @@ impl Watch {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let task = {
             let _inside = runtime.enter();
-            Task::open(wants.clone(), changes.clone())?
+            Task::open(wants)?
         };
         let run = move || {
-            if let Err(error) = runtime.block_on(watch_on(task, &wants, &changes)) {
+            if let Err(error) = runtime.block_on(watch_on(task, &changes)) {
                 log::error!("next hops are no longer watched: {error:#}");
             }
         };
@@ -84,32 +84,53 @@ type Messages = Pin<Box<dyn Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, 
 
 /// Watches until the end. A question that the kernel refuses or does not answer in time is asked
 /// anew, over other sockets; only if that fails again and again, this does.
-async fn watch_on(
-    mut task: Task,
-    wants: &watch::Receiver<Vec<Destination>>,
-    changes: &mpsc::Sender<Change>,
-) -> Result<()> {
+async fn watch_on(mut task: Task, changes: &mpsc::Sender<Change>) -> Result<()> {
     let mut failures = 0;
     loop {
         let began = Instant::now();
-        let Err(error) = task.run().await else { return Ok(()) };
+        let Err(error) = task.run(changes).await else { return Ok(()) };
         failures = if began.elapsed() > LONG { 1 } else { failures + 1 };
         if failures > FAILURES {
             return Err(error);
         }
         log::warn!("next hops: {error:#}; watching them anew");
         tokio::time::sleep(RETRY).await;
-        let mut wants = wants.clone();
-        wants.mark_changed();
-        task = Task::open(wants, changes.clone())?;
+        task.reopen()?;
+    }
+}
+
+/// One socket for questions and one for news, so that a burst of news that overruns its socket loses
+/// no answer.
+struct Sockets {
+    handle: Handle,
+    messages: Messages,
+    /// The tasks of the two, which end with this value.
+    _tasks: JoinSet<()>,
+}
+
+impl Sockets {
+    fn open() -> Result<Sockets> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
+        ];
+        let (questions, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+        let (news, _, messages) =
+            rtnetlink::new_multicast_connection(&groups).context("cannot open a netlink socket for news")?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(questions);
+        tasks.spawn(news);
+        Ok(Sockets { handle, messages: Box::pin(messages), _tasks: tasks })
     }
 }
 
 struct Task {
-    handle: Handle,
-    messages: Messages,
+    sockets: Sockets,
     wants: watch::Receiver<Vec<Destination>>,
-    changes: mpsc::Sender<Change>,
     hops: Hops,
     ways: Ways,
     /// From when on news of the ways may be reported.
@@ -120,8 +141,6 @@ struct Task {
     look_at: Option<Instant>,
     retry_at: Instant,
     keep_alive_at: Instant,
-    /// The tasks of the two sockets, which end with this value.
-    _sockets: JoinSet<()>,
 }
 
 /// What woke the loop.
@@ -141,30 +160,11 @@ enum Turn<'a> {
 }
 
 impl Task {
-    /// One socket for questions and one for news, so that a burst of news that overruns its socket
-    /// loses no answer.
-    fn open(wants: watch::Receiver<Vec<Destination>>, changes: mpsc::Sender<Change>) -> Result<Task> {
-        let groups = [
-            MulticastGroup::Link,
-            MulticastGroup::Neigh,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv6Route,
-        ];
-        let (questions, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
-        let (news, _, messages) =
-            rtnetlink::new_multicast_connection(&groups).context("cannot open a netlink socket for news")?;
-        let mut sockets = JoinSet::new();
-        sockets.spawn(questions);
-        sockets.spawn(news);
+    fn open(wants: watch::Receiver<Vec<Destination>>) -> Result<Task> {
         let now = Instant::now();
-        let messages = Box::pin(messages);
         Ok(Task {
-            handle,
-            messages,
+            sockets: Sockets::open()?,
             wants,
-            changes,
             hops: Hops::default(),
             ways: Ways::default(),
             ways_at: now,
@@ -172,20 +172,26 @@ impl Task {
             look_at: Some(now),
             retry_at: now,
             keep_alive_at: now + KEEP_ALIVE,
-            _sockets: sockets,
         })
     }
 
-    async fn run(mut self) -> Result<()> {
+    /// What was reported holds: what went meanwhile is still to be reported as gone.
+    fn reopen(&mut self) -> Result<()> {
+        self.sockets = Sockets::open()?;
+        self.look_at = Some(Instant::now());
+        self.routes_at = Instant::now();
+        Ok(())
+    }
+
+    async fn run(&mut self, changes: &mpsc::Sender<Change>) -> Result<()> {
         self.list_links().await?;
-        let changes = self.changes.clone();
         loop {
             let waiting = !self.hops.unresolved().is_empty();
             let alarm = self.alarm(waiting);
             let reportable = self.hops.has_change() || self.has_ways();
             let turn = tokio::select! {
                 changed = self.wants.changed() => changed.map_or(Turn::End, |()| Turn::Want),
-                message = self.messages.next() => message.map_or(Turn::Deaf, |(message, _)| Turn::Hear(message.payload)),
+                message = self.sockets.messages.next() => message.map_or(Turn::Deaf, |(message, _)| Turn::Hear(message.payload)),
                 permit = changes.reserve(), if reportable => permit.map_or(Turn::End, Turn::Report),
                 () = sleep_until(alarm) => Turn::Alarm,
             };
@@ -241,7 +247,7 @@ impl Task {
         if self.keep_alive_at <= now {
             let routers = self.ways.routers();
             for neighbour in self.hops.neighbours().into_iter().chain(routers) {
-                wire::resolve(&self.handle, neighbour).await?;
+                wire::resolve(&self.sockets.handle, neighbour).await?;
             }
             self.keep_alive_at = now + KEEP_ALIVE;
         }
@@ -252,7 +258,7 @@ impl Task {
     async fn look(&mut self) -> Result<()> {
         self.look_at = None;
         for destination in self.hops.wanted() {
-            let via = wire::look_up(&self.handle, destination).await?;
+            let via = wire::look_up(&self.sockets.handle, destination).await?;
             self.hops.route(destination, via);
         }
         let now = Instant::now();
@@ -260,18 +266,17 @@ impl Task {
         if all {
             self.routes_at = now + ROUTES;
             let known = self.ways.routers();
-            self.ways.routes(wire::all_routes(&self.handle).await?);
+            self.ways.routes(wire::all_routes(&self.sockets.handle).await?);
             for router in self.ways.routers().difference(&known) {
-                wire::resolve(&self.handle, *router).await?;
+                wire::resolve(&self.sockets.handle, *router).await?;
             }
         } else {
             self.look_at = Some(self.routes_at);
         }
         if all || !self.hops.unresolved().is_empty() {
-            let listed: Vec<_> = wire::all_neighbours(&self.handle).await?.iter().filter_map(wire::neighbour).collect();
-            for (neighbour, mac) in &listed {
-                self.hops.neighbour(*neighbour, *mac);
-            }
+            let listed: Vec<_> =
+                wire::all_neighbours(&self.sockets.handle).await?.iter().filter_map(wire::neighbour).collect();
+            self.hops.all_neighbours(&listed);
             self.ways.neighbours(listed);
         }
         self.resolve_missing().await
@@ -279,7 +284,7 @@ impl Task {
 
     async fn resolve_missing(&mut self) -> Result<()> {
         for neighbour in self.hops.unresolved() {
-            wire::resolve(&self.handle, neighbour).await?;
+            wire::resolve(&self.sockets.handle, neighbour).await?;
         }
         self.retry_at = Instant::now() + RETRY;
         Ok(())
@@ -290,6 +295,7 @@ impl Task {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message)) => self.hear_neighbour(&message),
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(message)) => {
                 if let Some((neighbour, _)) = wire::neighbour(&message) {
+                    self.hops.neighbour(neighbour, None);
                     self.ways.neighbour(neighbour, None);
                 }
             }
@@ -339,7 +345,7 @@ impl Task {
     }
 
     async fn list_links(&mut self) -> Result<()> {
-        let messages = wire::all_links(&self.handle).await?;
+        let messages = wire::all_links(&self.sockets.handle).await?;
         let found: Vec<_> = messages.iter().filter_map(wire::link).collect();
         for ifindex in self.hops.links() {
             if !found.iter().any(|news| news.ifindex == ifindex) {

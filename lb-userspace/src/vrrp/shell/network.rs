@@ -27,6 +27,9 @@ use crate::{
     },
 };
 
+/// When a look at the interfaces that has failed is repeated.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// What this thread has to do.
 pub enum NetworkOrder {
     /// Watch these interfaces, and open these sockets on them.
@@ -92,6 +95,7 @@ async fn run(shared: &Shared) -> Result<()> {
         open: BTreeMap::new(),
         held: BTreeMap::new(),
         renew_at: Instant::now(),
+        is_unsure: false,
         logged: String::new(),
     };
     let orders = Readiness::of(shared.network.as_fd())?;
@@ -106,6 +110,7 @@ async fn run(shared: &Shared) -> Result<()> {
                 }
             }
             () = tokio::time::sleep_until(work.renew_at), if !work.held.is_empty() => work.renew().await,
+            () = tokio::time::sleep(AGAIN), if work.is_unsure => work.look().await,
             changed = work.addresses.changed() => {
                 let news = changed?;
                 if work.concerns(news) {
@@ -136,6 +141,8 @@ struct Work<'a> {
     /// The addresses to keep on each interface.
     held: BTreeMap<(String, IpAddr), Kept>,
     renew_at: Instant,
+    /// The last look at the interfaces has failed.
+    is_unsure: bool,
     /// The last trouble, so that it is logged once.
     logged: String,
 }
@@ -236,9 +243,17 @@ impl Work<'_> {
     async fn look(&mut self) {
         let found = match self.addresses.find(&self.wanted.interfaces).await {
             Ok(found) => found,
-            // What is known stays until the next change.
-            Err(error) => return self.trouble(format!("{error:#}")),
+            // What is known stays meanwhile.
+            Err(error) => {
+                self.is_unsure = true;
+                return self.trouble(format!("{error:#}"));
+            }
         };
+        self.is_unsure = false;
+        let gone = self.known.iter().map(|interface| interface.ifindex);
+        let gone: Vec<_> = gone.filter(|ifindex| found.interfaces.iter().all(|it| it.ifindex != *ifindex)).collect();
+        // The news of it was lost.
+        gone.into_iter().for_each(|ifindex| _ = self.let_go(ifindex));
         self.known = found.interfaces;
         self.own = found.own;
         self.open_sockets();
