@@ -104,7 +104,7 @@ impl Daemon {
         let wanted = interfaces::wanted(&loaded.config).await?;
         let key = flow_sync::key(&loaded.config).map_err(one)?;
         let prepared = self.logs.prepare(&loaded.config).map_err(one)?;
-        let probes = probes::prepare(&loaded.config).map_err(one)?;
+        let probes = probes::prepare(&loaded.config, self.controller.installed()).map_err(one)?;
         let attached = interfaces::attach(&mut self.dataplane, &wanted, self.process.options.clsact);
         let attached = attached.map_err(|errors| self.back_to_the_interfaces_in_use(errors))?;
         attached.into_iter().for_each(|notice| self.tell(notice));

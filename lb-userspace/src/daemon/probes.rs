@@ -4,14 +4,16 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use anyhow::{Context, Result};
+use lb_common::layout::Pool;
 use tokio::sync::mpsc;
 
 use super::Daemon;
 use crate::{
-    config::model::Config,
+    config::model::{Config, PortRange},
     controller::Controller,
     probe::{Finding, Probe, Prober, Target},
     sys::clock,
+    tables::{Installed, rows::pool_slots},
 };
 
 /// The probe of each service that has one, by the service's name.
@@ -24,8 +26,10 @@ pub struct Probes {
 }
 
 /// The probes of a configuration. The files that it names are read here: an error changes nothing.
-pub fn prepare(config: &Config) -> Result<ByService> {
-    let avoided: Vec<_> = config.services.iter().map(|service| service.snat_ports).collect();
+/// Connections may still have ports of before.
+pub fn prepare(config: &Config, installed: &Installed) -> Result<ByService> {
+    let wanted = config.services.iter().map(|service| service.snat_ports);
+    let avoided: Vec<_> = wanted.chain(installed.pools.values().flat_map(ports_with_slots)).collect();
     let probed = config.services.iter().filter_map(|service| Some((&service.name, service.health.as_ref()?)));
     let probe = |(name, health): (&Arc<str>, _)| {
         let probe = Probe::new(health, &avoided).with_context(|| format!("service {name}: [service.health]: ca"))?;
@@ -34,10 +38,20 @@ pub fn prepare(config: &Config) -> Result<ByService> {
     probed.map(probe).collect()
 }
 
+/// The ports that a pool has a slot for; they go round at 65,535.
+fn ports_with_slots(pool: &Pool) -> impl Iterator<Item = PortRange> {
+    let first = u32::from(pool.first_port);
+    let end = first + pool_slots(pool);
+    let top = 1 << 16;
+    let ranges = [(first, end.min(top)), (PortRange::LOWEST.into(), end.saturating_sub(top))];
+    let range = |(first, end): (u32, u32)| PortRange::new(first as u16, end.checked_sub(1)? as u16);
+    ranges.into_iter().filter_map(range)
+}
+
 impl Probes {
     /// Starts the thread; nothing is probed yet.
     pub fn start(config: &Config) -> Result<(Probes, mpsc::Receiver<Finding>)> {
-        let by_service = prepare(config)?;
+        let by_service = prepare(config, &Installed::default())?;
         let (prober, findings) = Prober::start()?;
         Ok((Probes { prober, by_service }, findings))
     }
@@ -72,5 +86,24 @@ impl Daemon {
             let actions = self.controller.probed(*backend, *outcome, detail, clock::monotonic());
             self.act(actions);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ports_of_a_pool_s_slots_are_told_also_if_they_go_round() {
+        let ranges = |first_port, ports| {
+            let pool = Pool { first_port, ports, ..Pool::default() };
+            ports_with_slots(&pool).map(|range| (range.first(), range.last())).collect::<Vec<_>>()
+        };
+        assert_eq!(ranges(10_240, 64), [(10_240, 10_303)]);
+        assert_eq!(ranges(65_000, 536), [(65_000, 65_535)]);
+        assert_eq!(ranges(65_000, 1_000), [(65_000, 65_535)], "all others are below the lowest");
+        assert_eq!(ranges(65_000, 2_000), [(65_000, 65_535), (1_024, 1_463)]);
+        assert_eq!(ranges(40_000, u16::MAX), [(40_000, 65_535), (1_024, 39_999)]);
+        assert_eq!(ranges(10_240, 0), []);
     }
 }

@@ -27,7 +27,7 @@ use super::{
     listener::ApiListener,
     logs::Logs,
     now,
-    probes::Probes,
+    probes::{self, Probes},
     pump::Pump,
     remains, several, tell_systemd,
     territory::Territory,
@@ -186,7 +186,8 @@ impl Opened {
         let (ask, asked) = mpsc::channel(api::QUEUE);
         let api = api::Daemon::new(ask, history.clone());
         let (events, serving) = begin_inputs(&self.server, &dataplane, &api)?;
-        let Opened { findings, ends, changes, looks, territory, server, logs, probes, .. } = self;
+        let Opened { findings, ends, changes, looks, territory, server, logs, mut probes, .. } = self;
+        probes.replace(probes::prepare(&config, controller.installed())?);
         let daemon = Daemon {
             process,
             config,

@@ -16,7 +16,7 @@ use lb_common::{
     layout::{ACTIVE, LISTENER_BITS, Listener, POOL_BITS, Pool},
 };
 
-use super::{BackendRow, ServiceRow};
+use super::{BackendRow, ServiceRow, slots::EXTENT};
 
 /// Everything that the controller has installed, keyed by row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -164,12 +164,17 @@ pub fn with_ports(pool: Pool, ports: Ports) -> Pool {
     // The slots go round once: those of the ports below the first one are at the end.
     let wraps = ports.has(pool.first_port) && ports.first != pool.first_port;
     let highest = if wraps { pool.first_port.wrapping_sub(1) } else { ports.last() };
-    Pool { range: ports.word(), ..with_port(pool, highest) }
+    Pool { range: ports.word(), ..with_slot(pool, highest.wrapping_sub(pool.first_port)) }
 }
 
-/// The record of a pool that has a slot for a port, whatever its new connections get.
+/// The record of a pool that has a slot for a port, whatever its new connections get, and for all
+/// others of the same extent: another host that has one of them may have many.
 pub fn with_port(pool: Pool, port: u16) -> Pool {
     let slot = port.wrapping_sub(pool.first_port);
+    if u32::from(slot) < pool_slots(&pool) { pool } else { with_slot(pool, slot | (EXTENT - 1) as u16) }
+}
+
+fn with_slot(pool: Pool, slot: u16) -> Pool {
     if u32::from(slot) < pool_slots(&pool) {
         return pool;
     }

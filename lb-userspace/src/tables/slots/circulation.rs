@@ -139,6 +139,11 @@ impl Slots {
                 self.swap(slot, ctl, ctl.with_flags(IN_RING));
                 None
             }
+            // When the rings are empty, the kernel program looks for those that are held back.
+            State::Abandoned => {
+                self.release(slot, ctl);
+                None
+            }
             _ => Some(ctl),
         }
     }

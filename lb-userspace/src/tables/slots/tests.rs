@@ -358,7 +358,11 @@ fn a_port_that_is_no_longer_used_is_the_host_s_after_a_minute_and_not_before() {
     let program = Program::new(20);
     let (slot, ctl) = program.open(client(1)).unwrap();
     let (held, _) = program.open(client(2)).unwrap();
+    let (left, ctl_left) = program.open(client(3)).unwrap();
+    assert!(program.slots().swap(left, ctl_left, ctl_left.with_state(State::Abandoned)));
     program.set_ports(40_000, 30);
+    // The kernel program takes one that is held back, of any port, when the rings are empty.
+    assert_eq!(program.slots().ctl(left).state(), State::Closed);
     assert!(program.finish(slot, program.slots().ctl(slot)));
     let now = program.tables.flow(program.at(slot)).unwrap().record.last_seen;
     let later = Ticks(now.0 + Ticks::of(UNUSED - Duration::from_secs(1)));
