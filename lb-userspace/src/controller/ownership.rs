@@ -19,12 +19,12 @@ use std::{
 };
 
 use lb_common::{
-    flow::HalfOpenCell,
+    flow::{HalfOpenCell, SlotAt},
     slot::{Ctl, LOOSE, State},
     time::{Instant, Ticks},
 };
 
-use crate::tables::{Head, Tables};
+use crate::tables::{Flow, Head, Tables};
 
 /// The listeners whose flows are ours.
 #[derive(Clone, Debug, Default)]
@@ -117,6 +117,11 @@ impl<'a> Ours<'a> {
     pub fn foreign(&self, pool: u16, range: Range<u32>) -> impl Iterator<Item = Head> {
         let is_ours = |head: &Head| self.ownership.holds_flow(head.listener(), head.flow.ctl);
         self.tables.heads(pool, range).filter(move |head| head.flow.ctl.state().is_active() && !is_ours(head))
+    }
+
+    /// What a slot holds, as [`Tables::flow`], if it is ours.
+    pub fn own_flow(&self, at: SlotAt) -> Option<Flow> {
+        self.tables.flow(at).filter(|flow| self.ownership.holds_flow(flow.listener(), flow.ctl))
     }
 
     /// Whether another host says when a flow of its own ends.

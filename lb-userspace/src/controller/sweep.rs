@@ -160,7 +160,8 @@ impl Sweep {
             if suspect.since.age(now) < SUSPICION {
                 return true;
             }
-            let Some(flow) = ours.flow(*at).filter(|flow| flow.ctl == suspect.flow.ctl) else { return false };
+            // The address may have moved since.
+            let Some(flow) = ours.own_flow(*at).filter(|flow| flow.ctl == suspect.flow.ctl) else { return false };
             let limits = limits(flow.backend());
             let count = closed.entry(limits.service).or_insert(0_u64);
             let allowed = (elapsed * limits.reset_rate).as_secs().max(1);

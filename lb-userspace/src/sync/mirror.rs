@@ -12,7 +12,7 @@ use lb_common::{
     address::from_mapped,
     flow::{Key, SlotAt},
     layout::Hop,
-    slot::{CONNECTED, State},
+    slot::{CONNECTED, LOOSE, State},
     syn::Scales,
     tcp::Side,
     time::Instant,
@@ -20,6 +20,9 @@ use lb_common::{
 
 use super::wire::{self, Phase};
 use crate::tables::{Flow, Foreign, NotAdopted, Tables};
+
+/// How long the news of a flow may be under way: the longest `batch`, and as much again.
+pub const UNDER_WAY: Duration = Duration::from_secs(2);
 
 /// One moment on the clocks.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +122,16 @@ pub enum Applied {
     NoSuchPort,
     /// There is no room in the flow index.
     Full,
+}
+
+/// The flows that a complete copy does not have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Absent {
+    /// Those that were ended.
+    pub ended: u32,
+    /// Connections that stay, because they may have begun too late for it: the next copy shows whether
+    /// the other host has them.
+    pub too_young: u32,
 }
 
 /// The tables, and what addresses mean in them.
@@ -268,24 +281,31 @@ impl Mirror {
         self.tables.end_quietly(pool.slot(name.snat.port()), |flow| flow.record.key == key)
     }
 
-    /// Ends the flows of these listeners that were not in a complete copy from the other host;
-    /// returns their number.
-    pub fn end_absent(&self, covered: &[SocketAddr], present: &HashSet<SlotAt>) -> u32 {
+    /// Ends the flows of these listeners that were not in a complete copy from the other host, which
+    /// began at `since`. What has begun here after that, or shortly before, while clients did not
+    /// know yet where the address is, may be missing in it.
+    pub fn end_absent(&self, covered: &[SocketAddr], present: &HashSet<SlotAt>, since: Instant) -> Absent {
         let listeners: Vec<u16> = covered
             .iter()
             .filter_map(|address| self.directory.listeners.get(address).filter(|at| !at.ours).map(|at| at.number))
             .collect();
-        let mut ended = 0;
+        let since = since - UNDER_WAY;
+        let mut absent = Absent::default();
         for pool in self.directory.pools.values().map(|pool| pool.number).filter(|_| !listeners.is_empty()) {
             for head in self.tables.heads(pool, 0..u32::MAX).filter(|head| head.flow.ctl.state().is_active()) {
-                let is_meant = |flow: &Flow| flow.ctl.generation() == head.flow.ctl.generation();
-                let listener = self.tables.occupant(head.flow.at).filter(is_meant).map(|flow| flow.listener());
-                if listener.is_some_and(|listener| listeners.contains(&listener)) && !present.contains(&head.flow.at) {
-                    ended += u32::from(self.tables.end_quietly(head.flow.at, is_meant));
+                let is_same = |flow: &Flow| flow.ctl.generation() == head.flow.ctl.generation();
+                let Some(flow) = self.tables.occupant(head.flow.at).filter(is_same) else { continue };
+                if !listeners.contains(&flow.listener()) || present.contains(&head.flow.at) {
+                    continue;
+                }
+                if flow.ctl.flags() & LOOSE != 0 || flow.opening.started < since {
+                    absent.ended += u32::from(self.tables.end_quietly(head.flow.at, is_same));
+                } else {
+                    absent.too_young += u32::from(flow.is_connected());
                 }
             }
         }
-        ended
+        absent
     }
 }
 

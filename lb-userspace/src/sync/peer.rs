@@ -80,6 +80,10 @@ pub struct Peer {
     pub counts: SyncCounts,
     /// The flows of the incoming copy.
     pub present: HashSet<SlotAt>,
+    /// When it began.
+    pub present_since: Instant,
+    /// When the next one is wanted: what it does not have may have begun too late for it.
+    pub again_at: Option<Instant>,
     queue: VecDeque<Item>,
     /// When the queue was empty last; what waits in it is younger.
     empty_at: Instant,
@@ -99,6 +103,8 @@ impl Peer {
             reported: SyncState::Connecting,
             counts: SyncCounts::default(),
             present: HashSet::new(),
+            present_since: Instant::ZERO,
+            again_at: None,
             queue: VecDeque::new(),
             empty_at: Instant::ZERO,
             copy: None,
@@ -156,6 +162,9 @@ impl Peer {
 
     /// The datagrams of this turn.
     pub fn turn(&mut self, mirror: &Mirror, now: Clocks) -> Vec<Vec<u8>> {
+        if self.again_at.take_if(|at| *at <= now.monotonic).is_some() {
+            self.link.want_copy(now.monotonic);
+        }
         let mut datagrams = self.link.due(now.monotonic);
         if self.link.is_accepted() {
             let mut payloads = Payloads::default();

@@ -20,7 +20,7 @@ use lb_common::{
 
 use super::{
     link::{Link, Received, Refused},
-    mirror::{Applied, Clocks, Directory, Mirror},
+    mirror::{Applied, Clocks, Directory, Mirror, UNDER_WAY},
     peer::{Item, Payloads, Peer, WalkPos},
     seal::{self, Direction, Session, SharedKey},
     wire::{AdminDecision, BackendHealth, FlowName, FlowRecord, Message},
@@ -290,7 +290,7 @@ impl Station {
             self.news.forget_unknown(now.monotonic);
         }
         self.take_in(now, Link::in_turn);
-        self.look_for_new_flows();
+        self.look_for_new_flows(now);
         self.walk(now);
         self.weed(now);
         let admin = self.due_admin(now);
@@ -325,7 +325,7 @@ impl Station {
         }
     }
 
-    fn look_for_new_flows(&mut self) {
+    fn look_for_new_flows(&mut self, now: Clocks) {
         let services: Vec<u16> = self.mirror.directory.listeners.values().map(|at| at.service).collect();
         self.rings.retain(|service, _| services.contains(service));
         for service in services {
@@ -346,7 +346,15 @@ impl Station {
             if flow.ctl.state().is_unconfirmed() {
                 return true;
             }
-            peers.iter_mut().for_each(|peer| peer.push(Item::Flow(*place, flow.ctl.generation())));
+            let is_sent = mirror.name(&flow).is_some();
+            for peer in &mut *peers {
+                peer.push(Item::Flow(*place, flow.ctl.generation()));
+                if !is_sent {
+                    // Its client has not noticed yet that the address is elsewhere. It ends here, unless
+                    // it goes on there.
+                    peer.again_at.get_or_insert(now.monotonic + UNDER_WAY);
+                }
+            }
             false
         });
     }
@@ -479,10 +487,14 @@ fn take_in(received: Received, peer: &mut Peer, mirror: &Mirror, now: Clocks, ne
             mirror.ended(&name);
         }
         Received::CopyWanted(number) => peer.copy_wanted(number),
-        Received::CopyBegins => peer.present.clear(),
+        Received::CopyBegins => {
+            peer.present.clear();
+            peer.present_since = now.monotonic;
+        }
         Received::CopyWhole(covered) => {
             peer.counts.copies_received += 1;
-            mirror.end_absent(&covered, &std::mem::take(&mut peer.present));
+            let absent = mirror.end_absent(&covered, &std::mem::take(&mut peer.present), peer.present_since);
+            peer.again_at = (absent.too_young > 0).then_some(now.monotonic + UNDER_WAY);
         }
         Received::Admin(admin) => news.waiting.push(PeerNews::Admin { peer: peer.address, admin }),
         Received::Health(health) => news.waiting.push(PeerNews::Health { peer: peer.address, health }),

@@ -132,10 +132,18 @@ fn after_a_whole_copy_what_was_not_in_it_is_over() {
         }
     }
     let other = "10.0.1.200:6443".parse().unwrap();
-    assert_eq!(host.end_absent(&[other], &present), 0, "a copy says nothing about listeners it does not cover");
+    let absent = |host: &Mirror, listener, since| host.end_absent(&[listener], &present, since);
+    let none = Absent::default();
+    assert_eq!(absent(&host, other, Instant::NEVER), none, "a copy says nothing about listeners it does not cover");
     let vip = flow(1).name.listener;
     let host = moved(host, true);
-    assert_eq!(host.end_absent(&[vip], &present), 0, "nor about what is ours");
+    assert_eq!(absent(&host, vip, Instant::NEVER), none, "nor about what is ours");
     let host = moved(host, false);
-    assert_eq!((host.end_absent(&[vip], &present), active(&host)), (10, 10));
+    // As if they had begun here: packets have shown them.
+    for slot in 0..20 {
+        host.tables.change_slot(place(&host, slot), |slot| slot.ctl = slot.ctl.without_flags(LOOSE));
+    }
+    let kept = Absent { ended: 0, too_young: 10 };
+    assert_eq!(absent(&host, vip, Instant(1)), kept, "nor about what has begun after it");
+    assert_eq!((absent(&host, vip, Instant::NEVER), active(&host)), (Absent { ended: 10, too_young: 0 }, 10));
 }

@@ -1,3 +1,5 @@
+use lb_common::slot::{CONNECTED, LOOSE, State};
+
 use super::*;
 use crate::{
     sync::{
@@ -188,6 +190,28 @@ fn a_host_that_joins_late_gets_a_full_copy() {
     pair.carry(400);
     assert_eq!(open_slots(&pair.b).len(), usize::from(PORTS));
     assert_eq!(pair.states().1, SyncState::Synced);
+}
+
+/// What begins on `b` though `a` has the address, as two of its clients do not know yet. One of the
+/// connections is known to `a`.
+#[test]
+fn what_begins_where_the_address_is_not_stays_only_if_the_master_has_it_too() {
+    let mut pair = Pair::new(0);
+    pair.carry(1000);
+    let at = pair.at();
+    open(&mut pair.a, 7, at);
+    open(&mut pair.b, 9, at);
+    let tables = pair.b.mirror.tables.clone();
+    let place = SlotAt::new(tables.pools()[0].0, 9);
+    tables.change_slot(place, |slot| slot.ctl = slot.ctl.with_state(State::HalfOpen).without_flags(LOOSE | CONNECTED));
+    pair.b.opening.insert(place, tables.occupant(place).unwrap().ctl.generation());
+    pair.carry(40);
+    tables.change_slot(place, |slot| slot.ctl = slot.ctl.with_state(State::Established).with_flags(CONNECTED));
+    pair.carry(1500);
+    assert_eq!(open_slots(&pair.b).len(), 2, "the master may have it, and its news be under way");
+    pair.carry(4000);
+    assert_eq!(open_slots(&pair.b), [7]);
+    assert_eq!(pair.b.status(pair.at())[0].counts.copies_received, 2, "one copy shows it");
 }
 
 #[test]
