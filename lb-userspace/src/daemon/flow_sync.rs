@@ -233,9 +233,8 @@ impl Daemon {
         let now = clock::monotonic();
         let Daemon { sync, territory, controller, config, dataplane, .. } = self;
         let synced = sync.is_running().then(|| Synced { master_of: &sync.state.master_of, lag: lag(config) });
-        let ownership = territory.ownership(synced, |territory| {
-            territory.look(&controller.installed().listeners, &carried(config), dataplane.tables(), now)
-        });
+        let listeners = &controller.installed().listeners;
+        let ownership = territory.ownership(synced, listeners, &carried(config), dataplane.tables(), now);
         self.controller.set_ownership(ownership, now);
         self.look_for_stranded();
     }

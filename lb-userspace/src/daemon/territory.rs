@@ -65,16 +65,24 @@ impl Territory {
         if carried.is_empty() { BTreeSet::new() } else { listens.filter(is_nowhere).copied().collect() }
     }
 
-    /// Which flows are ours: of the listeners that flow sync has found out, while it runs. `look` is
-    /// the way without it.
-    pub fn ownership(&mut self, synced: Option<Synced>, look: impl FnOnce(&mut Territory) -> Ownership) -> Ownership {
-        match synced {
-            Some(Synced { master_of, lag }) => {
-                self.ours = Some(master_of.clone());
-                Ownership::beside_another(master_of.clone(), lag)
-            }
-            None => look(self),
-        }
+    /// Which flows are ours: of the listeners that flow sync has found out, while it runs, and that
+    /// this host still has: after a standstill it may not have looked yet. Without it, those that this
+    /// host has now. VRRP carries the addresses `carried`.
+    pub fn ownership(
+        &mut self,
+        synced: Option<Synced>,
+        listeners: &BTreeMap<u16, Listener>,
+        carried: &BTreeMap<IpAddr, String>,
+        tables: &Tables,
+        now: Instant,
+    ) -> Ownership {
+        let Some(Synced { master_of, lag }) = synced else { return self.look(listeners, carried, tables, now) };
+        let (leases, addresses) = (leases(tables), self.addresses.borrow());
+        let held = Held { leases: &leases, addresses: &addresses };
+        let found_out = addresses_of(listeners).filter(|(number, _)| master_of.contains_key(number));
+        let ours = held.since(found_out, master_of, now, now);
+        self.ours = Some(ours.clone());
+        Ownership::beside_another(ours, lag)
     }
 
     /// The listeners that this host has now; VRRP carries the addresses `carried`. What it has at the
@@ -86,12 +94,9 @@ impl Territory {
         tables: &Tables,
         now: Instant,
     ) -> Ownership {
-        let leases = tables.leases().into_iter();
-        let leases = leases.map(|(number, address)| (address, Instant(tables.lease_until(number)))).collect();
-        let addresses = self.addresses.borrow();
+        let (leases, addresses) = (leases(tables), self.addresses.borrow());
         let held = Held { leases: &leases, addresses: &addresses };
-        let listeners = listeners.iter().map(|(number, listener)| (*number, *listener_address(listener).ip()));
-        let listeners: Vec<_> = listeners.map(|(number, address)| (number, IpAddr::V4(address))).collect();
+        let listeners: Vec<_> = addresses_of(listeners).collect();
         let is_nowhere = |address: &IpAddr| !carried.contains_key(address) && !addresses.contains(address);
         let routed = listeners.iter().filter(|(_, address)| is_nowhere(address)).map(|(number, _)| *number).collect();
         let new = if self.ours.is_none() { Instant::ZERO } else { now };
@@ -101,7 +106,17 @@ impl Territory {
     }
 }
 
+/// When each lease ends, by address.
+fn leases(tables: &Tables) -> BTreeMap<IpAddr, Instant> {
+    tables.leases().into_iter().map(|(number, address)| (address, Instant(tables.lease_until(number)))).collect()
+}
+
+fn addresses_of(listeners: &BTreeMap<u16, Listener>) -> impl Iterator<Item = (u16, IpAddr)> {
+    listeners.iter().map(|(number, listener)| (*number, IpAddr::V4(*listener_address(listener).ip())))
+}
+
 /// What flow sync knows while it runs.
+#[derive(Clone, Copy)]
 pub struct Synced<'a> {
     /// The numbers of the listeners that are ours, and since when.
     pub master_of: &'a BTreeMap<u16, Instant>,
@@ -187,9 +202,13 @@ mod tests {
         // What flow sync knew goes on.
         let master_of = [(1, Instant(70))].into();
         let synced = Synced { master_of: &master_of, lag: Duration::ZERO };
-        let ownership = territory.ownership(Some(synced), |_| unreachable!("flow sync knows"));
-        assert!(ownership.holds(1) && !ownership.holds(2));
+        let mut ownership = |now| territory.ownership(Some(synced), &listeners, &carried, &tables, Instant(now));
         tables.renew_lease(lease, 300);
-        assert_eq!(look(&mut territory, 200), ([(1, Instant(70))].into(), vec![2]));
+        let ours = ownership(200);
+        assert!(ours.holds(1) && !ours.holds(2));
+        assert!(!ownership(300).holds(1), "the lease is over, and flow sync has not looked yet");
+        tables.renew_lease(lease, 400);
+        ownership(301);
+        assert_eq!(look(&mut territory, 302), ([(1, Instant(70))].into(), vec![2]));
     }
 }

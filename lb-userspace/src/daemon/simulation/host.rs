@@ -81,6 +81,14 @@ pub enum Effect {
     Note(String),
 }
 
+/// What runs on a host. Which comes first, nobody knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thread {
+    Vrrp,
+    Sync,
+    Daemon,
+}
+
 /// What arrives at a host.
 #[derive(Clone, Debug)]
 pub enum Arrival {
@@ -298,14 +306,24 @@ impl Host {
         self.paused = self.daemon.is_some();
     }
 
-    /// It goes on after a pause: it reads its sockets before its timers.
-    pub fn go_on(&mut self, now: Instant) {
+    /// It goes on after a pause. VRRP reads its socket before its timers.
+    pub fn go_on(&mut self, order: [Thread; 3], now: Instant) {
         if !std::mem::take(&mut self.paused) {
             return;
         }
         self.note("goes on");
-        for arrival in std::mem::take(&mut self.inbox) {
-            self.arrive(arrival, now);
+        let (adverts, datagrams): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.inbox).into_iter().partition(|arrival| matches!(arrival, Arrival::Advert(_)));
+        for thread in order {
+            let arrivals = match thread {
+                Thread::Vrrp => &adverts,
+                Thread::Sync => &datagrams,
+                Thread::Daemon => &vec![],
+            };
+            if thread != Thread::Vrrp {
+                self.turn_of(thread, now);
+            }
+            arrivals.iter().for_each(|arrival| self.arrive(arrival.clone(), now));
         }
         self.take_events(now);
     }
@@ -320,17 +338,20 @@ impl Host {
     }
 
     /// What is due.
-    pub fn turn(&mut self, now: Instant) {
+    pub fn turn(&mut self, order: [Thread; 3], now: Instant) {
+        order.into_iter().for_each(|thread| self.turn_of(thread, now));
+    }
+
+    fn turn_of(&mut self, thread: Thread, now: Instant) {
         let Some(daemon) = self.daemon.as_mut().filter(|_| !self.paused) else { return };
-        let outputs = daemon.machines.timer(now);
-        self.act_vrrp(outputs, now);
-        let Some(daemon) = &self.daemon else { return };
-        if daemon.sync.as_ref().is_some_and(|sync| sync.turn_at <= now) {
-            self.sync_turn(now);
-        }
-        let Some(daemon) = &self.daemon else { return };
-        if daemon.turn_at <= now || daemon.controller.deadline() <= now {
-            self.daemon_turn(now);
+        match thread {
+            Thread::Vrrp => {
+                let outputs = daemon.machines.timer(now);
+                self.act_vrrp(outputs, now);
+            }
+            Thread::Sync if daemon.sync.as_ref().is_some_and(|sync| sync.turn_at <= now) => self.sync_turn(now),
+            Thread::Daemon if daemon.turn_at <= now || daemon.controller.deadline() <= now => self.daemon_turn(now),
+            Thread::Sync | Thread::Daemon => {}
         }
     }
 
@@ -494,9 +515,7 @@ impl Host {
         let tables = self.tables.clone();
         let Some(Daemon { config, controller, territory, sync, state, .. }) = &mut self.daemon else { return };
         let synced = sync.is_some().then(|| Synced { master_of: &state.master_of, lag: flow_sync::lag(config) });
-        let ownership = territory.ownership(synced, |territory| {
-            territory.look(&controller.installed().listeners, &carried(config), &tables, now)
-        });
+        let ownership = territory.ownership(synced, &controller.installed().listeners, &carried(config), &tables, now);
         controller.set_ownership(ownership, now);
     }
 

@@ -19,7 +19,7 @@ use lb_common::{
 };
 
 use super::{
-    host::{Arrival, Effect, Host},
+    host::{Arrival, Effect, Host, Thread},
     wish::{KEPT, Wish},
 };
 use crate::{
@@ -111,6 +111,8 @@ pub struct World {
     /// Connections come and go.
     pub opens: bool,
     random: Random,
+    /// Decides the order of threads, and nothing else.
+    orders: Random,
     agenda: BinaryHeap<Reverse<(Instant, u64)>>,
     happenings: BTreeMap<u64, Happening>,
     next: u64,
@@ -157,13 +159,15 @@ impl World {
         let wish = Wish::any(random);
         let priorities = random.choose(&[[150, 100], [100, 100], [255, 100]]);
         let hosts = [0, 1].map(|host| Host::new(Wish { host, priority: priorities[host], ..wish.clone() }));
+        let drawn = random.below(u64::MAX);
         let mut world = World {
             hosts,
             conduct: Conduct { delay: MILLISECOND, ..Conduct::default() },
             cut: Cut::Nothing,
             now: Instant::ZERO + 1000 * SECOND,
             opens: true,
-            random: Random::new(random.below(u64::MAX)),
+            random: Random::new(drawn),
+            orders: Random::new(!drawn),
             agenda: BinaryHeap::new(),
             happenings: BTreeMap::new(),
             next: 0,
@@ -201,7 +205,8 @@ impl World {
         if !self.hosts[host].inbox.is_empty() {
             self.alive[1 - host] = self.now;
         }
-        self.with(host, Host::go_on);
+        let order = self.order();
+        self.with(host, |host, now| host.go_on(order, now));
     }
 
     pub fn note(&mut self, text: impl fmt::Display) {
@@ -305,7 +310,10 @@ impl World {
             }
             self.advance(at.max(self.now));
             match host {
-                Some(host) => self.with(host, Host::turn),
+                Some(host) => {
+                    let order = self.order();
+                    self.with(host, |host, now| host.turn(order, now));
+                }
                 None => {
                     let Some(Reverse((_, number))) = self.agenda.pop() else { continue };
                     let Some(happening) = self.happenings.remove(&number) else { continue };
@@ -317,6 +325,14 @@ impl World {
     }
 
     // ---- how it works ----
+
+    /// Which thread of a host comes first.
+    fn order(&mut self) -> [Thread; 3] {
+        let mut order = [Thread::Vrrp, Thread::Sync, Thread::Daemon];
+        order.swap(0, self.orders.below(3) as usize);
+        order.swap(1, 1 + self.orders.below(2) as usize);
+        order
+    }
 
     fn later(&mut self, time: Duration, what: Happening) {
         self.agenda.push(Reverse((self.now + time, self.next)));
