@@ -161,11 +161,13 @@ extern "C" fn failed_global(at: u32, reason: u32) -> u32 {
     (verdict == TOO_LATE && matches!(slot.attempt().how(), CHOSEN_UP | CHOSEN_BACKUP)) as u32
 }
 
-/// A trial that was refused is over sooner than was allowed for when it began: the next one is due
-/// after fail_timeout, also where that is shorter than connect_timeout.
+/// A trial that was refused, by the backend or by a router, is over sooner than was allowed for when
+/// it began: the next one is due after fail_timeout, also where that is shorter than
+/// connect_timeout.
 #[inline(always)]
 fn renew_trial(backend: Held<Backend>, slot: Held<Slot>, reason: u32) {
-    let was_trial = slot.attempt().how() == CHOSEN_TRIAL && reason == Reason::Refused as u32;
+    let is_early = reason == Reason::Refused as u32 || reason == Reason::Unreachable as u32;
+    let was_trial = slot.attempt().how() == CHOSEN_TRIAL && is_early;
     if was_trial && backend.admission() == OUT && backend.retry_at() != Instant::NEVER {
         // If the controller admits the backend in between, the word is not read.
         backend.set_retry_at(Instant(clock::coarse().0 + backend.retry_after()));

@@ -2,17 +2,19 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
+use evenkeel::sys::clock;
 use lab::{
     icmp::{IcmpError, TIME_EXCEEDED, UNREACHABLE},
     packet::{ACK, FIN, LINUX_OPTIONS, Mac, PSH, RST, SYN, Segment, seal},
-    program::{Bench, CLIENT_MAC, Connection, VIP, Verdict, backend_mac, backend_of},
+    program::{Bench, CLIENT_MAC, Connection, Setup, VIP, Verdict, backend_mac, backend_of},
 };
 use lb_common::{
     layout::{OUT, UP},
+    time::Instant,
     verdict::Reason,
 };
 
-use super::{client, on_every_hook};
+use super::{client, on_every_hook, with_setup};
 
 /// Runs the program on a segment; returns what it sent, byte for byte.
 fn sent(bench: &Bench, frame: &[u8]) -> Vec<u8> {
@@ -250,6 +252,22 @@ fn errors_take_a_backend_out_only_if_they_quote_what_a_stranger_cannot_know() {
         sent(bench, &said(&out, 8).bytes());
         assert_eq!((bench.tables().backend(n).admission, bench.tables().backend(n).connect_failures), (OUT, 1));
         assert_eq!(bench.tables().backend(n).out_reason, u32::from(Reason::Unreachable as u8));
+    });
+}
+
+#[test]
+fn a_trial_that_a_router_refuses_is_followed_by_the_next_one_after_fail_timeout() {
+    let mut setup = Setup::default();
+    setup.service.connect_timeout = Duration::from_secs(30);
+    with_setup(setup, |bench| {
+        bench.allows_failures(1, 1, Duration::from_millis(100));
+        bench.tables().admit(1, OUT, Instant(1));
+        let out = sent(bench, &bench.from_client(client(0), SYN).numbers(77, 0).bytes());
+        assert_eq!(backend_of(&Segment::parse(&out).expect("a SYN")), 1, "the trial");
+        let now = clock::monotonic();
+        assert!(bench.tables().backend(1).retry_at > now + Duration::from_secs(20));
+        sent(bench, &said(&out, 8).bytes());
+        assert!(bench.tables().backend(1).retry_at < now + Duration::from_secs(10));
     });
 }
 
