@@ -157,6 +157,16 @@ fn denied_over_the_limit_and_no_backend_are_foretold_with_their_reasons() {
 }
 
 #[test]
+fn a_syn_cookie_that_comes_first_is_foretold_unless_the_client_is_exempt() {
+    let plan = Plan::new(Topology::Segment).addresses(2);
+    let cluster = Cluster::of(plan, "tc", |service| {
+        service.line("syn_cookies = \"always\"").line("syn_cookies_exempt = [\"10.0.1.102\"]")
+    });
+    let first = |about: &str| foretold(&cluster, about)["syn_cookie"].clone();
+    assert_eq!((first(STRANGER), first("10.0.1.102:7")), (true.into(), false.into()));
+}
+
+#[test]
 fn failed_tries_are_named_and_what_cannot_be_asked_is_refused() {
     let mut cluster = Cluster::new("tc", |service| service);
     cluster.standins[..2].iter_mut().for_each(StandIn::kill);

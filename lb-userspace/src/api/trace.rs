@@ -95,6 +95,15 @@ pub struct Foretold {
     pub service: Arc<str>,
     pub listen: SocketAddr,
     pub verdict: Verdict,
+    /// Whether the service sends SYN cookies and this client is not exempt: the SYN is answered with
+    /// one, unless the client has answered one in the last seconds, and the rest is what the SYN
+    /// that follows meets.
+    #[serde(default)]
+    pub syn_cookie: bool,
+    /// Whether no port is free and the oldest connection that its client has not confirmed gives
+    /// way: which backend is chosen then is not foretold.
+    #[serde(default)]
+    pub makes_room: bool,
     /// Why it is refused: a reason of `counters --list`.
     pub reason: Option<String>,
     pub meaning: Option<String>,

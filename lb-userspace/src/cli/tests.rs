@@ -187,6 +187,8 @@ fn a_forecast_says_what_comes_of_a_syn_why_and_who_else_there_is() {
         service: "api".into(),
         listen: "10.0.1.100:6443".parse().unwrap(),
         verdict: Verdict::Refused,
+        syn_cookie: true,
+        makes_room: false,
         reason: Some("no_backend".into()),
         meaning: Some("nobody".into()),
         rule: Some(DecidingRule { number: 1, text: "allow 10.0.0.0/8".into() }),
@@ -214,6 +216,7 @@ fn a_forecast_says_what_comes_of_a_syn_why_and_who_else_there_is() {
         "\
 10.0.3.7:1 has no connection. A SYN from it now would do this:
 to 10.0.1.100:6443 (service api): is refused (RST)
+  but first    it is answered with a SYN cookie: this is what its client meets if it answers
   but          this host is BACKUP of VI_1: SYNs go to 10.0.1.2, which holds the address
   reason       no_backend: nobody
   rule         1: \"allow 10.0.0.0/8\"

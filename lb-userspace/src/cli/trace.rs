@@ -91,6 +91,12 @@ fn tell_foretold(it: &Foretold) -> String {
         (Verdict::NotOurs, _) => "goes to this host itself: the program is on no interface of the service".into(),
     };
     let mut text = format!("to {} (service {}): {verdict}\n", it.listen, it.service);
+    if it.syn_cookie {
+        text += &line("but first", "it is answered with a SYN cookie: this is what its client meets if it answers");
+    }
+    if it.makes_room {
+        text += &line("room", "no port is free: the oldest connection that its client has not confirmed gives way");
+    }
     if let Some(elsewhere) = &it.elsewhere {
         text += &line("but", it_is_elsewhere(elsewhere));
     }

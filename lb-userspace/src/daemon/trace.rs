@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     clients::ClientCount,
-    layout::Hop,
+    layout::{COOKIES_ON, Hop},
     schedule::CHOSEN,
     slot::{COUNTED, FIN_BACKEND, FIN_CLIENT, State},
     time::{Instant, Micros},
@@ -166,6 +166,8 @@ impl Daemon {
             service: service.name.clone(),
             listen,
             verdict,
+            syn_cookie: self.sends_cookie(client, service, number),
+            makes_room: false,
             reason: reason.map(|reason| reason.name().into()),
             meaning: reason.map(|reason| reason.meaning().into()),
             rule: rule(decides),
@@ -183,6 +185,9 @@ impl Daemon {
         match answer {
             // A known connection is not a forecast; the caller lists it.
             Answer::NotOurs | Answer::Known { .. } => refused(Verdict::NotOurs, Some(Reason::NotOurs), None),
+            Answer::TurnedAway { reason: Reason::NoSlot, rule } if self.dataplane.tables().has_unconfirmed(number) => {
+                Foretold { makes_room: true, ..refused(Verdict::Forwarded, None, rule) }
+            }
             Answer::TurnedAway { reason, rule } => refused(Verdict::Refused, Some(reason), rule),
             Answer::Opens { at, position, how, rule, .. } => {
                 let tables = self.dataplane.tables();
@@ -202,6 +207,11 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    fn sends_cookie(&self, client: IpAddr, service: &Service, number: u16) -> bool {
+        let is_exempt = service.syn_cookies_exempt.iter().any(|exempt| exempt.contains(&client));
+        self.dataplane.tables().cookies(number) == COOKIES_ON && !is_exempt
     }
 
     fn candidates(&self, service: &Service) -> Vec<Candidate> {

@@ -153,6 +153,15 @@ impl Tables {
         (0..ring.len()).map(|cell| HalfOpenCell(ring.read(cell))).filter(|cell| cell.is_used()).collect()
     }
 
+    /// Whether a flow of a service waits for its client's confirmation.
+    pub fn has_unconfirmed(&self, service: u16) -> bool {
+        let waits = |cell: &HalfOpenCell| {
+            let flow = self.flow(cell.at());
+            flow.is_some_and(|flow| flow.ctl.state().is_unconfirmed() && flow.ctl.is_of_low31(cell.generation()))
+        };
+        self.half_open(service).iter().any(waits)
+    }
+
     /// The cells that a service's ring of half-open flows was given after its first `since` flows
     /// (modulo 2^32), and the number of flows it has had by now. Cells that were overwritten since
     /// are not among them.

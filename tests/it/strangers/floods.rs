@@ -115,7 +115,7 @@ fn flooded_by_syns(hook: &str, lines: &[&str], flood: Flood, count: u64) {
     let mut held = hold(&cluster, count, hook);
     let before = memory(&cluster);
     let mut dice = Dice::new(1);
-    let (mut most, mut confirmed) = (0, Vec::new());
+    let (mut most, mut confirmed, mut foretold) = (0, Vec::new(), Vec::new());
     let report = beside(
         &cluster,
         VIP,
@@ -126,11 +126,15 @@ fn flooded_by_syns(hook: &str, lines: &[&str], flood: Flood, count: u64) {
             most = most.max(backends.iter().map(|backend| backend.half_open).sum::<u64>());
             let strangers = conns(&cluster).into_iter().filter(|row| client_of(row).ip().octets()[0] == 11);
             confirmed.extend(strangers.filter(|row| row["state"] != "half_open"));
+            foretold.push(cluster.evenkeel.json(&["trace", "10.0.1.101:7"]).expect("trace")["new"][0].take());
         },
     );
     is_served(&report, if lines.contains(&NO_COOKIES) { BY_FEW_PORTS } else { WITH_COOKIES }, hook);
     assert_eq!(report.failures(), 0, "{hook}: {report:?}");
     assert_eq!(confirmed, Vec::<serde_json::Value>::new(), "{hook}: none of them has acknowledged anything");
+    assert!(foretold.iter().all(|it| it["verdict"] == "forwarded"), "{hook}: {foretold:?}");
+    let makes_room = foretold.iter().any(|it| it["makes_room"] == true);
+    assert!(makes_room || !lines.contains(&FEW_PORTS), "{hook}: {foretold:?}");
     assert!(most > 50, "{hook}: at most {most} half-open connections were counted");
     all_alive(&mut held, count, hook);
     are_free_again(&cluster, count, hook);
