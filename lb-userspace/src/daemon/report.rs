@@ -102,7 +102,7 @@ pub fn datapath(
 }
 
 /// What the slots say: for each backend what its open flows add to its totals, for each pool how
-/// many slots are in use.
+/// many of its ports are in use.
 #[derive(Default)]
 struct Live {
     backends: BTreeMap<u16, Open>,
@@ -118,10 +118,11 @@ struct Open {
 
 fn live(snapshot: &Snapshot, tables: &Tables) -> Live {
     let mut live = Live::default();
-    for pool in snapshot.installed.pools.keys() {
-        let mut used = 0;
+    for (pool, record) in &snapshot.installed.pools {
+        let (ports, mut used) = (rows::Ports::of(record), 0);
         for head in tables.heads(*pool, 0..tables.slots(*pool)) {
-            used += 1;
+            // Connections may still have ports that new ones no longer get.
+            used += u64::from(ports.has_slot(record, head.flow.at.slot()));
             let Some(flow) = open_flow(tables, &head) else { continue };
             let of_backend = live.backends.entry(flow.backend()).or_default();
             of_backend.half_open += u64::from(flow.ctl.state().is_unconfirmed());

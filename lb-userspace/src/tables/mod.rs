@@ -397,6 +397,7 @@ impl Tables {
             slots.lost(&self.fixed.rings, |slot| port_use(slot) == PortUse::Connections)
         };
         let pools = self.pools().into_iter().filter_map(|(pool, _)| self.slots_of(pool));
+        let pools = pools.inspect(|slots| slots.begin_wide(&self.fixed.rings));
         let first = pools.map(|slots| (look(&slots), slots)).filter(|(lost, _)| !lost.is_empty()).collect::<Vec<_>>();
         if first.is_empty() {
             return 0;

@@ -64,8 +64,8 @@ impl Slots {
         self.wide.is_none() && slots > 1 << self.first(rings).bits()
     }
 
-    /// Begins the wide ring, from which slots are popped when the first one is used up. The kernel
-    /// program finds its cells already.
+    /// Begins the wide ring, from which slots are popped when the first one is used up, if there is
+    /// one and it has not begun. The kernel program finds its cells already.
     pub fn begin_wide(&self, rings: &Table<Ring>) {
         if let Some(wide) = self.wide(rings).filter(|wide| wide.bits() == 0) {
             wide.begin(WIDE_BITS);

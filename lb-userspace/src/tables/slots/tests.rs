@@ -6,7 +6,7 @@ use std::{
 
 use lb_common::{
     flow::{Key, SlotAt},
-    layout::{Backend, Ends, Ring},
+    layout::{Backend, Ends, Ring, WIDE_BITS},
     slot::{CONNECTED, FIN_CLIENT, IN_RING},
 };
 
@@ -505,6 +505,19 @@ fn ports_that_a_killed_controller_lost_are_back_and_each_is_in_the_ring_once() {
             assert_eq!(found, all.collect::<Vec<_>>(), "{kills:?}");
         }
     }
+}
+
+#[test]
+fn a_wide_ring_that_a_killed_controller_did_not_begin_is_begun() {
+    let program = Program::new(20);
+    program.set_ports(FIRST, 1000);
+    program.set_ports(FIRST, 20);
+    let ring = program.pool.into();
+    program.tables.fixed.rings.word32(ring, offset_of!(Ring, wide.bits)).store(0, Ordering::Release);
+    program.tables.heal_rings(|| ());
+    assert_eq!(program.tables.fixed.rings.read(ring).wide.bits, WIDE_BITS);
+    program.set_ports(FIRST, 1000);
+    assert_eq!(program.all_free().len(), 1000);
 }
 
 #[test]
