@@ -17,10 +17,10 @@ pub use flow::{
     Slot, TRACE_ASKED, TRACE_KNOWN, TRACE_OPENS, TRACE_TURNED_AWAY, Trace, WIDE_BITS, WIDE_LINES,
 };
 pub use service::{
-    BACKUP, Backend, CHALLENGES, COOKIES_OFF, COOKIES_ON, COOKIES_READY, ClientLine, ConnectTimes, CookieKey, EXEMPTS,
-    ExemptKey, Failures, GAVE_WAY_EVENTS, LOG, MAGLEV_LINES, MARKS, MAX_EXEMPT, MaglevLine, NONE, NOT_READY, OUT, Rule,
-    RuleLine, Service, SlowStart, TURNED_AWAY_EVENTS, UNTRUSTED, UP, connect_time_bound, connect_time_bucket,
-    turned_away_stretch,
+    BACKUP, Backend, CHALLENGES, CLAMP_TO_WAYS, COOKIES_OFF, COOKIES_ON, COOKIES_READY, ClientLine, ConnectTimes,
+    CookieKey, EXEMPTS, ExemptKey, Failures, GAVE_WAY_EVENTS, LOG, MAGLEV_LINES, MARKS, MAX_EXEMPT, MaglevLine, NONE,
+    NOT_READY, OUT, Rule, RuleLine, Service, SlowStart, TURNED_AWAY_EVENTS, UNTRUSTED, UP, connect_time_bound,
+    connect_time_bucket, turned_away_stretch,
 };
 
 /// Most listeners (`VIP:port`), as bits: the table has `1 << LISTENER_BITS` rows and is kept at
@@ -196,8 +196,10 @@ pub struct Interface {
     pub ifindex: u32,
     /// Its MAC address.
     pub mac: [u8; 6],
+    /// The longest packet that it sends; 0: not known.
+    pub mtu: u16,
     /// Zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 4],
 }
 
 /// POOLS: the slots of one (backend address:port, SNAT address), one for each SNAT port. Its row is

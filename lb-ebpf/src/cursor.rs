@@ -17,7 +17,7 @@ use network_types::ip::IpProto;
 
 use crate::records::Held;
 
-pub use fields::{LONGEST_HEADERS, LONGEST_QUOTE, arp, field, icmp, nd, quote};
+pub use fields::{LONGEST_HEADERS, LONGEST_QUOTE, QUOTED, arp, field, icmp, nd, quote};
 pub use tc::TcFrame;
 pub use xdp::XdpFrame;
 
@@ -65,11 +65,7 @@ impl Headers {
 
     #[inline(always)]
     fn sum(&mut self, tcp_length: u32, partial: bool) {
-        let mut sum = 0;
-        for word in &self.ip {
-            sum += *word as u64;
-        }
-        self.ip[2] |= (finish(sum) as u32) << 16;
+        self.sum_ip();
         let mut sum = self.ip[3] as u64
             + self.ip[4] as u64
             + (IpProto::Tcp as u16).to_be() as u64
@@ -83,6 +79,48 @@ impl Headers {
         }
         self.tcp[4] |= finish(sum) as u32;
     }
+
+    #[inline(always)]
+    fn sum_ip(&mut self) {
+        let mut sum = 0;
+        for word in &self.ip {
+            sum += *word as u64;
+        }
+        self.ip[2] |= (finish(sum) as u32) << 16;
+    }
+
+    /// Puts both checksums into the headers of an ICMP error. With `partial` the sending device is
+    /// to finish the TCP checksum in the quote, see [`unfinished_quote`].
+    #[inline(always)]
+    fn seal_error(&mut self, partial: bool) {
+        self.keep_together();
+        self.sum_ip();
+        let mut sum = 0;
+        for word in &self.tcp[..QUOTED_TCP] {
+            sum += *word as u64;
+        }
+        if partial {
+            sum += unfinished_quote(self.tcp[QUOTED_TCP + 4] as u16);
+        } else {
+            for word in &self.tcp[QUOTED_TCP..ERROR_WORDS] {
+                sum += *word as u64;
+            }
+        }
+        self.tcp[0] |= (finish(sum) as u32) << 16;
+        self.keep_together();
+    }
+}
+
+/// Words of an ICMP error, its quote included, and where the TCP header stands in it.
+const ERROR_WORDS: usize = 2 + QUOTED / 4;
+const QUOTED_TCP: usize = 2 + 5;
+
+/// What a quoted TCP header will sum up to, once the sending device has replaced `seed`, the sum of
+/// a pseudo-header, by the checksum of it all: whatever there is, the result is `seed` less
+/// nothing (Linux' local checksum offload).
+#[inline(always)]
+const fn unfinished_quote(seed: u16) -> u64 {
+    !seed as u64
 }
 
 /// A frame on one of the hooks.
@@ -126,6 +164,11 @@ pub trait Frame: Copy {
     /// Replaces the whole frame by `headers` with a TCP header of `tcp_length` bytes and no
     /// payload.
     fn replace(self, headers: &mut Headers, tcp_length: u32) -> bool;
+    /// Replaces the frame by an ICMP error about it: `headers`, which have its own in them as far as
+    /// [`QUOTED`].
+    fn quote(self, headers: &mut Headers) -> bool;
+    /// Whether it has packets of more than `most` bytes, with TCP headers of `header` bytes.
+    fn exceeds(self, most: u32, header: u32) -> bool;
     /// The verdict that sends the frame out of an interface.
     fn send(self, ifindex: u32) -> i32;
 

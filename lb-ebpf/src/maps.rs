@@ -114,6 +114,8 @@ pub static COUNTED: Array<u64, { REASON_LIMIT as usize }, MAPPED> = Array::new()
 pub static RST_TOKENS: PerCpuArray<RstTokens, { RST_BUCKETS as usize }> = PerCpuArray::new();
 #[btf_map]
 pub static ICMP_TOKENS: PerCpuArray<RstTokens, 1> = PerCpuArray::new();
+#[btf_map]
+pub static ERROR_TOKENS: PerCpuArray<RstTokens, 1> = PerCpuArray::new();
 /// The options of the segment at hand.
 #[btf_map]
 pub static OPTIONS: PerCpuArray<[u32; 16], 1> = PerCpuArray::new();

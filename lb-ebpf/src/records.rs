@@ -316,6 +316,12 @@ pub fn icmp_tokens() -> Option<Held<RstTokens>> {
     maps::ICMP_TOKENS.get_ptr_mut(0).map(Held)
 }
 
+/// This CPU's limit on ICMP errors of our own.
+#[inline(always)]
+pub fn error_tokens() -> Option<Held<RstTokens>> {
+    maps::ERROR_TOKENS.get_ptr_mut(0).map(Held)
+}
+
 /// Where this CPU keeps the options of the segment at hand.
 #[inline(always)]
 pub fn options() -> Option<Held<Options>> {
@@ -461,9 +467,19 @@ unsafe fn address<V: Family>(mapped: *const [u8; 16]) -> V::Address {
 fields! { Interface:
     plain ifindex: u32;
     plain mac: [u8; 6];
+    plain mtu stated_mtu: u16;
 }
 
 impl Held<Interface> {
+    /// The longest packet that it sends.
+    #[inline(always)]
+    pub fn mtu(self) -> u32 {
+        match self.stated_mtu() {
+            0 => u32::MAX,
+            mtu => mtu as u32,
+        }
+    }
+
     /// The MAC address as two words of memory, its first four bytes and its last two.
     #[inline(always)]
     pub fn mac_words(self) -> (u32, u16) {

@@ -1,11 +1,12 @@
 //! Frames that are written from scratch in place of one that came: a RST to its sender, a RST to
-//! the client, a challenge, the client's SYN to its backend.
+//! the client, a challenge, the client's SYN to its backend, an ICMP error.
 
 use lb_common::{
     address::V4,
     flow::SlotAt,
     hash,
-    layout::{Hop, Interface, Slot},
+    layout::{CLAMP_TO_WAYS, Hop, Interface, Slot},
+    syn::{DEFAULT_MSS, SavedSyn},
     tcp::{ACK, RST, SYN, Side},
     verdict::Reason,
 };
@@ -13,7 +14,8 @@ use network_types::{eth::EtherType, ip::IpProto};
 
 use crate::{
     clock, cookie,
-    cursor::{Frame, Headers, field},
+    cursor::{Bytes, Frame, Headers, QUOTED, field, icmp},
+    klog,
     maps::{self, RstTokens},
     parse::{self, Segment},
     records::{self, Held},
@@ -77,17 +79,24 @@ fn turn_round<F: Frame>(frame: F, segment: Segment, (sequence, acknowledgement):
     if !bytes.has(field::PAYLOAD) {
         return impossible::<F>();
     }
+    let mut headers = turned_round(bytes, segment);
+    headers.tcp[0] = segment.destination_port as u32 | (segment.source_port as u32) << 16;
+    headers.tcp[1] = sequence.to_be();
+    headers.tcp[2] = acknowledgement.to_be();
+    headers.tcp[3] = flags;
+    finish(frame, &mut headers, 20, 0, frame.ingress())
+}
+
+/// The addresses of a frame back to its sender.
+#[inline(always)]
+fn turned_round(bytes: Bytes, segment: Segment) -> Headers {
     let mut headers = empty();
     for (word, offset) in [6, 8, 10, 0, 2, 4].into_iter().enumerate() {
         headers.ethernet[word] = bytes.read(offset);
     }
     headers.ip[3] = segment.destination;
     headers.ip[4] = segment.source;
-    headers.tcp[0] = segment.destination_port as u32 | (segment.source_port as u32) << 16;
-    headers.tcp[1] = sequence.to_be();
-    headers.tcp[2] = acknowledgement.to_be();
-    headers.tcp[3] = flags;
-    finish(frame, &mut headers, 20, 0, frame.ingress())
+    headers
 }
 
 /// Refuses the client of the half-open flow in a slot: the RST that answers its SYN.
@@ -133,6 +142,7 @@ fn tell_client<F: Frame>(frame: F, slot: Held<Slot>, (sequence, acknowledgement)
 /// Turns the frame into the SYN of the flow in a slot, written anew for its backend.
 #[inline(never)]
 pub fn saved_syn<F: Frame>(frame: F, at: SlotAt) -> i32 {
+    let most = most_payload(at);
     let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else {
         return dropped::<F>(Reason::LostRace);
     };
@@ -144,7 +154,7 @@ pub fn saved_syn<F: Frame>(frame: F, at: SlotAt) -> i32 {
         // Another CPU is about to write down what the client's first SYN said.
         return dropped::<F>(Reason::LostRace);
     }
-    let (options, count) = syn.options();
+    let (options, count) = SavedSyn { mss: if syn.mss > most { most } else { syn.mss }, ..syn }.options();
     let length = 20 + count * 4;
     headers.ip[3] = pool.snat::<V4>();
     headers.ip[4] = pool.backend::<V4>();
@@ -157,6 +167,107 @@ pub fn saved_syn<F: Frame>(frame: F, at: SlotAt) -> i32 {
     headers.ip[1] = identification as u32;
     finish(frame, &mut headers, length, syn.tos, interface.ifindex())
 }
+
+/// The most payload that the segments of a flow may have, from either side.
+#[inline(always)]
+pub fn most_payload(at: SlotAt) -> u16 {
+    most_payload_global(at.0) as u16
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn most_payload_global(at: u32) -> u32 {
+    const ANY: u32 = u16::MAX as u32;
+    let at = SlotAt(at);
+    let Some(slot) = records::slot(at) else { return ANY };
+    let listener = records::listener(slot.key().listener() as u32);
+    let Some(service) = listener.and_then(|listener| records::service(listener.service() as u32)) else { return ANY };
+    match service.mss_clamp() {
+        0 => ANY,
+        CLAMP_TO_WAYS => {
+            let Some(pool) = records::pool(at.pool() as u32) else { return ANY };
+            let (inside, outside) = (mtu_of(pool.hop()), mtu_of(slot.hop()));
+            payload_of(if inside < outside { inside } else { outside })
+        }
+        bytes => bytes,
+    }
+}
+
+/// The longest packet that the way to a next hop takes.
+#[inline(always)]
+fn mtu_of(hop: Hop) -> u32 {
+    let interface = if hop.is_known() { records::interface(hop.interface() as u32) } else { None };
+    interface.map_or(u32::MAX, |interface| interface.mtu())
+}
+
+/// The payload of a packet of `mtu` bytes with headers without options (RFC 6691), and at least what
+/// every host takes.
+#[inline(always)]
+const fn payload_of(mtu: u32) -> u32 {
+    const HEADERS: u32 = (field::PAYLOAD - field::IP) as u32;
+    const ANY: u32 = u16::MAX as u32 + HEADERS;
+    const LEAST: u32 = DEFAULT_MSS as u32 + HEADERS;
+    match mtu {
+        0..LEAST => LEAST - HEADERS,
+        LEAST..ANY => mtu - HEADERS,
+        ANY.. => ANY - HEADERS,
+    }
+}
+
+/// Answers the sender of a segment whose time to live has run out.
+#[inline(always)]
+pub fn time_exceeded<F: Frame>(frame: F) -> i32 {
+    error(frame, TIME_EXCEEDED)
+}
+
+/// Answers the sender of a segment that is larger than `mtu`, which its way out takes.
+#[inline(always)]
+pub fn too_large<F: Frame>(frame: F, mtu: u32) -> i32 {
+    error(frame, FRAGMENTATION_NEEDED | mtu << 16)
+}
+
+/// Answers the sender of a segment with an ICMP error about it: type and code, and the MTU, which is
+/// zero in all errors but one. It goes back where the frame came from.
+#[inline(never)]
+fn error<F: Frame>(frame: F, what: u32) -> i32 {
+    let Some(segment) = parse::segment(frame) else { return impossible::<F>() };
+    // LLVM would take over the frame's end from above, in 32 bits.
+    let bytes = frame.anew().bytes();
+    if !bytes.has(field::PAYLOAD) {
+        return impossible::<F>();
+    }
+    let mtu = what >> 16;
+    let reason = match mtu {
+        0 => Reason::TtlExpired,
+        _ if bytes.read::<u16>(field::FRAGMENT) & UNCUT == 0 => Reason::TooLargeToCut,
+        _ => Reason::TooLarge,
+    };
+    klog::dropped(segment, reason as u32);
+    count(reason);
+    if matches!(reason, Reason::TooLargeToCut) || !may_send(records::error_tokens()) {
+        return F::DROP;
+    }
+    let mut headers = turned_round(bytes, segment);
+    headers.tcp[0] = what & 0xffff;
+    headers.tcp[1] = ((mtu as u16).to_be() as u32) << 16;
+    for i in 0..QUOTED / 4 {
+        headers.tcp[2 + i] = bytes.read(field::IP + i * 4);
+    }
+    let total = (icmp::END - field::IP + QUOTED) as u16;
+    begin(&mut headers, total, PRECEDENCE, IpProto::Icmp);
+    if !frame.quote(&mut headers) {
+        return dropped::<F>(Reason::RewriteFailed);
+    }
+    frame.send(frame.ingress())
+}
+
+/// Types and codes of ICMP, as they lie in a packet.
+const TIME_EXCEEDED: u32 = u16::from_ne_bytes([11, 0]) as u32;
+const FRAGMENTATION_NEEDED: u32 = u16::from_ne_bytes([3, 4]) as u32;
+/// In an IPv4 header: it must not be cut.
+const UNCUT: u16 = 0x4000_u16.to_be();
+/// The precedence of ICMP errors: internetwork control (RFC 1812 section 4.3.2.5).
+const PRECEDENCE: u8 = 0xc0;
 
 #[inline(always)]
 fn empty() -> Headers {
@@ -172,15 +283,21 @@ fn tcp_word(length: u32, flags: u8, window: [u8; 2]) -> u32 {
 /// Writes the fixed fields, replaces the frame and sends it.
 #[inline(always)]
 fn finish<F: Frame>(frame: F, headers: &mut Headers, length: u32, tos: u8, ifindex: u32) -> i32 {
-    headers.ethernet[6] = EtherType::Ipv4 as u16;
-    let total = ((20 + length) as u16).to_be_bytes();
-    headers.ip[0] = u32::from_ne_bytes([0x45, tos, total[0], total[1]]);
-    headers.ip[1] |= u32::from_ne_bytes([0, 0, 0x40, 0]);
-    headers.ip[2] = u32::from_ne_bytes([64, IpProto::Tcp as u8, 0, 0]);
+    begin(headers, (20 + length) as u16, tos, IpProto::Tcp);
     if !frame.replace(headers, length) {
         return dropped::<F>(Reason::RewriteFailed);
     }
     frame.send(ifindex)
+}
+
+/// Writes the fixed fields of a packet of `total` bytes.
+#[inline(always)]
+fn begin(headers: &mut Headers, total: u16, tos: u8, protocol: IpProto) {
+    headers.ethernet[6] = EtherType::Ipv4 as u16;
+    let total = total.to_be_bytes();
+    headers.ip[0] = u32::from_ne_bytes([0x45, tos, total[0], total[1]]);
+    headers.ip[1] |= u32::from_ne_bytes([0, 0, 0x40, 0]);
+    headers.ip[2] = u32::from_ne_bytes([64, protocol as u8, 0, 0]);
 }
 
 /// Writes both MAC addresses; the interface to send through. `None`: the next hop is not known.

@@ -427,23 +427,11 @@ fn is_by(hop: Hop, ifindex: u32) -> bool {
 #[inline(always)]
 fn answered<F: Frame>(frame: F, segment: Segment, at: SlotAt) -> u64 {
     let scan = scan_options(frame, segment.header);
-    let most = most_payload_global(at.0) as u16;
+    let most = reply::most_payload(at);
     if scan.mss() > most {
         frame.put(field::PAYLOAD + scan.mss_at() as usize + 2, scan.mss().to_be(), most.to_be());
     }
     flow::Answer::new(scan, segment.window).0
-}
-
-/// The most payload that the segments of a flow may have.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn most_payload_global(at: u32) -> u32 {
-    let listener = records::slot(SlotAt(at)).and_then(|slot| records::listener(slot.key().listener() as u32));
-    let service = listener.and_then(|listener| records::service(listener.service() as u32));
-    match service.map_or(0, |service| service.mss_clamp()) {
-        0 => u16::MAX as u32,
-        bytes => bytes,
-    }
 }
 
 /// Bytes of a TCP header with the usual options.
@@ -504,13 +492,12 @@ extern "C" fn option_global(scan: u64, length: u32) -> u64 {
 fn save_syn<F: Frame>(frame: F, segment: Segment, at: SlotAt, link: Option<u32>) {
     let (Some(slot), Some(opening)) = (records::slot(at), records::opening(at)) else { return };
     let scan = scan_options(frame, segment.header);
-    let most = most_payload_global(at.0) as u16;
     let bytes = frame.bytes();
     if !bytes.has(field::PAYLOAD) {
         return;
     }
     opening.set_syn(SavedSyn {
-        mss: if scan.mss() > most { most } else { scan.mss() },
+        mss: scan.mss(),
         window: bytes.read(field::WINDOW),
         scale: scan.scale(),
         offers: scan.offers(),
@@ -549,13 +536,16 @@ fn to_client<F: Frame>(frame: F, segment: Segment, slot: Held<Slot>, way: Way) -
 #[inline(always)]
 fn send<F: Frame>(frame: F, segment: Segment, way: Way, from: (u32, u16), to: (u32, u16)) -> i32 {
     if segment.ttl <= 1 {
-        return ended::<F>(segment, Reason::TtlExpired);
+        return reply::time_exceeded(frame);
     }
     let (hop, Some(interface)) = (way.hop, way.interface) else {
         return ended::<F>(segment, Reason::NoNextHop);
     };
     if !hop.is_known() {
         return ended::<F>(segment, Reason::NoNextHop);
+    }
+    if frame.exceeds(interface.mtu(), segment.header) {
+        return reply::too_large(frame, interface.mtu());
     }
     let old = Translation {
         source: segment.source,

@@ -168,7 +168,7 @@ struct Daemon {
     waiting: Vec<(u16, u16)>,
     /// Events lost so far.
     lost: u64,
-    /// When what no event announces is looked at again: the time of day, the interfaces' MTUs.
+    /// When what no event announces is looked at again: the time of day.
     compare_at: lb_common::time::Instant,
     floors: Arc<report::floors::Floors>,
     /// The listeners whose address this host cannot have.
@@ -405,7 +405,6 @@ impl Daemon {
         let now = self.dataplane.attached();
         interfaces::moved(before, &now).into_iter().for_each(|notice| self.tell(notice));
         self.direct_sync();
-        self.clamp_payload();
         before.iter().map(|it| it.ifindex).ne(now.iter().map(|it| it.ifindex))
     }
 
@@ -446,7 +445,6 @@ impl Daemon {
         }
         if clock::monotonic() >= self.compare_at {
             self.write_cookie_clock();
-            self.clamp_payload();
             let changed = self.controller.installed().pools.iter().filter(|(_, pool)| pool.range != 0);
             changed.for_each(|(number, _)| tables.retire_outside(*number, clock::coarse().ticks()));
             self.compare_at = clock::monotonic() + cookies::COMPARED;

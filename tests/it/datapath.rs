@@ -21,6 +21,7 @@ mod schedulers;
 mod signs;
 mod slow_starts;
 mod snat;
+mod too_large;
 mod trace;
 mod trust;
 mod trying;

@@ -249,12 +249,14 @@ fn links_are_reported_as_they_come_change_and_go() {
             }
         };
         let number = ifindex("ek0");
-        let ours = |mac, up| Change::Link { ifindex: number, name: "ek0".into(), mac, up, asked: true };
-        found(&mut changes, &|change| *change == ours([2, 0, 0, 0, 0, 1], true)).await;
+        let ours = |mac, mtu, up| Change::Link { ifindex: number, name: "ek0".into(), mac, mtu, up, asked: true };
+        found(&mut changes, &|change| *change == ours([2, 0, 0, 0, 0, 1], 1500, true)).await;
         run("ip link set ek0 address 02:00:00:00:00:02");
-        found(&mut changes, &|change| *change == ours([2, 0, 0, 0, 0, 2], true)).await;
+        found(&mut changes, &|change| *change == ours([2, 0, 0, 0, 0, 2], 1500, true)).await;
+        run("ip link set ek0 mtu 1400");
+        found(&mut changes, &|change| *change == ours([2, 0, 0, 0, 0, 2], 1400, true)).await;
         run("ip link set ek0 down");
-        found(&mut changes, &|change| *change == ours([2, 0, 0, 0, 0, 2], false)).await;
+        found(&mut changes, &|change| *change == ours([2, 0, 0, 0, 0, 2], 1400, false)).await;
         run("ip link del ek0");
         found(&mut changes, &|change| *change == Change::LinkGone { ifindex: number }).await;
     });

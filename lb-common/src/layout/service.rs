@@ -144,7 +144,7 @@ pub struct Service {
     /// left.
     pub cookies: u32,
     /// No segment that a backend sends a client, or a client a backend, is to have more payload; 0:
-    /// as they agree. Written by the controller.
+    /// as they agree; `CLAMP_TO_WAYS`. Written by the controller.
     pub mss_clamp: u32,
     /// Zero.
     pub reserved: [u32; 3],
@@ -189,6 +189,9 @@ pub const LOG: u32 = 1;
 
 /// In [`Service::flags`]: some of its clients are in EXEMPT.
 pub const EXEMPTS: u32 = 2;
+
+/// In [`Service::mss_clamp`]: as much as the ways to the client and to the backend both take.
+pub const CLAMP_TO_WAYS: u32 = u32::MAX;
 
 /// In [`Service::cookies`]: no SYN is ever answered with a cookie.
 pub const COOKIES_OFF: u32 = 0;

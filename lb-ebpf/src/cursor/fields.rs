@@ -98,6 +98,9 @@ pub mod quote {
 /// options, and in it an IPv4 header with 40 bytes of options and a TCP header without.
 pub const LONGEST_QUOTE: u32 = icmp::END as u32 + 60 + 20;
 
+/// What an ICMP error of ours quotes: the headers of IPv4 and TCP without options.
+pub const QUOTED: usize = field::PAYLOAD - field::IP;
+
 /// Bytes of the longest headers that are read: Ethernet, IPv4 without options, TCP with 40 bytes of
 /// options.
 pub const LONGEST_HEADERS: u32 = 94;

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_NET,
+        bpf_adj_room_mode::{BPF_ADJ_ROOM_MAC, BPF_ADJ_ROOM_NET},
     },
     helpers::{
         bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data,
@@ -11,12 +11,13 @@ use aya_ebpf::{
     },
 };
 use lb_common::{
+    address::{Family, V4},
     checksum::{is_unfinished, update},
     layout::Interface,
 };
 
 use super::{
-    Frame, Headers, Translation, difference_at, differences, field, without_options, write, write_translation,
+    Frame, Headers, Translation, difference_at, differences, field, icmp, without_options, write, write_translation,
 };
 use crate::records::Held;
 
@@ -30,6 +31,9 @@ const TC_SHOT: i32 = 2;
 /// Segments of a packet that is still to be cut stay as long as they are, and a checksum that was
 /// found right stays so.
 const SAME_SEGMENTS: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
+
+/// Bytes of the headers in front of what an ICMP error quotes.
+const ERROR_HEADERS: u32 = (icmp::END - field::IP) as u32;
 
 impl TcFrame {
     #[inline(always)]
@@ -204,6 +208,37 @@ impl Frame for TcFrame {
             let rest = (&raw const headers.ip).cast();
             bpf_skb_store_bytes(self.0, 0, ethernet, 14, 0) == 0
                 && bpf_skb_store_bytes(self.0, 14, rest, 20 + tcp_length, BPF_F_RECOMPUTE_CSUM as u64) == 0
+        }
+    }
+
+    /// Room is made in front, so that an unfinished checksum stays where it is: in the quote.
+    #[inline(always)]
+    fn quote(self, headers: &mut Headers) -> bool {
+        let Some(partial) = self.is_partial() else { return false };
+        // SAFETY: the helpers take the kernel's context; `headers` is at least 14 and 28 bytes long.
+        unsafe {
+            if bpf_skb_change_tail(self.0, field::PAYLOAD as u32, 0) != 0
+                || bpf_skb_adjust_room(self.0, ERROR_HEADERS as i32, BPF_ADJ_ROOM_MAC, 0) != 0
+            {
+                return false;
+            }
+            headers.seal_error(partial);
+            let ethernet = (&raw const headers.ethernet).cast();
+            let rest = (&raw const headers.ip).cast();
+            bpf_skb_store_bytes(self.0, 0, ethernet, 14, 0) == 0
+                && bpf_skb_store_bytes(self.0, 14, rest, ERROR_HEADERS, BPF_F_RECOMPUTE_CSUM as u64) == 0
+        }
+    }
+
+    /// A packet that is still to be cut has segments.
+    #[inline(always)]
+    fn exceeds(self, most: u32, header: u32) -> bool {
+        if self.network_length() <= most {
+            return false;
+        }
+        match self.skb().gso_size {
+            0 => true,
+            payload => payload + V4::HEADER as u32 + header > most,
         }
     }
 

@@ -7,7 +7,8 @@ use aya_ebpf::{
 use lb_common::{checksum::update, layout::Interface};
 
 use super::{
-    Frame, Headers, Translation, difference_at, differences, field, without_options, write, write_translation,
+    ERROR_WORDS, Frame, Headers, QUOTED, Translation, difference_at, differences, field, icmp, without_options, write,
+    write_translation,
 };
 use crate::records::Held;
 
@@ -197,6 +198,39 @@ impl Frame for XdpFrame {
             }
         }
         true
+    }
+
+    #[inline(always)]
+    fn quote(self, headers: &mut Headers) -> bool {
+        let surplus = self.length() as i32 - icmp::END as i32 - QUOTED as i32;
+        // SAFETY: the helper takes the kernel's context and any difference; pointers are read again
+        // below.
+        if unsafe { bpf_xdp_adjust_head(self.0, surplus) } != 0 {
+            return false;
+        }
+        headers.seal_error(false);
+        let start = self.start();
+        if start + icmp::END + QUOTED > self.end() {
+            return false;
+        }
+        // SAFETY: checked above.
+        unsafe {
+            for i in 0..7 {
+                write(start, i * 2, headers.ethernet[i]);
+            }
+            for i in 0..5 {
+                write(start, field::IP + i * 4, headers.ip[i]);
+            }
+            for i in 0..ERROR_WORDS {
+                write(start, field::TCP + i * 4, headers.tcp[i]);
+            }
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn exceeds(self, most: u32, _header: u32) -> bool {
+        self.network_length() > most
     }
 
     #[inline(always)]

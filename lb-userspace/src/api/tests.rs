@@ -72,6 +72,7 @@ pub fn status() -> Status {
                 interface: "eth0".into(),
                 mode: DatapathMode::XdpGeneric,
                 reason: "asked for".into(),
+                mtu: 1500,
                 behind: Vec::new(),
             }],
             connections: Connections { active: 2, half_open: 1, capacity: 22_528, total: 3 },

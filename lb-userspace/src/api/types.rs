@@ -118,9 +118,17 @@ pub struct DatapathStatus {
     pub mode: DatapathMode,
     /// Why this mode was chosen.
     pub reason: String,
+    /// The longest packet that the interface sends; 0: not known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub mtu: u16,
     /// The programs of others that see a frame first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub behind: Vec<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+const fn is_zero(number: &u16) -> bool {
+    *number == 0
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

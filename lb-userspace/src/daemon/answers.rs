@@ -104,7 +104,7 @@ impl Daemon {
     }
 
     fn service_views(&self) -> Vec<ServiceView> {
-        let attached = self.dataplane.attached();
+        let (attached, tables) = (self.dataplane.attached(), self.dataplane.tables());
         let view = |service: &Service| {
             let used = |name: &str| self.wanted.of_service.get(&service.name).is_some_and(|names| names.contains(name));
             ServiceView {
@@ -112,7 +112,7 @@ impl Daemon {
                 listen: service.listen.clone(),
                 balance: service.balance.name(),
                 capacity: service.capacity().min(u64::from(self.dataplane.max_connections())),
-                datapath: report::datapath(&attached, |ifindex| self.dataplane.behind(ifindex), used),
+                datapath: report::datapath(&attached, |ifindex| self.dataplane.behind(ifindex), tables, used),
                 cookies: self.cookies_of(&service.name),
                 backends: service.backends.iter().filter_map(|backend| self.backend_view(service, backend)).collect(),
             }

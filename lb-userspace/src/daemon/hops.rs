@@ -108,9 +108,9 @@ impl Hops {
                     self.gone.went(destination.address, clock::monotonic());
                 }
             }
-            Change::Link { ifindex, name, mac, up: _, asked } => {
+            Change::Link { ifindex, name, mac, mtu, up: _, asked } => {
                 self.links.insert(ifindex, name.clone());
-                if !dataplane.link(ifindex, &name, mac)?
+                if !dataplane.link(ifindex, &name, mac, mtu)?
                     && let Some(requested) = wanted.interfaces.get(&name)
                 {
                     dataplane.attach_beside(&name, *requested, clsact)?;

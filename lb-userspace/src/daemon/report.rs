@@ -85,6 +85,7 @@ pub struct BackendView {
 pub fn datapath(
     attached: &[Attached],
     behind: impl Fn(u32) -> Vec<String>,
+    tables: &Tables,
     of_service: impl Fn(&str) -> bool,
 ) -> Vec<DatapathStatus> {
     let used = attached.iter().filter(|attached| of_service(&attached.interface));
@@ -96,6 +97,7 @@ pub fn datapath(
             Mode::Tc => DatapathMode::Tc,
         },
         reason: attached.reason.clone(),
+        mtu: tables.interface(attached.number).mtu,
         behind: behind(attached.ifindex),
     })
     .collect()

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result};
 use aya::maps::MapData;
 use lb_common::layout::{Meta, Trace};
-use log::LevelFilter;
+use log::{LevelFilter, warn};
 
 mod attach;
 mod events;
@@ -256,11 +256,15 @@ impl Dataplane {
     fn place(&mut self, device: &Device) -> Result<u8> {
         let number = self.tables.place_interface_again(device.ifindex, device.mac, &self.numbers, &device.name)?;
         self.numbers.insert(device.name.clone(), number);
+        match netdev::mtu(&device.name) {
+            Ok(mtu) => self.tables.set_mtu(number, mtu),
+            Err(error) => warn!("{}: its MTU is not known: {error}", device.name),
+        }
         Ok(number)
     }
 
     /// Takes in what the kernel says of an interface with the program on it; `false`: of no such one.
-    pub fn link(&mut self, ifindex: u32, name: &str, mac: [u8; 6]) -> Result<bool> {
+    pub fn link(&mut self, ifindex: u32, name: &str, mac: [u8; 6], mtu: u32) -> Result<bool> {
         let Some(attached) = self.attached.get_mut(&ifindex) else { return Ok(false) };
         attached.mac = mac;
         if attached.interface != name {
@@ -275,7 +279,8 @@ impl Dataplane {
             self.numbers.retain(|_, had| *had != number);
             self.numbers.insert(name.to_owned(), number);
         }
-        self.tables.place_interface(ifindex, mac)?;
+        let number = self.tables.place_interface(ifindex, mac)?;
+        self.tables.set_mtu(number, mtu);
         Ok(true)
     }
 

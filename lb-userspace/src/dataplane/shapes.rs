@@ -95,6 +95,7 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("COUNTED", mapped(8, REASON_LIMIT)),
         ("RST_TOKENS", per_cpu(16, RST_BUCKETS)),
         ("ICMP_TOKENS", per_cpu(16, 1)),
+        ("ERROR_TOKENS", per_cpu(16, 1)),
         ("OPTIONS", per_cpu(64, 1)),
         ("EVENTS", Shape { kind: MapType::RingBuf, key: 0, value: 0, entries: EVENTS_BYTES, flags: 0 }),
     ]
@@ -179,6 +180,7 @@ mod tests {
                         "COUNTERS",
                         "RST_TOKENS",
                         "ICMP_TOKENS",
+                        "ERROR_TOKENS",
                         "OPTIONS",
                         "EVENTS"
                     ]

@@ -57,9 +57,9 @@ impl Tables {
         Ok(())
     }
 
-    /// Bounds the payload that the segments of a service's new connections may have; 0: it is not
-    /// bounded.
-    pub fn set_mss_clamp(&self, service: u16, bytes: u32) {
-        self.fixed.services.word32(service.into(), offset_of!(Service, mss_clamp)).store(bytes, Ordering::Release);
+    /// Bounds the payload that the segments of a service's new connections may have, see
+    /// [`Service::mss_clamp`].
+    pub fn set_mss_clamp(&self, service: u16, clamp: u32) {
+        self.fixed.services.word32(service.into(), offset_of!(Service, mss_clamp)).store(clamp, Ordering::Release);
     }
 }

@@ -259,12 +259,24 @@ impl Tables {
         let Some(number) = self.interface_number(ifindex).or_else(new) else {
             bail!("more than {MAX_INTERFACES} interfaces");
         };
-        let record = Interface { ifindex, mac, reserved: [0; 6] };
-        if self.interface(number) != record {
+        let before = self.interface(number);
+        let mtu = if before.ifindex == ifindex { before.mtu } else { 0 };
+        let record = Interface { ifindex, mac, mtu, reserved: [0; 4] };
+        if before != record {
             self.fixed.interfaces.publish(number.into(), &record, offset_of!(Interface, ifindex));
         }
         self.maps.set_link(ifindex, number)?;
         Ok(number)
+    }
+
+    /// Sets the longest packet that an interface sends. More than an IPv4 packet can have is as much
+    /// as that.
+    pub fn set_mtu(&self, number: u8, mtu: u32) {
+        let before = self.interface(number);
+        let record = Interface { mtu: u16::try_from(mtu).unwrap_or(u16::MAX), ..before };
+        if before.ifindex != 0 && before != record {
+            self.fixed.interfaces.publish(number.into(), &record, offset_of!(Interface, ifindex));
+        }
     }
 
     /// Enters the members of a bond in place of those that it had, of an earlier run too: frames

@@ -300,10 +300,16 @@ fn interfaces_keep_their_numbers() {
     assert_eq!(tables.place_interface(7, [1; 6]).unwrap(), 0);
     assert_eq!(tables.place_interface(9, [2; 6]).unwrap(), 1);
     assert_eq!(tables.place_interface(7, [3; 6]).unwrap(), 0);
-    assert_eq!(tables.interface(0).mac, [3; 6]);
+    tables.set_mtu(0, 9000);
+    assert_eq!(tables.place_interface(7, [4; 6]).unwrap(), 0);
+    assert_eq!((tables.interface(0).mac, tables.interface(0).mtu), ([4; 6], 9000));
+    tables.set_mtu(0, 65_536);
+    tables.set_mtu(5, 1500);
+    assert_eq!((tables.interface(0).mtu, tables.interface(5).mtu), (65_535, 0));
     tables.remove_interface(7).unwrap();
     assert_eq!((tables.interface_number(7), tables.interface_number(9)), (None, Some(1)));
     assert_eq!(tables.place_interface(11, [4; 6]).unwrap(), 0);
+    assert_eq!(tables.interface(0).mtu, 0, "of another interface");
     assert_eq!(tables.interface(255).ifindex, 0, "a byte that is no number finds nothing");
 }
 

@@ -88,6 +88,7 @@ pub fn status() -> Status {
                 interface: "eth0".into(),
                 mode: DatapathMode::Tc,
                 reason: "veth".into(),
+                mtu: 1500,
                 behind: Vec::new(),
             }],
             connections: Connections { active: 2004, half_open: 2, capacity: 67_584, total: 12_345 },

@@ -241,17 +241,6 @@ fn padding_behind_the_packet_is_neither_counted_nor_in_the_way() {
 }
 
 #[test]
-fn a_packet_whose_time_to_live_runs_out_is_dropped() {
-    on_every_hook(|bench| {
-        let flow = bench.connect(client(0));
-        let mut data = bench.from_client(flow.client, ACK).numbers(1001, 5001);
-        data.ttl = 1;
-        assert_eq!(bench.send(&data), Verdict::Dropped);
-        assert_eq!(bench.moved(), [(Reason::TtlExpired, 1)]);
-    });
-}
-
-#[test]
 fn every_combination_of_flags_from_strangers_is_answered_or_dropped_and_opens_nothing_but_a_syn() {
     on_every_hook(|bench| {
         for flags in 0..64_u8 {

@@ -1,9 +1,10 @@
 //! `mss_clamp`: both sides are told of no more payload than the service lets through.
 
 use lab::{
-    packet::{ACK, LINUX_OPTIONS, SYN},
-    program::{Bench, backend_of},
+    packet::{ACK, LINUX_OPTIONS, RST, SYN},
+    program::{Bench, backend_mac, backend_of},
 };
+use lb_common::layout::{CLAMP_TO_WAYS, Hop};
 
 use super::{client, on_every_hook};
 
@@ -70,5 +71,66 @@ fn options_that_are_cut_off_are_left_as_they_are() {
         for (n, options) in [[1, 1, 2, 4], [2, 3, 5, 180], [2, 4, 4, 0], [1, 2, 4, 5]].into_iter().enumerate() {
             assert_eq!(handshake(bench, n as u16, &linux(1460), &options).1, options);
         }
+    });
+}
+
+/// Leads a backend by another interface than the clients', which takes packets of so many bytes.
+fn leads_by(bench: &Bench, backend: u16, ifindex: u32, mtu: u32) {
+    let tables = bench.tables();
+    let number = tables.place_interface(ifindex, [2, 0, 0, 0, 9, 9]).expect("a number");
+    tables.set_mtu(number, mtu);
+    tables.set_pool_hop(bench.pools[usize::from(backend)], Hop::new(backend_mac(backend), number));
+}
+
+#[test]
+fn each_side_is_told_of_no_more_than_the_ways_to_both_take() {
+    on_every_hook(|bench| {
+        let clients = bench.tables().interface_number(bench.ifindex).expect("the bench's interface");
+        bench.tables().set_mss_clamp(0, CLAMP_TO_WAYS);
+        let ways = [
+            ((1500, 1400), 1360),
+            ((1400, 1500), 1360),
+            ((9000, 1500), 1460),
+            ((1500, 9000), 1460),
+            ((1500, 1500), 1460),
+            ((576, 9000), 536),
+            ((1500, 296), 536),
+            ((0, 1400), 1360),
+            ((1400, 0), 1360),
+        ];
+        for (n, ((inside, outside), most)) in ways.into_iter().enumerate() {
+            bench.tables().set_mtu(clients, inside);
+            (0..3).for_each(|backend| leads_by(bench, backend, 70, outside));
+            let n = n as u16 * 2;
+            assert_eq!(
+                handshake(bench, n, &linux(9000), &linux(8960)),
+                (linux(most), linux(most)),
+                "{inside} {outside}"
+            );
+            assert_eq!(handshake(bench, n + 1, &linux(most), &linux(536)), (linux(most), linux(536)), "not raised");
+        }
+        for (n, (inside, outside)) in [(0, 0), (65_536, 0), (0, 70_000)].into_iter().enumerate() {
+            bench.tables().set_mtu(clients, inside);
+            (0..3).for_each(|backend| leads_by(bench, backend, 70, outside));
+            assert_eq!(handshake(bench, 50 + n as u16, &linux(8960), &linux(65_495)), (linux(8960), linux(65_495)));
+        }
+    });
+}
+
+#[test]
+fn a_connection_that_moves_on_is_told_of_what_the_way_to_its_new_backend_takes() {
+    on_every_hook(|bench| {
+        bench.tables().set_mss_clamp(0, CLAMP_TO_WAYS);
+        for (backend, mtu) in [(0, 1500), (1, 1400), (2, 1300)] {
+            leads_by(bench, backend, 70 + u32::from(backend), mtu);
+        }
+        let mut syn = bench.forward(&bench.from_client(client(0), SYN).numbers(1000, 0).options(&linux(1460)));
+        for _ in 0..3 {
+            let backend = backend_of(&syn);
+            assert_eq!(syn.options, linux([1460, 1360, 1260][usize::from(backend)]), "{backend}");
+            let refused = bench.from_backend(backend, syn.from.port(), RST | ACK).numbers(0, 1001);
+            syn = bench.forward(&refused);
+        }
+        assert_eq!(syn.flags & RST, RST, "no backend is left");
     });
 }

@@ -56,7 +56,7 @@ pub fn service<'a>(mut table: Table<'a>, cross: &mut Cross<'a>) -> Option<Servic
     let max_half_open = table.or("max_half_open", 32_768, units::number(1..=65_536));
     let per_client_connections = table.or("per_client_connections", 0, units::number(0..=MOST));
     let (syn_cookies, syn_cookies_exempt) = syn_cookies(&mut table);
-    let mss_clamp = table.or("mss_clamp", MssClamp::Off, mss_clamp);
+    let mss_clamp = table.or("mss_clamp", MssClamp::default(), mss_clamp);
     let access_log = table.table("access_log", "[service.access_log]").map(access_log::access_log);
     let health = table.table("health", "[service.health]").map(health::health);
     let backends = backends(&mut table, balance);

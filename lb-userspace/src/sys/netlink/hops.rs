@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::ways::Way;
+use super::{ways::Way, wire::LinkNews};
 
 /// An address to be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +53,8 @@ pub enum Change {
         name: String,
         /// Its MAC address; zero if it has none.
         mac: [u8; 6],
+        /// The longest packet that it sends.
+        mtu: u32,
         /// Whether it is up and has a carrier.
         up: bool,
         /// Whether the host may be asked for an address by it, see
@@ -86,6 +88,7 @@ struct Known {
 struct Link {
     name: String,
     mac: [u8; 6],
+    mtu: u32,
     up: bool,
     asked: bool,
 }
@@ -180,8 +183,8 @@ impl Hops {
     }
 
     /// News of a link. `true`: its state has changed.
-    pub fn link(&mut self, ifindex: u32, name: String, mac: [u8; 6], up: bool, asked: bool) -> bool {
-        let link = Link { name, mac, up, asked };
+    pub fn link(&mut self, LinkNews { ifindex, name, mac, mtu, up, asked }: LinkNews) -> bool {
+        let link = Link { name, mac, mtu, up, asked };
         if self.links.get(&ifindex) == Some(&link) {
             return false;
         }
@@ -220,8 +223,8 @@ impl Hops {
             return Some(Change::LinkGone { ifindex });
         }
         while let Some(ifindex) = self.changed_links.pop_first() {
-            if let Some(Link { name, mac, up, asked }) = self.links.get(&ifindex).cloned() {
-                return Some(Change::Link { ifindex, name, mac, up, asked });
+            if let Some(Link { name, mac, mtu, up, asked }) = self.links.get(&ifindex).cloned() {
+                return Some(Change::Link { ifindex, name, mac, mtu, up, asked });
             }
         }
         let (destination, hop) = self.next_hop_change()?;
@@ -251,6 +254,10 @@ mod tests {
 
     fn destination(text: &str) -> Destination {
         Destination { address: ip(text), interface: None }
+    }
+
+    fn news(ifindex: u32, name: impl Into<String>, mac: [u8; 6], up: bool) -> LinkNews {
+        LinkNews { ifindex, name: name.into(), mac, mtu: 1500, up, asked: true }
     }
 
     fn changes(hops: &mut Hops) -> Vec<Change> {
@@ -335,10 +342,11 @@ mod tests {
     #[test]
     fn links_are_reported_when_they_change_the_latest_state_only() {
         let mut hops = Hops::default();
-        assert!(hops.link(2, "eth0".into(), [1; 6], false, true));
-        assert!(hops.link(2, "eth0".into(), [1; 6], true, true));
-        assert!(!hops.link(2, "eth0".into(), [1; 6], true, true));
-        let link = Change::Link { ifindex: 2, name: "eth0".into(), mac: [1; 6], up: true, asked: true };
+        assert!(hops.link(news(2, "eth0", [1; 6], false)));
+        assert!(hops.link(news(2, "eth0", [1; 6], true)));
+        assert!(!hops.link(news(2, "eth0", [1; 6], true)));
+        assert!(hops.link(LinkNews { mtu: 9000, ..news(2, "eth0", [1; 6], true) }));
+        let link = Change::Link { ifindex: 2, name: "eth0".into(), mac: [1; 6], mtu: 9000, up: true, asked: true };
         assert_eq!(changes(&mut hops), [link]);
         hops.link_gone(2);
         hops.link_gone(5);
@@ -348,12 +356,12 @@ mod tests {
     #[test]
     fn a_link_that_comes_back_under_its_index_is_another_one() {
         let mut hops = routed();
-        hops.link(3, "eth1".into(), [1; 6], true, true);
+        hops.link(news(3, "eth1", [1; 6], true));
         hops.neighbour((3, ip("10.0.3.1")), Some([7; 6]));
         changes(&mut hops);
         hops.link_gone(3);
-        hops.link(3, "eth1".into(), [1; 6], true, true);
-        let link = Change::Link { ifindex: 3, name: "eth1".into(), mac: [1; 6], up: true, asked: true };
+        hops.link(news(3, "eth1", [1; 6], true));
+        let link = Change::Link { ifindex: 3, name: "eth1".into(), mac: [1; 6], mtu: 1500, up: true, asked: true };
         assert_eq!(changes(&mut hops), [Change::LinkGone { ifindex: 3 }, link.clone()]);
         hops.route(destination("10.9.0.1"), Some((3, ip("10.0.3.1"))));
         hops.neighbour((3, ip("10.0.3.1")), Some([7; 6]));
@@ -361,7 +369,7 @@ mod tests {
         assert_eq!(changes(&mut hops), [again], "the receiver has forgotten it with the link");
         // New and gone before it was reported.
         hops.link_gone(3);
-        hops.link(3, "eth1".into(), [1; 6], true, true);
+        hops.link(news(3, "eth1", [1; 6], true));
         hops.link_gone(3);
         assert_eq!(changes(&mut hops), [Change::LinkGone { ifindex: 3 }]);
     }
@@ -371,7 +379,7 @@ mod tests {
     fn a_neighbour_keeps_its_mac_while_its_link_is_down_or_made_anew_and_is_asked_again() {
         let mut hops = routed();
         let (backend, name) = (destination("10.0.1.10"), "eth0".to_owned());
-        hops.link(2, name.clone(), [1; 6], true, true);
+        hops.link(news(2, name.clone(), [1; 6], true));
         hops.neighbour((2, backend.address), Some([7; 6]));
         changes(&mut hops);
         hops.route(backend, None);
@@ -380,14 +388,14 @@ mod tests {
         assert_eq!(changes(&mut hops), [next_hop("10.0.1.10", Some((2, 7)))]);
         assert!(hops.unresolved().contains(&(2, backend.address)));
         hops.link_gone(2);
-        hops.link(9, name, [1; 6], true, true);
+        hops.link(news(9, name, [1; 6], true));
         changes(&mut hops);
         hops.route(backend, Some((9, backend.address)));
         assert_eq!(changes(&mut hops), [next_hop("10.0.1.10", Some((9, 7)))]);
         hops.neighbour((9, backend.address), Some([8; 6]));
         assert_eq!(changes(&mut hops), [next_hop("10.0.1.10", Some((9, 8)))]);
         // Another link is another segment.
-        hops.link(4, "eth1".into(), [2; 6], true, true);
+        hops.link(news(4, "eth1", [2; 6], true));
         changes(&mut hops);
         hops.route(backend, Some((4, backend.address)));
         assert_eq!(changes(&mut hops), [next_hop("10.0.1.10", None)]);

@@ -332,7 +332,7 @@ impl Task {
 
     fn hear_link(&mut self, message: &rtnetlink::packet_route::link::LinkMessage) {
         if let Some(news) = wire::link(message)
-            && self.hops.link(news.ifindex, news.name, news.mac, news.up, news.asked)
+            && self.hops.link(news)
         {
             self.look_soon();
         }
@@ -353,7 +353,7 @@ impl Task {
             }
         }
         for news in found {
-            self.hops.link(news.ifindex, news.name, news.mac, news.up, news.asked);
+            self.hops.link(news);
         }
         Ok(())
     }

@@ -33,6 +33,7 @@ pub struct LinkNews {
     pub ifindex: u32,
     pub name: String,
     pub mac: [u8; 6],
+    pub mtu: u32,
     pub up: bool,
     /// It carries Ethernet frames of its own: it belongs to no bond and no bridge.
     pub asked: bool,
@@ -45,10 +46,11 @@ pub fn link(message: &LinkMessage) -> Option<LinkNews> {
     }
     let up = message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
     let asked = is_ethernet(message) && !is_port(message);
-    let mut news = LinkNews { ifindex: message.header.index, name: String::new(), mac: [0; 6], up, asked };
+    let mut news = LinkNews { ifindex: message.header.index, name: String::new(), mac: [0; 6], mtu: 0, up, asked };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => news.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => news.mtu = *mtu,
             LinkAttribute::Address(bytes) => news.mac = bytes.as_slice().try_into().unwrap_or_default(),
             _ => {}
         }
