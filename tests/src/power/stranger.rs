@@ -9,6 +9,7 @@ use super::{
     world::{Strangers, World},
 };
 use crate::{
+    icmp::IcmpError,
     packet::{ACK, FIN, LINUX_OPTIONS, PSH, RST, SYN, Segment, seal},
     program::{FIRST_PORT, VIP, backend},
 };
@@ -63,15 +64,16 @@ impl World<'_> {
     /// A random burst of a stranger's frames.
     pub(super) fn burst(&mut self) -> Vec<Attack> {
         let kinds = match self.strangers {
-            Strangers::Blind => 0..6,
-            Strangers::Unknowing => 6..10,
-            Strangers::None | Strangers::Both => 0..10,
+            Strangers::Blind => 0..7,
+            Strangers::Unknowing => 7..11,
+            Strangers::None | Strangers::Both => 0..11,
         };
         match kinds.start + self.dice.below(kinds.end - kinds.start) {
             0..4 => (0..1 + self.dice.below(4)).filter_map(|_| self.blind()).collect(),
             4 | 5 => self.round_the_circle(),
-            6 => (0..1 + self.dice.below(4)).map(|_| self.stray()).collect(),
-            7 | 8 => (0..1 + self.dice.below(3)).map(|_| self.own()).collect(),
+            6 => (0..1 + self.dice.below(4)).filter_map(|_| self.error()).collect(),
+            7 => (0..1 + self.dice.below(4)).map(|_| self.stray()).collect(),
+            8 | 9 => (0..1 + self.dice.below(3)).map(|_| self.own()).collect(),
             _ => {
                 // No more than the honest connections in the middle of their handshakes can stand:
                 // the oldest one gives way.
@@ -135,6 +137,44 @@ impl World<'_> {
             segment.flags |= RST;
         }
         self.dressed(segment, may)
+    }
+
+    /// An ICMP error about a segment that we are said to have sent to one side of a connection, with
+    /// a number that is not under way there.
+    fn error(&mut self) -> Option<Attack> {
+        if self.connections.is_empty() {
+            return None;
+        }
+        let which = self.dice.below(self.connections.len() as u64) as usize;
+        let it = self.connections[which].clone();
+        let mut sequence = self.number();
+        // Another connection may have its port by now.
+        while self.connections.iter().any(|it| [CLIENT, BACKEND].iter().any(|side| is_near(&it.ends[*side], sequence)))
+        {
+            sequence = self.number();
+        }
+        let (from, to) = match self.dice.below(2) as usize {
+            CLIENT => (VIP, it.client),
+            _ => (SocketAddrV4::new(*VIP.ip(), it.port), backend(it.backend)),
+        };
+        let quoted = Segment::new(from, to, self.flags()).numbers(sequence, self.number());
+        let mut quoted = quoted.macs(self.bench.mac, [2, 6, 6, 6, 6, 6]).bytes();
+        let (kind, code) = (self.dice.choose(&[3, 3, 3, 11, 12, 5, 8, 0]), self.dice.below(16) as u8);
+        let identification = self.dice.bytes(2);
+        quoted[18..20].copy_from_slice(&identification);
+        seal(&mut quoted[14..34]);
+        let bytes = self.dice.choose(&[0, 4, 8, 8, 12, 18, 20]);
+        let mut error = IcmpError::about(&quoted, bytes).says(kind, code);
+        error.mtu = self.number() as u16;
+        error.ttl = self.dice.choose(&[64, 64, 255, 1]);
+        let options = self.dice.choose(&[&[][..], &[], &[1; 4], &[148, 4, 0, 0], &[131, 7, 4, 10, 0, 0, 7, 0]]);
+        let mut attack = Attack { frame: error.bytes_with(options), may: May::Nothing, what: format!("{error:?}") };
+        if self.dice.once_in(4) {
+            let at = 34 + self.dice.below(attack.frame.len() as u64 - 34) as usize;
+            let byte = self.dice.bytes(1);
+            attack.change(&format!("with another byte at {at}"), at, &byte);
+        }
+        Some(attack)
     }
 
     /// A segment of somebody who knows nothing: to the VIP, to a port of ours, from anywhere.

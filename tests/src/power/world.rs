@@ -184,6 +184,9 @@ impl<'a> World<'a> {
             self.words.keep_in(&mut self.before);
         }
         let out = self.bench.dataplane.inject(self.bench.ifindex, &attack.frame).expect("BPF_PROG_TEST_RUN");
+        if out.sent && is_icmp(&attack.frame) {
+            return Err(self.fault("an error sent on", format!("{:02x?}", out.frame)));
+        }
         let mut changes = self.words.changes(&self.before);
         if let May::OpenFrom(_) = attack.may {
             changes.retain(|change| !self.is_of_opening(change));
@@ -333,6 +336,11 @@ impl<'a> World<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether a frame is of ICMP over IPv4.
+fn is_icmp(frame: &[u8]) -> bool {
+    frame[12..15].starts_with(&[8, 0]) && frame[14] >> 4 == 4 && frame[23] == 1
 }
 
 /// What the kernel of a listener does with a SYN.
