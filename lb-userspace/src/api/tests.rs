@@ -101,7 +101,7 @@ fn the_json_has_the_names_and_the_order_of_the_contract() {
     let conn_json = r#"{"client":"10.0.0.2:40000","service":"api","backend":"cp01","snat":"10.0.1.100:10240","state":"established","age_s":2,"idle_s":0,"bytes_in":1,"bytes_out":2}"#;
     assert_eq!(serde_json::to_string(&conn(2)).unwrap(), conn_json);
     let status_json = format!(
-        r#"{{"version":"0.1.0","pid":7,"uptime_s":1,"config":{{"file":"e.toml","loaded_at":"2026-11-23T23:16:01Z","generation":1}},"services":[{{"name":"api","listen":["10.0.1.100:6443"],"balance":"least_conn","datapath":[{{"interface":"eth0","mode":"xdp-generic","reason":"asked for"}}],"connections":{{"active":2,"half_open":1,"capacity":22528,"total":3}},"syn_cookies":{{"on":true,"since":"2026-11-23T23:16:01Z","reason":"half_open"}},"backends":[{backend_json}]}}],"vrrp":[],"counters":{{"refused":4}}}}"#
+        r#"{{"version":"0.1.0","pid":7,"uptime_s":1,"config":{{"file":"e.toml","loaded_at":"2026-11-23T23:16:01Z","generation":1}},"services":[{{"name":"api","listen":["10.0.1.100:6443"],"balance":"least_conn","datapath":[{{"interface":"eth0","mode":"xdp-generic","reason":"asked for","mtu":1500}}],"connections":{{"active":2,"half_open":1,"capacity":22528,"total":3}},"syn_cookies":{{"on":true,"since":"2026-11-23T23:16:01Z","reason":"half_open"}},"backends":[{backend_json}]}}],"vrrp":[],"counters":{{"refused":4}}}}"#
     );
     assert_eq!(serde_json::to_string(&status()).unwrap(), status_json);
     assert_eq!(serde_json::from_str::<Status>(&status_json).unwrap(), status());
