@@ -97,6 +97,13 @@ pub enum Input {
 pub enum Output {
     /// Send an advertisement with this priority.
     Advertise(u8),
+    /// Send one more advertisement, though this host is no longer MASTER. It renews no lease.
+    Concede {
+        /// Its priority.
+        priority: u8,
+        /// Its interval: that of the better MASTER, which BACKUPs learn from it.
+        interval: Duration,
+    },
     /// Put the addresses on the interface.
     Hold,
     /// Take the addresses off the interface. The lease ends at once.
@@ -469,11 +476,13 @@ impl Machine {
         self.candidate.yields = true;
     }
 
-    /// To a better MASTER. While the addresses were disputed it may never have heard of us: the
-    /// resignation lets it tell the segment where they are.
+    /// To a better MASTER, which may never have heard of us, while other hosts have: what they send
+    /// comes here. One more advertisement lets it tell the segment where the addresses are, as with
+    /// keepalived's vrrp_higher_prio_send_advert. A resignation would let a third router take over that
+    /// hears us before it hears the better one.
     fn give_way(&mut self, heard: Heard, now: Instant, out: &mut Vec<Output>) {
-        if matches!(&self.phase, Phase::Master(master) if master.is_disputed()) {
-            out.push(Output::Advertise(RESIGN));
+        if self.has_spoken() {
+            out.push(Output::Concede { priority: self.priority(), interval: heard.interval });
         }
         self.leave_master(State::Backup, Why::Outranked(heard.source), now, out);
         if let Phase::Backup(backup) = &mut self.phase {

@@ -51,6 +51,7 @@ use crate::{
         group::{Machines, Outputs},
         holdings::{HoldingOrder, Holdings, LeaseRecord, Resumption},
         machine::{Input, Output, Past, RESIGN, State},
+        receive::Voice,
         setup::Setup,
         wire::ipv4,
     },

@@ -3,7 +3,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BinaryHeap},
     fmt,
     net::{SocketAddr, SocketAddrV4},
     time::Duration,
@@ -80,6 +80,8 @@ enum Happening {
     Arrives {
         to: usize,
         what: Arrival,
+        /// From the other host itself.
+        genuine: bool,
     },
     /// A client sends a SYN.
     Opens(SocketAddrV4),
@@ -117,8 +119,6 @@ pub struct World {
     happenings: BTreeMap<u64, Happening>,
     next: u64,
     connections: BTreeMap<SocketAddrV4, Connection>,
-    /// Clients whose SYN came to a host that does not have the address any more.
-    strays: BTreeSet<SocketAddr>,
     clients: u32,
     /// Where clients' frames for the address go.
     route: Option<usize>,
@@ -131,6 +131,8 @@ pub struct World {
     alive: [Instant; 2],
     /// Since when each host holds the lease, and until when it last did.
     held: [(Option<Instant>, Instant); 2],
+    /// The host to which the other one has given way, and when, if no packet was lost since.
+    prevailed: Option<(usize, Instant)>,
     pub counts: Counts,
     history: Vec<String>,
 }
@@ -172,7 +174,6 @@ impl World {
             happenings: BTreeMap::new(),
             next: 0,
             connections: BTreeMap::new(),
-            strays: BTreeSet::new(),
             clients: 0,
             route: None,
             words: Vec::new(),
@@ -180,6 +181,7 @@ impl World {
             both_since: None,
             alive: [Instant::ZERO; 2],
             held: [(None, Instant::ZERO); 2],
+            prevailed: None,
             counts: Counts::default(),
             history: Vec::new(),
         };
@@ -196,7 +198,11 @@ impl World {
 
     /// Something happens at a host.
     pub fn with(&mut self, host: usize, what: impl FnOnce(&mut Host, Instant)) {
+        let both = (0..2).all(|host| self.hosts[host].lease() > self.now);
         what(&mut self.hosts[host], self.now);
+        if both && self.hosts[host].runs() && self.hosts[host].lease() <= self.now && self.is_whole() {
+            self.prevailed = Some((1 - host, self.now));
+        }
         self.carry_out(host);
     }
 
@@ -342,7 +348,7 @@ impl World {
 
     fn advance(&mut self, to: Instant) {
         let leases = [0, 1].map(|host| self.hosts[host].lease());
-        let whole = self.cut == Cut::Nothing && self.conduct.loss == 0;
+        let whole = self.is_whole();
         let both = leases[0].min(leases[1]);
         if whole && both > self.now {
             let since = *self.both_since.get_or_insert(self.now);
@@ -353,10 +359,16 @@ impl World {
         if !whole || both <= to {
             self.both_since = None;
         }
+        self.prevailed.take_if(|(host, _)| !whole || leases[*host] <= to);
         for (held, lease) in self.held.iter_mut().zip(leases) {
             *held = if lease > self.now { (held.0.or(Some(self.now)), lease.min(to)) } else { (None, held.1) };
         }
         self.now = to;
+    }
+
+    /// Whether every packet arrives.
+    fn is_whole(&self) -> bool {
+        self.cut == Cut::Nothing && self.conduct.loss == 0
     }
 
     /// How long a host has held the lease without a break, as far as it is known.
@@ -396,10 +408,10 @@ impl World {
     fn send(&mut self, from: usize, what: Arrival) {
         if matches!(what, Arrival::Datagram(_)) && self.conduct.echo {
             let delay = self.random.time_below(self.conduct.delay);
-            self.later(delay, Happening::Arrives { to: from, what: what.clone() });
+            self.later(delay, Happening::Arrives { to: from, what: what.clone(), genuine: false });
             if !self.recorded.is_empty() {
                 let (of, old) = self.recorded[self.random.below(self.recorded.len() as u64) as usize].clone();
-                self.later(delay, Happening::Arrives { to: 1 - of, what: Arrival::Datagram(old) });
+                self.later(delay, Happening::Arrives { to: 1 - of, what: Arrival::Datagram(old), genuine: false });
             }
         }
         if self.cut != Cut::Nothing || self.random.chance(self.conduct.loss, 100) {
@@ -413,14 +425,14 @@ impl World {
         }
         for _ in 0..1 + u64::from(self.random.chance(self.conduct.duplicates, 100)) {
             let delay = self.random.time_below(self.conduct.delay);
-            self.later(delay, Happening::Arrives { to: 1 - from, what: what.clone() });
+            self.later(delay, Happening::Arrives { to: 1 - from, what: what.clone(), genuine: true });
         }
     }
 
     fn happens(&mut self, happening: Happening) {
         match happening {
-            Happening::Arrives { to, what } => {
-                if matches!(what, Arrival::Datagram(_)) && self.cut == Cut::Nothing && self.hosts[1 - to].runs() {
+            Happening::Arrives { to, what, genuine } => {
+                if matches!(what, Arrival::Datagram(_)) && genuine {
                     self.alive[1 - to] = self.now;
                 }
                 self.with(to, |host, now| host.arrive(what, now));
@@ -480,9 +492,6 @@ impl World {
         let (isn_client, isn_backend) = (self.random.below(1 << 32) as u32, self.random.below(1 << 32) as u32);
         let record = Slot { key: Key::of(client, listener), last_seen: self.now.ticks(), backend, ..Slot::default() };
         let opening = Opening { isn_client, isn_backend, started: self.now, tries: 1, ..Opening::default() };
-        if self.hosts[host].lease() <= self.now {
-            self.strays.insert(SocketAddr::V4(client));
-        }
         if let Some(flow) = tables.claim(pool, &record, &opening) {
             let handshake = MILLISECOND + self.random.time_below(20 * MILLISECOND);
             self.later(handshake, Happening::Confirmed(client, host, flow.at));
@@ -608,6 +617,7 @@ impl World {
             self.check_counts(host, open);
             self.check_peer(host);
         }
+        self.check_route();
         let split = (0..2).all(|host| self.hosts[host].lease() > self.now);
         let synced = (0..2).all(|host| self.hosts[host].wish.sync);
         for connection in self.connections.values_mut() {
@@ -630,6 +640,14 @@ impl World {
         }
     }
 
+    /// When one host has given way to the other, clients know where the address is.
+    fn check_route(&self) {
+        if let Some((host, since)) = self.prevailed {
+            let told = self.route == Some(host) || since.age(self.now) < SECOND;
+            assert!(told, "nobody says that the address is with host {host}: {self:#?}");
+        }
+    }
+
     /// Who is synced has a peer.
     fn check_peer(&self, host: usize) {
         let is_gone = self.alive[1 - host].age(self.now) > UNNOTICED;
@@ -640,6 +658,13 @@ impl World {
     /// After a peace that was long enough, with the same file on both hosts.
     pub fn check_peace(&mut self) {
         self.check();
+        // A change of what addresses mean, late, makes another copy.
+        let is_synced = |host: &Host, now| host.sync_state(now) == Some(SyncState::Synced);
+        for _ in 0..5 {
+            if !self.hosts.iter().all(|host| is_synced(host, self.now)) {
+                self.run(SECOND);
+            }
+        }
         let masters: Vec<_> = (0..2).filter(|host| self.hosts[*host].is_master()).collect();
         assert_eq!(masters.len(), 1, "masters: {self:#?}");
         for host in 0..2 {
@@ -648,16 +673,13 @@ impl World {
         let [one, two] = [0, 1].map(|host| {
             let open = self.hosts[host].open();
             // One that is not confirmed belongs to the MASTER, which may still try it.
-            let is_meant = |flow: &&Flow| match flow.is_connected() {
-                true => !self.strays.contains(&flow.client()),
-                false => host != masters[0],
-            };
+            let is_meant = |flow: &&Flow| flow.is_connected() || host != masters[0];
             open.values().filter(is_meant).map(|flow| (flow.client(), flow.at)).collect::<BTreeMap<_, _>>()
         });
         let lacks: Vec<_> = one.iter().filter(|(client, _)| !two.contains_key(*client)).collect();
         let more: Vec<_> = two.iter().filter(|(client, _)| !one.contains_key(*client)).collect();
         assert!(lacks.is_empty() && more.is_empty(), "only on host 0: {lacks:?}, only on host 1: {more:?}: {self:#?}");
-        let is_gone = |client: &SocketAddr| !one.contains_key(client) && !self.strays.contains(client);
+        let is_gone = |client: &SocketAddr| !one.contains_key(client);
         let gone: Vec<_> = self.connections.keys().map(|client| SocketAddr::V4(*client)).filter(is_gone).collect();
         assert!(gone.is_empty(), "no host knows {gone:?}: {self:#?}");
         self.check_words();

@@ -81,7 +81,7 @@ fn when_one_gives_way_all_do_and_when_one_cannot_be_a_router_none_can() {
     run(&mut machines, &mut now, 4 * SECOND);
     let outputs = hear(&mut machines, 1, 150, now);
     let moved = Output::Moved { from: Master, to: Backup, why: Why::Group };
-    assert_eq!(outputs[2..], [(0, Output::Release), (0, moved)], "without a resignation");
+    assert_eq!(outputs[3..], [(0, Output::Release), (0, moved)], "without a resignation");
     assert_eq!(states(&machines), [Backup, Backup, Master]);
 
     run(&mut machines, &mut now, 4 * SECOND);

@@ -21,6 +21,7 @@ const CLAIM_PAUSE: Duration = Duration::from_secs(1);
 /// The phase MASTER.
 #[derive(Clone, Debug)]
 pub struct Master {
+    since: Instant,
     /// How long the peers wait for the next advertisement.
     pub lease: Instant,
     /// An advertisement has left.
@@ -71,6 +72,7 @@ pub enum Verdict {
 impl Master {
     pub fn new(settings: &Settings, spoken: Spoken, now: Instant) -> Master {
         let mut master = Master {
+            since: now,
             lease: now + settings.lease(),
             has_spoken: false,
             advertise_at: now,
@@ -98,10 +100,6 @@ impl Master {
         let contest = self.contest.map(|contest| contest.over);
         let timers = [self.delayed_at, self.refresh_at, self.again_at, self.healed_at, contest];
         timers.into_iter().flatten().fold(self.lease.min(self.advertise_at), Instant::min)
-    }
-
-    pub fn is_disputed(&self) -> bool {
-        self.disputed
     }
 
     /// Section 6.4.3: "If an ADVERTISEMENT is received".
@@ -133,10 +131,15 @@ impl Master {
 
     /// A lower MASTER must hear of us at once: "Send an ADVERTISEMENT immediately to assert the
     /// Active state". The hosts that listened to it must learn where the addresses are: now, and
-    /// again when it has fallen silent.
+    /// again when it has fallen silent. In our first interval it is the MASTER before us, and gives
+    /// way: that is no news for the operator.
     fn answer(&mut self, heard: Heard, candidate: &Candidate, now: Instant, out: &mut Vec<Output>) {
         self.speak(candidate, now, out);
         self.await_silence(heard, candidate, now);
+        if now < self.since + candidate.settings.interval {
+            self.healed_at = None;
+            return;
+        }
         out.push(Output::Contention(Contention::LowerMaster { from: heard.source, priority: heard.priority }));
     }
 

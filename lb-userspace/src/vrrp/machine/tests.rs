@@ -269,9 +269,11 @@ fn a_master_gives_way_to_a_higher_priority_and_to_an_equal_one_with_a_higher_add
     for (from, priority, gives_way) in [(2, 101, true), (2, 100, true), (0, 100, false), (2, 99, false)] {
         let mut host = Host::master(settings(100));
         host.run(SECOND);
-        let out = host.hear(from, priority);
+        let out = host.hear_every(from, priority, 2000);
         if gives_way {
-            assert_eq!(out, [Release, moved(State::Master, State::Backup, Why::Outranked(ip(from)))]);
+            let outranked = moved(State::Master, State::Backup, Why::Outranked(ip(from)));
+            let concede = Output::Concede { priority: 100, interval: 2 * SECOND };
+            assert_eq!(out, [concede, Release, outranked], "the better one must hear of us");
             assert_eq!(host.machine.master().map(|master| master.address), Some(ip(from)));
             assert_eq!(host.machine.lease(), Instant::ZERO);
         } else {
@@ -323,6 +325,7 @@ fn a_master_answers_a_resignation_and_tells_the_segment_and_no_operator_of_a_sec
 #[test]
 fn a_second_master_that_resigns_has_fallen_silent() {
     let mut host = Host::master(settings(100));
+    host.run(SECOND);
     let two = Output::Contention(Contention::LowerMaster { from: ip(2), priority: 50 });
     assert!(host.hear(2, 50).contains(&two));
     assert!(!host.hear(2, 0).contains(&two));
@@ -344,12 +347,28 @@ fn a_dispute_ends_with_the_resignation_of_a_second_master_that_was_never_heard()
 }
 
 #[test]
-fn a_master_whose_addresses_were_claimed_resigns_when_it_gives_way_because_it_may_never_have_been_heard() {
-    let mut host = Host::master(settings(100));
-    assert_eq!(host.hear(2, 150)[0], Release, "it is preempted in order");
-    let mut host = Host::master(settings(100));
-    host.input(Input::Claimed);
-    assert_eq!(host.hear(2, 150)[..2], [Advertise(RESIGN), Release]);
+fn who_gives_way_before_it_has_spoken_has_nothing_to_concede() {
+    let mut host = Host::new(settings(100));
+    host.now = host.machine.deadline().unwrap();
+    // Nothing leaves.
+    host.machine.handle(Input::Timer, host.now);
+    assert_eq!(host.machine.state(), State::Master);
+    assert_eq!(host.hear(2, 150)[0], Release);
+}
+
+#[test]
+fn the_master_before_us_which_concedes_is_answered_and_no_news_for_the_operator() {
+    let mut host = Host::new(settings(150));
+    host.hear(2, 100);
+    host.run(3500 * MS);
+    assert_eq!(host.machine.state(), State::Master);
+    let of_contention = |output: &Output| matches!(output, Output::Contention(_));
+    let out = host.hear(2, 100);
+    assert_eq!(out[0], Advertise(150));
+    assert!(!out.iter().any(of_contention), "{out:?}");
+    let all = host.run(5 * SECOND);
+    assert!(!all.iter().any(|(_, output)| of_contention(output)), "{all:?}");
+    assert!(host.hear(2, 100).iter().any(of_contention), "it does not give way");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::{
     sys::raw_ip::RawIp,
     vrrp::{
         machine::{Machine, State, Why},
+        receive::Voice,
         report::{Counters, HeardRouter, InstanceReport, Remembered},
         setup::Setup,
         tracking::{InstanceFacts, Streak, Usability},
@@ -70,23 +71,6 @@ impl Instance {
         }
     }
 
-    /// Sends an advertisement to every destination. It has left if one of them was reached.
-    pub fn send(&self, socket: Option<&RawIp>, source: Option<IpAddr>, priority: u8) -> Result<(), String> {
-        let socket = socket.ok_or("it has no socket")?;
-        let source = source.ok_or("it has no address of its own")?;
-        let voice = &self.setup.voice;
-        let mut result = Err("there is no destination".to_owned());
-        for destination in voice.destinations(source) {
-            let packet = voice.advertisement(priority, source, destination);
-            match socket.send(&packet, source, destination) {
-                Ok(()) => result = Ok(()),
-                Err(error) if result.is_err() => result = Err(format!("to {destination}: {error}")),
-                Err(_) => {}
-            }
-        }
-        result
-    }
-
     pub fn report(&self, machine: &Machine, now: Instant) -> InstanceReport {
         let usability = self.usability.clone().unwrap_or_default();
         let is_master = machine.state() == State::Master;
@@ -119,4 +103,20 @@ impl Instance {
 fn facts(setup: &Setup) -> InstanceFacts {
     let scripts = vec![Streak::default(); setup.tracked.scripts.len()];
     InstanceFacts { scripts, ..InstanceFacts::default() }
+}
+
+/// Sends an advertisement to every destination. It has left if one of them was reached.
+pub fn send(voice: &Voice, socket: Option<&RawIp>, source: Option<IpAddr>, priority: u8) -> Result<(), String> {
+    let socket = socket.ok_or("it has no socket")?;
+    let source = source.ok_or("it has no address of its own")?;
+    let mut result = Err("there is no destination".to_owned());
+    for destination in voice.destinations(source) {
+        let packet = voice.advertisement(priority, source, destination);
+        match socket.send(&packet, source, destination) {
+            Ok(()) => result = Ok(()),
+            Err(error) if result.is_err() => result = Err(format!("to {destination}: {error}")),
+            Err(_) => {}
+        }
+    }
+    result
 }

@@ -411,7 +411,10 @@ impl Network {
     fn act(&mut self, host: usize, outputs: Vec<(usize, Output)>) {
         for (member, output) in outputs {
             match output {
-                Output::Advertise(priority) if self.hosts[host].usable => self.send(host, member, priority),
+                Output::Advertise(priority) if self.hosts[host].usable => {
+                    self.send(host, member, priority, self.hosts[host].settings.interval);
+                }
+                Output::Concede { priority, interval } => self.send(host, member, priority, interval),
                 Output::Release => self.hosts[host].leases[member] = Instant::ZERO,
                 Output::Moved { from, to, why } => {
                     self.hosts[host].transitions += 1;
@@ -423,14 +426,14 @@ impl Network {
         }
     }
 
-    fn send(&mut self, host: usize, member: usize, priority: u8) {
+    fn send(&mut self, host: usize, member: usize, priority: u8, interval: Duration) {
         let now = self.now;
         let lease = self.hosts[host].machines.as_mut().map_or(Instant::ZERO, |machines| machines.sent(member, now));
         if priority > 0 {
             self.hosts[host].leases[member] = lease;
         }
         let source = Self::address(host, member);
-        let voice = self.voice(host, member);
+        let voice = Voice { interval, ..self.voice(host, member) };
         let bytes = voice.advertisement(priority, source, voice.destinations(source)[0]);
         for to in (0..self.hosts.len()).filter(|to| *to != host && self.part[*to] == self.part[host]) {
             if self.random.chance(self.conduct.loss, 100) {

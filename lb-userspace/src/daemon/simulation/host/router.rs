@@ -64,6 +64,7 @@ impl Host {
             let Some(daemon) = &mut self.daemon else { return };
             match output {
                 Output::Advertise(priority) => self.advertise(priority, now),
+                Output::Concede { priority, interval } => self.send_advert(priority, interval),
                 Output::Hold if daemon.machines.is_master(0) => {
                     // Claims from before do not matter now.
                     let tables = self.tables.clone();
@@ -93,8 +94,9 @@ impl Host {
         if priority != RESIGN && machine.lease() <= now || !self.carrier {
             return;
         }
-        let (voice, source) = (&daemon.setup.voice, Self::address(self.wish.host));
-        self.effects.push(Effect::Advert(voice.advertisement(priority, source, voice.destinations(source)[0])));
+        let interval = daemon.setup.voice.interval;
+        self.send_advert(priority, interval);
+        let Some(daemon) = &mut self.daemon else { return };
         if priority != RESIGN {
             let until = daemon.machines.sent(0, now);
             let orders = daemon.holdings.renew(0, until);
@@ -103,6 +105,12 @@ impl Host {
         let (tables, Some(daemon)) = (self.tables.clone(), &mut self.daemon) else { return };
         let claims = daemon.holdings.new_claims(0, |lease| tables.claims(lease));
         claims.iter().for_each(|_| self.vrrp(Input::Claimed, now));
+    }
+
+    fn send_advert(&mut self, priority: u8, interval: Duration) {
+        let Some(daemon) = self.daemon.as_ref().filter(|_| self.carrier) else { return };
+        let (voice, source) = (Voice { interval, ..daemon.setup.voice.clone() }, Self::address(self.wish.host));
+        self.effects.push(Effect::Advert(voice.advertisement(priority, source, voice.destinations(source)[0])));
     }
 
     /// The other host says on the segment that the address is its own.

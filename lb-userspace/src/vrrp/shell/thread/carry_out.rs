@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     net::IpAddr,
     sync::{Arc, TryLockError},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -15,7 +16,11 @@ use crate::vrrp::{
     holdings::{HoldingOrder, NewClaim},
     machine::{Contention, Input, Machine, Output, RESIGN, State, Why},
     messages::{InstanceEvent, Occurrence, Trouble},
-    shell::{instance::Instance, network::NetworkOrder},
+    receive::Voice,
+    shell::{
+        instance::{Instance, send},
+        network::NetworkOrder,
+    },
     wire::{arp, nd},
 };
 
@@ -26,6 +31,7 @@ impl Thread {
         while let Some((id, output)) = work.pop_front() {
             match output {
                 Output::Advertise(priority) => work.extend(self.advertise(id, priority)),
+                Output::Concede { priority, interval } => self.concede(id, priority, interval),
                 Output::Hold => self.hold(id, now),
                 Output::Release => {
                     let orders = self.holdings.release(id);
@@ -69,7 +75,7 @@ impl Thread {
             return Outputs::new();
         }
         let socket = self.sockets.get(&(instance.setup.interface.clone(), instance.setup.ipv4));
-        let sent = instance.send(socket, machine.source(), priority);
+        let sent = send(&instance.setup.voice, socket, machine.source(), priority);
         let counters = &mut instance.counters.adverts;
         match sent {
             Ok(()) => {
@@ -93,6 +99,18 @@ impl Thread {
             }
         }
         self.claimed(id, at)
+    }
+
+    /// Sends one more advertisement after the mastership. If it does not leave, the segment learns later
+    /// where the addresses are.
+    fn concede(&mut self, id: InstanceId, priority: u8, interval: Duration) {
+        let (Some(instance), Some(machine)) = (self.instances.get_mut(&id), self.machines.machine(id)) else { return };
+        let socket = self.sockets.get(&(instance.setup.interface.clone(), instance.setup.ipv4));
+        let voice = Voice { interval, ..instance.setup.voice.clone() };
+        match send(&voice, socket, machine.source(), priority) {
+            Ok(()) => instance.counters.adverts.sent += 1,
+            Err(_) => instance.counters.adverts.send_failures += 1,
+        }
     }
 
     /// In the table, the leases end when the machine's does.
