@@ -72,7 +72,10 @@ pub enum Received {
     /// The peer wants a copy.
     CopyWanted(u32),
     /// A copy begins: notes about an earlier one are void.
-    CopyBegins,
+    CopyBegins {
+        /// When it was requested first. What arrives may have waited here, if this host stood still.
+        requested: Instant,
+    },
     /// A copy is complete: flows of these listeners that were not in it are over.
     CopyWhole(Vec<SocketAddr>),
     /// An operator's decision.
@@ -88,6 +91,7 @@ const MOST_COVERED: usize = 1 << lb_common::layout::LISTENER_BITS;
 #[derive(Debug)]
 struct Copy {
     number: u32,
+    requested: Instant,
     begun: bool,
     flows: u32,
     covered: Vec<SocketAddr>,
@@ -199,7 +203,8 @@ impl Link {
             self.copies += 1;
             self.copy_wanted_at = None;
             let (until, over) = (now + PATIENCE, Instant::NEVER);
-            self.copy = Some(Copy { number: self.copies, begun: false, flows: 0, covered: Vec::new(), until, over });
+            let (number, requested) = (self.copies, now);
+            self.copy = Some(Copy { number, requested, begun: false, flows: 0, covered: Vec::new(), until, over });
             datagrams.push(self.message(&Message::Request { copy: self.copies }));
         }
         datagrams
@@ -341,8 +346,9 @@ impl Link {
             Message::CopyBegin { copy: number } => {
                 let copy = self.copy.as_mut().filter(|copy| copy.number == number)?;
                 let (until, over) = (now + STANDSTILL, now + LONGEST);
-                *copy = Copy { number, begun: true, flows: 0, covered: Vec::new(), until, over };
-                Received::CopyBegins
+                let requested = copy.requested;
+                *copy = Copy { number, requested, begun: true, flows: 0, covered: Vec::new(), until, over };
+                Received::CopyBegins { requested }
             }
             Message::CopyGoesOn { copy: number } => {
                 let copy = self.copy.as_mut().filter(|copy| copy.number == number && copy.begun)?;

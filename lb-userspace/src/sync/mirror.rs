@@ -178,6 +178,12 @@ impl Mirror {
         })
     }
 
+    /// Whether VRRP carries the address of a listener: some host is master of it.
+    pub fn is_carried(&self, listener: u16) -> bool {
+        let Some((address, _)) = self.directory.listener(listener) else { return false };
+        self.tables.leases().iter().any(|(_, carried)| *carried == address.ip())
+    }
+
     /// The name of a flow of a listener that is ours, or was a moment ago.
     pub fn name(&self, flow: &Flow) -> Option<wire::FlowName> {
         self.name_of(flow.listener(), flow.client(), flow.at.pool(), flow.at.slot())
@@ -282,7 +288,7 @@ impl Mirror {
     }
 
     /// Ends the flows of these listeners that were not in a complete copy from the other host, which
-    /// began at `since`. What has begun here after that, or shortly before, while clients did not
+    /// was requested at `since`. What has begun here after that, or shortly before, while clients did not
     /// know yet where the address is, may be missing in it.
     pub fn end_absent(&self, covered: &[SocketAddr], present: &HashSet<SlotAt>, since: Instant) -> Absent {
         let listeners: Vec<u16> = covered

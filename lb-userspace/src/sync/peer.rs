@@ -80,7 +80,7 @@ pub struct Peer {
     pub counts: SyncCounts,
     /// The flows of the incoming copy.
     pub present: HashSet<SlotAt>,
-    /// When it began.
+    /// When it was requested, before it began.
     pub present_since: Instant,
     /// When the next one is wanted: what it does not have may have begun too late for it.
     pub again_at: Option<Instant>,

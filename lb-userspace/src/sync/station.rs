@@ -346,13 +346,14 @@ impl Station {
             if flow.ctl.state().is_unconfirmed() {
                 return true;
             }
-            let is_sent = mirror.name(&flow).is_some();
+            let is_elsewhere = mirror.name(&flow).is_none() && mirror.is_carried(flow.listener());
             for peer in &mut *peers {
                 peer.push(Item::Flow(*place, flow.ctl.generation()));
-                if !is_sent {
-                    // Its client has not noticed yet that the address is elsewhere. It ends here, unless
-                    // it goes on there.
-                    peer.again_at.get_or_insert(now.monotonic + UNDER_WAY);
+                if is_elsewhere {
+                    // Its client has not noticed yet that the address has moved. It ends here, unless it
+                    // goes on there.
+                    let pause = peer.present_since + mirror.directory.refresh;
+                    peer.again_at.get_or_insert(pause.max(now.monotonic + UNDER_WAY));
                 }
             }
             false
@@ -487,9 +488,9 @@ fn take_in(received: Received, peer: &mut Peer, mirror: &Mirror, now: Clocks, ne
             mirror.ended(&name);
         }
         Received::CopyWanted(number) => peer.copy_wanted(number),
-        Received::CopyBegins => {
+        Received::CopyBegins { requested } => {
             peer.present.clear();
-            peer.present_since = now.monotonic;
+            peer.present_since = requested;
         }
         Received::CopyWhole(covered) => {
             peer.counts.copies_received += 1;

@@ -74,8 +74,9 @@ fn pair() -> (Link, Link, Fresh) {
 fn synced() -> (Link, Link, Fresh) {
     let (mut a, mut b, fresh) = pair();
     let copy = [Message::CopyBegin { copy: 1 }, Message::CopyEnd { copy: 1, flows: 0 }];
-    assert_eq!(send(&mut a, &mut b, &copy, START), Ok(vec![Received::CopyBegins, Received::CopyWhole(vec![])]));
-    assert_eq!(send(&mut b, &mut a, &copy, START), Ok(vec![Received::CopyBegins, Received::CopyWhole(vec![])]));
+    let whole = [Received::CopyBegins { requested: START }, Received::CopyWhole(vec![])];
+    assert_eq!(send(&mut a, &mut b, &copy, START), Ok(whole.to_vec()));
+    assert_eq!(send(&mut b, &mut a, &copy, START), Ok(whole.to_vec()));
     assert_eq!((a.state(START), b.state(START)), (SyncState::Synced, SyncState::Synced));
     (a, b, fresh)
 }
@@ -235,6 +236,9 @@ fn a_request_that_nobody_answers_is_made_again() {
         let (heard_a, _) = talk(&mut a, &mut b, &mut fresh, START + second * SECOND);
         assert!(heard_a.contains(&Received::CopyWanted(1)), "{second}: {heard_a:?}");
     }
+    // However late it is read here, the copy is of a time after the first request.
+    let begins = send(&mut a, &mut b, &[Message::CopyBegin { copy: 1 }], START + 5 * SECOND);
+    assert_eq!(begins, Ok(vec![Received::CopyBegins { requested: START }]));
 }
 
 #[test]
