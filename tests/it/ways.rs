@@ -126,3 +126,49 @@ fn when_a_router_takes_over_anothers_address_streams_go_on_without_a_word_from_t
         assert_eq!(held.status().expect("status").open, 5, "{hook}");
     }
 }
+
+/// The second router is reached by another interface, and only the route says so.
+#[test]
+fn when_the_route_to_idle_clients_moves_to_another_interface_their_streams_go_on() {
+    const STREAMS: u64 = 100;
+    for hook in ["tc", "clsact"] {
+        let cluster = Cluster::of(Plan::new(Topology::Segment).clients(3), hook, |service| service);
+        let [client, first, second] = [0, 1, 2].map(|number| cluster.lab.clients[number].clone());
+        let balancer = &cluster.lab.balancer;
+        balancer.sysctl("net.ipv4.conf.all.arp_ignore", "1").expect("sysctl");
+        balancer.sysctl("net.ipv4.conf.all.rp_filter", "0").expect("sysctl");
+        cluster.lab.second_cable(balancer, "eth1").expect("a cable");
+        balancer.ip(&["addr", "add", "10.0.7.1/24", "dev", "eth1"]).expect("an address");
+        balancer.link("eth1", true).expect("up");
+        cluster.reload(&cluster.service.clone().line("interface = [\"eth0\", \"eth1\"]"));
+        [&first, &second].into_iter().for_each(forward);
+        become_router(&first);
+        second.ip(&["addr", "flush", "dev", "eth0"]).expect("flush");
+        for address in ["10.0.7.254/24", "10.9.0.253/24"] {
+            second.ip(&["addr", "add", address, "dev", "eth0"]).expect("an address");
+        }
+        move_behind_router(&client, balancer);
+        thread::sleep(Duration::from_millis(1500));
+        let pki = cluster.lab.folder().display().to_string();
+        let mut held = cluster.hold(&["--tls", &pki, "--watch"]);
+        all_served(&held.open(STREAMS).expect("open"), STREAMS, hook);
+
+        first.link("eth0", false).expect("down");
+        balancer.ip(&["route", "replace", "10.9.0.0/24", "via", "10.0.7.254", "dev", "eth1"]).expect("a route");
+        let since = Instant::now();
+        let bytes = |held: &mut lab::client::hold::Holding| held.status().expect("status").bytes;
+        let before = bytes(&mut held);
+        let new = arp::text(arp::mac(&second, "eth0").expect("its MAC"));
+        let follows = || {
+            let trace = cluster.evenkeel.json(&["trace", &a_client(&cluster)]).expect("trace");
+            let side = &trace["connections"][0]["client_side"];
+            (side["mac"] == new.as_str() && side["interface"] == "eth1").then_some(())
+        };
+        wait::until("the connections lead to the other router", SOON, follows)
+            .unwrap_or_else(|late| panic!("{hook}: {late:#}\n{}", cluster.evenkeel.log()));
+        assert!(since.elapsed() < Duration::from_secs(2), "{hook}: {:?}", since.elapsed());
+        // There is an event every five seconds.
+        wait::until("the streams go on", SOON, || (bytes(&mut held) > before).then_some(())).expect(hook);
+        assert_eq!(held.status().expect("status").open, STREAMS, "{hook}");
+    }
+}

@@ -45,16 +45,37 @@ impl Written {
     }
 
     /// The next hop that a flow gets in place of `current`, because those in `left` are no longer
-    /// what they were. A flow stays on its interface; one whose neighbour is no longer known stays
-    /// with it until its client's frames come from another sender.
-    fn instead(&self, client: IpAddr, current: Hop, left: &BTreeSet<u64>) -> Option<Hop> {
-        if !left.contains(&current.bare().0) {
+    /// what they were. A flow stays on its interface, unless the very route that led through its
+    /// next hop leads by another one now; one whose neighbour is no longer known stays with it until
+    /// its client's frames come from another sender.
+    fn instead(&self, client: IpAddr, current: Hop, left: &Left) -> Option<Hop> {
+        let old = current.bare();
+        if !left.hops.contains(&old.0) {
             return None;
         }
         let way = self.way_to(client);
-        let new =
-            if way.is_known() && way.interface() == current.interface() { way.of_neighbour() } else { current.bare() };
+        let leads_there = way.interface() == old.interface() || left.routes.contains(&(old.0, way.0));
+        let new = if way.is_known() && leads_there { way.of_neighbour() } else { old };
         (new != current).then_some(new)
+    }
+}
+
+/// What has changed.
+#[derive(Debug, Default)]
+struct Left {
+    /// Next hops that lead no longer where they led.
+    hops: BTreeSet<u64>,
+    /// Of routes: the next hop before, and the one of now.
+    routes: BTreeSet<(u64, u64)>,
+}
+
+impl Left {
+    fn changed(&mut self, prefix: IpNet, before: Hop, now: Hop) {
+        self.hops.insert(before.0);
+        // A single address is a neighbour, which the kernel may know on two interfaces.
+        if prefix.prefix_len() < prefix.max_prefix_len() && now.is_known() {
+            self.routes.insert((before.0, now.0));
+        }
     }
 }
 
@@ -79,7 +100,7 @@ impl Ways {
     }
 
     fn write(&mut self, prefixes: Vec<IpNet>, tables: &Tables) -> Result<()> {
-        let mut left = BTreeSet::new();
+        let mut left = Left::default();
         for prefix in prefixes {
             let hop = self.known.get(&prefix).map(|way| numbered(way, tables));
             let before = self.written.hops.get(&prefix).copied();
@@ -87,10 +108,10 @@ impl Ways {
                 continue;
             }
             tables.set_way(prefix, hop)?;
-            left.extend(before.filter(|hop| hop.is_known()).map(|hop| hop.0));
-            if let Some(new) = hop.filter(|hop| hop.is_known()) {
-                left.extend(self.last.insert(prefix, new).filter(|last| *last != new).map(|hop| hop.0));
-            }
+            let now = hop.unwrap_or_default();
+            let last = if now.is_known() { self.last.insert(prefix, now) } else { None };
+            let earlier = [before.filter(|hop| hop.is_known()), last.filter(|hop| *hop != now)];
+            earlier.into_iter().flatten().for_each(|hop| left.changed(prefix, hop, now));
             match hop {
                 Some(hop) => _ = self.written.hops.insert(prefix, hop),
                 None => _ = self.written.hops.remove(&prefix),
@@ -100,7 +121,7 @@ impl Ways {
         if self.last.len() > 2 * MAX_WAYS as usize {
             self.last.retain(|prefix, _| self.known.contains_key(prefix));
         }
-        if !left.is_empty() {
+        if !left.hops.is_empty() {
             let redirected = tables.redirect(|client, hop| self.written.instead(client, hop, &left));
             if redirected > 0 {
                 info!("{redirected} connections: the next hop towards their clients has changed");

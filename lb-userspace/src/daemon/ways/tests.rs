@@ -102,3 +102,31 @@ fn when_a_router_changes_its_mac_the_flows_through_it_follow_and_no_others() {
     let (router, neighbour) = (Hop::new([3; 6], 0).of_neighbour(), Hop::new([6; 6], 0).of_neighbour());
     assert_eq!(hops(&tables), [router, router, before[2], neighbour, before[4]], "found again, somewhere else");
 }
+
+#[test]
+fn a_route_that_moves_to_another_interface_takes_its_flows_along_and_another_route_does_not() {
+    const OTHER: u32 = 3;
+    let (mut ways, tables) = segment();
+    tables.place_interface(OTHER, [2; 6]).unwrap();
+    let pool = put_pool(&tables, address("10.0.1.10:6443"), address("10.0.1.100:0").ip(), 64);
+    ways.change(vec![(net("10.9.0.0/16"), through(OURS, 5))], &tables).unwrap();
+    let flows = [
+        flow(&tables, pool, 0, "10.9.0.1", Hop::new([5; 6], 0).of_neighbour()),
+        flow(&tables, pool, 1, "10.9.0.2", Hop::new([8; 6], 0)),
+        flow(&tables, pool, 2, "10.0.1.7", Hop::new([7; 6], 0).of_neighbour()),
+    ];
+    let hops = |tables: &Tables| flows.map(|at| tables.flow(at).unwrap().record.hop);
+    let before = hops(&tables);
+    let moved = Hop::new([6; 6], 1).of_neighbour();
+    // Its new router is not known at first.
+    ways.change(vec![(net("10.9.0.0/16"), Some(Way::Unknown))], &tables).unwrap();
+    ways.change(vec![(net("10.9.0.0/16"), through(OTHER, 6))], &tables).unwrap();
+    assert_eq!(hops(&tables), [moved, before[1], before[2]], "one comes by another router, one is a neighbour");
+    // The address of the interface is flushed: what is left is a way elsewhere, for a moment.
+    let flushed = vec![(net("10.9.0.0/16"), None), (net("0.0.0.0/0"), through(OURS, 4)), (net("10.0.1.7/32"), None)];
+    ways.change(flushed, &tables).unwrap();
+    assert_eq!(hops(&tables), [moved.bare(), before[1], Hop::new([7; 6], 0)]);
+    // A neighbour that is known on the other interface too.
+    ways.change(vec![(net("10.0.1.7/32"), through(OTHER, 7))], &tables).unwrap();
+    assert_eq!(hops(&tables)[2], Hop::new([7; 6], 0));
+}
