@@ -116,8 +116,8 @@ const ERROR_WORDS: usize = 2 + QUOTED / 4;
 const QUOTED_TCP: usize = 2 + 5;
 
 /// What a quoted TCP header will sum up to, once the sending device has replaced `seed`, the sum of
-/// a pseudo-header, by the checksum of it all: whatever there is, the result is `seed` less
-/// nothing (Linux' local checksum offload).
+/// a pseudo-header, by the checksum of it all: the complement of `seed`, whatever else the header
+/// says (Linux' local checksum offload).
 #[inline(always)]
 const fn unfinished_quote(seed: u16) -> u64 {
     !seed as u64
@@ -164,8 +164,8 @@ pub trait Frame: Copy {
     /// Replaces the whole frame by `headers` with a TCP header of `tcp_length` bytes and no
     /// payload.
     fn replace(self, headers: &mut Headers, tcp_length: u32) -> bool;
-    /// Replaces the frame by an ICMP error about it: `headers`, which have its own in them as far as
-    /// [`QUOTED`].
+    /// Replaces the frame by an ICMP error about it. `headers` are those of the error, and then those
+    /// of the frame that it quotes, [`QUOTED`] bytes.
     fn quote(self, headers: &mut Headers) -> bool;
     /// Whether it has packets of more than `most` bytes, with TCP headers of `header` bytes.
     fn exceeds(self, most: u32, header: u32) -> bool;
