@@ -49,6 +49,8 @@ pub const EVENTS_BYTES: u32 = 512 * 1024;
 /// Limits on generated segments, each for another kind of them: a flood that meets one must not
 /// silence the others.
 pub const RST_BUCKETS: u32 = 4;
+/// Limits on ICMP errors of our own: time exceeded, and fragmentation needed.
+pub const ERROR_BUCKETS: u32 = 2;
 /// Buckets of the histogram of connect times; see [`connect_time_bucket`].
 pub const CONNECT_TIME_BUCKETS: usize = 64;
 

@@ -59,9 +59,9 @@ reasons! {
     UnknownFlow = 20, "unknown_flow", "a segment of no known connection: answered with a RST";
     LateSynAck = 21, "late_syn_ack", "a SYN-ACK of a backend that was given up already: reset, the client never sees it";
     RstOutOfWindow = 22, "rst_out_of_window", "a RST whose sequence number is not exact: left to its receiver, the connection is kept";
-    TtlExpired = 23, "ttl_expired", "a packet whose time to live ran out: dropped, and its sender told (ICMP time exceeded)";
+    TtlExpired = 23, "ttl_expired", "a packet whose time to live ran out: dropped, and its sender told (ICMP time exceeded), unless it is an ICMP error itself";
     NoNextHop = 24, "no_next_hop", "the MAC address of the next hop is not known yet: dropped, TCP sends again";
-    RstRateLimited = 25, "rst_rate_limited", "a RST, or an ICMP error to translate, over the limit of so many a second: dropped";
+    RstRateLimited = 25, "rst_rate_limited", "a RST or an ICMP error, over the limit of so many a second: not sent";
     AfterClose = 26, "after_close", "a segment of a connection that evenkeel has closed: answered with a RST";
     RewriteFailed = 27, "rewrite_failed", "the kernel refused to resize or rewrite the packet: dropped";
     HalfOpenJunk = 28, "half_open_junk", "a segment that fits no connection attempt: dropped";
@@ -114,7 +114,7 @@ reasons! {
     IcmpTranslated = 36, "icmp_translated", "an ICMP error about a segment of a connection: translated, and sent to the side whose segment it is";
     IcmpRefused = 37, "icmp_refused", "an ICMP error that quotes a service and fits no connection, or no segment of it that is under way: dropped";
     TooLarge = 38, "too_large", "a packet that is larger than its way out takes: dropped, and its sender told (ICMP fragmentation needed)";
-    TooLargeToCut = 39, "too_large_to_cut", "a packet that is larger than its way out takes and may be cut, which is not done: dropped; mss_clamp keeps senders from sending any";
+    TooLargeNoDf = 39, "too_large_no_df", "a packet without DF that is larger than its way out takes: dropped, since nothing is fragmented here; mss_clamp keeps senders from sending any";
     Damaged = 30, "damaged", "a record contradicts itself or the other tables: the segment is dropped";
 }
 

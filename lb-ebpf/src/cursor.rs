@@ -164,8 +164,8 @@ pub trait Frame: Copy {
     /// Replaces the whole frame by `headers` with a TCP header of `tcp_length` bytes and no
     /// payload.
     fn replace(self, headers: &mut Headers, tcp_length: u32) -> bool;
-    /// Replaces the frame by an ICMP error about it. `headers` are those of the error, and then those
-    /// of the frame that it quotes, [`QUOTED`] bytes.
+    /// Replaces the frame by an ICMP error about it. `headers` are those of the error, and then
+    /// those of the frame that it quotes, [`QUOTED`] bytes.
     fn quote(self, headers: &mut Headers) -> bool;
     /// Whether it has packets of more than `most` bytes, with TCP headers of `header` bytes.
     fn exceeds(self, most: u32, header: u32) -> bool;

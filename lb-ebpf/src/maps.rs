@@ -14,10 +14,10 @@ use lb_common::{
     clients::CLIENT_BUCKETS,
     event::Event,
     layout::{
-        Address, Backend, CHALLENGES, ClientLine, ConnectTimes, CookieKey, EVENTS_BYTES, EXTENT_BITS, ExemptKey,
-        Failures, FreeLine, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MARKS, MAX_ADDRESSES,
-        MAX_BACKENDS, MAX_EXEMPT, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, MaglevLine, Meta, Opening, POOL_BITS,
-        POOL_EXTENTS, Pool, RST_BUCKETS, Ring, RuleLine, Service, Slot, SlowStart, Trace, WIDE_LINES,
+        Address, Backend, CHALLENGES, ClientLine, ConnectTimes, CookieKey, ERROR_BUCKETS, EVENTS_BYTES, EXTENT_BITS,
+        ExemptKey, Failures, FreeLine, Interface, LEASE_BITS, LISTENER_BITS, Lease, Listener, MAGLEV_LINES, MARKS,
+        MAX_ADDRESSES, MAX_BACKENDS, MAX_EXEMPT, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, MaglevLine, Meta, Opening,
+        POOL_BITS, POOL_EXTENTS, Pool, RST_BUCKETS, Ring, RuleLine, Service, Slot, SlowStart, Trace, WIDE_LINES,
     },
     verdict::REASON_LIMIT,
 };
@@ -115,7 +115,7 @@ pub static RST_TOKENS: PerCpuArray<RstTokens, { RST_BUCKETS as usize }> = PerCpu
 #[btf_map]
 pub static ICMP_TOKENS: PerCpuArray<RstTokens, 1> = PerCpuArray::new();
 #[btf_map]
-pub static ERROR_TOKENS: PerCpuArray<RstTokens, 1> = PerCpuArray::new();
+pub static ERROR_TOKENS: PerCpuArray<RstTokens, { ERROR_BUCKETS as usize }> = PerCpuArray::new();
 /// The options of the segment at hand.
 #[btf_map]
 pub static OPTIONS: PerCpuArray<[u32; 16], 1> = PerCpuArray::new();

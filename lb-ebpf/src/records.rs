@@ -316,10 +316,10 @@ pub fn icmp_tokens() -> Option<Held<RstTokens>> {
     maps::ICMP_TOKENS.get_ptr_mut(0).map(Held)
 }
 
-/// This CPU's limit on ICMP errors of our own.
+/// This CPU's limit on ICMP errors of our own, of one kind.
 #[inline(always)]
-pub fn error_tokens() -> Option<Held<RstTokens>> {
-    maps::ERROR_TOKENS.get_ptr_mut(0).map(Held)
+pub fn error_tokens(kind: u32) -> Option<Held<RstTokens>> {
+    maps::ERROR_TOKENS.get_ptr_mut(kind).map(Held)
 }
 
 /// Where this CPU keeps the options of the segment at hand.

@@ -200,8 +200,8 @@ fn mtu_of(hop: Hop) -> u32 {
     interface.map_or(u32::MAX, |interface| interface.mtu())
 }
 
-/// The payload of a packet of `mtu` bytes with headers without options (RFC 6691), and at least what
-/// every host takes.
+/// The payload of a packet of `mtu` bytes with headers without options (RFC 6691), and at least
+/// what every host takes.
 #[inline(always)]
 const fn payload_of(mtu: u32) -> u32 {
     const HEADERS: u32 = (field::PAYLOAD - field::IP) as u32;
@@ -226,8 +226,8 @@ pub fn too_large<F: Frame>(frame: F, mtu: u32) -> i32 {
     error(frame, FRAGMENTATION_NEEDED | mtu << 16)
 }
 
-/// Answers the sender of a segment with an ICMP error about it: type and code, and the MTU, which is
-/// zero in all errors but one. It goes back where the frame came from.
+/// Answers the sender of a segment with an ICMP error about it: type and code, and the MTU, which
+/// is zero in all errors but one. It goes back where the frame came from.
 #[inline(never)]
 fn error<F: Frame>(frame: F, what: u32) -> i32 {
     let Some(segment) = parse::segment(frame) else { return impossible::<F>() };
@@ -239,12 +239,12 @@ fn error<F: Frame>(frame: F, what: u32) -> i32 {
     let mtu = what >> 16;
     let reason = match mtu {
         0 => Reason::TtlExpired,
-        _ if bytes.read::<u16>(field::FRAGMENT) & UNCUT == 0 => Reason::TooLargeToCut,
+        _ if bytes.read::<u16>(field::FRAGMENT) & DONT_FRAGMENT == 0 => Reason::TooLargeNoDf,
         _ => Reason::TooLarge,
     };
     klog::dropped(segment, reason as u32);
     count(reason);
-    if matches!(reason, Reason::TooLargeToCut) || !may_send(records::error_tokens()) {
+    if matches!(reason, Reason::TooLargeNoDf) || !may_send(records::error_tokens((mtu != 0) as u32)) {
         return F::DROP;
     }
     let mut headers = turned_round(bytes, segment);
@@ -264,8 +264,8 @@ fn error<F: Frame>(frame: F, what: u32) -> i32 {
 /// Types and codes of ICMP, as they lie in a packet.
 const TIME_EXCEEDED: u32 = u16::from_ne_bytes([11, 0]) as u32;
 const FRAGMENTATION_NEEDED: u32 = u16::from_ne_bytes([3, 4]) as u32;
-/// In an IPv4 header: it must not be cut.
-const UNCUT: u16 = 0x4000_u16.to_be();
+/// In an IPv4 header: it must not be fragmented (DF).
+const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
 /// The precedence of ICMP errors: internetwork control (RFC 1812 section 4.3.2.5).
 const PRECEDENCE: u8 = 0xc0;
 

@@ -155,7 +155,6 @@ fn when_the_route_to_idle_clients_moves_to_another_interface_their_streams_go_on
 
         first.link("eth0", false).expect("down");
         balancer.ip(&["route", "replace", "10.9.0.0/24", "via", "10.0.7.254", "dev", "eth1"]).expect("a route");
-        let since = Instant::now();
         let bytes = |held: &mut lab::client::hold::Holding| held.status().expect("status").bytes;
         let before = bytes(&mut held);
         let new = arp::text(arp::mac(&second, "eth0").expect("its MAC"));
@@ -166,7 +165,6 @@ fn when_the_route_to_idle_clients_moves_to_another_interface_their_streams_go_on
         };
         wait::until("the connections lead to the other router", SOON, follows)
             .unwrap_or_else(|late| panic!("{hook}: {late:#}\n{}", cluster.evenkeel.log()));
-        assert!(since.elapsed() < Duration::from_secs(2), "{hook}: {:?}", since.elapsed());
         // There is an event every five seconds.
         wait::until("the streams go on", SOON, || (bytes(&mut held) > before).then_some(())).expect(hook);
         assert_eq!(held.status().expect("status").open, STREAMS, "{hook}");

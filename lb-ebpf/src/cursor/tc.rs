@@ -215,7 +215,8 @@ impl Frame for TcFrame {
     #[inline(always)]
     fn quote(self, headers: &mut Headers) -> bool {
         let Some(partial) = self.is_partial() else { return false };
-        // SAFETY: the helpers take the kernel's context; `headers` is at least 14 and 28 bytes long.
+        // SAFETY: the helpers take the kernel's context; `headers` is at least 14 and 28 bytes
+        // long.
         unsafe {
             if bpf_skb_change_tail(self.0, field::PAYLOAD as u32, 0) != 0
                 || bpf_skb_adjust_room(self.0, ERROR_HEADERS as i32, BPF_ADJ_ROOM_MAC, 0) != 0

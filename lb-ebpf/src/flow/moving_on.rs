@@ -161,8 +161,8 @@ extern "C" fn failed_global(at: u32, reason: u32) -> u32 {
     (verdict == TOO_LATE && matches!(slot.attempt().how(), CHOSEN_UP | CHOSEN_BACKUP)) as u32
 }
 
-/// A trial that was refused, by the backend or by a router, is over sooner than was allowed for when
-/// it began: the next one is due after fail_timeout, also where that is shorter than
+/// A trial that was refused, by the backend or by a router, is over sooner than was allowed for
+/// when it began: the next one is due after fail_timeout, also where that is shorter than
 /// connect_timeout.
 #[inline(always)]
 fn renew_trial(backend: Held<Backend>, slot: Held<Slot>, reason: u32) {

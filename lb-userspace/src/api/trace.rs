@@ -95,9 +95,9 @@ pub struct Foretold {
     pub service: Arc<str>,
     pub listen: SocketAddr,
     pub verdict: Verdict,
-    /// Whether the service sends SYN cookies and this client is not exempt: the SYN is answered with
-    /// one, unless the client has answered one in the last seconds, and the rest is what the SYN
-    /// that follows meets.
+    /// Whether the service sends SYN cookies and this client is not exempt: the SYN is answered
+    /// with one, unless the client has answered one in the last seconds, and the rest is what the
+    /// SYN that follows meets.
     #[serde(default)]
     pub syn_cookie: bool,
     /// Whether no port is free and the oldest connection that its client has not confirmed gives

@@ -165,9 +165,9 @@ pub enum Datapath {
 #[serde(rename_all = "snake_case")]
 pub enum MssClamp {
     /// As many as they say.
+    #[default]
     Off,
     /// As many as the ways to both of them take.
-    #[default]
     Auto,
     /// So many, 536 to 8,960.
     #[serde(untagged)]

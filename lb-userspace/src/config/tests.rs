@@ -66,7 +66,7 @@ fn what_is_left_out_has_the_defaults_of_the_contract() {
         ("10.0.1.100".into(), "10240-32767".into())
     );
     assert_eq!((service.reset_rate.get(), service.max_half_open.get(), service.tries()), (5000, 32_768, 1));
-    assert_eq!((service.syn_cookies, service.mss_clamp), (SynCookies::Auto, MssClamp::Auto));
+    assert_eq!((service.syn_cookies, service.mss_clamp), (SynCookies::Auto, MssClamp::Off));
     assert_eq!(service.syn_cookies_exempt, []);
     assert_eq!(service.capacity(), 22_528);
     let backend = &service.backends[0];

@@ -68,10 +68,8 @@ impl Hops {
     }
 
     /// Asks for the next hops of all backends that have a pool, tombstones included.
-    pub fn want(&mut self, installed: &Installed) {
+    pub fn want(&self, installed: &Installed) {
         let backends: BTreeSet<_> = installed.pools.values().map(|pool| IpAddr::V4(*pool_backend(pool).ip())).collect();
-        // One that is wanted again is reported again.
-        self.hops.retain(|backend, _| backends.contains(backend));
         self.watch.want(backends.into_iter().map(|address| Destination { address, interface: None }).collect());
     }
 

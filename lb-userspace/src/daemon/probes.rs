@@ -28,11 +28,12 @@ pub struct Probes {
 /// The probes of a configuration. The files that it names are read here: an error changes nothing.
 /// Connections may still have ports of before.
 pub fn prepare(config: &Config, installed: &Installed) -> Result<ByService> {
-    let wanted = config.services.iter().map(|service| service.snat_ports);
-    let avoided: Vec<_> = wanted.chain(installed.pools.values().flat_map(ports_with_slots)).collect();
+    let avoided: Vec<_> = config.services.iter().map(|service| service.snat_ports).collect();
+    let older: Vec<_> = installed.pools.values().flat_map(ports_with_slots).collect();
     let probed = config.services.iter().filter_map(|service| Some((&service.name, service.health.as_ref()?)));
     let probe = |(name, health): (&Arc<str>, _)| {
-        let probe = Probe::new(health, &avoided).with_context(|| format!("service {name}: [service.health]: ca"))?;
+        let probe = Probe::new(health, &avoided, &older);
+        let probe = probe.with_context(|| format!("service {name}: [service.health]: ca"))?;
         Ok((name.clone(), Arc::new(probe)))
     };
     probed.map(probe).collect()

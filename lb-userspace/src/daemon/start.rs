@@ -187,7 +187,11 @@ impl Opened {
         let api = api::Daemon::new(ask, history.clone());
         let (events, serving) = begin_inputs(&self.server, &dataplane, &api)?;
         let Opened { findings, ends, changes, looks, territory, server, logs, mut probes, .. } = self;
-        probes.replace(probes::prepare(&config, controller.installed())?);
+        // What cannot be read a second time does not end a daemon that acts.
+        match probes::prepare(&config, controller.installed()) {
+            Ok(again) => probes.replace(again),
+            Err(error) => warn!("probes may be sent from ports that connections have: {error:#}"),
+        }
         let daemon = Daemon {
             process,
             config,

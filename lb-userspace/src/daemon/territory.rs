@@ -66,8 +66,8 @@ impl Territory {
     }
 
     /// Which flows are ours: of the listeners that flow sync has found out, while it runs, and that
-    /// this host still has: after a standstill it may not have looked yet. Without it, those that this
-    /// host has now. VRRP carries the addresses `carried`.
+    /// this host still has: after a standstill it may not have looked yet. Without it, those that
+    /// this host has now. VRRP carries the addresses `carried`.
     pub fn ownership(
         &mut self,
         synced: Option<Synced>,

@@ -35,27 +35,28 @@ struct Written {
 }
 
 impl Written {
-    /// The next hop of the longest prefix that an address is in.
-    fn way_to(&self, address: IpAddr) -> Hop {
-        let found = self.lengths.iter().rev().find_map(|length| {
+    /// The longest prefix that an address is in, and its next hop.
+    fn way_to(&self, address: IpAddr) -> Option<(IpNet, Hop)> {
+        self.lengths.iter().rev().find_map(|length| {
             let prefix = IpNet::new(address, *length).ok()?.trunc();
-            self.hops.get(&prefix).copied()
-        });
-        found.unwrap_or_default()
+            self.hops.get(&prefix).map(|hop| (prefix, *hop))
+        })
     }
 
     /// The next hop that a flow gets in place of `current`, because those in `left` are no longer
     /// what they were. A flow stays on its interface, unless the very route that led through its
-    /// next hop leads by another one now; one whose neighbour is no longer known stays with it until
-    /// its client's frames come from another sender.
+    /// next hop leads by another one now; one whose neighbour is no longer known stays with it
+    /// until its client's frames come from another sender.
     fn instead(&self, client: IpAddr, current: Hop, left: &Left) -> Option<Hop> {
         let old = current.bare();
         if !left.hops.contains(&old.0) {
             return None;
         }
-        let way = self.way_to(client);
-        let leads_there = way.interface() == old.interface() || left.routes.contains(&(old.0, way.0));
-        let new = if way.is_known() && leads_there { way.of_neighbour() } else { old };
+        let leads_there = |(prefix, way): &(IpNet, Hop)| {
+            way.is_known() && (way.interface() == old.interface() || left.routes.contains(&(*prefix, old.0)))
+        };
+        let way = self.way_to(client).filter(leads_there);
+        let new = way.map_or(old, |(_, way)| way.of_neighbour());
         (new != current).then_some(new)
     }
 }
@@ -65,16 +66,16 @@ impl Written {
 struct Left {
     /// Next hops that lead no longer where they led.
     hops: BTreeSet<u64>,
-    /// Of routes: the next hop before, and the one of now.
-    routes: BTreeSet<(u64, u64)>,
+    /// Of routes: each with its next hop before.
+    routes: BTreeSet<(IpNet, u64)>,
 }
 
 impl Left {
-    fn changed(&mut self, prefix: IpNet, before: Hop, now: Hop) {
+    fn changed(&mut self, prefix: IpNet, before: Hop) {
         self.hops.insert(before.0);
         // A single address is a neighbour, which the kernel may know on two interfaces.
-        if prefix.prefix_len() < prefix.max_prefix_len() && now.is_known() {
-            self.routes.insert((before.0, now.0));
+        if prefix.prefix_len() < prefix.max_prefix_len() {
+            self.routes.insert((prefix, before.0));
         }
     }
 }
@@ -111,7 +112,7 @@ impl Ways {
             let now = hop.unwrap_or_default();
             let last = if now.is_known() { self.last.insert(prefix, now) } else { None };
             let earlier = [before.filter(|hop| hop.is_known()), last.filter(|hop| *hop != now)];
-            earlier.into_iter().flatten().for_each(|hop| left.changed(prefix, hop, now));
+            earlier.into_iter().flatten().for_each(|hop| left.changed(prefix, hop));
             match hop {
                 Some(hop) => _ = self.written.hops.insert(prefix, hop),
                 None => _ = self.written.hops.remove(&prefix),

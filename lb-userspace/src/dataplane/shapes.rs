@@ -8,9 +8,9 @@ use aya::maps::{MapData, MapType};
 use lb_common::{
     hash,
     layout::{
-        Backend, CHALLENGES, ConnectTimes, CookieKey, EVENTS_BYTES, Failures, Interface, LEASE_BITS, LISTENER_BITS,
-        Lease, Listener, MARKS, MAX_ADDRESSES, MAX_BACKENDS, MAX_EXEMPT, MAX_INTERFACES, MAX_SERVICES, MAX_WAYS, Meta,
-        POOL_BITS, POOL_EXTENTS, Pool, RST_BUCKETS, Ring, Service, SlowStart, Trace,
+        Backend, CHALLENGES, ConnectTimes, CookieKey, ERROR_BUCKETS, EVENTS_BYTES, Failures, Interface, LEASE_BITS,
+        LISTENER_BITS, Lease, Listener, MARKS, MAX_ADDRESSES, MAX_BACKENDS, MAX_EXEMPT, MAX_INTERFACES, MAX_SERVICES,
+        MAX_WAYS, Meta, POOL_BITS, POOL_EXTENTS, Pool, RST_BUCKETS, Ring, Service, SlowStart, Trace,
     },
     verdict::REASON_LIMIT,
 };
@@ -95,7 +95,7 @@ pub fn shapes(buckets: u32) -> Vec<(&'static str, Shape)> {
         ("COUNTED", mapped(8, REASON_LIMIT)),
         ("RST_TOKENS", per_cpu(16, RST_BUCKETS)),
         ("ICMP_TOKENS", per_cpu(16, 1)),
-        ("ERROR_TOKENS", per_cpu(16, 1)),
+        ("ERROR_TOKENS", per_cpu(16, ERROR_BUCKETS)),
         ("OPTIONS", per_cpu(64, 1)),
         ("EVENTS", Shape { kind: MapType::RingBuf, key: 0, value: 0, entries: EVENTS_BYTES, flags: 0 }),
     ]

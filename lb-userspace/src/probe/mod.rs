@@ -54,9 +54,11 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Reads the CA file, if one is configured. Probes are sent from none of the ports `avoided`.
-    pub fn new(settings: &model::Health, avoided: &[PortRange]) -> Result<Probe> {
-        Ok(Probe { check: Check::new(settings)?, settings: settings.clone(), source: Source::beside(avoided) })
+    /// Reads the CA file, if one is configured. Probes are sent from none of the ports `avoided`,
+    /// nor from `older` ones if enough others are left.
+    pub fn new(settings: &model::Health, avoided: &[PortRange], older: &[PortRange]) -> Result<Probe> {
+        let source = Source::beside(avoided, older);
+        Ok(Probe { check: Check::new(settings)?, settings: settings.clone(), source })
     }
 }
 

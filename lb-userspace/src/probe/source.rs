@@ -38,21 +38,23 @@ impl Source {
         &Source { ports: None }
     }
 
-    /// Ports that are in none of `avoided`.
-    pub fn beside(avoided: &[PortRange]) -> Source {
-        Source::chosen(&host::ephemeral_ports(), avoided)
+    /// Ports that are in none of `avoided`, nor in `older` if that leaves enough.
+    pub fn beside(avoided: &[PortRange], older: &[PortRange]) -> Source {
+        Source::chosen(&host::ephemeral_ports(), avoided, older)
     }
 
-    /// The longest run of the kernel's ephemeral ports that is left; if it is short, of all ports.
-    fn chosen(ephemeral: &[RangeInclusive<u16>], avoided: &[PortRange]) -> Source {
-        let is_free = |port: u16| !avoided.iter().any(|range| (range.first()..=range.last()).contains(&port));
-        let meets = |range: &RangeInclusive<u16>| range.clone().any(|port| !is_free(port));
-        if !ephemeral.iter().any(meets) {
+    fn chosen(ephemeral: &[RangeInclusive<u16>], avoided: &[PortRange], older: &[PortRange]) -> Source {
+        let meets =
+            |avoided: &[PortRange]| ephemeral.iter().any(|range| range.clone().any(|port| is_in(port, avoided)));
+        let all = [avoided, older].concat();
+        if !meets(&all) {
             return Source::default();
         }
-        let own = ephemeral.iter().filter_map(|range| longest_run(range.clone(), is_free));
-        let own = own.max_by_key(ExactSizeIterator::len).filter(|run| run.len() >= ENOUGH);
-        Source { ports: own.or_else(|| longest_run(ALL, is_free)) }
+        let ports = longest_left(ephemeral, &all).filter(|run| run.len() >= ENOUGH);
+        if ports.is_none() && !meets(avoided) {
+            return Source::default();
+        }
+        Source { ports: ports.or_else(|| longest_left(ephemeral, avoided)) }
     }
 
     /// Binds a socket to one of them, if the kernel must not choose.
@@ -71,6 +73,18 @@ impl Source {
         }
         Err(ErrorKind::AddrInUse.into())
     }
+}
+
+fn is_in(port: u16, ranges: &[PortRange]) -> bool {
+    ranges.iter().any(|range| (range.first()..=range.last()).contains(&port))
+}
+
+/// The longest run of the kernel's ephemeral ports that is left; if it is short, of all ports.
+fn longest_left(ephemeral: &[RangeInclusive<u16>], avoided: &[PortRange]) -> Option<RangeInclusive<u16>> {
+    let is_free = |port: u16| !is_in(port, avoided);
+    let own = ephemeral.iter().filter_map(|range| longest_run(range.clone(), is_free));
+    let own = own.max_by_key(ExactSizeIterator::len).filter(|run| run.len() >= ENOUGH);
+    own.or_else(|| longest_run(ALL, is_free))
 }
 
 /// The longest run of free ports in a range.
@@ -96,7 +110,8 @@ mod tests {
     #[test]
     fn probes_leave_the_ports_alone_that_clients_are_given() {
         let linux = [32_768..=60_999];
-        let ports = |ephemeral: &[RangeInclusive<u16>], avoided: &[PortRange]| Source::chosen(ephemeral, avoided).ports;
+        let ports =
+            |ephemeral: &[RangeInclusive<u16>], avoided: &[PortRange]| Source::chosen(ephemeral, avoided, &[]).ports;
         assert_eq!(ports(&linux, &[range(10_240, 32_767)]), None, "the kernel never chooses one of these");
         assert_eq!(ports(&linux, &[range(1024, 40_000)]), Some(40_001..=60_999));
         assert_eq!(ports(&[1024..=65_000], &[range(10_240, 32_767)]), Some(32_768..=65_000));
@@ -105,6 +120,16 @@ mod tests {
         assert_eq!(ports(&linux, &[range(40_000, 50_000), range(32_768, 35_000)]), Some(50_001..=60_999));
         assert_eq!(ports(&linux, &[range(1024, 65_535)]), None, "nothing is left");
         assert_eq!(ports(&[1024..=10_239, 32_768..=65_000], &[range(10_240, 32_767)]), None, "reserved ones");
+    }
+
+    #[test]
+    fn ports_of_before_are_left_alone_as_long_as_enough_others_are_there() {
+        let now = [range(10_240, 32_767)];
+        let ports = |older: &[PortRange]| Source::chosen(&[32_768..=60_999], &now, older).ports;
+        assert_eq!(ports(&[range(40_000, 41_000)]), Some(41_001..=60_999));
+        assert_eq!(ports(&[range(1024, 65_535)]), None, "those of now are what matters");
+        assert_eq!(ports(&[range(1024, 60_000)]), Some(60_001..=65_535));
+        assert_eq!(ports(&[range(1024, 65_000)]), None);
     }
 
     #[tokio::test]

@@ -195,7 +195,7 @@ async fn findings_come_spread_over_the_interval_at_the_pace_and_end_when_nobody_
     drop(closed_listener);
     let mut settings = settings(model::Probe::Tcp, None);
     settings.interval = Duration::from_millis(400);
-    let probe = Arc::new(Probe::new(&settings, &[]).expect("a probe"));
+    let probe = Arc::new(Probe::new(&settings, &[], &[]).expect("a probe"));
     let target = |backend, address| Target { backend, address, probe: probe.clone() };
     let begin = clock::monotonic();
     prober.watch(vec![target(1, open), target(2, closed)]);

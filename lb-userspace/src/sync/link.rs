@@ -73,7 +73,8 @@ pub enum Received {
     CopyWanted(u32),
     /// A copy begins: notes about an earlier one are void.
     CopyBegins {
-        /// When it was requested first. What arrives may have waited here, if this host stood still.
+        /// When it was requested first. What arrives may have waited here, if this host stood
+        /// still.
         requested: Instant,
     },
     /// A copy is complete: flows of these listeners that were not in it are over.

@@ -129,8 +129,8 @@ pub enum Applied {
 pub struct Absent {
     /// Those that were ended.
     pub ended: u32,
-    /// Connections that stay, because they may have begun too late for it: the next copy shows whether
-    /// the other host has them.
+    /// Connections that stay, because they may have begun too late for it: the next copy shows
+    /// whether the other host has them.
     pub too_young: u32,
 }
 
@@ -287,9 +287,9 @@ impl Mirror {
         self.tables.end_quietly(pool.slot(name.snat.port()), |flow| flow.record.key == key)
     }
 
-    /// Ends the flows of these listeners that were not in a complete copy from the other host, which
-    /// was requested at `since`. What has begun here after that, or shortly before, while clients did not
-    /// know yet where the address is, may be missing in it.
+    /// Ends the flows of these listeners that were not in a complete copy from the other host,
+    /// which was requested at `since`. What has begun here after that, or shortly before, while
+    /// clients did not know yet where the address is, may be missing in it.
     pub fn end_absent(&self, covered: &[SocketAddr], present: &HashSet<SlotAt>, since: Instant) -> Absent {
         let listeners: Vec<u16> = covered
             .iter()

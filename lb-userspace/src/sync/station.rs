@@ -350,8 +350,8 @@ impl Station {
             for peer in &mut *peers {
                 peer.push(Item::Flow(*place, flow.ctl.generation()));
                 if is_elsewhere {
-                    // Its client has not noticed yet that the address has moved. It ends here, unless it
-                    // goes on there.
+                    // Its client has not noticed yet that the address has moved. It ends here,
+                    // unless it goes on there.
                     let pause = peer.present_since + mirror.directory.refresh;
                     peer.again_at.get_or_insert(pause.max(now.monotonic + UNDER_WAY));
                 }

@@ -269,8 +269,8 @@ impl Tables {
         Ok(number)
     }
 
-    /// Sets the longest packet that an interface sends. More than an IPv4 packet can have is as much
-    /// as that.
+    /// Sets the longest packet that an interface sends. More than an IPv4 packet can have is as
+    /// much as that.
     pub fn set_mtu(&self, number: u8, mtu: u32) {
         let before = self.interface(number);
         let record = Interface { mtu: u16::try_from(mtu).unwrap_or(u16::MAX), ..before };

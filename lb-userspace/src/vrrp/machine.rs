@@ -478,8 +478,8 @@ impl Machine {
 
     /// To a better MASTER, which may never have heard of us, while other hosts have: what they send
     /// comes here. One more advertisement lets it tell the segment where the addresses are, as with
-    /// keepalived's vrrp_higher_prio_send_advert. A resignation would let a third router take over that
-    /// hears us before it hears the better one.
+    /// keepalived's vrrp_higher_prio_send_advert. A resignation would let a third router take over
+    /// that hears us before it hears the better one.
     fn give_way(&mut self, heard: Heard, now: Instant, out: &mut Vec<Output>) {
         if self.has_spoken() {
             out.push(Output::Concede { priority: self.priority(), interval: heard.interval });

@@ -6,6 +6,7 @@ use aya::{
     programs::{SchedClassifier, TestRun},
 };
 use lab::{
+    bench::packets::pin,
     icmp::{FRAGMENTATION_NEEDED, IcmpError, TIME_EXCEEDED, UNREACHABLE},
     packet::{ACK, PSH, Segment, seal},
     program::{Bench, Connection, Verdict},
@@ -93,7 +94,7 @@ fn a_packet_that_is_too_large_and_may_be_cut_is_dropped_and_counted() {
             frame[20] = 0;
             seal(&mut frame[14..34]);
             assert_eq!(bench.run(&frame), Verdict::Dropped);
-            assert_eq!(bench.moved(), [(Reason::TooLargeToCut, 1)]);
+            assert_eq!(bench.moved(), [(Reason::TooLargeNoDf, 1)]);
         }
     });
 }
@@ -166,6 +167,8 @@ fn a_packet_whose_time_to_live_runs_out_is_answered() {
 #[test]
 fn a_flood_of_them_is_answered_at_a_limited_rate_and_silences_no_other_error() {
     on_every_hook(|bench| {
+        // The limit is a processor's.
+        pin().expect("a processor");
         takes(bench, 1400);
         let flow = bench.connect(client(0));
         let [up, down] = of_length(bench, &flow, 1500);
@@ -176,6 +179,9 @@ fn a_flood_of_them_is_answered_at_a_limited_rate_and_silences_no_other_error() {
         let answered = (0..200_000).take_while(is_answered).count();
         assert!(answered < 200_000, "no limit");
         assert!(bench.moved().contains(&(Reason::RstRateLimited, 1)));
+        let late = Segment { payload: vec![7; 100], ttl: 1, ..up.clone() };
+        answer(bench, &late.bytes());
+        assert_eq!(bench.moved(), [(Reason::TtlExpired, 1)]);
         let told = IcmpError::about(&small.bytes(), 8).too_large(1300);
         answer(bench, &told.bytes());
         assert_eq!(bench.moved(), [(Reason::IcmpTranslated, 1)]);

@@ -139,8 +139,8 @@ impl World<'_> {
         self.dressed(segment, may)
     }
 
-    /// An ICMP error about a segment that we are said to have sent to one side of a connection, with
-    /// a number that is not under way there.
+    /// An ICMP error about a segment that we are said to have sent to one side of a connection,
+    /// with a number that is not under way there.
     fn error(&mut self) -> Option<Attack> {
         if self.connections.is_empty() {
             return None;

@@ -55,7 +55,7 @@ metrics! {
     BACKEND_SENT = Counter "evenkeel_backend_sent_bytes_total" ["service", "backend"] "Payload to clients (nginx: bytes_sent), without retransmissions.";
     BACKEND_CONNECT = Histogram "evenkeel_backend_connect_duration_seconds" ["service", "backend"] "Time from the SYN to the backend's SYN-ACK.";
     SNAT_PORTS = Gauge "evenkeel_snat_ports" ["backend_address", "snat"] "SNAT ports towards a backend address, which limit the connections to it.";
-    SNAT_PORTS_USED = Gauge "evenkeel_snat_ports_in_use" ["backend_address", "snat"] "SNAT ports that carry a connection or are held back.";
+    SNAT_PORTS_USED = Gauge "evenkeel_snat_ports_in_use" ["backend_address", "snat"] "Ports of snat_ports that carry a connection or are held back.";
     VRRP_STATE = Gauge "evenkeel_vrrp_state" ["vrrp_instance", "state"] "1 for the state the instance is in, 0 for the others.";
     VRRP_PRIORITY = Gauge "evenkeel_vrrp_priority" ["vrrp_instance"] "The priority in force, tracking included.";
     VRRP_SINCE = Gauge "evenkeel_vrrp_last_change_timestamp_seconds" ["vrrp_instance"] "Time of the instance's last change of state.";

@@ -62,7 +62,7 @@ fn flow(tables: &Tables, pool: u16, slot: u16, client: &str, hop: Hop) -> SlotAt
 #[test]
 fn the_longest_prefix_says_the_way_and_an_interface_that_is_not_ours_none() {
     let (ways, _) = segment();
-    let way = |address: &str| ways.written.way_to(address.parse().unwrap());
+    let way = |address: &str| ways.written.way_to(address.parse().unwrap()).map_or(Hop::default(), |(_, hop)| hop);
     assert_eq!(way("192.0.2.1"), Hop::new([9; 6], 0));
     assert_eq!(way("10.0.1.7"), Hop::new([7; 6], 0));
     assert_eq!(way("10.0.1.8"), Hop::default(), "on the link, not behind the router");
@@ -74,7 +74,8 @@ fn an_interface_that_becomes_ours_makes_its_ways_known() {
     let (mut ways, tables) = segment();
     tables.place_interface(77, [2; 6]).unwrap();
     ways.renew(&tables).unwrap();
-    assert_eq!(ways.written.way_to("10.5.1.1".parse().unwrap()), Hop::new([5; 6], 1));
+    let way = ways.written.way_to("10.5.1.1".parse().unwrap());
+    assert_eq!(way, Some((net("10.5.0.0/16"), Hop::new([5; 6], 1))));
 }
 
 #[test]
@@ -114,18 +115,22 @@ fn a_route_that_moves_to_another_interface_takes_its_flows_along_and_another_rou
         flow(&tables, pool, 0, "10.9.0.1", Hop::new([5; 6], 0).of_neighbour()),
         flow(&tables, pool, 1, "10.9.0.2", Hop::new([8; 6], 0)),
         flow(&tables, pool, 2, "10.0.1.7", Hop::new([7; 6], 0).of_neighbour()),
+        flow(&tables, pool, 3, "10.8.0.1", Hop::new([5; 6], 0)),
     ];
+    // Its frames come by the router of the other route.
+    ways.change(vec![(net("10.8.0.0/16"), through(OTHER, 6))], &tables).unwrap();
     let hops = |tables: &Tables| flows.map(|at| tables.flow(at).unwrap().record.hop);
     let before = hops(&tables);
     let moved = Hop::new([6; 6], 1).of_neighbour();
     // Its new router is not known at first.
     ways.change(vec![(net("10.9.0.0/16"), Some(Way::Unknown))], &tables).unwrap();
     ways.change(vec![(net("10.9.0.0/16"), through(OTHER, 6))], &tables).unwrap();
-    assert_eq!(hops(&tables), [moved, before[1], before[2]], "one comes by another router, one is a neighbour");
+    let stay = [moved, before[1], before[2], before[3]];
+    assert_eq!(hops(&tables), stay, "one comes by another router, one is a neighbour, one has another route");
     // The address of the interface is flushed: what is left is a way elsewhere, for a moment.
     let flushed = vec![(net("10.9.0.0/16"), None), (net("0.0.0.0/0"), through(OURS, 4)), (net("10.0.1.7/32"), None)];
     ways.change(flushed, &tables).unwrap();
-    assert_eq!(hops(&tables), [moved.bare(), before[1], Hop::new([7; 6], 0)]);
+    assert_eq!(hops(&tables), [moved.bare(), before[1], Hop::new([7; 6], 0), before[3]]);
     // A neighbour that is known on the other interface too.
     ways.change(vec![(net("10.0.1.7/32"), through(OTHER, 7))], &tables).unwrap();
     assert_eq!(hops(&tables)[2], Hop::new([7; 6], 0));

@@ -85,22 +85,26 @@ type Messages = Pin<Box<dyn Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, 
 /// Watches until the end. A question that the kernel refuses or does not answer in time is asked
 /// anew, over other sockets; only if that fails again and again, this does.
 async fn watch_on(mut task: Task, changes: &mpsc::Sender<Change>) -> Result<()> {
-    let mut failures = 0;
+    let (mut failures, mut reopened) = (0, Ok(()));
     loop {
         let began = Instant::now();
-        let Err(error) = task.run(changes).await else { return Ok(()) };
+        let ended = match reopened {
+            Ok(()) => task.run(changes).await,
+            failed => failed,
+        };
+        let Err(error) = ended else { return Ok(()) };
         failures = if began.elapsed() > LONG { 1 } else { failures + 1 };
         if failures > FAILURES {
             return Err(error);
         }
         log::warn!("next hops: {error:#}; watching them anew");
         tokio::time::sleep(RETRY).await;
-        task.reopen()?;
+        reopened = task.reopen();
     }
 }
 
-/// One socket for questions and one for news, so that a burst of news that overruns its socket loses
-/// no answer.
+/// One socket for questions and one for news, so that a burst of news that overruns its socket
+/// loses no answer.
 struct Sockets {
     handle: Handle,
     messages: Messages,

@@ -135,9 +135,10 @@ impl Master {
     /// way: that is no news for the operator.
     fn answer(&mut self, heard: Heard, candidate: &Candidate, now: Instant, out: &mut Vec<Output>) {
         self.speak(candidate, now, out);
+        let told = self.healed_at.is_some();
         self.await_silence(heard, candidate, now);
         if now < self.since + candidate.settings.interval {
-            self.healed_at = None;
+            self.healed_at.take_if(|_| !told);
             return;
         }
         out.push(Output::Contention(Contention::LowerMaster { from: heard.source, priority: heard.priority }));
@@ -207,6 +208,7 @@ impl Master {
             self.announce(now, out);
         }
         if take_due(&mut self.healed_at, now) {
+            self.disputed = false;
             out.push(Output::Contention(Contention::SplitHealed));
         }
         if take_due(&mut self.delayed_at, now) {

@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// When a look at the interfaces that has failed is repeated.
+/// How long it takes until a look at the interfaces that has failed is repeated.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What this thread has to do.
@@ -95,7 +95,7 @@ async fn run(shared: &Shared) -> Result<()> {
         open: BTreeMap::new(),
         held: BTreeMap::new(),
         renew_at: Instant::now(),
-        is_unsure: false,
+        look_at: None,
         logged: String::new(),
     };
     let orders = Readiness::of(shared.network.as_fd())?;
@@ -110,7 +110,9 @@ async fn run(shared: &Shared) -> Result<()> {
                 }
             }
             () = tokio::time::sleep_until(work.renew_at), if !work.held.is_empty() => work.renew().await,
-            () = tokio::time::sleep(AGAIN), if work.is_unsure => work.look().await,
+            () = tokio::time::sleep_until(work.look_at.unwrap_or_else(Instant::now)), if work.look_at.is_some() => {
+                work.look().await;
+            }
             changed = work.addresses.changed() => {
                 let news = changed?;
                 if work.concerns(news) {
@@ -141,8 +143,8 @@ struct Work<'a> {
     /// The addresses to keep on each interface.
     held: BTreeMap<(String, IpAddr), Kept>,
     renew_at: Instant,
-    /// The last look at the interfaces has failed.
-    is_unsure: bool,
+    /// When a look at the interfaces that has failed is repeated.
+    look_at: Option<Instant>,
     /// The last trouble, so that it is logged once.
     logged: String,
 }
@@ -245,11 +247,11 @@ impl Work<'_> {
             Ok(found) => found,
             // What is known stays meanwhile.
             Err(error) => {
-                self.is_unsure = true;
+                self.look_at = Some(Instant::now() + AGAIN);
                 return self.trouble(format!("{error:#}"));
             }
         };
-        self.is_unsure = false;
+        self.look_at = None;
         let gone = self.known.iter().map(|interface| interface.ifindex);
         let gone: Vec<_> = gone.filter(|ifindex| found.interfaces.iter().all(|it| it.ifindex != *ifindex)).collect();
         // The news of it was lost.

@@ -71,8 +71,8 @@ fn stage(hook: Hook, backends: u16, ports: u16, max_connections: u32) -> Result<
     Replay::new(Bench::with(hook, setup), hook)
 }
 
-/// Stays on the last processor: the first one gets most interrupts.
-fn pin() -> Result<()> {
+/// Keeps this thread on the last processor: the first one gets most interrupts.
+pub fn pin() -> Result<()> {
     let allowed = sched_getaffinity(Pid::from_raw(0)).context("which processors may be used")?;
     let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false)).context("no processor")?;
     let mut one = CpuSet::new();

@@ -101,8 +101,8 @@ impl Thread {
         self.claimed(id, at)
     }
 
-    /// Sends one more advertisement after the mastership. If it does not leave, the segment learns later
-    /// where the addresses are.
+    /// Sends one more advertisement after the mastership. If it does not leave, the segment learns
+    /// later where the addresses are.
     fn concede(&mut self, id: InstanceId, priority: u8, interval: Duration) {
         let (Some(instance), Some(machine)) = (self.instances.get_mut(&id), self.machines.machine(id)) else { return };
         let socket = self.sockets.get(&(instance.setup.interface.clone(), instance.setup.ipv4));
