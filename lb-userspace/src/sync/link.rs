@@ -94,6 +94,8 @@ struct Copy {
     number: u32,
     requested: Instant,
     begun: bool,
+    /// Another one was wanted since it began.
+    again: bool,
     flows: u32,
     covered: Vec<SocketAddr>,
     /// When it is requested again, if nothing is heard of it.
@@ -174,10 +176,12 @@ impl Link {
         self.heard_at.map(|heard| heard.age(now))
     }
 
-    /// Requests a copy of all the peer's flows: we may be wrong about which of them are open.
+    /// Requests a copy of all the peer's flows: we may be wrong about which of them are open. One
+    /// that has begun may have brought what was not understood yet: another one follows it.
     pub fn want_copy(&mut self, now: Instant) {
-        if self.copy_wanted_at.is_none() && self.copy.is_none() {
-            self.copy_wanted_at = Some(now);
+        match &mut self.copy {
+            Some(copy) => copy.again = copy.begun,
+            None => _ = self.copy_wanted_at.get_or_insert(now),
         }
     }
 
@@ -205,7 +209,8 @@ impl Link {
             self.copy_wanted_at = None;
             let (until, over) = (now + PATIENCE, Instant::NEVER);
             let (number, requested) = (self.copies, now);
-            self.copy = Some(Copy { number, requested, begun: false, flows: 0, covered: Vec::new(), until, over });
+            let (begun, again) = (false, false);
+            self.copy = Some(Copy { number, requested, begun, again, flows: 0, covered: Vec::new(), until, over });
             datagrams.push(self.message(&Message::Request { copy: self.copies }));
         }
         datagrams
@@ -347,8 +352,8 @@ impl Link {
             Message::CopyBegin { copy: number } => {
                 let copy = self.copy.as_mut().filter(|copy| copy.number == number)?;
                 let (until, over) = (now + STANDSTILL, now + LONGEST);
-                let requested = copy.requested;
-                *copy = Copy { number, requested, begun: true, flows: 0, covered: Vec::new(), until, over };
+                let (requested, begun, again) = (copy.requested, true, false);
+                *copy = Copy { number, requested, begun, again, flows: 0, covered: Vec::new(), until, over };
                 Received::CopyBegins { requested }
             }
             Message::CopyGoesOn { copy: number } => {
@@ -361,6 +366,9 @@ impl Link {
                 if !copy.begun || copy.flows != flows {
                     self.copy_wanted_at = Some(now + PATIENCE);
                     return None;
+                }
+                if copy.again {
+                    self.copy_wanted_at = Some(now);
                 }
                 Received::CopyWhole(copy.covered)
             }

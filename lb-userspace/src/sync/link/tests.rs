@@ -229,6 +229,26 @@ fn a_copy_of_which_something_was_lost_is_not_whole_and_is_asked_for_again() {
     assert_eq!(b.state(now + PATIENCE), SyncState::Synced);
 }
 
+/// What has arrived of it may not have been understood yet.
+#[test]
+fn a_copy_that_is_wanted_while_one_goes_on_follows_it_and_only_once() {
+    let (mut a, mut b, _) = pair();
+    b.due(START);
+    b.want_copy(START);
+    send(&mut a, &mut b, &[Message::CopyBegin { copy: 1 }], START).unwrap();
+    (0..3).for_each(|_| b.want_copy(START));
+    let requests = |b: &mut Link| {
+        let datagrams = b.due(START).len();
+        (datagrams, b.copies)
+    };
+    assert_eq!(requests(&mut b), (0, 1), "the one under way goes on");
+    send(&mut a, &mut b, &[Message::CopyEnd { copy: 1, flows: 0 }], START).unwrap();
+    assert_eq!(requests(&mut b), (1, 2));
+    let copy = [Message::CopyBegin { copy: 2 }, Message::CopyEnd { copy: 2, flows: 0 }];
+    send(&mut a, &mut b, &copy, START).unwrap();
+    assert_eq!(requests(&mut b), (0, 2));
+}
+
 #[test]
 fn a_request_that_nobody_answers_is_made_again() {
     let (mut a, mut b, mut fresh) = pair();
