@@ -45,8 +45,8 @@ pub const WIDE_BITS: u32 = 16;
 /// Lines of a wide ring.
 pub const WIDE_LINES: u32 = 1 << WIDE_BITS >> 4;
 
-/// FREE[pool], WIDE[pool]: a line of a ring's cells. Position `p` is cell `p & 15` of line `p &
-/// mask >> 4` (an ARRAY rounds every value up to 8 bytes, so single cells would take twice the
+/// FREE[pool], WIDE[pool]: a line of a ring's cells. Position `p` is cell `p & 15` of line
+/// `p & mask >> 4` (an ARRAY rounds every value up to 8 bytes, so single cells would take twice the
 /// memory).
 pub type FreeLine = [u32; 16];
 /// The smallest [`Ends::bits`]: one line.
