@@ -59,8 +59,9 @@ fn service(service: &ServiceStatus, format: Format, style: Style) -> String {
             let _ = writeln!(text, "  behind {}", hook.behind.join(", "));
         }
     }
-    if service.datapath.iter().any(|hook| hook.mtu != service.datapath[0].mtu) {
-        let each = service.datapath.iter().map(|hook| format!("{} on {}", hook.mtu, hook.interface));
+    let known: Vec<_> = service.datapath.iter().filter(|hook| hook.mtu != 0).collect();
+    if known.iter().any(|hook| hook.mtu != known[0].mtu) {
+        let each = known.iter().map(|hook| format!("{} on {}", hook.mtu, hook.interface));
         let _ = writeln!(text, "MTU {}", each.collect::<Vec<_>>().join(", "));
     }
     let connections = &service.connections;
